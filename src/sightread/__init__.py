@@ -1,0 +1,46 @@
+"""sightread reads pictures at sight: caption, judge, classify, ask and embed your own pictures with CLIP and BLIP.
+
+    import sightread
+    model = sightread.load("Salesforce/blip-image-captioning-base")
+    model.caption("photo.jpg")
+
+Importing this package loads no torch: the heavy parts come with the first call that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sightread.errors import (
+    CheckpointError,
+    ImageError,
+    SightreadError,
+    TokenizerError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from sightread.pipelines.engine import Model, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ImageError",
+    "Model",
+    "SightreadError",
+    "TokenizerError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "load"):
+        from sightread.pipelines import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'sightread' has no attribute {name!r}")

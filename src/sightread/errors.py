@@ -1,0 +1,38 @@
+"""The exceptions that a caller may want to catch. Each message states the fact, then the remedy.
+
+All of them are `SightreadError`, so `except sightread.SightreadError` is enough for a program that only reports.
+"""
+
+from __future__ import annotations
+
+
+class SightreadError(Exception):
+    """Base of every error that sightread raises on purpose."""
+
+
+class ImageError(SightreadError):
+    """One picture cannot be read. `name` says which (a file name, or `<bytes>`, `<array>`), `reason` says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return (ImageError, (self.name, self.reason))
+
+
+class CheckpointError(SightreadError):
+    """A checkpoint is absent, incomplete, damaged or of a kind that is not known."""
+
+
+class TokenizerError(SightreadError):
+    """Tokenizer files are absent, damaged or of a kind that is not known."""
+
+
+class UnsupportedError(SightreadError):
+    """This checkpoint cannot do what was asked; the message names one that can."""
+
+
+class UsageError(SightreadError, ValueError):
+    """An argument is wrong: its name, its value and what is allowed are in the message."""

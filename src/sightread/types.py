@@ -1,0 +1,81 @@
+"""What crosses rooms: plain, frozen records and the protocols of what a network can do. Imports no torch at run time.
+
+Shape letters used everywhere: B pictures (or memories), R rows (texts, beams, candidates), N image tokens, L text
+tokens, D width, H heads, V vocabulary, P embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a decoded RGB picture becomes the pixels that a network sees: resize, centre crop, scale, normalise.
+
+    Exactly one of `shortest_edge` (keeps the aspect) and `resize` (height, width; stretches) may be set, or neither.
+    `crop` is (height, width), cut from the centre, padded with black where the picture is smaller.
+    A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32.
+    """
+
+    shortest_edge: int | None = None
+    resize: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    interpolation: Interpolation = "bicubic"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What decoding one picture may cost. Beyond any of these the picture is refused with an `ImageError`."""
+
+    max_pixels: int = 128 * 1024 * 1024
+    max_file_bytes: int = 512 * 1024 * 1024
+    max_seconds: float = 8.0
+    max_memory_bytes: int = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One prepared picture: uint8 `[3, H, W]` after resize and crop, before scale and normalise.
+
+    `name` is for messages; `size` is the (height, width) of the original picture after its EXIF turn.
+    """
+
+    name: str
+    values: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of R texts, padded at the end to one length: int64 `[R, L]`, and the lengths `[R]` without padding."""
+
+    ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What every tower returns. tokens `[B, N, D]`; pooled `[B, D]` or None; mask bool `[B, N]`, True = attend, or None."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+
+# A picture as a caller may hand it over: a path, encoded bytes, a PIL image, an array [H, W], [H, W, 3|4] (uint8,
+# uint16 or float 0..1), or one that is already prepared.
+ImageSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | NDArray[np.generic] | Pixels"
