@@ -1,0 +1,149 @@
+"""BLIP: one image tower; a text encoder that embeds (ITC) and judges (ITM); a text decoder that writes (LM).
+
+Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hold any of the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sightread.nn.linear import Linear
+from sightread.towers.text import LmHead, State, TextConfig, TextTower
+from sightread.towers.vit import Vit, VitConfig
+from sightread.types import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The towers' sizes, which parts there are, and the special tokens.
+
+    embed_dim: width of the ITC space, None without the projections. shared: encoder and decoder share all parameters
+    but those of self-attention (the paper's table 3). tied_words: the LM head's matrix is the word embedding.
+    encoder_start: the id that the text encoder reads first when it looks at a picture, None to keep [CLS]: the
+    original code puts [ENC] there, `transformers` does not.
+    """
+
+    vision: VitConfig
+    text: TextConfig
+    encoder: bool
+    decoder: bool
+    matching: bool
+    embed_dim: int | None
+    temperature: bool
+    shared: bool
+    tied_words: bool
+    start_id: int
+    end_id: int
+    pad_id: int
+    encoder_start: int | None
+
+
+class Decoder(nn.Module):
+    """Text tower and LM head: writes a text for a memory (image tokens, or the states of a question)."""
+
+    def __init__(self, config: TextConfig, *, tied_words: bool) -> None:
+        super().__init__()
+        self.text = TextTower(config)
+        self.head = LmHead(config)
+        if tied_words:
+            self.head.words.weight = self.text.word.weight
+
+    def start(self, memory: Encoded, capacity: int) -> State:
+        """A decoding state with one row a memory, for up to `capacity` tokens a row."""
+        return self.text.start(memory, capacity)
+
+    def next_logits(self, ids: Tensor, state: State) -> Tensor:
+        """Scores of the token after ids: ids `[R, L]` -> `[R, V]`."""
+        return self.head(self.text.step(ids, state)[:, -1])
+
+    def all_logits(self, ids: Tensor, state: State) -> Tensor:
+        """Scores of the token after each of ids: ids `[R, L]` -> `[R, L, V]`."""
+        return self.head(self.text.step(ids, state))
+
+
+class Blip(nn.Module):
+    """All heads of BLIP over one image tower; what a checkpoint lacks is absent."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = Vit(config.vision)
+        if config.encoder:
+            self.encoder = TextTower(config.text)
+        if config.decoder:
+            self.decoder = Decoder(config.text, tied_words=config.tied_words)
+        if config.shared:
+            _share(self.encoder, self.decoder.text)
+        if config.embed_dim is not None:
+            self.image_projection = Linear(config.vision.dim, config.embed_dim)
+            self.text_projection = Linear(config.text.dim, config.embed_dim)
+        if config.matching:
+            self.match_head = Linear(config.text.dim, 2)
+        if config.temperature:
+            self.temperature = nn.Parameter(torch.empty(()))
+
+    @property
+    def jobs(self) -> frozenset[str]:
+        """The verbs that this checkpoint's parts allow."""
+        config = self.config
+        embeds = config.encoder and config.embed_dim is not None
+        return frozenset(
+            job
+            for job, there in {
+                "embed": embeds,
+                "similarity": embeds,
+                "classify": embeds and config.temperature,
+                "match": config.matching,
+                "rank": config.matching and embeds,
+                # A checkpoint with encoder and decoder but no matching head was fine-tuned for questions.
+                "caption": config.decoder and (not config.encoder or config.matching),
+                "answer": config.decoder and config.encoder and not config.matching,
+            }.items()
+            if there
+        )
+
+    def encode_image(self, pixels: Tensor) -> Encoded:
+        """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]`)."""
+        return self.vision(pixels)
+
+    def embed_image(self, image: Encoded) -> Tensor:
+        """-> `[B, P]`, unit length (ITC)."""
+        return nn.functional.normalize(self.image_projection(image.tokens[:, 0]), dim=-1)
+
+    def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length (ITC)."""
+        first = self.encoder(ids, lengths=lengths).tokens[:, 0]
+        return nn.functional.normalize(self.text_projection(first), dim=-1)
+
+    def class_logits(self, similarity: Tensor) -> Tensor:
+        """Cosines -> logits: divided by the learned ITC temperature."""
+        return similarity / self.temperature
+
+    def read_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
+        """Texts read beside their picture: ids `[R, L]`, R a multiple of B, the rows of one picture together."""
+        if self.config.encoder_start is not None:
+            ids = ids.clone()
+            ids[:, 0] = self.config.encoder_start
+        memory = self.encoder.memory(image.tokens)
+        tokens = self.encoder(ids, lengths=lengths, memory=memory).tokens
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return Encoded(tokens, tokens[:, 0], mask)
+
+    def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
+        """ITM: `[R, 2]`, (no match, match), for R texts over B pictures, the texts of one picture together."""
+        return self.match_head(self.read_text(image, ids, lengths).pooled)
+
+
+def _share(encoder: TextTower, decoder: TextTower) -> None:
+    """Give the decoder the encoder's modules, all but self-attention and its norm (the paper, section 3.1)."""
+    decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
+    for theirs, ours in zip(encoder.blocks, decoder.blocks, strict=True):
+        ours.cross, ours.norm_cross, ours.mlp, ours.norm2 = (
+            theirs.cross,
+            theirs.norm_cross,
+            theirs.mlp,
+            theirs.norm2,
+        )

@@ -1,0 +1,249 @@
+"""BLIP's checkpoints: the hub's (`transformers`) layout and the original repository's, as data for the weight engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sightread.models.blip import Config
+from sightread.models.weights import KeyMap, batched, cat, count_layers, same
+from sightread.towers.text import TextConfig
+from sightread.towers.vit import VitConfig
+
+
+# Decoder tensors that equal the encoder's where the two share (names below `text_encoder.` / `text_decoder.bert.`).
+def _shared_pairs(layers: int) -> list[tuple[str, str]]:
+    stems = ["embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.LayerNorm"]
+    for i in range(layers):
+        block = f"encoder.layer.{i}"
+        stems += [f"{block}.crossattention.self.{part}" for part in ("query", "key", "value")]
+        stems += [
+            f"{block}.crossattention.output.dense",
+            f"{block}.intermediate.dense",
+            f"{block}.output.dense",
+        ]
+    return [(f"text_encoder.{s}.weight", f"text_decoder.bert.{s}.weight") for s in stems]
+
+
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+    """From the config.json of a hub checkpoint (`model_type: blip`) and the names of its tensors."""
+    vision: dict[str, Any] = data.get("vision_config") or {}
+    text: dict[str, Any] = data.get("text_config") or {}
+    image_tower = VitConfig(
+        image_size=vision.get("image_size", 384),
+        patch=vision.get("patch_size", 16),
+        dim=vision.get("hidden_size", 768),
+        layers=vision.get("num_hidden_layers", 12),
+        heads=vision.get("num_attention_heads", 12),
+        mlp_dim=vision.get("intermediate_size", 3072),
+        activation=vision.get("hidden_act", "gelu"),
+        eps=vision.get("layer_norm_eps", 1e-5),
+        norm_first=False,
+        norm_tokens=True,
+        patch_bias=True,
+    )
+    text_tower = TextConfig(
+        vocab=text.get("vocab_size", 30524),
+        positions=text.get("max_position_embeddings", 512),
+        dim=text.get("hidden_size", 768),
+        layers=text.get("num_hidden_layers", 12),
+        heads=text.get("num_attention_heads", 8),
+        mlp_dim=text.get("intermediate_size", 3072),
+        activation=text.get("hidden_act", "gelu"),
+        eps=text.get("layer_norm_eps", 1e-12),
+        post_norm=True,
+        memory_dim=image_tower.dim if text.get("is_decoder", True) else None,
+    )
+    ids = (text.get("bos_token_id", 30522), text.get("sep_token_id", 102), text.get("pad_token_id", 0))
+    return _with_parts(image_tower, text_tower, tensors, ids, encoder_start=None)
+
+
+def config_from_tensors(tensors: Mapping[str, Tensor]) -> Config:
+    """From the shapes in a checkpoint of the original repository (heads are 64 wide there; its norms' eps)."""
+    dim, _, patch, _ = tensors["visual_encoder.patch_embed.proj.weight"].shape
+    prefix = (
+        "text_encoder" if "text_encoder.embeddings.word_embeddings.weight" in tensors else "text_decoder.bert"
+    )
+    vocab, width = tensors[f"{prefix}.embeddings.word_embeddings.weight"].shape
+    image_tower = VitConfig(
+        image_size=round((tensors["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * patch,
+        patch=patch,
+        dim=dim,
+        layers=count_layers(tensors, r"^visual_encoder\.blocks\.(\d+)\."),
+        heads=dim // 64,
+        mlp_dim=tensors["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
+        activation="gelu",
+        eps=1e-6,
+        norm_first=False,
+        norm_tokens=True,
+        patch_bias=True,
+    )
+    text_tower = TextConfig(
+        vocab=vocab,
+        positions=tensors[f"{prefix}.embeddings.position_embeddings.weight"].shape[0],
+        dim=width,
+        layers=count_layers(tensors, rf"^{re.escape(prefix)}\.encoder\.layer\.(\d+)\."),
+        heads=width // 64,
+        mlp_dim=tensors[f"{prefix}.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        activation="gelu",
+        eps=1e-12,
+        post_norm=True,
+        memory_dim=dim,
+    )
+    # [DEC] and [ENC] are the two tokens that the original code adds behind BERT's own; [SEP] ends, [PAD] pads.
+    return _with_parts(image_tower, text_tower, tensors, (vocab - 2, 102, 0), encoder_start=vocab - 1)
+
+
+def _with_parts(
+    vision: VitConfig,
+    text: TextConfig,
+    tensors: Mapping[str, Tensor],
+    ids: tuple[int, int, int],
+    *,
+    encoder_start: int | None,
+) -> Config:
+    encoder = "text_encoder.embeddings.word_embeddings.weight" in tensors
+    decoder = "text_decoder.bert.embeddings.word_embeddings.weight" in tensors
+    words, table = (
+        "text_decoder.cls.predictions.decoder.weight",
+        "text_decoder.bert.embeddings.word_embeddings.weight",
+    )
+    projection = tensors.get("vision_proj.weight")
+    return Config(
+        vision=vision,
+        text=text,
+        encoder=encoder,
+        decoder=decoder,
+        matching="itm_head.weight" in tensors,
+        embed_dim=None if projection is None else projection.shape[0],
+        temperature="temp" in tensors,
+        shared=encoder and decoder and same(tensors, _shared_pairs(text.layers)),
+        tied_words=decoder and (words not in tensors or same(tensors, [(words, table)])),
+        start_id=ids[0],
+        end_id=ids[1],
+        pad_id=ids[2],
+        encoder_start=encoder_start,
+    )
+
+
+def config_to_transformers(config: Config) -> dict[str, Any]:
+    """The config.json with which `transformers` loads the same model."""
+    vision, text = config.vision, config.text
+    kind = "ForConditionalGeneration" if config.decoder and not config.encoder else "ForImageTextRetrieval"
+    return {
+        "architectures": ["BlipForQuestionAnswering" if config.decoder and config.encoder else f"Blip{kind}"],
+        "model_type": "blip",
+        "image_text_hidden_size": config.embed_dim or 256,
+        "tie_word_embeddings": config.tied_words,
+        "vision_config": {
+            "model_type": "blip_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch,
+            "hidden_size": vision.dim,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp_dim,
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.eps,
+        },
+        "text_config": {
+            "model_type": "blip_text_model",
+            "vocab_size": text.vocab,
+            "max_position_embeddings": text.positions,
+            "hidden_size": text.dim,
+            "encoder_hidden_size": vision.dim,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.mlp_dim,
+            "hidden_act": text.activation,
+            "layer_norm_eps": text.eps,
+            "is_decoder": text.memory_dim is not None,
+            "tie_word_embeddings": config.tied_words,
+            "bos_token_id": config.start_id,
+            "sep_token_id": config.end_id,
+            "pad_token_id": config.pad_id,
+        },
+    }
+
+
+def _vision_keys(
+    embed: dict[str, Any], layer: str, names: tuple[str, str, str, str], last: str
+) -> dict[str, Any]:
+    qkv, out, norm1, norm2 = (f"{layer}.{name}" for name in names)
+    return embed | {
+        "vision.blocks.{}.attn.qkv": qkv,
+        "vision.blocks.{}.attn.out": out,
+        "vision.blocks.{}.norm1": norm1,
+        "vision.blocks.{}.norm2": norm2,
+        "vision.blocks.{}.mlp.fc1": f"{layer}.mlp.fc1",
+        "vision.blocks.{}.mlp.fc2": f"{layer}.mlp.fc2",
+        "vision.norm_out": last,
+    }
+
+
+def _bert_keys(ours: str, theirs: str) -> dict[str, Any]:
+    layer = f"{theirs}.encoder.layer.{{}}"
+    own, cross = f"{layer}.attention", f"{layer}.crossattention"
+    return {
+        f"{ours}.word": f"{theirs}.embeddings.word_embeddings",
+        f"{ours}.position": f"{theirs}.embeddings.position_embeddings",
+        f"{ours}.norm": f"{theirs}.embeddings.LayerNorm",
+        f"{ours}.blocks.{{}}.attn.qkv": cat(f"{own}.self.query", f"{own}.self.key", f"{own}.self.value"),
+        f"{ours}.blocks.{{}}.attn.out": f"{own}.output.dense",
+        f"{ours}.blocks.{{}}.norm1": f"{own}.output.LayerNorm",
+        f"{ours}.blocks.{{}}.cross.q": f"{cross}.self.query",
+        f"{ours}.blocks.{{}}.cross.kv": cat(f"{cross}.self.key", f"{cross}.self.value"),
+        f"{ours}.blocks.{{}}.cross.out": f"{cross}.output.dense",
+        f"{ours}.blocks.{{}}.norm_cross": f"{cross}.output.LayerNorm",
+        f"{ours}.blocks.{{}}.mlp.fc1": f"{layer}.intermediate.dense",
+        f"{ours}.blocks.{{}}.mlp.fc2": f"{layer}.output.dense",
+        f"{ours}.blocks.{{}}.norm2": f"{layer}.output.LayerNorm",
+    }
+
+
+_HEAD_KEYS: dict[str, Any] = {
+    **_bert_keys("encoder", "text_encoder"),
+    **_bert_keys("decoder.text", "text_decoder.bert"),
+    "decoder.head.dense": "text_decoder.cls.predictions.transform.dense",
+    "decoder.head.norm": "text_decoder.cls.predictions.transform.LayerNorm",
+    "decoder.head.words.weight": "text_decoder.cls.predictions.decoder.weight",
+    "decoder.head.words.bias": "text_decoder.cls.predictions.bias",
+    "image_projection": "vision_proj",
+    "text_projection": "text_proj",
+    "match_head": "itm_head",
+    "temperature": "temp",
+}
+
+TRANSFORMERS_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
+    {
+        "vision.embed.class_token": batched("vision_model.embeddings.class_embedding", 2),
+        "vision.embed.position": batched("vision_model.embeddings.position_embedding", 1),
+        "vision.embed.proj": "vision_model.embeddings.patch_embedding",
+    },
+    "vision_model.encoder.layers.{}",
+    ("self_attn.qkv", "self_attn.projection", "layer_norm1", "layer_norm2"),
+    "vision_model.post_layernorm",
+)
+
+ORIGINAL_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
+    {
+        "vision.embed.class_token": batched("visual_encoder.cls_token", 2),
+        "vision.embed.position": batched("visual_encoder.pos_embed", 1),
+        "vision.embed.proj": "visual_encoder.patch_embed.proj",
+    },
+    "visual_encoder.blocks.{}",
+    ("attn.qkv", "attn.proj", "norm1", "norm2"),
+    "visual_encoder.norm",
+)
+
+# Buffers; the LM bias under its second name; the momentum teacher and the queues of pre-training, which inference
+# has no use for.
+IGNORED = (
+    r"\.position_ids$",
+    r"^text_decoder\.cls\.predictions\.decoder\.bias$",
+    r"^(visual_encoder|text_encoder|vision_proj|text_proj)_m\.",
+    r"^(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$",
+)

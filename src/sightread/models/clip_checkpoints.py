@@ -1,0 +1,220 @@
+"""CLIP's checkpoints: the hub's (`transformers`) layout, and open_clip's and OpenAI's, as data for the weight engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sightread.errors import CheckpointError
+from sightread.models.clip import Config
+from sightread.models.weights import KeyMap, cat, count_layers, transposed
+from sightread.towers.text import TextConfig
+from sightread.towers.vit import VitConfig
+
+
+def config_from_transformers(data: Mapping[str, Any]) -> Config:
+    """From the config.json of a hub checkpoint (`model_type: clip`)."""
+    vision: dict[str, Any] = {**(data.get("vision_config") or {}), **(data.get("vision_config_dict") or {})}
+    text: dict[str, Any] = {**(data.get("text_config") or {}), **(data.get("text_config_dict") or {})}
+    end_id = text.get("eos_token_id", 49407)
+    embed_dim = data.get("projection_dim", 512)
+    return Config(
+        vision=VitConfig(
+            image_size=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 32),
+            dim=vision.get("hidden_size", 768),
+            layers=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            mlp_dim=vision.get("intermediate_size", 3072),
+            activation=vision.get("hidden_act", "quick_gelu"),
+            eps=vision.get("layer_norm_eps", 1e-5),
+            norm_first=True,
+            norm_tokens=False,
+            patch_bias=False,
+        ),
+        text=TextConfig(
+            vocab=text.get("vocab_size", 49408),
+            positions=text.get("max_position_embeddings", 77),
+            dim=text.get("hidden_size", 512),
+            layers=text.get("num_hidden_layers", 12),
+            heads=text.get("num_attention_heads", 8),
+            mlp_dim=text.get("intermediate_size", 2048),
+            activation=text.get("hidden_act", "quick_gelu"),
+            eps=text.get("layer_norm_eps", 1e-5),
+            post_norm=False,
+        ),
+        embed_dim=embed_dim,
+        end_id=end_id,
+        # Configs from before eos_token_id was right say 2; the reference then takes the largest id.
+        end_is_largest_id=end_id == 2,
+    )
+
+
+def config_to_transformers(config: Config) -> dict[str, Any]:
+    """The config.json with which `transformers` loads the same model."""
+    vision, text = config.vision, config.text
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch,
+            "hidden_size": vision.dim,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp_dim,
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.eps,
+            "projection_dim": config.embed_dim,
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab,
+            "max_position_embeddings": text.positions,
+            "hidden_size": text.dim,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.mlp_dim,
+            "hidden_act": text.activation,
+            "layer_norm_eps": text.eps,
+            "projection_dim": config.embed_dim,
+            "eos_token_id": 2 if config.end_is_largest_id else config.end_id,
+        },
+    }
+
+
+def config_from_open_clip(data: Mapping[str, Any]) -> Config:
+    """From the `model_cfg` of an open_clip_config.json: ViT image towers with CLIP's own text tower."""
+    vision, text = data["vision_cfg"], data["text_cfg"]
+    unknown = [k for k in ("timm_model_name", "attentional_pool", "patch_dropout_prob") if vision.get(k)]
+    unknown += [k for k in ("hf_model_name", "embed_cls", "no_causal_mask") if text.get(k)]
+    if unknown or not isinstance(vision.get("layers", 12), int):
+        what = ", ".join(unknown) or "a ResNet image tower"
+        raise CheckpointError(
+            f"this open_clip model is not a plain CLIP ViT ({what}); no such model is known here"
+        )
+    activation = "quick_gelu" if data.get("quick_gelu") else "gelu"
+    dim, width = vision.get("width", 768), text.get("width", 512)
+    return Config(
+        vision=VitConfig(
+            image_size=vision["image_size"],
+            patch=vision["patch_size"],
+            dim=dim,
+            layers=vision.get("layers", 12),
+            heads=dim // vision.get("head_width", 64),
+            mlp_dim=int(dim * vision.get("mlp_ratio", 4.0)),
+            activation=activation,
+            eps=1e-5,
+            norm_first=True,
+            norm_tokens=False,
+            patch_bias=False,
+        ),
+        text=TextConfig(
+            vocab=text.get("vocab_size", 49408),
+            positions=text.get("context_length", 77),
+            dim=width,
+            layers=text.get("layers", 12),
+            heads=text.get("heads", 8),
+            mlp_dim=int(width * text.get("mlp_ratio", 4.0)),
+            activation=activation,
+            eps=1e-5,
+            post_norm=False,
+        ),
+        embed_dim=data["embed_dim"],
+        end_id=49407,
+        end_is_largest_id=True,
+    )
+
+
+def config_from_tensors(tensors: Mapping[str, Tensor]) -> Config:
+    """From the shapes in an open_clip or OpenAI state dict alone (heads of 64 wide; OpenAI's QuickGELU is assumed)."""
+    width, _, patch, _ = tensors["visual.conv1.weight"].shape
+    grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    vocab, dim = tensors["token_embedding.weight"].shape
+    return config_from_open_clip(
+        {
+            "embed_dim": tensors["text_projection"].shape[1],
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": grid * patch,
+                "patch_size": patch,
+                "width": width,
+                "layers": count_layers(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
+                "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
+            },
+            "text_cfg": {
+                "context_length": tensors["positional_embedding"].shape[0],
+                "vocab_size": vocab,
+                "width": dim,
+                "heads": dim // 64,
+                "layers": count_layers(tensors, r"^transformer\.resblocks\.(\d+)\."),
+                "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / dim,
+            },
+        }
+    )
+
+
+def _transformers_tower(ours: str, theirs: str) -> dict[str, Any]:
+    layer = f"{theirs}.encoder.layers.{{}}"
+    return {
+        f"{ours}.blocks.{{}}.attn.qkv": cat(*(f"{layer}.self_attn.{part}_proj" for part in "qkv")),
+        f"{ours}.blocks.{{}}.attn.out": f"{layer}.self_attn.out_proj",
+        f"{ours}.blocks.{{}}.norm1": f"{layer}.layer_norm1",
+        f"{ours}.blocks.{{}}.norm2": f"{layer}.layer_norm2",
+        f"{ours}.blocks.{{}}.mlp.fc1": f"{layer}.mlp.fc1",
+        f"{ours}.blocks.{{}}.mlp.fc2": f"{layer}.mlp.fc2",
+    }
+
+
+def _open_clip_tower(ours: str, theirs: str) -> dict[str, Any]:
+    layer = f"{theirs}transformer.resblocks.{{}}"
+    return {
+        f"{ours}.blocks.{{}}.attn.qkv.weight": f"{layer}.attn.in_proj_weight",
+        f"{ours}.blocks.{{}}.attn.qkv.bias": f"{layer}.attn.in_proj_bias",
+        f"{ours}.blocks.{{}}.attn.out": f"{layer}.attn.out_proj",
+        f"{ours}.blocks.{{}}.norm1": f"{layer}.ln_1",
+        f"{ours}.blocks.{{}}.norm2": f"{layer}.ln_2",
+        f"{ours}.blocks.{{}}.mlp.fc1": f"{layer}.mlp.c_fc",
+        f"{ours}.blocks.{{}}.mlp.fc2": f"{layer}.mlp.c_proj",
+    }
+
+
+TRANSFORMERS_KEYS: KeyMap = {
+    "logit_scale": "logit_scale",
+    "image_projection": "visual_projection",
+    "text_projection": "text_projection",
+    "vision.embed.class_token": "vision_model.embeddings.class_embedding",
+    "vision.embed.position": "vision_model.embeddings.position_embedding.weight",
+    "vision.embed.proj": "vision_model.embeddings.patch_embedding",
+    "vision.norm_in": "vision_model.pre_layrnorm",
+    "vision.norm_out": "vision_model.post_layernorm",
+    "text.word": "text_model.embeddings.token_embedding",
+    "text.position": "text_model.embeddings.position_embedding",
+    "text.norm": "text_model.final_layer_norm",
+    **_transformers_tower("vision", "vision_model"),
+    **_transformers_tower("text", "text_model"),
+}
+
+OPEN_CLIP_KEYS: KeyMap = {
+    "logit_scale": "logit_scale",
+    "image_projection.weight": transposed("visual.proj"),
+    "text_projection.weight": transposed("text_projection"),
+    "vision.embed.class_token": "visual.class_embedding",
+    "vision.embed.position": "visual.positional_embedding",
+    "vision.embed.proj": "visual.conv1",
+    "vision.norm_in": "visual.ln_pre",
+    "vision.norm_out": "visual.ln_post",
+    "text.word": "token_embedding",
+    "text.position.weight": "positional_embedding",
+    "text.norm": "ln_final",
+    **_open_clip_tower("vision", "visual."),
+    **_open_clip_tower("text", ""),
+}
+
+# Buffers and sizes that old checkpoints store beside the weights.
+IGNORED = (r"\.position_ids$", r"^(attn_mask|input_resolution|context_length|vocab_size)$")

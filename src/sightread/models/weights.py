@@ -1,0 +1,191 @@
+"""One engine for key maps: our parameter names <- checkpoint names, strict both ways, and its exact inverse.
+
+A map is data. Keys are our names, values the names in the checkpoint, `{}` is a layer index, and a name without its
+last part stands for `.weight` and `.bias` alike:
+
+    {"vision.blocks.{}.mlp.fc1": "vision_model.encoder.layers.{}.mlp.fc1",
+     "vision.blocks.{}.attn.qkv": cat("...q_proj", "...k_proj", "...v_proj")}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sightread.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one of our tensors is read from, and written back to, one or more tensors of a checkpoint."""
+
+    names: tuple[str, ...]
+    read: Callable[[list[Tensor]], Tensor]
+    write: Callable[[Tensor], list[Tensor]]
+
+
+KeyMap = Mapping[str, "str | Rule"]
+
+
+def cat(*names: str) -> Rule:
+    """Our tensor is theirs, joined along the first dimension in equal parts (fused projections)."""
+    return Rule(names, torch.cat, lambda ours: [part.contiguous() for part in ours.chunk(len(names))])
+
+
+def transposed(name: str) -> Rule:
+    """Our matrix is theirs, transposed."""
+    return Rule((name,), lambda t: t[0].t().contiguous(), lambda ours: [ours.t().contiguous()])
+
+
+def batched(name: str, ones: int) -> Rule:
+    """Their tensor has `ones` more dimensions of size 1 in front."""
+    return Rule(
+        (name,),
+        lambda t: t[0].reshape(t[0].shape[ones:]) if t[0].shape[:ones] == (1,) * ones else t[0],
+        lambda ours: [ours.reshape((1,) * ones + tuple(ours.shape))],
+    )
+
+
+def rule_for(name: str, keys: KeyMap) -> Rule:
+    """The rule of one of our parameter names, its layer index and suffix filled in."""
+    index = re.search(r"\.(\d+)\.", name)
+    number = index.group(1) if index else ""
+    pattern = name if index is None else name.replace(f".{number}.", ".{}.", 1)
+    stem, _, suffix = pattern.rpartition(".")
+    found = keys.get(pattern)
+    ending = ""
+    if found is None:
+        found, ending = keys[stem], f".{suffix}"
+    rule = Rule((found,), _only, _alone) if isinstance(found, str) else found
+    names = tuple(theirs.replace("{}", number) + ending for theirs in rule.names)
+    return Rule(names, rule.read, rule.write)
+
+
+def fill(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    keys: KeyMap,
+    *,
+    ignore: Sequence[str] = (),
+    source: str = "",
+) -> None:
+    """Give `net` (built on the meta device) its weights. ignore: patterns of names that may be left over.
+
+    Raises CheckpointError that lists every missing, misshapen and unknown tensor by name.
+    """
+    shared = aliases(net)
+    wanted = {k: v for k, v in net.state_dict(keep_vars=True).items() if k not in shared}
+    missing: list[str] = []
+    misshapen: list[str] = []
+    used: set[str] = set()
+    state: dict[str, Tensor] = {}
+    for ours, parameter in wanted.items():
+        rule = rule_for(ours, keys)
+        used.update(rule.names)
+        absent = [name for name in rule.names if name not in tensors]
+        if absent:
+            missing.extend(absent)
+            continue
+        parts = [tensors[name] for name in rule.names]
+        value = _read(rule, parts)
+        if value is None or value.shape != parameter.shape:
+            shapes = ", ".join(
+                f"{name} {tuple(part.shape)}" for name, part in zip(rule.names, parts, strict=True)
+            )
+            misshapen.append(f"{shapes} (expected {tuple(parameter.shape)} for {ours})")
+            continue
+        state[ours] = value
+    for alias, ours in shared.items():
+        used.update(_check_alias(rule_for(alias, keys), state.get(ours), tensors, misshapen))
+    left = [name for name in tensors if name not in used and not any(re.search(p, name) for p in ignore)]
+    _complain(source, missing, misshapen, left)
+    for alias, ours in shared.items():
+        state[alias] = state[ours]
+    net.load_state_dict(state, strict=True, assign=True)
+    for alias, ours in shared.items():  # assigning made one parameter a name; share them again
+        parent, _, leaf = alias.rpartition(".")
+        setattr(net.get_submodule(parent), leaf, net.get_parameter(ours))
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+
+
+def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
+    """The checkpoint's tensors again, contiguous, with shared ones under every name that the map gives them."""
+    out: dict[str, Tensor] = {}
+    for ours, value in net.state_dict().items():
+        rule = rule_for(ours, keys)
+        out.update(zip(rule.names, (part.contiguous() for part in rule.write(value)), strict=True))
+    return out
+
+
+def own_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Our own layout: every parameter once, by its own name."""
+    shared = aliases(net)
+    return {name: value.contiguous() for name, value in net.state_dict().items() if name not in shared}
+
+
+def aliases(net: nn.Module) -> dict[str, str]:
+    """Names of shared parameters -> the first name of the same parameter."""
+    first: dict[int, str] = {}
+    out: dict[str, str] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        if owner != name:
+            out[name] = owner
+    return out
+
+
+def count_layers(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that `pattern`'s group matches at the start of a name."""
+    return 1 + max((int(m.group(1)) for name in names if (m := re.match(pattern, name))), default=-1)
+
+
+def same(tensors: Mapping[str, Tensor], pairs: Iterable[tuple[str, str]]) -> bool:
+    """Whether the tensors of every pair of names are both there and equal, bit for bit."""
+    return all(a in tensors and b in tensors and torch.equal(tensors[a], tensors[b]) for a, b in pairs)
+
+
+def _only(parts: list[Tensor]) -> Tensor:
+    return parts[0]
+
+
+def _alone(ours: Tensor) -> list[Tensor]:
+    return [ours]
+
+
+def _read(rule: Rule, parts: list[Tensor]) -> Tensor | None:
+    try:
+        return rule.read(parts)
+    except (RuntimeError, IndexError):  # parts that do not fit together: reported as misshapen
+        return None
+
+
+def _check_alias(
+    rule: Rule, value: Tensor | None, tensors: Mapping[str, Tensor], misshapen: list[str]
+) -> Sequence[str]:
+    """A shared tensor may be absent from a checkpoint, but not differ from the one that it is shared with."""
+    parts = [tensors[name] for name in rule.names if name in tensors]
+    if value is not None and len(parts) == len(rule.names):
+        theirs = _read(rule, parts)
+        if theirs is None or theirs.shape != value.shape or not torch.equal(theirs, value):
+            misshapen.append(f"{', '.join(rule.names)} (differs from the tensor that it is shared with)")
+    return rule.names
+
+
+def _complain(source: str, missing: list[str], misshapen: list[str], left: list[str]) -> None:
+    found = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("misshapen", misshapen), ("unknown", left))
+        if names
+    ]
+    if found:
+        raise CheckpointError(f"{source}: the tensors do not fit the model. " + "; ".join(found))
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

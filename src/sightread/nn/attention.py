@@ -1,0 +1,117 @@
+"""The one attention and the one mask rule.
+
+`Attention` is self-attention, cross-attention over a memory, or cached self-attention, by what it is given. A memory
+(the keys and values of a picture, say) may be shared: R query rows over B memories, R a multiple of B, are folded to
+`[B, R/B * L]` queries, so that beams, prompts and candidate texts read one picture without copying it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightread.nn.linear import Linear
+
+
+class KeyValue(NamedTuple):
+    """Keys and values, both `[B, H, N, head]`."""
+
+    key: Tensor
+    value: Tensor
+
+
+class Cache:
+    """Preallocated keys and values of one self-attention layer while decoding: `[R, H, capacity, head]`."""
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self.key = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.value = torch.empty_like(self.key)
+
+    def append(self, new: KeyValue, at: int) -> KeyValue:
+        """Write `[R, H, L, head]` at position `at`; returns all positions up to the new end."""
+        end = at + new.key.shape[2]
+        self.key[:, :, at:end] = new.key
+        self.value[:, :, at:end] = new.value
+        return KeyValue(self.key[:, :, :end], self.value[:, :, :end])
+
+    def select(self, rows: Tensor, length: int) -> None:
+        """Row i becomes a copy of row `rows[i]`, up to `length` positions; the number of rows may change."""
+        if rows.shape[0] != self.key.shape[0]:
+            shape = (rows.shape[0], *self.key.shape[1:])
+            key, value = self.key.new_empty(shape), self.value.new_empty(shape)
+        else:
+            key, value = self.key, self.value
+        key[:, :, :length] = self.key[rows, :, :length]
+        value[:, :, :length] = self.value[rows, :, :length]
+        self.key, self.value = key, value
+
+
+def mask_from_lengths(lengths: Tensor, length: int) -> Tensor:
+    """bool `[R, 1, 1, L]`, True = attend: the first `lengths[r]` positions of row r."""
+    positions = torch.arange(length, device=lengths.device)
+    return (positions < lengths[:, None])[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) with fused projections.
+
+    dim: width of the queries. memory_dim: width of the memory's tokens for cross-attention, None for self-attention.
+    """
+
+    def __init__(self, dim: int, heads: int, *, memory_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        if memory_dim is None:
+            self.qkv = Linear(dim, 3 * dim)
+        else:
+            self.q = Linear(dim, dim)
+            self.kv = Linear(memory_dim, 2 * dim)
+        self.out = Linear(dim, dim)
+
+    def memory(self, tokens: Tensor) -> KeyValue:
+        """Keys and values of a memory, computed once: tokens `[B, N, memory_dim]`."""
+        key, value = self._split(self.kv(tokens), 2)
+        return KeyValue(key, value)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        memory: KeyValue | None = None,
+        cache: tuple[Cache, int] | None = None,
+    ) -> Tensor:
+        """x `[R, L, D]` -> `[R, L, D]`.
+
+        mask: bool, True = attend, broadcast over `[R, H, L, keys]` (over `[B, H, R/B * L, N]` with a memory).
+        causal: position i sees positions up to i. cache: (cache, tokens already in it); causal is then implied.
+        """
+        if memory is not None:
+            return self.out(self._over_memory(self.q(x), memory, mask))
+        query, key, value = self._split(self.qkv(x), 3)
+        if cache is not None:
+            store, length = cache
+            key, value = store.append(KeyValue(key, value), length)
+            causal = length == 0 and x.shape[1] > 1
+            if length > 0 and x.shape[1] > 1:
+                mask = torch.ones(x.shape[1], key.shape[2], dtype=torch.bool, device=x.device).tril(length)
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _over_memory(self, query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+        rows, length, dim = query.shape
+        # [R, L, D] -> [B, R/B * L, D]: the rows of one memory are consecutive.
+        folded = query.view(memory.key.shape[0], -1, self.heads, dim // self.heads).transpose(1, 2)
+        mixed = nn.functional.scaled_dot_product_attention(folded, memory.key, memory.value, attn_mask=mask)
+        return mixed.transpose(1, 2).reshape(rows, length, dim)
+
+    def _split(self, fused: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """`[R, L, parts * D]` -> parts x `[R, H, L, head]`."""
+        rows, length, width = fused.shape
+        shaped = fused.view(rows, length, parts, self.heads, width // (parts * self.heads))
+        return shaped.permute(2, 0, 3, 1, 4).unbind(0)

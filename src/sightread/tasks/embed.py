@@ -1,0 +1,49 @@
+"""Embeddings, zero-shot classification: pictures and texts as unit vectors of one space."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sightread.types import Encoded
+
+
+class Embedder(Protocol):
+    """What a network must offer to embed."""
+
+    def encode_image(self, pixels: Tensor) -> Encoded: ...
+
+    def embed_image(self, image: Encoded) -> Tensor: ...
+
+    def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor: ...
+
+    def class_logits(self, similarity: Tensor) -> Tensor: ...
+
+
+@torch.inference_mode()
+def embed_images(net: Embedder, pixels: Tensor) -> Tensor:
+    """pixels `[B, 3, S, S]` -> float32 `[B, P]`, unit length."""
+    return net.embed_image(net.encode_image(pixels)).float()
+
+
+@torch.inference_mode()
+def embed_texts(net: Embedder, ids: Tensor, lengths: Tensor) -> Tensor:
+    """ids `[R, L]`, lengths `[R]` -> float32 `[R, P]`, unit length."""
+    return net.embed_text(ids, lengths).float()
+
+
+@torch.inference_mode()
+def class_probabilities(net: Embedder, images: Tensor, classes: Tensor) -> Tensor:
+    """images `[B, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`, rows sum to 1."""
+    return net.class_logits(images @ classes.t()).float().softmax(dim=-1)
+
+
+def ensemble(texts: Tensor, templates: int) -> Tensor:
+    """One unit vector a class from `[C * templates, P]`: the mean over its templates, normalised again.
+
+    Radford et al. 2021, section 3.1.4: the ensemble is built in embedding space.
+    """
+    mean = texts.view(-1, templates, texts.shape[1]).mean(dim=1)
+    return torch.nn.functional.normalize(mean, dim=-1)

@@ -1,0 +1,283 @@
+"""The one decoding loop: greedy, beam and sampling, over any network that continues rows of token ids.
+
+Greedy and beam follow the reference token for token (`transformers` 5: its beam search with early_stopping=False).
+Sampling draws row by row from a generator keyed by (seed, row key), so that a text does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightread.errors import UsageError
+
+_NEVER = -1.0e9  # the score of what must not be chosen; added to, never compared with, log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How text is chosen. Sampling is on when any of `top_p`, `top_k` and `temperature` is given.
+
+    num_beams: hypotheses kept (1: greedy). top_p: the smallest set of tokens with this probability (0..1].
+    top_k: the k best tokens. temperature: divides the logits (> 0). min_new_tokens, max_new_tokens: counted without
+    the prompt; the end token counts. repetition_penalty: CTRL's (Keskar et al. 2019), > 1 discourages.
+    length_penalty: a beam's score is its log-probability / length ** penalty. num_return: texts a picture.
+    seed: of sampling.
+    """
+
+    num_beams: int = 1
+    top_p: float | None = None
+    top_k: int | None = None
+    temperature: float | None = None
+    min_new_tokens: int = 0
+    max_new_tokens: int = 20
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    num_return: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
+            "temperature": (self.temperature is None or self.temperature > 0, "above 0"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "0 to max_new_tokens"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "num_return": (self.num_return >= 1, "at least 1"),
+        }
+        for name, (holds, allowed) in rules.items():
+            if not holds:
+                raise UsageError(f"{name}={getattr(self, name)}: must be {allowed}")
+        if self.num_beams > 1 and self.samples:
+            raise UsageError(
+                "num_beams goes without sampling: leave out top_p, top_k and temperature, or num_beams"
+            )
+        if not self.samples and self.num_return > self.num_beams:
+            raise UsageError(
+                f"num_return={self.num_return}: greedy search gives one text and beam search at most num_beams; "
+                "raise num_beams, or sample (top_p=0.9)"
+            )
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return not (self.top_p is None and self.top_k is None and self.temperature is None)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Decoding:
+        """From keyword arguments; an unknown one raises UsageError with the known ones."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UsageError(f"{name}: no such decoding option; there are {', '.join(known)}")
+        return cls(**options)
+
+
+class Rows(Protocol):
+    """What the loop needs of a network: rows of text that go on, bound to their memory and their cache."""
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Append ids `[R, L]`; scores of the token after them `[R, V]`."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Row i goes on from row `rows[i]`."""
+        ...
+
+
+@torch.inference_mode()
+def generate(
+    rows: Rows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Continue prompts of one length, int64 `[B, L]`, one per memory: B * num_return lists of ids, prompt included.
+
+    The texts of one prompt stand together, best first for beams. The end token is not part of a text.
+    keys: one integer per prompt that names it for sampling (a digest of its picture), 0 if left out.
+    """
+    if options.num_beams > 1:
+        search: _Search = _Beams(prompt, options, end_id)
+    else:
+        search = _Single(prompt, options, end_id, keys or [0] * prompt.shape[0])
+    logits = rows.next_logits(prompt)
+    if search.width > 1:
+        spread = torch.arange(prompt.shape[0], device=prompt.device).repeat_interleave(search.width)
+        rows.select(spread)
+        logits = logits[spread]
+    while True:
+        parents = search.advance(logits.float())
+        if search.done:
+            return search.texts()
+        if parents is not None:
+            rows.select(parents)
+        logits = rows.next_logits(search.ids[:, search.length - 1 : search.length])
+
+
+class _Search(Protocol):
+    width: int  # rows a prompt
+    ids: Tensor  # [B * width, capacity]
+    length: int
+    done: bool
+
+    def advance(self, logits: Tensor) -> Tensor | None: ...
+
+    def texts(self) -> list[list[int]]: ...
+
+
+class _Single:
+    """Greedy choice, or a draw: every row for itself."""
+
+    def __init__(self, prompt: Tensor, options: Decoding, end_id: int, keys: Sequence[int]) -> None:
+        self.options = options
+        self.end_id = end_id
+        self.width = options.num_return
+        self.done = False
+        self.start = self.length = prompt.shape[1]
+        self.ids = _room(prompt, self.width, options.max_new_tokens, end_id)
+        self.open = torch.ones(self.ids.shape[0], dtype=torch.bool, device=prompt.device)
+        self.draws = _uniforms(options, keys) if options.samples else None
+
+    def advance(self, logits: Tensor) -> None:
+        new = self.length - self.start
+        scores = _constrain(logits, self.ids[:, : self.length], new, self.options, self.end_id)
+        if self.draws is None:
+            chosen = scores.argmax(dim=-1)
+        else:
+            chosen = _draw(_warp(scores, self.options), self.draws[:, new])
+        self.ids[:, self.length] = torch.where(self.open, chosen, self.end_id)
+        self.open &= chosen != self.end_id
+        self.length += 1
+        self.done = self.length == self.ids.shape[1] or not bool(self.open.any())
+
+    def texts(self) -> list[list[int]]:
+        return [_until(row, self.start, self.end_id) for row in self.ids[:, : self.length].tolist()]
+
+
+class _Beams:
+    """Beam search. Running hypotheses `[B, K]`, finished ones `[B, K]`, both best first, scores in float32.
+
+    Finished hypotheses compete by score / length ** penalty; a prompt is settled when its best running hypothesis,
+    scored at its present length, can no longer enter (the reference's early_stopping=False).
+    """
+
+    def __init__(self, prompt: Tensor, options: Decoding, end_id: int) -> None:
+        self.options = options
+        self.end_id = end_id
+        self.width = options.num_beams
+        self.done = False
+        self.start = self.length = prompt.shape[1]
+        self.ids = _room(prompt, self.width, options.max_new_tokens, end_id)
+        batch, device = prompt.shape[0], prompt.device
+        self.offset = torch.arange(batch, device=device)[:, None] * self.width
+        # All hypotheses start equal: only the first may be continued, or all would stay equal.
+        self.running = torch.full((batch, self.width), _NEVER, device=device)
+        self.running[:, 0] = 0.0
+        self.finished = torch.full((batch, self.width), _NEVER, device=device)
+        self.finished_ids = self.ids.view(batch, self.width, -1).clone()
+        self.is_finished = torch.zeros(batch, self.width, dtype=torch.bool, device=device)
+        self.open = torch.ones(batch, 1, dtype=torch.bool, device=device)
+
+    def advance(self, logits: Tensor) -> Tensor:
+        batch, width = self.running.shape
+        new = self.length - self.start
+        scores = torch.log_softmax(logits, dim=-1)
+        scores = _constrain(scores, self.ids[:, : self.length], new, self.options, self.end_id)
+        total = (scores.view(batch, width, -1) + self.running[:, :, None]).view(batch, -1)
+        # Twice as many as beams: should all the best end here, as many remain to go on.
+        best, index = total.topk(2 * width, dim=1)
+        vocab = scores.shape[-1]
+        parents, tokens = index // vocab, index % vocab
+        ids = self.ids.view(batch, width, -1).gather(1, parents[:, :, None].expand(-1, -1, self.ids.shape[1]))
+        ids[:, :, self.length] = tokens
+        last = self.length + 1 == self.ids.shape[1]
+        ends = torch.ones_like(tokens, dtype=torch.bool) if last else tokens == self.end_id
+
+        goes_on = best + ends.float() * _NEVER
+        order = goes_on.topk(width, dim=1).indices
+        self._finish(ids, best, ends, new + 1)
+        self.running = goes_on.gather(1, order)
+        self.ids = ids.gather(1, order[:, :, None].expand(-1, -1, ids.shape[2])).flatten(0, 1)
+        self.length += 1
+        hope = self.running[:, :1] / (new + 1) ** self.options.length_penalty
+        worst = torch.where(self.is_finished, self.finished.min(dim=1, keepdim=True).values, _NEVER)
+        self.open &= (hope > worst).any(dim=1, keepdim=True)
+        self.done = bool(ends.all()) or not bool(self.open.any())
+        return (parents.gather(1, order) + self.offset).flatten()
+
+    def _finish(self, ids: Tensor, best: Tensor, ends: Tensor, length: int) -> None:
+        """Let hypotheses that ended among the first `width` compete with the finished ones."""
+        width = self.width
+        ended = ends.clone()
+        ended[:, width:] = False
+        scores = best / length**self.options.length_penalty
+        scores = scores + (~self.open).float() * _NEVER + (~ended).float() * _NEVER
+        merged = torch.cat([self.finished, scores], dim=1)
+        self.finished, keep = merged.topk(width, dim=1)
+        merged_ids = torch.cat([self.finished_ids, ids], dim=1)
+        self.finished_ids = merged_ids.gather(1, keep[:, :, None].expand(-1, -1, ids.shape[2]))
+        self.is_finished = torch.cat([self.is_finished, ended], dim=1).gather(1, keep)
+
+    def texts(self) -> list[list[int]]:
+        chosen = self.finished_ids[:, : self.options.num_return].flatten(0, 1)
+        return [_until(row, self.start, self.end_id) for row in chosen.tolist()]
+
+
+def _room(prompt: Tensor, width: int, new: int, fill: int) -> Tensor:
+    """The prompts, each `width` times, with room for `new` tokens: `[B * width, L + new]`."""
+    tail = torch.full((prompt.shape[0], new), fill, dtype=prompt.dtype, device=prompt.device)
+    return torch.cat([prompt, tail], dim=1).repeat_interleave(width, dim=0)
+
+
+def _until(row: list[int], start: int, end_id: int) -> list[int]:
+    """A row up to its first end token after the prompt."""
+    return row[: row.index(end_id, start)] if end_id in row[start:] else row
+
+
+def _constrain(scores: Tensor, ids: Tensor, new: int, options: Decoding, end_id: int) -> Tensor:
+    """Repetition penalty over all ids so far, then the least number of new tokens. May write into `scores`."""
+    if options.repetition_penalty != 1.0:
+        seen = scores.gather(1, ids)
+        factor = options.repetition_penalty
+        scores = scores.scatter(1, ids, torch.where(seen < 0, seen * factor, seen / factor))
+    if new < options.min_new_tokens:
+        scores[:, end_id] = -torch.inf
+    return scores
+
+
+def _warp(scores: Tensor, options: Decoding) -> Tensor:
+    """Temperature, top-k, top-p, in this order: logits `[R, V]` -> probabilities `[R, V]` in float64."""
+    scores = scores.double() / (options.temperature or 1.0)
+    if options.top_k is not None and options.top_k < scores.shape[1]:
+        least = scores.topk(options.top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    probabilities = scores.softmax(dim=-1)
+    if options.top_p is not None and options.top_p < 1:
+        ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
+        # A token stays while what comes before it has less than top_p: the first always stays.
+        drop = ordered.cumsum(dim=-1) - ordered >= options.top_p
+        probabilities = probabilities.masked_fill(drop.scatter(1, index, drop), 0.0)
+    return probabilities
+
+
+def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at which each row's running sum passes its uniform number: `[R, V]`, `[R]` -> `[R]`."""
+    sums = probabilities.cumsum(dim=-1)
+    chosen = torch.searchsorted(sums, uniforms[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
+    return chosen.clamp(max=sums.shape[1] - 1)
+
+
+def _uniforms(options: Decoding, keys: Sequence[int]) -> Tensor:
+    """Numbers in [0, 1) for every row and step, `[B * num_return, max_new_tokens]`, from (seed, key) alone."""
+    draws = [
+        np.random.Generator(np.random.Philox(key=[options.seed % 2**64, key % 2**64])).random(
+            (options.num_return, options.max_new_tokens)
+        )
+        for key in keys
+    ]
+    return torch.from_numpy(np.concatenate(draws))
