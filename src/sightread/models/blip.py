@@ -5,7 +5,7 @@ Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from sightread.types import Encoded
 class Config:
     """The towers' sizes, which parts there are, and the special tokens.
 
+    decoder_memory_dim: width of what the decoder reads: a picture's tokens, or in VQA the states of the question.
     embed_dim: width of the ITC space, None without the projections. shared: encoder and decoder share all parameters
     but those of self-attention (the paper's table 3). tied_words: the LM head's matrix is the word embedding.
     encoder_start: the id that the text encoder reads first when it looks at a picture, None to keep [CLS]: the
@@ -28,6 +29,7 @@ class Config:
 
     vision: VitConfig
     text: TextConfig
+    decoder_memory_dim: int | None
     encoder: bool
     decoder: bool
     matching: bool
@@ -74,7 +76,8 @@ class Blip(nn.Module):
         if config.encoder:
             self.encoder = TextTower(config.text)
         if config.decoder:
-            self.decoder = Decoder(config.text, tied_words=config.tied_words)
+            reads = replace(config.text, memory_dim=config.decoder_memory_dim)
+            self.decoder = Decoder(reads, tied_words=config.tied_words)
         if config.shared:
             _share(self.encoder, self.decoder.text)
         if config.embed_dim is not None:

@@ -1,4 +1,4 @@
-"""BLIP's checkpoints: the hub's (`transformers`) layout and the original repository's, as data for the weight engine."""
+"""BLIP's checkpoints: the layouts of the hub (`transformers`) and of the original repository, as data."""
 
 from __future__ import annotations
 
@@ -112,9 +112,11 @@ def _with_parts(
         "text_decoder.bert.embeddings.word_embeddings.weight",
     )
     projection = tensors.get("vision_proj.weight")
+    cross_key = tensors.get("text_decoder.bert.encoder.layer.0.crossattention.self.key.weight")
     return Config(
         vision=vision,
         text=text,
+        decoder_memory_dim=None if cross_key is None else cross_key.shape[1],
         encoder=encoder,
         decoder=decoder,
         matching="itm_head.weight" in tensors,
@@ -129,12 +131,23 @@ def _with_parts(
     )
 
 
-def config_to_transformers(config: Config) -> dict[str, Any]:
-    """The config.json with which `transformers` loads the same model."""
+def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+    """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all."""
+    writes = ("vision_model.", "text_decoder.")
+    judges = ("vision_model.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
+    if config.encoder and config.decoder and not config.matching:
+        return {"": (_config_to_transformers(config, "BlipForQuestionAnswering"), (*writes, "text_encoder."))}
+    captioning = (_config_to_transformers(config, "BlipForConditionalGeneration"), writes)
+    retrieval = (_config_to_transformers(config, "BlipForImageTextRetrieval"), judges)
+    if config.encoder and config.decoder:
+        return {"captioning": captioning, "retrieval": retrieval}
+    return {"": captioning if config.decoder else retrieval}
+
+
+def _config_to_transformers(config: Config, architecture: str) -> dict[str, Any]:
     vision, text = config.vision, config.text
-    kind = "ForConditionalGeneration" if config.decoder and not config.encoder else "ForImageTextRetrieval"
     return {
-        "architectures": ["BlipForQuestionAnswering" if config.decoder and config.encoder else f"Blip{kind}"],
+        "architectures": [architecture],
         "model_type": "blip",
         "image_text_hidden_size": config.embed_dim or 256,
         "tie_word_embeddings": config.tied_words,
@@ -238,6 +251,9 @@ ORIGINAL_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
     ("attn.qkv", "attn.proj", "norm1", "norm2"),
     "visual_encoder.norm",
 )
+
+# Tied tensors may be stored under their second name only.
+RENAMES = ((r"^text_decoder\.cls\.predictions\.decoder\.bias$", "text_decoder.cls.predictions.bias"),)
 
 # Buffers; the LM bias under its second name; the momentum teacher and the queues of pre-training, which inference
 # has no use for.

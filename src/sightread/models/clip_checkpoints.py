@@ -1,4 +1,4 @@
-"""CLIP's checkpoints: the hub's (`transformers`) layout, and open_clip's and OpenAI's, as data for the weight engine."""
+"""CLIP's checkpoints: the layouts of the hub (`transformers`) and of open_clip and OpenAI, as data."""
 
 from __future__ import annotations
 
@@ -52,8 +52,12 @@ def config_from_transformers(data: Mapping[str, Any]) -> Config:
     )
 
 
-def config_to_transformers(config: Config) -> dict[str, Any]:
-    """The config.json with which `transformers` loads the same model."""
+def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+    """One model, `CLIPModel`, with all tensors."""
+    return {"": (_config_to_transformers(config), ("",))}
+
+
+def _config_to_transformers(config: Config) -> dict[str, Any]:
     vision, text = config.vision, config.text
     return {
         "architectures": ["CLIPModel"],
@@ -216,5 +220,10 @@ OPEN_CLIP_KEYS: KeyMap = {
     **_open_clip_tower("text", ""),
 }
 
+# open_clip's models with a separate text module put its tensors under `text.`.
+OPEN_CLIP_RENAMES = (
+    (r"^text\.(transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text_projection$)", r"\1"),
+)
+
 # Buffers and sizes that old checkpoints store beside the weights.
-IGNORED = (r"\.position_ids$", r"^(attn_mask|input_resolution|context_length|vocab_size)$")
+IGNORED = (r"\.position_ids$", r"^(text\.)?(attn_mask|input_resolution|context_length|vocab_size)$")

@@ -50,8 +50,10 @@ def batched(name: str, ones: int) -> Rule:
     )
 
 
-def rule_for(name: str, keys: KeyMap) -> Rule:
-    """The rule of one of our parameter names, its layer index and suffix filled in."""
+def rule_for(name: str, keys: KeyMap | None) -> Rule:
+    """The rule of one of our parameter names, its layer index and suffix filled in; without a map, the name itself."""
+    if keys is None:
+        return Rule((name,), _only, _alone)
     index = re.search(r"\.(\d+)\.", name)
     number = index.group(1) if index else ""
     pattern = name if index is None else name.replace(f".{number}.", ".{}.", 1)
@@ -114,11 +116,17 @@ def fill(
 
 
 def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
-    """The checkpoint's tensors again, contiguous, with shared ones under every name that the map gives them."""
+    """The checkpoint's tensors again, each with memory of its own.
+
+    Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
+    shared modules are written under every name.
+    """
+    tied = {name for name in aliases(net) if name.endswith("head.words.weight")}
     out: dict[str, Tensor] = {}
     for ours, value in net.state_dict().items():
-        rule = rule_for(ours, keys)
-        out.update(zip(rule.names, (part.contiguous() for part in rule.write(value)), strict=True))
+        if ours not in tied:
+            rule = rule_for(ours, keys)
+            out.update(zip(rule.names, (part.clone() for part in rule.write(value)), strict=True))
     return out
 
 

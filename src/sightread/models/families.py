@@ -1,0 +1,191 @@
+"""The families that `load` knows, and how each of their checkpoint layouts is recognised."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightread.errors import CheckpointError
+from sightread.models import blip, blip_checkpoints, clip, clip_checkpoints
+from sightread.models.weights import KeyMap, fill
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which a family's checkpoints are written.
+
+    markers: tensors that every checkpoint of this layout has, and none of another layout or family.
+    ignored, renames: patterns of names that carry nothing for us, and of names with a second spelling.
+    configure: from the parsed config (may be empty) and the tensors to the family's Config.
+    """
+
+    keys: KeyMap
+    ignored: Sequence[str]
+    renames: Sequence[tuple[str, str]]
+    markers: Sequence[str]
+    configure: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family: its network, its config, its layouts by name, the kind of its tokenizer and image processor."""
+
+    name: str
+    network: Callable[[Any], Any]
+    config: type[Any]
+    layouts: Mapping[str, Layout]
+    tokenizer: typing.Literal["clip", "bert"]
+    image_processor: str
+    # Each model that `transformers` makes of it: folder ("" where there is one) -> (config.json, tensor prefixes).
+    to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
+    # The processor settings that original checkpoints were trained with (they carry none themselves).
+    default_image: Callable[[Any], dict[str, Any]]
+
+
+_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+def _clip_image(config: clip.Config) -> dict[str, Any]:
+    side = config.vision.image_size
+    return {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "resample": 3,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    }
+
+
+def _blip_image(config: blip.Config) -> dict[str, Any]:
+    side = config.vision.image_size
+    return {
+        "size": {"height": side, "width": side},
+        "do_center_crop": False,
+        "resample": 3,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    }
+
+
+def _open_clip_config(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> clip.Config:
+    if data:
+        return clip_checkpoints.config_from_open_clip(data)
+    return clip_checkpoints.config_from_tensors(tensors)
+
+
+FAMILIES: dict[str, Family] = {
+    "clip": Family(
+        name="clip",
+        network=clip.Clip,
+        config=clip.Config,
+        layouts={
+            "transformers": Layout(
+                clip_checkpoints.TRANSFORMERS_KEYS,
+                clip_checkpoints.IGNORED,
+                (),
+                ("text_model.embeddings.token_embedding.weight",),
+                lambda data, _: clip_checkpoints.config_from_transformers(data),
+            ),
+            "open_clip": Layout(
+                clip_checkpoints.OPEN_CLIP_KEYS,
+                clip_checkpoints.IGNORED,
+                clip_checkpoints.OPEN_CLIP_RENAMES,
+                ("visual.conv1.weight", "visual.class_embedding"),
+                _open_clip_config,
+            ),
+        },
+        tokenizer="clip",
+        image_processor="CLIPImageProcessor",
+        to_transformers=clip_checkpoints.exports,
+        default_image=_clip_image,
+    ),
+    "blip": Family(
+        name="blip",
+        network=blip.Blip,
+        config=blip.Config,
+        layouts={
+            "transformers": Layout(
+                blip_checkpoints.TRANSFORMERS_KEYS,
+                blip_checkpoints.IGNORED,
+                blip_checkpoints.RENAMES,
+                ("vision_model.post_layernorm.weight", "vision_model.embeddings.patch_embedding.bias"),
+                blip_checkpoints.config_from_transformers,
+            ),
+            "original": Layout(
+                blip_checkpoints.ORIGINAL_KEYS,
+                blip_checkpoints.IGNORED,
+                blip_checkpoints.RENAMES,
+                ("visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.weight"),
+                lambda _, tensors: blip_checkpoints.config_from_tensors(tensors),
+            ),
+        },
+        tokenizer="bert",
+        image_processor="BlipImageProcessor",
+        to_transformers=blip_checkpoints.exports,
+        default_image=_blip_image,
+    ),
+}
+
+
+def recognise(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
+    """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
+    for family in FAMILIES.values():
+        for name, layout in family.layouts.items():
+            if all(marker in tensors for marker in layout.markers):
+                return family, name
+    raise CheckpointError(
+        f"{source}: no known kind of checkpoint (known: {', '.join(_known())}). "
+        f"Its first tensors are {', '.join(sorted(tensors)[:4])}"
+    )
+
+
+def build(
+    family: Family, config: Any, tensors: Mapping[str, Tensor], layout: Layout | None, *, source: str
+) -> nn.Module:
+    """The network with its weights; layout None: our own. Raises CheckpointError that names what does not fit."""
+    try:
+        with torch.device("meta"):
+            net: nn.Module = family.network(config)
+    except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source}: its config describes no {family.name} model that can be built ({error!r})"
+        ) from error
+    if layout is None:
+        fill(net, tensors, None, source=source)
+    else:
+        fill(net, tensors, layout.keys, ignore=layout.ignored, source=source)
+    return net.eval()
+
+
+def renamed(tensors: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
+    """The same tensors; a name that matches a pattern gets its other name, where no tensor has that one yet."""
+    out = dict(tensors)
+    for pattern, replacement in renames:
+        for name in list(out):
+            other = re.sub(pattern, replacement, name)
+            if other not in out:
+                out[other] = out.pop(name)
+    return out
+
+
+def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    """A (nested) frozen dataclass from what `dataclasses.asdict` made of it. Raises TypeError or KeyError."""
+    hints = typing.get_type_hints(kind)
+    values = {
+        name: config_from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in data.items()
+    }
+    return kind(**values)
+
+
+def _known() -> list[str]:
+    return [f"{family.name} as {name} writes it" for family in FAMILIES.values() for name in family.layouts]

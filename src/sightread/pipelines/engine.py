@@ -1,0 +1,173 @@
+"""`load`: the one place where files, networks, tokenizers and preprocessing are tied together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sightread.data.pixels import spec_from_open_clip, spec_from_transformers
+from sightread.data.tokens import (
+    Tokenizer,
+    bert_tokenizer_from_vocab,
+    clip_tokenizer_from_bpe,
+    load_tokenizer,
+)
+from sightread.errors import CheckpointError, UsageError
+from sightread.models.families import FAMILIES, Family, build, config_from_dict, recognise, renamed
+from sightread.models.files import Located, locate, read_tensors
+from sightread.nn.linear import pack
+from sightread.pipelines.model import Model
+from sightread.pipelines.saving import FORMAT
+from sightread.types import ImageSpec
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    source: str | PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> Model:
+    """Load a checkpoint: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`.
+
+    The hub is asked only for what is not on this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
+    "cuda:1", "mps". dtype: of the weights and activations; results are float32 always.
+
+    Raises CheckpointError that names the files or tensors that are missing, unknown or misshapen, TokenizerError for
+    tokenizer files, UsageError for a wrong device or dtype.
+    """
+    where, kind = _device(device), _dtype(dtype)
+    located = locate(source)
+    tensors = _Converted(read_tensors(located.weights), kind)
+    config = located.config or {}
+    if config.get("format") == FORMAT:
+        family, network, spec = _load_own(located, config, tensors)
+    else:
+        family, network, spec = _load_foreign(located, config, tensors)
+    tokenizer = _tokenizer(located, family, network.config)
+    network.to(where)
+    if where.type == "cpu":
+        pack(network)
+    return Model(
+        name=located.name,
+        network=network,
+        family=family.name,
+        tokenizer=tokenizer,
+        image_spec=spec,
+        device=where,
+        dtype=kind,
+        batch_size=8 if where.type == "cpu" else 32,
+    )
+
+
+class _Converted(Mapping[str, Tensor]):
+    """The tensors of a checkpoint in one precision, converted one by one as they are read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.tensors = tensors
+        self.dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def __iter__(self) -> Any:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+
+def _load_own(
+    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[Family, Any, ImageSpec]:
+    try:
+        family = FAMILIES[config["family"]]
+        settings = config_from_dict(family.config, config["config"])
+        image = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config["image"].items()
+        }
+        spec = ImageSpec(**image)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{located.name}: config.json is not one that this version wrote ({error!r})"
+        ) from error
+    return family, build(family, settings, tensors, None, source=located.name), spec
+
+
+def _load_foreign(
+    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[Family, Any, ImageSpec]:
+    family, name = recognise(tensors, located.name)
+    layout = family.layouts[name]
+    tensors = renamed(tensors, layout.renames)
+    open_clip = _json(located.folder / "open_clip_config.json")
+    described = open_clip.get("model_cfg", {}) if name == "open_clip" else config
+    if name == "transformers" and not described:
+        raise CheckpointError(
+            f"{located.name}: config.json is missing; put the checkpoint's own beside its weights"
+        )
+    try:
+        settings = layout.configure(described, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
+    network = build(family, settings, tensors, layout, source=located.name)
+    processor = _json(located.folder / "preprocessor_config.json")
+    if name == "open_clip" and open_clip:
+        spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), settings.vision.image_size)
+    else:
+        spec = spec_from_transformers(processor or family.default_image(settings))
+    return family, network, spec
+
+
+def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
+    """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
+    folder, most = located.folder, config.text.positions
+    whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
+    words, pairs = folder / "vocab.txt", folder / "bpe_simple_vocab_16e6.txt.gz"
+    if family.tokenizer == "bert" and not whole and words.is_file():
+        return bert_tokenizer_from_vocab(words, max_length=most)
+    if family.tokenizer == "clip" and not (folder / "vocab.json").is_file() and not whole and pairs.is_file():
+        return clip_tokenizer_from_bpe(pairs, max_length=most)
+    return load_tokenizer(folder, kind=family.tokenizer, max_length=most)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: is no JSON file that can be read ({error})") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f'device="{name}": not on this machine; use "auto", "cpu", "cuda" or "mps"'
+        ) from error
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise UsageError(f'dtype="{name}": must be one of {", ".join(_DTYPES)}')
+    return _DTYPES[name]

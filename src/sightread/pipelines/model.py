@@ -1,0 +1,407 @@
+"""A loaded checkpoint and its verbs: pictures and texts in, plain Python and NumPy out; batches change nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from os import PathLike
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sightread.data.pixels import normalise
+from sightread.data.reader import read_pictures
+from sightread.data.tokens import Tokenizer
+from sightread.errors import ImageError, UnsupportedError, UsageError
+from sightread.models.catalog import who_can
+from sightread.pipelines.saving import save
+from sightread.tasks import describe, embed, match
+from sightread.tasks.generate import Decoding
+from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Pixels
+
+Floats = NDArray[np.float32]
+Images: TypeAlias = ImageSource | Iterable[ImageSource]
+Texts: TypeAlias = str | Sequence[str]
+
+# A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
+NOT_RANKED = -100.0
+_TEXTS_AT_ONCE = 64
+
+
+@dataclass(eq=False)
+class Model:
+    """What `sightread.load` returns. Every verb takes one picture or many; a picture is a path, encoded bytes, a PIL
+    image, an array, or `Pixels` from `read`. A picture that cannot be read raises `ImageError`; a verb that the
+    checkpoint lacks raises `UnsupportedError`.
+
+    name: what was loaded. image_spec: how its pictures are prepared. batch_size: pictures at once (memory, not
+    results, depends on it).
+    """
+
+    name: str
+    network: Any
+    family: str
+    tokenizer: Tokenizer
+    image_spec: ImageSpec
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int = 8
+    _classes: tuple[tuple[Any, ...], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this checkpoint can do: of embed, similarity, classify, match, rank, caption, answer."""
+        return self.network.jobs
+
+    def read(
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        workers: int = 2,
+        isolate: bool = True,
+        limits: Limits | None = None,
+    ) -> Iterator[Pixels | ImageError]:
+        """Prepare pictures for this model, in order; one that cannot be read becomes an ImageError in its place.
+
+        isolate: decode in child processes, which a hostile file may take down without harm to this one.
+        """
+        return read_pictures(
+            sources, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits()
+        )
+
+    def embed_images(self, images: Images) -> Floats:
+        """float32 `[n, d]`, unit length."""
+        self._need("embed")
+        rows = [embed.embed_images(self.network, self._tensor(batch)) for batch in self._batches(images)]
+        return self._stack(rows)
+
+    def embed_texts(self, texts: Texts) -> Floats:
+        """float32 `[n, d]`, unit length."""
+        self._need("embed")
+        return _numpy(self._embed_texts(_strings(texts, "texts")))
+
+    def similarity(self, images: Images, texts: Texts) -> Floats:
+        """Cosines, float32 `[n_images, n_texts]`."""
+        self._need("similarity")
+        return self.embed_images(images) @ self.embed_texts(texts).T
+
+    def classify(self, images: Images, labels: Texts, templates: Texts = ("a photo of a {}.",)) -> Floats:
+        """Zero-shot probabilities, float32 `[n, len(labels)]`, rows sum to 1 (Radford et al. 2021, section 3.1).
+
+        templates: each holds `{}` for the label; several are averaged in embedding space (section 3.1.4).
+        """
+        self._need("classify")
+        classes = self._class_embeddings(_strings(labels, "labels"), _strings(templates, "templates"))
+        rows = [
+            embed.class_probabilities(
+                self.network, embed.embed_images(self.network, self._tensor(batch)), classes
+            )
+            for batch in self._batches(images)
+        ]
+        return self._stack(rows, width=classes.shape[0])
+
+    def match(self, images: Images, texts: Texts) -> Floats:
+        """ITM probability of each pair, float32 `[n]`; one picture goes with all texts, one text with all pictures.
+
+        Each distinct picture is encoded once, and its texts are scored together against it.
+        """
+        self._need("match")
+        pictures, strings = _pairs(images, _strings(texts, "texts"), "texts")
+        tokens = self._tokens(strings)
+        out = np.zeros(len(strings), dtype=np.float32)
+        for _, image, rows_of in self._distinct(pictures):
+            for part, rows in _groups(rows_of):
+                logits = match.match_logits(self.network, _part(image, part), *self._rows(tokens, rows))
+                out[rows] = _numpy(match.match_probability(logits))
+        return out
+
+    def rank(self, images: Images, texts: Texts, k: int = 16) -> Floats:
+        """Retrieval scores, float32 `[n_images, n_texts]`: ITC first, ITM over the k best texts of each picture.
+
+        score = ITM logit of "match" + ITC similarity; `NOT_RANKED` (-100) where the text was not among the k best,
+        as the evaluation of the BLIP code has it. Sort a row to rank the texts of a picture.
+        """
+        self._need("rank")
+        if k < 1:
+            raise UsageError(f"k={k}: must be at least 1")
+        strings = _strings(texts, "texts")
+        tokens, embedded = self._tokens(strings), self._embed_texts(strings)
+        rows: list[Tensor] = []
+        for batch in self._batches(images):
+            image = self._encode(batch)
+            with torch.inference_mode():
+                similarity = self.network.embed_image(image).float() @ embedded.t()
+            best, index = similarity.topk(min(k, len(strings)), dim=1)
+            scores = torch.full_like(similarity, NOT_RANKED)
+            for part, chosen in _groups(list(index.cpu().numpy())):
+                logits = match.match_logits(self.network, _part(image, part), *self._rows(tokens, chosen))
+                places = torch.from_numpy(chosen).to(self.device).view(part.stop - part.start, -1)
+                scores[part] = scores[part].scatter(1, places, logits[:, 1].view(places.shape))
+            rows.append(scores.scatter_add(1, index, best))
+        return self._stack(rows, len(strings))
+
+    def caption(
+        self, images: Images, prompt: str | Sequence[str] | None = None, **decoding: Any
+    ) -> list[str]:
+        """One caption a picture (`num_return` of them, together). A prompt is continued, and part of the caption.
+
+        prompt: one for all pictures, or one a picture. decoding: the fields of `tasks.generate.Decoding`.
+        """
+        self._need("caption")
+        options = Decoding.of(decoding)
+        prompts = None if prompt is None else _strings(prompt, "prompt")
+        out: list[str] = []
+        done = 0
+        for batch in self._batches(images):
+            mine = None if prompts is None else _next(prompts, done, len(batch))
+            keys = [_digest(picture.values.tobytes()) for picture in batch]
+            for texts in self._write(self._encode(batch), mine, keys, options):
+                out.extend(texts)
+            done += len(batch)
+        if prompts is not None and len(prompts) not in (1, done):
+            raise UsageError(
+                f"prompt: {len(prompts)} prompts for {done} pictures; give one, or one a picture"
+            )
+        return out
+
+    def answer(
+        self,
+        images: Images,
+        questions: Texts,
+        candidates: Sequence[str] | None = None,
+        *,
+        top_candidates: int = 128,
+        **decoding: Any,
+    ) -> list[str]:
+        """Answers to questions about pictures: pairs, or one picture with many questions, or one question for all.
+
+        candidates: choose among these instead of writing: `top_candidates` of them by their first word, then by the
+        likelihood of the whole answer (Li et al. 2022, section 5.3). decoding: as for `caption`.
+        """
+        self._need("answer")
+        options = Decoding.of(decoding)
+        choices = None if candidates is None else _strings(candidates, "candidates")
+        answers = None if choices is None else self._tokens(choices, first=self.network.config.start_id)
+        pictures, strings = _pairs(images, _strings(questions, "questions"), "questions")
+        tokens = self._tokens(strings)
+        out: list[list[str]] = [[] for _ in strings]
+        for batch, image, rows_of in self._distinct(pictures):
+            owner = {int(row): b for b, mine in enumerate(rows_of) for row in mine}
+            for part, rows in _groups(rows_of):
+                with torch.inference_mode():
+                    question: Encoded = self.network.read_text(_part(image, part), *self._rows(tokens, rows))
+                if choices is not None and answers is not None:
+                    picked = describe.choose(self.network.decoder, question, *answers, top=top_candidates)
+                    found = [[choices[i]] for i in picked]
+                else:
+                    keys = [
+                        _digest(batch[owner[row]].values.tobytes() + strings[row].encode("utf-8", "replace"))
+                        for row in rows.tolist()
+                    ]
+                    found = self._write(question, None, keys, options)
+                for row, texts in zip(rows.tolist(), found, strict=True):
+                    out[row] = texts
+        return [text for texts in out for text in texts]
+
+    def save(
+        self, folder: str | PathLike[str], *, layout: Literal["sightread", "transformers"] = "sightread"
+    ) -> None:
+        """Write a folder that `load` reads back bit for bit, or, with layout="transformers", one for `transformers`.
+
+        The folder must not exist yet, or be empty (UsageError); it appears whole or not at all. A BLIP with a caption
+        head and a matching head becomes two folders for `transformers`, `captioning` and `retrieval`.
+        """
+        save(self, folder, layout=layout)
+
+    # -- below: batching; no verb of its own ------------------------------------------------------------------------
+
+    def _need(self, job: str) -> None:
+        if job not in self.capabilities:
+            mine = ", ".join(sorted(self.capabilities)) or "nothing that is known here"
+            others = " or ".join(who_can(job)[:2])
+            raise UnsupportedError(f"{self.name} cannot {job}; it can: {mine}. For {job}, load {others}")
+
+    def _batches(self, images: Images) -> Iterator[list[Pixels]]:
+        batch: list[Pixels] = []
+        for picture in self.read(_pictures(images), isolate=False):
+            if isinstance(picture, ImageError):
+                raise picture
+            batch.append(picture)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _distinct(
+        self, pictures: Sequence[ImageSource]
+    ) -> Iterator[tuple[list[Pixels], Encoded, list[NDArray[np.int64]]]]:
+        """Each distinct picture once, in batches: pixels, encoded, and for each picture where it stands in the list."""
+        places: dict[Any, list[int]] = {}
+        for i, picture in enumerate(pictures):
+            key = os.fspath(picture) if isinstance(picture, (str, PathLike)) else id(picture)
+            places.setdefault(key, []).append(i)
+        groups = [np.array(rows, dtype=np.int64) for rows in places.values()]
+        done = 0
+        for batch in self._batches([pictures[rows[0]] for rows in groups]):
+            yield batch, self._encode(batch), groups[done : done + len(batch)]
+            done += len(batch)
+
+    @torch.inference_mode()
+    def _encode(self, batch: Sequence[Pixels]) -> Encoded:
+        return self.network.encode_image(self._tensor(batch))
+
+    def _tensor(self, batch: Sequence[Pixels]) -> Tensor:
+        return normalise(batch, self.image_spec, device=self.device, dtype=self.dtype)
+
+    def _tokens(self, texts: list[str], *, first: int | None = None) -> tuple[Tensor, Tensor]:
+        """ids `[n, L]` and lengths `[n]`; first: the id to put in place of the first one."""
+        tokens = self.tokenizer.encode(texts)
+        ids = torch.from_numpy(tokens.ids).to(self.device)
+        if first is not None:
+            ids[:, 0] = first
+        return ids, torch.from_numpy(tokens.lengths).to(self.device)
+
+    def _rows(self, tokens: tuple[Tensor, Tensor], rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Some of the texts, cut to the longest of them."""
+        index = torch.from_numpy(rows).to(self.device)
+        lengths = tokens[1][index]
+        return tokens[0][index, : int(lengths.max())], lengths
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        """`[n, P]`, in batches of like length: what is cut off is padding only."""
+        tokens = self._tokens(texts)
+        order = np.argsort(tokens[1].cpu().numpy(), kind="stable")
+        out: Tensor | None = None
+        for rows in np.split(order, range(_TEXTS_AT_ONCE, len(order), _TEXTS_AT_ONCE)):
+            part = embed.embed_texts(self.network, *self._rows(tokens, rows))
+            if out is None:
+                out = part.new_empty(len(texts), part.shape[1])
+            out[torch.from_numpy(rows).to(self.device)] = part
+        if out is None:
+            raise UsageError("texts: none were given")
+        return out
+
+    def _class_embeddings(self, labels: list[str], templates: list[str]) -> Tensor:
+        for template in templates:
+            if "{}" not in template:
+                raise UsageError(f'template "{template}": must hold {{}} where the label goes')
+        key = (tuple(labels), tuple(templates))
+        if self._classes is None or self._classes[0] != key:
+            texts = [template.replace("{}", label) for label in labels for template in templates]
+            self._classes = (key, embed.ensemble(self._embed_texts(texts), len(templates)))
+        return self._classes[1]
+
+    def _write(
+        self, memory: Encoded, prompts: list[str] | None, keys: list[int], options: Decoding
+    ) -> list[list[str]]:
+        """For each memory its texts, after its prompt. Prompts of one length go through the decoder together."""
+        config = self.network.config
+        if prompts is None:
+            ids = torch.full((len(keys), 1), config.start_id, device=self.device)
+            lengths = torch.ones(len(keys), dtype=torch.long)
+        else:
+            ids, lengths = self._tokens(prompts, first=config.start_id)
+            lengths = lengths.cpu() - 1  # without the end token
+        room = config.text.positions - int(lengths.max())
+        if options.max_new_tokens > room:
+            raise UsageError(
+                f"max_new_tokens={options.max_new_tokens}: this model has room for {room} after the prompt"
+            )
+        out: list[list[str]] = [[] for _ in keys]
+        for length in sorted(set(lengths.tolist())):
+            rows = (lengths == length).nonzero().squeeze(1)
+            found = describe.write(
+                self.network.decoder,
+                memory if len(rows) == len(keys) else _part(memory, rows.to(self.device)),
+                ids[rows.to(self.device), :length],
+                options,
+                end_id=config.end_id,
+                keys=[keys[row] for row in rows.tolist()],
+            )
+            texts = [text.strip() for text in self.tokenizer.decode([text[1:] for text in found])]
+            for i, row in enumerate(rows.tolist()):
+                out[row] = texts[i * options.num_return : (i + 1) * options.num_return]
+        return out
+
+    def _stack(self, rows: list[Tensor], width: int = 0) -> Floats:
+        return _numpy(torch.cat(rows)) if rows else np.zeros((0, width), dtype=np.float32)
+
+
+def _groups(rows_of: Sequence[NDArray[np.int64]]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """How texts go to the network: pictures with one text together, the texts of one picture together.
+
+    Yields a slice of the pictures and the rows of their texts, the texts of one picture consecutive.
+    """
+    start = 0
+    for single, group in groupby(rows_of, key=lambda rows: len(rows) == 1):
+        members = list(group)
+        if single:
+            yield slice(start, start + len(members)), np.concatenate(members)
+        else:
+            for b, rows in enumerate(members, start):
+                for part in np.split(rows, range(_TEXTS_AT_ONCE, len(rows), _TEXTS_AT_ONCE)):
+                    yield slice(b, b + 1), part
+        start += len(members)
+
+
+def _part(encoded: Encoded, rows: slice | Tensor) -> Encoded:
+    return Encoded(
+        encoded.tokens[rows],
+        None if encoded.pooled is None else encoded.pooled[rows],
+        None if encoded.mask is None else encoded.mask[rows],
+    )
+
+
+def _pictures(images: Images) -> Iterable[ImageSource]:
+    """One picture as a list of one; many as they come (an array of four dimensions is many)."""
+    one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
+    if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
+        return [images]  # pyright: ignore[reportReturnType]
+    return images  # pyright: ignore[reportReturnType]
+
+
+def _strings(texts: Texts, what: str) -> list[str]:
+    out = [texts] if isinstance(texts, str) else list(texts)
+    if not out:
+        raise UsageError(f"{what}: none were given")
+    for text in out:
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"{what}: {text!r} is no string")
+    return out
+
+
+def _next(prompts: list[str], start: int, count: int) -> list[str]:
+    """The prompts of the pictures from `start`; one prompt serves all, too few are noticed at the end."""
+    if len(prompts) == 1:
+        return prompts * count
+    if start + count > len(prompts):
+        raise UsageError(f"prompt: {len(prompts)} prompts for more pictures; give one, or one a picture")
+    return prompts[start : start + count]
+
+
+def _pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
+    pictures = list(_pictures(images))
+    if len(pictures) == 1:
+        return pictures * len(texts), texts
+    if len(texts) == 1:
+        return pictures, texts * len(pictures)
+    if len(pictures) != len(texts):
+        raise UsageError(f"{len(pictures)} pictures and {len(texts)} {what}: give as many, or one of either")
+    return pictures, texts
+
+
+def _digest(data: bytes) -> int:
+    """A number that names the content: seeds of sampling depend on it, not on the place in a batch."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _numpy(values: Tensor) -> Floats:
+    return values.float().cpu().numpy()

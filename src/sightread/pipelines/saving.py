@@ -1,0 +1,100 @@
+"""Writing a loaded model to a folder: in our layout, or in the one that `transformers` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from sightread.data.pixels import spec_to_transformers
+from sightread.data.tokens import Tokenizer
+from sightread.errors import UsageError
+from sightread.models.families import FAMILIES
+from sightread.models.files import write_json, write_safetensors
+from sightread.models.weights import export, own_tensors
+from sightread.nn.linear import pack, unpack
+from sightread.types import ImageSpec
+
+FORMAT = "sightread/1"
+
+
+class Saved(Protocol):
+    """What is written of a model."""
+
+    name: str
+    network: Any
+    family: str
+    tokenizer: Tokenizer
+    image_spec: ImageSpec
+    device: torch.device
+    dtype: torch.dtype
+
+
+def save(
+    model: Saved,
+    folder: str | PathLike[str],
+    *,
+    layout: Literal["sightread", "transformers"] = "sightread",
+) -> None:
+    """Write a folder that `load` reads back bit for bit; with layout="transformers" one that `transformers` reads.
+
+    A BLIP with both a caption head and a matching head becomes two folders there (`captioning`, `retrieval`), as no
+    one model of `transformers` holds both. The folder must not exist yet, or be empty: UsageError otherwise. It
+    appears whole or not at all.
+    """
+    if layout not in ("sightread", "transformers"):
+        raise UsageError(f'layout="{layout}": must be "sightread" or "transformers"')
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{folder}: is there already; choose a new folder, or empty this one first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".sightread-{target.name}-{os.getpid()}.tmp"
+    unpack(model.network)
+    try:
+        if layout == "sightread":
+            _write_own(model, temporary)
+        else:
+            _write_transformers(model, temporary)
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if model.device.type == "cpu":
+            pack(model.network)
+
+
+def _write_own(model: Saved, folder: Path) -> None:
+    folder.mkdir()
+    write_json(
+        {
+            "format": FORMAT,
+            "family": model.family,
+            "source": model.name,
+            "config": dataclasses.asdict(model.network.config),
+            "image": dataclasses.asdict(model.image_spec),
+        },
+        folder / "config.json",
+    )
+    model.tokenizer.save(folder)
+    write_safetensors(own_tensors(model.network), folder / "model.safetensors")
+
+
+def _write_transformers(model: Saved, folder: Path) -> None:
+    family = FAMILIES[model.family]
+    tensors = export(model.network, family.layouts["transformers"].keys)
+    for name, (config, prefixes) in family.to_transformers(model.network.config).items():
+        part = folder / name if name else folder
+        part.mkdir(parents=True)
+        write_json({**config, "dtype": str(model.dtype).removeprefix("torch.")}, part / "config.json")
+        write_json(
+            spec_to_transformers(model.image_spec, family.image_processor), part / "preprocessor_config.json"
+        )
+        model.tokenizer.save(part)
+        kept = {key: value for key, value in tensors.items() if key.startswith(prefixes)}
+        write_safetensors(kept, part / "model.safetensors")
