@@ -1,0 +1,393 @@
+"""The command `sightread`: caption, ask, classify, match and embed pictures; list the models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+import sightread
+from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, words_or_file
+from sightread.apps.show import Column, Rows, Screen, say
+from sightread.errors import SightreadError, UnsupportedError, UsageError
+from sightread.pipelines.events import Done, Event, Failed, Skipped
+
+if TYPE_CHECKING:
+    from sightread.pipelines.engine import Model
+    from sightread.pipelines.jobs import Reading
+
+Paths = Annotated[str, Parameter(name="PATHS", required=True)]
+"""Files, folders (with all folders in them) and globs."""
+
+_WRITING, _KEEPING, _DECODING = Writing(), Keeping(), Decoding()
+_INTERRUPTED = 130
+_PIPE_CLOSED = 141
+
+app = App(
+    name="sightread",
+    help="Read pictures at sight: caption, ask, classify, match and embed them with CLIP and BLIP.",
+    version=lambda: sightread.__version__,
+    help_format="plaintext",
+    help_epilogue=(
+        "Exit status: 0 all went well, 1 some inputs failed, 2 wrong usage.\n"
+        "Each command has its own help: sightread caption --help"
+    ),
+    group_parameters=Group("Options", sort_key=0),
+)
+
+
+def load(source: str, *, device: str, dtype: Dtype) -> Model:
+    """`sightread.load`, brought in by the first command that needs it."""
+    from sightread.pipelines import engine
+
+    return engine.load(source, device=device, dtype=dtype)
+
+
+@app.command(
+    help_epilogue=(
+        "Examples:\n"
+        "  sightread caption photos -m Salesforce/blip-image-captioning-base\n"
+        "  sightread caption 'photos/**/*.jpg' -m M --num-beams 3 --prefix 'ohwx, '\n"
+        "  sightread caption photos -m M --min-match 0.3 --judge Salesforce/blip-itm-base-coco\n"
+        "  sightread caption photos -m M --out captions.jsonl"
+    )
+)
+def caption(
+    *paths: Paths,
+    prompt: str | None = None,
+    writing: Writing = _WRITING,
+    keeping: Keeping = _KEEPING,
+    decoding: Decoding = _DECODING,
+    machine: Machine,
+) -> int:
+    """Write a caption for every picture.
+
+    Each caption goes to a .txt file beside its picture. A picture that has one is skipped, so your own edits stay and a
+    run that was cut off goes on where it stopped. Empty and looping captions are dropped.
+
+    Parameters
+    ----------
+    paths
+        Files, folders (with all folders in them) and globs.
+    prompt
+        The words that every caption starts with, such as "a photo of".
+    """
+    from sightread.pipelines.captions import Rules, caption_pictures
+
+    machine.check()
+    writing.check()
+    pattern = keeping.pattern()
+    rules = Rules(
+        prompt, writing.prefix, writing.suffix, pattern, keeping.min_match, keeping.keep_all, decoding.given()
+    )
+    model = _load(machine, machine.model, "caption")
+    judge = None
+    if keeping.min_match is not None:
+        judge = model if keeping.judge is None else _load(machine, keeping.judge, "match")
+        _require(judge, "match")
+    sink = _sink(writing, {"model": machine.model, "judge": keeping.judge, "rules": str(rules)})
+    columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (judge is not None)
+    with Screen("captioning", Rows(columns, as_json=machine.json, go_on=True)) as screen:
+        screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
+        try:
+            for event in caption_pictures((model, judge), _inputs(paths), sink, rules, _reading(machine)):
+                screen.event(event)
+                if not isinstance(event, Done):
+                    continue
+                if event.value.dropped:
+                    screen.drop(event.name, event.value.dropped, event.value.why)
+                    continue
+                row = {"name": event.name, "caption": event.value.text}
+                screen.row(row | ({} if judge is None else {"match": event.value.score}))
+            sink.finish()
+        finally:
+            sink.close()
+    return screen.status
+
+
+@app.command(
+    help_epilogue=(
+        "Examples:\n"
+        "  sightread ask photos -m Salesforce/blip-vqa-base -q 'how many people are there?'\n"
+        "  sightread ask photos -m M -q 'is it day or night?' --candidates day,night --json"
+    )
+)
+def ask(
+    *paths: Paths,
+    question: Annotated[list[str], Parameter(name=["--question", "-q"], negative=(), consume_multiple=False)],
+    candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
+    decoding: Decoding = _DECODING,
+    machine: Machine,
+) -> int:
+    """Answer questions about every picture.
+
+    Parameters
+    ----------
+    paths
+        Files, folders (with all folders in them) and globs.
+    question
+        A question; give -q again for more. Each picture is read once for all of them.
+    candidates
+        The answers to choose from: a,b,c or a file with one a line. Without them the model writes its own.
+    """
+    machine.check()
+    options = decoding.given()
+    choices = None if candidates is None else words_or_file("--candidates", candidates)
+    if any(not text.strip() for text in question):
+        raise UsageError("-q: the question is empty.")
+    model = _load(machine, machine.model, "answer")
+
+    def verb(pictures: list[Any]) -> list[list[str]]:
+        pairs = [picture for picture in pictures for _ in question]  # the model encodes each picture once
+        answers = model.answer(pairs, question * len(pictures), candidates=choices, **options)
+        return [answers[i : i + len(question)] for i in range(0, len(answers), len(question))]
+
+    columns = [Column("name"), Column("question"), Column("answer", 24)]
+    with Screen("answering", Rows(columns, as_json=machine.json)) as screen:
+        for event in _run(screen, machine, [model], paths, verb):
+            for text, answer in zip(question, event.value, strict=True):
+                screen.row({"name": event.name, "question": text, "answer": answer})
+    return screen.status
+
+
+@app.command(
+    help_epilogue=(
+        "Examples:\n"
+        "  sightread classify photos -m openai/clip-vit-base-patch32 --labels cat,dog,bird\n"
+        "  sightread classify photos -m M --labels classes.txt --template 'a sketch of a {}.' --top 5"
+    )
+)
+def classify(
+    *paths: Paths,
+    labels: Annotated[str, Parameter(metavar="A,B,...|FILE")],
+    template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
+    top: int | None = None,
+    machine: Machine,
+) -> int:
+    """Say which of your labels fits each picture best, without training.
+
+    Parameters
+    ----------
+    paths
+        Files, folders (with all folders in them) and globs.
+    labels
+        The labels: a,b,c or a file with one a line. Their probabilities add up to 1 for each picture.
+    template
+        A sentence with {} in the place of the label; give it again for more, which are averaged.
+        Without it: "a photo of a {}."
+    top
+        Show this many of the best labels. Without it: 3 in the table, all with --json.
+    """
+    machine.check()
+    names = words_or_file("--labels", labels)
+    if len(names) < 2:
+        raise UsageError(
+            "--labels: give at least two; with one its probability is always 1 (`match` judges one text)."
+        )
+    templates = tuple(template or ("a photo of a {}.",))
+    for text in templates:
+        if "{}" not in text:
+            raise UsageError(f"--template {text!r}: put {{}} where the label goes.")
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top}: must be at least 1.")
+    model = _load(machine, machine.model, "classify")
+    shown = top or (len(names) if machine.json else 3)
+
+    def verb(pictures: list[Any]) -> list[list[float]]:
+        return model.classify(pictures, names, templates).tolist()
+
+    columns = [Column("name"), Column("label"), Column("probability", 11, True)]
+    with Screen("classifying", Rows(columns, as_json=machine.json)) as screen:
+        for event in _run(screen, machine, [model], paths, verb):
+            best = sorted(zip(event.value, names, strict=True), key=lambda pair: -pair[0])[:shown]
+            if machine.json:
+                scores = {label: probability for probability, label in best}
+                screen.row({"name": event.name, "label": best[0][1], "probabilities": scores})
+                continue
+            for probability, label in best:
+                screen.row({"name": event.name, "label": label, "probability": probability})
+    return screen.status
+
+
+@app.command(
+    help_epilogue=(
+        "Examples:\n  sightread match photo.jpg 'a dog on a beach' 'a cat' -m Salesforce/blip-itm-base-coco"
+    )
+)
+def match(
+    image: str, *texts: Annotated[str, Parameter(name="TEXTS", required=True)], machine: Machine
+) -> int:
+    """Judge how well texts describe one picture: for each the probability, 0 to 1, that it matches.
+
+    Parameters
+    ----------
+    image
+        One picture file.
+    texts
+        One or more texts; put them in quotes.
+    """
+    machine.check()
+    if not texts:
+        raise UsageError("TEXTS: give at least one text to judge.")
+    if os.path.isdir(image):
+        raise UsageError(f"{image}: this is a folder; match judges one picture.")
+    model = _load(machine, machine.model, "match")
+
+    def verb(pictures: list[Any]) -> list[list[float]]:
+        return [model.match(picture, list(texts)).tolist() for picture in pictures]
+
+    columns = [Column("text"), Column("match", 6, True)]
+    with Screen("matching", Rows(columns, as_json=machine.json)) as screen:
+        for event in _run(screen, machine, [model], [image], verb):
+            for text, probability in zip(texts, event.value, strict=True):
+                screen.row({"name": event.name, "text": text, "match": probability})
+    return screen.status
+
+
+@app.command(
+    help_epilogue=(
+        "Examples:\n"
+        "  sightread embed photos -m openai/clip-vit-base-patch32 --out photos.npy\n"
+        "  sightread embed photos -m M --out photos.parquet"
+    )
+)
+def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: Machine) -> int:
+    """Turn every picture into a vector of unit length, for search and comparison.
+
+    Parameters
+    ----------
+    paths
+        Files, folders (with all folders in them) and globs.
+    out
+        x.npy (float32, one row a picture; the names go to x.names.txt) or x.parquet (columns name and embedding). It is
+        written whole or not at all, and replaces an older one.
+    """
+    from sightread.pipelines.vectors import VectorFile
+
+    machine.check()
+    file = VectorFile(out, machine.model)
+    model = _load(machine, machine.model, "embed")
+
+    def verb(pictures: list[Any]) -> Any:
+        return model.embed_images(pictures)
+
+    with Screen("embedding", Rows([])) as screen:
+        with file:
+            for event in _run(screen, machine, [model], paths, verb):
+                file.add([event.name], event.value[None])
+        if file.rows:
+            screen.say(f"{out}: {file.rows:,} rows.")
+        elif screen.counts.total():
+            screen.say(f"{out} was not written: there is no embedding to put in it.")
+    return screen.status
+
+
+@app.command(help_epilogue="Examples:\n  sightread models\n  sightread models --job caption --json")
+def models(
+    *,
+    job: Literal["embed", "similarity", "classify", "match", "rank", "caption", "answer", "ask"]
+    | None = None,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> int:
+    """List the known models: what each can do, its size, licence and memory, and which to pick for which job.
+
+    Parameters
+    ----------
+    job
+        Only the models for this job, the one to start with first, with the figures that are published for them.
+    json
+        Print one JSON object a line instead of a table.
+    """
+    from sightread.apps.listing import show_models
+
+    show_models("answer" if job == "ask" else job, as_json=json)
+    return 0
+
+
+def _load(machine: Machine, source: str, capability: str) -> Model:
+    model = load(source, device=machine.device, dtype=machine.dtype)
+    _require(model, capability)
+    model.batch_size = machine.batch_size
+    return model
+
+
+def _require(model: Model, capability: str) -> None:
+    if capability not in model.capabilities:
+        able = ", ".join(sorted(model.capabilities))
+        raise UnsupportedError(
+            f"{model.name} cannot {capability} (it can: {able}). `sightread models --job {capability}` lists models "
+            "that can."
+        )
+
+
+def _inputs(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
+    from sightread.pipelines.inputs import find_pictures
+
+    return find_pictures(paths)
+
+
+def _reading(machine: Machine) -> Reading:
+    from sightread.pipelines.jobs import Reading
+    from sightread.types import Limits
+
+    return Reading(machine.batch_size, machine.workers, limits=Limits(max_pixels=machine.max_pixels))
+
+
+def _sink(writing: Writing, settings: dict[str, Any]) -> Any:
+    from sightread.pipelines.sidecars import Sidecars
+    from sightread.pipelines.tables import CaptionTable
+
+    if writing.out is None:
+        return Sidecars(writing.write, say)
+    mode = "overwrite" if writing.write == "overwrite" else "skip"
+    return CaptionTable(writing.out, mode, settings)
+
+
+def _run(
+    screen: Screen, machine: Machine, readers: list[Any], paths: Sequence[str], verb: Any
+) -> Iterator[Done[Any]]:
+    """Runs the verb over what the paths name, counts every event and yields those that are done."""
+    from sightread.pipelines import jobs
+
+    screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
+    events: Iterator[Event[Any]] = jobs.run(readers, _inputs(paths), verb, _reading(machine))
+    for event in events:
+        screen.event(event)
+        if isinstance(event, Done):
+            yield event
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0, 1 (some inputs failed), 2 (wrong usage), 130 (Ctrl-C)."""
+    try:
+        status = app(
+            arguments, exit_on_error=False, print_error=False, result_action="return_value"
+        )  # None after --help and --version
+        sys.stdout.flush()
+        return status or 0
+    except CycloptsError as error:
+        say(f"sightread: {' '.join(str(error).split())}")
+        say("`sightread --help` lists the commands, `sightread COMMAND --help` the options of one.")
+        return 2
+    except UsageError as error:
+        say(f"sightread: {error}")
+        return 2
+    except SightreadError as error:
+        say(f"sightread: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("Interrupted. Nothing is half written; the same command goes on from here.")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our rows has gone: no complaint, and none from the interpreter's last flush either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        say(f"sightread: out of memory: use a smaller --batch-size, or --dtype bfloat16. ({error})")
+        return 1
