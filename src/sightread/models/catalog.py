@@ -1,0 +1,206 @@
+"""Every official checkpoint that is known by name: what it can do, what it costs, and which one to pick for which job.
+
+A checkpoint need not be in here to be loaded: its own files say what it is. Imports no torch.
+
+Parameters are counted from the architecture, each distinct value once. Figures of quality are the authors' own, or
+open_clip's re-measurement of their weights; each says its protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+Layout = Literal["transformers", "open_clip", "original"]
+
+JOBS: dict[str, str] = {
+    "embed": "a vector for a picture or a text, for search",
+    "similarity": "cosine of every picture with every text",
+    "classify": "probabilities over labels that you name (zero-shot)",
+    "match": "probability that a text fits a picture",
+    "rank": "order texts for a picture: by embedding, then by a second, closer look",
+    "caption": "write a text for a picture",
+    "answer": "answer a question about a picture",
+}
+
+RECOMMENDED: dict[str, str] = {
+    "embed": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "similarity": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "classify": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "match": "Salesforce/blip-itm-base-coco",
+    "rank": "Salesforce/blip-itm-base-coco",
+    "caption": "Salesforce/blip-image-captioning-base",
+    "answer": "Salesforce/blip-vqa-base",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One checkpoint. `name` is what `load` takes: a hub id, or for layout "original" the name of a file from `url`.
+
+    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. licence: SPDX.
+    paper: arXiv id. download_mb: 10^6 bytes of weights, None where not known. quality: published figures, each with
+    its protocol.
+    """
+
+    name: str
+    family: str
+    layout: Layout
+    jobs: tuple[str, ...]
+    image_size: int
+    parameters: float
+    licence: str
+    paper: str
+    download_mb: int | None
+    quality: tuple[str, ...] = ()
+    url: str = ""
+
+    @property
+    def memory_mb(self) -> int:
+        """10^6 bytes that the weights take in float32; the program and the pictures at work come on top."""
+        return round(self.parameters * 4)
+
+    @property
+    def where(self) -> str:
+        """The address of the files."""
+        return self.url or f"https://huggingface.co/{self.name}"
+
+
+_CLIP_JOBS = ("embed", "similarity", "classify")
+_JUDGE_JOBS = ("embed", "similarity", "match", "rank")
+_ALL_HEADS = ("embed", "similarity", "classify", "match", "rank", "caption")
+_BLIP_FILES = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
+
+
+def _clip(
+    name: str,
+    parameters: float,
+    *quality: str,
+    image_size: int = 224,
+    layout: Layout = "transformers",
+    paper: str = "2103.00020",
+) -> Entry:
+    megabytes = round(parameters * 4)
+    return Entry(name, "clip", layout, _CLIP_JOBS, image_size, parameters, "MIT", paper, megabytes, quality)
+
+
+def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *quality: str) -> Entry:
+    licence, paper = "BSD-3-Clause", "2201.12086"
+    return Entry(name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality)
+
+
+def _original(name: str, parameters: float, data: str) -> Entry:
+    licence, paper = "BSD-3-Clause", "2201.12086"
+    note = f"pre-trained only, on {data}; no published figure without fine-tuning"
+    url = _BLIP_FILES + name
+    return Entry(name, "blip", "original", _ALL_HEADS, 224, parameters, licence, paper, None, (note,), url)
+
+
+def _openai(imagenet: float, flickr: str, coco: str) -> tuple[str, ...]:
+    return (
+        f"ImageNet top-1 {imagenet} %, zero-shot, 80 templates (open_clip's measurement)",
+        f"Flickr30k recall@1 image to text / text to image {flickr} %, zero-shot (open_clip's measurement)",
+        f"COCO recall@1 image to text / text to image {coco} %, zero-shot (open_clip's measurement)",
+    )
+
+
+def _open_clip(imagenet: float) -> str:
+    return f"ImageNet top-1 {imagenet} %, zero-shot (open_clip's measurement)"
+
+
+def _captions(cider: float) -> str:
+    return f"COCO CIDEr {cider}, Karpathy test, fine-tuned on COCO, beam 3, prompt 'a picture of' (paper)"
+
+
+def _retrieval(data: str, recall: str, k: int) -> str:
+    return (
+        f"{data} recall@1 image to text / text to image {recall} %, fine-tuned, ITM over the top {k} (paper)"
+    )
+
+
+def _vqa(accuracy: str) -> str:
+    return f"VQAv2 test-dev / test-std {accuracy} %, ranking 3,128 answers, 480 px where the hub's files say 384 (paper)"
+
+
+ENTRIES: tuple[Entry, ...] = (
+    _clip("openai/clip-vit-base-patch32", 151.3, *_openai(63.3, "78.9 / 58.8", "50.1 / 30.4")),
+    _clip("openai/clip-vit-base-patch16", 149.6, *_openai(68.3, "82.2 / 62.2", "52.4 / 33.1")),
+    _clip("openai/clip-vit-large-patch14", 427.6, *_openai(75.5, "85.2 / 65.0", "56.3 / 36.5")),
+    _clip(
+        "openai/clip-vit-large-patch14-336",
+        427.9,
+        *_openai(76.6, "87.7 / 66.9", "57.9 / 37.1"),
+        image_size=336,
+    ),
+    _clip("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 151.3, _open_clip(66.6), paper="2212.07143"),
+    _clip("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", 149.6, paper="2212.07143"),
+    _clip("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", 427.6, _open_clip(75.3), paper="2212.07143"),
+    _clip("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 986.1, _open_clip(78.0), paper="2212.07143"),
+    _clip("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", 1366.7, _open_clip(76.6), paper="2212.07143"),
+    _clip("laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K", 151.3, layout="open_clip", paper="2304.14108"),
+    _clip(
+        "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+        149.6,
+        _open_clip(73.5),
+        layout="open_clip",
+        paper="2304.14108",
+    ),
+    _clip("laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K", 427.6, _open_clip(79.2), paper="2304.14108"),
+    _blip("Salesforce/blip-image-captioning-base", ("caption",), 224.0, 990, _captions(133.3)),
+    _blip("Salesforce/blip-image-captioning-large", ("caption",), 446.3, 1879, _captions(136.7)),
+    _blip("Salesforce/blip-vqa-base", ("answer",), 361.2, 1539, _vqa("78.24 / 78.17")),
+    _blip("Salesforce/blip-vqa-capfilt-large", ("answer",), 361.2, 1539, _vqa("78.25 / 78.32")),
+    _blip("Salesforce/blip-itm-base-coco", _JUDGE_JOBS, 223.7, 895, _retrieval("COCO", "81.9 / 64.3", 256)),
+    _blip("Salesforce/blip-itm-large-coco", _JUDGE_JOBS, 446.1, 1785, _retrieval("COCO", "82.4 / 65.1", 256)),
+    _blip(
+        "Salesforce/blip-itm-base-flickr",
+        _JUDGE_JOBS,
+        223.7,
+        895,
+        _retrieval("Flickr30k", "97.3 / 87.3", 128),
+    ),
+    _blip(
+        "Salesforce/blip-itm-large-flickr",
+        _JUDGE_JOBS,
+        446.1,
+        1785,
+        _retrieval("Flickr30k", "97.4 / 87.6", 128),
+    ),
+    _original("model_base_14M.pth", 275.9, "14M pictures"),
+    _original("model_base.pth", 275.9, "129M pictures"),
+    _original(
+        "model_base_capfilt_large.pth", 275.9, "129M pictures with texts that ViT-L wrote and filtered"
+    ),
+    _original("model_large.pth", 498.2, "129M pictures with texts that ViT-L wrote and filtered"),
+)
+
+
+def find(name: str) -> Entry | None:
+    """The entry of that name, letter case aside; None where it is not known."""
+    return next((entry for entry in ENTRIES if entry.name.lower() == name.lower()), None)
+
+
+def close_names(text: str) -> list[str]:
+    """Up to two known names that somebody who typed `text` may have meant."""
+    names = {entry.name.lower(): entry.name for entry in ENTRIES}
+    short = {name.split("/")[-1]: name for name in names}
+    found = get_close_matches(text.lower(), [*names, *short], n=4, cutoff=0.75)
+    return list(dict.fromkeys(names[short.get(name, name)] for name in found))[:2]
+
+
+def who_can(verb: str) -> list[str]:
+    """Names of the checkpoints that can do `verb` (a key of JOBS), the recommended one first."""
+    able = [entry.name for entry in ENTRIES if verb in entry.jobs]
+    return sorted(able, key=lambda name: name != RECOMMENDED.get(verb))
+
+
+def pick_for(job: str) -> Entry:
+    """The entry to start with for a job. Raises KeyError for what is not a key of JOBS.
+
+    The rule: the smallest of the family that does the job best; of two of one size, the one with the better
+    published figure.
+    """
+    entry = find(RECOMMENDED[job])
+    assert entry is not None, f"the catalogue recommends {RECOMMENDED[job]}, which it does not hold"
+    return entry
