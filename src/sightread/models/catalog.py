@@ -120,7 +120,7 @@ def _retrieval(data: str, recall: str, k: int) -> str:
 
 
 def _vqa(accuracy: str) -> str:
-    return f"VQAv2 test-dev / test-std {accuracy} %, ranking 3,128 answers, 480 px where the hub's files say 384 (paper)"
+    return f"VQAv2 test-dev / test-std {accuracy} %, ranking 3,128 answers, 480 px (the hub's files: 384) (paper)"
 
 
 ENTRIES: tuple[Entry, ...] = (

@@ -177,14 +177,15 @@ def _shards(index: Path) -> tuple[Path, ...]:
     placed = _read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
-    files = set(cast("dict[str, Any]", placed).values())
-    for file in files:
+    listed = list(cast("dict[str, Any]", placed).values())
+    for file in listed:
         if (
             not isinstance(file, str)
             or not re.fullmatch(r"[\w][\w. -]*", file)
             or not file.endswith(_SUFFIXES)
         ):
             raise CheckpointError(f"{index}: names {file!r}, which is no weights file of its own folder")
+    files = set(listed)
     missing = sorted(file for file in files if not (index.parent / file).is_file())
     if missing:
         raise CheckpointError(
@@ -276,10 +277,10 @@ def _hub_errors(name: str, revision: str | None) -> Generator[None]:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{name}: has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise CheckpointError(_no_such(name)) from error
-    except (
-        Exception
-    ) as error:  # the hub's client has changed its HTTP library, and with it these types, before
+        private = "and no model of that name on the hub, or a private one (then: `hf auth login`)"
+        raise CheckpointError(_no_such(name, private)) from error
+    # Anything else: the hub's client has changed its HTTP library, and with it these types, before.
+    except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(_put_where(name, f"{constants.ENDPOINT} failed ({reason})")) from error
 
@@ -329,17 +330,20 @@ def _put_where(name: str, why: str) -> str:
         f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download "
         f"config.json, preprocessor_config.json, tokenizer.json (or {vocabulary}) and model.safetensors (or "
         f"pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
-        f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}"
+        f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_did_you_mean(name)}"
     )
 
 
-def _no_such(text: str) -> str:
+def _no_such(text: str, hub: str = "and a hub model is called owner/name") -> str:
     entry = find(text)
     if entry is not None and entry.url:
         return f"{text}: no such file here; download it from {entry.url} and name its path"
-    close = close_names(text)
-    meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"{text or '(empty)'}: no such folder or file here, and no model of that name on the hub.{meant}"
+    return f"{text or '(empty)'}: no such folder or file here, {hub}{_did_you_mean(text)}"
+
+
+def _did_you_mean(text: str) -> str:
+    close = [] if find(text) else close_names(text)
+    return f". Did you mean {' or '.join(close)}?" if close else ""
 
 
 # The tensors.
