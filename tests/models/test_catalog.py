@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sightread.models.blip import Blip
+from sightread.models.blip import Config as BlipConfig
+from sightread.models.catalog import ENTRIES, JOBS, RECOMMENDED, Entry, close_names, find, pick_for, who_can
+from sightread.models.clip import Clip
+from sightread.models.clip import Config as ClipConfig
+from sightread.towers.text import TextConfig
+from sightread.towers.vit import VitConfig
+
+
+def test_names_are_unique_and_found_whatever_their_case() -> None:
+    assert len({entry.name.lower() for entry in ENTRIES}) == len(ENTRIES)
+    assert find("SALESFORCE/BLIP-VQA-BASE") is find("Salesforce/blip-vqa-base")
+    assert find("nobody/nothing") is None
+
+
+def test_every_job_has_a_recommended_entry_that_can_do_it() -> None:
+    assert set(RECOMMENDED) == set(JOBS) == {job for entry in ENTRIES for job in entry.jobs}
+    for job in JOBS:
+        entry = pick_for(job)
+        assert job in entry.jobs
+        able = who_can(job)
+        assert able[0] == entry.name
+        assert set(able) == {e.name for e in ENTRIES if job in e.jobs}
+    assert who_can("fly") == []
+    with pytest.raises(KeyError):
+        pick_for("fly")
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_entries_are_complete(entry: Entry) -> None:
+    assert entry.licence
+    assert entry.paper[4] == "."
+    assert entry.where.startswith("https://")
+    assert entry.image_size % 14 == 0 or entry.image_size % 32 == 0
+    assert set(entry.jobs) <= set(JOBS)
+    assert all("(" in figure or "no published figure" in figure for figure in entry.quality)
+    if entry.download_mb is not None:  # every hub file is in float32
+        assert 0.99 < entry.download_mb / (4 * entry.parameters) < 1.12
+
+
+# Parameters are counted again here, on networks built from the published sizes.
+
+WIDTHS = {
+    "base": (768, 12),
+    "large": (1024, 24),
+    "B": (768, 12),
+    "L": (1024, 24),
+    "H": (1280, 32),
+    "g": (1408, 40),
+}
+CLIP_TEXT = {
+    "base": (512, 12),
+    "large": (768, 12),
+    "B": (512, 12),
+    "L": (768, 12),
+    "H": (1024, 24),
+    "g": (1024, 24),
+}
+
+
+def vit(size: str, patch: int, image_size: int, *, blip: bool) -> VitConfig:
+    dim, layers = WIDTHS[size]
+    return VitConfig(
+        image_size=image_size,
+        patch=patch,
+        dim=dim,
+        layers=layers,
+        heads=16 if size != "base" else 12,
+        mlp_dim=int(dim * 4.3637) if size == "g" else 4 * dim,
+        activation="gelu",
+        eps=1e-5,
+        norm_first=not blip,
+        norm_tokens=blip,
+        patch_bias=blip,
+    )
+
+
+def text(dim: int, layers: int, vocab: int, positions: int, memory_dim: int | None) -> TextConfig:
+    return TextConfig(
+        vocab=vocab,
+        positions=positions,
+        dim=dim,
+        layers=layers,
+        heads=dim // 64,
+        mlp_dim=4 * dim,
+        activation="gelu",
+        eps=1e-5,
+        post_norm=vocab == 30524,
+        memory_dim=memory_dim,
+    )
+
+
+def clip_network(entry: Entry) -> torch.nn.Module:
+    match = re.search(r"-(base|large|B|L|H|g)-(?:patch)?(\d+)", entry.name)
+    assert match is not None
+    size, patch = match.group(1), int(match.group(2))
+    dim, layers = CLIP_TEXT[size]
+    embed_dim = 512 if dim == 512 else 768 if dim == 768 else 1024
+    towers = vit(size, patch, entry.image_size, blip=False), text(dim, layers, 49408, 77, None)
+    return Clip(ClipConfig(*towers, embed_dim=embed_dim, end_id=49407, end_is_largest_id=False))
+
+
+def blip_network(entry: Entry) -> torch.nn.Module:
+    size = "large" if re.search(r"(captioning|itm|model)[-_]large", entry.name) else "base"
+    image = vit(size, 16, entry.image_size, blip=True)
+    answers, original = entry.jobs == ("answer",), entry.layout == "original"
+    return Blip(
+        BlipConfig(
+            vision=image,
+            text=text(768, 12, 30524, 512, image.dim),
+            decoder_memory_dim=768 if answers else image.dim,
+            encoder=entry.jobs != ("caption",),
+            decoder=original or answers or entry.jobs == ("caption",),
+            matching="match" in entry.jobs,
+            embed_dim=256 if "embed" in entry.jobs else None,
+            temperature=original,
+            shared=original,
+            tied_words=True,
+            start_id=30522,
+            end_id=102,
+            pad_id=0,
+            encoder_start=None,
+        )
+    )
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_parameters_and_jobs_are_those_of_the_network(entry: Entry) -> None:
+    with torch.device("meta"):
+        network = clip_network(entry) if entry.family == "clip" else blip_network(entry)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert entry.parameters == round(count / 1e6, 1)
+    assert set(entry.jobs) == network.jobs
+
+
+def test_near_misses_are_named() -> None:
+    assert close_names("blip-vqa-bas") == ["Salesforce/blip-vqa-base"]
+    assert "openai/clip-vit-base-patch32" in close_names("OpenAI/clip-vit-base-patch-32")
+    assert close_names("something else entirely") == []
+
+
+def test_the_catalogue_loads_no_torch() -> None:
+    code = "import sightread.models.catalog, sys; print({'torch', 'numpy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
