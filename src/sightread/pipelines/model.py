@@ -27,8 +27,8 @@ from sightread.tasks.generate import Decoding
 from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Pixels
 
 Floats = NDArray[np.float32]
-Images: TypeAlias = ImageSource | Iterable[ImageSource]
-Texts: TypeAlias = str | Sequence[str]
+Images: TypeAlias = "ImageSource | Iterable[ImageSource]"
+Texts: TypeAlias = "str | Sequence[str]"
 
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
@@ -326,7 +326,7 @@ class Model:
                 end_id=config.end_id,
                 keys=[keys[row] for row in rows.tolist()],
             )
-            texts = [text.strip() for text in self.tokenizer.decode([text[1:] for text in found])]
+            texts = [text.strip() for text in self.tokenizer.decode(found)]
             for i, row in enumerate(rows.tolist()):
                 out[row] = texts[i * options.num_return : (i + 1) * options.num_return]
         return out
