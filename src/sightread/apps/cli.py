@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,14 +15,18 @@ import sightread
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, words_or_file
 from sightread.apps.show import Column, Rows, Screen, say
 from sightread.errors import SightreadError, UnsupportedError, UsageError
-from sightread.pipelines.events import Done, Event, Failed, Skipped
+from sightread.pipelines.events import Done, Failed, Skipped
 
 if TYPE_CHECKING:
+    from sightread.pipelines.captions import Rules
     from sightread.pipelines.engine import Model
     from sightread.pipelines.jobs import Reading
+    from sightread.pipelines.sidecars import Sidecars
+    from sightread.pipelines.tables import CaptionTable
 
-Paths = Annotated[str, Parameter(name="PATHS", required=True)]
-"""Files, folders (with all folders in them) and globs."""
+Paths = Annotated[
+    str, Parameter(name="PATHS", required=True, help="Files, folders (with all folders in them) and globs.")
+]
 
 _WRITING, _KEEPING, _DECODING = Writing(), Keeping(), Decoding()
 _INTERRUPTED = 130
@@ -32,6 +37,7 @@ app = App(
     help="Read pictures at sight: caption, ask, classify, match and embed them with CLIP and BLIP.",
     version=lambda: sightread.__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
     help_epilogue=(
         "Exit status: 0 all went well, 1 some inputs failed, 2 wrong usage.\n"
         "Each command has its own help: sightread caption --help"
@@ -71,41 +77,40 @@ def caption(
 
     Parameters
     ----------
-    paths
-        Files, folders (with all folders in them) and globs.
     prompt
         The words that every caption starts with, such as "a photo of".
     """
     from sightread.pipelines.captions import Rules, caption_pictures
 
     machine.check()
-    writing.check()
-    pattern = keeping.pattern()
     rules = Rules(
-        prompt, writing.prefix, writing.suffix, pattern, keeping.min_match, keeping.keep_all, decoding.given()
+        prompt=prompt,
+        prefix=writing.prefix,
+        suffix=writing.suffix,
+        drop_if=keeping.pattern(),
+        min_match=keeping.min_match,
+        keep_all=keeping.keep_all,
+        decoding=decoding.given(),
     )
-    model = _load(machine, machine.model, "caption")
-    judge = None
-    if keeping.min_match is not None:
-        judge = model if keeping.judge is None else _load(machine, keeping.judge, "match")
-        _require(judge, "match")
-    sink = _sink(writing, {"model": machine.model, "judge": keeping.judge, "rules": str(rules)})
-    columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (judge is not None)
-    with Screen("captioning", Rows(columns, as_json=machine.json, go_on=True)) as screen:
+    columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
+    rows = Rows(columns, as_json=machine.json, go_on=True)
+    with ExitStack() as stack:
+        sink = stack.enter_context(closing(_sink(writing, machine, keeping, rules)))
+        model, judge = _writer_and_judge(machine, keeping)
+        screen = stack.enter_context(Screen("captioning", rows))
         screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
-        try:
-            for event in caption_pictures((model, judge), _inputs(paths), sink, rules, _reading(machine)):
-                screen.event(event)
-                if not isinstance(event, Done):
-                    continue
-                if event.value.dropped:
-                    screen.drop(event.name, event.value.dropped, event.value.why)
-                    continue
-                row = {"name": event.name, "caption": event.value.text}
-                screen.row(row | ({} if judge is None else {"match": event.value.score}))
-            sink.finish()
-        finally:
-            sink.close()
+        job = caption_pictures((model, judge), _inputs(paths), sink, rules, _reading(machine, model))
+        for event in stack.enter_context(closing(job)):
+            screen.event(event)
+            if not isinstance(event, Done):
+                continue
+            made = event.value
+            if made.dropped:
+                screen.drop(event.name, made.dropped, made.why)
+            else:
+                screen.row(
+                    {"name": event.name, "caption": made.text} | ({"match": made.score} if judge else {})
+                )
     return screen.status
 
 
@@ -127,8 +132,6 @@ def ask(
 
     Parameters
     ----------
-    paths
-        Files, folders (with all folders in them) and globs.
     question
         A question; give -q again for more. Each picture is read once for all of them.
     candidates
@@ -148,7 +151,7 @@ def ask(
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
     with Screen("answering", Rows(columns, as_json=machine.json)) as screen:
-        for event in _run(screen, machine, [model], paths, verb):
+        for event in _run(screen, machine, model, paths, verb):
             for text, answer in zip(question, event.value, strict=True):
                 screen.row({"name": event.name, "question": text, "answer": answer})
     return screen.status
@@ -172,8 +175,6 @@ def classify(
 
     Parameters
     ----------
-    paths
-        Files, folders (with all folders in them) and globs.
     labels
         The labels: a,b,c or a file with one a line. Their probabilities add up to 1 for each picture.
     template
@@ -200,9 +201,9 @@ def classify(
     def verb(pictures: list[Any]) -> list[list[float]]:
         return model.classify(pictures, names, templates).tolist()
 
-    columns = [Column("name"), Column("label"), Column("probability", 11, True)]
+    columns = [Column("name"), Column("label", _width(names)), Column("probability", 11, True)]
     with Screen("classifying", Rows(columns, as_json=machine.json)) as screen:
-        for event in _run(screen, machine, [model], paths, verb):
+        for event in _run(screen, machine, model, paths, verb):
             best = sorted(zip(event.value, names, strict=True), key=lambda pair: -pair[0])[:shown]
             if machine.json:
                 scores = {label: probability for probability, label in best}
@@ -240,9 +241,9 @@ def match(
     def verb(pictures: list[Any]) -> list[list[float]]:
         return [model.match(picture, list(texts)).tolist() for picture in pictures]
 
-    columns = [Column("text"), Column("match", 6, True)]
+    columns = [Column("text", _width(texts)), Column("match", 6, True)]
     with Screen("matching", Rows(columns, as_json=machine.json)) as screen:
-        for event in _run(screen, machine, [model], [image], verb):
+        for event in _run(screen, machine, model, [image], verb):
             for text, probability in zip(texts, event.value, strict=True):
                 screen.row({"name": event.name, "text": text, "match": probability})
     return screen.status
@@ -260,8 +261,6 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
 
     Parameters
     ----------
-    paths
-        Files, folders (with all folders in them) and globs.
     out
         x.npy (float32, one row a picture; the names go to x.names.txt) or x.parquet (columns name and embedding). It is
         written whole or not at all, and replaces an older one.
@@ -277,7 +276,7 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
 
     with Screen("embedding", Rows([])) as screen:
         with file:
-            for event in _run(screen, machine, [model], paths, verb):
+            for event in _run(screen, machine, model, paths, verb):
                 file.add([event.name], event.value[None])
         if file.rows:
             screen.say(f"{out}: {file.rows:,} rows.")
@@ -311,7 +310,8 @@ def models(
 def _load(machine: Machine, source: str, capability: str) -> Model:
     model = load(source, device=machine.device, dtype=machine.dtype)
     _require(model, capability)
-    model.batch_size = machine.batch_size
+    if machine.batch_size is not None:
+        model.batch_size = machine.batch_size
     return model
 
 
@@ -324,41 +324,57 @@ def _require(model: Model, capability: str) -> None:
         )
 
 
+def _width(texts: Sequence[str]) -> int:
+    return min(max(5, *map(len, texts)), 40)
+
+
 def _inputs(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
     from sightread.pipelines.inputs import find_pictures
 
     return find_pictures(paths)
 
 
-def _reading(machine: Machine) -> Reading:
+def _reading(machine: Machine, model: Model) -> Reading:
     from sightread.pipelines.jobs import Reading
     from sightread.types import Limits
 
-    return Reading(machine.batch_size, machine.workers, limits=Limits(max_pixels=machine.max_pixels))
+    return Reading(model.batch_size, machine.workers, limits=Limits(max_pixels=machine.max_pixels))
 
 
-def _sink(writing: Writing, settings: dict[str, Any]) -> Any:
+def _writer_and_judge(machine: Machine, keeping: Keeping) -> tuple[Model, Model | None]:
+    model = _load(machine, machine.model, "caption")
+    if keeping.min_match is None:
+        return model, None
+    if keeping.judge is not None:
+        return model, _load(machine, keeping.judge, "match")
+    _require(model, "match")
+    return model, model
+
+
+def _sink(writing: Writing, machine: Machine, keeping: Keeping, rules: Rules) -> Sidecars | CaptionTable:
     from sightread.pipelines.sidecars import Sidecars
     from sightread.pipelines.tables import CaptionTable
 
     if writing.out is None:
         return Sidecars(writing.write, say)
-    mode = "overwrite" if writing.write == "overwrite" else "skip"
-    return CaptionTable(writing.out, mode, settings)
+    if writing.write in ("append", "prepend"):
+        raise UsageError(f"--write {writing.write} is for .txt files; with --out use skip or overwrite.")
+    settings = {"model": machine.model, "judge": keeping.judge, "rules": str(rules)}
+    return CaptionTable(writing.out, "overwrite" if writing.write == "overwrite" else "skip", settings)
 
 
 def _run(
-    screen: Screen, machine: Machine, readers: list[Any], paths: Sequence[str], verb: Any
+    screen: Screen, machine: Machine, model: Model, paths: Sequence[str], verb: Any
 ) -> Iterator[Done[Any]]:
     """Runs the verb over what the paths name, counts every event and yields those that are done."""
     from sightread.pipelines import jobs
 
     screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
-    events: Iterator[Event[Any]] = jobs.run(readers, _inputs(paths), verb, _reading(machine))
-    for event in events:
-        screen.event(event)
-        if isinstance(event, Done):
-            yield event
+    with closing(jobs.run([model], _inputs(paths), verb, _reading(machine, model))) as events:
+        for event in events:
+            screen.event(event)
+            if isinstance(event, Done):
+                yield event
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

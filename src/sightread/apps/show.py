@@ -18,6 +18,8 @@ from sightread.pipelines.events import Done, Event, Skipped
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.table import Table
+    from rich.text import Text
 
 
 def one_line(text: str) -> str:
@@ -54,7 +56,8 @@ class Rows:
         self._json = as_json
         self._go_on = go_on
         self._closed = False
-        self._table: Console | None = None
+        self._headed = False
+        self.console: Console | None = None  # what shows a progress on the same terminal, while it does
 
     def row(self, cells: Mapping[str, Any]) -> None:
         """Puts out one row. Except for JSON it has a value for each of the columns."""
@@ -81,12 +84,15 @@ class Rows:
         from rich.console import Console
         from rich.text import Text
 
-        if self._table is None:
-            self._table = Console(highlight=False, emoji=False, markup=False)
+        if self.console is None:
+            self.console = Console()
+        width = self.console.width
+        if not self._headed:
             headings = [Text(column.key, style="bold") for column in self._columns]
-            self._table.print(_grid(self._columns, headings, self._table.width))
+            self.console.print(_grid(self._columns, headings, width))
+            self._headed = True
         texts = [Text(_cell(cells[column.key])) for column in self._columns]
-        self._table.print(_grid(self._columns, texts, self._table.width))
+        self.console.print(_grid(self._columns, texts, width))
 
 
 class Screen:
@@ -96,6 +102,7 @@ class Screen:
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.row = rows.row
+        self._rows = rows
         self._what = what
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -105,6 +112,7 @@ class Screen:
     def __enter__(self) -> Screen:
         if sys.stderr.isatty():
             self._progress, self._task = _progress(self._what, redirect_stdout=sys.stdout.isatty())
+            self._rows.console = self._progress.console
             self._progress.start()
         self._start = self._first = time.monotonic()
         return self
@@ -114,7 +122,7 @@ class Screen:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None
+            self._progress = self._rows.console = None
         if kind is None or self.counts.total():
             self._say_counts(interrupted=kind is not None)
 
@@ -159,7 +167,12 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One message line on standard error, above the progress."""
-        say(text)
+        if self._progress is None:
+            say(text)
+        else:
+            self._progress.console.print(
+                one_line(text), soft_wrap=True, markup=False, highlight=False, emoji=False
+            )
 
     def _name(self, what: str, name: str, reason: str) -> None:
         self.say(f"{what}: {name or repr(name)}: {reason}")
@@ -201,23 +214,27 @@ def _clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _grid(columns: Sequence[Column], texts: Sequence[Any], width: int) -> Any:
+def _grid(columns: Sequence[Column], texts: Sequence[Text], width: int) -> Table:
     """One row of fixed widths, so that rows can be shown as they come."""
     from rich.table import Table
 
-    fixed = sum(column.width + 2 for column in columns if column.width)
+    left = width - sum(column.width + 2 for column in columns if column.width)
     free = [column for column in columns if not column.width]
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    left = max(width - fixed, 20 * len(free))
-    for column in columns:
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for column, text in zip(columns, texts, strict=True):
         share = column.width
-        if share is None:  # names take a third at most, the rest goes to the text
-            share = min(40, left // 3) if column is free[0] and len(free) > 1 else None
-        ratio = None if share else 1
-        grid.add_column(
-            width=share, ratio=ratio, justify="right" if column.number else "left", overflow="fold"
-        )
-    grid.expand = True
+        if (
+            share is None and column is free[0] and len(free) > 1
+        ):  # names take a third at most, the rest goes to texts
+            share = max(8, min(40, left // 3))
+        if (
+            column.key == "name" and share is not None and text.cell_len > share
+        ):  # the end of a name tells most
+            while text.cell_len > share - 1:
+                text.plain = text.plain[1:]
+            text.plain = f"\u2026{text.plain}"
+        justify = "right" if column.number else "left"
+        grid.add_column(width=share, ratio=None if share else 1, justify=justify, overflow="fold")
     grid.add_row(*texts)
     return grid
 

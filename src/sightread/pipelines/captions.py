@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,6 +49,10 @@ class Sink(Protocol):
         """Makes all that was kept so far last."""
         ...
 
+    def finish(self) -> None:
+        """Is called once, after the last input."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:
@@ -84,7 +89,7 @@ def caption_pictures(
     sink: Sink,
     rules: Rules,
     reading: jobs.Reading,
-) -> Iterator[Event[Caption]]:
+) -> Generator[Event[Caption], None, None]:
     """Captions what `inputs` name and puts each caption into `sink`; yields one event for each input, in order.
 
     `models` are the one that writes and the one that judges; the judge may be the same model, and is None without
@@ -101,23 +106,19 @@ def caption_pictures(
         return _judged(texts, judge, pictures if for_judge is None else for_judge, rules)
 
     wanted = (item if not isinstance(item, str) else sink.check(item) or item for item in inputs)
-    events = jobs.run(readers, wanted, verb, reading)
-    try:
-        waiting = 0
+    with closing(jobs.run(readers, wanted, verb, reading)) as events:
+        uncommitted = 0
         for event in events:
-            if isinstance(event, Done):
-                yield sink.keep(event.name, event.value) or event
-                waiting += 1
-                if waiting >= reading.batch_size:
+            if isinstance(event, Skipped):
+                sink.skipped(event.name)
+            elif isinstance(event, Done):
+                event = sink.keep(event.name, event.value) or event
+                uncommitted += 1
+                if uncommitted >= reading.batch_size:
                     sink.commit()
-                    waiting = 0
-            else:
-                if isinstance(event, Skipped):
-                    sink.skipped(event.name)
-                yield event
-    finally:
-        events.close()
-        sink.commit()
+                    uncommitted = 0
+            yield event
+        sink.finish()
 
 
 def _judged(
@@ -153,12 +154,12 @@ def why_drop(text: str, rules: Rules) -> tuple[str, str]:
     if words == _words(rules.prompt or ""):
         return "empty", "its caption is empty beyond the prompt"
     if loop := find_loop(text):
-        return "looping", f"its caption goes round in {loop!r}: {text!r}"
+        return "looping", f"its caption repeats {loop!r}: {text!r}"
     return "", ""
 
 
 def find_loop(text: str, longest: int = 8) -> str:
-    """The words that a caption goes round in, "" where it does not.
+    """The words that a caption repeats, "" where it does not.
 
     A loop is one word that stands 4 times or more in a row, or a phrase of 2 to `longest` words that stands 3 times or
     more in a row. Case does not count, nor does punctuation at the ends of words: "a dog, a dog, a dog." is a loop,

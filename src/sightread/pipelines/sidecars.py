@@ -78,6 +78,12 @@ class Sidecars:
     def commit(self) -> None:
         """Nothing to do: every caption file is whole as soon as it is there."""
 
+    def finish(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do either."""
+
     def write(self, picture: str, caption: str) -> Skipped | Failed | None:
         """Writes one caption, UTF-8; None where that was done."""
         obstacle = self.check(picture)  # again: hours may have passed since the first look

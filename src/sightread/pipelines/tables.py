@@ -55,7 +55,8 @@ class CaptionTable:
         remove_stale_temporaries(path.parent)
         self._end = 0
         self._known = self._recover({"mode": mode, **(settings or {})})
-        self._changed = bool(self._known) or not path.exists() or mode == "overwrite"
+        self._worth_keeping = bool(self._known)  # captions that FILE does not have
+        self._changed = self._worth_keeping or not path.exists() or mode == "overwrite"
         for name, rows in before.items():  # what a person may have edited stands above what a killed run left
             self._known[name] = self._append({"name": name, "rows": rows})
         self._order = array(
@@ -74,7 +75,7 @@ class CaptionTable:
         if caption.score is not None:
             row["match"] = round(caption.score, 6)
         self._order.append(self._append({"name": name, "rows": [] if caption.dropped else [row]}))
-        self._changed = True
+        self._changed = self._worth_keeping = True
         return None
 
     def skipped(self, picture: str) -> None:
@@ -86,9 +87,8 @@ class CaptionTable:
 
     def commit(self) -> None:
         """Puts the lines so far on the disk."""
-        if not self._journal.closed:
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
 
     def finish(self) -> None:
         """Writes FILE and removes the journal. Raises `SightreadError` where FILE was changed by others meanwhile."""
@@ -109,9 +109,12 @@ class CaptionTable:
         self.journal_path.unlink()
 
     def close(self) -> None:
-        """Leaves the journal for the next run; nothing to do after `finish`."""
-        self.commit()
-        self._journal.close()
+        """Leaves the journal for the next run, if there is anything in it; nothing to do after `finish`."""
+        if not self._journal.closed:
+            self.commit()
+            self._journal.close()
+            if not self._worth_keeping:
+                self.journal_path.unlink()
 
     def _check_place(self) -> None:
         if self.path.suffix.lower() not in (".jsonl", ".csv"):

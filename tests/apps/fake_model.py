@@ -1,0 +1,68 @@
+"""A model of a few lines, for tests of what stands around a model. No torch, no weights, no child processes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sightread.errors import ImageError
+from sightread.types import ImageSpec, Pixels
+
+
+@dataclass
+class FakeModel:
+    """Captions a picture with `texts[stem]`, or "a picture of STEM"; every call is noted in `calls`."""
+
+    name: str = "fake"
+    capabilities: frozenset[str] = frozenset(
+        {"embed", "similarity", "classify", "match", "caption", "answer"}
+    )
+    image_spec: ImageSpec = ImageSpec(resize=(2, 2))  # noqa: RUF009
+    batch_size: int = 4
+    seconds: float = 0.0
+    texts: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    calls: list = field(default_factory=list)
+    read_names: list[str] = field(default_factory=list)
+
+    def read(self, sources, *, workers=2, isolate=True, limits=None):
+        for source in sources:
+            self.read_names.append(source)
+            try:
+                with Image.open(source) as image:
+                    small = np.asarray(image.convert("RGB").resize((2, 2)))
+                yield Pixels(source, small.transpose(2, 0, 1).copy(), (image.height, image.width))
+            except OSError:
+                yield ImageError(source, "not a picture of a known kind")
+
+    def caption(self, images, prompt=None, **decoding):
+        time.sleep(self.seconds)
+        self.calls.append(("caption", [image.name for image in images], prompt, decoding))
+        stems = [Path(image.name).stem for image in images]
+        return [self.texts.get(stem, f"{prompt or 'a picture of'} {stem}") for stem in stems]
+
+    def answer(self, images, questions, candidates=None, **decoding):
+        self.calls.append(("answer", len(images), candidates, decoding))
+        return [f"{Path(i.name).stem}: {q}" for i, q in zip(images, questions, strict=True)]
+
+    def classify(self, images, labels, templates=("a photo of a {}.",)):
+        self.calls.append(("classify", tuple(labels), tuple(templates)))
+        weights = np.arange(1, len(labels) + 1, dtype=np.float32)
+        return np.tile(weights / weights.sum(), (len(images), 1))
+
+    def match(self, images, texts):
+        self.calls.append(("match", list(texts)))
+        return np.array([self.scores.get(text, 0.75) for text in texts], np.float32)
+
+    def embed_images(self, images):
+        return np.stack([np.eye(5, dtype=np.float32)[int(i.values.sum()) % 5] for i in images])
+
+
+def make_picture(path: Path, color: tuple[int, int, int] = (200, 100, 50)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), color).save(path)
+    return path
