@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
-from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, words_or_file
+from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
 from sightread.apps.show import Column, Rows, Screen, say
 from sightread.errors import SightreadError, UnsupportedError, UsageError
 from sightread.pipelines.events import Done, Failed, Skipped
@@ -29,6 +29,7 @@ Paths = Annotated[
 ]
 
 _WRITING, _KEEPING, _DECODING = Writing(), Keeping(), Decoding()
+_AGAIN = "The same command goes on from here."
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
 
@@ -72,8 +73,9 @@ def caption(
 ) -> int:
     """Write a caption for every picture.
 
-    Each caption goes to a .txt file beside its picture. A picture that has one is skipped, so your own edits stay and a
-    run that was cut off goes on where it stopped. Empty and looping captions are dropped.
+    Each caption goes to a .txt file beside its picture. A picture that has
+    one is skipped, so your own edits stay, and a run that was cut off goes on
+    where it stopped. Empty and looping captions are dropped, and named.
 
     Parameters
     ----------
@@ -97,7 +99,8 @@ def caption(
     with ExitStack() as stack:
         sink = stack.enter_context(closing(_sink(writing, machine, keeping, rules)))
         model, judge = _writer_and_judge(machine, keeping)
-        screen = stack.enter_context(Screen("captioning", rows))
+        again = "" if writing.write == "overwrite" and writing.out is None else _AGAIN
+        screen = stack.enter_context(Screen("captioning", rows, again))
         screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
         job = caption_pictures((model, judge), _inputs(paths), sink, rules, _reading(machine, model))
         for event in stack.enter_context(closing(job)):
@@ -168,7 +171,7 @@ def classify(
     *paths: Paths,
     labels: Annotated[str, Parameter(metavar="A,B,...|FILE")],
     template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
-    top: int | None = None,
+    top: Annotated[int | None, Parameter(converter=whole)] = None,
     machine: Machine,
 ) -> int:
     """Say which of your labels fits each picture best, without training.
@@ -396,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"sightread: {error}")
         return 2
     except KeyboardInterrupt:
-        say("Interrupted. Nothing is half written; the same command goes on from here.")
+        say("Interrupted; nothing is half written.")
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our rows has gone: no complaint, and none from the interpreter's last flush either.

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from sightread.errors import UsageError
+
+
+def whole(kind: Any, tokens: Sequence[Token]) -> int:
+    """A whole number, as it stands: 3.5 is an error and not 3."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
+
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
@@ -33,13 +43,13 @@ class Machine:
     dtype: Dtype = "float32"
     """Number format of the model. bfloat16 is about twice as fast on GPUs, and a little less exact."""
 
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Parameter(converter=whole)] = None
     """Pictures in one pass of the model: it changes speed and memory only. Without it: 8 on a CPU, 32 on a GPU."""
 
-    workers: int = 2
+    workers: Annotated[int, Parameter(converter=whole)] = 2
     """Processes that read and prepare pictures beside the model."""
 
-    max_pixels: int = 128 * 1024 * 1024
+    max_pixels: Annotated[int, Parameter(converter=whole)] = 128 * 1024 * 1024
     """Pictures with more pixels than this are refused."""
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
@@ -60,22 +70,22 @@ class Machine:
 class Decoding:
     """How text is generated. What is not given is left to the model's own setting."""
 
-    num_beams: int | None = None
+    num_beams: Annotated[int | None, Parameter(converter=whole)] = None
     """Beams: that many drafts are followed side by side and the likeliest is taken. 1 is greedy."""
 
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability, above 0 up to 1."""
 
-    top_k: int | None = None
+    top_k: Annotated[int | None, Parameter(converter=whole)] = None
     """Sample from this many of the likeliest tokens."""
 
     temperature: float | None = None
     """Divide logits by this before sampling: below 1 is safer, above 1 is wilder."""
 
-    min_new_tokens: int | None = None
+    min_new_tokens: Annotated[int | None, Parameter(converter=whole)] = None
     """Least length of the text in tokens."""
 
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int | None, Parameter(converter=whole)] = None
     """Greatest length of the text in tokens."""
 
     repetition_penalty: float | None = None
@@ -84,7 +94,7 @@ class Decoding:
     length_penalty: float | None = None
     """With beams: above 0 favours longer texts, below 0 shorter ones."""
 
-    seed: int | None = None
+    seed: Annotated[int | None, Parameter(converter=whole)] = None
     """For sampling: the same seed gives the same text."""
 
     def given(self) -> dict[str, Any]:

@@ -98,12 +98,14 @@ class Rows:
 class Screen:
     """The output of one job. Used as a context: on leaving it, for whatever cause, the count is printed."""
 
-    def __init__(self, what: str, rows: Rows) -> None:
+    def __init__(self, what: str, rows: Rows, again: str = "") -> None:
+        """`what`: the job, for the progress. `again`: what to tell who interrupts it about running it again."""
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.row = rows.row
         self._rows = rows
         self._what = what
+        self._again = again
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._total: int | None = None
@@ -124,7 +126,9 @@ class Screen:
             self._progress.stop()
             self._progress = self._rows.console = None
         if kind is None or self.counts.total():
-            self._say_counts(interrupted=kind is not None)
+            self._say_counts(stopped=kind is not None)
+        if kind is KeyboardInterrupt and self._again:
+            self.say(self._again)
 
     @property
     def status(self) -> int:
@@ -177,7 +181,7 @@ class Screen:
     def _name(self, what: str, name: str, reason: str) -> None:
         self.say(f"{what}: {name or repr(name)}: {reason}")
 
-    def _say_counts(self, *, interrupted: bool) -> None:
+    def _say_counts(self, *, stopped: bool) -> None:
         total, counts = self.counts.total(), self.counts
         dropped = self.dropped.total()
         details = f" ({dropped:,} dropped: {', '.join(f'{n:,} {kind}' for kind, n in self.dropped.items())})"
@@ -186,7 +190,7 @@ class Screen:
             self.say("No pictures found.")
             return
         self.say(
-            f"{'Stopped early. ' if interrupted else ''}{total:,} {'picture' if total == 1 else 'pictures'}: "
+            f"{'Stopped early. ' if stopped else ''}{total:,} {'picture' if total == 1 else 'pictures'}: "
             f"{counts['done']:,} done{details if dropped else ''}, {counts['skipped']:,} skipped, "
             f"{counts['failed']:,} failed, in {_clock(seconds)}."
         )
@@ -220,7 +224,7 @@ def _grid(columns: Sequence[Column], texts: Sequence[Text], width: int) -> Table
 
     left = width - sum(column.width + 2 for column in columns if column.width)
     free = [column for column in columns if not column.width]
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=any(column.key != "name" for column in free))
     for column, text in zip(columns, texts, strict=True):
         share = column.width
         if (
