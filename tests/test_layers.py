@@ -48,9 +48,10 @@ BELOW: dict[str, set[str]] = {
 
 # What single files may know beside that: siblings, and the catalogue and atomic files, which import nothing themselves.
 NAMED: dict[str, set[str]] = {
+    "data.decoder": {"data.pixels"},
     "data.images": {"data.headers"},
     "data.pixels": {"data.images", "data.resample"},
-    "data.reader": {"data.images", "data.pixels"},
+    "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "nn.attention": {"nn.linear"},
     "nn.blocks": {"nn.attention", "nn.linear"},
     "models.clip_checkpoints": {"models.clip", "models.weights"},
