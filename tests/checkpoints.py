@@ -49,7 +49,15 @@ def clip_tokenizer(folder: Path) -> Any:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
-    merges = [("t", "h"), ("th", "e</w>"), ("a", "n"), ("d", "o"), ("do", "g</w>"), ("c", "a"), ("ca", "t</w>")]
+    merges = [
+        ("t", "h"),
+        ("th", "e</w>"),
+        ("a", "n"),
+        ("d", "o"),
+        ("do", "g</w>"),
+        ("c", "a"),
+        ("ca", "t</w>"),
+    ]
     vocab = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
     vocab += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizerFast(vocab={word: i for i, word in enumerate(vocab)}, merges=merges)

@@ -62,6 +62,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, memory_dim: int | None = None) -> None:
         super().__init__()
+        if dim % heads:
+            raise ValueError(f"a width of {dim} cannot be split into {heads} heads")
         self.heads = heads
         if memory_dim is None:
             self.qkv = Linear(dim, 3 * dim)

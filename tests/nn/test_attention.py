@@ -1,0 +1,133 @@
+"""Attention and blocks: caches, shared memories and packed weights change the cost, not the numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sightread.nn.attention import Attention, Cache, KeyValue, mask_from_lengths
+from sightread.nn.blocks import Block, BlockConfig
+from sightread.nn.embed import resize_positions
+from sightread.nn.linear import Linear, can_pack, pack, unpack
+
+
+def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module with random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return module.eval()
+
+
+def by_hand(query: torch.Tensor, memory: KeyValue, seen: torch.Tensor) -> torch.Tensor:
+    """Attention written out: softmax(q k / sqrt(d)) v over the positions that are seen, `[R, H, L, d]`."""
+    scores = query @ memory.key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ memory.value
+
+
+@given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 3), st.booleans())
+@settings(max_examples=25, deadline=None)
+@torch.inference_mode()
+def test_self_attention(rows: int, length: int, heads: int, causal: bool) -> None:
+    dim = 4 * heads
+    attention = drawn(Attention(dim, heads))
+    x = torch.randn(rows, length, dim)
+    q, k, v = attention.qkv(x).chunk(3, dim=-1)
+    split = [part.view(rows, length, heads, 4).transpose(1, 2) for part in (q, k, v)]
+    seen = torch.ones(length, length, dtype=torch.bool)
+    mixed = by_hand(split[0], KeyValue(split[1], split[2]), seen.tril() if causal else seen)
+    wanted = attention.out(mixed.transpose(1, 2).reshape(rows, length, dim))
+    assert torch.allclose(attention(x, causal=causal), wanted, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+@torch.inference_mode()
+def test_a_cache_in_any_steps_is_causal_attention(steps: list[int], rows: int) -> None:
+    attention = drawn(Attention(8, 2))
+    x = torch.randn(rows, sum(steps), 8)
+    cache, done, parts = Cache((rows, 2, sum(steps), 4), x), 0, []
+    for step in steps:
+        parts.append(attention(x[:, done : done + step], cache=(cache, done)))
+        done += step
+    assert torch.allclose(torch.cat(parts, dim=1), attention(x, causal=True), atol=1e-5)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 6))
+@settings(max_examples=25, deadline=None)
+@torch.inference_mode()
+def test_rows_that_share_a_memory(pictures: int, each: int, length: int, tokens: int) -> None:
+    attention = drawn(Attention(8, 2, memory_dim=6))
+    memory, x = torch.randn(pictures, tokens, 6), torch.randn(pictures * each, length, 8)
+    apart = torch.cat(
+        [
+            attention(x[i : i + 1], memory=attention.memory(memory[i // each : i // each + 1]))
+            for i in range(pictures * each)
+        ]
+    )
+    assert torch.allclose(attention(x, memory=attention.memory(memory)), apart, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_selecting_rows_of_a_cache() -> None:
+    attention = drawn(Attention(8, 2))
+    x = torch.randn(2, 5, 8)
+    cache = Cache((2, 2, 5, 4), x)
+    attention(x[:, :3], cache=(cache, 0))
+    cache.select(torch.tensor([1, 1, 0]), 3)
+    rows = torch.cat([x[1:], x[1:], x[:1]])
+    after = attention(rows[:, 3:4], cache=(cache, 3))
+    assert torch.allclose(after, attention(rows[:, :4], causal=True)[:, 3:], atol=1e-5)
+    cache.select(torch.tensor([2, 0, 1]), 4)  # in place: sources are read before they are written over
+    after = attention(rows[[2, 0, 1], 4:5], cache=(cache, 4))
+    assert torch.allclose(after, attention(rows[[2, 0, 1]], causal=True)[:, 4:], atol=1e-5)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@torch.inference_mode()
+def test_padding_changes_nothing(post_norm: bool) -> None:
+    block = drawn(Block(BlockConfig(8, 2, 16, "gelu", 1e-5, post_norm)))
+    x, lengths = torch.randn(3, 6, 8), torch.tensor([6, 2, 4])
+    padded = block(x, mask=mask_from_lengths(lengths, 6))
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.allclose(padded[row, :length], block(x[row : row + 1, :length])[0], atol=1e-5)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN packed linear layers")
+@torch.inference_mode()
+def test_packing_and_back() -> None:
+    block = drawn(Block(BlockConfig(48, 3, 70, "gelu", 1e-5, True, 32)))
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    x, memory = torch.randn(4, 5, 48), torch.randn(2, 7, 32)
+    wanted = block(x, memory=block.cross.memory(memory))
+    pack(block)
+    assert all(module.packed is not None for module in block.modules() if isinstance(module, Linear))
+    assert torch.allclose(block(x, memory=block.cross.memory(memory)), wanted, atol=1e-5)
+    unpack(block)
+    assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
+    assert torch.equal(block(x, memory=block.cross.memory(memory)), wanted)
+
+
+def test_packing_leaves_shared_weights_in_place() -> None:
+    words = nn.Embedding(11, 8)
+    head = Linear(8, 11)
+    head.weight = words.weight
+    net = nn.ModuleDict({"words": words, "head": head})
+    drawn(net)
+    pack(net)
+    assert head.weight is words.weight
+    assert not words.weight.is_meta
+
+
+def test_positions_are_resized_only_where_needed() -> None:
+    table = torch.randn(1 + 9, 4)
+    assert resize_positions(table, 3) is table
+    larger = resize_positions(table, 6)
+    assert larger.shape == (37, 4)
+    assert torch.equal(larger[0], table[0])
+    flat = torch.ones(1 + 16, 2)
+    assert torch.allclose(resize_positions(flat, 7), torch.ones(50, 2))
