@@ -247,7 +247,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_2(photos: Path, monkeypatch, caps
 
     monkeypatch.setattr(cli, "load", load)
     assert run("caption", photos, "-m", "M") == 2
-    assert capsys.readouterr().err == "sightread: M: no such model.\\nPut its files there.\n"
+    assert capsys.readouterr().err == "sightread: M: no such model.\nsightread: Put its files there.\n"
 
 
 def test_a_model_that_cannot_do_it_is_2(model: FakeModel, photos: Path, capsys) -> None:
@@ -285,6 +285,18 @@ def test_out_of_memory_is_said_plainly(model: FakeModel, photos: Path, monkeypat
     monkeypatch.setattr(model, "caption", caption)
     assert run("caption", photos, "-m", "M") == 1
     assert "smaller --batch-size" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_plainly(
+    model: FakeModel, photos: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def finish(self):
+        raise OSError(28, "No space left on device", "c.csv")
+
+    monkeypatch.setattr("sightread.pipelines.tables.CaptionTable.finish", finish)
+    assert run("caption", photos, "-m", "M", "--out", tmp_path / "c.csv") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "c.csv.partial").exists()
 
 
 def test_an_interrupt_leaves_a_journal_that_the_next_run_takes_up(

@@ -13,8 +13,8 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
-from sightread.apps.show import Column, Rows, Screen, say
-from sightread.errors import SightreadError, UnsupportedError, UsageError
+from sightread.apps.show import Column, Rows, Screen, complain, say
+from sightread.errors import CheckpointError, SightreadError, TokenizerError, UnsupportedError, UsageError
 from sightread.pipelines.events import Done, Failed, Skipped
 
 if TYPE_CHECKING:
@@ -389,15 +389,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status or 0
     except CycloptsError as error:
-        say(f"sightread: {' '.join(str(error).split())}")
+        complain("sightread", " ".join(str(error).split()))
         say("`sightread --help` lists the commands, `sightread COMMAND --help` the options of one.")
         return 2
-    except UsageError as error:
-        say(f"sightread: {error}")
+    except (UsageError, CheckpointError, TokenizerError, UnsupportedError) as error:
+        complain("sightread", error)
         return 2
     except SightreadError as error:
-        say(f"sightread: {error}")
-        return 2
+        complain("sightread", error)
+        return 1
     except KeyboardInterrupt:
         say("Interrupted; nothing is half written.")
         return _INTERRUPTED
@@ -405,8 +405,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our rows has gone: no complaint, and none from the interpreter's last flush either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    except OSError as error:  # a full disk, say: of the run itself, for a picture's own are events
+        complain("sightread", error)
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
             raise
-        say(f"sightread: out of memory: use a smaller --batch-size, or --dtype bfloat16. ({error})")
+        complain("sightread", f"out of memory: use a smaller --batch-size, or --dtype bfloat16. ({error})")
         return 1

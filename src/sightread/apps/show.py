@@ -38,6 +38,12 @@ def say(text: str) -> None:
     print(one_line(text), file=sys.stderr, flush=True)
 
 
+def complain(program: str, error: object) -> None:
+    """Why the program ends, on standard error; each line of the message is one line."""
+    for line in str(error).splitlines() or [""]:
+        say(f"{program}: {line}")
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of the table for people. `width` in characters; None takes a share of what the others leave."""
