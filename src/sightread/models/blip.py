@@ -6,6 +6,7 @@ Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hol
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Decoder(nn.Module):
         self.text = TextTower(config)
         self.head = LmHead(config)
         if tied_words:
-            self.head.words.weight = self.text.word.weight
+            self.head.words.weight = cast(nn.Parameter, self.text.word.weight)
 
     def start(self, memory: Encoded, capacity: int) -> State:
         """A decoding state with one row a memory, for up to `capacity` tokens a row."""

@@ -70,7 +70,7 @@ def rule_for(name: str, keys: KeyMap | None) -> Rule:
 def fill(
     net: nn.Module,
     tensors: Mapping[str, Tensor],
-    keys: KeyMap,
+    keys: KeyMap | None,
     *,
     ignore: Sequence[str] = (),
     source: str = "",

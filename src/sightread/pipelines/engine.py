@@ -94,7 +94,7 @@ def _load_own(
     try:
         family = FAMILIES[config["family"]]
         settings = config_from_dict(family.config, config["config"])
-        image = {
+        image: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in config["image"].items()
         }
         spec = ImageSpec(**image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class TextTower(nn.Module):
 
     def memory(self, tokens: Tensor) -> list[KeyValue]:
         """Each layer's cross-attention keys and values of a memory `[B, N, memory_dim]`."""
-        return [block.cross.memory(tokens) for block in self.blocks]
+        return [cast(Block, block).cross.memory(tokens) for block in self.blocks]
 
     def forward(
         self,
