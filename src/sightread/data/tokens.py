@@ -38,6 +38,7 @@ from sightread.types import Tokens
 Kind = Literal["clip", "bert"]
 Json = dict[str, Any]
 Merges = list[tuple[str, str]]
+Vocabulary = tuple[dict[str, int], Merges | None, list[Json]]  # and the added tokens that a file lists
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _NAMES: dict[Kind, dict[str, str]] = {
@@ -55,8 +56,11 @@ _CLEANING = "sightread_cleaning"  # "openai" or absent in tokenizer_config.json;
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # The original pattern ignores case. Its texts are lower case by then, so that only adds the long s (U+017F), and
 # drops U+0345: a mark whose upper case is a letter, so it is neither "a letter" nor "not a letter".
-_OPENAI_WORDS = _CLIP_WORDS.replace("startoftext", "[s\u017f]tartoftext").replace("'s", "'[s\u017f]")
-_OPENAI_WORDS = _OPENAI_WORDS.replace(r"[^\s", "[^\\s\u0345")
+_OPENAI_WORDS = (
+    _CLIP_WORDS.replace("startoftext", "[s\u017f]tartoftext")
+    .replace("'s", "'[s\u017f]")
+    .replace(r"[^\s", "[^\\s\u0345")
+)
 _OPENAI_SPECIAL = re.compile("<\\|(?:[s\u017f]tartoftext|endoftext)\\|>")
 _OPENAI_SPACE = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode White_Space; `re` alone counts 1C to 1F as space too
 _OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -150,7 +154,6 @@ class Tokenizer:
         `load_tokenizer` reads back what was saved. Tools that know only the hub's rules give the same ids too,
         except, for the original CLIP vocabulary, where a text needs ftfy or HTML unescaping.
         """
-        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         added = dict(sorted(self.backend.get_added_tokens_decoder().items()))
         backend = self.backend
@@ -166,8 +169,9 @@ class Tokenizer:
         config: Json = {**self.settings, **roles, "tokenizer_class": _CLASS[self.kind]}
         config["model_max_length"] = self.max_length
         config["added_tokens_decoder"] = {str(index): token.__getstate__() for index, token in added.items()}
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "special_tokens_map.json", roles)
+        for name, content in {"tokenizer_config.json": config, "special_tokens_map.json": roles}.items():
+            text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", "utf-8")
 
     @property
     def _openai(self) -> bool:
@@ -185,9 +189,8 @@ class Tokenizer:
         return rows
 
     def _part(self, part: str) -> list[int]:
-        if part in (_START, _END):
-            return [self.token_id(part)]
-        return self.backend.encode(part, add_special_tokens=False).ids
+        known = part in (_START, _END)
+        return [self.token_id(part)] if known else self.backend.encode(part, add_special_tokens=False).ids
 
 
 def load_tokenizer(folder: Path, *, kind: Kind, max_length: int) -> Tokenizer:
@@ -201,7 +204,6 @@ def load_tokenizer(folder: Path, *, kind: Kind, max_length: int) -> Tokenizer:
     """
     if kind not in _NAMES:
         raise UsageError(f"kind={kind!r}: must be one of {', '.join(map(repr, _NAMES))}.")
-    folder = Path(folder)
     whole, plain = folder / "tokenizer.json", folder / ("vocab.json" if kind == "clip" else "vocab.txt")
     if kind == "clip" and not whole.is_file() and not plain.is_file() and (folder / _OPENAI_FILE).is_file():
         return clip_tokenizer_from_bpe(folder / _OPENAI_FILE, max_length=max_length)
@@ -209,13 +211,10 @@ def load_tokenizer(folder: Path, *, kind: Kind, max_length: int) -> Tokenizer:
     for key, usual in {"truncation_side": "right", "split_special_tokens": False}.items():
         if config.get(key, usual) != usual:
             raise TokenizerError(f"{folder}: {key}={config[key]!r} is not supported, only {usual!r} is.")
-    listed: list[Json] = []
-    if whole.is_file():
-        vocabulary, merges, listed = _read_whole(whole, kind)
-    else:
-        names = "vocab.json and merges.txt" if kind == "clip" else "vocab.txt"
-        _require(plain, f"Copy tokenizer.json, or {names}, of the checkpoint into that folder.")
-        vocabulary, merges = _read_plain(plain, kind)
+    if not whole.is_file():
+        wanted = "vocab.json and merges.txt" if kind == "clip" else "vocab.txt"
+        _require(plain, f"Copy tokenizer.json, or {wanted}, of the checkpoint into that folder.")
+    vocabulary, merges, listed = _read_whole(whole, kind) if whole.is_file() else _read_plain(plain, kind)
     with _reading(folder):
         stated, names, tokens = _read_special(folder, kind, config, listed)
     _require_frame(folder, kind, names, {*vocabulary, *(token.content for token in stated.values())})
@@ -240,10 +239,11 @@ def clip_tokenizer_from_bpe(path: Path, *, max_length: int = 77) -> Tokenizer:
     Only the padding differs: "<|endoftext|>" as in hub files, where the original fills with 0. Raises
     `TokenizerError` if the file is absent or not what it should be.
     """
-    path = Path(path)
     _require(path, f"Copy {_OPENAI_FILE} from the CLIP repository (folder clip/) there.")
     with _reading(path):
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : 1 + _OPENAI_MERGES]
+        if not lines:
+            raise TokenizerError(f"{path} holds no merges; fetch it again.")
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one a byte, in the order of CLIP's first 256 ids
     words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), _START, _END]
@@ -261,9 +261,8 @@ def bert_tokenizer_from_vocab(
     The default is BLIP's: after the 30,522 of bert-base-uncased, its original code adds "[DEC]" (30522, which
     starts a caption) and "[ENC]" (30523, which starts a text to be matched). Raises `TokenizerError`.
     """
-    path = Path(path)
     _require(path, "Copy vocab.txt of bert-base-uncased there.")
-    vocabulary, merges = _read_plain(path, "bert")
+    vocabulary, merges, _ = _read_plain(path, "bert")
     _require_frame(path, "bert", _NAMES["bert"], vocabulary)
     tokens = [_token(name) for name in (*_NAMES["bert"].values(), *extra)]
     model = _model(path, vocabulary, merges, "[UNK]")
@@ -283,7 +282,9 @@ def _assemble(
     backend.add_tokens([first[name] for name in dict.fromkeys(token.content for token in tokens)])
     ids = backend.get_vocab(with_added_tokens=True)
     backend.post_processor = processors.TemplateProcessing(
-        single=[bos, "$A", eos], pair=None, special_tokens=[(bos, ids[bos]), (eos, ids[eos])]
+        single=[bos, "$A", eos],
+        pair=[bos, "$A", eos, "$B:1", f"{eos}:1"],
+        special_tokens=[(bos, ids[bos]), (eos, ids[eos])],
     )
     return Tokenizer(
         kind=kind,
@@ -346,7 +347,7 @@ def _model(source: Path, vocabulary: dict[str, int], merges: Merges | None, unkn
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _read_whole(path: Path, kind: Kind) -> tuple[dict[str, int], Merges | None, list[Json]]:
+def _read_whole(path: Path, kind: Kind) -> Vocabulary:
     """Vocabulary, merges and added tokens of a tokenizer.json, whose older writers name no type of model."""
     with _reading(path):
         content = json.loads(path.read_text("utf-8"))
@@ -358,15 +359,15 @@ def _read_whole(path: Path, kind: Kind) -> tuple[dict[str, int], Merges | None, 
         return dict(model["vocab"]), merges, list(content.get("added_tokens") or [])
 
 
-def _read_plain(path: Path, kind: Kind) -> tuple[dict[str, int], Merges | None]:
+def _read_plain(path: Path, kind: Kind) -> Vocabulary:
     """Vocabulary and merges of a vocab.json with the merges.txt beside it, or of a vocab.txt."""
     merges = path.with_name("merges.txt")
     if kind == "clip":
         _require(merges, "It belongs to vocab.json: copy it from the checkpoint into that folder.")
     with _reading(path):
         if kind == "clip":
-            return models.BPE.read_file(str(path), str(merges))
-        return models.WordPiece.read_file(str(path)), None
+            return cast("Vocabulary", (*models.BPE.read_file(str(path), str(merges)), []))
+        return models.WordPiece.read_file(str(path)), None, []
 
 
 def _read_special(
@@ -377,25 +378,27 @@ def _read_special(
     Three generations of files: `added_tokens_decoder` in tokenizer_config.json makes the other lists void; else
     special_tokens_map.json overrules the roles, and added_tokens.json and tokenizer.json list what was added.
     """
-    listed_in_config: Json | None = config.get("added_tokens_decoder")
-    older = {} if listed_in_config else _read_json(folder / "special_tokens_map.json", optional=True)
+    current = "added_tokens_decoder" in config
+    older = {} if current else _read_json(folder / "special_tokens_map.json", optional=True)
     every: Json = {**_NAMES[kind], **config, **older}
     roles = {k: v for k, v in every.items() if k.endswith("_token") and isinstance(v, (str, dict))}
     names = {role: _name(roles[role]) for role in dict.fromkeys((*_ROLES, *roles)) if role in roles}
-    extra: list[Any] = every.get("extra_special_tokens") or every.get("additional_special_tokens") or []
-    special = {*names.values(), *map(_name, extra)}
-    entries: dict[int, Json] = {int(index): token for index, token in (listed_in_config or {}).items()}
-    if not entries:
+    special = {*names.values(), *map(_name, _extra(config))}  # as at the hub: `older` comes too late for this
+    entries: dict[int, Json] = {int(k): token for k, token in config.get("added_tokens_decoder", {}).items()}
+    if not current:
         for name, index in _read_json(folder / "added_tokens.json", optional=True).items():
             flag = name in special
             entries[index] = {"content": name, "normalized": not flag, "special": flag}
         entries |= {token["id"]: token for token in listed}
-    stated = {
-        index: _token(token, special=_name(token) in names.values()) for index, token in entries.items()
-    }
-    stated = dict(sorted(stated.items()))
-    named = [_token(roles[role], special=True) for role in names]
-    return stated, names, [*stated.values(), *named, *(_token(token, special=True) for token in extra)]
+    own = names.values()
+    stated = {index: _token(token, special=_name(token) in own) for index, token in sorted(entries.items())}
+    unlisted = [*(roles[role] for role in names), *_extra(every)]
+    return stated, names, [*stated.values(), *(_token(token, special=True) for token in unlisted)]
+
+
+def _extra(config: Json) -> list[str | Json]:
+    found = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return list(found.values() if isinstance(found, dict) else found)
 
 
 def _name(token: str | Json) -> str:
@@ -443,16 +446,12 @@ def _read_json(path: Path, *, optional: bool = False) -> Json:
         return {**json.loads(path.read_text("utf-8"))}
 
 
-def _write_json(path: Path, content: Json) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-
-
 # ------------------------------------------------------------------------------------------------ texts
 
 
 def _openai_clean(text: str) -> str:
     """What the original does before it looks for words: mend, unescape twice, single spaces, lower case."""
-    plain = text.strip()
+    plain = text.strip(" \t\r\n")
     if plain.isascii() and plain.isprintable() and "&" not in plain:
         return " ".join(plain.split()).lower()  # nothing to mend: the same result, much sooner
     mended = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
