@@ -49,12 +49,12 @@ demo: $(CORE)  ## the main job on real pictures: MODEL=folder-or-hub-id PHOTOS=f
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by itself: nothing that comes later may replace the build that was chosen.
 $(CORE): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 is needed; none was found. Say which: make PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PY) -c '' 2>/dev/null || { echo "make: setting up $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "make: setting up $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
 	$(PIP) --upgrade 'pip>=25.1'
 	$(PIP) torch
 	$(PIP) --editable .
