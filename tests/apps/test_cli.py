@@ -337,6 +337,12 @@ def command(seconds: float, *arguments: object) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "COLUMNS": "100"}
 
 
+def written(place: Path) -> tuple[int, int]:
+    """How far a run has come: caption files, and bytes of the journal."""
+    journal = place / "c.jsonl.partial"
+    return len(list(place.rglob("*.txt"))), journal.stat().st_size if journal.exists() else 0
+
+
 @pytest.mark.parametrize("table", [False, True])
 def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> None:
     photos = tmp_path / "photos"
@@ -346,18 +352,25 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
     (photos / "1/p04.txt").write_text("")
     out = ["--out", tmp_path / "c.jsonl"] if table else []
     chance = random.Random(0)
+    landed = 0
     for _ in range(10):
+        before = written(tmp_path)
         job = subprocess.Popen(
-            command(0.02, "caption", photos, "-m", "M", "--batch-size", 2, *out),
+            command(0.04, "caption", photos, "-m", "M", "--batch-size", 1, *out),
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(chance.uniform(0.2, 0.7))
+        # By what it has done and not by the clock: a kill before or after the work would show nothing.
+        while job.poll() is None and written(tmp_path) == before:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.08))
+        landed += job.poll() is None
         job.kill()
         job.wait()
         for path in photos.rglob("*.txt"):
             assert path.read_text() in (f"a picture of {path.stem}\n", "by hand\n", "")
+    assert landed >= 5
     done = subprocess.run(
         command(0, "caption", photos, "-m", "M", *out), env=ENVIRONMENT, capture_output=True, text=True
     )
