@@ -44,6 +44,11 @@ def read_package(root: Path = PACKAGE) -> list[Module]:
     return modules
 
 
+def none(found: list[str]) -> None:
+    """Fail with every finding on a line of its own."""
+    assert not found, "\n" + "\n".join(found)
+
+
 def write_package(root: Path, files: dict[str, str]) -> list[Module]:
     """A small tree to show that a rule's checker sees what breaks the rule."""
     for name, source in files.items():

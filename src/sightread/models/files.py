@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_SECONDS = 3.0
-REQUEST_SECONDS = 15.0
+REQUEST_SECONDS = 6.0
 MAX_JSON_BYTES = 256 * 1024 * 1024
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
