@@ -45,6 +45,7 @@ BELOW: dict[str, set[str]] = {
     "pipelines": NETWORKS | {"data", "models", "objectives", "tasks"},
     "apps": CONTRACTS | {"pipelines"},
     "": CONTRACTS | {"pipelines"},  # sightread/__init__.py, which hands out what pipelines make
+    "__main__": {"apps"},
 }
 
 # What single files may know beside that: siblings, and the catalogue and atomic files, which import nothing themselves.
@@ -53,8 +54,8 @@ NAMED: dict[str, set[str]] = {
     "data.images": {"data.headers"},
     "data.pixels": {"data.images", "data.resample"},
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
-    "nn.attention": {"nn.linear"},
-    "nn.blocks": {"nn.attention", "nn.linear"},
+    "nn.blocks": {"nn.attention"},
+    "nn.packing": {"nn.attention"},
     "models.clip_checkpoints": {"models.clip", "models.weights"},
     "models.blip_checkpoints": {"models.blip", "models.weights"},
     "models.families": {

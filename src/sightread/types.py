@@ -69,7 +69,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What every tower returns. tokens `[B, N, D]`; pooled `[B, D]` or None; mask bool `[B, N]`, True = attend, or None."""
+    """What every tower returns. tokens `[B, N, D]`, pooled `[B, D]`, mask bool `[B, N]` (True = attend)."""
 
     tokens: Tensor
     pooled: Tensor | None = None

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sightread.nn.attention import Attention, Cache, KeyValue, mask_from_lengths
+from sightread.nn.attention import Attention, Cache, KeyValue, Linear, mask_from_lengths
 from sightread.nn.blocks import Block, BlockConfig
-from sightread.nn.embed import resize_positions
-from sightread.nn.linear import Linear, can_pack, pack, unpack
+from sightread.nn.packing import can_pack, pack, unpack
 
 
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -121,13 +120,3 @@ def test_packing_leaves_shared_weights_in_place() -> None:
     pack(net)
     assert head.weight is words.weight
     assert not words.weight.is_meta
-
-
-def test_positions_are_resized_only_where_needed() -> None:
-    table = torch.randn(1 + 9, 4)
-    assert resize_positions(table, 3) is table
-    larger = resize_positions(table, 6)
-    assert larger.shape == (37, 4)
-    assert torch.equal(larger[0], table[0])
-    flat = torch.ones(1 + 16, 2)
-    assert torch.allclose(resize_positions(flat, 7), torch.ones(50, 2))

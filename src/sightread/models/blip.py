@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.linear import Linear
+from sightread.nn.attention import Linear
 from sightread.towers.text import LmHead, State, TextConfig, TextTower
 from sightread.towers.vit import Vit, VitConfig
 from sightread.types import Encoded

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.linear import Linear
+from sightread.nn.attention import Linear
 from sightread.towers.text import TextConfig, TextTower
 from sightread.towers.vit import Vit, VitConfig
 from sightread.types import Encoded

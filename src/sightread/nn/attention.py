@@ -1,4 +1,4 @@
-"""The one attention and the one mask rule.
+"""The one linear layer, the one attention and the one mask rule.
 
 `Attention` is self-attention, cross-attention over a memory, or cached self-attention, by what it is given. A memory
 (the keys and values of a picture, say) may be shared: R query rows over B memories, R a multiple of B, are folded to
@@ -12,7 +12,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.linear import Linear
+_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+class Linear(nn.Module):
+    """The one linear layer: y = x W^T + b. weight `[out, in]`, bias `[out]` or None; x `[..., in]` -> `[..., out]`.
+
+    packed: the weight in oneDNN's own layout where `nn.packing` has put it there, for inference on a CPU.
+    """
+
+    def __init__(self, width_in: int, width_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_out, width_in))
+        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return _POINTWISE(x, self.packed, self.bias, "none", [], "")  # pyright: ignore[reportOptionalCall]
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class KeyValue(NamedTuple):

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.attention import Attention, Cache, KeyValue
-from sightread.nn.linear import Linear
+from sightread.nn.attention import Attention, Cache, KeyValue, Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:

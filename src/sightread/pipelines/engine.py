@@ -21,7 +21,7 @@ from sightread.data.tokens import (
 from sightread.errors import CheckpointError, UsageError
 from sightread.models.families import FAMILIES, Family, build, config_from_dict, recognise, renamed
 from sightread.models.files import Located, locate, read_tensors
-from sightread.nn.linear import pack
+from sightread.nn.packing import pack
 from sightread.pipelines.model import Model
 from sightread.pipelines.saving import FORMAT
 from sightread.types import ImageSpec

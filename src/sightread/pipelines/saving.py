@@ -17,7 +17,7 @@ from sightread.errors import UsageError
 from sightread.models.families import FAMILIES
 from sightread.models.files import write_json, write_safetensors
 from sightread.models.weights import export, own_tensors
-from sightread.nn.linear import pack, unpack
+from sightread.nn.packing import pack, unpack
 from sightread.types import ImageSpec
 
 FORMAT = "sightread/1"

@@ -8,9 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.attention import Cache, KeyValue, mask_from_lengths
+from sightread.nn.attention import Cache, KeyValue, Linear, mask_from_lengths
 from sightread.nn.blocks import ACTIVATIONS, Block, BlockConfig
-from sightread.nn.linear import Linear
 from sightread.types import Encoded
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sightread.nn.blocks import Block, BlockConfig
-from sightread.nn.embed import PatchEmbed
 from sightread.types import Encoded
 
 
@@ -30,6 +30,25 @@ class VitConfig:
     norm_first: bool
     norm_tokens: bool
     patch_bias: bool
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a picture into patches, projects each, puts a class token first, adds learned positions (ViT, section 3.1).
+
+    pixels `[B, 3, H, W]` -> `[B, 1 + H/patch * W/patch, D]`.
+    """
+
+    def __init__(self, image_size: int, patch: int, dim: int, *, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, stride=patch, bias=bias)
+        self.class_token = nn.Parameter(torch.empty(dim))
+        self.position = nn.Parameter(torch.empty(1 + (image_size // patch) ** 2, dim))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.proj(pixels).flatten(2).transpose(1, 2)
+        first = self.class_token.expand(patches.shape[0], 1, -1)
+        tokens = torch.cat([first, patches], dim=1) + self.position
+        return tokens
 
 
 class Vit(nn.Module):

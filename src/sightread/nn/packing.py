@@ -1,4 +1,4 @@
-"""The one linear layer, and its packed form for fast inference on a CPU.
+"""Linear layers packed for fast inference on a CPU, and back.
 
 Packing copies a float32 weight into the blocked layout of oneDNN and multiplies with oneDNN's kernels. Measured on one
 2-core AVX-512 machine against the default kernel: 1.6-4x from 1 to 24 rows (a decoding step), 2.1x at 577 rows (a
@@ -10,28 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+from sightread.nn.attention import Linear
+
 _REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-
-
-class Linear(nn.Module):
-    """y = x W^T + b. weight `[out, in]`, bias `[out]` or None; x `[..., in]` -> `[..., out]`."""
-
-    def __init__(self, width_in: int, width_out: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width_out, width_in))
-        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
-        self.packed: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            return _POINTWISE(x, self.packed, self.bias, "none", [], "")  # pyright: ignore[reportOptionalCall]
-        return nn.functional.linear(x, self.weight, self.bias)
 
 
 def can_pack() -> bool:
     """Whether this build of torch has oneDNN's packed linear layers."""
-    return _POINTWISE is not None and _REORDER is not None and torch.backends.mkldnn.is_available()
+    return (
+        hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and _REORDER is not None
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def pack(net: nn.Module) -> None:
