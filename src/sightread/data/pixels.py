@@ -161,6 +161,10 @@ def prepare(
         values = _resize(name, image, spec, limits)
     except MemoryError:
         raise ImageError(name, "needs too much memory") from None
+    except RuntimeError as error:  # torch's way of running out of memory
+        if "allocate memory" not in str(error):
+            raise
+        raise ImageError(name, "needs too much memory") from None
     return Pixels(name, values, (image.height, image.width))
 
 

@@ -197,14 +197,16 @@ def through_torch(
     down = _bags(height, window.height, window.top, window.bottom, interpolation)
     if across is None or down is None:
         return None
-    array = array[down.start : down.stop, across.start : across.stop]
-    words = torch.from_numpy(array).view(torch.int32)[:, :, 0]  # [rows, columns], one pixel each
+    words = torch.from_numpy(array[down.start : down.stop]).view(torch.int32)[:, :, 0]  # [rows, columns]
     with torch.no_grad():
         if vertical_first((width, height), (window.width, window.height)):
-            shrunk = _weigh_rows(words, down, True)
+            shrunk = _weigh_rows(words[:, across.start : across.stop], down, True)
             words = _weigh_rows(shrunk.t().contiguous(), across, last_exact).t()
         else:
-            shrunk = _weigh_rows(words.t().contiguous(), across, True).t().contiguous()
+            columns = words.t().contiguous()[
+                across.start : across.stop
+            ]  # torch transposes only wholes by blocks
+            shrunk = _weigh_rows(columns, across, True).t().contiguous()
             words = _weigh_rows(shrunk, down, last_exact)
     pixels = _bytes(words).view(*words.shape, 4)
     return pixels[:, :, :3].permute(2, 0, 1).contiguous().numpy()
@@ -252,10 +254,11 @@ def _weigh_rows(words: torch.Tensor, bags: _Bags, in_full: bool) -> torch.Tensor
 
 
 def _bytes(words: torch.Tensor) -> torch.Tensor:
-    """int32 of any shape, as uint8 in one row; flat first, because a side of 1 may have any stride."""
+    """int32 of any shape, as uint8 in one row."""
     import torch
 
-    return words.reshape(-1).contiguous().view(torch.uint8)
+    # as_strided: a side of 1 may carry any stride, at which `view` takes offence
+    return words.contiguous().as_strided((words.numel(),), (1,)).view(torch.uint8)
 
 
 @lru_cache(maxsize=256)
