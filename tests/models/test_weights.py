@@ -8,7 +8,7 @@ from torch import nn
 
 from sightread.errors import CheckpointError
 from sightread.models.weights import aliases, batched, cat, count_layers, export, fill, transposed
-from sightread.nn.linear import Linear
+from sightread.nn.attention import Linear
 
 KEYS = {
     "layers.{}": "model.layer_{}.dense",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import sightread
 from sightread.models.weights import own_tensors
-from sightread.nn.linear import unpack
+from sightread.nn.packing import unpack
 from tests.checkpoints import BLIP_HEADS, write_blip, write_clip
 from tests.models.test_against_reference import TEXTS, pictures, reference_inputs
 
