@@ -1,0 +1,110 @@
+"""sightread's side of every case. A method prepares and returns the call that is timed; what it returns is compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sightread
+from benchmarks.materials import Materials
+from sightread.data.pixels import normalise, spec_from_transformers
+from sightread.data.reader import read_pictures
+from sightread.tasks import embed, match
+
+Call = Callable[[], Any]
+
+
+class Sightread:
+    """One checkpoint is held at a time."""
+
+    def __init__(self, materials: Materials) -> None:
+        self.given = materials
+        self.held: tuple[str, sightread.Model] | None = None
+
+    def _model(self, name: str) -> sightread.Model:
+        if self.held is None or self.held[0] != name:
+            self.held = None
+            self.held = (name, sightread.load(Path(self.given.folder) / name, device="cpu"))
+        return self.held[1]
+
+    def caption(self, batch: int, beams: int, tokens: int) -> Call:
+        """Files to captions."""
+        model, files = self._model("caption"), self.given.pictures[:batch]
+        options: Any = {"num_beams": beams, "min_new_tokens": tokens, "max_new_tokens": tokens}
+        return lambda: model.caption(files, **options)
+
+    def encode_blip(self, batch: int) -> Call:
+        """Prepared pixels to image tokens."""
+        model = self._model("caption")
+        pixels = self._pixels(model, batch)
+        return torch.inference_mode()(lambda: model.network.encode_image(pixels).tokens.numpy())
+
+    def judge(self, texts: int) -> Call:
+        """A file and texts to ITM probabilities."""
+        model, file, captions = self._model("match"), self.given.pictures[0], self.given.captions[:texts]
+        return lambda: model.match(file, captions)
+
+    def judge_texts(self, texts: int) -> Call:
+        """An encoded picture and texts to ITM probabilities: what `Model.match` does after the image tower."""
+        model, captions = self._model("match"), self.given.captions[:texts]
+        with torch.inference_mode():
+            image = model.network.encode_image(self._pixels(model, 1))
+
+        def call() -> Any:
+            ids, lengths = model._rows(model._tokens(captions), np.arange(texts))
+            return match.match_probability(match.match_logits(model.network, image, ids, lengths)).numpy()
+
+        return call
+
+    def ask(self, questions: int, tokens: int) -> Call:
+        """A file and questions to answers."""
+        model, file = self._model("answer"), self.given.pictures[0]
+        texts = self.given.questions[:questions]
+        return lambda: model.answer(file, texts, min_new_tokens=tokens, max_new_tokens=tokens)
+
+    def embed_pixels(self, batch: int) -> Call:
+        """Prepared pixels to CLIP embeddings."""
+        model = self._model("clip")
+        pixels = self._pixels(model, batch)
+        return lambda: embed.embed_images(model.network, pixels).numpy()
+
+    def embed_files(self, batch: int) -> Call:
+        """Files to CLIP embeddings."""
+        model, files = self._model("clip"), self._files(batch)
+        return lambda: model.embed_images(files)
+
+    def embed_texts(self, texts: int) -> Call:
+        """Texts to CLIP embeddings."""
+        model, captions = self._model("clip"), self.given.captions[:texts]
+        return lambda: model.embed_texts(captions)
+
+    def pixels(self, family: str, pictures: int, mode: Any, threads: int) -> Call:
+        """Files to normalised float32 batches of 8, on threads."""
+        torch.set_num_threads(threads)
+        folder = Path(self.given.folder) / {"blip": "caption"}.get(family, family)
+        spec = spec_from_transformers(json.loads((folder / "preprocessor_config.json").read_text("utf-8")))
+        files = self.given.pictures[:pictures]
+
+        def call() -> list[Any]:
+            out: list[Any] = []
+            batch: list[Any] = []
+            for picture in read_pictures(files, spec, mode=mode, workers=threads):
+                batch.append(picture)
+                if len(batch) == 8:
+                    out.append(normalise(batch, spec).numpy())
+                    batch = []
+            return out
+
+        return call
+
+    def _files(self, count: int) -> list[str]:
+        return (self.given.pictures * count)[:count]  # again and again, should there be fewer
+
+    def _pixels(self, model: sightread.Model, batch: int) -> torch.Tensor:
+        pictures = [*model.read(self._files(batch), isolate=False)]
+        return normalise(pictures, model.image_spec)  # type: ignore[arg-type]
