@@ -31,6 +31,8 @@ _HALF: Final = (0.5, 0.5, 0.5)
 _NO_LIMITS: Final = Limits()
 # A whole resize beyond this many pixels is done for its crop alone: strips of 84:1 and more at 224.
 _WINDOW_FROM: Final = 1 << 22
+# Larger pictures are Pillow's: torch would take 16 bytes a pixel, four times as many.
+_TORCH_UP_TO: Final = 1 << 22
 
 # What a processor config that leaves a key out means, per family; `square`: what a bare `size: 224` means.
 _FAMILIES: Final[dict[str, dict[str, Any]]] = {
@@ -263,7 +265,8 @@ def _resize_words(
     values = None
     if not _is_strip(window, spec):
         _check_resized(name, window, limits)
-        values = resample.through_torch(array, window, spec.interpolation, last_exact)
+        if array.shape[0] * array.shape[1] <= _TORCH_UP_TO:
+            values = resample.through_torch(array, window, spec.interpolation, last_exact)
     if values is None:
         return _resize(name, Image.fromarray(np.ascontiguousarray(array[:, :, :3])), spec, limits)
     return _pad(values, spec)
