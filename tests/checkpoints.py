@@ -100,6 +100,7 @@ def write_blip(folder: Path, *, head: str = "caption", seed: int = 0, **shape: A
     }
     vision = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
     text = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
+    tied = shape.get("tie_word_embeddings", True)
     config = BlipConfig(
         vision_config={**vision, "image_size": 32, "patch_size": 8, **shape.get("vision", {})},
         text_config={
@@ -107,9 +108,11 @@ def write_blip(folder: Path, *, head: str = "caption", seed: int = 0, **shape: A
             "vocab_size": count + 2,
             "max_position_embeddings": 64,
             **ids,
+            "tie_word_embeddings": tied,
             **shape.get("text", {}),
         },
         image_text_hidden_size=shape.get("image_text_hidden_size", 16),
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(seed)
     model = _sharpen(BLIP_HEADS[head](config).eval())

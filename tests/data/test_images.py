@@ -49,7 +49,12 @@ def by_pillow(data: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if "A" in upright.getbands() or "transparency" in upright.info:
+                paper = Image.new("RGBA", upright.size, "white")
+                paper.alpha_composite(upright.convert("RGBA"))
+                upright = paper
+            return np.asarray(upright.convert("RGB"))
 
 
 def refusal(source: object, limits: Limits | None = None) -> ImageError:
@@ -200,7 +205,11 @@ def test_deep_gray_is_scaled_not_clipped() -> None:
 def test_arrays() -> None:
     rgb = RNG.integers(0, 256, (5, 7, 3), np.uint8)
     assert np.array_equal(np.asarray(images.decode(rgb)), rgb)
-    assert np.array_equal(np.asarray(images.decode(np.dstack([rgb, rgb[:, :, :1]]))), rgb)
+    opaque, clear = np.full((5, 7, 1), 255, np.uint8), np.zeros((5, 7, 1), np.uint8)
+    assert np.array_equal(np.asarray(images.decode(np.dstack([rgb, opaque]))), rgb)
+    assert np.asarray(images.decode(np.dstack([rgb, clear]))).min() == 255
+    half = np.asarray(images.decode(np.dstack([rgb, opaque // 2]))).astype(int)
+    assert np.abs(half - (rgb.astype(int) + 256) / 2).max() < 2
     assert np.array_equal(np.asarray(images.decode(rgb[:, ::-1])), rgb[:, ::-1])
     for gray in (rgb[:, :, 0], rgb[:, :, :1]):
         assert np.array_equal(np.asarray(images.decode(gray))[:, :, 2], rgb[:, :, 0])

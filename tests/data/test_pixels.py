@@ -106,17 +106,23 @@ def test_equals_the_reference_at_any_size(
         assert torch.equal(ours(image, spec), reference(processor, image))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P transparent", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 def test_equals_the_reference_on_files(tmp_path: Path, mode: str, orientation: int) -> None:
-    """The reference reads a path as its `load_image` does: turned, then converted to RGB."""
-    image = noise(120, 70).convert(mode)
+    """The reference gets the picture upright; it lays transparency over white."""
+    image = noise(120, 70).convert(mode.split()[0])
+    if "A" in mode:
+        image.putalpha(noise(120, 70).convert("L"))
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    image.save(path, exif=exif)
+    image.save(path, exif=exif, **({"transparency": 7} if "transparent" in mode else {}))
     spec = pixels.spec_from_transformers(REFERENCES["clip odd"].to_dict())
-    assert torch.equal(ours(path, spec), reference(REFERENCES["clip odd"], str(path)))  # type: ignore[arg-type]
+    with Image.open(path) as opened:
+        wanted = reference(REFERENCES["clip odd"], ImageOps.exif_transpose(opened))
+        assert torch.equal(ours(opened, spec), wanted)
+    assert torch.equal(ours(path, spec), wanted)
+    assert torch.equal(ours(path.read_bytes(), spec), wanted)
 
 
 def test_equals_the_reference_on_photographs(shared_data: Path) -> None:

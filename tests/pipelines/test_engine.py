@@ -50,6 +50,40 @@ def test_round_trips(tmp_path: Path, kind: str) -> None:
         assert np.array_equal(model.embed_images(images), before)  # saving leaves the model as it was
 
 
+def test_processors_saved_as_one_file(tmp_path: Path) -> None:
+    """As the processors of transformers 5 save themselves; what they say is checked against the model."""
+    reference = write_blip(tmp_path / "hub", vision={"image_size": 40})
+    single = tmp_path / "hub" / "preprocessor_config.json"
+    settings = json.loads(single.read_text())
+    single.unlink()
+    both = tmp_path / "hub" / "processor_config.json"
+    both.write_text(json.dumps({"image_processor": {**settings, "image_mean": [0.1, 0.2, 0.3]}}))
+    model = sightread.load(tmp_path / "hub", device="cpu")
+    assert model.image_spec.mean == (0.1, 0.2, 0.3)
+    assert model.image_spec.resize == (40, 40)
+    assert reference.config.vision_config.image_size == 40
+    both.write_text(json.dumps({"image_processor": {**settings, "size": {"height": 48, "width": 48}}}))
+    with pytest.raises(sightread.CheckpointError, match="40 x 40"):
+        sightread.load(tmp_path / "hub", device="cpu")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_words_tied_or_not(tmp_path: Path, tied: bool) -> None:
+    reference = write_blip(tmp_path / "hub", tie_word_embeddings=tied)
+    model = sightread.load(tmp_path / "hub", device="cpu")
+    assert model.network.config.tied_words is tied
+    images = pictures(3)
+    ids = reference.generate(**reference_inputs(reference, images, ["a"] * 3), max_new_tokens=9)
+    wanted = [text.strip() for text in reference.reference_tokenizer.batch_decode(ids, True)]
+    assert model.caption(images, "a", max_new_tokens=9) == wanted
+    model.save(tmp_path / "back", layout="transformers")
+    back = type(reference).from_pretrained(tmp_path / "back")
+    unread = (
+        "text_decoder.cls.predictions.bias"  # where words are untied, the reference reads decoder.bias alone
+    )
+    assert all(torch.equal(back.state_dict()[k], v) for k, v in reference.state_dict().items() if k != unread)
+
+
 def test_save_never_overwrites(tmp_path: Path) -> None:
     write_clip(tmp_path / "hub")
     model = sightread.load(tmp_path / "hub", device="cpu")

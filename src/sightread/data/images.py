@@ -253,6 +253,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(_scale_gray(np.asarray(image)))
     elif image.mode in ("La", "RGBa"):  # premultiplied: there is no direct way to RGB
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        # What shines through is white, as on paper and as the reference processors have it.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return image.convert("RGB")
 
 
@@ -285,7 +289,6 @@ def _from_array(name: str, array: NDArray[Any], limits: Limits) -> NDArray[np.ui
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise ImageError(name, f"an array of shape {shape}; wanted [H, W] or [H, W, 1|3|4], channels last")
     _check_size(name, (array.shape[1], array.shape[0]), limits)
-    array = array[:, :, :3]
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype == np.uint16:
@@ -297,6 +300,9 @@ def _from_array(name: str, array: NDArray[Any], limits: Limits) -> NDArray[np.ui
         array = np.floor(array * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageError(name, f"an array of {array.dtype}; wanted uint8, uint16, bool or float in 0..1")
+    if array.shape[2] == 4:  # over white, in the reference's arithmetic
+        alpha = array[:, :, 3:] / 255
+        array = np.round(alpha * array[:, :, :3] + (1 - alpha) * 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sightread.models.blip import Config
-from sightread.models.weights import KeyMap, batched, cat, count_layers, same
+from sightread.models.weights import KeyMap, Rule, batched, cat, count_layers, same
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
@@ -182,6 +182,15 @@ def _config_to_transformers(config: Config, architecture: str) -> dict[str, Any]
     }
 
 
+_BIASES = ("text_decoder.cls.predictions.decoder.bias", "text_decoder.cls.predictions.bias")
+
+
+def both_biases(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give the bias of the LM head under both of its names; a checkpoint may store it under either."""
+    there = [name for name in _BIASES if name in tensors]
+    return {**dict.fromkeys(_BIASES, tensors[there[0]]), **tensors} if there else tensors
+
+
 def _vision_keys(
     embed: dict[str, Any], layer: str, names: tuple[str, str, str, str], last: str
 ) -> dict[str, Any]:
@@ -223,7 +232,8 @@ _HEAD_KEYS: dict[str, Any] = {
     "decoder.head.dense": "text_decoder.cls.predictions.transform.dense",
     "decoder.head.norm": "text_decoder.cls.predictions.transform.LayerNorm",
     "decoder.head.words.weight": "text_decoder.cls.predictions.decoder.weight",
-    "decoder.head.words.bias": "text_decoder.cls.predictions.bias",
+    # One bias under two names; where they differ (untied checkpoints of `transformers`), the second is never read.
+    "decoder.head.words.bias": Rule(_BIASES, lambda both: both[0], lambda ours: [ours, ours]),
     "image_projection": "vision_proj",
     "text_projection": "text_proj",
     "match_head": "itm_head",
@@ -252,14 +262,10 @@ ORIGINAL_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
     "visual_encoder.norm",
 )
 
-# Tied tensors may be stored under their second name only.
-RENAMES = ((r"^text_decoder\.cls\.predictions\.decoder\.bias$", "text_decoder.cls.predictions.bias"),)
-
-# Buffers; the LM bias under its second name; the momentum teacher and the queues of pre-training, which inference
+# Buffers; the momentum teacher and the queues of pre-training, which inference
 # has no use for.
 IGNORED = (
     r"\.position_ids$",
-    r"^text_decoder\.cls\.predictions\.decoder\.bias$",
     r"^(visual_encoder|text_encoder|vision_proj|text_proj)_m\.",
     r"^(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$",
 )

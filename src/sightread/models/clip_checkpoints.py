@@ -163,6 +163,13 @@ def config_from_tensors(tensors: Mapping[str, Tensor]) -> Config:
     )
 
 
+def unnest(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Bring `text.transformer...`, as open_clip's models with a text module of its own have it, to `transformer...`."""
+    if "text.token_embedding.weight" not in tensors:
+        return tensors
+    return {name.removeprefix("text."): tensors[name] for name in tensors}
+
+
 def _transformers_tower(ours: str, theirs: str) -> dict[str, Any]:
     layer = f"{theirs}.encoder.layers.{{}}"
     return {
@@ -220,10 +227,5 @@ OPEN_CLIP_KEYS: KeyMap = {
     **_open_clip_tower("text", ""),
 }
 
-# open_clip's models with a separate text module put its tensors under `text.`.
-OPEN_CLIP_RENAMES = (
-    (r"^text\.(transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text_projection$)", r"\1"),
-)
-
 # Buffers and sizes that old checkpoints store beside the weights.
-IGNORED = (r"\.position_ids$", r"^(text\.)?(attn_mask|input_resolution|context_length|vocab_size)$")
+IGNORED = (r"\.position_ids$", r"^(attn_mask|input_resolution|context_length|vocab_size)$")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ class Layout:
     """One way in which a family's checkpoints are written.
 
     markers: tensors that every checkpoint of this layout has, and none of another layout or family.
-    ignored, renames: patterns of names that carry nothing for us, and of names with a second spelling.
+    ignored: patterns of names that carry nothing for us. prepare: brings names with a second spelling to one.
     configure: from the parsed config (may be empty) and the tensors to the family's Config.
     """
 
     keys: KeyMap
     ignored: Sequence[str]
-    renames: Sequence[tuple[str, str]]
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     markers: Sequence[str]
     configure: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
 
@@ -91,14 +90,14 @@ FAMILIES: dict[str, Family] = {
             "transformers": Layout(
                 clip_checkpoints.TRANSFORMERS_KEYS,
                 clip_checkpoints.IGNORED,
-                (),
+                dict,
                 ("text_model.embeddings.token_embedding.weight",),
                 lambda data, _: clip_checkpoints.config_from_transformers(data),
             ),
             "open_clip": Layout(
                 clip_checkpoints.OPEN_CLIP_KEYS,
                 clip_checkpoints.IGNORED,
-                clip_checkpoints.OPEN_CLIP_RENAMES,
+                clip_checkpoints.unnest,
                 ("visual.conv1.weight", "visual.class_embedding"),
                 _open_clip_config,
             ),
@@ -116,14 +115,14 @@ FAMILIES: dict[str, Family] = {
             "transformers": Layout(
                 blip_checkpoints.TRANSFORMERS_KEYS,
                 blip_checkpoints.IGNORED,
-                blip_checkpoints.RENAMES,
+                blip_checkpoints.both_biases,
                 ("vision_model.post_layernorm.weight", "vision_model.embeddings.patch_embedding.bias"),
                 blip_checkpoints.config_from_transformers,
             ),
             "original": Layout(
                 blip_checkpoints.ORIGINAL_KEYS,
                 blip_checkpoints.IGNORED,
-                blip_checkpoints.RENAMES,
+                blip_checkpoints.both_biases,
                 ("visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.weight"),
                 lambda _, tensors: blip_checkpoints.config_from_tensors(tensors),
             ),
@@ -164,17 +163,6 @@ def build(
     else:
         fill(net, tensors, layout.keys, ignore=layout.ignored, source=source)
     return net.eval()
-
-
-def renamed(tensors: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
-    """The same tensors; a name that matches a pattern gets its other name, where no tensor has that one yet."""
-    out = dict(tensors)
-    for pattern, replacement in renames:
-        for name in list(out):
-            other = re.sub(pattern, replacement, name)
-            if other not in out:
-                out[other] = out.pop(name)
-    return out
 
 
 def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:

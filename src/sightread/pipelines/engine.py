@@ -19,7 +19,7 @@ from sightread.data.tokens import (
     load_tokenizer,
 )
 from sightread.errors import CheckpointError, UsageError
-from sightread.models.families import FAMILIES, Family, build, config_from_dict, recognise, renamed
+from sightread.models.families import FAMILIES, Family, build, config_from_dict, recognise
 from sightread.models.files import Located, locate, read_tensors
 from sightread.nn.packing import pack
 from sightread.pipelines.model import Model
@@ -110,7 +110,7 @@ def _load_foreign(
 ) -> tuple[Family, Any, ImageSpec]:
     family, name = recognise(tensors, located.name)
     layout = family.layouts[name]
-    tensors = renamed(tensors, layout.renames)
+    tensors = layout.prepare(tensors)
     open_clip = _json(located.folder / "open_clip_config.json")
     described = open_clip.get("model_cfg", {}) if name == "open_clip" else config
     if name == "transformers" and not described:
@@ -122,11 +122,21 @@ def _load_foreign(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
     network = build(family, settings, tensors, layout, source=located.name)
-    processor = _json(located.folder / "preprocessor_config.json")
+    side = settings.vision.image_size
     if name == "open_clip" and open_clip:
-        spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), settings.vision.image_size)
+        spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), side)
     else:
-        spec = spec_from_transformers(processor or family.default_image(settings))
+        # Since transformers 5 the processors of pictures and text are saved in one file, which then comes first.
+        both = _json(located.folder / "processor_config.json").get("image_processor")
+        described = both or _json(located.folder / "preprocessor_config.json")
+        spec = spec_from_transformers(described or family.default_image(settings))
+    if (made := spec.crop or spec.resize) != (side, side):
+        raise CheckpointError(
+            f"{located.name}: the model takes pictures of {side} x {side} pixels, but its processor config makes them "
+            f"{made[0]} x {made[1]}"
+            if made
+            else f"{located.name}: its processor config gives pictures no fixed size"
+        )
     return family, network, spec
 
 
