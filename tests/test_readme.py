@@ -123,8 +123,11 @@ def furnish(folder: Path, text: str) -> None:
     from tests.checkpoints import write_blip, write_clip
 
     for entry in ENTRIES:
-        if entry.name in text and entry.layout != "original":
-            (write_clip if entry.family == "clip" else write_blip)(folder / entry.name)
+        if entry.name in text and entry.family == "clip":
+            write_clip(folder / entry.name)
+        elif entry.name in text and entry.layout != "original":
+            head = next(head for head in ("answer", "match", "caption") if head in entry.jobs)
+            write_blip(folder / entry.name, head=head)
     for name in set(PICTURES.findall(text)):
         draw(folder / name)
     for name in set(FOLDERS.findall(text)):
