@@ -316,7 +316,8 @@ def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, RecursionError):
         return "damaged: nested too deeply"
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than Pillow allows; to read it, raise PIL.Image.MAX_IMAGE_PIXELS too"
+        pixels = re.search(r"\d+", text)  # Pillow's own limit, which stands above the default of max_pixels
+        return f"{pixels.group() if pixels else 'too many'} pixels, over the limit (and over PIL.Image.MAX_IMAGE_PIXELS)"
     kind = headers.kind(data)
     if data and not kind:
         return headers.describe_stranger(data)
