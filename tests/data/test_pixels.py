@@ -164,7 +164,9 @@ def test_windows_equal_pillow(data: st.DataObject) -> None:
     assert np.array_equal(resample.exact_window(np.asarray(image), window, kernel), wanted)
     words = np.dstack([np.asarray(image), np.full((height, width), 77, np.uint8)])
     done = resample.through_torch(words, window, kernel, True)
-    assert done is not None
+    if done is None:  # so much smaller that a sum of products could pass 24 bits: left to Pillow
+        assert max(width / new_width, height / new_height) > 40
+        return
     assert np.array_equal(done.transpose(1, 2, 0), wanted)
     nearly = resample.through_torch(words, window, kernel, False)
     assert nearly is not None

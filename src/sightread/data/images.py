@@ -317,7 +317,8 @@ def _reason(error: Exception, data: bytes) -> str:
         return "damaged: nested too deeply"
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d+", text)  # Pillow's own limit, which stands above the default of max_pixels
-        return f"{pixels.group() if pixels else 'too many'} pixels, over the limit (and over PIL.Image.MAX_IMAGE_PIXELS)"
+        count = pixels.group() if pixels else "too many"
+        return f"{count} pixels, over the limit (and over PIL.Image.MAX_IMAGE_PIXELS)"
     kind = headers.kind(data)
     if data and not kind:
         return headers.describe_stranger(data)
