@@ -33,6 +33,7 @@ Texts: TypeAlias = "str | Sequence[str]"
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
 _TEXTS_AT_ONCE = 64
+_TOKENS_AT_ONCE = 600  # of pictures, on a CPU
 
 
 @dataclass(eq=False)
@@ -79,7 +80,7 @@ class Model:
     def embed_images(self, images: Images) -> Floats:
         """float32 `[n, d]`, unit length."""
         self._need("embed")
-        rows = [embed.embed_images(self.network, self._tensor(batch)) for batch in self._batches(images)]
+        rows = [embed.embed_images(self.network, self._encode(batch)) for batch in self._batches(images)]
         return self._stack(rows)
 
     def embed_texts(self, texts: Texts) -> Floats:
@@ -101,7 +102,7 @@ class Model:
         classes = self._class_embeddings(_strings(labels, "labels"), _strings(templates, "templates"))
         rows = [
             embed.class_probabilities(
-                self.network, embed.embed_images(self.network, self._tensor(batch)), classes
+                self.network, embed.embed_images(self.network, self._encode(batch)), classes
             )
             for batch in self._batches(images)
         ]
@@ -137,7 +138,7 @@ class Model:
         for batch in self._batches(images):
             image = self._encode(batch)
             with torch.inference_mode():
-                similarity = self.network.embed_image(image).float() @ embedded.t()
+                similarity = embed.embed_images(self.network, image) @ embedded.t()
             best, index = similarity.topk(min(k, len(strings)), dim=1)
             scores = torch.full_like(similarity, NOT_RANKED)
             for part, chosen in _groups(list(index.cpu().numpy())):
@@ -256,7 +257,18 @@ class Model:
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[Pixels]) -> Encoded:
-        return self.network.encode_image(self._tensor(batch))
+        """On a CPU a few pictures at a time, whatever the batch: their activations then stay in its caches."""
+        pixels = self._tensor(batch)
+        if self.device.type != "cpu":
+            return self.network.encode_image(pixels)
+        vision = self.network.config.vision
+        few = max(1, _TOKENS_AT_ONCE // (vision.image_size // vision.patch) ** 2)
+        parts: list[Encoded] = [self.network.encode_image(part) for part in pixels.split(few)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Encoded(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat(pooled) if len(pooled) == len(parts) else None,
+        )
 
     def _tensor(self, batch: Sequence[Pixels]) -> Tensor:
         return normalise(batch, self.image_spec, device=self.device, dtype=self.dtype)

@@ -13,8 +13,6 @@ from sightread.types import Encoded
 class Embedder(Protocol):
     """What a network must offer to embed."""
 
-    def encode_image(self, pixels: Tensor) -> Encoded: ...
-
     def embed_image(self, image: Encoded) -> Tensor: ...
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor: ...
@@ -23,9 +21,9 @@ class Embedder(Protocol):
 
 
 @torch.inference_mode()
-def embed_images(net: Embedder, pixels: Tensor) -> Tensor:
-    """pixels `[B, 3, S, S]` -> float32 `[B, P]`, unit length."""
-    return net.embed_image(net.encode_image(pixels)).float()
+def embed_images(net: Embedder, images: Encoded) -> Tensor:
+    """B encoded pictures -> float32 `[B, P]`, unit length."""
+    return net.embed_image(images).float()
 
 
 @torch.inference_mode()

@@ -13,8 +13,6 @@ from sightread.types import Encoded
 class Matcher(Protocol):
     """What a network must offer to judge pairs."""
 
-    def encode_image(self, pixels: Tensor) -> Encoded: ...
-
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor: ...
 
 
