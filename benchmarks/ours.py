@@ -14,7 +14,7 @@ import sightread
 from benchmarks.materials import Materials
 from sightread.data.pixels import normalise, spec_from_transformers
 from sightread.data.reader import read_pictures
-from sightread.tasks import embed, match
+from sightread.tasks import match
 
 Call = Callable[[], Any]
 
@@ -39,10 +39,10 @@ class Sightread:
         return lambda: model.caption(files, **options)
 
     def encode_blip(self, batch: int) -> Call:
-        """Prepared pixels to image tokens."""
+        """Prepared pictures to image tokens."""
         model = self._model("caption")
-        pixels = self._pixels(model, batch)
-        return torch.inference_mode()(lambda: model.network.encode_image(pixels).tokens.numpy())
+        pictures = self._prepared(model, batch)
+        return lambda: model._encode(pictures).tokens.numpy()
 
     def judge(self, texts: int) -> Call:
         """A file and texts to ITM probabilities."""
@@ -52,8 +52,7 @@ class Sightread:
     def judge_texts(self, texts: int) -> Call:
         """An encoded picture and texts to ITM probabilities: what `Model.match` does after the image tower."""
         model, captions = self._model("match"), self.given.captions[:texts]
-        with torch.inference_mode():
-            image = model.network.encode_image(self._pixels(model, 1))
+        image = model._encode(self._prepared(model, 1))
 
         def call() -> Any:
             ids, lengths = model._rows(model._tokens(captions), np.arange(texts))
@@ -68,10 +67,10 @@ class Sightread:
         return lambda: model.answer(file, texts, min_new_tokens=tokens, max_new_tokens=tokens)
 
     def embed_pixels(self, batch: int) -> Call:
-        """Prepared pixels to CLIP embeddings."""
+        """Prepared pictures to CLIP embeddings."""
         model = self._model("clip")
-        pixels = self._pixels(model, batch)
-        return lambda: embed.embed_images(model.network, pixels).numpy()
+        pictures = self._prepared(model, batch)
+        return lambda: model.embed_images(pictures)
 
     def embed_files(self, batch: int) -> Call:
         """Files to CLIP embeddings."""
@@ -105,6 +104,6 @@ class Sightread:
     def _files(self, count: int) -> list[str]:
         return (self.given.pictures * count)[:count]  # again and again, should there be fewer
 
-    def _pixels(self, model: sightread.Model, batch: int) -> torch.Tensor:
-        pictures = [*model.read(self._files(batch), isolate=False)]
-        return normalise(pictures, model.image_spec)  # type: ignore[arg-type]
+    def _prepared(self, model: sightread.Model, batch: int) -> list[Any]:
+        """Resized uint8 pictures; the other sides are given normalised ones."""
+        return [*model.read(self._files(batch), isolate=False)]

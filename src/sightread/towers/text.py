@@ -53,8 +53,8 @@ class TextTower(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = nn.Embedding(config.vocab, config.dim)
-        self.position = nn.Embedding(config.positions, config.dim)
+        self.word = _table(config.vocab, config.dim)
+        self.position = _table(config.positions, config.dim)
         self.norm = nn.LayerNorm(config.dim, eps=config.eps)
         block = BlockConfig(
             config.dim,
@@ -115,6 +115,11 @@ class TextTower(nn.Module):
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         x = self.word(ids) + self.position(positions)
         return self.norm(x) if self.config.post_norm else x
+
+
+def _table(rows: int, dim: int) -> nn.Embedding:
+    """Without random values: to draw them where no memory is ("meta"), torch loads its compiler for 0.7 s."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
 
 
 class LmHead(nn.Module):
