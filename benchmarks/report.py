@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.cases import Case
@@ -170,7 +171,16 @@ def table(head: dict[str, Any], rows: list[Row]) -> Table:
 def _cells(row: Row) -> list[str]:
     case, ratio, spread = row.case, row.ratio, row.spread
     if row.not_run:
-        return [case.unit, _figure(case, row.ours), row.peer, f"not run: {row.not_run}", "", "", "", ""]
+        return [
+            case.unit,
+            _figure(case, row.ours),
+            row.peer,
+            f"not run: {escape(row.not_run)}",
+            "",
+            "",
+            "",
+            "",
+        ]
     if case.limit is not None:
         wanted, missed = f"< {case.limit:g} s", bool(row.ours) and median(row.ours) >= case.limit
     else:

@@ -118,14 +118,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{case.name:24} {case.title}")
         return 0
     say = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not given.out.absolute().parent.is_dir():
+        print(f"benchmarks: --out {given.out}: there is no such folder", file=sys.stderr)
+        return 2
     materials = prepare(given.cache.expanduser(), "tiny" if given.tiny else "official")
     rounds = given.rounds or (2 if given.quick else ROUNDS)
     notes = [
         *materials.notes,
         *(["tiny networks, few pictures: these times mean nothing"] if given.tiny else []),
     ]
+    about = machine()
+    if about["load_at_start"] > about["cores"] / 2:
+        notes.append(
+            f"other programs were running (load {about['load_at_start']:.1f}): do not trust these times"
+        )
     settings = {"threads": given.threads, "rounds": rounds, "precision": "float32", "size": materials.size}
-    head = {"machine": machine(), "settings": settings, "notes": notes}
+    head = {"machine": about, "settings": settings, "notes": notes}
     rows: list[Row] = []
     bench = Bench(materials, given.threads, rounds)
     try:

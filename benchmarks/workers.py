@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -50,7 +51,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.connection.close()
-        self.process.join(10)
+        self.process.join(2)
         if self.process.is_alive():
             self.process.kill()
 
@@ -67,6 +68,7 @@ class Worker:
 
 
 def _serve(connection: Connection, side: str, materials: Materials, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import torch
 
@@ -76,7 +78,7 @@ def _serve(connection: Connection, side: str, materials: Materials, threads: int
     while True:
         try:
             what, about = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         answer: Any = None
         try:
