@@ -56,8 +56,8 @@ NAMED: dict[str, set[str]] = {
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "nn.blocks": {"nn.attention"},
     "nn.packing": {"nn.attention"},
-    "models.clip_checkpoints": {"models.clip", "models.weights"},
-    "models.blip_checkpoints": {"models.blip", "models.weights"},
+    "models.clip_checkpoints": {"models.clip", "models.settings", "models.weights"},
+    "models.blip_checkpoints": {"models.blip", "models.settings", "models.weights"},
     "models.families": {
         "models.blip",
         "models.blip_checkpoints",

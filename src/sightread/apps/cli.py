@@ -49,6 +49,9 @@ app = App(
 
 def load(source: str, *, device: str, dtype: Dtype) -> Model:
     """`sightread.load`, brought in by the first command that needs it."""
+    # Pictures are decoded beside the model: threads of its matrix products that wait for each other must not burn the
+    # cores meanwhile. GNU OpenMP reads this when torch is imported, and spins for milliseconds without it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightread.pipelines import engine
 
     return engine.load(source, device=device, dtype=dtype)

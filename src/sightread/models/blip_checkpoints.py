@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sightread.models.blip import Config
+from sightread.models.settings import TEXT, VISION, described, sizes
 from sightread.models.weights import KeyMap, Rule, batched, cat, count_layers, same
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
@@ -28,32 +29,28 @@ def _shared_pairs(layers: int) -> list[tuple[str, str]]:
     return [(f"text_encoder.{s}.weight", f"text_decoder.bert.{s}.weight") for s in stems]
 
 
+_VISION_DEFAULTS = {
+    "image_size": 384,
+    "patch": 16,
+    "dim": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp_dim": 3072,
+    "activation": "gelu",
+    "eps": 1e-5,
+}
+_TEXT_DEFAULTS = {**_VISION_DEFAULTS, "vocab": 30524, "positions": 512, "heads": 8, "eps": 1e-12}
+
+
 def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
     """From the config.json of a hub checkpoint (`model_type: blip`) and the names of its tensors."""
     vision: dict[str, Any] = data.get("vision_config") or {}
     text: dict[str, Any] = data.get("text_config") or {}
     image_tower = VitConfig(
-        image_size=vision.get("image_size", 384),
-        patch=vision.get("patch_size", 16),
-        dim=vision.get("hidden_size", 768),
-        layers=vision.get("num_hidden_layers", 12),
-        heads=vision.get("num_attention_heads", 12),
-        mlp_dim=vision.get("intermediate_size", 3072),
-        activation=vision.get("hidden_act", "gelu"),
-        eps=vision.get("layer_norm_eps", 1e-5),
-        norm_first=False,
-        norm_tokens=True,
-        patch_bias=True,
+        **sizes(vision, VISION, _VISION_DEFAULTS), norm_first=False, norm_tokens=True, patch_bias=True
     )
     text_tower = TextConfig(
-        vocab=text.get("vocab_size", 30524),
-        positions=text.get("max_position_embeddings", 512),
-        dim=text.get("hidden_size", 768),
-        layers=text.get("num_hidden_layers", 12),
-        heads=text.get("num_attention_heads", 8),
-        mlp_dim=text.get("intermediate_size", 3072),
-        activation=text.get("hidden_act", "gelu"),
-        eps=text.get("layer_norm_eps", 1e-12),
+        **sizes(text, TEXT, _TEXT_DEFAULTS),
         post_norm=True,
         memory_dim=image_tower.dim if text.get("is_decoder", True) else None,
     )
@@ -145,35 +142,17 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
 
 
 def _config_to_transformers(config: Config, architecture: str) -> dict[str, Any]:
-    vision, text = config.vision, config.text
     return {
         "architectures": [architecture],
         "model_type": "blip",
         "image_text_hidden_size": config.embed_dim or 256,
         "tie_word_embeddings": config.tied_words,
-        "vision_config": {
-            "model_type": "blip_vision_model",
-            "image_size": vision.image_size,
-            "patch_size": vision.patch,
-            "hidden_size": vision.dim,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp_dim,
-            "hidden_act": vision.activation,
-            "layer_norm_eps": vision.eps,
-        },
+        "vision_config": {"model_type": "blip_vision_model", **described(config.vision, VISION)},
         "text_config": {
             "model_type": "blip_text_model",
-            "vocab_size": text.vocab,
-            "max_position_embeddings": text.positions,
-            "hidden_size": text.dim,
-            "encoder_hidden_size": vision.dim,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "intermediate_size": text.mlp_dim,
-            "hidden_act": text.activation,
-            "layer_norm_eps": text.eps,
-            "is_decoder": text.memory_dim is not None,
+            **described(config.text, TEXT),
+            "encoder_hidden_size": config.vision.dim,
+            "is_decoder": config.text.memory_dim is not None,
             "tie_word_embeddings": config.tied_words,
             "bos_token_id": config.start_id,
             "sep_token_id": config.end_id,

@@ -9,9 +9,21 @@ from torch import Tensor
 
 from sightread.errors import CheckpointError
 from sightread.models.clip import Config
+from sightread.models.settings import TEXT, VISION, described, sizes
 from sightread.models.weights import KeyMap, cat, count_layers, transposed
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
+
+_TOWER_DEFAULTS = {"layers": 12, "activation": "quick_gelu", "eps": 1e-5}
+_VISION_DEFAULTS = {
+    "image_size": 224,
+    "patch": 32,
+    "dim": 768,
+    "heads": 12,
+    "mlp_dim": 3072,
+    **_TOWER_DEFAULTS,
+}
+_TEXT_DEFAULTS = {"vocab": 49408, "positions": 77, "dim": 512, "heads": 8, "mlp_dim": 2048, **_TOWER_DEFAULTS}
 
 
 def config_from_transformers(data: Mapping[str, Any]) -> Config:
@@ -22,29 +34,9 @@ def config_from_transformers(data: Mapping[str, Any]) -> Config:
     embed_dim = data.get("projection_dim", 512)
     return Config(
         vision=VitConfig(
-            image_size=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 32),
-            dim=vision.get("hidden_size", 768),
-            layers=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 12),
-            mlp_dim=vision.get("intermediate_size", 3072),
-            activation=vision.get("hidden_act", "quick_gelu"),
-            eps=vision.get("layer_norm_eps", 1e-5),
-            norm_first=True,
-            norm_tokens=False,
-            patch_bias=False,
+            **sizes(vision, VISION, _VISION_DEFAULTS), norm_first=True, norm_tokens=False, patch_bias=False
         ),
-        text=TextConfig(
-            vocab=text.get("vocab_size", 49408),
-            positions=text.get("max_position_embeddings", 77),
-            dim=text.get("hidden_size", 512),
-            layers=text.get("num_hidden_layers", 12),
-            heads=text.get("num_attention_heads", 8),
-            mlp_dim=text.get("intermediate_size", 2048),
-            activation=text.get("hidden_act", "quick_gelu"),
-            eps=text.get("layer_norm_eps", 1e-5),
-            post_norm=False,
-        ),
+        text=TextConfig(**sizes(text, TEXT, _TEXT_DEFAULTS), post_norm=False),
         embed_dim=embed_dim,
         end_id=end_id,
         # Configs from before eos_token_id was right say 2; the reference then takes the largest id.
@@ -58,36 +50,18 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
 
 
 def _config_to_transformers(config: Config) -> dict[str, Any]:
-    vision, text = config.vision, config.text
+    width = {"projection_dim": config.embed_dim}
+    end_id = 2 if config.end_is_largest_id else config.end_id
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "image_size": vision.image_size,
-            "patch_size": vision.patch,
-            "hidden_size": vision.dim,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp_dim,
-            "hidden_act": vision.activation,
-            "layer_norm_eps": vision.eps,
-            "projection_dim": config.embed_dim,
-        },
+        **width,
+        "vision_config": {"model_type": "clip_vision_model", **described(config.vision, VISION), **width},
         "text_config": {
             "model_type": "clip_text_model",
-            "vocab_size": text.vocab,
-            "max_position_embeddings": text.positions,
-            "hidden_size": text.dim,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "intermediate_size": text.mlp_dim,
-            "hidden_act": text.activation,
-            "layer_norm_eps": text.eps,
-            "projection_dim": config.embed_dim,
-            "eos_token_id": 2 if config.end_is_largest_id else config.end_id,
+            **described(config.text, TEXT),
+            **width,
+            "eos_token_id": end_id,
         },
     }
 

@@ -93,7 +93,7 @@ class Attention(nn.Module):
     def memory(self, tokens: Tensor) -> KeyValue:
         """Keys and values of a memory, computed once: tokens `[B, N, memory_dim]`."""
         key, value = self._split(self.kv(tokens), 2)
-        return KeyValue(key, value)
+        return KeyValue(key.contiguous(), value.contiguous())  # read at every step: worth one copy
 
     def forward(
         self,
