@@ -6,9 +6,11 @@ tokens, D width, H heads, V vocabulary, P embedding width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +76,56 @@ class Encoded:
     tokens: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a picture and the answers that people gave, at least one; equal answers may repeat."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A thing in a picture. box: (left, top, right, bottom) in pixels of the upright picture, right and bottom exclusive.
+
+    polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there is no mask.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    polygons: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What every source of training or evaluation data yields: one picture and what is known about it.
+
+    key: unique in its dataset, and its name in messages. picture: the encoded bytes, or the file that holds them.
+    extra: what the source says beside that, as JSON values, kept by conversions.
+    """
+
+    key: str
+    picture: bytes | Path
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    regions: tuple[Region, ...] = ()
+    label: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What every objective returns.
+
+    value: a scalar with a gradient: this process's share of the loss of the global batch; the shares of all processes
+    sum to that loss. chance: what the whole loss is worth when nothing was learned. facts: further shares to report.
+    """
+
+    value: Tensor
+    chance: float
+    facts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
 
 
 # A picture as a caller may hand it over: a path, encoded bytes, a PIL image, an array [H, W], [H, W, 3|4] (uint8,
