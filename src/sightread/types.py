@@ -90,7 +90,8 @@ class Question:
 class Region:
     """A thing in a picture.
 
-    box: (left, top, right, bottom) in pixels of the upright picture, right and bottom exclusive. polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there is no mask.
+    box: (left, top, right, bottom) in pixels of the upright picture, right and bottom exclusive.
+    polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there is no mask.
     """
 
     label: str
