@@ -146,7 +146,9 @@ def _text(value: Any) -> str:
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    return {_text(name): float(number) for name, number in dict(value).items()}
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not a table of numbers")
+    return {_text(name): float(number) for name, number in cast("dict[Any, Any]", value).items()}
 
 
 def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
