@@ -54,10 +54,13 @@ NAMED: dict[str, set[str]] = {
     "data.images": {"data.headers"},
     "data.pixels": {"data.images", "data.resample"},
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
+    "data.world": {"data.atomic", "data.randomness"},
     "nn.blocks": {"nn.attention"},
+    "nn.initial": {"nn.blocks"},
     "nn.packing": {"nn.attention"},
     "models.clip_checkpoints": {"models.clip", "models.settings", "models.weights"},
     "models.blip_checkpoints": {"models.blip", "models.settings", "models.weights"},
+    "models.sizes": {"models.blip", "models.clip"},
     "models.families": {
         "models.blip",
         "models.blip_checkpoints",
@@ -75,9 +78,10 @@ NAMED: dict[str, set[str]] = {
     "pipelines.sidecars": {"pipelines.captions", "pipelines.events", "pipelines.inputs"},
     "pipelines.tables": {"pipelines.captions", "pipelines.events"},
     "pipelines.vectors": {"pipelines.tables"},
-    "apps.cli": {"", "apps.listing", "apps.options", "apps.show"},
+    "apps.cli": {"", "apps.listing", "apps.options", "apps.show", "apps.worlds"},
     "apps.demo": {"apps.cli", "apps.options", "apps.show", "models.catalog"},
     "apps.listing": {"apps.show", "models.catalog"},
+    "apps.worlds": {"apps.options", "apps.show", "data.world"},
 }
 
 # The only libraries there are, and who may use each.

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 import sightread
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
 from sightread.apps.show import Column, Rows, Screen, complain, say
+from sightread.apps.worlds import world
 from sightread.errors import CheckpointError, SightreadError, TokenizerError, UnsupportedError, UsageError
 from sightread.pipelines.events import Done, Failed, Skipped
 
@@ -311,6 +312,9 @@ def models(
 
     show_models("answer" if job == "ask" else job, as_json=json)
     return 0
+
+
+app.command(world, help_epilogue="Examples:\n  sightread world world.tar --count 3000 --seed 1")
 
 
 def _load(machine: Machine, source: str, capability: str) -> Model:
