@@ -75,6 +75,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.inputs": {"pipelines.events"},
     "pipelines.jobs": {"pipelines.events"},
     "pipelines.model": {"pipelines.saving"},
+    "pipelines.run_log": {"pipelines.run_events"},
     "pipelines.sidecars": {"pipelines.captions", "pipelines.events", "pipelines.inputs"},
     "pipelines.tables": {"pipelines.captions", "pipelines.events"},
     "pipelines.vectors": {"pipelines.tables"},
@@ -107,6 +108,7 @@ OWNERS: dict[str, set[str]] = {
     "safetensors": {"models.files"},
     "huggingface_hub": {"models.files"},
     "pyarrow": {"pipelines"},
+    "tensorboard": {"pipelines.run_log"},
     "cyclopts": {"apps"},
     "rich": {"apps"},
 }

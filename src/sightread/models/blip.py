@@ -25,7 +25,8 @@ class Config:
     embed_dim: width of the ITC space, None without the projections. shared: encoder and decoder share all parameters
     but those of self-attention (the paper's table 3). tied_words: the LM head's matrix is the word embedding.
     encoder_start: the id that the text encoder reads first when it looks at a picture, None to keep [CLS]: the
-    original code puts [ENC] there, `transformers` does not.
+    original code puts [ENC] there, `transformers` does not. answers: beside captions, the one decoder also answers
+    from the states of a question; it reads both, so pictures and texts then have one width (ValueError if not).
     """
 
     vision: VitConfig
@@ -42,6 +43,15 @@ class Config:
     end_id: int
     pad_id: int
     encoder_start: int | None
+    answers: bool = False
+
+    def __post_init__(self) -> None:
+        widths = {self.vision.dim, self.text.dim, self.decoder_memory_dim}
+        if self.answers and (len(widths) > 1 or not (self.encoder and self.decoder)):
+            raise ValueError(
+                "answers: needs an encoder and a decoder, and one width for pictures, texts and what the decoder "
+                f"reads; here {self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
+            )
 
 
 class Decoder(nn.Module):
@@ -80,7 +90,7 @@ class Blip(nn.Module):
             reads = replace(config.text, memory_dim=config.decoder_memory_dim)
             self.decoder = Decoder(reads, tied_words=config.tied_words)
         if config.shared:
-            _share(self.encoder, self.decoder.text)
+            _share(self.encoder, self.decoder)
         if config.embed_dim is not None:
             self.image_projection = Linear(config.vision.dim, config.embed_dim)
             self.text_projection = Linear(config.text.dim, config.embed_dim)
@@ -102,9 +112,9 @@ class Blip(nn.Module):
                 "classify": embeds and config.temperature,
                 "match": config.matching,
                 "rank": config.matching and embeds,
-                # A checkpoint with encoder and decoder but no matching head was fine-tuned for questions.
-                "caption": config.decoder and (not config.encoder or config.matching),
-                "answer": config.decoder and config.encoder and not config.matching,
+                # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
+                "caption": config.decoder and (config.answers or not config.encoder or config.matching),
+                "answer": config.answers or (config.decoder and config.encoder and not config.matching),
             }.items()
             if there
         )
@@ -141,8 +151,11 @@ class Blip(nn.Module):
         return self.match_head(self.read_text(image, ids, lengths).pooled)
 
 
-def _share(encoder: TextTower, decoder: TextTower) -> None:
+def _share(encoder: TextTower, writer: Decoder) -> None:
     """Give the decoder the encoder's modules, all but self-attention and its norm (the paper, section 3.1)."""
+    decoder = writer.text
+    if writer.head.words.weight is decoder.word.weight:  # stays tied, to the words that both now have
+        writer.head.words.weight = cast(nn.Parameter, encoder.word.weight)
     decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
     for theirs, ours in zip(encoder.blocks, decoder.blocks, strict=True):
         ours.cross, ours.norm_cross, ours.mlp, ours.norm2 = (

@@ -167,12 +167,12 @@ ENTRIES: tuple[Entry, ...] = (
         1785,
         _retrieval("Flickr30k", "97.4 / 87.6", 128),
     ),
-    _original("model_base_14M.pth", 275.9, "14M pictures"),
-    _original("model_base.pth", 275.9, "129M pictures"),
+    _original("model_base_14M.pth", 252.4, "14M pictures"),
+    _original("model_base.pth", 252.4, "129M pictures"),
     _original(
-        "model_base_capfilt_large.pth", 275.9, "129M pictures with texts that ViT-L wrote and filtered"
+        "model_base_capfilt_large.pth", 252.4, "129M pictures with texts that ViT-L wrote and filtered"
     ),
-    _original("model_large.pth", 498.2, "129M pictures with texts that ViT-L wrote and filtered"),
+    _original("model_large.pth", 474.7, "129M pictures with texts that ViT-L wrote and filtered"),
 )
 
 

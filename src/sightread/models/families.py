@@ -166,12 +166,13 @@ def build(
 
 
 def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    """A (nested) frozen dataclass from what `dataclasses.asdict` made of it. Raises TypeError or KeyError."""
+    """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError."""
     hints = typing.get_type_hints(kind)
-    values = {
-        name: config_from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
-        for name, value in data.items()
-    }
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = config_from_dict(hints[name], value)
+        values[name] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
     return kind(**values)
 
 

@@ -1,0 +1,134 @@
+"""Named sizes to train from random weights: the official ones where there are any, and small ones of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import overload
+
+from sightread.models import blip, clip
+from sightread.towers.text import TextConfig
+from sightread.towers.vit import VitConfig
+
+
+def _blip(vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False) -> blip.Config:
+    """All heads of BLIP's pre-training, with the ids of BERT's vocabulary and the two tokens behind it."""
+    return blip.Config(
+        vision=vision,
+        text=replace(text, memory_dim=vision.dim),
+        decoder_memory_dim=vision.dim,
+        encoder=True,
+        decoder=True,
+        matching=True,
+        embed_dim=embed_dim,
+        temperature=True,
+        shared=True,
+        tied_words=True,
+        start_id=30522,
+        end_id=102,
+        pad_id=0,
+        encoder_start=30523,
+        answers=answers,
+    )
+
+
+def _vit(image_size: int, patch: int, dim: int, layers: int, heads: int) -> VitConfig:
+    """BLIP's kind of tower."""
+    return VitConfig(
+        image_size=image_size,
+        patch=patch,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        mlp_dim=4 * dim,
+        activation="gelu",
+        eps=1e-6,
+        norm_first=False,
+        norm_tokens=True,
+        patch_bias=True,
+    )
+
+
+def _bert(dim: int, layers: int, heads: int, *, positions: int) -> TextConfig:
+    return TextConfig(
+        vocab=30524,
+        positions=positions,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        mlp_dim=4 * dim,
+        activation="gelu",
+        eps=1e-12,
+        post_norm=True,
+    )
+
+
+def _clip(patch: int) -> clip.Config:
+    """OpenAI's ViT-B (Radford et al. 2021, table 20)."""
+    tower = _vit(224, patch, dim=768, layers=12, heads=12)
+    vision = replace(
+        tower, activation="quick_gelu", eps=1e-5, norm_first=True, norm_tokens=False, patch_bias=False
+    )
+    text = TextConfig(
+        vocab=49408,
+        positions=77,
+        dim=512,
+        layers=12,
+        heads=8,
+        mlp_dim=2048,
+        activation="quick_gelu",
+        eps=1e-5,
+        post_norm=False,
+    )
+    return clip.Config(vision, text, embed_dim=512, end_id=49407, end_is_largest_id=False)
+
+
+_BASE = _bert(dim=768, layers=12, heads=12, positions=512)
+
+# name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
+SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
+    "blip-nano": (
+        "blip",
+        _blip(
+            replace(_vit(112, 16, dim=256, layers=4, heads=4), stem=(32, 64, 128, 256)),
+            _bert(dim=256, layers=3, heads=4, positions=64),
+            embed_dim=128,
+            answers=True,
+        ),
+    ),
+    "blip-base": ("blip", _blip(_vit(224, 16, dim=768, layers=12, heads=12), _BASE)),
+    "blip-large": ("blip", _blip(_vit(224, 16, dim=1024, layers=24, heads=16), _BASE)),
+    "clip-vit-b-32": ("clip", _clip(32)),
+    "clip-vit-b-16": ("clip", _clip(16)),
+    # For rendered scenes of 64 pixels, in minutes on two cores.
+    "world": (
+        "blip",
+        _blip(
+            _vit(64, 8, dim=128, layers=3, heads=4),
+            _bert(dim=128, layers=3, heads=4, positions=40),
+            embed_dim=64,
+            answers=True,
+        ),
+    ),
+}
+
+
+@overload
+def fitted(config: blip.Config, vocab: int, token_id: Callable[[str], int]) -> blip.Config: ...
+@overload
+def fitted(config: clip.Config, vocab: int, token_id: Callable[[str], int]) -> clip.Config: ...
+def fitted(
+    config: blip.Config | clip.Config, vocab: int, token_id: Callable[[str], int]
+) -> blip.Config | clip.Config:
+    """The config for a tokenizer: its number of ids, and `token_id` from the name of a special token to its id."""
+    text = replace(config.text, vocab=vocab)
+    if isinstance(config, clip.Config):
+        return replace(config, text=text, end_id=token_id("<|endoftext|>"))
+    return replace(
+        config,
+        text=text,
+        start_id=token_id("[DEC]"),
+        end_id=token_id("[SEP]"),
+        pad_id=token_id("[PAD]"),
+        encoder_start=None if config.encoder_start is None else token_id("[ENC]"),
+    )

@@ -1,0 +1,82 @@
+"""Named sizes: the official ones are the catalogue's, the small ones have every head, and all survive being saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sightread.models.blip import Blip, Config
+from sightread.models.clip import Clip
+from sightread.models.families import config_from_dict
+from sightread.models.sizes import SIZES, fitted
+from sightread.nn.initial import initialise
+from sightread.tasks.describe import choose, write
+from sightread.tasks.generate import Decoding
+
+
+def blip(name: str) -> Config:
+    config = SIZES[name][1]
+    assert isinstance(config, Config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("blip-base", 252.44), ("blip-large", 474.73), ("clip-vit-b-32", 151.3), ("clip-vit-b-16", 149.6)],
+)
+def test_official_sizes(name: str, millions: float) -> None:
+    family, config = SIZES[name]
+    with torch.device("meta"):
+        net = Blip(config) if family == "blip" else Clip(config)  # pyright: ignore[reportArgumentType]
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_configs_survive_json(name: str) -> None:
+    config = SIZES[name][1]
+    data = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert config_from_dict(type(config), data) == config
+
+
+def test_fitted_to_a_tokenizer() -> None:
+    ids = {"[PAD]": 0, "[SEP]": 3, "[DEC]": 98, "[ENC]": 99, "<|endoftext|>": 49}
+    config = fitted(blip("world"), 100, ids.__getitem__)
+    assert (config.text.vocab, config.start_id, config.end_id, config.pad_id, config.encoder_start) == (
+        100,
+        98,
+        3,
+        0,
+        99,
+    )
+    clip = fitted(SIZES["clip-vit-b-32"][1], 50, ids.__getitem__)
+    assert clip.text.vocab == 50
+    assert dataclasses.asdict(clip)["end_id"] == 49
+
+
+def test_one_decoder_captions_and_answers() -> None:
+    net = Blip(blip("world"))
+    initialise(net, 0)
+    net.eval()
+    assert net.jobs >= {"caption", "answer", "match", "rank", "embed"}
+    image = net.encode_image(torch.randn(2, 3, 64, 64))
+    asked = torch.randint(5, 90, (4, 6))
+    states = net.read_text(image, asked, torch.tensor([6, 4, 6, 3]))
+    start = net.config.start_id
+    for memory in (image, states):
+        prompt = torch.full((memory.tokens.shape[0], 1), start)
+        texts = write(net.decoder, memory, prompt, Decoding(num_beams=2, max_new_tokens=4), end_id=102)
+        assert len(texts) == memory.tokens.shape[0]
+    candidates = torch.tensor([[start, 7, 102], [start, 9, 102], [start, 8, 102]])
+    assert len(choose(net.decoder, states, candidates, torch.tensor([3, 3, 3]), top=2)) == 4
+
+
+def test_answers_need_one_width() -> None:
+    config = blip("world")
+    with pytest.raises(ValueError, match="one width"):
+        dataclasses.replace(config, vision=dataclasses.replace(config.vision, dim=64))
+    with pytest.raises(ValueError, match="an encoder"):
+        dataclasses.replace(config, encoder=False, shared=False)
+    assert "answer" not in Blip(dataclasses.replace(config, answers=False)).jobs

@@ -1,0 +1,46 @@
+"""The image tower: its convolutional stem."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sightread.models.sizes import SIZES
+from sightread.nn.initial import initialise
+from sightread.towers.vit import ChannelNorm, Vit, VitConfig
+
+PLAIN = replace(SIZES["world"][1].vision, image_size=32, layers=1)
+
+
+def tower(config: VitConfig) -> Vit:
+    net = Vit(config)
+    initialise(net, 0)
+    return net.eval()
+
+
+@pytest.mark.parametrize("stem", [(), (8,), (8, 12), (8, 12, 16)])
+def test_a_stem_leaves_the_grid_of_the_patches(stem: tuple[int, ...]) -> None:
+    pixels = torch.randn(2, 3, 32, 32)
+    assert tower(replace(PLAIN, stem=stem))(pixels).tokens.shape == (2, 17, 128)
+
+
+def test_a_stem_looks_at_each_picture_alone() -> None:
+    net, pixels = tower(replace(PLAIN, stem=(8, 16), stem_blocks=2)), torch.randn(3, 3, 32, 32)
+    together = net(pixels).tokens
+    for i in range(3):
+        torch.testing.assert_close(net(pixels[i : i + 1]).tokens, together[i : i + 1])
+
+
+def test_a_stem_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 stages does not fit patches of 8"):
+        Vit(replace(PLAIN, stem=(8, 8, 8, 8)))
+    with pytest.raises(ValueError, match="does not fit patches of 12"):
+        Vit(replace(PLAIN, patch=12, stem=(8, 8, 8)))
+
+
+def test_channel_norm_is_layer_norm_of_each_position() -> None:
+    norm, x = ChannelNorm(5), torch.randn(2, 5, 3, 4)
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected)
