@@ -50,6 +50,7 @@ BELOW: dict[str, set[str]] = {
 
 # What single files may know beside that: siblings, and the catalogue and atomic files, which import nothing themselves.
 NAMED: dict[str, set[str]] = {
+    "data.augment": {"data.randomness"},
     "data.decoder": {"data.pixels"},
     "data.images": {"data.headers"},
     "data.pixels": {"data.images", "data.resample"},
