@@ -53,6 +53,7 @@ NAMED: dict[str, set[str]] = {
     "data.augment": {"data.randomness"},
     "data.decoder": {"data.pixels"},
     "data.images": {"data.headers"},
+    "data.masking": {"data.randomness"},
     "data.pixels": {"data.images", "data.resample"},
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "data.world": {"data.atomic", "data.randomness"},
