@@ -81,6 +81,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.sidecars": {"pipelines.captions", "pipelines.events", "pipelines.inputs"},
     "pipelines.tables": {"pipelines.captions", "pipelines.events"},
     "pipelines.vectors": {"pipelines.tables"},
+    "pipelines.watch": {"pipelines.run_events"},
     "apps.cli": {"", "apps.listing", "apps.options", "apps.show", "apps.worlds"},
     "apps.demo": {"apps.cli", "apps.options", "apps.show", "models.catalog"},
     "apps.listing": {"apps.show", "models.catalog"},
