@@ -221,7 +221,9 @@ def write_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None
 def vocabulary() -> list[str]:
     """Every word of the world's captions, questions and answers, sorted; the question mark is no word of it."""
     nouns = [_noun(shape, count) for shape in _SHAPES for count in (1, 2)]
-    others = "a above an are big bottom color how inside is it left many of or right shape small the there things top"
+    others = (
+        "a above an are big bottom color how inside is left many of or right shape small the there things top"
+    )
     others += " what where word written no yes"
     return sorted({*COLORS, *nouns, *NUMBERS[1:], *WORDS, *others.split()})
 
