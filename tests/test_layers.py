@@ -71,6 +71,7 @@ NAMED: dict[str, set[str]] = {
         "models.weights",
     },
     "models.files": {"models.catalog", "data.atomic"},
+    "objectives.contrastive": {"objectives.gather", "objectives.matching"},
     "tasks.describe": {"tasks.generate"},
     "pipelines.captions": {"pipelines.events", "pipelines.jobs"},
     "pipelines.engine": {"pipelines.model", "pipelines.saving"},

@@ -1,0 +1,114 @@
+"""Rows of the global batch across processes: how many, all of them, and from neighbour to neighbour, with gradients.
+
+Without `torch.distributed`, or alone in the group, nothing is sent. All processes of a group must make the same calls
+in the same order, also those that hold no rows. Processes may hold different numbers of rows; the other dimensions,
+the dtype and whether a gradient is wanted are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Group = dist.ProcessGroup | None
+
+
+def place(group: Group = None) -> tuple[int, int]:
+    """(this process's rank in the group, processes in it); (0, 1) where nothing is distributed."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def row_counts(rows: int, group: Group = None) -> tuple[int, ...]:
+    """The rows that each process holds, in rank order; `rows` are this process's."""
+    _, world = place(group)
+    if world == 1:
+        return (rows,)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu"
+    counts = torch.zeros(world, 1, dtype=torch.int64, device=device)
+    dist.all_gather(list(counts), torch.tensor([rows], device=device), group)
+    return tuple(counts[:, 0].tolist())
+
+
+def row_offset(rows: int, group: Group = None) -> tuple[int, int]:
+    """(where this process's rows start in the global batch, rows of the global batch)."""
+    counts = row_counts(rows, group)
+    return sum(counts[: place(group)[0]]), sum(counts)
+
+
+def gather_rows(
+    x: Tensor, group: Group = None, *, counts: tuple[int, ...] | None = None, gradient: bool = True
+) -> Tensor:
+    """The rows of all processes in rank order: x `[b, ...]` -> `[B, ...]`; x itself where there is one process.
+
+    The gradient of x is the sum over all processes of their gradients of these rows: exact where each process computes
+    its share of a sum. gradient: False cuts the graph. counts: what `row_counts` said, saves asking again.
+    """
+    if not gradient:
+        x = x.detach()
+    if place(group)[1] == 1:
+        return x
+    counts = row_counts(x.shape[0], group) if counts is None else counts
+    return cast(Tensor, _Gather.apply(x, counts, group))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], group: Group) -> Tensor:
+        rank = place(group)[0]
+        ctx.start, ctx.rows, ctx.group = sum(counts[:rank]), counts[rank], group
+        # Gloo gathers equal blocks only: all are padded to the largest.
+        blocks = x.new_zeros(len(counts), max(counts), *x.shape[1:])
+        own = x.new_zeros(blocks.shape[1:])
+        own[: x.shape[0]] = x
+        dist.all_gather(list(blocks), own, group)
+        return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor, None, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.start : ctx.start + ctx.rows], None, None
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A block on its way round the ring; `sent` must live until it has left."""
+
+    block: Tensor
+    sent: Tensor
+    works: tuple[dist.Work, ...]
+
+    def wait(self) -> Tensor:
+        """The block of the previous rank."""
+        for work in self.works:
+            work.wait()
+        return self.block
+
+
+def pass_on(x: Tensor, rows: int, group: Group = None, *, tag: int = 0) -> Arriving:
+    """Starts to send x `[n, ...]` to the next rank and to receive `[rows, ...]` from the previous one; no gradient.
+
+    tag: tells apart what is under way at the same time.
+    """
+    rank, world = place(group)
+    if world == 1:
+        return Arriving(x, x, ())
+    sent, block = x.contiguous(), x.new_empty(rows, *x.shape[1:])
+
+    def operation(what: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(what, tensor, group=group, tag=tag, group_peer=peer % world)
+
+    operations = [operation(dist.isend, sent, rank + 1)] if sent.numel() else []
+    operations += [operation(dist.irecv, block, rank - 1)] if block.numel() else []
+    return Arriving(block, sent, tuple(dist.batch_isend_irecv(operations)) if operations else ())
