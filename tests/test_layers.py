@@ -79,6 +79,8 @@ NAMED: dict[str, set[str]] = {
     "pipelines.jobs": {"pipelines.events"},
     "pipelines.model": {"pipelines.saving"},
     "pipelines.run_log": {"pipelines.run_events"},
+    "pipelines.metrics": {"pipelines.metrics.captions"},
+    "pipelines.metrics.captions": {"pipelines.metrics.ptb"},
     "pipelines.sidecars": {"pipelines.captions", "pipelines.events", "pipelines.inputs"},
     "pipelines.tables": {"pipelines.captions", "pipelines.events"},
     "pipelines.vectors": {"pipelines.tables"},
@@ -291,6 +293,11 @@ def test_what_starts_quickly_loads_nothing_heavy(module: str) -> None:
         "pyarrow",
     }
     assert loaded_by(module, PACKAGE.parent, heavy) == set()
+
+
+def test_metrics_need_no_torch() -> None:
+    heavy = {"torch", "PIL", "pyarrow", "transformers", "faster_coco_eval"}
+    assert loaded_by("sightread.pipelines.metrics", PACKAGE.parent, heavy) == set()
 
 
 # Each checker sees what it is there to see.

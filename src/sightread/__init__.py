@@ -21,6 +21,7 @@ from sightread.errors import (
 )
 
 if TYPE_CHECKING:
+    from sightread.pipelines import metrics
     from sightread.pipelines.engine import Model, load
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "load",
+    "metrics",
 ]
 
 
@@ -43,4 +45,8 @@ def __getattr__(name: str) -> Any:
         from sightread.pipelines import engine
 
         return getattr(engine, name)
+    if name == "metrics":
+        from sightread.pipelines import metrics
+
+        return metrics
     raise AttributeError(f"module 'sightread' has no attribute {name!r}")
