@@ -1,0 +1,116 @@
+"""A short evaluation while a training goes on: what the model can do by now, on pictures that it does not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sightread.data.pixels import prepare
+from sightread.data.samples import Dataset
+from sightread.errors import ImageError
+from sightread.pipelines.metrics.captions import caption_scores
+from sightread.pipelines.model import Model
+from sightread.pipelines.recipes import EvaluationSettings
+from sightread.types import Limits, Pixels, Sample
+
+# Which of the values says what the best checkpoint is, the first that is there.
+_SCORES = ("CIDEr", "text_to_image_R@1", "answers", "classes")
+
+
+def measure(
+    model: Model, dataset: Dataset, settings: EvaluationSettings
+) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
+    """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first pictures.
+
+    The dataset's first `samples` pictures; what they lack (captions, questions, labels) or the model cannot do is left
+    out. Pictures that cannot be read are left out too.
+    """
+    was_training = model.network.training
+    model.network.eval()
+    try:
+        samples, pictures = _read(model, dataset, settings.samples)
+        values: dict[str, float] = {}
+        texts: tuple[tuple[str, str], ...] = ()
+        told = [i for i, sample in enumerate(samples) if sample.captions]
+        if told and "embed" in model.capabilities:
+            values |= _retrieval(model, [samples[i] for i in told], [pictures[i] for i in told])
+        if told and "caption" in model.capabilities:
+            found = model.caption(
+                [pictures[i] for i in told], num_beams=settings.num_beams, max_new_tokens=settings.max_tokens
+            )
+            values |= _captions(found, [samples[i].captions for i in told])
+            texts = tuple((samples[i].key, text) for i, text in zip(told, found, strict=True))[: settings.show]
+        if "answer" in model.capabilities:
+            values |= _answers(model, samples, pictures)
+        return values, texts
+    finally:
+        model.network.train(was_training)
+
+
+def score(values: Mapping[str, float]) -> float | None:
+    """The number by which checkpoints are compared, None where nothing of the kind was measured."""
+    return next((values[name] for name in _SCORES if name in values), None)
+
+
+def _read(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
+    samples: list[Sample] = []
+    pictures: list[Pixels] = []
+    for index in range(min(most, len(dataset))):
+        try:
+            sample = dataset[index]
+            source = sample.picture if isinstance(sample.picture, bytes) else str(sample.picture)
+            pictures.append(prepare(source, model.image_spec, limits=Limits()))
+            samples.append(sample)
+        except ImageError:
+            continue
+    return samples, pictures
+
+
+def _retrieval(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+    """ITC's recall both ways, and how often ITM tells the picture's own text from another one's."""
+    texts = [text for sample in samples for text in sample.captions]
+    owner = np.concatenate([np.full(len(sample.captions), i) for i, sample in enumerate(samples)])
+    similarity = model.similarity(pictures, texts)
+    right = owner == np.arange(len(samples))[:, None]  # [n, m]
+    values: dict[str, float] = {}
+    best = np.where(right, similarity, -np.inf).max(1)
+    to_text = (similarity >= best[:, None]).sum(1) - (right & (similarity >= best[:, None])).sum(1)
+    own = similarity[owner, np.arange(len(texts))]
+    to_image = (similarity >= own).sum(0) - 1
+    for k in (1, 10):
+        values[f"image_to_text_R@{k}"] = float((to_text < k).mean())
+        values[f"text_to_image_R@{k}"] = float((to_image < k).mean())
+    if "match" in model.capabilities and len(samples) > 1:
+        values |= _matching(model, samples, pictures, np.where(right, -np.inf, similarity))
+    return values
+
+
+def _matching(
+    model: Model, samples: Sequence[Sample], pictures: list[Pixels], wrong: NDArray[np.float32]
+) -> dict[str, float]:
+    """Verdicts at 0.5 on each picture's first text, the text that ITC likes best of the others', and the next one's."""
+    texts = [text for sample in samples for text in sample.captions]
+    first = [sample.captions[0] for sample in samples]
+    hard = [texts[i] for i in wrong.argmax(1).tolist()]
+    random = [*first[1:], first[0]]
+    true = model.match(pictures, first) > 0.5
+    return {
+        "itm_random": float((true.mean() + (model.match(pictures, random) <= 0.5).mean()) / 2),
+        "itm_hard": float((true.mean() + (model.match(pictures, hard) <= 0.5).mean()) / 2),
+    }
+
+
+def _captions(found: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    scores = caption_scores(found, [list(texts) for texts in references])
+    exact = np.mean([text in gold for text, gold in zip(found, references, strict=True)])
+    return {"CIDEr": scores["CIDEr"], "BLEU-4": scores["BLEU-4"], "captions_exact": float(exact)}
+
+
+def _answers(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+    asked = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
+    if not asked:
+        return {}
+    found = model.answer([pictures[i] for i, _ in asked], [q.question for _, q in asked])
+    return {"answers": float(np.mean([text in q.answers for text, (_, q) in zip(found, asked, strict=True)]))}

@@ -1,0 +1,262 @@
+"""Samples become training batches: which ones, in what order, cut and turned how is a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sightread.data.augment import augment
+from sightread.data.images import decode
+from sightread.data.order import position, share
+from sightread.data.pixels import normalise, prepare
+from sightread.data.randomness import generator
+from sightread.data.samples import Dataset
+from sightread.data.tokens import Tokenizer
+from sightread.errors import ImageError
+from sightread.pipelines.recipes import DataSettings
+from sightread.types import ImageSpec, Limits, Pixels, Question, Sample
+
+_AHEAD = 2  # batches that are prepared while the networks work
+
+
+class TextRows(NamedTuple):
+    """Texts of a batch, the same number for each of some of its pictures.
+
+    ids int64 `[R, L]`, lengths `[R]`; pictures `[P]`: the batch rows that have texts, R/P consecutive texts each.
+    prompt: tokens at the start, the first one included, that are not to be learned.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    pictures: Tensor
+    prompt: int
+
+    def to(self, device: torch.device) -> TextRows:
+        """The same on another device."""
+        moved = (x.to(device, non_blocking=True) for x in (self.ids, self.lengths, self.pictures))
+        return TextRows(*moved, self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This process's part of one global batch.
+
+    places: `[b]`, where each row stands in the global batch; identities `[b]`: the sample's index in the dataset.
+    pixels: uint8 `[b, 3, S, S]`. captions: as written; prompted: with the recipe's prompt before them.
+    labels: `[b]`, -1 where there is none. skipped: (key, reason) of samples that could not be used.
+    """
+
+    step: int
+    epoch: float
+    keys: tuple[str, ...]
+    places: Tensor
+    identities: Tensor
+    pixels: Tensor
+    captions: TextRows | None
+    prompted: TextRows | None
+    questions: TextRows | None
+    answers: TextRows | None
+    labels: Tensor
+    skipped: tuple[tuple[str, str], ...]
+
+
+class _Row(NamedTuple):
+    place: int
+    index: int
+    key: str
+    values: NDArray[np.uint8]
+    captions: list[str]
+    questions: list[tuple[str, str]]
+    label: int
+
+
+class _Skip(NamedTuple):
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """Batches of a dataset. labels: name -> class, for recipes that learn classes. rank, world: this process's part."""
+
+    dataset: Dataset
+    settings: DataSettings
+    tokenizer: Tokenizer
+    spec: ImageSpec
+    seed: int
+    labels: Mapping[str, int]
+    rank: int = 0
+    world: int = 1
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Those of steps `first` to `last - 1`, prepared ahead by threads; the same whatever was drawn before."""
+        cache = _Cache(self.settings.cache)
+        with ThreadPoolExecutor(self.settings.workers) as pool:
+            waiting: deque[tuple[int, list[Future[_Row | _Skip]]]] = deque()
+            try:
+                for step in range(first, last):
+                    waiting.append(
+                        (step, [pool.submit(self._row, cache, *where) for where in self.where(step)])
+                    )
+                    if len(waiting) > _AHEAD:
+                        yield self._collect(*waiting.popleft())
+                while waiting:
+                    yield self._collect(*waiting.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def where(self, step: int) -> list[tuple[int, int, int]]:
+        """(place in the global batch, epoch, index in the dataset) of this process's rows of a step.
+
+        The epochs follow each other without a gap: each sample once in each, and every batch is full.
+        """
+        count, batch = len(self.dataset), self.settings.batch
+        places = share(np.arange(batch, dtype=np.int64), self.rank, self.world)
+        epochs, offsets = np.divmod(step * batch + places, count)
+        rows: list[tuple[int, int, int]] = []
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            indices = position(offsets[chosen], count=count, seed=self.seed, epoch=epoch)
+            rows += [
+                (place, epoch, index)
+                for place, index in zip(places[chosen].tolist(), indices.tolist(), strict=True)
+            ]
+        return rows
+
+    def _row(self, cache: _Cache, place: int, epoch: int, index: int) -> _Row | _Skip:
+        key = str(index)
+        try:
+            sample = self.dataset[index]
+            key = sample.key
+            random = generator("texts", self.seed, epoch, index)
+            captions = _draw(random, [c for c in sample.captions if c.strip()], self.settings.texts)
+            asked = _draw(random, list(sample.questions), self.settings.questions)
+            questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in asked]
+            label = -1 if sample.label is None else self.labels.get(sample.label, -1)
+            values = self._pixels(cache, index, sample, epoch)
+        except ImageError as error:
+            return _Skip(key, str(error))
+        return _Row(place, index, key, values, captions, questions, label)
+
+    def _pixels(self, cache: _Cache, index: int, sample: Sample, epoch: int) -> NDArray[np.uint8]:
+        options = self.settings.augment
+        if options is None:
+            return cache.get(index, lambda: _plain(sample, self.spec))
+        size = (self.spec.crop or self.spec.resize or (224, 224))[0]
+        picture = cache.get(index, lambda: _decoded(sample, cache.side))
+        texts = [*sample.captions, *(q.question for q in sample.questions)]
+        return augment(picture, size, options, seed=self.seed, epoch=epoch, key=sample.key, texts=texts)
+
+    def _collect(self, step: int, futures: Sequence[Future[_Row | _Skip]]) -> Batch:
+        results = [future.result() for future in futures]
+        rows = [result for result in results if isinstance(result, _Row)]
+        side = (self.spec.crop or self.spec.resize or (224, 224))[0]
+        pixels = np.stack([row.values for row in rows]) if rows else np.zeros((0, 3, side, side), np.uint8)
+        captions = [row.captions for row in rows]
+        prompt = self.settings.prompt
+        plain = self._texts(captions)
+        prompted = plain
+        if prompt:
+            prompted = self._texts([[f"{prompt} {text}" for text in texts] for texts in captions], prompt)
+        return Batch(
+            step=step,
+            epoch=step * self.settings.batch / len(self.dataset),
+            keys=tuple(row.key for row in rows),
+            places=torch.tensor([row.place for row in rows], dtype=torch.int64),
+            identities=torch.tensor([row.index for row in rows], dtype=torch.int64),
+            pixels=torch.from_numpy(pixels),
+            captions=plain,
+            prompted=prompted,
+            questions=self._texts([[question for question, _ in row.questions] for row in rows]),
+            answers=self._texts([[answer for _, answer in row.questions] for row in rows]),
+            labels=torch.tensor([row.label for row in rows], dtype=torch.int64),
+            skipped=tuple((result.key, result.reason) for result in results if isinstance(result, _Skip)),
+        )
+
+    def _texts(self, texts: Sequence[Sequence[str]], prompt: str = "") -> TextRows | None:
+        flat = [text for row in texts for text in row]
+        if not flat:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # texts cut to max_tokens, at every visit
+            tokens = self.tokenizer.encode(flat, max_length=self.settings.max_tokens)
+            start = int(self.tokenizer.encode([prompt]).lengths[0]) - 1 if prompt else 1
+        owners = torch.tensor([row for row, its in enumerate(texts) if its], dtype=torch.int64)
+        return TextRows(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths), owners, start)
+
+
+class _Cache:
+    """Decoded pictures by index, shared by threads; side 0 keeps nothing."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, index: int, make: Any) -> NDArray[np.uint8]:
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        made = make()
+        if self.side:
+            with self._lock:
+                self._kept[index] = made
+        return made
+
+
+def _plain(sample: Sample, spec: ImageSpec) -> NDArray[np.uint8]:
+    try:
+        return prepare(_source(sample), spec, limits=Limits()).values
+    except ImageError as error:
+        raise ImageError(sample.key, error.reason) from None
+
+
+def _decoded(sample: Sample, side: int) -> NDArray[np.uint8]:
+    """uint8 `[H, W, 3]`; with a side, made smaller so that the shorter edge is that long."""
+    try:
+        picture = decode(_source(sample), Limits())
+    except ImageError as error:
+        raise ImageError(sample.key, error.reason) from None
+    if side and min(picture.size) > side:
+        scale = side / min(picture.size)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), 3)
+    return np.asarray(picture)
+
+
+def _source(sample: Sample) -> bytes | str:
+    return sample.picture if isinstance(sample.picture, bytes) else str(sample.picture)
+
+
+def _draw(random: np.random.Generator, items: list[Any], count: int) -> list[Any]:
+    """`count` of the items, each as often as any other, in random order; none where there are none."""
+    if not items:
+        return []
+    order = np.concatenate([random.permutation(len(items)) for _ in range(-(-count // len(items)))])
+    return [items[i] for i in order[:count].tolist()]
+
+
+def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batch, Tensor]:
+    """The batch's tensors on the device, and its normalised pixels, float32 `[b, 3, S, S]`."""
+    move = replace(
+        batch,
+        places=batch.places.to(device),
+        identities=batch.identities.to(device),
+        labels=batch.labels.to(device),
+        captions=None if batch.captions is None else batch.captions.to(device),
+        prompted=None if batch.prompted is None else batch.prompted.to(device),
+        questions=None if batch.questions is None else batch.questions.to(device),
+        answers=None if batch.answers is None else batch.answers.to(device),
+    )
+    return move, normalise(batch.pixels, spec, device)
+
+
+__all__ = ["Batch", "Feed", "Pixels", "Question", "TextRows", "on_device"]

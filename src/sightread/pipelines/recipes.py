@@ -1,0 +1,412 @@
+"""Recipes: a training run as data. Frozen values with names, which a run saves as JSON and `--set a.b=value` changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from sightread.data.augment import Augment
+from sightread.errors import UsageError
+from sightread.pipelines.optimiser import OptimiserConfig, ScheduleConfig
+
+TERMS = ("itc", "itm", "lm", "vqa", "clip", "siglip", "mlm", "mim", "classes")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What is trained.
+
+    start: a checkpoint that `load` reads; empty for random weights of `size`, a name in `models.sizes`.
+    vision: a checkpoint whose image tower (of the same shape) takes the place of the random one.
+    vocabulary: with random weights, a `vocab.txt` or a folder with tokenizer files; empty to learn `words` word pieces
+    from the training texts. image_size: pixels a side with random weights, 0 for the size's own.
+    frozen: patterns of parameters that stay as they are. lora: patterns of linear layers that get a LoRA of `lora_rank`
+    and `lora_alpha` while all else is frozen; merged into the result. dropout, drop_path: 0 to 1, while training.
+    """
+
+    start: str = ""
+    size: str = ""
+    vision: str = ""
+    vocabulary: str = ""
+    words: int = 4000
+    image_size: int = 0
+    frozen: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """How samples become batches.
+
+    batch: pictures a step over all processes and chunks. chunk: pictures at once on one device, 0 for all; the gradient
+    is that of the whole batch whatever the chunk. texts, questions: how many of a picture's captions and questions
+    one visit draws. prompt: words put before every caption, not learned. max_tokens: longer texts are cut.
+    augment: None for the plain resize of evaluation. cache: decode once, keep pictures of this many pixels a side in
+    memory, 0 for none. workers: threads that decode.
+    """
+
+    batch: int = 64
+    chunk: int = 0
+    texts: int = 1
+    questions: int = 1
+    prompt: str = ""
+    max_tokens: int = 40
+    augment: Augment | None = field(default_factory=Augment)
+    cache: int = 0
+    workers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """The momentum teacher of ITC: momentum 0 for none; queue: past features kept as negatives; alpha: the weight of
+    soft targets, reached linearly over `alpha_epochs` (BLIP's released code: 0.995, 57,600, 0.4, 2)."""
+
+    momentum: float = 0.995
+    queue: int = 57_600
+    alpha: float = 0.4
+    alpha_epochs: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """data: what `open_dataset` reads, empty for none. every: steps between, 0 for the end only. samples: how many
+    pictures at most. num_beams, max_tokens: of the captions written. show: how many of them are logged."""
+
+    data: str = ""
+    every: int = 0
+    samples: int = 200
+    num_beams: int = 1
+    max_tokens: int = 20
+    show: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run.
+
+    terms: objective -> weight. epochs: passes over the data, or `steps` where that is not 0. precision: "float32";
+    "medium": float32 with products in bfloat16 where the machine has them; "bfloat16": autocast. recompute: activation
+    checkpointing. ema: momentum of the averaged weights that are evaluated and kept, 0 for none. save_every: steps
+    between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. masked: the share of patches (MIM)
+    and of words (MLM) to hide.
+    """
+
+    name: str
+    terms: Mapping[str, float]
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    epochs: float = 10.0
+    steps: int = 0
+    seed: int = 0
+    precision: Literal["float32", "medium", "bfloat16"] = "float32"
+    compile: bool = False
+    recompute: bool = False
+    shard: bool = False
+    ema: float = 0.0
+    save_every: int = 0
+    keep: int = 2
+    smoothing: float = 0.1
+    masked_patches: float = 0.6
+    masked_words: float = 0.15
+
+
+def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with `path=value` settings applied, such as `optimiser.lr=1e-4` or `terms.vqa=0.5`.
+
+    A value is JSON, or a plain word where text is expected. Raises UsageError for an unknown name (with the nearest
+    ones) or a value of the wrong type, before anything else happens.
+    """
+    data = to_json(recipe)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: write it as name=value, such as optimiser.lr=1e-4")
+        _put(data, path.strip(), text.strip())
+    return from_json(data)
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """Plain values that JSON can hold, and `from_json` reads back equal."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe) | {"terms": dict(recipe.terms)}))
+
+
+def from_json(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values; UsageError names what is unknown, ill-typed or out of range."""
+    recipe = cast(Recipe, _build(Recipe, data, ""))
+    _check(recipe)
+    return recipe
+
+
+def find(name: str) -> Recipe:
+    """A shipped recipe by name, or one from a JSON file, such as the `recipe.json` of a run."""
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{name}: is no JSON file that can be read ({error})") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"{name}: holds no recipe; a run's recipe.json shows what one looks like")
+        return from_json(cast("dict[str, Any]", data))
+    raise UsageError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or the .json file of one")
+
+
+def _put(data: dict[str, Any], path: str, text: str) -> None:
+    names = path.split(".")
+    for depth, name in enumerate(names[:-1]):
+        if data.get(name) is None and names[:2] == ["data", "augment"] and name == "augment":
+            data[name] = dataclasses.asdict(Augment())
+        data = _step_into(data, name, ".".join(names[: depth + 1]))
+    last = names[-1]
+    if last not in data and not (names[0] == "terms" and len(names) == 2):
+        raise UsageError(f"--set {path}: no such setting{_nearest(last, data)}")
+    try:
+        data[last] = json.loads(text)
+    except ValueError:
+        data[last] = text
+
+
+def _step_into(data: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    if name not in data:
+        raise UsageError(f"--set {path}: no such setting{_nearest(name, data)}")
+    if not isinstance(data[name], dict):
+        raise UsageError(f"--set {path}: is one value and has no settings below it")
+    return data[name]
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+
+
+def _build(kind: type[Any], data: Mapping[str, Any], path: str) -> Any:
+    """A dataclass from plain values, with every type checked."""
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(data) - set(hints)):
+        raise UsageError(f"{path}{unknown[0]}: no such setting{_nearest(unknown[0], hints)}")
+    return kind(**{name: _value(hints[name], value, f"{path}{name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    wrong = UsageError(f"{path}={json.dumps(value)}: must be {_describe(hint)}")
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(arg for arg in args if arg is not type(None)), value, path)
+    if origin is Literal:
+        if value not in args:
+            raise wrong
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise wrong
+        return _build(cast("type[Any]", hint), cast("Mapping[str, Any]", value), f"{path}.")
+    if origin is tuple:
+        return _row(args, value, path, wrong)
+    if origin is frozenset:
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        return frozenset(_value(args[0], item, path) for item in cast("list[Any]", value))
+    if origin is not None:  # Mapping[str, X]
+        if not isinstance(value, Mapping):
+            raise wrong
+        items = cast("Mapping[str, Any]", value)
+        return {name: _value(args[1], item, f"{path}.{name}") for name, item in items.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise wrong
+    return value
+
+
+def _row(args: tuple[Any, ...], value: Any, path: str, wrong: UsageError) -> tuple[Any, ...]:
+    if isinstance(value, str) and args == (str, ...):
+        value = [part for part in value.split(",") if part]
+    if not isinstance(value, (list, tuple)):
+        raise wrong
+    items = cast("list[Any]", value)
+    if args[-1] is ...:
+        return tuple(_value(args[0], item, path) for item in items)
+    if len(items) != len(args):
+        raise wrong
+    return tuple(_value(arg, item, path) for arg, item in zip(args, items, strict=True))
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        args = get_args(hint)
+        what = names.get(args[0], "values")
+        return f"a list of {what.removeprefix('a ')}s" if args[-1] is ... else f"a list of {len(args)} values"
+    return names.get(hint, "settings by name")
+
+
+def _check(recipe: Recipe) -> None:
+    """What types cannot say."""
+    wrong = {
+        f"terms: {', '.join(sorted(set(recipe.terms) - set(TERMS)))} is no objective; there are {', '.join(TERMS)}": (
+            not set(recipe.terms) <= set(TERMS)
+        ),
+        "terms: at least one objective needs a weight above 0": not any(w > 0 for w in recipe.terms.values()),
+        "terms: a weight must not be below 0": any(w < 0 for w in recipe.terms.values()),
+        "model.start, model.size: one of them is needed": not (recipe.model.start or recipe.model.size),
+        "data.batch: must be at least 2, as pictures are told from each other": recipe.data.batch < 2,
+        "data.chunk: must not be below 0": recipe.data.chunk < 0,
+        "data.texts, data.questions: must be at least 1": min(recipe.data.texts, recipe.data.questions) < 1,
+        "data.workers: must be at least 1": recipe.data.workers < 1,
+        "data.max_tokens: must be at least 3": recipe.data.max_tokens < 3,
+        "teacher.momentum: must be in [0, 1)": not 0 <= recipe.teacher.momentum < 1,
+        "teacher.queue: must not be below 0": recipe.teacher.queue < 0,
+        "ema: must be in [0, 1)": not 0 <= recipe.ema < 1,
+        "steps, epochs: one of them must be above 0": recipe.steps <= 0 and recipe.epochs <= 0,
+        "keep: must be at least 1": recipe.keep < 1,
+        "smoothing: must be in [0, 1)": not 0 <= recipe.smoothing < 1,
+        "masked_patches, masked_words: must be between 0 and 1": not (
+            0 < recipe.masked_patches < 1 and 0 < recipe.masked_words < 1
+        ),
+        "optimiser.lr: must be above 0": recipe.optimiser.lr <= 0,
+    }
+    for text, is_wrong in wrong.items():
+        if is_wrong:
+            raise UsageError(text)
+
+
+_NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
+_PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
+_CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+_CROP_ONLY = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None)
+_FINE = Augment(scale=(0.5, 1.0))
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        # Li et al. 2022, section 4.1, with the values of the released code.
+        Recipe(
+            "blip_pretrain",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0},
+            model=ModelSettings(size="blip-base", words=30_522),
+            data=DataSettings(batch=600, max_tokens=30),
+            optimiser=OptimiserConfig(lr=3e-4, weight_decay=0.05, decay_on="all"),
+            schedule=_PAPER,
+            epochs=20,
+        ),
+        # Radford et al. 2021, table 18 and section 2.5, at open_clip's usual batch for one machine.
+        Recipe(
+            "clip_pretrain",
+            {"clip": 1.0},
+            model=ModelSettings(size="clip-vit-b-32", words=49_408),
+            data=DataSettings(batch=1024, max_tokens=77, augment=_CROP_ONLY),
+            teacher=_NO_TEACHER,
+            optimiser=_CLIP_ADAM,
+            schedule=ScheduleConfig("cosine", warmup_steps=2000),
+            epochs=32,
+        ),
+        # Zhai et al. 2023, sections 3 and 4: sigmoid loss, beta2 0.95.
+        Recipe(
+            "siglip_pretrain",
+            {"siglip": 1.0},
+            model=ModelSettings(size="siglip-vit-b-16", words=32_000),
+            data=DataSettings(batch=1024, max_tokens=64, augment=_CROP_ONLY),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
+            schedule=ScheduleConfig("cosine", warmup_steps=2000),
+            epochs=32,
+        ),
+        # SimMIM's and BERT's masking, on BLIP's towers.
+        Recipe(
+            "masked_pretrain",
+            {"mim": 1.0, "mlm": 1.0},
+            model=ModelSettings(size="blip-base", words=30_522),
+            data=DataSettings(batch=256),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=2e-4, betas=(0.9, 0.98), clip_norm=3.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=1000, final=0.01),
+            epochs=20,
+        ),
+        # The two fine-tunings of CapFilt (section 3.3), from one pre-trained model.
+        Recipe(
+            "captioner",
+            {"lm": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=32, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=5,
+        ),
+        Recipe(
+            "filter",
+            {"itc": 1.0, "itm": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=32, augment=_FINE),
+            teacher=TeacherSettings(queue=2048, alpha_epochs=0.0),
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=5,
+        ),
+        # Li et al. 2022, table 14: retrieval and VQA fine-tuning.
+        Recipe(
+            "retrieval",
+            {"itc": 1.0, "itm": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=64, max_tokens=35, augment=_FINE),
+            teacher=TeacherSettings(queue=8192, alpha_epochs=0.0),
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine"),
+            epochs=6,
+        ),
+        Recipe(
+            "vqa",
+            {"vqa": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=32, questions=4, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=10,
+        ),
+        # A linear probe; --set model.frozen= lets the whole tower learn.
+        Recipe(
+            "classify",
+            {"classes": 1.0},
+            model=ModelSettings(start="nano", frozen=("network",)),
+            data=DataSettings(batch=64, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine"),
+            epochs=20,
+        ),
+        # Rendered scenes of 64 pixels, all heads, minutes on two cores.
+        Recipe(
+            "world",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 1.0},
+            model=ModelSettings(size="world", words=1000),
+            data=DataSettings(
+                batch=64, questions=2, max_tokens=30, cache=64, augment=Augment((0.9, 1.0), randaugment=None)
+            ),
+            teacher=TeacherSettings(queue=0, alpha_epochs=4.0),
+            optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
+            schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
+            epochs=30,
+        ),
+    )
+}

@@ -1,0 +1,322 @@
+"""What each objective asks of the networks, for one batch: towers -> features -> losses.
+
+Here networks and objectives meet; neither knows the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightread.data.masking import mask_patches, mask_words
+from sightread.models.clip import Clip
+from sightread.objectives import contrastive, language, masked, matching
+from sightread.objectives.gather import gather_rows, row_offset
+from sightread.pipelines.features import Features
+from sightread.pipelines.feed import Batch, TextRows
+from sightread.pipelines.recipes import Recipe
+from sightread.types import Encoded, Loss
+
+
+@dataclass(eq=False)
+class Context:
+    """One step: the networks, this process's rows, the features made so far, the sums to report.
+
+    teacher: the momentum network, None without. heads: modules that only training needs. queue: past features,
+    {"image", "text"} `[Q, P]`. counts: of the global batch: pictures with captions, tokens to write, ...
+    """
+
+    network: Any
+    teacher: Any
+    heads: nn.ModuleDict
+    recipe: Recipe
+    batch: Batch
+    pixels: Tensor
+    queue: Mapping[str, Tensor]
+    alpha: float
+    features: Features
+    values: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    chances: dict[str, float] = field(default_factory=dict[str, float])
+    fresh: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def add(self, name: str, loss: Loss) -> None:
+        """Count a loss in with the recipe's weight, and what it reports."""
+        self.features.add(self.recipe.terms[name] * loss.value)
+        shares = {name: loss.value} | {f"{name}.{fact}": value for fact, value in loss.facts.items()}
+        for key, value in shares.items():
+            self.values[key] = self.values.get(key, torch.zeros(())) + value.detach().float().cpu()
+        self.chances[name] = loss.chance
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Image tokens of every picture `[b, N, D]`."""
+        return self.features.rows(lambda pixels: self.network.encode_image(pixels).tokens, self.pixels)
+
+    @cached_property
+    def captioned(self) -> TextRows:
+        """The first caption of each picture that has one; no rows where none has."""
+        return _first(self.batch.captions, self.pixels.device)
+
+    @cached_property
+    def texts(self) -> Tensor:
+        """ITC embeddings of those captions `[c, P]`."""
+        rows = self.captioned
+        if not len(rows.ids):
+            return self._no_rows()
+        return self.features.rows(self.network.embed_text, rows.ids, rows.lengths)
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """ITC embeddings of the pictures that have captions `[c, P]`."""
+        if not len(self.captioned.ids):
+            return self._no_rows()
+        if isinstance(self.network, Clip):  # embeds what comes before its tokens' norm
+            return self.features.rows(
+                lambda x: self.network.embed_image(self.network.encode_image(x)),
+                pick(self.pixels, self.captioned.pictures),
+            )
+        tokens = pick(self.tokens, self.captioned.pictures)
+        return self.network.embed_image(Encoded(tokens, tokens[:, 0]))
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """int64 `[c]`: rows of one picture, or with one and the same caption, are no negatives of each other."""
+        return self.batch.identities[self.captioned.pictures]
+
+    def _no_rows(self) -> Tensor:
+        return self.pixels.new_zeros(0, self.network.config.embed_dim)
+
+
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], without a copy where that is x."""
+    if len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all()):
+        return x
+    return x[rows]
+
+
+def _first(rows: TextRows | None, device: torch.device) -> TextRows:
+    if rows is None:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return TextRows(none[:, None], none, none, 1)
+    per = len(rows.ids) // len(rows.pictures)
+    lengths = rows.lengths[::per]
+    return TextRows(rows.ids[::per, : int(lengths.max())], lengths, rows.pictures, rows.prompt)
+
+
+def total(count: int) -> int:
+    """The sum of a count over all processes."""
+    return int(gather_rows(torch.tensor([[float(count)]])).sum())
+
+
+def itc(context: Context) -> None:
+    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, plain."""
+    network, teacher = context.network, context.teacher
+    image, text = context.pictures, context.texts
+    rows = context.captioned
+    with torch.no_grad():
+        if teacher is None:
+            image_m, text_m = image.detach(), text.detach()
+        else:
+            pixels = pick(context.pixels, rows.pictures)
+            image_m = _in_parts(context, lambda x: teacher.embed_image(teacher.encode_image(x)), pixels)
+            text_m = _in_parts(context, teacher.embed_text, rows.ids, rows.lengths)
+        context.fresh = {"image": gather_rows(image_m), "text": gather_rows(text_m)}
+        ids = gather_rows(context.groups)
+        queue = context.queue
+        candidates = contrastive.Candidates(
+            image=torch.cat([context.fresh["image"], queue["image"]]) if queue else context.fresh["image"],
+            text=torch.cat([context.fresh["text"], queue["text"]]) if queue else context.fresh["text"],
+            batch=len(ids),
+            offset=row_offset(len(image))[0],
+            ids=torch.cat([ids, queue["ids"]]) if queue else ids,
+        )
+        context.fresh["ids"] = ids
+    if len(ids):
+        context.add("itc", contrastive.itc(image, text, candidates, network.temperature, alpha=context.alpha))
+
+
+def _in_parts(context: Context, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    count = inputs[0].shape[0]
+    if count == 0:
+        return context.pixels.new_zeros(0, context.network.config.embed_dim)
+    return torch.cat([function(*(x[part] for x in inputs)) for part in context.features.parts(count)])
+
+
+def itm(context: Context) -> None:
+    """Does the text say what the picture shows: each pair, beside a picture and a text that ITC mistakes for it."""
+    rows, network, recipe = context.captioned, context.network, context.recipe
+    with torch.no_grad():
+        image, text = context.pictures.detach(), context.texts.detach()
+        images, texts, ids = gather_rows(image), gather_rows(text), gather_rows(context.groups)
+        if not len(ids) or bool((ids == ids[0]).all()):
+            return  # nothing to mistake it for
+        place = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}
+        scale = network.temperature.detach()
+        wrong_text = matching.hard_negatives(image @ texts.T / scale, ids=ids, stream=0, **place)
+        wrong_image = matching.hard_negatives(text @ images.T / scale, ids=ids, stream=1, **place)
+    tokens = pick(context.tokens, rows.pictures)
+    everyones, _ = context.features.everywhere(tokens)
+    width = max(int(gather_rows(torch.tensor([[rows.ids.shape[1]]])).max()), rows.ids.shape[1])
+    padded = nn.functional.pad(rows.ids, (0, width - rows.ids.shape[1]), value=network.config.pad_id)
+    words, lengths = gather_rows(padded), gather_rows(rows.lengths)
+    everything = 3 * len(ids)
+    for part in context.features.parts(len(rows.ids)):
+        # A row without a negative keeps its place with a pair that is not counted.
+        lacks = (wrong_text[part] < 0) | (wrong_image[part] < 0)
+        other, swap = wrong_text[part].clamp(min=0), wrong_image[part].clamp(min=0)
+        both = torch.stack([padded[part], words[other]], 1).flatten(0, 1)
+        both_lengths = torch.stack([rows.lengths[part], lengths[other]], 1).flatten()
+        both = both[:, : int(both_lengths.max())]
+        same = network.match_logits(Encoded(tokens[part]), both, both_lengths)
+        swapped = network.match_logits(Encoded(everyones[swap]), rows.ids[part], rows.lengths[part])
+        wrong = torch.where(lacks, matching.IGNORED, 0)
+        labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
+        context.add("itm", matching.itm(torch.cat([same, swapped]), labels, everything))
+
+
+def lm(context: Context) -> None:
+    """The decoder writes the captions, word by word."""
+    rows = context.batch.prompted
+    count = 0 if rows is None else int((rows.lengths - rows.prompt).clamp(min=0).sum())
+    everything = total(count)
+    if rows is None or everything == 0:
+        return
+    per = len(rows.ids) // len(rows.pictures)
+    tokens = pick(context.tokens, rows.pictures)
+    for part in context.features.parts(len(rows.pictures)):
+        texts = slice(part.start * per, part.stop * per)
+        logits, targets = _written(
+            context.network, Encoded(tokens[part]), rows.ids[texts], rows.lengths[texts], rows.prompt
+        )
+        loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
+        context.add("lm", loss)
+
+
+def vqa(context: Context) -> None:
+    """The decoder writes the answer from the states of the question, which was read beside its picture."""
+    questions, answers = context.batch.questions, context.batch.answers
+    count = 0 if answers is None else int((answers.lengths - 1).sum())
+    everything = total(count)
+    if questions is None or answers is None or everything == 0:
+        return
+    per = len(questions.ids) // len(questions.pictures)
+    tokens = pick(context.tokens, questions.pictures)
+    for part in context.features.parts(len(questions.pictures)):
+        texts = slice(part.start * per, part.stop * per)
+        read = context.network.read_text(
+            Encoded(tokens[part]), questions.ids[texts], questions.lengths[texts]
+        )
+        logits, targets = _written(context.network, read, answers.ids[texts], answers.lengths[texts], 1)
+        loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
+        context.add("vqa", loss)
+
+
+def _written(
+    network: Any, memory: Encoded, ids: Tensor, lengths: Tensor, prompt: int
+) -> tuple[Tensor, Tensor]:
+    """Logits `[T, V]` and targets `[T]` of every word that the decoder is to write: ids `[R, L]`."""
+    ids = ids[:, : int(lengths.max())].clone()
+    ids[:, 0] = network.config.start_id
+    mask = None if memory.mask is None else memory.mask[:, None, None, :]
+    tower = network.decoder.text
+    kept = language.next_tokens(ids, lengths, prompt)
+    states = tower(ids, causal=True, memory=tower.memory(memory.tokens), memory_mask=mask).tokens
+    return network.decoder.head(states.flatten(0, 1)[kept.where]), kept.targets
+
+
+def clip(context: Context) -> None:
+    """CLIP's softmax over all pairs of the global batch (Radford et al. 2021, figure 3)."""
+    scale = context.network.logit_scale.exp()
+    loss = contrastive.softmax_pairs(context.pictures, context.texts, scale, ids=context.groups)
+    context.add("clip", loss)
+
+
+def siglip(context: Context) -> None:
+    """A sigmoid for every pair of the global batch (Zhai et al. 2023, algorithm 1)."""
+    network = context.network
+    loss = contrastive.sigmoid_pairs(
+        context.pictures, context.texts, network.logit_scale.exp(), network.logit_bias, ids=context.groups
+    )
+    context.add("siglip", loss)
+
+
+def mlm(context: Context) -> None:
+    """Hidden words of a caption, told from the others and the picture (Devlin et al. 2019; Li et al. 2021)."""
+    rows, network, recipe = context.captioned, context.network, context.recipe
+    hidden = mask_words(
+        rows.ids.cpu().numpy(),
+        rows.lengths.cpu().numpy(),
+        mask_id=int(context.heads["mlm"].mask_id),
+        vocab=network.config.text.vocab,
+        share=recipe.masked_words,
+        seed=recipe.seed,
+        step=context.batch.step,
+        rows=context.batch.places[rows.pictures].cpu().numpy(),
+    )
+    device = context.pixels.device
+    ids, wanted = torch.from_numpy(hidden.ids).to(device), torch.from_numpy(hidden.chosen).to(device)
+    everything = total(int(wanted.sum()))
+    if everything == 0:
+        return
+    tokens = pick(context.tokens, rows.pictures)
+    for part in context.features.parts(len(rows.ids)):
+        read = network.read_text(Encoded(tokens[part]), ids[part], rows.lengths[part])
+        logits = context.heads["mlm"](read.tokens[wanted[part]])
+        context.add("mlm", language.mlm(logits, rows.ids[part][wanted[part]], everything))
+
+
+def mim(context: Context) -> None:
+    """Hidden patches of a picture, told from the others (Xie et al. 2022, SimMIM): they are painted in the mean colour,
+    so that any stem may read them."""
+    network, recipe, pixels = context.network, context.recipe, context.pixels
+    patch, side = network.config.vision.patch, network.config.vision.image_size
+    grid = side // patch
+    hidden = torch.from_numpy(
+        mask_patches(
+            (grid, grid),
+            share=recipe.masked_patches,
+            seed=recipe.seed,
+            step=context.batch.step,
+            rows=context.batch.places.cpu().numpy(),
+        )
+    ).to(pixels.device)  # [b, grid, grid]
+    everything = total(int(hidden.sum()))
+    if everything == 0:
+        return
+    targets = nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # [b, N, 3 * patch^2]
+    painted = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
+    for part in context.features.parts(len(pixels)):
+        predicted = context.heads["mim"](network.encode_image(painted[part]).tokens[:, 1:])
+        context.add("mim", masked.mim(predicted, targets[part], hidden[part].flatten(1), everything))
+
+
+def classes(context: Context) -> None:
+    """The class of a picture, from its pooled state through one linear layer."""
+    known = (context.batch.labels >= 0).nonzero()[:, 0]
+    everything = total(len(known))
+    if everything == 0:
+        return
+    labels, pixels = context.batch.labels[known], pick(context.pixels, known)
+    for part in context.features.parts(len(known)):
+        pooled = context.network.encode_image(pixels[part]).pooled
+        logits = context.heads["classes"](pooled)
+        loss = language.lm(logits, labels[part], everything, smoothing=context.recipe.smoothing)
+        context.add("classes", loss)
+
+
+TERMS: Mapping[str, Callable[[Context], None]] = {
+    "itc": itc,
+    "itm": itm,
+    "lm": lm,
+    "vqa": vqa,
+    "clip": clip,
+    "siglip": siglip,
+    "mlm": mlm,
+    "mim": mim,
+    "classes": classes,
+}

@@ -1,0 +1,199 @@
+"""What a recipe trains, made ready: networks with their weights, the tokenizer, how pictures are prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightread.data.samples import Dataset
+from sightread.data.tokens import (
+    Tokenizer,
+    bert_tokenizer_from_vocab,
+    clip_tokenizer_from_bpe,
+    load_tokenizer,
+)
+from sightread.data.vocabulary import learn_byte_pairs, learn_word_pieces
+from sightread.errors import SightreadError, UsageError
+from sightread.models.clip import Clip
+from sightread.models.families import FAMILIES
+from sightread.models.sizes import SIZES, fitted
+from sightread.nn.attention import Linear
+from sightread.nn.blocks import regularise
+from sightread.nn.initial import initialise
+from sightread.nn.packing import unpack
+from sightread.pipelines.engine import load
+from sightread.pipelines.recipes import ModelSettings, Recipe
+from sightread.towers.text import LmHead
+from sightread.types import ImageSpec
+
+# CLIP's channel means and deviations (released code), which BLIP kept.
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trainee:
+    """A network with everything that its result folder needs."""
+
+    name: str
+    family: str
+    network: Any
+    tokenizer: Tokenizer
+    image_spec: ImageSpec
+    heads: nn.ModuleDict
+    labels: tuple[str, ...]
+
+
+class WordHead(LmHead):
+    """BERT's head for hidden words, with the id that hides them."""
+
+    def __init__(self, config: Any, mask_id: int) -> None:
+        super().__init__(config)
+        self.mask_id = mask_id
+
+
+def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
+    """The recipe's networks on the CPU, ready to learn. A learned vocabulary is kept in `folder` and found there again.
+
+    Raises CheckpointError, TokenizerError or UsageError that say what is missing or does not fit.
+    """
+    settings = recipe.model
+    if settings.start:
+        loaded = load(settings.start, device="cpu")
+        network, family, tokenizer, spec = loaded.network, loaded.family, loaded.tokenizer, loaded.image_spec
+        unpack(network)
+        name = settings.start
+    else:
+        network, family, tokenizer, spec = _from_random(recipe, dataset, folder)
+        name = recipe.name
+    network.requires_grad_(True)
+    if settings.vision:
+        _start_vision(network, settings.vision)
+    _check_terms(recipe, network)
+    labels = _labels(dataset) if recipe.terms.get("classes") else ()
+    heads = _heads(recipe, network, tokenizer, len(labels))
+    regularise(network, dropout=settings.dropout, drop_path=settings.drop_path)
+    return Trainee(name, family, network, tokenizer, spec, heads, labels)
+
+
+def _from_random(
+    recipe: Recipe, dataset: Dataset, folder: Path
+) -> tuple[Any, str, Tokenizer, ImageSpec]:
+    settings = recipe.model
+    if settings.size not in SIZES:
+        raise UsageError(f"model.size={settings.size}: there are {', '.join(SIZES)}")
+    family, config = SIZES[settings.size]
+    if settings.image_size:
+        if settings.image_size % config.vision.patch:
+            raise UsageError(f"model.image_size={settings.image_size}: no multiple of {config.vision.patch}, the patch")
+        config = replace(config, vision=replace(config.vision, image_size=settings.image_size))
+    tokenizer = _tokenizer(FAMILIES[family].tokenizer, settings, dataset, folder, config.text.positions)
+    config = fitted(config, tokenizer.vocab_size, tokenizer.token_id)
+    network: Any = FAMILIES[family].network(config)
+    initialise(network, recipe.seed)
+    side = config.vision.image_size
+    return network, family, tokenizer, ImageSpec(resize=(side, side), mean=_MEAN, std=_STD)
+
+
+def _tokenizer(
+    kind: Any, settings: ModelSettings, dataset: Dataset, folder: Path, positions: int
+) -> Tokenizer:
+    given = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
+    if not settings.vocabulary and not given.exists():
+        given.mkdir(parents=True)
+        if kind == "clip":
+            learn_byte_pairs(_texts(dataset), settings.words, given)
+        else:
+            learn_word_pieces(_texts(dataset), settings.words, given / "vocab.txt")
+    if not given.exists():
+        raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
+    words = given / "vocab.txt" if given.is_dir() else given
+    if kind == "bert" and words.is_file() and not (given / "tokenizer.json").is_file():
+        return bert_tokenizer_from_vocab(words, max_length=positions)
+    if kind == "clip" and given.is_file():
+        return clip_tokenizer_from_bpe(given, max_length=positions)
+    return load_tokenizer(given, kind=kind, max_length=positions)
+
+
+def _texts(dataset: Dataset) -> Iterator[str]:
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except SightreadError:
+            continue  # named when its turn comes
+        yield from sample.captions
+        for question in sample.questions:
+            yield question.question
+            yield from question.answers
+
+
+def _labels(dataset: Dataset) -> tuple[str, ...]:
+    found: set[str] = set()
+    for index in range(len(dataset)):
+        try:
+            label = dataset[index].label
+        except SightreadError:
+            continue
+        if label is not None:
+            found.add(label)
+    if len(found) < 2:
+        raise UsageError("the objective `classes` needs data with at least two labels (a folder for each class)")
+    return tuple(sorted(found))
+
+
+def _start_vision(network: Any, source: str) -> None:
+    other = load(source, device="cpu").network
+    unpack(other)
+    if other.vision.config != network.vision.config:
+        raise UsageError(
+            f"model.vision={source}: its image tower is {other.vision.config}, not {network.vision.config}"
+        )
+    network.vision.load_state_dict(other.vision.state_dict())
+
+
+def _check_terms(recipe: Recipe, network: Any) -> None:
+    """Say at once when an objective asks for a part that the network lacks."""
+    is_clip = isinstance(network, Clip)
+    config = network.config
+    has = {
+        "itc": not is_clip and config.encoder and config.embed_dim is not None and config.temperature,
+        "itm": not is_clip and config.matching and config.embed_dim is not None and config.temperature,
+        "lm": not is_clip and config.decoder and config.decoder_memory_dim == config.vision.dim,
+        "vqa": not is_clip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
+        "clip": is_clip,
+        "siglip": is_clip and config.sigmoid,
+        "mlm": not is_clip and config.encoder,
+        "mim": True,
+        "classes": True,
+    }
+    for term, weight in recipe.terms.items():
+        if weight > 0 and not has[term]:
+            raise UsageError(
+                f"terms.{term}: {recipe.model.start or recipe.model.size} lacks a part that this objective trains; "
+                f"set terms.{term}=0, or start from another model"
+            )
+
+
+def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer, classes: int) -> nn.ModuleDict:
+    """What only training needs."""
+    heads = nn.ModuleDict()
+    config = network.config
+    if recipe.terms.get("mlm"):
+        heads["mlm"] = WordHead(config.text, tokenizer.token_id("[MASK]"))
+    if recipe.terms.get("mim"):
+        heads["mim"] = Linear(config.vision.dim, 3 * config.vision.patch**2)
+    if recipe.terms.get("classes"):
+        heads["classes"] = Linear(config.vision.dim, classes)
+    initialise(heads, recipe.seed + 1)
+    if "mlm" in heads:
+        heads["mlm"].words.weight = network.encoder.word.weight
+    return heads
+
+
+def result_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every parameter, by name."""
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
