@@ -107,6 +107,8 @@ def softmax_pairs(
     counts, start, total = _global_rows(image, text, group)
     # One message for both: [b, 2P].
     both = torch.cat([_wide(image), _wide(text)], dim=1)
+    if torch.is_grad_enabled() and not both.requires_grad:
+        both.requires_grad_()  # the way back is a call that all processes make, also one without rows
     images, texts = gather_rows(both, group, counts=counts).chunk(2, dim=1)
     every_id = None if ids is None else gather_rows(ids, group, counts=counts)
     targets = _Targets(torch.arange(start, start + image.shape[0], device=image.device), every_id)

@@ -25,8 +25,9 @@ def mim(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalis
     wide = torch.promote_types(predicted.dtype, torch.float32)
     wanted = target.detach().to(wide)
     if normalise:
-        variance, mean = torch.var_mean(wanted, dim=-1, keepdim=True)
-        wanted = (wanted - mean) * (variance + 1e-6).rsqrt()
+        wanted = wanted - wanted.mean(-1, keepdim=True)
+        variance = wanted.square().sum(-1, keepdim=True) / max(wanted.shape[-1] - 1, 1)
+        wanted = wanted * (variance + 1e-6).rsqrt()
     hidden = wanted[mask]
     value = (predicted[mask].to(wide) - hidden).abs().mean(1).sum() / total
     with torch.no_grad():
