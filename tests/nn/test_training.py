@@ -1,0 +1,118 @@
+"""Training through the primitives: the fast products, and what is done only while training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sightread.nn import attention
+from sightread.nn.attention import Linear
+
+
+def linear(width_in: int, width_out: int, *, bias: bool = True) -> Linear:
+    layer = Linear(width_in, width_out, bias=bias)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0, 0.3)
+    return layer
+
+
+def gradients(layer: Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """Output and gradients of x and of every parameter that has one."""
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    return out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], grad)
+
+
+def in_float64(layer: Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    x = x.double().requires_grad_()
+    parameters = [p.detach().double().requires_grad_() for p in layer.parameters()]
+    out = torch.nn.functional.linear(x, *parameters)
+    return out.detach(), *torch.autograd.grad(out, [x, *parameters], grad.double())
+
+
+@pytest.fixture
+def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not attention._HAS_ONEDNN:
+        pytest.skip("this torch has no oneDNN linear layers")
+    monkeypatch.setattr(attention, "_WORTH_ONEDNN", 0)
+
+
+@pytest.mark.usefixtures("always_fast")
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 33), st.integers(1, 33), st.booleans()
+)
+@settings(max_examples=40, deadline=None)
+def test_fast_products_are_exact(rows: list[int], width_in: int, width_out: int, bias: bool) -> None:
+    layer = linear(width_in, width_out, bias=bias)
+    x, grad = torch.randn(*rows, width_in), torch.randn(*rows, width_out)
+    assert attention._gains_by_onednn(x, layer.weight)
+    for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
+        assert ours.dtype == torch.float32
+        assert ours.is_contiguous()
+        assert torch.allclose(ours.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_fast_products_of_a_real_size() -> None:
+    layer = linear(768, 1024)
+    x, grad = torch.randn(2, 50, 768), torch.randn(2, 50, 1024)
+    assert attention._gains_by_onednn(x, layer.weight) == attention._HAS_ONEDNN
+    for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
+        assert (ours - wanted).norm() <= 1e-6 * wanted.norm()
+        assert (ours - wanted).abs().max() <= 4e-6 * wanted.abs().max()
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_strided_rows() -> None:
+    layer, x = linear(6, 4), torch.randn(6, 5, 3).permute(2, 1, 0)
+    grad = torch.randn(4, 5, 3).permute(2, 1, 0)
+    for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
+        assert torch.allclose(ours.double(), wanted, atol=1e-5)
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_what_is_frozen_gets_no_gradient() -> None:
+    first, second = linear(5, 4), linear(4, 3)
+    first.requires_grad_(False)
+    second.weight.requires_grad_(False)
+    second(first(torch.randn(2, 5))).sum().backward()
+    assert first.weight.grad is first.bias.grad is second.weight.grad is None
+    assert torch.equal(second.bias.grad, torch.full((3,), 2.0))
+    x = torch.randn(2, 5, requires_grad=True)
+    second(first(x)).sum().backward()
+    assert torch.allclose(x.grad, (second.weight.sum(0) @ first.weight).expand(2, 5), atol=1e-5)
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_recomputation_gives_the_same_bits() -> None:
+    layer, x = linear(7, 7), torch.randn(3, 7, requires_grad=True)
+    layer(torch.tanh(layer(x))).sum().backward()
+    wanted = x.grad, layer.weight.grad, layer.bias.grad
+    x.grad = layer.weight.grad = layer.bias.grad = None
+    checkpoint(lambda y: layer(torch.tanh(layer(y))), x, use_reentrant=False).sum().backward()
+    for ours, kept in zip((x.grad, layer.weight.grad, layer.bias.grad), wanted, strict=True):
+        assert torch.equal(ours, kept)
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_other_precisions_go_torchs_way() -> None:
+    layer, x = linear(8, 8), torch.randn(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not attention._gains_by_onednn(x, layer.weight)
+        assert layer(x).dtype == torch.bfloat16
+    assert not attention._gains_by_onednn(x.double(), layer.weight)
+    assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_shared_weights_add_their_gradients() -> None:
+    layer, x = linear(6, 6), torch.randn(4, 6)
+    layer(layer(x)).sum().backward()
+    weight = layer.weight.detach().clone().requires_grad_()
+    bias = layer.bias.detach()
+    torch.nn.functional.linear(torch.nn.functional.linear(x, weight, bias), weight, bias).sum().backward()
+    assert torch.allclose(layer.weight.grad, weight.grad, atol=1e-5)
