@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightread.errors import UsageError
 from sightread.objectives.contrastive import Candidates, enqueue, itc, sigmoid_pairs, softmax_pairs
@@ -225,6 +226,33 @@ def test_what_is_wrong_is_said() -> None:
         sigmoid_pairs(x[:0], x[:0], one, one)
     with pytest.raises(UsageError, match="candidates"):
         itc(x, x, Candidates(x, x, 3, offset=1), one)
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that anything made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for x in made if isinstance(made, tuple | list) else (made,):
+            self.elements = max(self.elements, x.numel() if isinstance(x, Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "itc"])
+def test_no_more_than_a_chunk_of_logits_is_held(kind: str) -> None:
+    rows, chunk = 96, 8
+    image, text, scale = unit(rows, 1), unit(rows, 2), scalar(9.0)
+    with Largest() as largest:
+        if kind == "clip":
+            loss = softmax_pairs(image, text, scale, chunk=chunk)
+        elif kind == "siglip":
+            loss = sigmoid_pairs(image, text, scale, scalar(-3.0), chunk=chunk)
+        else:
+            loss = itc(image, text, Candidates(image.detach(), text.detach(), rows), scale, chunk=chunk)
+        loss.value.backward()
+    assert largest.elements <= rows * max(chunk, 2 * 5)  # [b, 2P] is what travels
 
 
 def tower(seed: int) -> nn.Sequential:

@@ -107,7 +107,7 @@ def softmax_pairs(
     counts, start, total = _global_rows(image, text, group)
     # One message for both: [b, 2P].
     both = torch.cat([_wide(image), _wide(text)], dim=1)
-    if torch.is_grad_enabled() and not both.requires_grad:
+    if place(group)[1] > 1 and torch.is_grad_enabled() and not both.requires_grad:
         both.requires_grad_()  # the way back is a call that all processes make, also one without rows
     images, texts = gather_rows(both, group, counts=counts).chunk(2, dim=1)
     every_id = None if ids is None else gather_rows(ids, group, counts=counts)
@@ -301,10 +301,11 @@ class _Sums:
             signed = (similarity * self.scale).add_(self.bias).mul_(sign)
             self.loss -= F.logsigmoid(signed).sum() / self.total
             d_logits = signed.neg_().sigmoid_().mul_(sign).div_(-self.total)
-            self.d_image.addmm_(d_logits * self.scale, block[piece])
-            gradient[piece].addmm_((d_logits * self.scale).T, self.image)
-            self.d_scale += (d_logits * similarity).sum()
             self.d_bias += d_logits.sum()
+            self.d_scale += (d_logits * similarity).sum()
+            d_similarity = d_logits.mul_(self.scale)
+            self.d_image.addmm_(d_similarity, block[piece])
+            gradient[piece].addmm_(d_similarity.T, self.image)
             best, at = similarity.max(1)
             better = best > self.best
             self.hits = torch.where(better, same.gather(1, at[:, None])[:, 0], self.hits)

@@ -79,7 +79,7 @@ def lm(
     weight = torch.ones_like(nll) if weights is None else weights.to(nll.dtype)
     mass = total if mass is None else mass
     with torch.no_grad():
-        right = (wide.argmax(1) == targets).to(nll.dtype) if len(targets) else nll
+        right = (wide.argmax(1) == targets).to(nll.dtype)
         facts = {"accuracy": (weight * right).sum() / mass, "nll": (weight * nll).sum() / total}
     return Loss((weight * loss).sum() / total, math.log(logits.shape[1]) * mass / total, facts)
 
