@@ -52,6 +52,10 @@ _NOT_WEIGHTS = (
     "random_states*",
     "adapter_*",
 )
+BUNDLED = "nano"
+"""The model that is part of the package, and needs no network."""
+_BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
+
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.txt.gz", "*.model")
 _TOKENIZER_FILES = {"tokenizer.json", "vocab.json", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -83,6 +87,8 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Lo
         return _in_folder(path, text)
     if text and os.path.isfile(path):
         return _one_file(path, text)
+    if text == BUNDLED and _BUNDLED_FOLDER.is_dir():
+        return _in_folder(_BUNDLED_FOLDER, text)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
         return _on_hub(text, revision)
     raise CheckpointError(_no_such(text))

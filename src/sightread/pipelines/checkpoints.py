@@ -57,7 +57,9 @@ def write(state: State, run: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        write_safetensors({name: value.detach() for name, value in _tensors(state).items()}, temporary / "state.safetensors")
+        write_safetensors(
+            {name: value.detach() for name, value in _tensors(state).items()}, temporary / "state.safetensors"
+        )
         write_json({"step": state.step, "notes": state.notes}, temporary / "state.json")
         if target.exists():  # of an earlier life of this run, which went back further
             shutil.rmtree(target)
@@ -118,7 +120,9 @@ def _tensors(state: State) -> dict[str, Tensor]:
     out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
     for name, parameter in state.trained():
         moments = cast("Mapping[str, Any]", state.optimiser.state.get(parameter, {}))
-        out |= {f"optimiser.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
+        out |= {
+            f"optimiser.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
+        }
     return out
 
 

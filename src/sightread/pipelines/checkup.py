@@ -1,4 +1,4 @@
-"""A short evaluation while a training goes on: what the model can do by now, on pictures that it does not learn from."""
+"""A short evaluation while a training goes on: what the model can do by now, on pictures it does not learn from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def measure(
                 [pictures[i] for i in told], num_beams=settings.num_beams, max_new_tokens=settings.max_tokens
             )
             values |= _captions(found, [samples[i].captions for i in told])
-            texts = tuple((samples[i].key, text) for i, text in zip(told, found, strict=True))[: settings.show]
+            texts = tuple((samples[i].key, text) for i, text in zip(told, found, strict=True))[
+                : settings.show
+            ]
         if "answer" in model.capabilities:
             values |= _answers(model, samples, pictures)
         return values, texts

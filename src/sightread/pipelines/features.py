@@ -2,8 +2,9 @@
 
 A contrastive loss couples all rows of a batch, so that adding up the gradients of its parts is not the gradient of the
 whole. Here the towers first run without a graph, part by part; what they give becomes leaves; the losses are taken on
-the leaves of the whole batch; then each part runs again with a graph and hands its leaves' gradient on (Gao et al. 2021,
-"Scaling deep contrastive learning batch size under memory limited setup", section 3). Exact up to rounding.
+the leaves of the whole batch; then each part runs again with a graph and hands its leaves' gradient on
+(Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup", section 3).
+Exact up to rounding.
 """
 
 from __future__ import annotations

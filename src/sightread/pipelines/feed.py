@@ -1,4 +1,4 @@
-"""Samples become training batches: which ones, in what order, cut and turned how is a function of (seed, step) alone."""
+"""Samples become training batches: which, in what order, cut and turned how is a function of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sightread.data.samples import Dataset
 from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError
 from sightread.pipelines.recipes import DataSettings
-from sightread.types import ImageSpec, Limits, Pixels, Question, Sample
+from sightread.types import ImageSpec, Limits, Sample
 
 _AHEAD = 2  # batches that are prepared while the networks work
 
@@ -72,7 +72,7 @@ class Batch:
 
 class _Row(NamedTuple):
     place: int
-    index: int
+    sample: int
     key: str
     values: NDArray[np.uint8]
     captions: list[str]
@@ -173,7 +173,7 @@ class Feed:
             epoch=step * self.settings.batch / len(self.dataset),
             keys=tuple(row.key for row in rows),
             places=torch.tensor([row.place for row in rows], dtype=torch.int64),
-            identities=torch.tensor([row.index for row in rows], dtype=torch.int64),
+            identities=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
             prompted=prompted,
@@ -257,6 +257,3 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         answers=None if batch.answers is None else batch.answers.to(device),
     )
     return move, normalise(batch.pixels, spec, device)
-
-
-__all__ = ["Batch", "Feed", "Pixels", "Question", "TextRows", "on_device"]

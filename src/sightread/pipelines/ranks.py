@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 _BUCKET = 32 * 1024 * 1024  # bytes of gradients summed at once
 
@@ -37,7 +37,7 @@ def join(device: str) -> Ranks:
         chosen = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.startswith("cuda") else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.startswith("cuda") else "gloo")
     rank = dist.get_rank() if world > 1 else 0
     return Ranks(rank, world, torch.device(chosen))
 
@@ -74,7 +74,8 @@ def sum_values(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
     everyones: list[dict[str, float]] = [{} for _ in range(ranks.world)]
     dist.all_gather_object(everyones, dict(values))
     return {
-        name: sum(one.get(name, 0.0) for one in everyones) for name in dict.fromkeys(n for one in everyones for n in one)
+        name: sum(one.get(name, 0.0) for one in everyones)
+        for name in dict.fromkeys(n for one in everyones for n in one)
     }
 
 
@@ -82,12 +83,3 @@ def wait(ranks: Ranks) -> None:
     """Until every process is here."""
     if ranks.world > 1:
         dist.barrier()
-
-
-def same_everywhere(value: Tensor, ranks: Ranks) -> bool:
-    """Whether a tensor holds the same bits in every process (for checks)."""
-    if ranks.world == 1:
-        return True
-    first = value.clone()
-    dist.broadcast(first, 0)
-    return bool(torch.equal(first, value))

@@ -1,4 +1,4 @@
-"""Recipes: a training run as data. Frozen values with names, which a run saves as JSON and `--set a.b=value` changes."""
+"""Recipes: a training run as data. Frozen values with names, saved as JSON, changed by `--set a.b=value`."""
 
 from __future__ import annotations
 

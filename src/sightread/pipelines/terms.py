@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,11 @@ class Context:
     @cached_property
     def tokens(self) -> Tensor:
         """Image tokens of every picture `[b, N, D]`."""
-        return self.features.rows(lambda pixels: self.network.encode_image(pixels).tokens, self.pixels)
+
+        def encode(pixels: Tensor) -> Tensor:
+            return self.network.encode_image(pixels).tokens
+
+        return self.features.rows(encode, self.pixels)
 
     @cached_property
     def captioned(self) -> TextRows:
@@ -77,8 +81,7 @@ class Context:
             return self._no_rows()
         if isinstance(self.network, Clip):  # embeds what comes before its tokens' norm
             return self.features.rows(
-                lambda x: self.network.embed_image(self.network.encode_image(x)),
-                pick(self.pixels, self.captioned.pictures),
+                partial(_embed, self.network), pick(self.pixels, self.captioned.pictures)
             )
         tokens = pick(self.tokens, self.captioned.pictures)
         return self.network.embed_image(Encoded(tokens, tokens[:, 0]))
@@ -90,6 +93,10 @@ class Context:
 
     def _no_rows(self) -> Tensor:
         return self.pixels.new_zeros(0, self.network.config.embed_dim)
+
+
+def _embed(network: Any, pixels: Tensor) -> Tensor:
+    return network.embed_image(network.encode_image(pixels))
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
@@ -123,7 +130,7 @@ def itc(context: Context) -> None:
             image_m, text_m = image.detach(), text.detach()
         else:
             pixels = pick(context.pixels, rows.pictures)
-            image_m = _in_parts(context, lambda x: teacher.embed_image(teacher.encode_image(x)), pixels)
+            image_m = _in_parts(context, partial(_embed, teacher), pixels)
             text_m = _in_parts(context, teacher.embed_text, rows.ids, rows.lengths)
         context.fresh = {"image": gather_rows(image_m), "text": gather_rows(text_m)}
         ids = gather_rows(context.groups)
@@ -165,6 +172,8 @@ def itm(context: Context) -> None:
     padded = nn.functional.pad(rows.ids, (0, width - rows.ids.shape[1]), value=network.config.pad_id)
     words, lengths = gather_rows(padded), gather_rows(rows.lengths)
     everything = 3 * len(ids)
+    if not len(rows.ids):  # the others wait for us on the way back
+        context.features.add(everyones.sum() * 0)
     for part in context.features.parts(len(rows.ids)):
         # A row without a negative keeps its place with a pair that is not counted.
         lacks = (wrong_text[part] < 0) | (wrong_image[part] < 0)
@@ -251,7 +260,7 @@ def mlm(context: Context) -> None:
     hidden = mask_words(
         rows.ids.cpu().numpy(),
         rows.lengths.cpu().numpy(),
-        mask_id=int(context.heads["mlm"].mask_id),
+        mask_id=cast(Any, context.heads["mlm"]).mask_id,
         vocab=network.config.text.vocab,
         share=recipe.masked_words,
         seed=recipe.seed,

@@ -87,9 +87,12 @@ def train(
     recipe = change(find(recipe) if isinstance(recipe, str) else recipe, settings)
     ranks = join(device)
     run = _open(recipe, data, Path(out), ranks)
-    with _precision(recipe.precision), RunLog(
-        run.folder, run.state.step or None, tensorboard=tensorboard
-    ) if ranks.first else nullcontext() as log:
+    with (
+        _precision(recipe.precision),
+        RunLog(run.folder, run.state.step or None, tensorboard=tensorboard)
+        if ranks.first
+        else nullcontext() as log,
+    ):
         for event in _events(run, stop_after):
             if log is not None:
                 log.write(event)
@@ -136,7 +139,13 @@ def _essence(stored: Mapping[str, Any]) -> dict[str, Any]:
 def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> State:
     network = trainee.network
     if recipe.model.lora:
-        add_lora(network, recipe.model.lora, rank=recipe.model.lora_rank, alpha=recipe.model.lora_alpha, seed=recipe.seed)
+        add_lora(
+            network,
+            recipe.model.lora,
+            rank=recipe.model.lora_rank,
+            alpha=recipe.model.lora_alpha,
+            seed=recipe.seed,
+        )
     optimiser.freeze(network, recipe.model.frozen)
     network.to(ranks.device).train()
     trainee.heads.to(ranks.device).train()
@@ -372,4 +381,3 @@ def _precision(name: str) -> Iterator[None]:
 
 def _cast(name: str, device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
-

@@ -80,16 +80,16 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
     return Trainee(name, family, network, tokenizer, spec, heads, labels)
 
 
-def _from_random(
-    recipe: Recipe, dataset: Dataset, folder: Path
-) -> tuple[Any, str, Tokenizer, ImageSpec]:
+def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, str, Tokenizer, ImageSpec]:
     settings = recipe.model
     if settings.size not in SIZES:
         raise UsageError(f"model.size={settings.size}: there are {', '.join(SIZES)}")
     family, config = SIZES[settings.size]
     if settings.image_size:
         if settings.image_size % config.vision.patch:
-            raise UsageError(f"model.image_size={settings.image_size}: no multiple of {config.vision.patch}, the patch")
+            raise UsageError(
+                f"model.image_size={settings.image_size}: no multiple of {config.vision.patch}, the patch"
+            )
         config = replace(config, vision=replace(config.vision, image_size=settings.image_size))
     tokenizer = _tokenizer(FAMILIES[family].tokenizer, settings, dataset, folder, config.text.positions)
     config = fitted(config, tokenizer.vocab_size, tokenizer.token_id)
@@ -141,7 +141,9 @@ def _labels(dataset: Dataset) -> tuple[str, ...]:
         if label is not None:
             found.add(label)
     if len(found) < 2:
-        raise UsageError("the objective `classes` needs data with at least two labels (a folder for each class)")
+        raise UsageError(
+            "the objective `classes` needs data with at least two labels (a folder for each class)"
+        )
     return tuple(sorted(found))
 
 
@@ -163,7 +165,10 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         "itc": not is_clip and config.encoder and config.embed_dim is not None and config.temperature,
         "itm": not is_clip and config.matching and config.embed_dim is not None and config.temperature,
         "lm": not is_clip and config.decoder and config.decoder_memory_dim == config.vision.dim,
-        "vqa": not is_clip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
+        "vqa": not is_clip
+        and config.decoder
+        and config.encoder
+        and config.decoder_memory_dim == config.text.dim,
         "clip": is_clip,
         "siglip": is_clip and config.sigmoid,
         "mlm": not is_clip and config.encoder,
