@@ -50,13 +50,19 @@ BELOW: dict[str, set[str]] = {
 
 # What single files may know beside that: siblings, and the catalogue and atomic files, which import nothing themselves.
 NAMED: dict[str, set[str]] = {
+    "": {"data.samples"},  # open_dataset
     "data.augment": {"data.randomness"},
+    "data.coco": {"data.records"},
     "data.decoder": {"data.pixels"},
+    "data.folders": {"data.images", "data.records"},
     "data.images": {"data.headers"},
     "data.masking": {"data.randomness"},
     "data.pixels": {"data.images", "data.resample"},
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "data.world": {"data.atomic", "data.randomness"},
+    "data.samples": {"data.coco", "data.folders", "data.shards", "data.tables"},
+    "data.shards": {"data.folders", "data.images", "data.records"},
+    "data.tables": {"data.records"},
     "nn.blocks": {"nn.attention"},
     "nn.initial": {"nn.blocks"},
     "nn.packing": {"nn.attention"},
@@ -79,8 +85,22 @@ NAMED: dict[str, set[str]] = {
     "pipelines.jobs": {"pipelines.events"},
     "pipelines.model": {"pipelines.saving"},
     "pipelines.run_log": {"pipelines.run_events"},
-    "pipelines.metrics": {"pipelines.metrics.captions"},
-    "pipelines.metrics.captions": {"pipelines.metrics.ptb"},
+    "pipelines.metrics": {
+        "pipelines.metrics.captions",
+        "pipelines.metrics.detection",
+        "pipelines.metrics.intervals",
+        "pipelines.metrics.jars",
+        "pipelines.metrics.matching",
+        "pipelines.metrics.ptb",
+        "pipelines.metrics.retrieval",
+        "pipelines.metrics.vqa",
+    },
+    "pipelines.metrics.captions": {
+        "pipelines.metrics.aligned",
+        "pipelines.metrics.jars",
+        "pipelines.metrics.ptb",
+    },
+    "pipelines.metrics.vqa": {"pipelines.metrics.aligned"},
     "pipelines.sidecars": {"pipelines.captions", "pipelines.events", "pipelines.inputs"},
     "pipelines.tables": {"pipelines.captions", "pipelines.events"},
     "pipelines.vectors": {"pipelines.tables"},
@@ -113,12 +133,19 @@ OWNERS: dict[str, set[str]] = {
     "ftfy": {"data"},
     "safetensors": {"models.files"},
     "huggingface_hub": {"models.files"},
-    "pyarrow": {"pipelines"},
+    "pyarrow": {"data.tables", "pipelines"},
     "tensorboard": {"pipelines.run_log"},
+    "faster_coco_eval": {"pipelines.metrics.detection"},
+    "nltk": {"pipelines.metrics.vqa"},
     "cyclopts": {"apps"},
     "rich": {"apps"},
 }
-DISTRIBUTIONS = {"PIL": "pillow", "pillow_heif": "pillow-heif", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "faster_coco_eval": "faster-coco-eval",
+    "pillow_heif": "pillow-heif",
+    "huggingface_hub": "huggingface-hub",
+}
 
 # Networks, objectives and tasks see tensors: no file, no network, no other process.
 UNWORLDLY = {"nn", "towers", "fusion", "models", "objectives", "tasks"}
@@ -296,7 +323,7 @@ def test_what_starts_quickly_loads_nothing_heavy(module: str) -> None:
 
 
 def test_metrics_need_no_torch() -> None:
-    heavy = {"torch", "PIL", "pyarrow", "transformers", "faster_coco_eval"}
+    heavy = {"torch", "PIL", "pyarrow", "transformers", "faster_coco_eval", "nltk"}
     assert loaded_by("sightread.pipelines.metrics", PACKAGE.parent, heavy) == set()
 
 

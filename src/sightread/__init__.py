@@ -21,6 +21,7 @@ from sightread.errors import (
 )
 
 if TYPE_CHECKING:
+    from sightread.data.samples import Dataset, open_dataset
     from sightread.pipelines import metrics
     from sightread.pipelines.engine import Model, load
 
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "Dataset",
     "ImageError",
     "Model",
     "SightreadError",
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "load",
     "metrics",
+    "open_dataset",
 ]
 
 
@@ -45,6 +48,10 @@ def __getattr__(name: str) -> Any:
         from sightread.pipelines import engine
 
         return getattr(engine, name)
+    if name in ("Dataset", "open_dataset"):
+        from sightread.data import samples
+
+        return getattr(samples, name)
     if name == "metrics":
         from sightread.pipelines import metrics
 

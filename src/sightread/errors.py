@@ -11,7 +11,8 @@ class SightreadError(Exception):
 
 
 class ImageError(SightreadError):
-    """One picture cannot be read. `name` says which (a file name, or `<bytes>`, `<array>`), `reason` says why."""
+    """One picture, or one sample of a dataset, cannot be read. `reason` says why, `name` says which: a file name,
+    `<bytes>`, `<array>`, or the sample's key."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")

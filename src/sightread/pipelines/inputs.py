@@ -10,15 +10,11 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
+from sightread.data.folders import is_picture_name
 from sightread.data.images import EXTENSIONS
 from sightread.pipelines.events import Failed, Skipped, plain_reason
 
 _FolderId = tuple[int, int]
-
-
-def is_picture_name(name: str) -> bool:
-    """Whether the ending of a file name is one of a picture; the companion files `._*` of macOS are none."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith("._")
 
 
 def find_pictures(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skipped | Failed]:
