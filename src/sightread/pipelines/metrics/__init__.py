@@ -1,4 +1,4 @@
-"""Scores as pure functions over predictions and references: numpy and text, no torch, no model, no file.
+"""Scores as pure functions over predictions and references: numpy and text, no torch, no model.
 
 import sightread
 sightread.metrics.caption_scores(["a dog runs"], [["a dog is running", "the dog runs"]])
@@ -6,6 +6,63 @@ sightread.metrics.caption_scores(["a dog runs"], [["a dog is running", "the dog 
 
 from __future__ import annotations
 
-from sightread.pipelines.metrics.captions import CaptionScores, caption_facts, caption_scores, score_captions
+from sightread.pipelines.metrics.captions import (
+    CaptionScores,
+    bleu,
+    caption_facts,
+    caption_scores,
+    score_captions,
+)
+from sightread.pipelines.metrics.detection import (
+    detection_not_computed,
+    detection_scores,
+    grounding_scores,
+    label_map_scores,
+    mask_scores,
+    paired_iou,
+)
+from sightread.pipelines.metrics.intervals import Difference, Interval, bootstrap_interval, paired_bootstrap
+from sightread.pipelines.metrics.jars import not_computed
+from sightread.pipelines.metrics.matching import (
+    MatchingCurves,
+    calibration_error,
+    fitted_temperature,
+    matching_curves,
+    matching_scores,
+)
+from sightread.pipelines.metrics.ptb import tokenize
+from sightread.pipelines.metrics.retrieval import RetrievalScores, retrieval_scores, score_retrieval
+from sightread.pipelines.metrics.vqa import exact_match, vqa_accuracies, vqa_accuracy, wups, wups_not_computed
 
-__all__ = ["CaptionScores", "caption_facts", "caption_scores", "score_captions"]
+__all__ = [
+    "CaptionScores",
+    "Difference",
+    "Interval",
+    "MatchingCurves",
+    "RetrievalScores",
+    "bleu",
+    "bootstrap_interval",
+    "calibration_error",
+    "caption_facts",
+    "caption_scores",
+    "detection_not_computed",
+    "detection_scores",
+    "exact_match",
+    "fitted_temperature",
+    "grounding_scores",
+    "label_map_scores",
+    "mask_scores",
+    "matching_curves",
+    "matching_scores",
+    "not_computed",
+    "paired_bootstrap",
+    "paired_iou",
+    "retrieval_scores",
+    "score_captions",
+    "score_retrieval",
+    "tokenize",
+    "vqa_accuracies",
+    "vqa_accuracy",
+    "wups",
+    "wups_not_computed",
+]

@@ -6,20 +6,21 @@ Every sample has one prediction and one or more references. All sentences become
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sightread.errors import UsageError
+from sightread.pipelines.metrics.aligned import Predictions, References, aligned
+from sightread.pipelines.metrics.jars import jar_scores
 from sightread.pipelines.metrics.ptb import tokenize
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
-Predictions: TypeAlias = "Mapping[Hashable, str] | Sequence[str]"
-References: TypeAlias = "Mapping[Hashable, Sequence[str]] | Sequence[Sequence[str]]"
 Tokenizer: TypeAlias = Literal["ptb", "whitespace"]
 
 _ORDERS = 4  # words in the longest n-gram, for BLEU and for CIDEr
@@ -42,7 +43,10 @@ class CaptionScores:
 
 
 def caption_scores(
-    predictions: Predictions, references: References, tokenizer: Tokenizer = "ptb"
+    predictions: Predictions,
+    references: References,
+    tokenizer: Tokenizer = "ptb",
+    jars: str | Path | None = None,
 ) -> dict[str, float]:
     """BLEU-1 ... BLEU-4, ROUGE-L, CIDEr and CIDEr-D of one prediction a sample against its references.
 
@@ -56,16 +60,22 @@ def caption_scores(
     penalty, is not what anyone's COCO table reports and is not computed. With one sample every document frequency is
     all, and CIDEr is 0, as officially.
 
+    METEOR and SPICE are there only where their official jars are: in the folder `jars`, or in the one that the
+    environment's SIGHTREAD_CAPTION_JARS names; `not_computed` says why they are not.
+
     Raises UsageError where keys differ, a sample has no reference, a text is no string, or there is no sample.
     """
-    return score_captions(predictions, references, tokenizer).corpus
+    return score_captions(predictions, references, tokenizer, jars).corpus
 
 
 def score_captions(
-    predictions: Predictions, references: References, tokenizer: Tokenizer = "ptb"
+    predictions: Predictions,
+    references: References,
+    tokenizer: Tokenizer = "ptb",
+    jars: str | Path | None = None,
 ) -> CaptionScores:
     """`caption_scores`, with the scores of every sample and what a bootstrap of BLEU needs."""
-    written, gold = _aligned(predictions, references)
+    _, written, gold = aligned(predictions, references)
     texts = list(dict.fromkeys([*written, *(text for texts in gold for text in texts)]))
     place = {text: index for index, text in enumerate(texts)}
     sentences = _tokenizer(tokenizer)(texts)
@@ -84,6 +94,10 @@ def score_captions(
     for name, scores in (("ROUGE-L", rouge), ("CIDEr", cider), ("CIDEr-D", cider)):
         each[name] = scores
         corpus[name] = float(scores.mean())
+    token_of = dict(zip(texts, sentences, strict=True))
+    tokens = [token_of[text] for text in written], [[token_of[text] for text in texts] for texts in gold]
+    for name, (score, scores) in jar_scores(*tokens, jars).items():
+        each[name], corpus[name] = scores, score
     return CaptionScores(corpus, each, counts)
 
 
@@ -128,36 +142,6 @@ def _tokenizer(name: str) -> Callable[[list[str]], list[str]]:
     if name == "whitespace":
         return list
     raise UsageError(f'tokenizer={name!r}: there are "ptb" and "whitespace"')
-
-
-def _aligned(predictions: Predictions, references: References) -> tuple[list[str], list[list[str]]]:
-    """Predictions and references in one order, checked."""
-    if isinstance(predictions, Mapping) and isinstance(references, Mapping):
-        strange = predictions.keys() ^ references.keys()
-        if strange:
-            key = min(strange, key=str)
-            side = "references" if key in predictions else "prediction"
-            raise UsageError(f"{len(strange)} keys are on one side only; the first, {key!r}, has no {side}")
-        keys: Sequence[Hashable] = list(predictions)
-        written, gold = list(predictions.values()), [references[key] for key in keys]
-    elif isinstance(predictions, Sequence) and isinstance(references, Sequence):
-        if len(predictions) != len(references):
-            raise UsageError(f"{len(predictions)} predictions but {len(references)} lists of references")
-        keys, written, gold = range(len(predictions)), list(predictions), list(references)
-    else:
-        raise UsageError("predictions and references: give two mappings or two sequences")
-    if not keys:
-        raise UsageError("predictions: there is none; give at least one sample")
-    for key, text, texts in zip(keys, written, gold, strict=True):
-        if not _is_text(text):
-            raise UsageError(f"prediction {key!r}: {type(text).__name__}, expected one string")
-        if _is_text(texts) or not texts or not all(map(_is_text, texts)):
-            raise UsageError(f"references of {key!r}: expected a list of one or more strings")
-    return written, [list(texts) for texts in gold]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 @dataclass(frozen=True, slots=True)

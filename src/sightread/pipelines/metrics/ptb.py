@@ -34,20 +34,21 @@ def tokens(text: str) -> list[str]:
 
     Spaces within a token (as in "1 1/2") are no-break spaces. Characters that no rule knows (emoji) are left out.
     """
+    if simple := _SIMPLE.fullmatch(text):
+        found = simple[1].lower().replace(",", " , ").split()
+        stopped = bool(simple[2] and found) and found[-1] in _STOPPED and not simple[1].endswith(" ")
+        if not stopped and _SPLIT.isdisjoint(found):
+            return [*found, "."] if simple[2] else found
     text += "\n"
     shape = text.translate(_KINDS)
     found: list[str] = []
     at = 0
     while at < len(text):
-        plain = _PLAIN.match(shape, at)
-        if plain:
-            word, stop = plain[1].lower(), plain[2]
-            if word not in (_STOPPED if stop else _SPLIT):
-                found.append(word)
-                at = plain.end(1)
-                continue
-            at = plain.start(1)
-        token, at = _next(text, shape, at)
+        word = _WORD.match(shape, at)
+        if word and word[1].lower() not in (_STOPPED if word[2] else _SPLIT):
+            token, at = word[1], word.end()
+        else:
+            token, at = _next(text, shape, at)
         if token:
             found.append(token.lower())
     return found
@@ -85,8 +86,9 @@ class _Kinds(dict[int, int]):
 
 _KINDS = _Kinds()
 
-# A word between spaces, perhaps with a full stop or comma behind it, is a token; all but a few by this short cut.
-_PLAIN = re.compile(r" *([A-Za-z]+)(?=(?:,|([.]))?\s)")
+# Short cuts: a caption of words and commas with perhaps a full stop; a word, perhaps before a comma or full stop.
+_SIMPLE = re.compile(r"([A-Za-z ,]*)([.]?) *")
+_WORD = re.compile(r" *([A-Za-z]+)(?=(?:,|([.]))?\s)")
 # Words that are two tokens: the first letters of each stand in the key, the rest in the value.
 _ASSIMILATED = {"can": "not", "gon": "na", "got": "ta", "wan": "na", "lem": "me", "gim": "me"}
 
