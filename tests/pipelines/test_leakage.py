@@ -99,9 +99,9 @@ def test_the_same_bytes_are_exact(tmp_path: Path) -> None:
     ]
     assert (
         "2 pictures of the evaluation are in the training data (2 the same, 0 nearly), such as x = train"
-        in (leaks.describe())
+        in (leaks.summary())
     )
-    assert "memory, not sight" in leaks.describe()
+    assert "memory, not sight" in leaks.summary()
 
 
 def test_pictures_without_content_are_no_copies_of_each_other() -> None:
@@ -113,7 +113,7 @@ def test_pictures_without_content_are_no_copies_of_each_other() -> None:
     }
     leaks = find_leaks(samples(whites)[:2], samples(whites)[2:])
     assert not leaks
-    assert leaks.describe() == ""
+    assert leaks.summary() == ""
 
 
 def test_unreadable_pictures_are_named_and_captions_still_compared(tmp_path: Path) -> None:

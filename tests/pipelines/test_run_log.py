@@ -33,7 +33,9 @@ def run(folder: Path, first: int, seconds: float = 1.0) -> list[RunEvent]:
     """What a loop that goes on behind step `first` says; skips and warnings are where the data and curves have them."""
     events: list[RunEvent] = [Began("r", STEPS, 8, 96, 10, 10, first), Warned(0, "leakage", "two copies")]
     for step in range(first + 1, STEPS + 1):
-        events += [Skipped(f"{step}.jpg", "damaged")] * (step % 3 == 1)
+        key = f"{step % 6}.jpg"  # each is named once in the life of a process
+        if step % 3 == 1 and Skipped(key, "damaged") not in events:
+            events.append(Skipped(key, "damaged"))
         events.append(Stepped(step, step / 12, 1 / step, {"lm": 1 / step}, {"lm": 3.0}, 0.1, seconds, 8))
         events += [Warned(step, "lm", "chance")] * (step % 5 == 0)
         if step % EVERY == 0:

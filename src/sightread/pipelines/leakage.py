@@ -81,7 +81,7 @@ class Leaks:
     def __bool__(self) -> bool:
         return bool(self.pictures or self.captions)
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """One paragraph: how much, an example of each, what it means. Empty where nothing was found."""
         said = [
             f"{_count(found, what)} in the training data ({exact:,} the same, {len(found) - exact:,} nearly), "

@@ -120,6 +120,7 @@ class RunLog:
                     continue
                 for kept in (*waiting, line):
                     file.write(kept.encode())
+                self._known.update(map(_without_times, waiting))  # each sample is named once
                 waiting.clear()
                 saved = saved or (isinstance(event, Saved) and step == last)
                 if step in (0, last) and not isinstance(event, Stepped):
