@@ -64,7 +64,7 @@ NAMED: dict[str, set[str]] = {
     "data.shards": {"data.folders", "data.images", "data.records"},
     "data.tables": {"data.records"},
     "nn.blocks": {"nn.attention"},
-    "nn.initial": {"nn.blocks"},
+    "nn.initial": {"nn.attention", "nn.blocks"},
     "nn.packing": {"nn.attention"},
     "models.clip_checkpoints": {"models.clip", "models.settings", "models.weights"},
     "models.blip_checkpoints": {"models.blip", "models.settings", "models.weights"},
@@ -111,6 +111,7 @@ NAMED: dict[str, set[str]] = {
     "apps.converting": {"", "apps.options", "apps.show"},
     "apps.demo": {"apps.cli", "apps.options", "apps.show", "models.catalog"},
     "apps.listing": {"apps.show", "models.catalog"},
+    "apps.training": {"apps.show"},
     "apps.worlds": {"apps.options", "apps.show", "data.world"},
 }
 
