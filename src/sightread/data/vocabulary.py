@@ -6,57 +6,80 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sightread.data.atomic import atomic_write
 from sightread.errors import UsageError
 
 # BERT's special tokens, and BLIP's two: the decoder's start, and the start of a text that is read beside a picture.
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
+_MARK = "\u2581"
+_PRIVATE = 0xE000  # the first of Unicode's private characters
 _CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def learn_word_pieces(texts: Iterable[str], size: int, path: Path) -> None:
-    """Write a `vocab.txt` of at most `size` lower-case word pieces (Schuster and Nakajima 2012; BERT's form).
+    """Write a `vocab.txt` of at most `size` lower-case word pieces, in BERT's form; the same for the same texts.
 
-    Every character of the texts is in it, so that no word of theirs is unknown. UsageError: no texts.
+    Byte-pair merges (Sennrich et al. 2016) over words that begin with a mark, which becomes BERT's "##" on the pieces
+    that do not. Every character of the texts is in it, so that no word of theirs is unknown, even beyond `size`.
+    Raises UsageError where there are no texts.
     """
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # The library's own trainer of word pieces numbers characters in a random order, and breaks ties by those numbers.
+    learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIALS), show_progress=False, min_frequency=2
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace(_MARK, prepend_scheme="always")]
     )
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, min_frequency=2)
     learner.train_from_iterator(sorted(_some(texts)), trainer)
     found = learner.get_vocab()
-    atomic_write(path, "".join(f"{word}\n" for word in sorted(found, key=found.__getitem__)))
+    letters = sorted({letter for piece in found for letter in piece} - {_MARK})
+    alphabet = [*letters, *(f"##{letter}" for letter in letters)]
+    pieces = (
+        piece[1:] if piece.startswith(_MARK) else f"##{piece}"
+        for piece in sorted(found, key=found.__getitem__)
+    )
+    words = list(dict.fromkeys([*SPECIALS, *alphabet, *(piece for piece in pieces if piece)]))
+    atomic_write(path, "".join(f"{word}\n" for word in words[: max(size, len(SPECIALS) + len(alphabet))]))
 
 
 def learn_byte_pairs(texts: Iterable[str], size: int, folder: Path) -> None:
-    """Write `vocab.json` and `merges.txt` of CLIP's kind, at most `size` byte pairs (Sennrich et al. 2016)."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
+    """Write `vocab.json` and `merges.txt` of CLIP's kind, about `size` byte pairs; the same for the same texts."""
+    clean = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    learner.decoder = decoders.ByteLevel()
-    ends = [AddedToken(end, special=True) for end in _CLIP_ENDS]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # A letter that ends a word is another letter, one character as well: the library breaks ties by the numbers of
+    # characters, which it orders, and would number those with a suffix in a random order.
+    ended = {letter: chr(_PRIVATE + number) for number, letter in enumerate(letters)}
+    plain = {mark: f"{letter}</w>" for letter, mark in ended.items()}
+    words = [
+        " ".join(word[:-1] + ended[word[-1]] for word, _ in split.pre_tokenize_str(clean.normalize_str(text)))
+        for text in sorted(_some(texts))
+    ]
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=ends,
+        vocab_size=max(size - len(_CLIP_ENDS), 2 * len(letters)),
         show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
+        initial_alphabet=[*letters, *plain],
     )
-    learner.train_from_iterator(sorted(_some(texts)), trainer)
-    state = json.loads(learner.to_str())["model"]
-    merges = [" ".join(pair) for pair in state["merges"]]
-    atomic_write(folder / "vocab.json", json.dumps(state["vocab"], ensure_ascii=False))
-    atomic_write(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    learner.train_from_iterator(words, trainer)
+    pairs: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
+    merges = [[half[:-1] + plain.get(half[-1], half[-1]) for half in pair] for pair in pairs]
+    # Numbered as in CLIP's own file: bytes, bytes that end a word, merges, special tokens.
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), *_CLIP_ENDS]
+    numbers = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    atomic_write(folder / "vocab.json", json.dumps(numbers, ensure_ascii=False))
+    atomic_write(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
 
 
 def _some(texts: Iterable[str]) -> list[str]:
     found = [text for text in texts if text.strip()]
     if not found:
-        raise UsageError("the training data has no texts to learn a vocabulary from; set model.vocabulary to one")
+        raise UsageError(
+            "the training data has no texts to learn a vocabulary from; set model.vocabulary to one"
+        )
     return found

@@ -43,8 +43,8 @@ class TextRows(NamedTuple):
 
     def to(self, device: torch.device) -> TextRows:
         """The same on another device."""
-        moved = (x.to(device, non_blocking=True) for x in (self.ids, self.lengths, self.pictures))
-        return TextRows(*moved, self.prompt)
+        ids, lengths, pictures = (x.to(device, non_blocking=True) for x in self[:3])
+        return TextRows(ids, lengths, pictures, self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ class TeacherSettings:
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """data: what `open_dataset` reads, empty for none. every: steps between, 0 for the end only. samples: how many
-    pictures at most. num_beams, max_tokens: of the captions written. show: how many of them are logged."""
+    pictures at most. num_beams, max_tokens: of the captions written. show: how many of them are logged. leaks:
+    look at the start whether these pictures or captions are in the training data too."""
 
     data: str = ""
     every: int = 0
@@ -88,6 +89,7 @@ class EvaluationSettings:
     num_beams: int = 1
     max_tokens: int = 20
     show: int = 8
+    leaks: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -361,15 +362,18 @@ def _keep(run: Run, folder: Path) -> None:
 def _leaks(run: Run) -> Iterator[RunEvent]:
     """Say at the start whether what is evaluated on is also trained on."""
     settings = run.recipe.evaluation
-    if not settings.data or run.state.step or not run.ranks.first:
+    if not settings.data or not settings.leaks or run.state.step or not run.ranks.first:
         return
-    leaks = find_leaks(run.dataset, open_dataset(settings.data))
+    other = open_dataset(settings.data)
+    leaks = find_leaks(
+        run.dataset.stream(), other.select(np.arange(min(settings.samples, len(other)))).stream()
+    )
     if leaks:
-        yield Warned(0, "leakage", leaks.summary())
+        yield Warned(0, "leakage", leaks.describe())
 
 
 @contextmanager
-def _precision(name: str) -> Iterator[None]:
+def _precision(name: str) -> Generator[None]:
     before = torch.get_float32_matmul_precision()
     if name == "medium":
         torch.set_float32_matmul_precision("medium")

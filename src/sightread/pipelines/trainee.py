@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -195,7 +195,7 @@ def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer, classes: int) -> 
         heads["classes"] = Linear(config.vision.dim, classes)
     initialise(heads, recipe.seed + 1)
     if "mlm" in heads:
-        heads["mlm"].words.weight = network.encoder.word.weight
+        cast(WordHead, heads["mlm"]).words.weight = network.encoder.word.weight
     return heads
 
 
