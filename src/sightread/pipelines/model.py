@@ -77,10 +77,26 @@ class Model:
             sources, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits()
         )
 
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Pixels]) -> Encoded:
+        """Prepared pictures of `read` through the image tower: tokens `[B, N, D]`, for what works below the verbs."""
+        pixels = self._tensor(batch)
+        if self.device.type != "cpu":
+            return self.network.encode_image(pixels)
+        # A few pictures at a time, whatever the batch: their activations then stay in the caches of a CPU.
+        vision = self.network.config.vision
+        few = max(1, _TOKENS_AT_ONCE // (vision.image_size // vision.patch) ** 2)
+        parts: list[Encoded] = [self.network.encode_image(part) for part in pixels.split(few)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Encoded(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat(pooled) if len(pooled) == len(parts) else None,
+        )
+
     def embed_images(self, images: Images) -> Floats:
         """float32 `[n, d]`, unit length."""
         self._need("embed")
-        rows = [embed.embed_images(self.network, self._encode(batch)) for batch in self._batches(images)]
+        rows = [embed.embed_images(self.network, self.encode(batch)) for batch in self._batches(images)]
         return self._stack(rows)
 
     def embed_texts(self, texts: Texts) -> Floats:
@@ -102,7 +118,7 @@ class Model:
         classes = self._class_embeddings(_strings(labels, "labels"), _strings(templates, "templates"))
         rows = [
             embed.class_probabilities(
-                self.network, embed.embed_images(self.network, self._encode(batch)), classes
+                self.network, embed.embed_images(self.network, self.encode(batch)), classes
             )
             for batch in self._batches(images)
         ]
@@ -136,7 +152,7 @@ class Model:
         tokens, embedded = self._tokens(strings), self._embed_texts(strings)
         rows: list[Tensor] = []
         for batch in self._batches(images):
-            image = self._encode(batch)
+            image = self.encode(batch)
             with torch.inference_mode():
                 similarity = embed.embed_images(self.network, image) @ embedded.t()
             best, index = similarity.topk(min(k, len(strings)), dim=1)
@@ -163,7 +179,7 @@ class Model:
         for batch in self._batches(images):
             mine = None if prompts is None else _next(prompts, done, len(batch))
             keys = [_digest(picture.values.tobytes()) for picture in batch]
-            for texts in self._write(self._encode(batch), mine, keys, options):
+            for texts in self._write(self.encode(batch), mine, keys, options):
                 out.extend(texts)
             done += len(batch)
         if prompts is not None and len(prompts) not in (1, done):
@@ -252,23 +268,8 @@ class Model:
         groups = [np.array(rows, dtype=np.int64) for rows in places.values()]
         done = 0
         for batch in self._batches([pictures[rows[0]] for rows in groups]):
-            yield batch, self._encode(batch), groups[done : done + len(batch)]
+            yield batch, self.encode(batch), groups[done : done + len(batch)]
             done += len(batch)
-
-    @torch.inference_mode()
-    def _encode(self, batch: Sequence[Pixels]) -> Encoded:
-        """On a CPU a few pictures at a time, whatever the batch: their activations then stay in its caches."""
-        pixels = self._tensor(batch)
-        if self.device.type != "cpu":
-            return self.network.encode_image(pixels)
-        vision = self.network.config.vision
-        few = max(1, _TOKENS_AT_ONCE // (vision.image_size // vision.patch) ** 2)
-        parts: list[Encoded] = [self.network.encode_image(part) for part in pixels.split(few)]
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Encoded(
-            torch.cat([part.tokens for part in parts]),
-            torch.cat(pooled) if len(pooled) == len(parts) else None,
-        )
 
     def _tensor(self, batch: Sequence[Pixels]) -> Tensor:
         return normalise(batch, self.image_spec, device=self.device, dtype=self.dtype)
