@@ -59,20 +59,24 @@ def detection_scores(
     number = {label: index + 1 for index, label in enumerate(labels)}
     if by == "mask" and (sizes is None or len(sizes) != len(references)):
         raise UsageError('by="mask": give the (width, height) of every picture as `sizes`')
+    outlines = sizes if by == "mask" else None
     found = [
-        _entry(picture, region, number[region.label], sizes if by == "mask" else None)
-        | {"score": float(score)}
+        _entry(picture, region, number[region.label], outlines) | {"score": float(score)}
         for picture, pairs in enumerate(predictions)
         for region, score in pairs
         if region.label in number  # a label that no reference has counts for no class
     ]
     known = [
-        _entry(picture, region, number[region.label], sizes if by == "mask" else None)
+        _entry(picture, region, number[region.label], outlines)
         for picture, regions in enumerate(references)
         for region in regions
     ]
     stats = _evaluated(
-        known, found, len(references), list(number.values()), "bbox" if by == "box" else "segm"
+        known,
+        found,
+        outlines or [(0, 0)] * len(references),  # by boxes, the sizes of pictures do not matter
+        list(number.values()),
+        "bbox" if by == "box" else "segm",
     )
     return {name: float(value) for name, value in zip(_NAMES, stats, strict=False) if value > -1}
 
@@ -170,7 +174,7 @@ def _entry(
 def _evaluated(
     known: list[dict[str, Any]],
     found: list[dict[str, Any]],
-    pictures: int,
+    sizes: Sequence[tuple[int, int]],
     labels: list[int],
     kind: Literal["bbox", "segm"],
 ) -> Sequence[float]:
@@ -179,7 +183,7 @@ def _evaluated(
 
     def dataset(entries: list[dict[str, Any]]) -> Any:
         content: Mapping[str, Any] = {
-            "images": [{"id": index + 1} for index in range(pictures)],
+            "images": [{"id": index + 1, "width": w, "height": h} for index, (w, h) in enumerate(sizes)],
             "categories": [{"id": label, "name": str(label)} for label in labels],
             "annotations": [entry | {"id": index + 1} for index, entry in enumerate(entries)],
         }

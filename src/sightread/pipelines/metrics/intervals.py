@@ -31,7 +31,8 @@ class Interval:
 class Difference:
     """How much higher the first model scores than the second, on the same samples.
 
-    p: two-sided, the share of resampled sets on which the difference has the other sign or none, times two.
+    p: two-sided, twice the share of sets (the real one counted among them) on which the difference has the other sign
+    or none; never 0.
     """
 
     value: float
@@ -83,8 +84,8 @@ def paired_bootstrap(
     drawn = difference(_means(both, resamples, seed))
     value = float(difference(both.mean(0, keepdims=True))[0])
     low, high = _percentiles(drawn, level)
-    against = min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
-    return Difference(value, low, high, min(1.0, 2 * against))
+    against = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Difference(value, low, high, min(1.0, 2 * (against + 1) / (resamples + 1)))
 
 
 def _table(values: Any) -> Floats:

@@ -146,7 +146,7 @@ def _pairs(positives: Any, shape: tuple[int, ...]) -> tuple[Integers, Integers]:
 
 def _places(table: Array, pairs: tuple[Integers, Integers]) -> tuple[_Places, _Places]:
     """The places of all pictures' and of all texts' best positives."""
-    values = table[pairs]
+    values = _numbers(table[pairs])
     best: list[Array] = []
     equal: list[Integers] = []
     for own, size in zip(pairs, table.shape, strict=True):
@@ -160,9 +160,7 @@ def _places(table: Array, pairs: tuple[Integers, Integers]) -> tuple[_Places, _P
     level = [np.zeros(size, np.int64) for size in table.shape]
     rows = max(1, _CHUNK // table.shape[1])
     for low in range(0, table.shape[0], rows):
-        block = np.asarray(table[low : low + rows])
-        if np.isnan(block).any():
-            raise UsageError("similarity: holds values that are no number (NaN)")
+        block = _numbers(table[low : low + rows])
         here = best[0][low : low + rows, None]
         before[0][low : low + rows] = np.count_nonzero(block > here, axis=1)
         level[0][low : low + rows] = np.count_nonzero(block == here, axis=1)
@@ -170,6 +168,12 @@ def _places(table: Array, pairs: tuple[Integers, Integers]) -> tuple[_Places, _P
         level[1] += np.count_nonzero(block == best[1], axis=0)
     by_picture, by_text = (_Places(before[i], equal[i], level[i] - equal[i]) for i in range(2))
     return by_picture, by_text
+
+
+def _numbers(values: Array) -> Array:
+    if np.isnan(values).any():
+        raise UsageError("similarity: holds values that are no number (NaN)")
+    return np.asarray(values)
 
 
 def _reranked(
