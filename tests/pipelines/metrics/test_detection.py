@@ -1,4 +1,4 @@
-"""Boxes and masks: mAP is the official COCO evaluator's, on random boxes with equal scores; overlaps are counted out."""
+"""Boxes and masks: mAP is the official evaluator's, on random boxes with equal scores; overlaps are counted out."""
 
 from __future__ import annotations
 
