@@ -65,6 +65,7 @@ NAMED: dict[str, set[str]] = {
     "data.tables": {"data.records"},
     "nn.blocks": {"nn.attention"},
     "nn.initial": {"nn.attention", "nn.blocks"},
+    "nn.lora": {"nn.attention", "nn.packing"},
     "nn.packing": {"nn.attention"},
     "models.clip_checkpoints": {"models.clip", "models.settings", "models.weights"},
     "models.blip_checkpoints": {"models.blip", "models.settings", "models.weights"},

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sightread.errors import UsageError
 from sightread.nn import attention
-from sightread.nn.attention import Linear
+from sightread.nn.attention import Cache, Linear
+from sightread.nn.blocks import Block, BlockConfig, checkpoint_blocks, quick_gelu, regularise
 
 
 def linear(width_in: int, width_out: int, *, bias: bool = True) -> Linear:
@@ -116,3 +118,104 @@ def test_shared_weights_add_their_gradients() -> None:
     bias = layer.bias.detach()
     torch.nn.functional.linear(torch.nn.functional.linear(x, weight, bias), weight, bias).sum().backward()
     assert torch.allclose(layer.weight.grad, weight.grad, atol=1e-5)
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_quick_gelu_in_training(values: list[float]) -> None:
+    x = torch.tensor(values, requires_grad=True)
+    out = quick_gelu(x)
+    out.sum().backward()
+    exact = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    wanted = exact * torch.sigmoid(1.702 * exact)
+    wanted.sum().backward()
+    assert torch.allclose(out.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(quick_gelu(x.detach()).double(), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+
+
+def stack(layers: int = 4, *, post_norm: bool = False, memory_dim: int | None = None) -> nn.ModuleList:
+    blocks = nn.ModuleList(
+        Block(BlockConfig(8, 2, 16, "gelu", 1e-5, post_norm, memory_dim)) for _ in range(layers)
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in blocks.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return blocks.train()
+
+
+def through(blocks: nn.ModuleList, x: Tensor, **options: Tensor) -> Tensor:
+    for block in blocks:
+        memory = block.cross.memory(options["tokens"]) if options else None
+        x = block(x, memory=memory)
+    return x
+
+
+def test_nothing_is_left_out_by_default_or_in_evaluation() -> None:
+    blocks, x = stack(), torch.randn(3, 5, 8)
+    wanted = through(blocks, x)
+    assert torch.equal(through(blocks.eval(), x), wanted)
+    regularise(blocks, dropout=0.5, drop_path=0.5)
+    assert torch.equal(through(blocks, x), wanted)
+    assert not torch.equal(through(blocks.train(), x), wanted)
+    regularise(blocks)
+    assert torch.equal(through(blocks, x), wanted)
+    for wrong in ({"dropout": 1.0}, {"drop_path": -0.1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            regularise(blocks, **wrong)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_drop_path_leaves_out_branches_of_rows(post_norm: bool) -> None:
+    blocks = stack(3, post_norm=post_norm)
+    regularise(blocks, drop_path=0.5)
+    assert [block.drop_path for block in blocks] == [0.0, 0.25, 0.5]
+    torch.manual_seed(0)
+    rows, branch = 4000, torch.randn(4000, 2, 8)
+    thinned = blocks[2]._thinned(branch)
+    left = (thinned == 0).flatten(1).all(1)
+    assert torch.equal(thinned[~left], branch[~left] * 2)
+    assert abs(left.float().mean() - 0.5) < 4 * 0.5 / rows**0.5
+    assert torch.equal(blocks[0]._thinned(branch), branch)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("random", [False, True])
+def test_recomputed_blocks_train_the_same(post_norm: bool, random: bool) -> None:
+    blocks = stack(post_norm=post_norm, memory_dim=6)
+    x, tokens = torch.randn(4, 3, 8), torch.randn(2, 5, 6, requires_grad=True)
+    if random:
+        regularise(blocks, dropout=0.2, drop_path=0.3)
+    found: list[list[Tensor]] = []
+    for on in (False, True):
+        checkpoint_blocks(blocks, on)
+        torch.manual_seed(1)
+        out = through(blocks, x, tokens=tokens)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [tokens, *blocks.parameters()])])
+    for plain, recomputed in zip(*found, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_recomputed_blocks_keep_less() -> None:
+    blocks, kept = stack(), []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    totals = []
+    for on in (False, True):
+        checkpoint_blocks(blocks, on)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            through(blocks, torch.randn(3, 5, 8, requires_grad=True))
+        totals.append(sum(kept))
+    assert totals[1] < totals[0] / 8
+
+
+def test_recomputation_leaves_decoding_alone() -> None:
+    block, x = stack(1)[0], torch.randn(2, 3, 8)
+    checkpoint_blocks(block)
+    cache = Cache((2, 2, 3, 4), x)
+    assert torch.allclose(block(x, cache=(cache, 0)), block(x, causal=True), atol=1e-6)

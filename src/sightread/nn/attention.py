@@ -23,6 +23,7 @@ class Linear(nn.Module):
     """The one linear layer: y = x W^T + b. weight `[out, in]`, bias `[out]` or None; x `[..., in]` -> `[..., out]`.
 
     packed: the weight in oneDNN's own layout where `nn.packing` has put it there, for inference on a CPU.
+    lora: what `nn.lora` adds to the output, if anything; merged: the weight as it was, where that is merged into it.
     """
 
     def __init__(self, width_in: int, width_out: int, *, bias: bool = True) -> None:
@@ -30,8 +31,14 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
         self.packed: Tensor | None = None
+        self.lora: nn.Module | None = None
+        self.merged: tuple[Tensor, nn.Module] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        out = self._product(x)
+        return out if self.lora is None else out + self.lora(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.packed is not None:
             return _product(x, self.packed, self.bias)
         if _gains_by_onednn(x, self.weight):
@@ -78,7 +85,7 @@ class _OnednnLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])  # [rows, out]
-        of_x = None if weight is None else _product(grad, weight.t(), None)
+        of_x = None if weight is None else _product(rows, weight.t(), None).view(*grad.shape[:-1], -1)
         of_weight = None if x is None else _product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None)
         return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
@@ -142,8 +149,13 @@ class Attention(nn.Module):
 
     def memory(self, tokens: Tensor) -> KeyValue:
         """Keys and values of a memory, computed once: tokens `[B, N, memory_dim]`."""
-        key, value = self._split(self.kv(tokens), 2)
-        return KeyValue(key.contiguous(), value.contiguous())  # read at every step: worth one copy
+        fused = self.kv(tokens)
+        key, value = self._split(fused, 2)
+        if fused.requires_grad:
+            return KeyValue(key, value)
+        return KeyValue(
+            key.contiguous(), value.contiguous()
+        )  # read at every step of decoding: worth one copy
 
     def forward(
         self,
@@ -183,5 +195,6 @@ class Attention(nn.Module):
     def _split(self, fused: Tensor, parts: int) -> tuple[Tensor, ...]:
         """`[R, L, parts * D]` -> parts x `[R, H, L, head]`."""
         rows, length, width = fused.shape
-        shaped = fused.view(rows, length, parts, self.heads, width // (parts * self.heads))
-        return shaped.permute(2, 0, 3, 1, 4).unbind(0)
+        shape = (rows, length, self.heads, width // (parts * self.heads))
+        # Cut before it is turned, so that the gradient is put together with one copy.
+        return tuple(part.view(shape).transpose(1, 2) for part in fused.chunk(parts, dim=-1))

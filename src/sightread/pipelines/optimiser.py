@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sightread.errors import UsageError
+from sightread.nn.lora import fits
 from sightread.towers.text import TextTower
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -124,7 +124,7 @@ def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
     frozen: dict[str, None] = {}
     named = _named(network)
     for pattern in patterns:
-        fitting = [names for names in named if _fits(names, pattern)]
+        fitting = [names for names in named if fits(names, pattern)]
         _check_found("frozen", pattern, fitting, named)
         for names in fitting:
             network.get_parameter(names[0]).requires_grad_(False)
@@ -139,7 +139,7 @@ def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = 
     freeze(network, frozen)
     named = _named(network)
     for pattern in config.multipliers:
-        _check_found("multipliers", pattern, [names for names in named if _fits(names, pattern)], named)
+        _check_found("multipliers", pattern, [names for names in named if fits(names, pattern)], named)
     towers = _towers(network)
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for names in named:
@@ -149,7 +149,7 @@ def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = 
                 config.weight_decay if config.decay_on == "all" or _is_decayed(names[0], parameter) else 0.0
             )
             scale = config.layer_decay ** _blocks_above(names[0], network, towers)
-            factors = [factor for pattern, factor in config.multipliers.items() if _fits(names, pattern)]
+            factors = [factor for pattern, factor in config.multipliers.items() if fits(names, pattern)]
             scale *= factors[-1] if factors else 1.0
             found.setdefault((decay, scale), []).append(parameter)
     if not found:
@@ -220,12 +220,6 @@ def _named(network: nn.Module) -> list[tuple[str, ...]]:
     for name, parameter in network.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return [tuple(found) for found in names.values()]
-
-
-def _fits(names: Sequence[str], pattern: str) -> bool:
-    return any(
-        name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern) for name in names
-    )
 
 
 def _check_found(
