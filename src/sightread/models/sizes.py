@@ -87,11 +87,12 @@ _BASE = _bert(dim=768, layers=12, heads=12, positions=512)
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
 SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
+    # 8 million parameters with 4,000 words: 16 MB at half precision.
     "blip-nano": (
         "blip",
         _blip(
-            replace(_vit(112, 16, dim=256, layers=4, heads=4), stem=(32, 64, 128, 256)),
-            _bert(dim=256, layers=3, heads=4, positions=64),
+            replace(_vit(112, 16, dim=256, layers=3, heads=4), mlp_dim=512, stem=(32, 64, 128, 256)),
+            replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
             embed_dim=128,
             answers=True,
         ),

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sightread.nn.attention import Linear
 from sightread.nn.blocks import Block
 
-_STD = 0.02  # BERT, ViT, CLIP's embeddings
+_STD = 0.02  # of embeddings: BERT, ViT, CLIP
 _TEMPERATURE = 0.07  # CLIP, section 2.5; ALBEF and BLIP
 # Scalars by name; SigLIP's are those of its section 3.1 (Zhai et al. 2023).
 _SCALARS = {"temperature": _TEMPERATURE, "logit_scale": math.log(1 / _TEMPERATURE), "logit_bias": -10.0}
@@ -19,10 +20,11 @@ _SCALARS = {"temperature": _TEMPERATURE, "logit_scale": math.log(1 / _TEMPERATUR
 def initialise(network: nn.Module, seed: int) -> None:
     """Set every parameter of a network in place, from the seed alone (not the device, not the global generator).
 
-    Matrices, embeddings and lone vectors (class token, positions): truncated normal of deviation 0.02, cut at two
-    deviations. Convolutions: deviation 1/sqrt(fan in). Norms: one and zero. Biases: zero. What the blocks of a tower
-    add to their residual is scaled by 1/sqrt(additions) (Radford et al. 2019, section 2.3), in pre-norm towers only:
-    post-norm blocks rescale the sum themselves. Temperatures: CLIP's and BLIP's 0.07.
+    All that is drawn is normal, cut at two deviations. Embeddings and lone vectors (class token, positions): deviation
+    0.02. Linear layers: sqrt(2 / (5 fan in)) (Nguyen and Salazar 2019, section 3.2), which is BERT's 0.02 at its width
+    and keeps narrow networks from starting as all but constant. Convolutions: 1/sqrt(fan in). Norms: one and zero.
+    Biases: zero. What the blocks of a tower add to their residual is scaled by 1/sqrt(additions) (Radford et al. 2019,
+    section 2.3), in pre-norm towers only: post-norm blocks rescale the sum themselves. Temperatures: 0.07.
 
     Raises ValueError for a parameter without memory (built on the "meta" device).
     """
@@ -46,7 +48,10 @@ def _set(module: nn.Module, name: str, parameter: Tensor, scale: float, generato
     elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         parameter.fill_(1.0)
     else:
-        std = parameter[0].numel() ** -0.5 if isinstance(module, nn.Conv2d) else _STD
+        std = _STD
+        if isinstance(module, (Linear, nn.Conv2d)) and name == "weight":
+            gain = 0.4 if isinstance(module, Linear) else 1.0
+            std = (gain / parameter[0].numel()) ** 0.5
         drawn = torch.empty(parameter.shape)
         nn.init.trunc_normal_(
             drawn, std=std * scale, a=-2 * std * scale, b=2 * std * scale, generator=generator
