@@ -58,7 +58,7 @@ _FINER = 4  # scenes are drawn this many times larger, and averaged down
 _FRAME: _Box = (0.0, 0.0, 1.0, 1.0)
 _TOP, _BOTTOM = (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
 _LEFT, _RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
-_MIDDLE = (0.3, 0.3, 0.7, 0.7)
+_MIDDLE = (0.28, 0.28, 0.72, 0.72)
 _OVER_WORD, _WORD = (0.0, 0.04, 1.0, 0.58), (0.04, 0.64, 0.96, 0.97)
 
 
@@ -281,7 +281,7 @@ def _yes_or_no(groups: Sequence[Group], random: np.random.Generator) -> tuple[st
 def scene(combination: Combination, random: np.random.Generator, size: int = 64) -> Scene:
     """Renders a combination: what the caption does not say (places, turns, shades, background, noise) is `random`'s."""
     large = size * _FINER
-    canvas, tone = _background(large, random)
+    canvas = _background(large, random)
     draw = ImageDraw.Draw(canvas)
     regions: list[Region] = []
     for group, box, radii in _places(combination):
@@ -293,8 +293,7 @@ def scene(combination: Combination, random: np.random.Generator, size: int = 64)
             draw.polygon([(float(x), float(y)) for x, y in outline * large], fill=_rgb(shade))
             regions.append(_region(f"{group.color} {group.shape}", outline * size, size))
     if combination.word:
-        ink = (20, 20, 20) if tone > 148 else (245, 245, 245)
-        left, top, right, bottom = _write(canvas, combination.word, ink, random)
+        left, top, right, bottom = _write(canvas, combination.word, random)
         box = (left / _FINER, top / _FINER, right / _FINER, bottom / _FINER)
         regions.append(Region(f"word {combination.word}", box))
     pixels = np.asarray(canvas.reduce(_FINER)).astype(np.float32)
@@ -307,11 +306,11 @@ def _places(combination: Combination) -> list[tuple[Group, _Box, tuple[float, fl
     first, second = combination.first, combination.second
     if second is None:
         box = _OVER_WORD if combination.word else _FRAME
-        return [(first, box, (0.14, 0.19) if first.size == "small" else (0.36, 0.46))]
+        return [(first, box, (0.20, 0.24) if first.size == "small" else (0.41, 0.48))]
     if combination.relation == "inside":
-        return [(second, _FRAME, (0.42, 0.47)), (first, _MIDDLE, (0.36, 0.45))]
+        return [(second, _FRAME, (0.44, 0.48)), (first, _MIDDLE, (0.41, 0.48))]
     boxes = (_TOP, _BOTTOM) if combination.relation == "above" else (_LEFT, _RIGHT)
-    return [(group, box, (0.36, 0.46)) for group, box in zip((first, second), boxes, strict=True)]
+    return [(group, box, (0.41, 0.48)) for group, box in zip((first, second), boxes, strict=True)]
 
 
 def _cells(count: int, box: _Box, random: np.random.Generator) -> list[_Box]:
@@ -343,13 +342,13 @@ def _outline(
     left, top, right, bottom = cell
     radius = min(right - left, bottom - top) * random.uniform(*radii)
     x, y = random.uniform(left + radius, right - radius), random.uniform(top + radius, bottom - radius)
-    angle = random.uniform(-0.2, 0.2)
+    angle = random.uniform(-0.1, 0.1)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return np.array([x, y]) + radius * (_SHAPES[shape] @ turn)
 
 
-def _background(side: int, random: np.random.Generator) -> tuple[Image.Image, float]:
-    """A calm background of middle brightness, with a tint: plain, shaded or striped; and its brightness, 0..255."""
+def _background(side: int, random: np.random.Generator) -> Image.Image:
+    """A calm background of middle brightness, with a tint: plain, shaded or striped."""
     tone = float(random.uniform(115, 180))
     tint = tone + random.uniform(-12, 12, 3)
     along = np.linspace(-1, 1, side) * random.choice([-1.0, 1.0])
@@ -358,20 +357,18 @@ def _background(side: int, random: np.random.Generator) -> tuple[Image.Image, fl
     lines = tint + (0.0 if kind == 0 else random.uniform(4, 12)) * wave[:, None]
     rows = np.broadcast_to(lines[:, None].clip(0, 255).astype(np.uint8), (side, side, 3))
     turned = rows if random.random() < 0.5 else rows.transpose(1, 0, 2)
-    return Image.fromarray(np.ascontiguousarray(turned)), tone
+    return Image.fromarray(np.ascontiguousarray(turned))
 
 
-def _write(
-    canvas: Image.Image, word: str, ink: tuple[int, int, int], random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Writes the word, in capitals, into the lower part; returns its box on the canvas."""
+def _write(canvas: Image.Image, word: str, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Writes the word, in dark capitals, into the lower part; returns its box on the canvas."""
     stamp = _stamp(word)
     left, top, right, bottom = (int(edge * canvas.width) for edge in _WORD)
-    scale = min((right - left) / stamp.width, (bottom - top) / stamp.height) * random.uniform(0.8, 1.0)
+    scale = min((right - left) / stamp.width, (bottom - top) / stamp.height) * random.uniform(0.9, 1.0)
     size = (int(stamp.width * scale), int(stamp.height * scale))
     x = left + int(random.integers(right - left - size[0] + 1))
     y = top + int(random.integers(bottom - top - size[1] + 1))
-    canvas.paste(ink, (x, y), stamp.resize(size, Image.Resampling.NEAREST))
+    canvas.paste((20, 20, 20), (x, y), stamp.resize(size, Image.Resampling.NEAREST))
     return (x, y, x + size[0], y + size[1])
 
 
