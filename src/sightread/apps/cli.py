@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
+from sightread.apps import converting
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
 from sightread.apps.show import Column, Rows, Screen, complain, say
+from sightread.apps.train import train
 from sightread.apps.worlds import world
 from sightread.errors import CheckpointError, SightreadError, TokenizerError, UnsupportedError, UsageError
 from sightread.pipelines.events import Done, Failed, Skipped
@@ -314,6 +316,16 @@ def models(
     return 0
 
 
+app.command(converting.convert, help_epilogue=converting.EPILOGUE)
+app.command(
+    train,
+    help_epilogue=(
+        "Examples:\n"
+        "  sightread train captioner --data photos --out run\n"
+        "  sightread train blip_pretrain --data 'shards/{000..099}.tar' --out run --set optimiser.lr=1e-4 epochs=3\n"
+        "  torchrun --nproc-per-node 8 -m sightread train clip_pretrain --data pairs.csv --out run"
+    ),
+)
 app.command(world, help_epilogue="Examples:\n  sightread world world.tar --count 3000 --seed 1")
 
 

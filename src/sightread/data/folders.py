@@ -14,6 +14,7 @@ from sightread.data.images import EXTENSIONS
 from sightread.types import Sample
 
 SIDECARS = (".txt", ".json")
+MARKER = ".sightread.json"  # in a folder that `convert` has written: its labels stand in sidecars
 LARGEST = 16 * 1024 * 1024  # bytes of a sidecar
 
 
@@ -25,7 +26,7 @@ class Folder:
     captions count only where the .txt has none, because the .txt is what people and `sightread caption` edit.
 
     classes: whether the first folder of the path is the label. None: it is where every picture lies in a folder of
-    the top one, there are two such folders or more, and no picture has a sidecar.
+    the top one, there are two such folders or more, no picture has a sidecar, and `convert` did not write it.
     """
 
     def __init__(self, root: Path, classes: bool | None = None) -> None:
@@ -40,6 +41,7 @@ class Folder:
             )
         folders = {name.partition("/")[0] for name in self._names}
         flat = len(folders) > 1 and not has_sidecars and all(name.count("/") == 1 for name in self._names)
+        flat = flat and not os.path.lexists(os.path.join(self._root, MARKER))
         self._classes = flat if classes is None else classes
         shown = ", ".join(sorted(folders)[:5]) + (", ..." if len(folders) > 5 else "")
         self.notes = (f"{len(folders):,} folders are taken as classes: {shown}",) if self._classes else ()
@@ -126,7 +128,7 @@ def escaped(key: str, dots: bool = False) -> str:
     parts = key.split("/")
     for i, part in enumerate(parts):
         safe = "".join(f"%{ord(c):02X}" if c in _UNSAFE else c for c in part)
-        if (dots and i == len(parts) - 1) or is_picture_name(part):
+        if (dots and i == len(parts) - 1) or os.path.splitext(safe)[1].lower() in EXTENSIONS.union(SIDECARS):
             safe = safe.replace(".", "%2E")
         if safe.startswith("."):
             safe = "%2E" + safe[1:]

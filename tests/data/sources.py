@@ -1,0 +1,39 @@
+"""Samples and pictures for tests of sources and conversions; tars written by the standard library."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+def picture(number: int = 0, kind: str = "JPEG") -> bytes:
+    """A small picture; each number gives other bytes."""
+    file = io.BytesIO()
+    Image.new("RGB", (5, 4), (number % 256, number // 256 % 256, 77)).save(file, kind, lossless=True)
+    return file.getvalue()
+
+
+def put(path: Path, content: bytes | str | Any) -> Path:
+    """Bytes and texts as they are, anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+def tar(path: Path, members: dict[str, bytes | str], format: int = tarfile.GNU_FORMAT) -> Path:
+    """A tar as Python writes it."""
+    with tarfile.open(path, "w", format=format) as file:
+        for name, content in members.items():
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
