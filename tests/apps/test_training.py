@@ -37,6 +37,8 @@ def run(steps: int = 1000, first: int = 0) -> Iterator[RunEvent]:
         yield Stepped(step, step / 187, 5.0, values, {"itc": ITC, "lm": 10.3}, 1e-4, 0.2, 32)
         if step == 300:
             yield Warned(step, "itc", "itc has not left chance: try this")
+        if step == 400:
+            yield Warned(step, "itc", "itc has left chance", over=True)
         if step % 500 == 0:
             yield Evaluated(step, {"cider": 0.3471}, (("a.jpg", "a dog runs"), ("b.jpg", "two\nmen")))
             yield Saved(step, Path(f"checkpoints/step-{step:06d}"))
@@ -60,6 +62,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  b.jpg: two\\nmen" in lines
     assert lines[-1] == "Finished 1,000 steps in 1 min 23 s. The model: RUN/model"
     assert "WARNING, step 300: itc has not left chance: try this" in err
+    assert "\nstep 400: itc has left chance\n" in err
     assert "skipped: bad\\x1b[31m.jpg: damaged" in err
 
 

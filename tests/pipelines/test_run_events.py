@@ -32,7 +32,7 @@ EVENTS = st.one_of(
     st.builds(Began, st.text(), whole, whole, whole, whole, whole, whole),
     st.builds(Stepped, whole, number, number, numbers, numbers, number, number, whole),
     st.builds(Evaluated, whole, numbers, st.lists(st.tuples(st.text(), st.text()), max_size=3).map(tuple)),
-    st.builds(Warned, whole, st.text(), st.text()),
+    st.builds(Warned, whole, st.text(), st.text(), st.booleans()),
     st.builds(Skipped, st.text(), st.text()),
     st.builds(Saved, whole, path),
     st.builds(Ended, whole, number, path | st.none()),
@@ -76,3 +76,7 @@ def test_what_is_no_event_is_said_so(record: dict[str, object]) -> None:
 
 def test_unknown_fields_are_ignored() -> None:
     assert from_json({"kind": "skipped", "key": "a", "reason": "b", "host": 3}) == Skipped("a", "b")
+
+
+def test_fields_with_a_default_may_be_missing() -> None:
+    assert from_json({"kind": "warning", "step": 1, "about": "a", "text": "b"}) == Warned(1, "a", "b")

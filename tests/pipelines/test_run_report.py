@@ -83,7 +83,14 @@ def test_what_a_report_shows(tmp_path: Path) -> None:
     assert not sample_path(tmp_path, "broken").exists()
     warning = Warned(40, "itc", "itc has not left chance")
     page = report(
-        tmp_path, [*story(100), warning, Skipped("c.jpg", "damaged"), Ended(100, 60.0, Path("model"))]
+        tmp_path,
+        [
+            *story(100),
+            warning,
+            Warned(60, "itc", "left", over=True),
+            Skipped("c.jpg", "damaged"),
+            Ended(100, 60.0, Path("model")),
+        ],
     )
     for words in ("finished after 100 steps", "14 M", "chance 4.852", "chance 10.33", "itc has not left chance",
                   "a dog at 100", "a dog at 10", "two men", "c.jpg: damaged", '"seed": 7', "No warnings."):  # fmt: skip
@@ -94,6 +101,7 @@ def test_what_a_report_shows(tmp_path: Path) -> None:
     )  # loss, two terms, cider, accuracy, rate, throughput
     assert [a["src"] for tag, a in page.tags if tag == "img"][0].startswith("data:image/jpeg;base64,")  # type: ignore[union-attr] # noqa: RUF015
     assert tags.count("img") == 1
+    assert [attributes.get("class") for tag, attributes in page.tags if tag == "li"] == [None, "over", None]
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:

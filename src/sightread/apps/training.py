@@ -204,7 +204,7 @@ class _Plain:
                 self._next = event.step + max(1, steps // 100)
                 self._said = time.monotonic()
         elif isinstance(event, Warned):
-            say(f"WARNING, step {event.step:,}: {event.text}")
+            say(_warning(event))
         elif isinstance(event, Skipped):
             if said := _skipped(event, state):
                 say(said)
@@ -240,7 +240,7 @@ class _Terminal:
 
     def show(self, event: RunEvent, state: _State) -> None:
         if isinstance(event, Warned):
-            self._above(f"WARNING, step {event.step:,}: {event.text}", "bold red")
+            self._above(_warning(event), "green" if event.over else "bold red")
         elif isinstance(event, Skipped):
             if said := _skipped(event, state):
                 self._above(said, "yellow")
@@ -321,6 +321,10 @@ def _happened(event: RunEvent) -> list[str]:
             return [f"Finished {event.step:,} steps in {_clock(event.seconds)}.{model}"]
         case _:
             return []
+
+
+def _warning(event: Warned) -> str:
+    return f"{'' if event.over else 'WARNING, '}step {event.step:,}: {event.text}"
 
 
 def _figures(event: Evaluated) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
@@ -58,11 +58,15 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something is wrong, or right again. about: the term or fact; text: what was seen, what it means, what to try."""
+    """Something is wrong. about: the term or fact; text: what was seen, what it means, what to try.
+
+    over: it was wrong, and is right again.
+    """
 
     step: int
     about: str
     text: str
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +117,17 @@ def to_json(event: RunEvent) -> dict[str, Any]:
 def from_json(record: Mapping[str, Any]) -> RunEvent:
     """The event that `to_json` made `record` of; fields that it does not know are ignored.
 
-    Raises SightreadError where the kind is unknown, or a field is missing or of the wrong type.
+    Raises SightreadError where the kind is unknown, or a field without a default is missing, or of the wrong type.
     """
     made = KINDS.get(str(record.get("kind")))
     if made is None:
         raise SightreadError(f"not an event of a training run: its kind is {record.get('kind')!r}")
     try:
-        read = {field.name: _READERS[str(field.type)](record[field.name]) for field in fields(made)}
+        read = {
+            field.name: _READERS[str(field.type)](record[field.name])
+            for field in fields(made)
+            if field.name in record or field.default is MISSING
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise SightreadError(f"a damaged {record['kind']!r} event: {error!r}") from error
     return made(**read)
@@ -159,6 +167,7 @@ def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
 _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "str": _text,
     "int": int,
+    "bool": bool,
     "float": float,
     "dict[str, float]": _numbers,
     "tuple[tuple[str, str], ...]": _pairs,

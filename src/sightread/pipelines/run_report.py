@@ -146,7 +146,7 @@ def _page(run: Path, story: _Story) -> str:
         _tiles(story),
         _warnings(story.warnings),
         _charts("Losses", "dashed: the value of chance, where nothing was learned", terms, "lower"),
-        _charts("Evaluation", "on data that was not trained on", story.figures, "figure"),
+        _charts("Evaluation", "on the evaluation data", story.figures, "figure"),
         _texts(run, story.written),
         _charts("Facts of the training", "", facts, "fact"),
         _skipped(story.skipped),
@@ -192,7 +192,9 @@ def _warnings(warnings: Sequence[Warned]) -> str:
     if not warnings:
         return "<section><p class=fine>No warnings.</p></section>"
     rows = "".join(
-        f"<li><b>step {w.step:,} \u00b7 {escape(w.about)}</b> {escape(w.text)}</li>" for w in warnings
+        f"<li{' class=over' if w.over else ''}>"
+        f"<b>step {w.step:,} \u00b7 {escape(w.about)}</b> {escape(w.text)}</li>"
+        for w in warnings
     )
     return f"<section class=warnings><h2>Warnings</h2><ul>{rows}</ul></section>"
 
@@ -226,7 +228,7 @@ def _chart(name: str, curve: _Curve, kind: str) -> str:
         for tick in _ticks(low, high)
     ]
     parts += [
-        f"<text x={_LEFT} y={_HEIGHT - 6}>{first:,.0f}</text>",
+        f"<text x={_LEFT} y={_HEIGHT - 6}>{curve.steps[0]:,.0f}</text>",
         f"<text x={end} y={_HEIGHT - 6} text-anchor=end>{last:,.0f}</text>" if last > first else "",
     ]
     if curve.chance is not None:
@@ -331,9 +333,11 @@ small,.status{color:var(--soft);font-weight:400;font-size:13px}.status{margin:2p
 .tiles span{color:var(--soft);font-size:12px}.fine{color:var(--good)}
 .warnings ul{list-style:none;margin:0;padding:0}.warnings li{background:var(--alarm);
 border-left:4px solid var(--bad);
-border-radius:4px;padding:8px 12px;margin:6px 0;overflow-wrap:anywhere}.warnings b{color:var(--bad);
+border-radius:4px;padding:8px 12px;margin:6px 0;overflow-wrap:anywhere}
+.warnings .over,.warnings .over b{background:none;border-color:var(--good);color:var(--good)}
+.warnings b{color:var(--bad);
 margin-right:6px}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:14px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:14px}
 figure{margin:0;background:var(--card);border-radius:8px;padding:10px 12px 4px}figcaption{font-size:13px;
 color:var(--soft)}
 figcaption b{color:var(--ink);float:right}svg{width:100%;height:auto;display:block;

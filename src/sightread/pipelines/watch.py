@@ -75,6 +75,9 @@ class Watch:
         self._alarms: dict[str, int] = dict(
             state.get("alarms", {})
         )  # name -> steps seen when to say it again
+        self._back: dict[str, int] = dict(
+            state.get("back", {})
+        )  # term -> windows at chance after it had left
         self._left: list[str] = list(state.get("left", []))
         self.fatal = bool(state.get("fatal", False))
 
@@ -89,6 +92,7 @@ class Watch:
             "best": list(self._best),
             "windows": {name: list(values) for name, values in self._windows.items()},
             "alarms": dict(self._alarms),
+            "back": dict(self._back),
             "left": list(self._left),
             "fatal": self.fatal,
         }
@@ -130,8 +134,11 @@ class Watch:
             return None
         mean, error, again = fmean(window), _standard_error(window), term in self._left
         below = mean < -max(_ERRORS * error, _SHARE * abs(chance))
-        # What has left chance once is back only when it cannot be told from it at all.
-        there = mean > -max(error, _SHARE * abs(chance)) if again else not below
+        there = not below
+        if again:  # what has left chance is back only when it cannot be told from it at all, twice running
+            near = mean > -max(error, _SHARE * abs(chance))
+            self._back[term] = self._back.get(term, 0) + 1 if near else 0
+            there = self._back[term] > 1
         waited = self._steady >= self._patience or self._seen >= _EXCUSES * self._patience
         said = self._say(f"{term} at chance", there and waited, over=below)
         if below and not again:
@@ -140,7 +147,7 @@ class Watch:
             return None
         now = f"{term} is {chance + mean:.4g} and chance is {_in_words(chance)}"
         if not said:
-            return Warned(event.step, term, f"{term} has left chance: {now}")
+            return Warned(event.step, term, f"{term} has left chance: {now}", over=True)
         if again:
             text = f"{term} has fallen back to chance: {now}. Try: a lower learning rate from the last good checkpoint"
         else:
@@ -169,7 +176,7 @@ class Watch:
                 f"the loss has risen to {mean:.4g}; it has been {best:.4g}. Training diverges. Try: a lower learning "
                 "rate, a longer warm-up, clip the gradient (optimiser.clip_norm=1)"
             )
-        return Warned(event.step, "loss", text)
+        return Warned(event.step, "loss", text, over=not said)
 
     def _fact(self, event: Stepped, name: str) -> Warned | None:
         kind = name.rpartition(".")[2]
@@ -188,9 +195,8 @@ class Watch:
         said = self._say(name, bool(wrong))
         if said is None:
             return None
-        return Warned(
-            event.step, name, f"{name} {wrong}" if said else f"{name} is well again: {fmean(window):.4g}"
-        )
+        text = f"{name} {wrong}" if said else f"{name} is well again: {fmean(window):.4g}"
+        return Warned(event.step, name, text, over=not said)
 
     def _temperature(self, name: str, window: Sequence[float]) -> str:
         kind = name.rpartition(".")[2]
