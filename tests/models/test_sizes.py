@@ -8,7 +8,9 @@ import json
 import pytest
 import torch
 
+from sightread.errors import UnsupportedError
 from sightread.models.blip import Blip, Config
+from sightread.models.blip_checkpoints import exports
 from sightread.models.clip import Clip
 from sightread.models.families import config_from_dict
 from sightread.models.sizes import SIZES, fitted
@@ -71,6 +73,11 @@ def test_one_decoder_captions_and_answers() -> None:
         assert len(texts) == memory.tokens.shape[0]
     candidates = torch.tensor([[start, 7, 102], [start, 9, 102], [start, 8, 102]])
     assert len(choose(net.decoder, states, candidates, torch.tensor([3, 3, 3]), top=2)) == 4
+
+
+def test_a_stem_is_not_written_for_transformers() -> None:
+    with pytest.raises(UnsupportedError, match="our own layout"):
+        exports(blip("blip-nano"))
 
 
 def test_answers_need_one_width() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sightread.errors import UnsupportedError
 from sightread.models.blip import Config
 from sightread.models.settings import TEXT, VISION, described, sizes
 from sightread.models.weights import KeyMap, Rule, batched, cat, count_layers, same
@@ -129,7 +130,14 @@ def _with_parts(
 
 
 def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
-    """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all."""
+    """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
+
+    Raises UnsupportedError for a convolutional stem, which no model there has.
+    """
+    if config.vision.stem:
+        raise UnsupportedError(
+            "transformers has no BLIP with a convolutional stem; save it in our own layout instead"
+        )
     writes = ("vision_model.", "text_decoder.")
     judges = ("vision_model.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
     if config.encoder and config.decoder and not config.matching:

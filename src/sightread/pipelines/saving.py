@@ -87,8 +87,9 @@ def _write_own(model: Saved, folder: Path) -> None:
 
 def _write_transformers(model: Saved, folder: Path) -> None:
     family = FAMILIES[model.family]
+    parts = family.to_transformers(model.network.config)
     tensors = export(model.network, family.layouts["transformers"].keys)
-    for name, (config, prefixes) in family.to_transformers(model.network.config).items():
+    for name, (config, prefixes) in parts.items():
         part = folder / name if name else folder
         part.mkdir(parents=True)
         write_json({**config, "dtype": str(model.dtype).removeprefix("torch.")}, part / "config.json")
