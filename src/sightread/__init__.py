@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sightread.data.samples import Dataset, open_dataset
     from sightread.pipelines import metrics
     from sightread.pipelines.engine import Model, load
+    from sightread.pipelines.evaluate import evaluate
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "evaluate",
     "load",
     "metrics",
     "open_dataset",
@@ -52,6 +54,10 @@ def __getattr__(name: str) -> Any:
         from sightread.data import samples
 
         return getattr(samples, name)
+    if name == "evaluate":
+        from sightread.pipelines.evaluate import evaluate
+
+        return evaluate
     if name == "metrics":
         from sightread.pipelines import metrics
 

@@ -1,0 +1,230 @@
+"""`evaluate`: a task over a dataset, every number with its protocol; predictions are kept and never made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+
+from sightread.data.atomic import atomic_write, remove_stale_temporaries
+from sightread.data.samples import Dataset, open_dataset
+from sightread.errors import UsageError
+from sightread.models.files import locate
+from sightread.pipelines.engine import load
+from sightread.pipelines.evaluation.choosing import Classes, Detections, Features, Matching
+from sightread.pipelines.evaluation.material import Material, Reading
+from sightread.pipelines.evaluation.measures import Evaluation, Run
+from sightread.pipelines.evaluation.predictions import MARK, Predictions, Records, agree, read_predictions
+from sightread.pipelines.evaluation.report import as_html, as_json
+from sightread.pipelines.evaluation.retrieval import Retrieval
+from sightread.pipelines.evaluation.tasks import Options, Task, Work
+from sightread.pipelines.evaluation.writing import Answers, Captions
+from sightread.pipelines.events import Done, Event, Skipped
+from sightread.pipelines.leakage import Leaks, find_leaks
+from sightread.pipelines.metrics.intervals import Difference
+from sightread.pipelines.model import Model
+
+Name = Literal["captions", "retrieval", "classify", "vqa", "matching", "features", "detect"]
+Source: TypeAlias = "str | PathLike[str] | Model"
+# (what is being done, of how many, what became of one)
+Watch: TypeAlias = "Callable[[str, int, Event[Any]], None]"
+
+
+def evaluate(
+    task: Name,
+    data: str | Path | Sequence[str | Path] | Dataset,
+    *,
+    model: Source | Sequence[Source] = (),
+    predictions: str | Path | Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    train_data: str | Path | Sequence[str | Path] | None = None,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Measure a model, or two side by side, on your data.
+
+    model: what `load` takes, or a loaded `Model`. predictions: files to score instead, without the model.
+    out: a folder for report.json, report.html and predictions.jsonl (of a second model predictions-2.jsonl), from which
+    an interrupted run goes on. train_data: looked through for copies of the evaluation's pictures and captions.
+    options: the fields of `evaluation.tasks.Options`. A picture that cannot be read is left out, named and counted.
+
+    Raises UsageError for what does not fit together: a task and its data, a file and another model, data or settings.
+    """
+    given = Options.of(options)
+    if task not in get_args(Name):
+        raise UsageError(f"task={task!r}: there are {', '.join(get_args(Name))}")
+    models = _several(model)
+    files = [Path(file) for file in _several(predictions)]
+    if bool(models) == bool(files) or len(models) + len(files) > 2:
+        raise UsageError(
+            "evaluate: give one or two models, or one or two files of predictions, and not both kinds"
+        )
+    material = Material(data, given.samples, given.seed)
+    made = _task(task, given, material, train_data)
+    material.samples = [sample for sample in material.samples if made.wants(sample)]
+    if not material.samples:
+        raise UsageError(f"{material.name}: no sample has what {task} needs")
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(folder)
+    about = {
+        "task": task,
+        "data": material.name,
+        "data_fingerprint": material.fingerprint,
+        "samples": len(material.samples),
+        "seed": given.seed,
+        "version": version("sightread"),
+    }
+    runs: list[Run] = []
+    for place, source in enumerate(models):
+        file = None if folder is None else folder / f"predictions{f'-{place + 1}' if place else ''}.jsonl"
+        header, records = _predict(source, made, material, (given, about, file), watch)
+        runs.append(_scored(made, material, header, records, given.seed))
+    for file in files:
+        header, records = read_predictions(file)
+        agree(header, about | {"settings": made.settings}, file)
+        runs.append(_scored(made, material, header or {"model": file.name}, records, given.seed))
+    leaks = None if train_data is None else _leaks(train_data, material)
+    result = Evaluation(about, tuple(runs), _differences(runs, given.seed), leaks)
+    if folder is not None:
+        atomic_write(folder / "report.json", as_json(result))
+        atomic_write(folder / "report.html", as_html(result, material))
+    return result
+
+
+def fingerprint(source: Source) -> str:
+    """32 hex digits: of a checkpoint's weights files, or of the weights of a loaded model."""
+    digest = hashlib.sha256()
+    if isinstance(source, Model):
+        for name, module in source.network.named_modules():
+            parts: Mapping[str, torch.Tensor] = dict(
+                itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+            )
+            for own, tensor in parts.items():
+                if tensor.is_meta:  # its bytes are in the layout that the CPU multiplies fastest
+                    tensor = module.packed.to_dense().reshape(tensor.shape)
+                digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:32]
+    for file in locate(source).weights:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _several(given: Any) -> list[Any]:
+    return [given] if isinstance(given, str | PathLike | Model) else list(given)
+
+
+def _task(name: Name, options: Options, material: Material, train_data: Any) -> Task:
+    def training() -> Iterator[str]:
+        if train_data is not None:
+            for sample in open_dataset(train_data).stream(lambda key, reason: None):
+                yield from sample.captions
+
+    makers: dict[Name, Callable[[], Task]] = {
+        "captions": lambda: Captions(options, training()),
+        "retrieval": lambda: Retrieval(options),
+        "classify": lambda: Classes(options, material.samples),
+        "vqa": lambda: Answers(options, material.samples),
+        "matching": lambda: Matching(options, material.samples),
+        "features": lambda: Features(options),
+        "detect": Detections,
+    }
+    return makers[name]()
+
+
+def _predict(
+    source: Source,
+    task: Task,
+    material: Material,
+    how: tuple[Options, Mapping[str, Any], Path | None],
+    watch: Watch | None,
+) -> tuple[dict[str, Any], Records]:
+    """What the model gives for every sample, as much of it new as is missing: (about, predictions)."""
+    options, about, file = how
+    phases = task.phases()
+    loaded: dict[Any, Model] = {}
+
+    def model_of(which: Source) -> Model:
+        if isinstance(which, Model):
+            return which
+        if which not in loaded:
+            loaded[which] = load(which, device=options.device, dtype=options.dtype)
+            if options.batch_size is not None:
+                loaded[which].batch_size = options.batch_size
+        return loaded[which]
+
+    header = {
+        "sightread": MARK,
+        **about,
+        "model": source.name if isinstance(source, Model) else str(source),
+        "weights": fingerprint(source),
+        "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
+        "settings": task.settings,
+    }
+    reading = Reading(options.workers, options.isolate)
+    with closing(Predictions(file, header)) as kept:
+        work = Work(lambda: model_of(source), model_of, material, kept.records, reading)
+        for phase in phases:
+            samples = work.good()
+            missing = [s for s in samples if phase.gives not in kept.records.get(s.key, {})]
+            if watch is not None:
+                waiting = {sample.key for sample in missing}
+                for sample in samples:
+                    if sample.key not in waiting:
+                        watch(phase.what, len(samples), Skipped(sample.key, "it is predicted already"))
+            for event in phase.run(work, missing) if missing else ():
+                kept.add(event.name, event.value if isinstance(event, Done) else {"failed": event.reason})
+                if watch is not None:
+                    watch(phase.what, len(samples), event)
+    return header, kept.records
+
+
+def _scored(task: Task, material: Material, about: Mapping[str, Any], records: Records, seed: int) -> Run:
+    keys = {sample.key for sample in material.samples}
+    failed = {**material.broken, **{k: str(r["failed"]) for k, r in records.items() if "failed" in r}}
+    samples = [sample for sample in material.samples if sample.key not in failed]
+    if lacking := [sample.key for sample in samples if sample.key not in records]:
+        raise UsageError(
+            f"the predictions lack {len(lacking):,} of {len(samples):,} samples, such as {lacking[0]}: run the "
+            "evaluation to its end with --model"
+        )
+    if strange := records.keys() - keys - material.broken.keys():
+        raise UsageError(f"the predictions have {min(strange)}, which is not in {material.name}")
+    if not samples:
+        raise UsageError(f"{material.name}: no picture could be read, such as {next(iter(failed.items()))}")
+    try:
+        scored = task.score(samples, records)
+    except KeyError as error:
+        raise UsageError(
+            f"the predictions lack {error} for some sample: run the evaluation to its end"
+        ) from error
+    numbers = (*(measure.number(seed) for measure in scored.measures), *scored.facts)
+    return Run(about, numbers, scored, failed)
+
+
+def _differences(runs: Sequence[Run], seed: int) -> dict[str, Difference]:
+    if len(runs) < 2:
+        return {}
+    other = {measure.name: measure for measure in runs[1].scored.measures}
+    return {
+        measure.name: measure.less(other[measure.name], seed)
+        for measure in runs[0].scored.measures
+        if measure.name in other
+    }
+
+
+def _leaks(train_data: Any, material: Material) -> Leaks:
+    def ignore(key: str, reason: str) -> None:
+        """The evaluation names its own; a broken training picture leaks nothing."""
+
+    return find_leaks(open_dataset(train_data).stream(ignore), material.dataset.stream(ignore))

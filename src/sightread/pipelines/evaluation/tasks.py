@@ -1,0 +1,131 @@
+"""What every task of an evaluation is made of: options, phases that fill the predictions, a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, TypeAlias
+
+from sightread.errors import UsageError
+from sightread.pipelines.evaluation.material import Material, Reading, Verb
+from sightread.pipelines.evaluation.measures import Scored
+from sightread.pipelines.evaluation.predictions import Records
+from sightread.pipelines.events import Done, Failed
+from sightread.pipelines.model import Model
+from sightread.types import Sample
+
+Events: TypeAlias = "Iterator[Done[dict[str, Any]] | Failed]"
+
+# The seven that OpenAI's notebook found to do best together for ImageNet, and the paper's single one.
+TEMPLATES = {
+    "simple": ("a photo of a {}.",),
+    "clip-7": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to evaluate; what a task has no use for is left alone.
+
+    samples: so many, drawn by seed; None for all. seed: of that draw, of mismatched pairs, folds and resampled sets.
+    device, dtype, batch_size: as of `load`. workers, isolate: as of `Model.read`.
+    decoding: the fields of `tasks.generate.Decoding`. prompt: of captions. clip: a model for CLIPScore.
+    rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone.
+    labels: the classes; None for those of the data. templates: sentences with {}, or a name in `TEMPLATES`.
+    mode: answers are written, or chosen among `candidates` (None: all answers of the data).
+    judge: the score of a pair: the ITM probability, or the ITC cosine.
+    """
+
+    samples: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int | None = None
+    workers: int = 2
+    isolate: bool = True
+    decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    prompt: str | None = None
+    clip: str | None = None
+    rerank: Sequence[int] = (16,)
+    labels: Sequence[str] | None = None
+    templates: str | Sequence[str] = "simple"
+    mode: Literal["generate", "rank"] = "generate"
+    candidates: Sequence[str] | None = None
+    judge: Literal["itm", "itc"] = "itm"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Raises `UsageError` for a name that is none of these, and for values that cannot be."""
+        known = [each.name for each in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UsageError(f"{name}: no such option of evaluate; there are {', '.join(known)}")
+        options = cls(**given)
+        for name, allowed in (("mode", ("generate", "rank")), ("judge", ("itm", "itc"))):
+            if getattr(options, name) not in allowed:
+                raise UsageError(f"{name}={getattr(options, name)!r}: must be {' or '.join(allowed)}")
+        if any(k < 1 for k in options.rerank):
+            raise UsageError(f"rerank={list(options.rerank)}: each must be at least 1")
+        return options
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The templates themselves."""
+        if isinstance(self.templates, str) and self.templates not in TEMPLATES:
+            raise UsageError(
+                f"templates={self.templates!r}: give sentences, or one of {', '.join(TEMPLATES)}"
+            )
+        return TEMPLATES[self.templates] if isinstance(self.templates, str) else tuple(self.templates)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a phase works with. model: loaded when it is first asked for. load: another model, for the same device."""
+
+    model: Callable[[], Model]
+    load: Callable[[str], Model]
+    material: Material
+    records: Records
+    reading: Reading
+
+    def pictures(self, samples: Sequence[Sample], verb: Verb) -> Events:
+        """The verb over the samples' pictures."""
+        return self.material.run(self.model(), self.reading, samples, verb)
+
+    def good(self) -> list[Sample]:
+        """The samples whose pictures were read."""
+        return [s for s in self.material.samples if "failed" not in self.records.get(s.key, {})]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One pass over the samples. what: for the progress. gives: the field that a sample has when it is done."""
+
+    what: str
+    gives: str
+    run: Callable[[Work, list[Sample]], Events]
+
+
+class Task(Protocol):
+    """Made of the material and the options. `settings` are what predictions depend on; `wants` says which samples."""
+
+    settings: dict[str, Any]
+
+    def wants(self, sample: Sample) -> bool: ...
+
+    def phases(self) -> Sequence[Phase]: ...
+
+    def score(self, samples: Sequence[Sample], records: Records) -> Scored: ...
+
+
+def row(key: str, index: int) -> str:
+    """What one of several texts of a sample is called."""
+    return f"{key}#{index + 1}"

@@ -1,0 +1,292 @@
+"""Tasks in which a model writes: captions, and answers to questions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sightread.pipelines.evaluation.measures import Case, Measure, Number, Scored
+from sightread.pipelines.evaluation.predictions import Records
+from sightread.pipelines.evaluation.tasks import Events, Options, Phase, Work, row
+from sightread.pipelines.metrics.captions import bleu, caption_facts, score_captions
+from sightread.pipelines.metrics.jars import not_computed
+from sightread.pipelines.metrics.ptb import tokenize
+from sightread.pipelines.metrics.vqa import exact_match, normal, vqa_accuracies, wups, wups_not_computed
+from sightread.types import Pixels, Sample
+
+_CLIP_PROMPT = "A photo depicts "
+_CLIP_WEIGHT = 2.5
+_FEWEST_ANSWERS = 4  # with fewer, leaving one out, nobody can reach 1
+_MOST_KINDS = 12
+
+
+class Captions:
+    """One caption a picture, against the captions that people wrote."""
+
+    def __init__(self, options: Options, training: Iterable[str] = ()) -> None:
+        self.options = options
+        self.training = training
+        self.settings: dict[str, Any] = {
+            "prompt": options.prompt,
+            "decoding": dict(options.decoding),
+            "clip": options.clip,
+        }
+
+    def wants(self, sample: Sample) -> bool:
+        """It needs references."""
+        return bool(sample.captions)
+
+    def phases(self) -> Sequence[Phase]:
+        """Captions; then, where a model for it is named, what CLIPScore needs."""
+        write = Phase("captioning", "caption", self._write)
+        return [write, Phase("embedding for CLIPScore", "cosines", self._cosines)][
+            : 1 + bool(self.options.clip)
+        ]
+
+    def _write(self, work: Work, samples: list[Sample]) -> Events:
+        def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+            captions = work.model().caption(pictures, self.options.prompt, **self.options.decoding)
+            return [{"caption": caption} for caption in captions]
+
+        return work.pictures(samples, verb)
+
+    def _cosines(self, work: Work, samples: list[Sample]) -> Events:
+        scorer = work.load(self.options.clip or "")
+
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+            images = scorer.embed_images(pictures)
+            found: list[dict[str, Any]] = []
+            for image, sample in zip(images, some, strict=True):
+                written = work.records[sample.key]["caption"]
+                texts = scorer.embed_texts([_CLIP_PROMPT + text for text in (written, *sample.captions)])
+                cosine, near = float(texts[0] @ image), float((texts[1:] @ texts[0]).max())
+                found.append({"cosines": [cosine, near]})
+            return found
+
+        return work.material.run(scorer, work.reading, samples, verb)
+
+    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+        """COCO's measures, CLIPScore where asked for, and what the captions are like."""
+        keys = [sample.key for sample in samples]
+        written = [str(records[key]["caption"]) for key in keys]
+        scored = score_captions(written, [list(sample.captions) for sample in samples])
+        coco = "COCO's Penn-Treebank tokens, lower case, without punctuation; "
+        measures = [
+            Measure(
+                name=f"BLEU-{n}",
+                protocol=f"{coco}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
+                unit="pictures",
+                rows=keys,
+                table=scored.bleu_counts.astype(np.float64),
+                of_means=lambda means, n=n: bleu(means * len(keys))[:, n - 1],
+            )
+            for n in range(1, 5)
+        ]
+        said = {
+            "ROUGE-L": "ROUGE-L, beta 1.2, the mean over pictures (Lin 2004)",
+            "CIDEr": "CIDEr as COCO's code has it (CIDEr-D: clipped, sigma 6), frequencies from these references",
+            "CIDEr-D": "the same number as CIDEr: what COCO's code calls so",
+            "SPICE": "the official jar, the mean over pictures",
+        }
+        missing = dict(not_computed())
+        for name, protocol in said.items():
+            if name in scored.each and np.isfinite(scored.each[name]).all():
+                measures.append(_mean(name, coco + protocol, keys, scored.each[name]))
+        measures += self._like(keys, written)
+        facts = self._facts(written)
+        if "METEOR" in scored.corpus:
+            words = coco + "the official jar over the corpus; no mean of samples, so no interval"
+            facts.append(Number("METEOR", scored.corpus["METEOR"], None, None, len(keys), "pictures", words))
+        if all("cosines" in records[key] for key in keys):
+            measures += self._clip_scores(keys, records)
+        else:
+            missing |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), "no embedding model was named for it")
+        cases = _caption_cases(samples, written, scored.each["CIDEr"], scored.each["ROUGE-L"])
+        return Scored(tuple(measures), tuple(facts), missing, cases)
+
+    def _clip_scores(self, keys: list[str], records: Records) -> list[Measure]:
+        cosines = np.clip([records[key]["cosines"] for key in keys], 0, None)
+        of_picture, of_texts = _CLIP_WEIGHT * cosines[:, 0], cosines[:, 1]
+        total = of_picture + of_texts
+        harmonic = np.divide(2 * of_picture * of_texts, total, out=np.zeros(len(keys)), where=total > 0)
+        by = f'by {self.options.clip}, "{_CLIP_PROMPT}" before each text (Hessel et al. 2021)'
+        return [
+            _mean("CLIPScore", f"2.5 x max(cosine of picture and caption, 0), {by}", keys, of_picture),
+            _mean(
+                "RefCLIPScore", f"harmonic mean of CLIPScore and the nearest reference, {by}", keys, harmonic
+            ),
+        ]
+
+    def _like(self, keys: list[str], written: list[str]) -> list[Measure]:
+        each = [caption_facts([text]) for text in written]
+        length = np.array([facts["length"] for facts in each])
+        repeats = np.array([facts["repetition"] for facts in each])
+        measures = [
+            _mean("length", "words in a caption", keys, length),
+            _mean("repetition", "share of captions in which three words in a row come twice", keys, repeats),
+        ]
+        if seen := set(tokenize(self.training)):
+            new = np.array([text not in seen for text in tokenize(written)], np.float64)
+            measures.append(
+                _mean("unseen", "share of captions that the training data does not have", keys, new)
+            )
+        return measures
+
+    def _facts(self, written: list[str]) -> list[Number]:
+        facts = caption_facts(written)
+        said = {"vocabulary": "different words in all captions", "distinct": "share of different captions"}
+        none = "; grows with the number of samples, so no interval"
+        return [
+            Number(name, facts[name], None, None, len(written), "pictures", words + none)
+            for name, words in said.items()
+        ]
+
+
+class Answers:
+    """Answers to the questions about each picture."""
+
+    def __init__(self, options: Options, samples: Sequence[Sample]) -> None:
+        self.options = options
+        self.candidates: list[str] | None = None
+        self.source = "written freely"
+        if options.mode == "rank":
+            own = {
+                answer for sample in samples for question in sample.questions for answer in question.answers
+            }
+            self.candidates = sorted(own) if options.candidates is None else list(options.candidates)
+            whose = "all answers of this data" if options.candidates is None else "a given list"
+            self.source = f"chosen among {len(self.candidates):,} candidates ({whose})"
+        self.settings: dict[str, Any] = {
+            "mode": options.mode,
+            "candidates": self.candidates,
+            "decoding": dict(options.decoding),
+        }
+
+    def wants(self, sample: Sample) -> bool:
+        """It needs questions with answers."""
+        return any(question.answers for question in sample.questions)
+
+    def phases(self) -> Sequence[Phase]:
+        """One: all questions of a picture together."""
+        return [Phase("answering", "answers", self._answer)]
+
+    def _answer(self, work: Work, samples: list[Sample]) -> Events:
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+            counts = [len(sample.questions) for sample in some]
+            asked = [question.question for sample in some for question in sample.questions]
+            repeated = [p for p, count in zip(pictures, counts, strict=True) for _ in range(count)]
+            options = self.options.decoding
+            given = work.model().answer(repeated, asked, candidates=self.candidates, **options)
+            ends = np.cumsum(counts)
+            return [{"answers": given[end - n : end]} for n, end in zip(counts, ends, strict=True)]
+
+        return work.pictures(samples, verb)
+
+    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+        """The official accuracy, exact match and WUPS; by kind of answer and by how questions begin."""
+        asked = [
+            (row(sample.key, i), question, str(records[sample.key]["answers"][i]))
+            for sample in samples
+            for i, question in enumerate(sample.questions)
+            if question.answers
+        ]
+        rows = [key for key, _, _ in asked]
+        written, given = [text for _, _, text in asked], [list(question.answers) for _, question, _ in asked]
+        exact = np.array([exact_match([a], [b]) for a, b in zip(written, given, strict=True)])
+        how = f"; {self.source}"
+        measures = [
+            _mean(
+                "exact match",
+                f"equal to an answer, both normalised as for VQA{how}",
+                rows,
+                exact,
+                "questions",
+            )
+        ]
+        missing: dict[str, str] = {}
+        best = exact
+        if (fewest := min(map(len, given))) >= _FEWEST_ANSWERS:
+            best = vqa_accuracies(written, given)
+            words = f"official VQA accuracy, leave one answer out (Antol et al. 2015){how}"
+            measures.insert(0, _mean("accuracy", words, rows, best, "questions"))
+        else:
+            missing["accuracy"] = (
+                f"the official one needs {_FEWEST_ANSWERS} answers a question; one here has {fewest}"
+            )
+        if reason := wups_not_computed():
+            missing["WUPS"] = reason
+        else:
+            for limit in (0.9, 0.0):
+                near = np.array([wups([a], [b], limit) for a, b in zip(written, given, strict=True)])
+                words = f"WUPS at {limit:g} over WordNet's nouns (Malinowski and Fritz 2014){how}"
+                measures.append(_mean(f"WUPS@{limit:g}", words, rows, near, "questions"))
+        first = measures[0]
+        for kind, chosen in _kinds(asked).items():
+            mine = [rows[place] for place in chosen]
+            measures.append(_mean(f"{first.name}[{kind}]", first.protocol, mine, best[chosen], "questions"))
+        return Scored(tuple(measures), (), missing, _answer_cases(samples, asked, best))
+
+
+def _mean(
+    name: str, protocol: str, rows: Sequence[str], values: NDArray[np.float64], unit: str = "pictures"
+) -> Measure:
+    return Measure(name=name, protocol=protocol, unit=unit, rows=rows, table=values)
+
+
+def _caption_cases(
+    samples: Sequence[Sample], written: list[str], cider: NDArray[np.float64], rouge: NDArray[np.float64]
+) -> tuple[Case, ...]:
+    """Disputed is what one measure ranks high and the other low."""
+    ranks = [np.argsort(np.argsort(values, kind="stable")) / len(samples) for values in (cider, rouge)]
+    return tuple(
+        Case(
+            sample.key,
+            float(cider[i]),
+            float(abs(ranks[0][i] - ranks[1][i])),
+            (("model", written[i]), *(("people", text) for text in sample.captions[:3])),
+        )
+        for i, sample in enumerate(samples)
+    )
+
+
+def _kinds(asked: list[tuple[str, Any, str]]) -> dict[str, list[int]]:
+    """Where questions are of each kind: by their commonest answer, and by their first two words."""
+    found: dict[str, list[int]] = {}
+    openings = Counter(_opening(question.question) for _, question, _ in asked)
+    shown = {words for words, count in openings.most_common(_MOST_KINDS) if count >= max(10, len(asked) / 50)}
+    for place, (_, question, _) in enumerate(asked):
+        answer = Counter(text.strip().lower() for text in question.answers).most_common(1)[0][0]
+        plain = normal(answer)
+        kind = "yes/no" if plain in ("yes", "no") else "number" if plain.isdigit() else "other"
+        found.setdefault(kind, []).append(place)
+        if (opening := _opening(question.question)) in shown:
+            found.setdefault(f"{opening} ...", []).append(place)
+    return dict(sorted(found.items()))
+
+
+def _opening(question: str) -> str:
+    return " ".join(question.lower().split()[:2])
+
+
+def _answer_cases(
+    samples: Sequence[Sample], asked: list[tuple[str, Any, str]], scores: NDArray[np.float64]
+) -> tuple[Case, ...]:
+    """One a picture: its worst question. Disputed is where people disagree."""
+    places: dict[str, list[int]] = {}
+    for place, (key, _, _) in enumerate(asked):
+        places.setdefault(key.rpartition("#")[0], []).append(place)
+    cases: list[Case] = []
+    for sample in samples:
+        if not (mine := places.get(sample.key)):
+            continue
+        _, question, text = asked[min(mine, key=lambda place: scores[place])]
+        counts = Counter(question.answers)
+        agreed = max(counts.values()) / len(question.answers)
+        people = ", ".join(f"{answer} ({n})" for answer, n in counts.most_common(4))
+        lines = (("question", question.question), ("model", text), ("people", people))
+        cases.append(Case(sample.key, float(scores[mine].mean()), 1 - agreed, lines))
+    return tuple(cases)
