@@ -25,7 +25,7 @@ class ModelSettings:
     start: a checkpoint that `load` reads; empty for random weights of `size`, a name in `models.sizes`.
     vision: a checkpoint whose image tower (of the same shape) takes the place of the random one.
     vocabulary: with random weights, a `vocab.txt` or a folder with tokenizer files; empty to learn `words` word pieces
-    from the training texts. image_size: pixels a side with random weights, 0 for the size's own.
+    from the training texts. image_size: pixels a side, 0 for the model's own.
     frozen: patterns of parameters that stay as they are. lora: patterns of linear layers that get a LoRA of `lora_rank`
     and `lora_alpha` while all else is frozen; merged into the result. dropout, drop_path: 0 to 1, while training.
     """

@@ -39,6 +39,7 @@ from sightread.pipelines.ranks import Ranks, join, sum_gradients, sum_values, wa
 from sightread.pipelines.recipes import Recipe, change, find, to_json
 from sightread.pipelines.run_events import Began, Ended, Evaluated, RunEvent, Saved, Skipped, Stepped, Warned
 from sightread.pipelines.run_log import RunLog
+from sightread.pipelines.run_report import write_report, write_samples
 from sightread.pipelines.saving import save
 from sightread.pipelines.terms import TERMS, Context
 from sightread.pipelines.trainee import Trainee, prepare
@@ -90,13 +91,13 @@ def train(
     run = _open(recipe, data, Path(out), ranks)
     with (
         _precision(recipe.precision),
-        RunLog(run.folder, run.state.step or None, tensorboard=tensorboard)
-        if ranks.first
-        else nullcontext() as log,
+        RunLog(run.folder, run.state.step, tensorboard=tensorboard) if ranks.first else nullcontext() as log,
     ):
         for event in _events(run, stop_after):
             if log is not None:
                 log.write(event)
+                if isinstance(event, (Evaluated, Ended)):
+                    write_report(run.folder)
                 yield event
 
 
@@ -114,7 +115,8 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(dataset) / recipe.data.batch))
     if (found := checkpoints.latest(folder)) is not None:
         checkpoints.read(state, found)
-    watch = Watch(patience=patience_for(steps), state=state.notes.get("watch"))
+    bounds = optimiser.CLAMPS if "siglip" not in recipe.terms else {}
+    watch = Watch(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
     return Run(recipe, folder, ranks, dataset, trainee, state, steps, watch)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
@@ -326,7 +328,12 @@ def _evaluate(run: Run) -> Iterator[RunEvent]:
     """Only the first process; the others wait."""
     if run.ranks.first:
         settings = run.recipe.evaluation
-        values, texts = measure(_model(run), open_dataset(settings.data), settings)
+        data = open_dataset(settings.data)
+        values, texts = measure(_model(run), data, settings)
+        if texts:
+            shown = {key for key, _ in texts}
+            head = data.select(np.arange(min(settings.samples, len(data))))
+            write_samples(run.folder, (sample for sample in head.stream() if sample.key in shown))
         reached = score(values)
         best = run.state.notes.get(_BEST)
         if reached is not None and (best is None or reached > best[1]):
@@ -369,7 +376,7 @@ def _leaks(run: Run) -> Iterator[RunEvent]:
         run.dataset.stream(), other.select(np.arange(min(settings.samples, len(other)))).stream()
     )
     if leaks:
-        yield Warned(0, "leakage", leaks.describe())
+        yield Warned(0, "leakage", leaks.summary())
 
 
 @contextmanager

@@ -66,6 +66,8 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
         loaded = load(settings.start, device="cpu")
         network, family, tokenizer, spec = loaded.network, loaded.family, loaded.tokenizer, loaded.image_spec
         unpack(network)
+        if settings.image_size:
+            network, spec = _resized(network, family, spec, settings.image_size)
         name = settings.start
     else:
         network, family, tokenizer, spec = _from_random(recipe, dataset, folder)
@@ -86,17 +88,35 @@ def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, s
         raise UsageError(f"model.size={settings.size}: there are {', '.join(SIZES)}")
     family, config = SIZES[settings.size]
     if settings.image_size:
-        if settings.image_size % config.vision.patch:
-            raise UsageError(
-                f"model.image_size={settings.image_size}: no multiple of {config.vision.patch}, the patch"
-            )
-        config = replace(config, vision=replace(config.vision, image_size=settings.image_size))
+        config = _with_side(config, settings.image_size)
     tokenizer = _tokenizer(FAMILIES[family].tokenizer, settings, dataset, folder, config.text.positions)
     config = fitted(config, tokenizer.vocab_size, tokenizer.token_id)
     network: Any = FAMILIES[family].network(config)
     initialise(network, recipe.seed)
     side = config.vision.image_size
     return network, family, tokenizer, ImageSpec(resize=(side, side), mean=_MEAN, std=_STD)
+
+
+def _with_side(config: Any, side: int) -> Any:
+    if side % config.vision.patch:
+        raise UsageError(f"model.image_size={side}: no multiple of {config.vision.patch}, the patch")
+    return replace(config, vision=replace(config.vision, image_size=side))
+
+
+def _resized(network: Any, family: str, spec: ImageSpec, side: int) -> tuple[Any, ImageSpec]:
+    """The network for pictures of another size: its table of positions is stretched (ViT, section 3.2)."""
+    config = _with_side(network.config, side)
+    new: Any = FAMILIES[family].network(config)
+    tensors = network.state_dict()
+    table = tensors["vision.embed.position"]
+    before, after = (c.vision.image_size // c.vision.patch for c in (network.config, config))
+    grid = table[1:].T.reshape(1, -1, before, before)
+    grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic", antialias=after < before)
+    tensors["vision.embed.position"] = torch.cat([table[:1], grid.flatten(2)[0].T])
+    new.load_state_dict(tensors)
+    if spec.crop:
+        return new, replace(spec, crop=(side, side), shortest_edge=side if spec.shortest_edge else None)
+    return new, replace(spec, resize=(side, side))
 
 
 def _tokenizer(
