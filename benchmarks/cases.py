@@ -64,7 +64,16 @@ class Case:
 
 def every_case() -> list[Case]:
     """All cases, in the order in which they run: those of one checkpoint together."""
-    return [*_captions(), *_encoders(), *_judging(), *_questions(), *_clip(), *_pixels(), *_processes()]
+    return [
+        *_captions(),
+        *_encoders(),
+        *_judging(),
+        *_questions(),
+        *_clip(),
+        *_pixels(),
+        *_processes(),
+        *_training(),
+    ]
 
 
 def choose(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
@@ -238,3 +247,31 @@ def _processes() -> Iterator[Case]:
             rounds=1,
             cold=True,
         )
+
+
+def _training() -> Iterator[Case]:
+    clip, blip = {"batch": 64}, {"batch": 8}
+    yield Case(
+        "train-clip-b64",
+        "CLIP B/32 training step, batch 64, texts at caption length",
+        "s",
+        1,
+        Job("sightread", "train_clip", clip),
+        (
+            Job("open_clip", "train_clip", clip),
+            Job("transformers", "train_clip", clip | {"padding": "max_length"}, "padded to 77"),
+            Job("transformers", "train_clip", clip | {"padding": "longest"}, "padded to the longest"),
+        ),
+        (1.3, 1.3),
+        near=1e-3,
+    )
+    yield Case(
+        "train-blip-b8",
+        "BLIP caption fine-tuning step, batch 8",
+        "s",
+        1,
+        Job("sightread", "train_caption", blip),
+        (Job("transformers", "train_caption", blip, "padded to the longest"),),
+        (1.2,),
+        near=1e-3,
+    )

@@ -14,6 +14,11 @@ import sightread
 from benchmarks.materials import Materials
 from sightread.data.pixels import normalise, spec_from_transformers
 from sightread.data.reader import read_pictures
+from sightread.nn.packing import unpack
+from sightread.objectives.contrastive import softmax_pairs
+from sightread.objectives.language import lm, next_tokens
+from sightread.pipelines import optimiser
+from sightread.pipelines.memory import keep_freed_memory
 from sightread.tasks import match
 
 Call = Callable[[], Any]
@@ -82,6 +87,42 @@ class Sightread:
         model, captions = self._model("clip"), self.given.captions[:texts]
         return lambda: model.embed_texts(captions)
 
+    def train_clip(self, batch: int) -> Call:
+        """Prepared pixels and tokens to a step of CLIP's objective."""
+        model, pixels = self._trained("clip", batch)
+        ids, lengths = model._tokens(self.given.captions[:batch])
+        net: Any = model.network
+
+        def loss() -> torch.Tensor:
+            image, text = net.embed_image(net.encode_image(pixels)), net.embed_text(ids, lengths)
+            return softmax_pairs(image, text, net.logit_scale.exp()).value
+
+        return _step(net, loss)
+
+    def train_caption(self, batch: int) -> Call:
+        """Prepared pixels and tokens to a step of the captioner's fine-tuning."""
+        model, pixels = self._trained("caption", batch)
+        net: Any = model.network
+        ids, lengths = model._tokens(self.given.captions[:batch], first=net.config.start_id)
+        kept, tower = next_tokens(ids, lengths), net.decoder.text
+
+        def loss() -> torch.Tensor:
+            memory = tower.memory(net.encode_image(pixels).tokens)
+            states = tower(ids, causal=True, memory=memory).tokens.flatten(0, 1)[kept.where]
+            # transformers smooths no labels.
+            return lm(net.decoder.head(states), kept.targets, len(kept.where), smoothing=0).value
+
+        return _step(net, loss)
+
+    def _trained(self, name: str, batch: int) -> tuple[sightread.Model, torch.Tensor]:
+        """A model of its own, which a training may change, and normalised pixels."""
+        self.held = None
+        keep_freed_memory()
+        model = sightread.load(Path(self.given.folder) / name, device="cpu")
+        unpack(model.network)
+        model.network.requires_grad_(True).train()
+        return model, normalise(self._prepared(model, batch), model.image_spec)
+
     def pixels(self, family: str, pictures: int, mode: Any, threads: int) -> Call:
         """Files to normalised float32 batches of 8, on threads."""
         torch.set_num_threads(threads)
@@ -107,3 +148,18 @@ class Sightread:
     def _prepared(self, model: sightread.Model, batch: int) -> list[Any]:
         """Resized uint8 pictures; the other sides are given normalised ones."""
         return [*model.read(self._files(batch), isolate=False)]
+
+
+def _step(net: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Call:
+    """A whole step as the training loop takes it; the loss."""
+    change = optimiser.make(net, optimiser.OptimiserConfig(lr=1e-6))
+
+    def call() -> list[Any]:
+        value = loss()
+        value.backward()
+        change.step()
+        change.zero_grad(set_to_none=True)
+        optimiser.clamp_parameters(net)
+        return [value.detach().numpy()]
+
+    return call

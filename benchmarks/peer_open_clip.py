@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.materials import Materials
-from benchmarks.peer_transformers import processor, read
+from benchmarks.peer_transformers import processor, read, step
 from benchmarks.torchvision_stub import torchvision_where_absent
 
 with torchvision_where_absent():
@@ -51,9 +51,7 @@ class OpenClip:
         self.given = materials
         folder = Path(materials.folder) / "clip"
         self.processor = processor(folder)
-        tensors = dict(_converted(load_file(folder / "model.safetensors")))
-        self.model = _network(tensors).eval()
-        self.model.load_state_dict(tensors, strict=True)
+        self.model = self._fresh().eval()
         self.tokenizer = open_clip.SimpleTokenizer()
 
     def embed_pixels(self, batch: int) -> Call:
@@ -67,6 +65,19 @@ class OpenClip:
         return torch.inference_mode()(
             lambda: self.model.encode_text(self.tokenizer(captions), normalize=True).numpy()
         )
+
+    def train_clip(self, batch: int) -> Call:
+        """Prepared pixels and tokens, padded to 77, to a step of CLIP's objective."""
+        model, loss = self._fresh().train(), open_clip.ClipLoss()
+        pixels = read(self.processor, (self.given.pictures * batch)[:batch])
+        tokens = self.tokenizer(self.given.captions[:batch])
+        return step(model, lambda: loss(*model(pixels, tokens)))
+
+    def _fresh(self) -> Any:
+        tensors = dict(_converted(load_file(Path(self.given.folder) / "clip" / "model.safetensors")))
+        model = _network(tensors)
+        model.load_state_dict(tensors, strict=True)
+        return model
 
 
 def _network(tensors: Mapping[str, Tensor]) -> Any:

@@ -199,6 +199,30 @@ class Transformers:
             lambda: _unit(loaded.model.get_text_features(**loaded.tokenizer(captions, **options)))
         )
 
+    def train_clip(self, batch: int, padding: str) -> Call:
+        """Prepared pixels and tokens to a step of CLIP's objective."""
+        loaded, pixels = self._trained("clip", batch)
+        options = {"padding": padding, "truncation": True, "max_length": 77, "return_tensors": "pt"}
+        tokens = loaded.tokenizer(self.given.captions[:batch], **options)
+        return step(loaded.model, lambda: loaded.model(pixel_values=pixels, **tokens, return_loss=True).loss)
+
+    def train_caption(self, batch: int) -> Call:
+        """Prepared pixels and tokens to a step of the captioner's fine-tuning; padding is no label."""
+        loaded, pixels = self._trained("caption", batch)
+        tokens = loaded.tokenizer(self.given.captions[:batch], padding=True, return_tensors="pt")
+        ids, mask = tokens.input_ids, tokens.attention_mask
+        ids[:, 0] = loaded.model.config.text_config.bos_token_id
+        labels = ids.masked_fill(mask == 0, -100)
+        given = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask, "labels": labels}
+        return step(loaded.model, lambda: loaded.model(**given).loss)
+
+    def _trained(self, name: str, batch: int) -> tuple[Loaded, torch.Tensor]:
+        """A model of its own, which a training may change, and normalised pixels."""
+        self.held = None
+        loaded = Loaded(Path(self.given.folder), name)
+        loaded.model.train()
+        return loaded, loaded.pixels(self._files(batch))
+
     def pixels(self, family: str, pictures: int, threads: int) -> Call:
         """Files to normalised float32 batches of 8, one picture after the other or on threads."""
         torch.set_num_threads(threads)
@@ -217,6 +241,20 @@ class Transformers:
 
     def _files(self, count: int) -> list[str]:
         return (self.given.pictures * count)[:count]
+
+
+def step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Call:
+    """Forward, backward and the fused AdamW over a model's own loss; the loss."""
+    change = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def call() -> list[Any]:
+        value = loss()
+        value.backward()
+        change.step()
+        change.zero_grad(set_to_none=True)
+        return [value.detach().numpy()]
+
+    return call
 
 
 def _texts(loaded: Loaded, ids: torch.Tensor) -> list[str]:
