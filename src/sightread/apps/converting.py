@@ -23,7 +23,7 @@ EPILOGUE = (
 
 
 def convert(
-    *paths: Annotated[str, Parameter(name="SRC... DST", required=True)],
+    *paths: Annotated[str, Parameter(name="SRC... DST", required=True, allow_leading_hyphen=True)],
     to: Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"] | None = None,
     shard_size: Annotated[int, Parameter(converter=whole)] = 10_000,
     pictures: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import os
 import re
 import stat
-import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +66,9 @@ class Dataset:
         self.notes = tuple(note for source in sources for note in source.notes)
 
     def __len__(self) -> int:
-        """How many records there are, broken ones too. Raises `UsageError` for a stream."""
-        if self._pipes:
-            raise UsageError("A stream has no length and no order; convert it to shards or a folder first.")
+        """How many records there are, broken ones too. Raises TypeError for a stream."""
+        if self._pipes:  # TypeError: what list() and the like take for "not known"
+            raise TypeError("a stream has no length and no numbers; convert it to shards or a folder first")
         if self._indices is not None:
             return len(self._indices)
         return self._ends[-1] if self._ends else 0
@@ -86,6 +84,11 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return self.stream()
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can only be read in order, and once: no length, no numbers, no fingerprint."""
+        return bool(self._pipes)
 
     def key(self, index: int) -> str:
         """The key of a sample, unique in this dataset, without reading the sample."""
@@ -171,7 +174,7 @@ def open_dataset(
     coco: list[Path] = []
     for name in (name for each in given for name in _expanded(os.fspath(each))):
         if name == "-":
-            sources.append(Pipe(sys.stdin.buffer, "standard input"))
+            sources.append(Pipe(None))
         elif Path(name).suffix.lower() == ".json" and _is_object(Path(name)):
             coco.append(Path(name))
         else:
@@ -198,10 +201,8 @@ def _opened(path: Path, base: Path | None, classes: bool | None) -> list[Source 
             if inside := sorted(path.glob(f"*{ending}")):
                 return [each for file in inside for each in _opened(file, base, classes)]
         return [folder]
-    if name.endswith((".tar.gz", ".tgz")):
-        return [Pipe(cast(BinaryIO, gzip.open(path)), path.name)]
-    if stat.S_ISFIFO(mode):
-        return [Pipe(path.open("rb"), path.name)]
+    if name.endswith((".tar.gz", ".tgz")) or stat.S_ISFIFO(mode):
+        return [Pipe(path)]
     if name.endswith(".tar"):
         return [Shard(path)]
     if path.suffix.lower() in (*_TABLES, ".json"):

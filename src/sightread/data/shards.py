@@ -6,16 +6,20 @@ for each sample. Nothing is extracted; links, devices, and names that lead out o
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
+import stat
+import sys
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from sightread.data import records
 from sightread.data.folders import LARGEST, SIDECARS, unescaped
@@ -65,8 +69,9 @@ class _Forward:
         return data
 
     def seek(self, place: int) -> None:
-        while (ahead := place - self._place) > 0 and self.read(min(ahead, 1 << 20)):
-            pass
+        while (ahead := place - self._place) > 0:
+            if not self.read(min(ahead, 1 << 20)):
+                raise _EndError("it is cut short")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,31 +171,40 @@ class Pipe:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self._name = file, name
+    def __init__(self, path: Path | None) -> None:
+        """path: None for standard input."""
+        self._path = path
+        self._name = "standard input" if path is None else path.name
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        if self._path is None:
+            return nullcontext(sys.stdin.buffer)
+        is_plain = stat.S_ISFIFO(self._path.stat().st_mode)
+        return self._path.open("rb") if is_plain else cast(BinaryIO, gzip.open(self._path))
 
     def samples(self) -> Iterator[Sample | ImageError]:
         """Every sample, and for a broken one the error in its place."""
         parts: list[_Part] = []
         key, count = None, 0
-        file = _Forward(self._file)
         error: Exception | None = None
-        try:
-            for member in _members(file, None):
-                split = member.split()
-                if split is None:
-                    continue
-                if split[0] != key and key is not None:
-                    count += 1
-                    yield _sample_or_error(key, parts)
-                    parts = []
-                key = split[0]
-                data = file.read(member.size) if _is_wanted(member) else b""
-                if _is_wanted(member) and len(data) < member.size:
-                    raise _EndError(f"{member.name!r} is cut short", key=key)
-                parts.append((member, data))
-        except (_EndError, EOFError, OSError, zlib.error) as caught:  # but for the first, gzip's
-            error = caught
+        with self._open() as source:
+            file = _Forward(source)
+            try:
+                for member in _members(file, None):
+                    split = member.split()
+                    if split is None:
+                        continue
+                    if split[0] != key and key is not None:
+                        count += 1
+                        yield _sample_or_error(key, parts)
+                        parts = []
+                    key = split[0]
+                    data = file.read(member.size) if _is_wanted(member) else b""
+                    if _is_wanted(member) and len(data) < member.size:
+                        raise _EndError(f"{member.name!r} is cut short", key=key)
+                    parts.append((member, data))
+            except (_EndError, EOFError, OSError, zlib.error) as caught:  # but for the first, gzip's
+                error = caught
         if key is not None and (error is None or not _is_torn(error, key)):
             count += 1
             yield _sample_or_error(key, parts)
@@ -262,7 +276,8 @@ def _members(
         file.seek(position)
         head = file.read(_BLOCK)
         if len(head) < _BLOCK:
-            raise _EndError("it has no end mark" if not head else "a header is cut short", not head)
+            is_clean = not head.strip(b"\0")
+            raise _EndError("it has no end mark" if is_clean else "a header is cut short", is_clean)
         if not head.strip(b"\0"):
             return
         kind, stated = head[156:157], _checked_size(head)
@@ -279,7 +294,7 @@ def _members(
             continue
         refused, size = _refusal(kind, member.name), 0 if kind in _BODILESS else member.size
         member = _Member(member.name, refused, first, member.body, size)
-        if limit is not None and member.body + size > limit:
+        if limit is not None and member.end > limit:
             raise _EndError(f"{member.name!r} is cut short", key=(member.split() or ("",))[0])
         if kind != b"5" and not member.name.endswith("/"):
             yield member

@@ -189,7 +189,7 @@ class Csv:
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._pictures = pictures
         # "\r\n": what the csv module takes for an end of line it quotes, in every version.
-        columns: list[str] = "key image caption label qa regions extra".split()
+        columns: list[str] = ["key", "image", "caption", "label", "qa", "regions", "extra"]
         self._table = csv.DictWriter(self._file, columns, "", delimiter=delimiter, lineterminator="\r\n")
         self._table.writeheader()
         self.lost = Counter[str]()
