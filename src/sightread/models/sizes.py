@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import overload
+from typing import TypeVar
 
 from sightread.models import blip, clip
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
+
+
+Sized = TypeVar("Sized", blip.Config, clip.Config)
 
 
 def _blip(vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False) -> blip.Config:
@@ -105,7 +108,7 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
     "world": (
         "blip",
         _blip(
-            _vit(64, 8, dim=128, layers=3, heads=4),
+            replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96)),
             _bert(dim=128, layers=3, heads=4, positions=40),
             embed_dim=64,
             answers=True,
@@ -114,13 +117,7 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
 }
 
 
-@overload
-def fitted(config: blip.Config, vocab: int, token_id: Callable[[str], int]) -> blip.Config: ...
-@overload
-def fitted(config: clip.Config, vocab: int, token_id: Callable[[str], int]) -> clip.Config: ...
-def fitted(
-    config: blip.Config | clip.Config, vocab: int, token_id: Callable[[str], int]
-) -> blip.Config | clip.Config:
+def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
     """The config for a tokenizer: its number of ids, and `token_id` from the name of a special token to its id."""
     text = replace(config.text, vocab=vocab)
     if isinstance(config, clip.Config):

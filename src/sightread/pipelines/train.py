@@ -64,6 +64,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Rounded, at least 1."""
         return max(1, round(len(self.dataset) / self.recipe.data.batch))
 
 
