@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from sightread.pipelines import metrics
     from sightread.pipelines.engine import Model, load
     from sightread.pipelines.evaluate import evaluate
+    from sightread.pipelines.evaluation.measures import Evaluation
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
     "Dataset",
+    "Evaluation",
     "ImageError",
     "Model",
     "SightreadError",
@@ -54,10 +56,10 @@ def __getattr__(name: str) -> Any:
         from sightread.data import samples
 
         return getattr(samples, name)
-    if name == "evaluate":
-        from sightread.pipelines.evaluate import evaluate
+    if name in ("Evaluation", "evaluate"):
+        from sightread.pipelines import evaluate
 
-        return evaluate
+        return getattr(evaluate, name)
     if name == "metrics":
         from sightread.pipelines import metrics
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
-from sightread.apps import converting
+from sightread.apps import converting, evaluating
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
 from sightread.apps.show import Column, Rows, Screen, complain, say
 from sightread.apps.train import train
@@ -317,6 +317,7 @@ def models(
 
 
 app.command(converting.convert, help_epilogue=converting.EPILOGUE)
+app.command(evaluating.evaluate, help_epilogue=evaluating.EPILOGUE)
 app.command(
     train,
     help_epilogue=(

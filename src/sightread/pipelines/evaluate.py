@@ -50,14 +50,14 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model, or two side by side, on your data.
 
-    model: what `load` takes, or a loaded `Model`. predictions: files to score instead, without the model.
+    model: what `load` takes, or a loaded `Model`. predictions: files to score instead, without the model;
+    options that are not given are then those that they were made with.
     out: a folder for report.json, report.html and predictions.jsonl (of a second model predictions-2.jsonl), from which
     an interrupted run goes on. train_data: looked through for copies of the evaluation's pictures and captions.
     options: the fields of `evaluation.tasks.Options`. A picture that cannot be read is left out, named and counted.
 
     Raises UsageError for what does not fit together: a task and its data, a file and another model, data or settings.
     """
-    given = Options.of(options)
     if task not in get_args(Name):
         raise UsageError(f"task={task!r}: there are {', '.join(get_args(Name))}")
     models = _several(model)
@@ -66,6 +66,9 @@ def evaluate(
         raise UsageError(
             "evaluate: give one or two models, or one or two files of predictions, and not both kinds"
         )
+    found = [read_predictions(file) for file in files]
+    told = found[0][0].get("options", {}) if found else {}
+    given = Options.of({**told, **options})
     material = Material(data, given.samples, given.seed)
     made = _task(task, given, material, train_data)
     material.samples = [sample for sample in material.samples if made.wants(sample)]
@@ -88,8 +91,7 @@ def evaluate(
         file = None if folder is None else folder / f"predictions{f'-{place + 1}' if place else ''}.jsonl"
         header, records = _predict(source, made, material, (given, about, file), watch)
         runs.append(_scored(made, material, header, records, given.seed))
-    for file in files:
-        header, records = read_predictions(file)
+    for file, (header, records) in zip(files, found, strict=True):
         agree(header, about | {"settings": made.settings}, file)
         runs.append(_scored(made, material, header or {"model": file.name}, records, given.seed))
     leaks = None if train_data is None else _leaks(train_data, material)
@@ -131,7 +133,7 @@ def _task(name: Name, options: Options, material: Material, train_data: Any) -> 
                 yield from sample.captions
 
     makers: dict[Name, Callable[[], Task]] = {
-        "captions": lambda: Captions(options, training()),
+        "captions": lambda: Captions(options, training),
         "retrieval": lambda: Retrieval(options),
         "classify": lambda: Classes(options, material.samples),
         "vqa": lambda: Answers(options, material.samples),
@@ -170,22 +172,24 @@ def _predict(
         "weights": fingerprint(source),
         "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
         "settings": task.settings,
+        "options": options.told(),
     }
     reading = Reading(options.workers, options.isolate)
     with closing(Predictions(file, header)) as kept:
         work = Work(lambda: model_of(source), model_of, material, kept.records, reading)
         for phase in phases:
+            what = f"{phase.what} ({header['model']})"
             samples = work.good()
             missing = [s for s in samples if phase.gives not in kept.records.get(s.key, {})]
             if watch is not None:
                 waiting = {sample.key for sample in missing}
                 for sample in samples:
                     if sample.key not in waiting:
-                        watch(phase.what, len(samples), Skipped(sample.key, "it is predicted already"))
+                        watch(what, len(samples), Skipped(sample.key, "it is predicted already"))
             for event in phase.run(work, missing) if missing else ():
                 kept.add(event.name, event.value if isinstance(event, Done) else {"failed": event.reason})
                 if watch is not None:
-                    watch(phase.what, len(samples), event)
+                    watch(what, len(samples), event)
     return header, kept.records
 
 

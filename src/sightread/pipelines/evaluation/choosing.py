@@ -117,7 +117,7 @@ class Matching:
     def __init__(self, options: Options, samples: Sequence[Sample]) -> None:
         self.judge = options.judge
         self.wrong = mismatches([s for s in samples if s.captions], options.seed)
-        self.settings: dict[str, Any] = {"judge": options.judge}
+        self.settings: dict[str, Any] = {"judge": options.judge, "seed": options.seed}
 
     def wants(self, sample: Sample) -> bool:
         """It needs captions."""

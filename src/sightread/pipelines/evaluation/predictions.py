@@ -28,7 +28,6 @@ _MUST_AGREE = {
     "weights": "another model",
     "precision": "the model in another precision",
     "data_fingerprint": "other data",
-    "seed": "another seed",
     "settings": "other settings",
 }
 

@@ -76,6 +76,11 @@ class Options:
             raise UsageError(f"rerank={list(options.rerank)}: each must be at least 1")
         return options
 
+    def told(self) -> dict[str, Any]:
+        """What the numbers depend on, as JSON values: with it, a file of predictions is scored as it was made."""
+        machine = ("device", "dtype", "batch_size", "workers", "isolate")
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in machine}
+
     @property
     def sentences(self) -> tuple[str, ...]:
         """The templates themselves."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,19 @@ _MOST_KINDS = 12
 class Captions:
     """One caption a picture, against the captions that people wrote."""
 
-    def __init__(self, options: Options, training: Iterable[str] = ()) -> None:
+    def __init__(self, options: Options, training: Callable[[], Iterable[str]] = tuple[str]) -> None:
         self.options = options
-        self.training = training
+        self._training = training
         self.settings: dict[str, Any] = {
             "prompt": options.prompt,
             "decoding": dict(options.decoding),
             "clip": options.clip,
         }
+
+    @cached_property
+    def seen(self) -> set[str]:
+        """The captions of the training data, as tokens."""
+        return set(tokenize(self._training()))
 
     def wants(self, sample: Sample) -> bool:
         """It needs references."""
@@ -129,8 +135,8 @@ class Captions:
             _mean("length", "words in a caption", keys, length),
             _mean("repetition", "share of captions in which three words in a row come twice", keys, repeats),
         ]
-        if seen := set(tokenize(self.training)):
-            new = np.array([text not in seen for text in tokenize(written)], np.float64)
+        if self.seen:
+            new = np.array([text not in self.seen for text in tokenize(written)], np.float64)
             measures.append(
                 _mean("unseen", "share of captions that the training data does not have", keys, new)
             )
