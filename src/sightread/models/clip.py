@@ -18,6 +18,7 @@ class Config:
     """embed_dim: width of the shared embedding. end_id: the token whose state stands for the text.
 
     end_is_largest_id: pool at the largest id instead (checkpoints converted before the id was stored; OpenAI's code).
+    sigmoid: trained with a bias on every pair's logit, as SigLIP is (Zhai et al. 2023).
     """
 
     vision: VitConfig
@@ -25,6 +26,7 @@ class Config:
     embed_dim: int
     end_id: int
     end_is_largest_id: bool
+    sigmoid: bool = False
 
 
 class Clip(nn.Module):
@@ -40,6 +42,8 @@ class Clip(nn.Module):
         self.image_projection = Linear(config.vision.dim, config.embed_dim, bias=False)
         self.text_projection = Linear(config.text.dim, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))  # ln(1 / temperature)
+        if config.sigmoid:
+            self.logit_bias = nn.Parameter(torch.empty(()))
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]`)."""
@@ -60,5 +64,6 @@ class Clip(nn.Module):
         return nn.functional.normalize(self.text_projection(pooled), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:
-        """Cosines -> logits: multiplied by the learned scale."""
-        return similarity * self.logit_scale.exp()
+        """Cosines -> logits: multiplied by the learned scale, and the bias where there is one."""
+        logits = similarity * self.logit_scale.exp()
+        return logits + self.logit_bias if self.config.sigmoid else logits

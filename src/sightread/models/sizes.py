@@ -10,7 +10,6 @@ from sightread.models import blip, clip
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
-
 Sized = TypeVar("Sized", blip.Config, clip.Config)
 
 
@@ -104,6 +103,8 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
     "blip-large": ("blip", _blip(_vit(224, 16, dim=1024, layers=24, heads=16), _BASE)),
     "clip-vit-b-32": ("clip", _clip(32)),
     "clip-vit-b-16": ("clip", _clip(16)),
+    # CLIP's towers for SigLIP's loss.
+    "clip-vit-b-16-sigmoid": ("clip", replace(_clip(16), sigmoid=True)),
     # For rendered scenes of 64 pixels, in minutes on two cores.
     "world": (
         "blip",

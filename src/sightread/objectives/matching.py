@@ -51,22 +51,28 @@ def hard_negatives(
     return torch.cat(drawn)
 
 
-def itm(logits: Tensor, labels: Tensor, total: int, *, matching: float = 1 / 3) -> Loss:
+def itm(
+    logits: Tensor, labels: Tensor, total: int, *, matching: float = 1 / 3, match_weight: float = 1.0
+) -> Loss:
     """Cross-entropy of the judge's logits `[n, 2]` (index 1: the pair matches) on labels int64 `[n]`, 0 or 1.
 
-    Rows labelled `IGNORED` weigh nothing. total: rows of the global batch, the divisor. matching: the share of matching
-    pairs among them, 1 : 2 in BLIP. Chance: the entropy of that share, 0.6365 at 1 : 2.
+    Rows labelled `IGNORED` weigh nothing. total: rows of the global batch. matching: the share of matching pairs among
+    them, 1 : 2 in BLIP. match_weight: how much more a matching pair counts: 2 makes both verdicts equally dear at 1 : 2,
+    so that a probability of 0.5 is the fair threshold. The loss is the mean with these weights.
+    Chance: the entropy of the weighted share, 0.6365 at 1 : 2.
     Facts: accuracy; matched, the share that was called matching (a judge that says one thing only sits at 0 or 1).
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    value = F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum") / total
+    weights = wide.new_tensor([1.0, match_weight])
+    mass = total * (1 - matching + match_weight * matching)
+    value = F.cross_entropy(wide, labels, weights, ignore_index=IGNORED, reduction="sum") / mass
     with torch.no_grad():
         said, counted = wide[:, 1] > wide[:, 0], labels != IGNORED
         facts = {
             "accuracy": ((said == (labels == 1)) & counted).sum() / total,
             "matched": (said & counted).sum() / total,
         }
-    return Loss(value, binary_entropy(matching), facts)
+    return Loss(value, binary_entropy(total * match_weight * matching / mass), facts)
 
 
 def _key(*words: int) -> Tensor:

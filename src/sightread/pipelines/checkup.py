@@ -56,6 +56,25 @@ def score(values: Mapping[str, float]) -> float | None:
     return next((values[name] for name in _SCORES if name in values), None)
 
 
+def at_chance(values: Mapping[str, float], pictures: int) -> str:
+    """What is no better than guessing on these unseen pictures, in words; empty where all is better.
+
+    Within three standard errors of what a guesser gets: 1 / pictures for recall@1, a half for ITM's verdicts.
+    """
+    guesses = {"text_to_image_R@1": 1 / max(pictures, 1), "itm_random": 0.5}
+    bad = [
+        f"{name} is {values[name]:.3f} (guessing: {p:.3f})"
+        for name, p in guesses.items()
+        if name in values and values[name] <= p + 3 * (p * (1 - p) / max(pictures, 1)) ** 0.5
+    ]
+    if not bad:
+        return ""
+    return (
+        f"on pictures that it does not learn from, {' and '.join(bad)}: at chance. If the training loss falls "
+        "nevertheless, pairs are learned by heart: look whether each caption belongs to its picture"
+    )
+
+
 def _read(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
     samples: list[Sample] = []
     pictures: list[Pixels] = []

@@ -99,7 +99,8 @@ class Recipe:
     terms: objective -> weight. epochs: passes over the data, or `steps` where that is not 0. precision: "float32";
     "medium": float32 with products in bfloat16 where the machine has them; "bfloat16": autocast. recompute: activation
     checkpointing. ema: momentum of the averaged weights that are evaluated and kept, 0 for none. save_every: steps
-    between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. masked: the share of patches (MIM)
+    between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. match_weight: how much more a true
+    pair counts in ITM than a false one. masked: the share of patches (MIM)
     and of words (MLM) to hide.
     """
 
@@ -122,6 +123,7 @@ class Recipe:
     save_every: int = 0
     keep: int = 2
     smoothing: float = 0.1
+    match_weight: float = 1.0
     masked_patches: float = 0.6
     masked_words: float = 0.15
 
@@ -326,7 +328,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "siglip_pretrain",
             {"siglip": 1.0},
-            model=ModelSettings(size="siglip-vit-b-16", words=32_000),
+            model=ModelSettings(size="clip-vit-b-16-sigmoid", words=32_000),
             data=DataSettings(batch=1024, max_tokens=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
             optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),

@@ -185,7 +185,8 @@ def itm(context: Context) -> None:
         swapped = network.match_logits(Encoded(everyones[swap]), rows.ids[part], rows.lengths[part])
         wrong = torch.where(lacks, matching.IGNORED, 0)
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
-        context.add("itm", matching.itm(torch.cat([same, swapped]), labels, everything))
+        logits = torch.cat([same, swapped])
+        context.add("itm", matching.itm(logits, labels, everything, match_weight=recipe.match_weight))
 
 
 def lm(context: Context) -> None:

@@ -30,10 +30,11 @@ from sightread.nn.lora import add_lora, merge
 from sightread.objectives.contrastive import enqueue
 from sightread.pipelines import checkpoints, optimiser
 from sightread.pipelines.checkpoints import State
-from sightread.pipelines.checkup import measure, score
+from sightread.pipelines.checkup import at_chance, measure, score
 from sightread.pipelines.features import Features
 from sightread.pipelines.feed import Batch, Feed, on_device
 from sightread.pipelines.leakage import find_leaks
+from sightread.pipelines.memory import keep_freed_memory
 from sightread.pipelines.model import Model
 from sightread.pipelines.ranks import Ranks, join, sum_gradients, sum_values, wait
 from sightread.pipelines.recipes import Recipe, change, find, to_json
@@ -89,6 +90,8 @@ def train(
     """
     recipe = change(find(recipe) if isinstance(recipe, str) else recipe, settings)
     ranks = join(device)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     run = _open(recipe, data, Path(out), ranks)
     with (
         _precision(recipe.precision),
@@ -104,6 +107,10 @@ def train(
 
 def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks) -> Run:
     dataset = open_dataset(data)
+    if dataset.is_stream:
+        raise UsageError(
+            f"{data}: a stream has no order to shuffle; `sightread convert` makes shards or a table of it"
+        )
     if len(dataset) < 2:
         raise UsageError(f"{data}: {len(dataset)} samples; a training needs two at least")
     if ranks.first:
@@ -340,6 +347,8 @@ def _evaluate(run: Run) -> Iterator[RunEvent]:
         if reached is not None and (best is None or reached > best[1]):
             run.state.notes[_BEST] = [run.state.step, reached]
         yield Evaluated(run.state.step, values, texts)
+        if run.state.step >= run.steps // 2 and (said := at_chance(values, min(settings.samples, len(data)))):
+            yield Warned(run.state.step, "evaluation", said)
     wait(run.ranks)
 
 
