@@ -37,7 +37,7 @@ from sightread.pipelines.leakage import find_leaks
 from sightread.pipelines.memory import keep_freed_memory
 from sightread.pipelines.model import Model
 from sightread.pipelines.ranks import Ranks, join, sum_gradients, sum_values, wait
-from sightread.pipelines.recipes import Recipe, change, find, to_json
+from sightread.pipelines.recipes import Recipe, change, find, from_json, to_json
 from sightread.pipelines.run_events import Began, Ended, Evaluated, RunEvent, Saved, Skipped, Stepped, Warned
 from sightread.pipelines.run_log import RunLog
 from sightread.pipelines.run_report import write_report, write_samples
@@ -144,7 +144,8 @@ def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
 
 def _essence(stored: Mapping[str, Any]) -> dict[str, Any]:
     free = {"evaluation", "save_every", "keep"}
-    return {"data": stored["data"], "recipe": {k: v for k, v in stored["recipe"].items() if k not in free}}
+    recipe = to_json(from_json(stored["recipe"]))  # settings that are newer than the run have their defaults
+    return {"data": stored["data"], "recipe": {k: v for k, v in recipe.items() if k not in free}}
 
 
 def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> State:
