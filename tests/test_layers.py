@@ -195,11 +195,13 @@ NAMED: dict[str, set[str]] = {
         "apps.show",
         "apps.train",
         "apps.worlds",
+        "models.catalog",
     },
     "apps.converting": {"", "apps.options", "apps.show"},
     "apps.evaluating": {"apps.options", "apps.show"},
     "apps.demo": {"apps.cli", "apps.options", "apps.show", "models.catalog"},
     "apps.listing": {"apps.show", "models.catalog"},
+    "apps.options": {"models.catalog"},
     "apps.training": {"apps.show"},
     "apps.worlds": {"apps.options", "apps.show", "data.world"},
 }

@@ -191,9 +191,43 @@ def test_embed(model: FakeModel, photos: Path, tmp_path: Path, capsys) -> None:
     assert run("embed", photos, "-m", "M") == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "better"),
+    [
+        ("caption P --out X", "Salesforce/blip-image-captioning-base"),
+        ("ask P -q what?", "Salesforce/blip-vqa-base"),
+        ("classify P --labels a,b", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("match P/a.jpg a b", "Salesforce/blip-itm-base-coco"),
+        ("embed P --out Y", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    ],
+)
+def test_without_a_model_it_is_the_bundled_one_and_says_so(
+    photos: Path, tmp_path: Path, monkeypatch, arguments: str, better: str, capsys
+) -> None:
+    asked: list[str] = []
+
+    def load(source: str, **_: object) -> FakeModel:
+        asked.append(source)
+        return FakeModel()
+
+    monkeypatch.setattr(cli, "load", load)
+    places = {"P": str(photos), "X": str(tmp_path / "x.jsonl"), "Y": str(tmp_path / "y.npy")}
+    words = [places.get(word, word.replace("P/", f"{photos}/")) for word in arguments.split()]
+    assert run(*words, "--json") == 0
+    out, err = capsys.readouterr()
+    line = f"using the bundled model nano (8 M weights, small and often wrong); -m {better} is much better"
+    assert err.splitlines()[0] == line
+    assert all(json.loads(row) for row in out.splitlines())
+    assert run(*words, "-m", "nano") == 0
+    assert "bundled" not in capsys.readouterr().err
+    assert asked == ["nano", "nano"]
+
+
 def test_models(capsys) -> None:
     assert run("models") == 0
-    assert "Salesforce/blip-image-captioning-base\tcaption\t384" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("nano\t")
+    assert "Salesforce/blip-image-captioning-base\tcaption\t384" in out
     assert run("models", "--job", "ask", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows
@@ -206,7 +240,6 @@ def test_models(capsys) -> None:
     "arguments",
     [
         "caption",
-        "caption P",
         "caption P -m M --what",
         "caption P -m M --write maybe",
         "caption P -m M --num-beams x",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,11 +10,23 @@ import torch
 
 from sightread.models.blip import Blip
 from sightread.models.blip import Config as BlipConfig
-from sightread.models.catalog import ENTRIES, JOBS, RECOMMENDED, Entry, close_names, find, pick_for, who_can
+from sightread.models.catalog import (
+    BUNDLED,
+    ENTRIES,
+    JOBS,
+    RECOMMENDED,
+    Entry,
+    close_names,
+    find,
+    pick_for,
+    who_can,
+)
 from sightread.models.clip import Clip
 from sightread.models.clip import Config as ClipConfig
+from sightread.models.families import config_from_dict
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
+from tests.rules import PACKAGE
 
 
 def test_names_are_unique_and_found_whatever_their_case() -> None:
@@ -35,7 +48,18 @@ def test_every_job_has_a_recommended_entry_that_can_do_it() -> None:
         pick_for("fly")
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_the_bundled_model_comes_first_and_needs_no_download() -> None:
+    entry = ENTRIES[0]
+    assert (entry.name, entry.where, entry.download_mb) == (BUNDLED, "comes with the package", 0)
+    assert set(entry.jobs) == set(JOBS)
+    assert entry.licence == "research use"
+    assert BUNDLED not in RECOMMENDED.values()
+
+
+PUBLISHED = ENTRIES[1:]
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
 def test_entries_are_complete(entry: Entry) -> None:
     assert entry.licence
     assert entry.paper[4] == "."
@@ -133,7 +157,19 @@ def blip_network(entry: Entry) -> torch.nn.Module:
     )
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_the_bundled_model_is_what_its_entry_says() -> None:
+    path = PACKAGE / BUNDLED / "config.json"
+    if not path.is_file():
+        pytest.skip("this source tree has no bundled model")
+    with torch.device("meta"):
+        network = Blip(config_from_dict(BlipConfig, json.loads(path.read_text("utf-8"))["config"]))
+    entry = ENTRIES[0]
+    assert entry.parameters == round(sum(p.numel() for p in network.parameters()) / 1e6, 1)
+    assert set(entry.jobs) == network.jobs
+    assert entry.image_size == network.config.vision.image_size
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
 def test_parameters_and_jobs_are_those_of_the_network(entry: Entry) -> None:
     with torch.device("meta"):
         network = clip_network(entry) if entry.family == "clip" else blip_network(entry)

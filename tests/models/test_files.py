@@ -117,6 +117,20 @@ def test_what_is_nothing_at_all(text: str) -> None:
         locate(text)
 
 
+def test_the_bundled_model_wins_over_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "BUNDLED_FOLDER", tmp_path / "package" / "nano")
+    with pytest.raises(CheckpointError, match="lacks the model that comes with it; .* name another"):
+        locate("nano")
+    put(tmp_path / "package" / "nano", "model.safetensors")
+    put(tmp_path / "nano", "model.safetensors")
+    assert locate("nano").folder == tmp_path / "package" / "nano"
+    assert locate("./nano").folder == Path("nano")
+    assert locate(Path("nano")).folder == Path("nano")
+
+
 def test_a_path_is_never_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_on_hub", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(CheckpointError):

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sightread
+from sightread.models import files
+from sightread.models.catalog import JOBS
 from sightread.models.weights import own_tensors
 from sightread.nn.packing import unpack
 from tests.checkpoints import BLIP_HEADS, write_blip, write_clip
@@ -48,6 +50,23 @@ def test_round_trips(tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     if before is not None:
         assert np.array_equal(model.embed_images(images), before)  # saving leaves the model as it was
+
+
+def test_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not files.BUNDLED_FOLDER.is_dir():
+        pytest.skip("this source tree has no bundled model")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = sightread.load(device="cpu")
+    assert (model.name, model.family) == ("nano", "blip")
+    assert model.capabilities == set(JOBS)
+    images = pictures(2)
+    assert all(model.caption(images))
+    assert model.match(images, ["a dog", "a man"]).shape == (2,)
+    assert model.answer(images, "what is it?") == sightread.load("nano", device="cpu").answer(
+        images, "what is it?"
+    )
+    size = sum(path.stat().st_size for path in files.BUNDLED_FOLDER.iterdir())
+    assert size <= 16 * 2**20
 
 
 def test_processors_saved_as_one_file(tmp_path: Path) -> None:

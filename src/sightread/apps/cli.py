@@ -18,6 +18,7 @@ from sightread.apps.show import Column, Rows, Screen, complain, say
 from sightread.apps.train import train
 from sightread.apps.worlds import world
 from sightread.errors import CheckpointError, SightreadError, TokenizerError, UnsupportedError, UsageError
+from sightread.models import catalog
 from sightread.pipelines.events import Done, Failed, Skipped
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Paths = Annotated[
     str, Parameter(name="PATHS", required=True, help="Files, folders (with all folders in them) and globs.")
 ]
 
-_WRITING, _KEEPING, _DECODING = Writing(), Keeping(), Decoding()
+_WRITING, _KEEPING, _DECODING, _MACHINE = Writing(), Keeping(), Decoding(), Machine()
 _AGAIN = "The same command goes on from here."
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -63,6 +64,7 @@ def load(source: str, *, device: str, dtype: Dtype) -> Model:
 @app.command(
     help_epilogue=(
         "Examples:\n"
+        "  sightread caption photos\n"
         "  sightread caption photos -m Salesforce/blip-image-captioning-base\n"
         "  sightread caption 'photos/**/*.jpg' -m M --num-beams 3 --prefix 'ohwx, '\n"
         "  sightread caption photos -m M --min-match 0.3 --judge Salesforce/blip-itm-base-coco\n"
@@ -75,7 +77,7 @@ def caption(
     writing: Writing = _WRITING,
     keeping: Keeping = _KEEPING,
     decoding: Decoding = _DECODING,
-    machine: Machine,
+    machine: Machine = _MACHINE,
 ) -> int:
     """Write a caption for every picture.
 
@@ -135,7 +137,7 @@ def ask(
     question: Annotated[list[str], Parameter(name=["--question", "-q"], negative=(), consume_multiple=False)],
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     decoding: Decoding = _DECODING,
-    machine: Machine,
+    machine: Machine = _MACHINE,
 ) -> int:
     """Answer questions about every picture.
 
@@ -151,7 +153,7 @@ def ask(
     choices = None if candidates is None else words_or_file("--candidates", candidates)
     if any(not text.strip() for text in question):
         raise UsageError("-q: the question is empty.")
-    model = _load(machine, machine.model, "answer")
+    model = _load(machine, "answer")
 
     def verb(pictures: list[Any]) -> list[list[str]]:
         pairs = [picture for picture in pictures for _ in question]  # the model encodes each picture once
@@ -178,7 +180,7 @@ def classify(
     labels: Annotated[str, Parameter(metavar="A,B,...|FILE")],
     template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
     top: Annotated[int | None, Parameter(converter=whole)] = None,
-    machine: Machine,
+    machine: Machine = _MACHINE,
 ) -> int:
     """Say which of your labels fits each picture best, without training.
 
@@ -204,7 +206,7 @@ def classify(
             raise UsageError(f"--template {text!r}: put {{}} where the label goes.")
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: must be at least 1.")
-    model = _load(machine, machine.model, "classify")
+    model = _load(machine, "classify")
     shown = top or (len(names) if machine.json else 3)
 
     def verb(pictures: list[Any]) -> list[list[float]]:
@@ -229,7 +231,7 @@ def classify(
     )
 )
 def match(
-    image: str, *texts: Annotated[str, Parameter(name="TEXTS", required=True)], machine: Machine
+    image: str, *texts: Annotated[str, Parameter(name="TEXTS", required=True)], machine: Machine = _MACHINE
 ) -> int:
     """Judge how well texts describe one picture: for each the probability, 0 to 1, that it matches.
 
@@ -245,7 +247,7 @@ def match(
         raise UsageError("TEXTS: give at least one text to judge.")
     if os.path.isdir(image):
         raise UsageError(f"{image}: this is a folder; match judges one picture.")
-    model = _load(machine, machine.model, "match")
+    model = _load(machine, "match")
 
     def verb(pictures: list[Any]) -> list[list[float]]:
         return [model.match(picture, list(texts)).tolist() for picture in pictures]
@@ -265,7 +267,7 @@ def match(
         "  sightread embed photos -m M --out photos.parquet"
     )
 )
-def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: Machine) -> int:
+def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: Machine = _MACHINE) -> int:
     """Turn every picture into a vector of unit length, for search and comparison.
 
     Parameters
@@ -277,8 +279,8 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
     from sightread.pipelines.vectors import VectorFile
 
     machine.check()
-    file = VectorFile(out, machine.model)
-    model = _load(machine, machine.model, "embed")
+    file = VectorFile(out, machine.source)
+    model = _load(machine, "embed")
 
     def verb(pictures: list[Any]) -> Any:
         return model.embed_images(pictures)
@@ -330,9 +332,17 @@ app.command(
 app.command(world, help_epilogue="Examples:\n  sightread world world.tar --count 3000 --seed 1")
 
 
-def _load(machine: Machine, source: str, capability: str) -> Model:
-    model = load(source, device=machine.device, dtype=machine.dtype)
+def _load(machine: Machine, capability: str, source: str | None = None) -> Model:
+    """The model that the options name, or `source`; says so where it is the bundled one because none was named."""
+    model = load(source or machine.source, device=machine.device, dtype=machine.dtype)
     _require(model, capability)
+    if source is None and machine.model is None:
+        size = catalog.find(catalog.BUNDLED)
+        millions = "" if size is None else f"{size.parameters:.0f} M weights, "
+        say(
+            f"using the bundled model {catalog.BUNDLED} ({millions}small and often wrong); "
+            f"-m {catalog.pick_for(capability).name} is much better"
+        )
     if machine.batch_size is not None:
         model.batch_size = machine.batch_size
     return model
@@ -365,11 +375,11 @@ def _reading(machine: Machine, model: Model) -> Reading:
 
 
 def _writer_and_judge(machine: Machine, keeping: Keeping) -> tuple[Model, Model | None]:
-    model = _load(machine, machine.model, "caption")
+    model = _load(machine, "caption")
     if keeping.min_match is None:
         return model, None
     if keeping.judge is not None:
-        return model, _load(machine, keeping.judge, "match")
+        return model, _load(machine, "match", keeping.judge)
     _require(model, "match")
     return model, model
 
@@ -382,7 +392,7 @@ def _sink(writing: Writing, machine: Machine, keeping: Keeping, rules: Rules) ->
         return Sidecars(writing.write, say)
     if writing.write in ("append", "prepend"):
         raise UsageError(f"--write {writing.write} is for .txt files; with --out use skip or overwrite.")
-    settings = {"model": machine.model, "judge": keeping.judge, "rules": str(rules)}
+    settings = {"model": machine.source, "judge": keeping.judge, "rules": str(rules)}
     return CaptionTable(writing.out, "overwrite" if writing.write == "overwrite" else "skip", settings)
 
 

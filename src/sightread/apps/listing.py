@@ -38,9 +38,10 @@ def _show_to_people(entries: list[catalog.Entry], job: str | None) -> None:
     for jobs, alike in groupby(entries, key=lambda entry: entry.jobs):
         print(f"Can {', '.join(jobs)}:")
         for entry in alike:
-            memory = f"{entry.memory_mb / 1000:.1f} GB"
-            size = f"{entry.image_size} px {entry.parameters:5.0f} M {memory:>7}"
-            print(f"  {entry.name:<{width}} {size}  {entry.licence}")
+            memory = f"{entry.memory_mb / 1000:.1f} GB" if entry.memory_mb > 99 else f"{entry.memory_mb} MB"
+            size = f"{entry.image_size:3} px {entry.parameters:5.0f} M {memory:>7}"
+            note = f" (training data); {entry.where}, no download" if entry.name == catalog.BUNDLED else ""
+            print(f"  {entry.name:<{width}} {size}  {entry.licence}{note}")
             for figure in entry.quality if job is not None else ():
                 print(f"      {figure}")
         print()

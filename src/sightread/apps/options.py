@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from cyclopts import Group, Parameter, Token
 
 from sightread.errors import UsageError
+from sightread.models.catalog import BUNDLED
 
 
 def whole(kind: Any, tokens: Sequence[Token]) -> int:
@@ -34,8 +35,9 @@ WRITING = Group("Where captions go", sort_key=10)
 class Machine:
     """Which model, where, and how pictures are read."""
 
-    model: Annotated[str, Parameter(alias="-m")]
-    """A hub id (Salesforce/blip-image-captioning-base), a folder or a file. `sightread models` lists what is known."""
+    model: Annotated[str | None, Parameter(alias="-m")] = None
+    """A hub id (Salesforce/blip-image-captioning-base), a folder or a file. `sightread models` lists what is known.
+    Without it: nano, which comes with the package; small, and often wrong."""
 
     device: str = "auto"
     """auto takes a GPU where there is one; or name it: cpu, cuda, cuda:1, mps."""
@@ -54,6 +56,11 @@ class Machine:
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Print one JSON object a line instead of a table."""
+
+    @property
+    def source(self) -> str:
+        """What to load."""
+        return BUNDLED if self.model is None else self.model
 
     def check(self) -> None:
         """Raises `UsageError` for values out of range."""

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-Layout = Literal["transformers", "open_clip", "original"]
+Layout = Literal["transformers", "open_clip", "original", "sightread"]
+
+BUNDLED = "nano"
+"""The model that comes with the package: no download, no network."""
 
 JOBS: dict[str, str] = {
     "embed": "a vector for a picture or a text, for search",
@@ -37,9 +40,11 @@ RECOMMENDED: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One checkpoint. `name` is what `load` takes: a hub id, or for layout "original" the name of a file from `url`.
+    """One checkpoint. `name` is what `load` takes: a hub id, the bundled model, or for layout "original" the name of a
+    file from `url`.
 
-    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. licence: SPDX.
+    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. licence: SPDX, or
+    what the training data allow.
     paper: arXiv id. download_mb: 10^6 bytes of weights, None where not known. quality: published figures, each with
     its protocol.
     """
@@ -63,7 +68,9 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """The address of the files."""
+        """The address of the files; in words for what needs none."""
+        if self.name == BUNDLED:
+            return "comes with the package"
         return self.url or f"https://huggingface.co/{self.name}"
 
 
@@ -123,7 +130,21 @@ def _vqa(accuracy: str) -> str:
     return f"VQAv2 test-dev / test-std {accuracy} %, ranking 3,128 answers, 480 px (the hub's files: 384) (paper)"
 
 
+_NANO = Entry(
+    name=BUNDLED,
+    family="blip",
+    layout="sightread",
+    jobs=tuple(JOBS),
+    image_size=80,
+    parameters=8.0,
+    licence="research use",
+    paper="2201.12086",
+    download_mb=0,
+    quality=("no published figure: small and often wrong; its model card has what was measured",),
+)
+
 ENTRIES: tuple[Entry, ...] = (
+    _NANO,
     _clip("openai/clip-vit-base-patch32", 151.3, *_openai(63.3, "78.9 / 58.8", "50.1 / 30.4")),
     _clip("openai/clip-vit-base-patch16", 149.6, *_openai(68.3, "82.2 / 62.2", "52.4 / 33.1")),
     _clip("openai/clip-vit-large-patch14", 427.6, *_openai(75.5, "85.2 / 65.0", "56.3 / 36.5")),

@@ -22,7 +22,7 @@ from urllib.request import getproxies
 
 from sightread.data.atomic import atomic_path, atomic_write
 from sightread.errors import CheckpointError
-from sightread.models.catalog import close_names, find
+from sightread.models.catalog import BUNDLED, close_names, find, pick_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +52,7 @@ _NOT_WEIGHTS = (
     "random_states*",
     "adapter_*",
 )
-BUNDLED = "nano"
-"""The model that is part of the package, and needs no network."""
-_BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
+BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
 
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.txt.gz", "*.model")
 _TOKENIZER_FILES = {"tokenizer.json", "vocab.json", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz"}
@@ -77,18 +75,19 @@ class Located:
 def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Located:
     """Find a checkpoint: a folder or a file of this machine, or a hub id `owner/name` (a `str`), cached or fetched.
 
+    The str "nano" is the model that comes with the package; a folder of that name is "./nano".
     revision: branch, tag or commit of a hub id; "main" by default.
     Raises CheckpointError that says what is missing and where it belongs. Waits for an absent network for some
     seconds at most; HF_HUB_OFFLINE=1 forbids the network, HF_ENDPOINT names a mirror.
     """
     text = os.fspath(source)
+    if source == BUNDLED and BUNDLED_FOLDER.is_dir():
+        return _in_folder(BUNDLED_FOLDER, text)
     path = Path(text).expanduser()
     if text and os.path.isdir(path):
         return _in_folder(path, text)
     if text and os.path.isfile(path):
         return _one_file(path, text)
-    if text == BUNDLED and _BUNDLED_FOLDER.is_dir():
-        return _in_folder(_BUNDLED_FOLDER, text)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
         return _on_hub(text, revision)
     raise CheckpointError(_no_such(text))
@@ -342,6 +341,11 @@ def _put_where(name: str, why: str) -> str:
 
 def _no_such(text: str, hub: str = "and a hub model is called owner/name") -> str:
     entry = find(text)
+    if entry is not None and entry.name == BUNDLED:
+        return (
+            f"{text}: this copy of sightread lacks the model that comes with it; install the package, or name another "
+            f"model, such as {pick_for('caption').name}"
+        )
     if entry is not None and entry.url:
         return f"{text}: no such file here; download it from {entry.url} and name its path"
     return f"{text or '(empty)'}: no such folder or file here, {hub}{_did_you_mean(text)}"

@@ -19,6 +19,7 @@ from sightread.data.tokens import (
     load_tokenizer,
 )
 from sightread.errors import CheckpointError, UsageError
+from sightread.models.catalog import BUNDLED
 from sightread.models.families import FAMILIES, Family, build, config_from_dict, recognise
 from sightread.models.files import Located, locate, read_tensors
 from sightread.nn.packing import pack
@@ -30,14 +31,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load(
-    source: str | PathLike[str],
+    source: str | PathLike[str] = BUNDLED,
     *,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> Model:
     """Load a checkpoint: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`.
 
-    The hub is asked only for what is not on this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
+    Without a source: `nano`, the small model that comes with the package. The hub is asked only for what is not on
+    this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
     "cuda:1", "mps". dtype: of the weights and activations; results are float32 always.
 
     Raises CheckpointError that names the files or tensors that are missing, unknown or misshapen, TokenizerError for
