@@ -85,6 +85,12 @@ def _clip(patch: int) -> clip.Config:
     return clip.Config(vision, text, embed_dim=512, end_id=49407, end_is_largest_id=False)
 
 
+_SMALL_CLIP = replace(
+    _clip(16),
+    vision=replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96), norm_tokens=False),
+    text=replace(_clip(16).text, positions=40, dim=128, layers=3, heads=4, mlp_dim=512),
+    embed_dim=64,
+)
 _BASE = _bert(dim=768, layers=12, heads=12, positions=512)
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
@@ -106,6 +112,8 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
     # CLIP's towers for SigLIP's loss.
     "clip-vit-b-16-sigmoid": ("clip", replace(_clip(16), sigmoid=True)),
     # For rendered scenes of 64 pixels, in minutes on two cores.
+    "world-clip": ("clip", _SMALL_CLIP),
+    "world-sigmoid": ("clip", replace(_SMALL_CLIP, sigmoid=True)),
     "world": (
         "blip",
         _blip(

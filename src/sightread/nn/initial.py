@@ -15,6 +15,9 @@ _TEMPERATURE = 0.07  # CLIP, section 2.5; ALBEF and BLIP
 # Scalars by name; SigLIP's are those of its section 3.1 (Zhai et al. 2023).
 _SCALARS = {"temperature": _TEMPERATURE, "logit_scale": math.log(1 / _TEMPERATURE), "logit_bias": -10.0}
 
+# Judges start without a verdict: their first loss is that of chance.
+_HEADS = {"match_head": 0.1, "classes": 0.1}
+
 
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
@@ -31,13 +34,14 @@ def initialise(network: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scales = _residual_scales(network)
     done: set[int] = set()
-    for module in network.modules():
+    for where, module in network.named_modules():
+        head = _HEADS.get(where.rpartition(".")[2], 1.0)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
                 raise ValueError(f"{name}: has no memory to set; build the network on a real device")
             if id(parameter) not in done:  # tied matrices, shared modules
                 done.add(id(parameter))
-                _set(module, name, parameter, scales.get(id(parameter), 1.0), generator)
+                _set(module, name, parameter, head * scales.get(id(parameter), 1.0), generator)
 
 
 def _set(module: nn.Module, name: str, parameter: Tensor, scale: float, generator: torch.Generator) -> None:

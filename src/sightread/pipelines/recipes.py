@@ -392,7 +392,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "classify",
             {"classes": 1.0},
-            model=ModelSettings(start="nano", frozen=("network",)),
+            model=ModelSettings(start="nano", frozen=("*",)),
             data=DataSettings(batch=64, augment=_FINE),
             teacher=_NO_TEACHER,
             optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0),
