@@ -17,14 +17,17 @@ import pytest
 
 import sightread
 from sightread.data.world import world, write_world
-from sightread.errors import UsageError
+from sightread.errors import UnsupportedError, UsageError
 from sightread.pipelines.evaluate import fingerprint
+from sightread.pipelines.evaluation import retrieval
 from sightread.pipelines.evaluation.choosing import mismatches
 from sightread.pipelines.evaluation.measures import Measure
 from sightread.pipelines.evaluation.predictions import packed, read_predictions
 from sightread.pipelines.events import Done, Failed, Skipped
 from sightread.pipelines.metrics.captions import caption_scores
+from sightread.pipelines.metrics.retrieval import retrieval_scores
 from sightread.pipelines.metrics.vqa import exact_match
+from sightread.pipelines.rerank import Memories
 from sightread.types import Sample
 from tests.checkpoints import write_blip, write_clip
 
@@ -90,48 +93,40 @@ def test_captions_are_scored_as_the_measures_do(place: Path, tmp_path: Path) -> 
     assert {"METEOR", "SPICE"} == set(result.runs[0].scored.not_computed)
 
 
-def test_retrieval_is_what_the_verbs_say(place: Path) -> None:
-    """Found again with `rank`, for the pictures whose own texts are told apart from all others."""
-    numbers = {n.name: n for n in run(place, "retrieval", "match", rerank=[4, COUNT]).runs[0].numbers}
+@pytest.mark.parametrize("k", [1, 4, 3 * COUNT])
+def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
+    found = run(place, "retrieval", "match", rerank=[k])
     samples = loaded(place)
     model = sightread.load(place / "match", device="cpu")
     texts = [text for sample in samples for text in sample.captions]
+    distinct = sorted(set(texts))  # "a scene" is everybody's, and counts once for each
     owner = np.repeat(np.arange(COUNT), 2)
+    column = [distinct.index(text) for text in texts]
     pictures = [sample.picture for sample in samples]
-    for k, name in ((4, ", k=4"), (len(texts), "")):
-        if k == 4:
-            table = model.rank(pictures, texts, k=k)
-        else:
-            table = model.similarity(pictures, texts)
-        hits = [
-            np.mean([owner[t] == i for t in np.flatnonzero(np.isclose(row, row.max(), rtol=0, atol=1e-5))])
-            for i, row in enumerate(table)
-        ]
-        assert numbers[f"image-to-text recall@1{name}"].value == pytest.approx(np.mean(hits), abs=1e-6)
-    assert numbers["text-to-image recall@1"].samples == len(texts)
-    assert numbers["image-to-text recall@1"].unit == "pictures"
-
-
-def test_judging_everything_is_ranking_by_itm_and_itc(place: Path) -> None:
-    numbers = dict(run(place, "retrieval", "match", rerank=[2 * COUNT]))
-    samples = loaded(place)
-    model = sightread.load(place / "match", device="cpu")
-    texts = [sample.captions[0] for sample in samples]
-    table = model.rank([sample.picture for sample in samples], [*texts, "a scene"], k=COUNT + 1)
-    same = [[texts[j] == texts[i] for j in range(COUNT)] for i in range(COUNT)]
-    ranks = []
-    for text in range(COUNT):
-        column = table[:, text]
-        better = sum(column > column[text])
-        assert sum(np.isclose(column, column[text], atol=1e-6)) == 1 or any(same[text])
-        ranks.append(better + 1)
-    # Of every text that is its picture's own; "a scene", which all have, is somewhere between.
-    hits = sum(rank <= 1 for rank in ranks)
-    assert (
-        hits / (2 * COUNT)
-        <= numbers[f"text-to-image recall@1, k={2 * COUNT}"]
-        <= (hits + COUNT) / (2 * COUNT)
+    similarity = model.similarity(pictures, distinct)[:, column]
+    judged = model.rank(pictures, distinct, k=len(distinct))[:, column]
+    near = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    close = np.argsort(-similarity.T, axis=1, kind="stable")[:, :k]
+    expected = retrieval_scores(similarity, owner)
+    anew = retrieval_scores(
+        similarity,
+        owner,
+        reranked_texts=(near, np.take_along_axis(judged, near, 1)),
+        reranked_pictures=(close, np.take_along_axis(judged.T, close, 1)),
     )
+    expected |= {f"{name}, k={k}": value for name, value in anew.items()}
+    assert dict(found) == pytest.approx(expected, abs=1e-12)
+    units = {number.name: (number.samples, number.unit) for number in found.runs[0].numbers}
+    assert units["text-to-image recall@1"] == (2 * COUNT, "texts")
+    assert units["image-to-text recall@1"] == (COUNT, "pictures")
+
+
+def test_pictures_that_memory_has_no_room_for_are_encoded_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(run(place, "retrieval", "match", rerank=[5]))
+    monkeypatch.setattr(retrieval, "Memories", lambda: Memories(3 * 17 * 32 * 4))
+    assert list(run(place, "retrieval", "match", rerank=[5])) == expected
 
 
 @pytest.mark.parametrize("task", ["captions", "retrieval", "classify", "vqa", "matching", "features"])
@@ -461,6 +456,16 @@ def test_wrong_use_is_told(place: Path, options: dict[str, Any], words: str) -> 
         sightread.evaluate("vqa", place / "world.tar", **options)
     with pytest.raises(UsageError, match="task"):
         sightread.evaluate("taste", place / "world.tar", model="x")  # type: ignore[arg-type]
+
+
+def test_what_a_model_cannot_do_is_told_before_it_works(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"cannot rank .*rerank=\[\]"):
+        run(place, "retrieval", "clip", tmp_path)
+    assert read_predictions(tmp_path / "predictions.jsonl")[1] == {}
+    assert len(list(run(place, "retrieval", "clip", rerank=[]))) == 8
+    with pytest.raises(UnsupportedError, match="judge-by itc"):
+        run(place, "matching", "clip")
+    assert "ece (hard)" not in dict(run(place, "matching", "clip", judge="itc"))
 
 
 def test_a_loaded_model_is_told_by_its_weights(place: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from sightread.data.atomic import atomic_write, remove_stale_temporaries
 from sightread.data.samples import Dataset, open_dataset
-from sightread.errors import UsageError
+from sightread.errors import UnsupportedError, UsageError
 from sightread.models.files import locate
 from sightread.pipelines.engine import load
 from sightread.pipelines.evaluation.choosing import Classes, Detections, Features, Matching
@@ -24,7 +24,7 @@ from sightread.pipelines.evaluation.measures import Evaluation, Run
 from sightread.pipelines.evaluation.predictions import MARK, Predictions, Records, agree, read_predictions
 from sightread.pipelines.evaluation.report import as_html, as_json
 from sightread.pipelines.evaluation.retrieval import Retrieval
-from sightread.pipelines.evaluation.tasks import Options, Task, Work
+from sightread.pipelines.evaluation.tasks import Options, Phase, Task, Work
 from sightread.pipelines.evaluation.writing import Answers, Captions
 from sightread.pipelines.events import Done, Event, Skipped
 from sightread.pipelines.leakage import Leaks, find_leaks
@@ -60,12 +60,9 @@ def evaluate(
     """
     if task not in get_args(Name):
         raise UsageError(f"task={task!r}: there are {', '.join(get_args(Name))}")
-    models = _several(model)
-    files = [Path(file) for file in _several(predictions)]
+    models, files = _several(model), [Path(file) for file in _several(predictions)]
     if bool(models) == bool(files) or len(models) + len(files) > 2:
-        raise UsageError(
-            "evaluate: give one or two models, or one or two files of predictions, and not both kinds"
-        )
+        raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
     found = [read_predictions(file) for file in files]
     told = found[0][0].get("options", {}) if found else {}
     given = Options.of({**told, **options})
@@ -186,11 +183,24 @@ def _predict(
                 for sample in samples:
                     if sample.key not in waiting:
                         watch(what, len(samples), Skipped(sample.key, "it is predicted already"))
+            if missing:
+                _check(work.model(), phases)
             for event in phase.run(work, missing) if missing else ():
                 kept.add(event.name, event.value if isinstance(event, Done) else {"failed": event.reason})
                 if watch is not None:
                     watch(what, len(samples), event)
     return header, kept.records
+
+
+def _check(model: Model, phases: Sequence[Phase]) -> None:
+    """Before anything is done, so that no long run ends in this."""
+    for phase in phases:
+        if phase.needs and phase.needs not in model.capabilities:
+            able = ", ".join(sorted(model.capabilities))
+            raise UnsupportedError(
+                f"{model.name} cannot {phase.needs} (it can: {able}); `sightread models --job {phase.needs}` lists "
+                f"models that can.{phase.without}"
+            )
 
 
 def _scored(task: Task, material: Material, about: Mapping[str, Any], records: Records, seed: int) -> Run:

@@ -46,7 +46,7 @@ class Classes:
 
     def phases(self) -> Sequence[Phase]:
         """One."""
-        return [Phase("classifying", "top", self._classify)]
+        return [Phase("classifying", "top", self._classify, "classify")]
 
     def _classify(self, work: Work, samples: list[Sample]) -> Events:
         def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
@@ -125,7 +125,10 @@ class Matching:
 
     def phases(self) -> Sequence[Phase]:
         """One: all pairs of a picture together."""
-        return [Phase("judging pairs", "scores", self._score_pairs)]
+        if self.judge == "itc":
+            return [Phase("comparing pairs", "scores", self._score_pairs, "embed")]
+        without = ' For the cosine of the embeddings: judge="itc", --judge-by itc.'
+        return [Phase("judging pairs", "scores", self._score_pairs, "match", without)]
 
     def _score_pairs(self, work: Work, samples: list[Sample]) -> Events:
         def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
@@ -241,7 +244,7 @@ class Features:
 
     def phases(self) -> Sequence[Phase]:
         """One."""
-        return [Phase("embedding pictures", "image", self._embed)]
+        return [Phase("embedding pictures", "image", self._embed, "embed")]
 
     def _embed(self, work: Work, samples: list[Sample]) -> Events:
         def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ Integers: TypeAlias = NDArray[np.int64]
 
 _SAMPLES_AT_ONCE = 256  # whose texts are embedded together, those of like length in one pass
 _KS = (1, 5, 10)
+_ITC_ALONE = " For ITC alone, without re-ranking: rerank=[], --rerank 0."
 
 
 class Retrieval:
@@ -42,9 +43,9 @@ class Retrieval:
     def phases(self) -> Sequence[Phase]:
         """Texts, pictures, then the pairs that ITC chose."""
         all_of_them = [
-            Phase("embedding pictures", "image", self._embed_pictures),
-            Phase("embedding texts", "texts", self._embed_texts),
-            Phase("judging pairs", "judged", self._judge),
+            Phase("embedding pictures", "image", self._embed_pictures, "embed"),
+            Phase("embedding texts", "texts", self._embed_texts, "embed"),
+            Phase("judging pairs", "judged", self._judge, "rank", _ITC_ALONE),
         ]
         return all_of_them[: 2 + bool(self.most)]
 
@@ -165,13 +166,14 @@ class _Space:
 
     def similarity(self) -> Floats:
         """`[pictures, texts]`; equal texts have equal columns, to the bit."""
-        return np.take(cosines(self.images, self.texts), self.number, axis=1)
+        table = cosines(self.images, self.texts)
+        return table if len(self.distinct) == len(self.number) else np.take(table, self.number, axis=1)
 
     def candidates(self, similarity: Floats, k: int) -> tuple[Integers, Integers]:
         """The k best texts of each picture, and the k best pictures of each text."""
         _, first = np.unique(self.number, return_index=True)
-        pictures_of = top(np.ascontiguousarray(similarity[:, first].T), k)
-        return top(similarity, k), pictures_of[self.number]
+        columns = similarity.T if len(first) == len(self.number) else similarity.T[first]
+        return top(similarity, k), top(columns, k)[self.number]
 
     def judged(self, records: Records) -> Any:
         """A function (picture, text, similarity) -> ITM logit + ITC cosine of pairs of any shape."""

@@ -112,11 +112,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One pass over the samples. what: for the progress. gives: the field that a sample has when it is done."""
+    """One pass over the samples. what: for the progress. gives: the field that a sample has when it is done. needs: the
+    verb of the model; without: what to do where it has none."""
 
     what: str
     gives: str
     run: Callable[[Work, list[Sample]], Events]
+    needs: str = ""
+    without: str = ""
 
 
 class Task(Protocol):

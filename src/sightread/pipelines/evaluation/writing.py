@@ -48,7 +48,7 @@ class Captions:
 
     def phases(self) -> Sequence[Phase]:
         """Captions; then, where a model for it is named, what CLIPScore needs."""
-        write = Phase("captioning", "caption", self._write)
+        write = Phase("captioning", "caption", self._write, "caption")
         return [write, Phase("embedding for CLIPScore", "cosines", self._cosines)][
             : 1 + bool(self.options.clip)
         ]
@@ -178,7 +178,7 @@ class Answers:
 
     def phases(self) -> Sequence[Phase]:
         """One: all questions of a picture together."""
-        return [Phase("answering", "answers", self._answer)]
+        return [Phase("answering", "answers", self._answer, "answer")]
 
     def _answer(self, work: Work, samples: list[Sample]) -> Events:
         def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
