@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -237,6 +238,12 @@ def test_files_are_not_mixed_up(place: Path, tmp_path: Path) -> None:
         sightread.evaluate("captions", tmp_path / "other.tar", predictions=file)
     with pytest.raises(UsageError, match="another task"):
         sightread.evaluate("retrieval", place / "world.tar", predictions=file)
+    settings = place / "caption" / "preprocessor_config.json"
+    whole = settings.read_text()
+    settings.write_text(whole + " ")
+    with pytest.raises(UsageError, match="preprocessing"):
+        run(place, "captions", "caption", tmp_path, decoding=SHORT)
+    settings.write_text(whole)
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-2]))
     with pytest.raises(UsageError, match="lack 2 of 20 samples"):
@@ -253,6 +260,8 @@ def test_predictions_of_other_programs_are_scored(place: Path, tmp_path: Path) -
     numbers = dict(sightread.evaluate("captions", place / "world.tar", predictions=file))
     assert numbers["BLEU-4"] == pytest.approx(1, abs=1e-6)
     assert numbers["ROUGE-L"] == 1
+    with pytest.raises(UsageError, match="not of this task"):
+        sightread.evaluate("retrieval", place / "world.tar", predictions=file)
     file.write_text(file.read_text() + '{"key": "nobody", "caption": ""}\n')
     with pytest.raises(UsageError, match="nobody"):
         sightread.evaluate("captions", place / "world.tar", predictions=file)
@@ -469,6 +478,8 @@ def test_what_a_model_cannot_do_is_told_before_it_works(place: Path, tmp_path: P
 
 
 def test_a_loaded_model_is_told_by_its_weights(place: Path) -> None:
+    weights = (place / "match" / "model.safetensors").read_bytes()
+    assert fingerprint(place / "match") == hashlib.sha256(weights).hexdigest()[:32]
     model = sightread.load(place / "match", device="cpu")
     assert fingerprint(model) == fingerprint(sightread.load(place / "match", device="cpu"))
     assert fingerprint(model) != fingerprint(sightread.load(place / "caption", device="cpu"))

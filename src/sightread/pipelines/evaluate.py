@@ -15,7 +15,7 @@ import torch
 
 from sightread.data.atomic import atomic_write, remove_stale_temporaries
 from sightread.data.samples import Dataset, open_dataset
-from sightread.errors import UnsupportedError, UsageError
+from sightread.errors import SightreadError, UnsupportedError, UsageError
 from sightread.models.files import locate
 from sightread.pipelines.engine import load
 from sightread.pipelines.evaluation.choosing import Classes, Detections, Features, Matching
@@ -35,6 +35,18 @@ Name = Literal["captions", "retrieval", "classify", "vqa", "matching", "features
 Source: TypeAlias = "str | PathLike[str] | Model"
 # (what is being done, of how many, what became of one)
 Watch: TypeAlias = "Callable[[str, int, Event[Any]], None]"
+
+_BESIDE = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "open_clip_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 
 
 def evaluate(
@@ -100,7 +112,8 @@ def evaluate(
 
 
 def fingerprint(source: Source) -> str:
-    """32 hex digits: of a checkpoint's weights files, or of the weights of a loaded model."""
+    """32 hex digits: the start of the SHA-256 of a checkpoint's weights file (of those of several, where it is in
+    parts), or of the weights of a loaded model."""
     digest = hashlib.sha256()
     if isinstance(source, Model):
         for name, module in source.network.named_modules():
@@ -113,10 +126,22 @@ def fingerprint(source: Source) -> str:
                 digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:32]
-    for file in locate(source).weights:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:32]
+    found = [_digest(file) for file in locate(source).weights]
+    return (found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest())[:32]
+
+
+def _prepared(source: Source) -> str:
+    """16 hex digits: of what says how pictures and texts are prepared for the model."""
+    if isinstance(source, Model):
+        return hashlib.sha256(repr((source.image_spec, source.network.config)).encode()).hexdigest()[:16]
+    folder = locate(source).folder
+    found = [f"{name} {_digest(folder / name)}" for name in _BESIDE if (folder / name).is_file()]
+    return hashlib.sha256("".join(found).encode()).hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _several(given: Any) -> list[Any]:
@@ -167,6 +192,7 @@ def _predict(
         **about,
         "model": source.name if isinstance(source, Model) else str(source),
         "weights": fingerprint(source),
+        "prepared": _prepared(source),
         "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
         "settings": task.settings,
         "options": options.told(),
@@ -218,9 +244,11 @@ def _scored(task: Task, material: Material, about: Mapping[str, Any], records: R
         raise UsageError(f"{material.name}: no picture could be read, such as {next(iter(failed.items()))}")
     try:
         scored = task.score(samples, records)
-    except KeyError as error:
+    except SightreadError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the predictions lack {error} for some sample: run the evaluation to its end"
+            f"the predictions are incomplete, or not of this task ({error!r}); run it to its end with --model"
         ) from error
     numbers = (*(measure.number(seed) for measure in scored.measures), *scored.facts)
     return Run(about, numbers, scored, failed)

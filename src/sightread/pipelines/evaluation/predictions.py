@@ -26,6 +26,7 @@ _SYNC_EVERY = 64  # lines
 _MUST_AGREE = {
     "task": "another task",
     "weights": "another model",
+    "prepared": "the model with another config, preprocessing or tokenizer",
     "precision": "the model in another precision",
     "data_fingerprint": "other data",
     "settings": "other settings",
