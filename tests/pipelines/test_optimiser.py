@@ -186,6 +186,17 @@ def test_parts_have_their_own_rates() -> None:
         groups(network, OptimiserConfig(multipliers={"vison": 0.1}))
 
 
+def test_a_network_beside_its_heads() -> None:
+    network, heads = a_blip(), nn.ModuleDict({"classes": nn.Linear(8, 3)})
+    both = nn.ModuleDict({"network": network, "heads": heads})
+    config = OptimiserConfig(multipliers={"vision": 0.1, "classes": 3.0}, layer_decay=0.5)
+    found = scales(both, config, frozen=["encoder"])
+    assert found["network.vision.norm_out.weight"][1] == 0.1
+    assert found["network.vision.embed.position"][1] == 0.1 * 0.5**4
+    assert found["heads.classes.weight"][1] == 3.0
+    assert not [name for name in found if name.startswith("network.encoder")]
+
+
 def test_frozen_parts() -> None:
     network = a_blip()
     with pytest.raises(UsageError, match='frozen: "visual" fits no parameter'):

@@ -90,9 +90,6 @@ class _OnednnLinear(torch.autograd.Function):
         return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
-_SHORT = 256  # keys
-
-
 class KeyValue(NamedTuple):
     """Keys and values, both `[B, H, N, head]`."""
 
@@ -130,24 +127,6 @@ def mask_from_lengths(lengths: Tensor, length: int) -> Tensor:
     """bool `[R, 1, 1, L]`, True = attend: the first `lengths[r]` positions of row r."""
     positions = torch.arange(length, device=lengths.device)
     return (positions < lengths[:, None])[:, None, None, :]
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False
-) -> Tensor:
-    """softmax(q k^T / sqrt(head)) v: query `[B, H, Q, head]` over key, value `[B, H, N, head]`.
-
-    mask: bool, True = attend. causal: query i sees keys up to i, where Q = N.
-    """
-    if not query.requires_grad or query.device.type != "cpu" or key.shape[2] > _SHORT:
-        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-    # The gradient of torch's kernel for CPUs is slow: for short texts and few patches the plain products are faster.
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1, dtype=scores.dtype) @ value
 
 
 class Attention(nn.Module):
@@ -201,14 +180,16 @@ class Attention(nn.Module):
             causal = length == 0 and x.shape[1] > 1
             if length > 0 and x.shape[1] > 1:
                 mask = torch.ones(x.shape[1], key.shape[2], dtype=torch.bool, device=x.device).tril(length)
-        mixed = attend(query, key, value, mask, causal=causal)
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal
+        )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _over_memory(self, query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
         rows, length, dim = query.shape
         # [R, L, D] -> [B, R/B * L, D]: the rows of one memory are consecutive.
         folded = query.view(memory.key.shape[0], -1, self.heads, dim // self.heads).transpose(1, 2)
-        mixed = attend(folded, memory.key, memory.value, mask)
+        mixed = nn.functional.scaled_dot_product_attention(folded, memory.key, memory.value, attn_mask=mask)
         return mixed.transpose(1, 2).reshape(rows, length, dim)
 
     def _split(self, fused: Tensor, parts: int) -> tuple[Tensor, ...]:

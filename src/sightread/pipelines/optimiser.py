@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sightread.errors import UsageError
 from sightread.nn.lora import fits
+from sightread.pipelines.ranks import local
 from sightread.towers.text import TextTower
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -195,12 +196,12 @@ def copied(network: Network) -> Network:
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, in place (He et al. 2020, equation 2).
 
-    A teacher may hold a part of the student: parameters meet by name. Buffers (running statistics) are copied.
+    A teacher may hold a part of the student: parameters meet by name, sharded alike or not at all. Buffers (running statistics) are copied.
     Raises AttributeError if the student lacks a parameter.
     """
     names = [name for name, _ in teacher.named_parameters()]
-    theirs = [teacher.get_parameter(name).data for name in names]
-    ours = [student.get_parameter(name).data for name in names]
+    theirs = [local(teacher.get_parameter(name).data) for name in names]
+    ours = [local(student.get_parameter(name).data) for name in names]
     if theirs:
         torch._foreach_lerp_(theirs, ours, 1 - momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     for name, buffer in teacher.named_buffers():
@@ -215,10 +216,14 @@ def ema(step: int, decay: float) -> float:
 
 
 def _named(network: nn.Module) -> list[tuple[str, ...]]:
-    """Of every parameter all its names, in the order of `named_parameters()`."""
+    """Of every parameter all its names, in the order of `named_parameters()`.
+
+    In a ModuleDict (a network and its heads for training) a name without the module's key is a name, too.
+    """
     names: dict[Tensor, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
+        known = [name, name.partition(".")[2]] if isinstance(network, nn.ModuleDict) else [name]
+        names.setdefault(parameter, []).extend(known)
     return [tuple(found) for found in names.values()]
 
 
