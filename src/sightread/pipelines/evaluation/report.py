@@ -69,7 +69,6 @@ def as_html(result: Evaluation, material: Material) -> str:
         parts.append(
             f"<h2>Copies in the training data</h2><p>{_text(result.leaks.summary() or 'None found.')}</p>"
         )
-        parts.append(_leaks(result.leaks))
     if len(result.runs) > 1:
         parts.append(_comparison(result, material))
     for run in result.runs:
@@ -84,6 +83,8 @@ def as_html(result: Evaluation, material: Material) -> str:
             )
         parts.append(_figures(run.scored))
         parts.append(_pictures(run.scored.cases, material))
+    if result.leaks:
+        parts.append(f"<h2>The copies</h2>{_leaks(result.leaks)}")
     title = f"{_text(about['task'])}: {_text(', '.join(run.name for run in result.runs))}"
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n'

@@ -41,7 +41,8 @@ class Retrieval:
         return bool(sample.captions)
 
     def phases(self) -> Sequence[Phase]:
-        """Texts, pictures, then the pairs that ITC chose."""
+        """Texts, pictures, then the pairs that ITC chose. Asked for once a model."""
+        self._memories = Memories()
         all_of_them = [
             Phase("embedding pictures", "image", self._embed_pictures, "embed"),
             Phase("embedding texts", "texts", self._embed_texts, "embed"),
