@@ -147,6 +147,8 @@ def load_adapter(network: nn.Module, tensors: Mapping[str, Tensor], config: Mapp
     more = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or more:
         raise CheckpointError(f"the adapter is no plain LoRA: {', '.join(more) or config.get('peft_type')}")
+    if absent := [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), int | float)]:
+        raise CheckpointError(f"the adapter's config does not say {', '.join(absent)}")
     parts = {name: re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_[AB]\.weight", name) for name in tensors}
     names = list(dict.fromkeys(found[1] for found in parts.values() if found))
     layers = {name: layer for layer, given in _layers(network).items() for name in given}
