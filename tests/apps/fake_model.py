@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +34,13 @@ class FakeModel:
         for source in sources:
             self.read_names.append(source)
             try:
-                with Image.open(source) as image:
+                with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                     small = np.asarray(image.convert("RGB").resize((2, 2)))
-                yield Pixels(source, small.transpose(2, 0, 1).copy(), (image.height, image.width))
+                yield Pixels(
+                    str(source[:8]) if isinstance(source, bytes) else source,
+                    small.transpose(2, 0, 1).copy(),
+                    (image.height, image.width),
+                )
             except OSError:
                 yield ImageError(source, "not a picture of a known kind")
 
@@ -57,6 +62,10 @@ class FakeModel:
     def match(self, images, texts):
         self.calls.append(("match", list(texts)))
         return np.array([self.scores.get(text, 0.75) for text in texts], np.float32)
+
+    def embed_texts(self, texts):
+        texts = [texts] if isinstance(texts, str) else texts
+        return np.stack([np.eye(5, dtype=np.float32)[len(text) % 5] for text in texts])
 
     def embed_images(self, images):
         return np.stack([np.eye(5, dtype=np.float32)[int(i.values.sum()) % 5] for i in images])

@@ -122,7 +122,7 @@ def test_the_bundled_model_wins_over_a_folder_of_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "BUNDLED_FOLDER", tmp_path / "package" / "nano")
-    with pytest.raises(CheckpointError, match="lacks the model that comes with it; .* name another"):
+    with pytest.raises(CheckpointError, match=r"lacks the model that comes with it; .* name another"):
         locate("nano")
     put(tmp_path / "package" / "nano", "model.safetensors")
     put(tmp_path / "nano", "model.safetensors")

@@ -1,28 +1,35 @@
-"""The demonstration behind `make demo`: the main job on real pictures, in a folder of its own.
+"""The demonstration behind `make demo`: caption, judge, classify, ask and search a few pictures, shown on the terminal
+and in one HTML page.
 
-python -m sightread.apps.demo --model FOLDER-OR-HUB-ID --photos FOLDER
+python -m sightread.apps.demo --photos FOLDER --model FOLDER-OR-HUB-ID
 """
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import sys
-import tempfile
+import time
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from sightread.apps import cli
+from sightread.apps import cli, demo_pictures
+from sightread.apps.demo_pictures import Album, Shot
 from sightread.apps.options import at_least, whole
-from sightread.apps.show import complain
-from sightread.errors import SightreadError, UsageError
+from sightread.apps.show import Column, Rows, complain, say
+from sightread.errors import ImageError, SightreadError, UsageError
 from sightread.models import catalog
 
-_LABELS = "a person,an animal,food,a vehicle,a building,a landscape,a piece of furniture,clothing"
-_QUESTION = "what is in the picture?"
+if TYPE_CHECKING:
+    from sightread.pipelines.demo_page import Reading, Search
+    from sightread.pipelines.engine import Model
+
+_NAME = Column("name", 12)
+_SHOWN = 4  # of what a search finds
 
 app = App(name="python -m sightread.apps.demo", help_format="plaintext", suppress_keyboard_interrupt=False)
 
@@ -30,87 +37,234 @@ app = App(name="python -m sightread.apps.demo", help_format="plaintext", suppres
 @app.default
 def demo(
     *,
-    model: str | None = None,
+    model: str = catalog.BUNDLED,
     photos: Path | None = None,
     count: Annotated[int, Parameter(converter=whole)] = 8,
+    out: Path = Path("demo-out"),
 ) -> int:
-    """Copy some of your pictures into a temporary folder and do with them what the model can do.
+    """Do with some pictures what the model can do, and write a page that shows it.
 
     Parameters
     ----------
     model
-        A folder or a hub id. Without it: the captioner that the catalogue recommends.
+        A folder or a hub id.
     photos
-        A folder of pictures. Without it: ~/Pictures.
+        A folder of pictures. Without it: photographs that come inside scikit-image and scikit-learn where those are
+        installed, else rendered scenes.
     count
         So many pictures at most.
+    out
+        The folder for the page.
     """
     at_least("--count", count, 1)
-    name = model or catalog.pick_for("caption").name
-    folder = photos or Path.home() / "Pictures"
-    with tempfile.TemporaryDirectory(prefix="sightread-demo-") as place:
-        copies = Path(place) / "photos"
-        copied = _copy(folder, copies, count)
-        if not copied:
-            raise UsageError(
-                f"there are no pictures in {folder}. Name a folder that has some: make demo PHOTOS=folder"
+    album = _album(photos, count)
+    began = time.monotonic()
+    try:
+        loaded = cli.load(model, device="auto", dtype="float32")
+    except SightreadError as error:
+        raise UsageError(f"{error}\nName a model that you have: make demo MODEL=folder-or-hub-id") from error
+    title = f"{len(album.shots)} pictures {album.where}, read by {_describe(loaded)}"
+    print(title, flush=True)
+    shots, pictures = _read(loaded, album)
+    if not pictures:
+        raise UsageError("none of the pictures can be read")
+    tour = Tour(loaded, replace(album, shots=tuple(shots)), pictures)
+    tour.caption()
+    tour.judge()
+    tour.classify()
+    tour.ask()
+    tour.search()
+    _finish(tour, title, time.monotonic() - began, out)
+    return 0
+
+
+@dataclass(eq=False)
+class Tour:
+    """A model's verbs over an album, one after the other; each prints what it found and adds it to the page."""
+
+    model: Model
+    album: Album
+    pictures: list[Any]
+
+    def __post_init__(self) -> None:
+        from sightread.pipelines.demo_page import Reading
+
+        self.readings: list[Reading] = [Reading(s.name, s.picture, s.credit) for s in self.album.shots]
+        self.searches: list[Search] = []
+        self.notes: list[str] = []
+
+    def caption(self) -> None:
+        """What is in each picture."""
+        if self._says("caption", "a sentence for each picture", "sightread caption photos --num-beams 3"):
+            rows = Rows([_NAME, Column("caption")])
+            texts = self.model.caption(self.pictures, num_beams=3)
+            for i, text in enumerate(texts):
+                self._add(i, caption=text)
+                rows.row({"name": self._name(i), "caption": text})
+
+    def judge(self) -> None:
+        """Its own text, or caption, against those of the next two pictures."""
+        own = [s.text or r.caption for s, r in zip(self.album.shots, self.readings, strict=True)]
+        texts = [text for text in own if text]
+        command = "sightread match photo.jpg 'a text' 'another'"
+        if len(texts) < len(own) or not self._says(
+            "match", "does a text fit a picture? (others: the texts of the next two)", command
+        ):
+            return
+        rows = Rows([_NAME, Column("match", 6, True), Column("others", 14), Column("text")])
+        first = 0
+        for i, (shot, picture) in enumerate(zip(self.album.shots, self.pictures, strict=True)):
+            tried = list(dict.fromkeys([texts[i], *(texts[(i + k) % len(texts)] for k in (1, 2))]))
+            scores: list[float] = self.model.match(picture, tried).tolist()
+            truth = [text == texts[i] if shot.text else None for text in tried]
+            first += scores[0] == max(scores)
+            self._add(i, texts=tuple(zip(tried, scores, truth, strict=True)))
+            others = ", ".join(f"{score:.2f}" for score in scores[1:])
+            rows.row({"name": self._name(i), "match": scores[0], "others": others, "text": texts[i]})
+        if all(shot.text for shot in self.album.shots) and len(texts) > 2:
+            self._note(
+                f"The true text has the highest match in {first} of {len(texts)} pictures (guessing: 1 in 3)."
             )
-        try:
-            capabilities = cli.load(name, device="auto", dtype="float32").capabilities
-        except SightreadError as error:
-            remedy = "The demo brings no model of its own yet. Name one that you have: make demo MODEL=folder-or-hub-id"
-            raise UsageError(f"{error}\n{remedy}") from error
-        print(f"{copied} pictures from {folder}, {name}\n", flush=True)
-        here = os.getcwd()
-        os.chdir(place)  # short names in what is shown
-        try:
-            source = os.path.join(here, name) if os.path.exists(os.path.join(here, name)) else name
-            return _show(source, capabilities)
-        finally:
-            os.chdir(here)
+
+    def classify(self) -> None:
+        """The best of the album's labels."""
+        labels = self.album.labels
+        command = (
+            f"sightread classify photos --labels {','.join(labels[:3])!r},... --template 'a photo of {{}}.'"
+        )
+        if self._says("classify", "which of these labels fits best?", command):
+            rows = Rows([_NAME, Column("label", 24), Column("probability", 11, True)])
+            for i, found in enumerate(
+                self.model.classify(self.pictures, labels, ("a photo of {}.",)).tolist()
+            ):
+                best = sorted(zip(labels, found, strict=True), key=lambda pair: -pair[1])[:3]
+                self._add(i, classes=tuple(best))
+                rows.row({"name": self._name(i), "label": best[0][0], "probability": best[0][1]})
+
+    def ask(self) -> None:
+        """A question about each picture."""
+        questions = [shot.question for shot in self.album.shots]
+        if self._says("answer", "questions about the pictures", "sightread ask photos -q 'what is it?'"):
+            rows = Rows([_NAME, Column("question", 36), Column("answer")])
+            for i, text in enumerate(self.model.answer(self.pictures, questions)):
+                self._add(i, answers=((questions[i], text),))
+                rows.row({"name": self._name(i), "question": questions[i], "answer": text})
+
+    def search(self) -> None:
+        """Pictures for a text, and pictures like a picture, by the cosine of their embeddings."""
+        from sightread.pipelines.demo_page import Search
+
+        if not self._says(
+            "embed", "pictures for a text; pictures like a picture", "sightread embed photos --out x.npy"
+        ):
+            return
+        texts = list(self.album.searches)
+        if not texts:
+            own = {r.caption: i for i, r in reversed(list(enumerate(self.readings))) if r.caption}
+            texts = sorted(own.items(), key=lambda pair: pair[1])[:_SHOWN]
+        vectors = self.model.embed_images(self.pictures)
+        rows = Rows([Column("query", 40), Column("found, best first (cosine)")])
+        for text, right in texts:
+            cosines = (vectors @ self.model.embed_texts(text)[0]).tolist()
+            self.searches.append(Search(text, _best(cosines), right if self.album.searches else None))
+        for i in range(min(2, len(self.pictures) - 1)):
+            cosines = (vectors @ vectors[i]).tolist()
+            self.searches.append(Search(i, tuple(pair for pair in _best(cosines) if pair[0] != i)))
+        for found in self.searches:
+            query = found.query if isinstance(found.query, str) else f"[{self._name(found.query)}]"
+            names = ", ".join(f"{self._name(i)} {cosine:.2f}" for i, cosine in found.found[:_SHOWN])
+            rows.row({"query": query, "found, best first (cosine)": names})
+        if self.album.searches:
+            first = sum(found.found[0][0] == found.right for found in self.searches)
+            self._note(
+                f"The picture that is meant comes first for {first} of {len(texts)} texts "
+                f"(guessing: 1 in {len(self.pictures)})."
+            )
+
+    def _says(self, verb: str, what: str, command: str) -> bool:
+        """Whether the model can do it; prints a heading, or that it cannot."""
+        if verb not in self.model.capabilities:
+            print(f"\n{verb}: {self.model.name} cannot do this", flush=True)
+            return False
+        print(f"\n{verb}: {what}   $ {command}", flush=True)
+        return True
+
+    def _name(self, index: int) -> str:
+        return self.album.shots[index].name
+
+    def _add(self, index: int, **what: Any) -> None:
+        self.readings[index] = replace(self.readings[index], **what)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        print(text, flush=True)
 
 
-def _show(source: str, capabilities: frozenset[str]) -> int:
-    commands: list[list[str]] = []
-    if "caption" in capabilities:
-        # Twice: the second run finds every caption in its place.
-        commands += [["caption", "photos"], ["caption", "photos"]]
-    if "answer" in capabilities:
-        commands.append(["ask", "photos", "-q", _QUESTION])
-    if "classify" in capabilities:
-        commands.append(["classify", "photos", "--labels", _LABELS, "--top", "1"])
-    if "embed" in capabilities:
-        commands.append(["embed", "photos", "--out", "photos.npy"])
-    statuses: list[int] = []
-    for command in commands:
-        print(f"$ sightread {shlex.join([*command, '-m', source])}", flush=True)
-        statuses.append(cli.main([*command, "-m", source]))
-        print(flush=True)
-    return max(statuses, default=0)
+def _album(photos: Path | None, count: int) -> Album:
+    if photos is not None:
+        album = demo_pictures.own(photos, count)
+        if not album.shots:
+            raise UsageError(
+                f"there are no pictures in {photos}. Name a folder that has some: make demo PHOTOS=folder"
+            )
+        return album
+    if (album := demo_pictures.packaged(count)).shots:
+        return album
+    say(
+        "There are no photographs at hand (scikit-image and scikit-learn bring some): these are rendered scenes."
+    )
+    say("Your own: make demo PHOTOS=folder")
+    return demo_pictures.rendered(count)
 
 
-def _copy(folder: Path, place: Path, count: int) -> int:
-    """Copies the first pictures of a folder, so that no file is made beside the originals; returns how many."""
-    from sightread.pipelines.inputs import find_pictures
-
-    place.mkdir()
-    names: set[str] = set()
-    for found in find_pictures([folder]):
-        name = os.path.basename(found) if isinstance(found, str) else ""
-        if not isinstance(found, str) or name in names:
+def _read(model: Model, album: Album) -> tuple[list[Shot], list[Any]]:
+    """The pictures that can be read, prepared; the others are named."""
+    shots: list[Shot] = []
+    pictures: list[Any] = []
+    read = model.read([shot.picture for shot in album.shots])
+    for shot, picture in zip(album.shots, read, strict=True):
+        if isinstance(picture, ImageError):
+            say(f"failed: {shot.name}: {picture.reason}")
             continue
-        shutil.copyfile(found, place / name)
-        names.add(name)
-        if len(names) == count:
-            break
-    return len(names)
+        shots.append(shot)
+        pictures.append(picture)
+    return shots, pictures
+
+
+def _best(cosines: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    return tuple(sorted(enumerate(cosines), key=lambda pair: -pair[1]))
+
+
+def _describe(model: Model) -> str:
+    entry = catalog.find(model.name)
+    if entry is None or entry.name != catalog.BUNDLED:
+        return model.name
+    return f"{model.name} ({entry.parameters:.0f} M weights, {entry.where}: small and often wrong)"
+
+
+def _finish(tour: Tour, title: str, seconds: float, out: Path) -> None:
+    from sightread.pipelines.demo_page import write_page
+
+    notes = [*tour.notes, f"All of it took {seconds:.1f} seconds, loading the model included."]
+    warning = ""
+    if tour.model.name == catalog.BUNDLED:
+        jobs = ("caption", "match", "answer", "classify")
+        better = ", ".join(dict.fromkeys(catalog.RECOMMENDED[job] for job in jobs))
+        warning = (
+            f"{catalog.BUNDLED} learned from some 7,000 photographs and is often wrong. It is here so that everything "
+            f"works at once and without a network. Models for work: {better}."
+        )
+    page = write_page(out / "index.html", title, tour.readings, tour.searches, notes, warning)
+    print(f"\n{notes[-1]}\nThe page: {page.resolve()}", flush=True)
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(page.resolve().as_uri())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demonstration and returns its exit status, as the command does."""
     try:
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
-    except (CycloptsError, SightreadError) as error:
+    except (CycloptsError, SightreadError, OSError) as error:
         complain("demo", error)
         return 2
     except KeyboardInterrupt:
