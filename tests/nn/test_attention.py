@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sightread.nn.attention import Attention, Cache, KeyValue, Linear, mask_from_lengths
+from sightread.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
 from sightread.nn.blocks import Block, BlockConfig
 from sightread.nn.packing import can_pack, pack, unpack
 
@@ -120,3 +120,18 @@ def test_packing_leaves_shared_weights_in_place() -> None:
     pack(net)
     assert head.weight is words.weight
     assert not words.weight.is_meta
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_learns_as_in_float32(causal: bool, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 9, 8, generator=generator) for _ in range(3))
+    mask = mask_from_lengths(torch.tensor([9, 5]), 9) if masked and not causal else None
+    found: list[list[torch.Tensor]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        attend(*inputs, mask, causal=causal).float().square().sum().backward()
+        found.append([x.grad.float() for x in inputs if x.grad is not None])
+    for exact, rough in zip(*found, strict=True):
+        assert (exact - rough).norm() <= 0.03 * exact.norm()

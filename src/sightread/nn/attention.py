@@ -129,6 +129,26 @@ def mask_from_lengths(lengths: Tensor, length: int) -> Tensor:
     return (positions < lengths[:, None])[:, None, None, :]
 
 
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """softmax(q k^T / sqrt(head)) v: query `[B, H, Q, head]` over key, value `[B, H, N, head]`.
+
+    mask: bool, True = attend. causal: query i sees keys up to i, where Q = N.
+    """
+    slow = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if not slow:
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    # Measured on one AVX-512 core in bfloat16, forward and backward, 14 to 577 keys: 1.5 to 6 times as fast as torch's
+    # kernel for CPUs. In float32 that one is as fast or faster.
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=scores.dtype) @ value
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2) with fused projections.
 
@@ -180,16 +200,14 @@ class Attention(nn.Module):
             causal = length == 0 and x.shape[1] > 1
             if length > 0 and x.shape[1] > 1:
                 mask = torch.ones(x.shape[1], key.shape[2], dtype=torch.bool, device=x.device).tril(length)
-        mixed = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal
-        )
+        mixed = attend(query, key, value, mask, causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _over_memory(self, query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
         rows, length, dim = query.shape
         # [R, L, D] -> [B, R/B * L, D]: the rows of one memory are consecutive.
         folded = query.view(memory.key.shape[0], -1, self.heads, dim // self.heads).transpose(1, 2)
-        mixed = nn.functional.scaled_dot_product_attention(folded, memory.key, memory.value, attn_mask=mask)
+        mixed = attend(folded, memory.key, memory.value, mask)
         return mixed.transpose(1, 2).reshape(rows, length, dim)
 
     def _split(self, fused: Tensor, parts: int) -> tuple[Tensor, ...]:
