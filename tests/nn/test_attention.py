@@ -130,7 +130,7 @@ def test_attention_in_bfloat16_learns_as_in_float32(causal: bool, masked: bool) 
     mask = mask_from_lengths(torch.tensor([9, 5]), 9) if masked and not causal else None
     found: list[list[torch.Tensor]] = []
     for dtype in (torch.float32, torch.bfloat16):
-        inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in (query, key, value)]
         attend(*inputs, mask, causal=causal).float().square().sum().backward()
         found.append([x.grad.float() for x in inputs if x.grad is not None])
     for exact, rough in zip(*found, strict=True):
