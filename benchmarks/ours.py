@@ -47,7 +47,7 @@ class Sightread:
         """Prepared pictures to image tokens."""
         model = self._model("caption")
         pictures = self._prepared(model, batch)
-        return lambda: model._encode(pictures).tokens.numpy()
+        return lambda: model.encode(pictures).tokens.numpy()
 
     def judge(self, texts: int) -> Call:
         """A file and texts to ITM probabilities."""
@@ -57,7 +57,7 @@ class Sightread:
     def judge_texts(self, texts: int) -> Call:
         """An encoded picture and texts to ITM probabilities: what `Model.match` does after the image tower."""
         model, captions = self._model("match"), self.given.captions[:texts]
-        image = model._encode(self._prepared(model, 1))
+        image = model.encode(self._prepared(model, 1))
 
         def call() -> Any:
             ids, lengths = model._rows(model._tokens(captions), np.arange(texts))
