@@ -1,4 +1,4 @@
-"""sightread reads pictures at sight: caption, judge, classify, ask and embed your own pictures with CLIP and BLIP.
+"""sightread reads pictures at sight: caption, judge, search, train and evaluate on your own pictures.
 
     import sightread
     model = sightread.load("Salesforce/blip-image-captioning-base")
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sightread.pipelines.engine import Model, load
     from sightread.pipelines.evaluate import evaluate
     from sightread.pipelines.evaluation.measures import Evaluation
+    from sightread.pipelines.train import train
 
 __version__ = "0.1.0"
 
@@ -44,24 +45,23 @@ __all__ = [
     "load",
     "metrics",
     "open_dataset",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("Model", "load"):
-        from sightread.pipelines import engine
-
-        return getattr(engine, name)
-    if name in ("Dataset", "open_dataset"):
-        from sightread.data import samples
-
-        return getattr(samples, name)
-    if name in ("Evaluation", "evaluate"):
-        from sightread.pipelines import evaluate
-
-        return getattr(evaluate, name)
-    if name == "metrics":
+        from sightread.pipelines import engine as home
+    elif name in ("Dataset", "open_dataset"):
+        from sightread.data import samples as home
+    elif name in ("Evaluation", "evaluate"):
+        from sightread.pipelines import evaluate as home
+    elif name == "train":
+        from sightread.pipelines import train as home
+    elif name == "metrics":
         from sightread.pipelines import metrics
 
         return metrics
-    raise AttributeError(f"module 'sightread' has no attribute {name!r}")
+    else:
+        raise AttributeError(f"module 'sightread' has no attribute {name!r}")
+    return getattr(home, name)
