@@ -62,7 +62,7 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
             os.unlink(temporary)
         if lock is not None:
             os.close(lock)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> int:
@@ -157,7 +157,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The new name, too, must survive a power cut. Not every system can sync a folder."""
     if os.name == "nt":
         return

@@ -1,4 +1,9 @@
-"""The state of a training run on disk: whole or absent, the last few and the best; reading one runs nothing."""
+"""The state of a training run on disk: whole or absent, the last few and the best; reading one runs nothing.
+
+There is one format for every number of processes, sharded or not: a safetensors file of whole tensors, which the first
+process writes while the others hand it their parts, tensor by tensor. `torch.distributed.checkpoint` is not used: its
+folders begin with a pickle (`.metadata`), which its reader runs.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sightread.data.atomic import PREFIX, SUFFIX
+from sightread.data.atomic import PREFIX, SUFFIX, atomic_path, sync_folder
 from sightread.errors import CheckpointError
-from sightread.models.files import read_tensors, write_json, write_safetensors
+from sightread.models.files import read_tensors, write_json
+from sightread.pipelines.ranks import is_sharded, local, part, whole
 
 _NAME = re.compile(r"step-(\d+)")
+# What safetensors calls them.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 
 
 @dataclass(eq=False)
@@ -48,48 +62,102 @@ class State:
                     yield prefix + name, parameter
 
 
-def write(state: State, run: Path) -> Path:
-    """RUN/checkpoints/step-000123: written under a temporary name, synced, then given its name in one step."""
+def write(state: State, run: Path, *, first: bool = True) -> Path:
+    """RUN/checkpoints/step-000123: written under a temporary name, synced, then given its name in one step.
+
+    All processes of a sharded run call this together; the `first` one writes.
+    """
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:06d}"
-    temporary = folder / f"{PREFIX}{target.name}-{os.getpid()}{SUFFIX}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    if not first:
+        for tensor in _tensors(state).values():
+            if is_sharded(tensor):
+                whole(tensor)
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, former = (
+        folder / f"{PREFIX}{target.name}-{os.getpid()}{end}{SUFFIX}" for end in ("", "-former")
+    )
+    for left in (temporary, former):
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
-        write_safetensors(
-            {name: value.detach() for name, value in _tensors(state).items()}, temporary / "state.safetensors"
-        )
+        _write_tensors(_tensors(state), temporary / "state.safetensors")
         write_json({"step": state.step, "notes": state.notes}, temporary / "state.json")
-        if target.exists():  # of an earlier life of this run, which went back further
-            shutil.rmtree(target)
+        if target.exists():  # a damaged one, or of an earlier life of this run
+            os.replace(target, former)
         os.replace(temporary, target)
+        sync_folder(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (temporary, former):
+            shutil.rmtree(left, ignore_errors=True)
     return target
 
 
-def read(state: State, folder: Path) -> None:
-    """Put the state back as it was, in place. Raises CheckpointError that names what does not fit."""
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file, with one tensor at a time in memory. Wider types first, so that all are aligned."""
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = kind
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("r+b") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            values = whole(tensor.detach()).cpu().contiguous().flatten()
+            file.write(cast(Any, values.view(torch.uint8).numpy()))
+
+
+def resume(state: State, run: Path) -> list[str]:
+    """Put back the newest checkpoint that can be read, if there is one; what is said of newer, damaged ones.
+
+    Raises CheckpointError where none can be read, or it is not of this run.
+    """
+    found = _all(run)
+    damaged: list[str] = []
+    for step in sorted(found, reverse=True):
+        try:
+            stored = _open(found[step])
+        except (OSError, ValueError, CheckpointError) as error:
+            damaged.append(f"{found[step]} is damaged ({error})")
+        else:
+            _put(state, found[step].name, *stored)
+            return damaged
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint can be read: {'; '.join(damaged)}; remove {run / 'checkpoints'} to start anew"
+        )
+    return []
+
+
+def _open(folder: Path) -> tuple[Mapping[str, Tensor], int, dict[str, Any]]:
     data = json.loads((folder / "state.json").read_text("utf-8"))
-    stored = read_tensors([folder / "state.safetensors"])
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("step"), int)
+        or not isinstance(data.get("notes"), dict)
+    ):
+        raise CheckpointError(f"{folder / 'state.json'}: holds no step and notes")
+    return read_tensors([folder / "state.safetensors"]), data["step"], data["notes"]
+
+
+@torch.no_grad()
+def _put(state: State, name: str, stored: Mapping[str, Tensor], step: int, notes: dict[str, Any]) -> None:
     ours = _tensors(state)
     if different := sorted(set(ours) ^ set(stored)):
-        raise CheckpointError(f"{folder.name}: not of this run: {different[0]} is in one of them only")
-    for name, tensor in ours.items():
-        if tensor.shape != stored[name].shape:
-            raise CheckpointError(f"{folder.name}: not of this run: {name} is {tuple(stored[name].shape)}")
-        with torch.no_grad():
-            tensor.copy_(stored[name])
-    state.step = int(data["step"])
+        raise CheckpointError(f"{name}: not of this run: {different[0]} is in one of them only")
+    for key, tensor in ours.items():
+        if tensor.shape != stored[key].shape:
+            raise CheckpointError(f"{name}: not of this run: {key} is {tuple(stored[key].shape)}")
+    for key, tensor in ours.items():
+        local(tensor).copy_(part(stored[key], tensor))
+    state.step = step
     state.notes.clear()
-    state.notes.update(data["notes"])
-
-
-def latest(run: Path) -> Path | None:
-    """The whole checkpoint with the most steps."""
-    found = _all(run)
-    return found[max(found)] if found else None
+    state.notes.update(notes)
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:
@@ -112,11 +180,11 @@ def _all(run: Path) -> dict[int, Path]:
 
 def _tensors(state: State) -> dict[str, Tensor]:
     """Every tensor of the state, each once, by a name that says what it is."""
-    out: dict[str, Tensor] = {name: parameter.data for name, parameter in state.trained()}
+    out: dict[str, Tensor] = {name: parameter.detach() for name, parameter in state.trained()}
     followers = {"teacher": state.teacher, "average": state.average}
     for prefix, module in followers.items():
         if module is not None:
-            out |= {f"{prefix}.{name}": parameter.data for name, parameter in module.named_parameters()}
+            out |= {f"{prefix}.{name}": parameter.detach() for name, parameter in module.named_parameters()}
     out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
     for name, parameter in state.trained():
         moments = cast("Mapping[str, Any]", state.optimiser.state.get(parameter, {}))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sightread.errors import UsageError
 from sightread.nn.lora import fits
-from sightread.pipelines.ranks import local
+from sightread.pipelines.ranks import is_sharded, local
 from sightread.towers.text import TextTower
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -142,7 +142,8 @@ def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = 
     for pattern in config.multipliers:
         _check_found("multipliers", pattern, [names for names in named if fits(names, pattern)], named)
     towers = _towers(network)
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Sharded parameters in groups of their own: a kernel takes one kind at a time.
+    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for names in named:
         parameter = network.get_parameter(names[0])
         if parameter.requires_grad:
@@ -152,14 +153,14 @@ def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = 
             scale = config.layer_decay ** _blocks_above(names[0], network, towers)
             factors = [factor for pattern, factor in config.multipliers.items() if fits(names, pattern)]
             scale *= factors[-1] if factors else 1.0
-            found.setdefault((decay, scale), []).append(parameter)
+            found.setdefault((decay, scale, is_sharded(parameter)), []).append(parameter)
     if not found:
         raise UsageError(
             "nothing to train: every parameter is frozen; network.requires_grad_(True) frees them"
         )
     return [
         {"params": parameters, "weight_decay": decay, "scale": scale, "lr": config.lr * scale}
-        for (decay, scale), parameters in found.items()
+        for (decay, scale, _), parameters in found.items()
     ]
 
 
@@ -196,7 +197,8 @@ def copied(network: Network) -> Network:
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, in place (He et al. 2020, equation 2).
 
-    A teacher may hold a part of the student: parameters meet by name, sharded alike or not at all. Buffers (running statistics) are copied.
+    A teacher may hold a part of the student: parameters meet by name, both whole or both sharded alike. Buffers
+    (running statistics) are copied.
     Raises AttributeError if the student lacks a parameter.
     """
     names = [name for name, _ in teacher.named_parameters()]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 _BUCKET = 32 * 1024 * 1024  # bytes of gradients summed at once
 
@@ -44,12 +46,16 @@ def join(device: str) -> Ranks:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
-    """Every process gets the sum of all gradients; a parameter that one of them did not use counts as zero there."""
+    """Every process gets the sum of all gradients; a parameter that some of them did not use counts as zero there,
+    one that none used stays without. Sharded ones are summed already.
+    """
     if ranks.world == 1:
         return
+    whole_ones = [parameter for parameter in parameters if not is_sharded(parameter)]
+    used = any_of([parameter.grad is not None for parameter in whole_ones], ranks)
     bucket: list[nn.Parameter] = []
     size = 0
-    for parameter in parameters:
+    for parameter in compress(whole_ones, used):
         bucket.append(parameter)
         size += parameter.numel() * parameter.element_size()
         if size >= _BUCKET:
@@ -65,6 +71,63 @@ def _sum(bucket: list[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """Scale all gradients down so that their norm, over whole and sharded ones, is `limit` at most; what it was."""
+    found = [parameter for parameter in parameters if parameter.grad is not None]
+    kinds = [[p for p in found if is_sharded(p) is sharded] for sharded in (False, True)]
+    norms = [whole(nn.utils.get_total_norm([cast(Tensor, p.grad) for p in kind])) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms or [torch.zeros(())]))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return float(norm)
+
+
+def any_of(flags: Sequence[bool], ranks: Ranks) -> list[bool]:
+    """Of each flag, whether it is set in any process."""
+    return [value == 1 for value in _largest([int(flag) for flag in flags], ranks)]
+
+
+def agree(values: Sequence[int], ranks: Ranks) -> bool:
+    """Whether all processes have the same values."""
+    return _largest([*values, *(-value for value in values)], ranks) == [
+        *values,
+        *(-value for value in values),
+    ]
+
+
+def _largest(values: list[int], ranks: Ranks) -> list[int]:
+    if ranks.world == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return cast("list[int]", tensor.tolist())
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds a part of it only: torch's DTensor, whose module is slow to load."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """The whole of a sharded tensor, which all processes must ask for; any other as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def local(tensor: Any) -> Tensor:
+    """This process's part of a sharded tensor; any other as it is. Shares its memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def part(value: Tensor, like: Any) -> Tensor:
+    """This process's part of a whole tensor, if `like` is sharded."""
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    split = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return split.to_local()
 
 
 def sum_values(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:

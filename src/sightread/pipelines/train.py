@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from sightread.pipelines.feed import Batch, Feed, on_device
 from sightread.pipelines.leakage import find_leaks
 from sightread.pipelines.memory import keep_freed_memory
 from sightread.pipelines.model import Model
-from sightread.pipelines.ranks import Ranks, join, sum_gradients, sum_values, wait
+from sightread.pipelines.ranks import Ranks, agree, clip_gradients, join, sum_gradients, sum_values, wait
 from sightread.pipelines.recipes import Recipe, change, find, from_json, to_json
 from sightread.pipelines.run_events import Began, Ended, Evaluated, RunEvent, Saved, Skipped, Stepped, Warned
 from sightread.pipelines.run_log import RunLog
@@ -45,6 +45,9 @@ from sightread.pipelines.saving import save
 from sightread.pipelines.terms import TERMS, Context
 from sightread.pipelines.trainee import Trainee, prepare
 from sightread.pipelines.watch import Watch, patience_for
+
+if TYPE_CHECKING:
+    from sightread.pipelines.sharding import Shards
 
 _BEST = "best"
 
@@ -59,8 +62,10 @@ class Run:
     dataset: Dataset
     trainee: Trainee
     state: State
+    shards: Shards | None
     steps: int
     watch: Watch
+    damaged: list[str]
     skipped: set[str] = field(default_factory=set[str])
 
     @property
@@ -119,13 +124,16 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
     wait(ranks)
     if not ranks.first:
         trainee = prepare(recipe, dataset, folder)
-    state = _state(recipe, trainee, ranks)  # pyright: ignore[reportPossiblyUnboundVariable]
+    state, shards = _state(recipe, trainee, ranks)  # pyright: ignore[reportPossiblyUnboundVariable]
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(dataset) / recipe.data.batch))
-    if (found := checkpoints.latest(folder)) is not None:
-        checkpoints.read(state, found)
+    damaged = checkpoints.resume(state, folder)
+    if not agree([state.step], ranks):
+        raise SightreadError(
+            f"{folder}: processes find different checkpoints there; it must be one shared folder"
+        )
     bounds = optimiser.CLAMPS if "siglip" not in recipe.terms else {}
     watch = Watch(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return Run(recipe, folder, ranks, dataset, trainee, state, steps, watch)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return Run(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
@@ -143,12 +151,12 @@ def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _essence(stored: Mapping[str, Any]) -> dict[str, Any]:
-    free = {"evaluation", "save_every", "keep"}
+    free = {"evaluation", "save_every", "keep", "shard"}
     recipe = to_json(from_json(stored["recipe"]))  # settings that are newer than the run have their defaults
     return {"data": stored["data"], "recipe": {k: v for k, v in recipe.items() if k not in free}}
 
 
-def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> State:
+def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> tuple[State, Shards | None]:
     network = trainee.network
     if recipe.model.lora:
         add_lora(
@@ -167,19 +175,30 @@ def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> State:
             if isinstance(module, Block):
                 module.compile()
     teaches = recipe.teacher.momentum > 0 and recipe.terms.get("itc", 0) > 0
+    teacher = optimiser.copied(network) if teaches else None
+    average = optimiser.copied(network) if recipe.ema else None
+    shards = _shards(recipe, [one for one in (network, teacher, average) if one is not None], ranks)
     both = torch.nn.ModuleDict({"network": network, "heads": trainee.heads})
     state = State(
         network=network,
         heads=trainee.heads,
-        teacher=optimiser.copied(network) if teaches else None,
-        average=optimiser.copied(network) if recipe.ema else None,
+        teacher=teacher,
+        average=average,
         queue=_queue(recipe, network, ranks) if teaches and recipe.teacher.queue else {},
         optimiser=optimiser.make(both, recipe.optimiser),
         step=0,
         notes={"pointer": 0},
     )
     checkpoints.make_moments(state.optimiser)
-    return state
+    return state, shards
+
+
+def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: Ranks) -> Shards | None:
+    if not recipe.shard or ranks.world == 1:
+        return None
+    from sightread.pipelines.sharding import Shards  # loads torch's distributed tensors, which takes a second
+
+    return Shards(networks, ranks, bfloat16=recipe.precision == "bfloat16")
 
 
 def _queue(recipe: Recipe, network: Any, ranks: Ranks) -> dict[str, Tensor]:
@@ -205,6 +224,8 @@ def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         first_step=state.step,
     )
+    for text in run.damaged:
+        yield Warned(state.step, "checkpoint", text)
     yield from _leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.trainee.labels)}
@@ -224,8 +245,9 @@ def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
     if state.step < run.steps:
         return
     model_folder = run.folder / "model"
+    model = _model(run)
     if ranks.first:
-        _keep(run, model_folder)
+        _keep(run, model, model_folder)
     wait(ranks)
     yield Ended(state.step, time.monotonic() - started, model_folder)
 
@@ -262,8 +284,8 @@ def _one(run: Run, batch: Batch) -> Iterator[RunEvent]:
         yield from _evaluate(run)
     if done or state.step % (recipe.save_every or run.steps_per_epoch) == 0:
         state.notes["watch"] = run.watch.state()
+        folder = checkpoints.write(state, run.folder, first=run.ranks.first)
         if run.ranks.first:
-            folder = checkpoints.write(state, run.folder)
             checkpoints.prune(run.folder, recipe.keep, state.notes.get(_BEST, [None])[0])
             yield Saved(state.step, folder)
         wait(run.ranks)
@@ -292,15 +314,14 @@ def take_step(run: Run, batch: Batch) -> tuple[dict[str, float], dict[str, float
         alpha=recipe.teacher.alpha * min(1.0, done) if state.teacher is not None else 0.0,
         features=Features(recipe.data.chunk),
     )
-    with _cast(recipe.precision, ranks.device):
+    with _cast(recipe.precision, ranks.device), _gathered(run, batch):
         for name, weight in recipe.terms.items():
             if weight > 0:
                 TERMS[name](context)
         context.features.finish()
     parameters = [p for _, p in state.trained() if p.requires_grad]
     sum_gradients(parameters, ranks)
-    limit = recipe.optimiser.clip_norm or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
+    norm = clip_gradients(parameters, recipe.optimiser.clip_norm or math.inf)
     if math.isfinite(norm):
         state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
@@ -335,10 +356,11 @@ def _facts(context: Context) -> dict[str, float]:
 
 def _evaluate(run: Run) -> Iterator[RunEvent]:
     """Only the first process; the others wait."""
+    model = _model(run)
     if run.ranks.first:
         settings = run.recipe.evaluation
         data = open_dataset(settings.data)
-        values, texts = measure(_model(run), data, settings)
+        values, texts = measure(model, data, settings)
         if texts:
             shown = {key for key, _ in texts}
             head = data.select(np.arange(min(settings.samples, len(data))))
@@ -354,9 +376,14 @@ def _evaluate(run: Run) -> Iterator[RunEvent]:
 
 
 def _model(run: Run) -> Model:
-    """The network as it is now (its average where there is one), with the verbs of a loaded one."""
+    """The network as it is now (its average where there is one), with the verbs of a loaded one.
+
+    All processes ask together; where the network is sharded, only the first gets one that is not empty.
+    """
     trainee = run.trainee
     network = run.state.average if run.state.average is not None else run.state.network
+    if run.shards is not None:
+        network = run.shards.whole(network)
     return Model(
         name=trainee.name,
         network=network,
@@ -369,12 +396,12 @@ def _model(run: Run) -> Model:
     )
 
 
-def _keep(run: Run, folder: Path) -> None:
+def _keep(run: Run, model: Model, folder: Path) -> None:
     """Write the result; one from an earlier life of this run is replaced."""
     if run.recipe.model.lora:
-        merge(_model(run).network)
+        merge(model.network)
     shutil.rmtree(folder, ignore_errors=True)
-    save(_model(run), folder)
+    save(model, folder)
 
 
 def _leaks(run: Run) -> Iterator[RunEvent]:
@@ -399,6 +426,13 @@ def _precision(name: str) -> Generator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _gathered(run: Run, batch: Batch) -> AbstractContextManager[Any]:
+    shards = run.shards
+    return (
+        nullcontext() if shards is None else shards.step(alike=shards.are_alike(batch, run.recipe.data.chunk))
+    )
 
 
 def _cast(name: str, device: torch.device) -> AbstractContextManager[Any]:
