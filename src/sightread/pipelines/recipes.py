@@ -412,5 +412,27 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
             epochs=30,
         ),
+        # The bundled model, second half; recipes/nano/LOG.md has the first and what was tried.
+        Recipe(
+            "nano",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
+            model=ModelSettings(size="blip-nano", words=4000, dropout=0.1, drop_path=0.05),
+            data=DataSettings(
+                batch=128,
+                texts=2,
+                questions=4,
+                max_tokens=24,
+                cache=128,
+                workers=1,
+                augment=Augment((0.4, 1.0), randaugment=(1, 5)),
+            ),
+            teacher=TeacherSettings(momentum=0.0, queue=0, alpha_epochs=4.0),
+            optimiser=OptimiserConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
+            precision="bfloat16",
+            ema=0.998,
+            match_weight=2.0,
+            epochs=50,
+        ),
     )
 }
