@@ -152,3 +152,18 @@ def test_half_precision_is_close(checkpoints: Path) -> None:
         images, num_beams=2
     )
     assert len(text) == 4
+
+
+def test_a_model_may_bring_its_own_decoding(tmp_path: Path) -> None:
+    write_blip(tmp_path / "source", head="caption")
+    model = sightread.load(tmp_path / "source")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    beams, greedy = model.caption(picture, num_beams=3), model.caption(picture)
+    model.decoding = {"num_beams": 3}
+    assert model.caption(picture) == beams
+    assert model.caption(picture, num_beams=1) == greedy
+    model.save(tmp_path / "own")
+    again = sightread.load(tmp_path / "own")
+    assert again.decoding == {"num_beams": 3}
+    assert again.caption(picture, max_new_tokens=4) == model.caption(picture, num_beams=3, max_new_tokens=4)
+    assert len(again.caption(picture, top_p=0.9, num_return=2)) == 2

@@ -57,8 +57,8 @@ def itm(
     """Cross-entropy of the judge's logits `[n, 2]` (index 1: the pair matches) on labels int64 `[n]`, 0 or 1.
 
     Rows labelled `IGNORED` weigh nothing. total: rows of the global batch. matching: the share of matching pairs among
-    them, 1 : 2 in BLIP. match_weight: how much more a matching pair counts: 2 makes both verdicts equally dear at 1 : 2,
-    so that a probability of 0.5 is the fair threshold. The loss is the mean with these weights.
+    them, 1 : 2 in BLIP. match_weight: how much more a matching pair counts: at 1 : 2, 2 makes both verdicts equally
+    dear, so that a probability of 0.5 is the fair threshold. The loss is the mean with these weights.
     Chance: the entropy of the weighted share, 0.6365 at 1 : 2.
     Facts: accuracy; matched, the share that was called matching (a judge that says one thing only sits at 0 or 1).
     """

@@ -66,6 +66,7 @@ def load(
         device=where,
         dtype=kind,
         batch_size=8 if where.type == "cpu" else 32,
+        decoding=config.get("decoding", {}) if config.get("format") == FORMAT else {},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from os import PathLike
@@ -43,7 +43,7 @@ class Model:
     checkpoint lacks raises `UnsupportedError`.
 
     name: what was loaded. image_spec: how its pictures are prepared. batch_size: pictures at once (memory, not
-    results, depends on it).
+    results, depends on it). decoding: how it captions where the caller does not say (`tasks.generate.Decoding`).
     """
 
     name: str
@@ -54,6 +54,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     batch_size: int = 8
+    decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
     _classes: tuple[tuple[Any, ...], Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -76,6 +77,11 @@ class Model:
         return read_pictures(
             sources, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits()
         )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that it was fine-tuned for, which `classify` knows without being told; () for most."""
+        return self.network.config.labels
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> Encoded:
@@ -109,12 +115,23 @@ class Model:
         self._need("similarity")
         return self.embed_images(images) @ self.embed_texts(texts).T
 
-    def classify(self, images: Images, labels: Texts, templates: Texts = ("a photo of a {}.",)) -> Floats:
+    def classify(
+        self, images: Images, labels: Texts | None = None, templates: Texts = ("a photo of a {}.",)
+    ) -> Floats:
         """Zero-shot probabilities, float32 `[n, len(labels)]`, rows sum to 1 (Radford et al. 2021, section 3.1).
 
         templates: each holds `{}` for the label; several are averaged in embedding space (section 3.1.4).
+        Without labels: probabilities of the classes that the model was fine-tuned for (`self.labels`), by the layer
+        that learned them; UsageError where there are none.
         """
-        self._need("classify")
+        if labels is None:
+            if not self.labels:
+                raise UsageError(f"labels: name them; {self.name} was not fine-tuned for classes of its own")
+            learned = [
+                embed.label_probabilities(self.network, self.encode(batch)) for batch in self._batches(images)
+            ]
+            return self._stack(learned, width=len(self.labels))
+        self._need("similarity" if self.labels else "classify")
         classes = self._class_embeddings(_strings(labels, "labels"), _strings(templates, "templates"))
         rows = [
             embed.class_probabilities(
@@ -172,7 +189,8 @@ class Model:
         prompt: one for all pictures, or one a picture. decoding: the fields of `tasks.generate.Decoding`.
         """
         self._need("caption")
-        options = Decoding.of(decoding)
+        ways = {"num_beams", "top_p", "top_k", "temperature"}
+        options = Decoding.of(dict(decoding if ways & set(decoding) else {**self.decoding, **decoding}))
         prompts = None if prompt is None else _strings(prompt, "prompt")
         out: list[str] = []
         done = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,6 +34,7 @@ class Saved(Protocol):
     image_spec: ImageSpec
     device: torch.device
     dtype: torch.dtype
+    decoding: Mapping[str, Any]
 
 
 def save(
@@ -78,6 +80,7 @@ def _write_own(model: Saved, folder: Path) -> None:
             "source": model.name,
             "config": dataclasses.asdict(model.network.config),
             "image": dataclasses.asdict(model.image_spec),
+            "decoding": dict(model.decoding),
         },
         folder / "config.json",
     )

@@ -1,0 +1,29 @@
+"""Put a finished model into the package at half precision: python recipes/nano/pack.py RUN/model src/sightread/nano"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import sightread
+
+KEPT = ("config.json", "model.safetensors", "vocab.txt")  # the tokenizer's other files can be made of these
+
+
+def main(source: str, target: str) -> None:
+    """Write the three files that `load` needs, and say how large they are."""
+    whole, folder = Path(target + ".whole"), Path(target)
+    shutil.rmtree(whole, ignore_errors=True)
+    model = sightread.load(source, device="cpu", dtype="float16")
+    model.decoding = {"num_beams": 3}
+    model.save(whole)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(whole / name, folder / name)
+    shutil.rmtree(whole)
+    print(f"{sum((folder / name).stat().st_size for name in KEPT):,} bytes")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
