@@ -152,7 +152,8 @@ def test_wrong_choices(net: Net) -> None:
     with pytest.raises(UsageError, match='"vision" fits no linear layer, such as blocks'):
         add_lora(net, ["vision"])
     with pytest.raises(UsageError, match="head shares its matrix"):
-        add_lora(net, ["*"])
+        add_lora(net, ["head"])
+    assert "head" not in add_lora(copy.deepcopy(net), ["*"])
     with pytest.raises(UsageError, match="rank=0"):
         add_lora(net, ["blocks"], rank=0)
     add_lora(net, ["blocks.0"])

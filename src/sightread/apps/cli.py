@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
-from sightread.apps import converting, evaluating
+from sightread.apps import bootstrapping, converting, evaluating
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
 from sightread.apps.show import Column, Rows, Screen, complain, say
 from sightread.apps.train import train
@@ -172,22 +172,24 @@ def ask(
     help_epilogue=(
         "Examples:\n"
         "  sightread classify photos -m openai/clip-vit-base-patch32 --labels cat,dog,bird\n"
-        "  sightread classify photos -m M --labels classes.txt --template 'a sketch of a {}.' --top 5"
+        "  sightread classify photos -m M --labels classes.txt --template 'a sketch of a {}.' --top 5\n"
+        "  sightread classify photos -m run/model"
     )
 )
 def classify(
     *paths: Paths,
-    labels: Annotated[str, Parameter(metavar="A,B,...|FILE")],
+    labels: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
     top: Annotated[int | None, Parameter(converter=whole)] = None,
     machine: Machine = _MACHINE,
 ) -> int:
-    """Say which of your labels fits each picture best, without training.
+    """Say which of your labels fits each picture best, without training, or which class of those it was trained for.
 
     Parameters
     ----------
     labels
         The labels: a,b,c or a file with one a line. Their probabilities add up to 1 for each picture.
+        Without them: the classes that the model was fine-tuned for (sightread train classify).
     template
         A sentence with {} in the place of the label; give it again for more, which are averaged.
         Without it: "a photo of a {}."
@@ -195,11 +197,13 @@ def classify(
         Show this many of the best labels. Without it: 3 in the table, all with --json.
     """
     machine.check()
-    names = words_or_file("--labels", labels)
-    if len(names) < 2:
+    given = None if labels is None else words_or_file("--labels", labels)
+    if given is not None and len(given) < 2:
         raise UsageError(
             "--labels: give at least two; with one its probability is always 1 (`match` judges one text)."
         )
+    if template and given is None:
+        raise UsageError("--template: needs --labels; classes that were learned have no templates.")
     templates = tuple(template or ("a photo of a {}.",))
     for text in templates:
         if "{}" not in text:
@@ -207,10 +211,13 @@ def classify(
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: must be at least 1.")
     model = _load(machine, "classify")
+    names = given or model.labels
+    if not names:
+        raise UsageError(f"--labels: name some; {model.name} was not fine-tuned for classes of its own.")
     shown = top or (len(names) if machine.json else 3)
 
     def verb(pictures: list[Any]) -> list[list[float]]:
-        return model.classify(pictures, names, templates).tolist()
+        return model.classify(pictures, given, templates).tolist()
 
     columns = [Column("name"), Column("label", _width(names)), Column("probability", 11, True)]
     with Screen("classifying", Rows(columns, as_json=machine.json)) as screen:
@@ -318,6 +325,7 @@ def models(
     return 0
 
 
+app.command(bootstrapping.bootstrap, help_epilogue=bootstrapping.EPILOGUE)
 app.command(converting.convert, help_epilogue=converting.EPILOGUE)
 app.command(evaluating.evaluate, help_epilogue=evaluating.EPILOGUE)
 app.command(

@@ -27,6 +27,7 @@ class Config:
     encoder_start: the id that the text encoder reads first when it looks at a picture, None to keep [CLS]: the
     original code puts [ENC] there, `transformers` does not. answers: beside captions, the one decoder also answers
     from the states of a question; it reads both, so pictures and texts then have one width (ValueError if not).
+    labels: classes of pictures that were learned, which one more layer tells apart.
     """
 
     vision: VitConfig
@@ -44,6 +45,7 @@ class Config:
     pad_id: int
     encoder_start: int | None
     answers: bool = False
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         widths = {self.vision.dim, self.text.dim, self.decoder_memory_dim}
@@ -96,6 +98,8 @@ class Blip(nn.Module):
             self.text_projection = Linear(config.text.dim, config.embed_dim)
         if config.matching:
             self.match_head = Linear(config.text.dim, 2)
+        if config.labels:
+            self.classes = Linear(config.vision.dim, len(config.labels))
         if config.temperature:
             self.temperature = nn.Parameter(torch.empty(()))
 
@@ -109,7 +113,7 @@ class Blip(nn.Module):
             for job, there in {
                 "embed": embeds,
                 "similarity": embeds,
-                "classify": embeds and config.temperature,
+                "classify": (embeds and config.temperature) or bool(config.labels),
                 "match": config.matching,
                 "rank": config.matching and embeds,
                 # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
@@ -135,6 +139,10 @@ class Blip(nn.Module):
     def class_logits(self, similarity: Tensor) -> Tensor:
         """Cosines -> logits: divided by the learned ITC temperature."""
         return similarity / self.temperature
+
+    def label_logits(self, image: Encoded) -> Tensor:
+        """The learned classes: `[B, len(labels)]`."""
+        return self.classes(image.pooled)
 
     def read_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
         """Texts read beside their picture: ids `[R, L]`, R a multiple of B, the rows of one picture together."""

@@ -19,6 +19,7 @@ class Config:
 
     end_is_largest_id: pool at the largest id instead (checkpoints converted before the id was stored; OpenAI's code).
     sigmoid: trained with a bias on every pair's logit, as SigLIP is (Zhai et al. 2023).
+    labels: classes of pictures that were learned, which one more layer tells apart.
     """
 
     vision: VitConfig
@@ -27,6 +28,7 @@ class Config:
     end_id: int
     end_is_largest_id: bool
     sigmoid: bool = False
+    labels: tuple[str, ...] = ()
 
 
 class Clip(nn.Module):
@@ -44,6 +46,8 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(()))  # ln(1 / temperature)
         if config.sigmoid:
             self.logit_bias = nn.Parameter(torch.empty(()))
+        if config.labels:
+            self.classes = Linear(config.vision.dim, len(config.labels))
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]`)."""
@@ -67,3 +71,7 @@ class Clip(nn.Module):
         """Cosines -> logits: multiplied by the learned scale, and the bias where there is one."""
         logits = similarity * self.logit_scale.exp()
         return logits + self.logit_bias if self.config.sigmoid else logits
+
+    def label_logits(self, image: Encoded) -> Tensor:
+        """The learned classes: `[B, len(labels)]`."""
+        return self.classes(image.pooled)

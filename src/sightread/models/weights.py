@@ -119,12 +119,12 @@ def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
     """The checkpoint's tensors again, each with memory of its own.
 
     Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
-    shared modules are written under every name.
+    shared modules are written under every name. Classes that were learned stay behind: no other layout has them.
     """
     tied = {name for name in aliases(net) if name.endswith("head.words.weight")}
     out: dict[str, Tensor] = {}
     for ours, value in net.state_dict().items():
-        if ours not in tied:
+        if ours not in tied and not ours.startswith("classes."):
             rule = rule_for(ours, keys)
             out.update(zip(rule.names, (part.clone() for part in rule.write(value)), strict=True))
     return out

@@ -53,14 +53,16 @@ def add_lora(
 ) -> list[str]:
     """Give the linear layers that fit any pattern an adapter and freeze all else; the layers' names.
 
-    patterns: shell patterns over layers' names (`*.attn.qkv`), or a part with all in it (`vision`). A is drawn
-    uniformly from +-1/sqrt(in), with `seed`; B is zero. UsageError: a pattern fits no layer, a layer has an adapter
-    already, or shares its matrix with another module (tied words), from which a merged one could not be told.
+    patterns: shell patterns over layers' names (`*.attn.qkv`), or a part with all in it (`vision`). A layer that shares
+    its matrix with another module (tied words), from which a merged one could not be told, is left out. A is drawn
+    uniformly from +-1/sqrt(in), with `seed`; B is zero. UsageError: a pattern fits no layer, or none but tied ones; a
+    layer has an adapter already.
     """
     if rank < 1:
         raise UsageError(f"rank={rank}: must be 1 or more")
     unpack(network)
     layers = _layers(network)
+    owners = [id(p) for module in network.modules() for p in module.parameters(recurse=False)]
     chosen: dict[str, Linear] = {}
     for pattern in patterns:
         found = {names[0]: layer for layer, names in layers.items() if fits(names, pattern)}
@@ -68,13 +70,13 @@ def add_lora(
             raise UsageError(
                 f'lora: "{pattern}" fits no linear layer, such as {", ".join(_examples(layers))}'
             )
-        chosen |= found
-    owners = [id(p) for module in network.modules() for p in module.parameters(recurse=False)]
+        free = {name: layer for name, layer in found.items() if owners.count(id(layer.weight)) == 1}
+        if not free:
+            raise UsageError(f"lora: {', '.join(found)} shares its matrix with another layer; choose others")
+        chosen |= free
     for name, layer in chosen.items():
         if layer.lora is not None or layer.merged is not None:
             raise UsageError(f"lora: {name} has an adapter already")
-        if owners.count(id(layer.weight)) > 1:
-            raise UsageError(f"lora: {name} shares its matrix with another layer; choose patterns without it")
     network.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in chosen.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ def measure(
             ]
         if "answer" in model.capabilities:
             values |= _answers(model, samples, pictures)
+        if model.labels:
+            values |= _classes(model, samples, pictures)
         return values, texts
     finally:
         model.network.train(was_training)
@@ -56,12 +58,17 @@ def score(values: Mapping[str, float]) -> float | None:
     return next((values[name] for name in _SCORES if name in values), None)
 
 
-def at_chance(values: Mapping[str, float], pictures: int) -> str:
+def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]) -> str:
     """What is no better than guessing on these unseen pictures, in words; empty where all is better.
 
-    Within three standard errors of what a guesser gets: 1 / pictures for recall@1, a half for ITM's verdicts.
+    Within three standard errors of what a guesser gets: 1 / pictures for recall@1, a half for ITM's verdicts. Only
+    what these objectives train: a captioner is free to forget how to judge.
     """
-    guesses = {"text_to_image_R@1": 1 / max(pictures, 1), "itm_random": 0.5}
+    guesses: dict[str, float] = {}
+    if {"itc", "clip", "siglip"} & {*terms}:
+        guesses["text_to_image_R@1"] = 1 / max(pictures, 1)
+    if "itm" in terms:
+        guesses["itm_random"] = 0.5
     bad = [
         f"{name} is {values[name]:.3f} (guessing: {p:.3f})"
         for name, p in guesses.items()
@@ -135,3 +142,12 @@ def _answers(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) ->
         return {}
     found = model.answer([pictures[i] for i, _ in asked], [q.question for _, q in asked])
     return {"answers": float(np.mean([text in q.answers for text, (_, q) in zip(found, asked, strict=True)]))}
+
+
+def _classes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+    known = [i for i, sample in enumerate(samples) if sample.label in model.labels]
+    if not known:
+        return {}
+    best = model.classify([pictures[i] for i in known]).argmax(1).tolist()
+    right = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
+    return {"classes": float(np.mean(right))}

@@ -306,15 +306,14 @@ def mim(context: Context) -> None:
 
 
 def classes(context: Context) -> None:
-    """The class of a picture, from its pooled state through one linear layer."""
+    """The class of a picture, from its pooled state through the network's layer for them."""
     known = (context.batch.labels >= 0).nonzero()[:, 0]
     everything = total(len(known))
     if everything == 0:
         return
     labels, pixels = context.batch.labels[known], pick(context.pixels, known)
     for part in context.features.parts(len(known)):
-        pooled = context.network.encode_image(pixels[part]).pooled
-        logits = context.heads["classes"](pooled)
+        logits = context.network.label_logits(context.network.encode_image(pixels[part]))
         loss = language.lm(logits, labels[part], everything, smoothing=context.recipe.smoothing)
         context.add("classes", loss)
 

@@ -25,12 +25,13 @@ from torch import Tensor
 from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import SightreadError, UsageError
 from sightread.models.files import write_json
-from sightread.nn.blocks import Block, checkpoint_blocks
+from sightread.nn.blocks import checkpoint_blocks
 from sightread.nn.lora import add_lora, merge
 from sightread.objectives.contrastive import enqueue
 from sightread.pipelines import checkpoints, optimiser
 from sightread.pipelines.checkpoints import State
 from sightread.pipelines.checkup import at_chance, measure, score
+from sightread.pipelines.compiling import check_compiler, compile_blocks
 from sightread.pipelines.features import Features
 from sightread.pipelines.feed import Batch, Feed, on_device
 from sightread.pipelines.leakage import find_leaks
@@ -118,6 +119,8 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
         )
     if len(dataset) < 2:
         raise UsageError(f"{data}: {len(dataset)} samples; a training needs two at least")
+    if recipe.compile:
+        check_compiler(ranks.device)
     if ranks.first:
         _claim(folder, recipe, dataset)
         trainee = prepare(recipe, dataset, folder)
@@ -167,13 +170,13 @@ def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> tuple[State, Shard
             seed=recipe.seed,
         )
     optimiser.freeze(network, recipe.model.frozen)
+    if trainee.labels:  # new, and never frozen
+        network.classes.requires_grad_(True)
     network.to(ranks.device).train()
     trainee.heads.to(ranks.device).train()
     checkpoint_blocks(network, recipe.recompute)
     if recipe.compile:
-        for module in network.modules():
-            if isinstance(module, Block):
-                module.compile()
+        compile_blocks(network)
     teaches = recipe.teacher.momentum > 0 and recipe.terms.get("itc", 0) > 0
     teacher = optimiser.copied(network) if teaches else None
     average = optimiser.copied(network) if recipe.ema else None
@@ -370,7 +373,9 @@ def _evaluate(run: Run) -> Iterator[RunEvent]:
         if reached is not None and (best is None or reached > best[1]):
             run.state.notes[_BEST] = [run.state.step, reached]
         yield Evaluated(run.state.step, values, texts)
-        if run.state.step >= run.steps // 2 and (said := at_chance(values, min(settings.samples, len(data)))):
+        trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
+        said = at_chance(values, min(settings.samples, len(data)), trained)
+        if said and run.state.step >= run.steps // 2:
             yield Warned(run.state.step, "evaluation", said)
     wait(run.ranks)
 

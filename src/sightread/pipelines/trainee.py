@@ -72,12 +72,14 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
     else:
         network, family, tokenizer, spec = _from_random(recipe, dataset, folder)
         name = recipe.name
-    network.requires_grad_(True)
     if settings.vision:
         _start_vision(network, settings.vision)
     _check_terms(recipe, network)
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
-    heads = _heads(recipe, network, tokenizer, len(labels))
+    if labels:
+        _give_classes(network, labels, recipe.seed + 1)
+    network.requires_grad_(True)
+    heads = _heads(recipe, network, tokenizer)
     regularise(network, dropout=settings.dropout, drop_path=settings.drop_path)
     return Trainee(name, family, network, tokenizer, spec, heads, labels)
 
@@ -167,6 +169,14 @@ def _labels(dataset: Dataset) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def _give_classes(network: Any, labels: tuple[str, ...], seed: int) -> None:
+    """A new layer for the classes, unless the network has learned these very ones before."""
+    if network.config.labels != labels:
+        network.config = replace(network.config, labels=labels)
+        network.classes = Linear(network.config.vision.dim, len(labels))
+        initialise(network.classes, seed)
+
+
 def _start_vision(network: Any, source: str) -> None:
     other = load(source, device="cpu").network
     unpack(other)
@@ -203,7 +213,7 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
             )
 
 
-def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer, classes: int) -> nn.ModuleDict:
+def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer) -> nn.ModuleDict:
     """What only training needs."""
     heads = nn.ModuleDict()
     config = network.config
@@ -211,8 +221,6 @@ def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer, classes: int) -> 
         heads["mlm"] = WordHead(config.text, tokenizer.token_id("[MASK]"))
     if recipe.terms.get("mim"):
         heads["mim"] = Linear(config.vision.dim, 3 * config.vision.patch**2)
-    if recipe.terms.get("classes"):
-        heads["classes"] = Linear(config.vision.dim, classes)
     initialise(heads, recipe.seed + 1)
     if "mlm" in heads:
         cast(WordHead, heads["mlm"]).words.weight = network.encoder.word.weight

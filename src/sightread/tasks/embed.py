@@ -19,6 +19,8 @@ class Embedder(Protocol):
 
     def class_logits(self, similarity: Tensor) -> Tensor: ...
 
+    def label_logits(self, image: Encoded) -> Tensor: ...
+
 
 @torch.inference_mode()
 def embed_images(net: Embedder, images: Encoded) -> Tensor:
@@ -36,6 +38,12 @@ def embed_texts(net: Embedder, ids: Tensor, lengths: Tensor) -> Tensor:
 def class_probabilities(net: Embedder, images: Tensor, classes: Tensor) -> Tensor:
     """images `[B, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`, rows sum to 1."""
     return net.class_logits(images @ classes.t()).float().softmax(dim=-1)
+
+
+@torch.inference_mode()
+def label_probabilities(net: Embedder, images: Encoded) -> Tensor:
+    """B encoded pictures -> float32 `[B, C]` over the classes that were learned, rows sum to 1."""
+    return net.label_logits(images).float().softmax(dim=-1)
 
 
 def ensemble(texts: Tensor, templates: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tasks in which a model chooses or scores: zero-shot classes, matching pairs, features; detections of others."""
+"""Tasks in which a model chooses or scores: classes, matching pairs, features; detections of others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _FOLDS, _DECAY = 5, 1e-3
 
 
 class Classes:
-    """Zero-shot classification of labelled pictures."""
+    """Classification of labelled pictures: by the model's own layer where it was fine-tuned for these very labels,
+    zero-shot otherwise."""
 
     def __init__(self, options: Options, samples: Sequence[Sample]) -> None:
         own = {sample.label for sample in samples if sample.label is not None}
@@ -50,10 +51,13 @@ class Classes:
 
     def _classify(self, work: Work, samples: list[Sample]) -> Events:
         def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
-            found = work.model().classify(pictures, self.labels, self.templates)
+            model = work.model()
+            learned = tuple(self.labels) == model.labels
+            found = model.classify(pictures, None if learned else self.labels, self.templates)
             best = np.argsort(-found, axis=1, kind="stable")[:, :_TOP]
             return [
                 {"top": [[self.labels[j], float(row[j])] for j in chosen]}
+                | ({"learned": True} if learned else {})
                 for row, chosen in zip(found, best, strict=True)
             ]
 
@@ -70,9 +74,14 @@ class Classes:
         many = np.array(
             [s.label in [label for label, _ in top] for s, top in zip(samples, tops, strict=True)]
         )
+        learned = any("learned" in records[key] for key in keys)
         how = (
-            f"zero-shot over {len(self.labels)} classes; {len(self.templates)} template(s) averaged as embeddings "
-            f"(Radford et al. 2021, 3.1.4): {' | '.join(self.templates[:8])}"
+            f"by the layer that was fine-tuned for these {len(self.labels)} classes"
+            if learned
+            else (
+                f"zero-shot over {len(self.labels)} classes; {len(self.templates)} template(s) averaged as embeddings "
+                f"(Radford et al. 2021, 3.1.4): {' | '.join(self.templates[:8])}"
+            )
         )
 
         def per_class(table: Floats) -> float:
