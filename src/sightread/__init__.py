@@ -23,6 +23,7 @@ from sightread.errors import (
 if TYPE_CHECKING:
     from sightread.data.samples import Dataset, open_dataset
     from sightread.pipelines import metrics
+    from sightread.pipelines.capfilt import bootstrap
     from sightread.pipelines.engine import Model, load
     from sightread.pipelines.evaluate import evaluate
     from sightread.pipelines.evaluation.measures import Evaluation
@@ -41,6 +42,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "bootstrap",
     "evaluate",
     "load",
     "metrics",
@@ -54,6 +56,8 @@ def __getattr__(name: str) -> Any:
         from sightread.pipelines import engine as home
     elif name in ("Dataset", "open_dataset"):
         from sightread.data import samples as home
+    elif name == "bootstrap":
+        from sightread.pipelines import capfilt as home
     elif name in ("Evaluation", "evaluate"):
         from sightread.pipelines import evaluate as home
     elif name == "train":

@@ -90,6 +90,11 @@ class Dataset:
         """Whether it can only be read in order, and once: no length, no numbers, no fingerprint."""
         return bool(self._pipes)
 
+    @property
+    def parts(self) -> list[int]:
+        """How many records each source holds (a shard, a table), in order; a selection is one part."""
+        return [len(self)] if self._indices is not None else [len(source) for source in self._sources]
+
     def key(self, index: int) -> str:
         """The key of a sample, unique in this dataset, without reading the sample."""
         return self._find(index)[2]

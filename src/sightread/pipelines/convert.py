@@ -115,7 +115,7 @@ def convert(
 def _write(dataset: Dataset, writer: writers.Writer, count: Callable[[Done[None] | Failed], None]) -> None:
     for sample in dataset.stream(lambda key, reason: count(Failed(key, reason))):
         try:
-            data, ending = _picture(sample, whole=writer.copies)
+            data, ending = encoded_picture(sample, whole=writer.copies)
             writer.check(sample)
         except ImageError as error:
             count(Failed(error.name, error.reason))
@@ -124,8 +124,11 @@ def _write(dataset: Dataset, writer: writers.Writer, count: Callable[[Done[None]
         count(Done(sample.key, None))
 
 
-def _picture(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
-    """The bytes, where they are wanted or nowhere else, and the ending for what they start like."""
+def encoded_picture(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
+    """The bytes, where they are wanted (whole) or nowhere else, and the ending for what they start like.
+
+    Raises `ImageError` for a picture that is gone, too large or of no known kind.
+    """
     if isinstance(sample.picture, bytes):
         data = sample.picture
     else:

@@ -130,7 +130,7 @@ def fingerprint(source: Source) -> str:
     return (found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest())[:32]
 
 
-def _prepared(source: Source) -> str:
+def prepared(source: Source) -> str:
     """16 hex digits: of what says how pictures and texts are prepared for the model."""
     if isinstance(source, Model):
         return hashlib.sha256(repr((source.image_spec, source.network.config)).encode()).hexdigest()[:16]
@@ -192,7 +192,7 @@ def _predict(
         **about,
         "model": source.name if isinstance(source, Model) else str(source),
         "weights": fingerprint(source),
-        "prepared": _prepared(source),
+        "prepared": prepared(source),
         "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
         "settings": task.settings,
         "options": options.told(),

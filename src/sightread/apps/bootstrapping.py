@@ -1,0 +1,167 @@
+"""The command `sightread bootstrap`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from sightread.apps.options import Dtype, whole
+from sightread.apps.show import Rows, Screen, say
+from sightread.models.catalog import BUNDLED
+
+EPILOGUE = (
+    "Examples:\n"
+    "  sightread bootstrap web.tar --captioner run-c/model --filter run-f/model --out better\n"
+    "  sightread bootstrap photos --mode filter-only --threshold 0.7 --out better\n"
+    "  sightread bootstrap web.tar --captions 10 --keep top-k-itc --ranker openai/clip-vit-large-patch14 --out better"
+)
+_AGAIN = "The same command goes on from here."
+
+
+@Parameter(name="*", group=Group("Which texts are written and kept", sort_key=10))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What the job is. It stays as it is in OUT: another job needs another folder."""
+
+    mode: Literal["both", "captioner-only", "filter-only"] = "both"
+    """both; captioner-only adds texts and judges none; filter-only judges and writes none."""
+
+    keep: Literal["matching", "best", "top-k-itc"] = "matching"
+    """matching: all that the filter takes; best: the best of each picture; top-k-itc: the --top best by ITC."""
+
+    threshold: float = 0.5
+    """The ITM probability from which a text matches."""
+
+    top: Annotated[int, Parameter(converter=whole)] = 2
+    """top-k-itc: how many texts of a picture stay."""
+
+    ranker: str | None = None
+    """top-k-itc: an embedding model. Without it: the filter."""
+
+    captions: Annotated[int, Parameter(converter=whole)] = 1
+    """Synthetic texts a picture."""
+
+    top_p: float = 0.9
+    """They are drawn from the likeliest tokens that together have this probability."""
+
+    num_beams: Annotated[int, Parameter(converter=whole)] = 1
+    """Above 1: beam search instead of drawing."""
+
+    min_tokens: Annotated[int, Parameter(converter=whole)] = 5
+    """Least length of one."""
+
+    max_tokens: Annotated[int, Parameter(converter=whole)] = 20
+    """Greatest length of one."""
+
+    prompt: str | None = None
+    """The words that each starts with."""
+
+    seed: Annotated[int, Parameter(converter=whole)] = 0
+    """Another number draws other texts."""
+
+
+@Parameter(name="*", group=Group("How the work is done", sort_key=20))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Working:
+    """What of this changes the result is said."""
+
+    to: Literal["tar", "parquet"] = "tar"
+    """The kind of the new shards."""
+
+    block: Annotated[int, Parameter(converter=whole)] = 1000
+    """Samples in a shard, at most: what one kill can cost."""
+
+    workers: Annotated[int, Parameter(converter=whole)] = 1
+    """Processes, each with its own models."""
+
+    batch_size: Annotated[int | None, Parameter(converter=whole)] = None
+    """Pictures held ready for the models: it changes speed and memory only."""
+
+    group: Annotated[int | None, Parameter(converter=whole)] = None
+    """Pictures in one pass of a model. It may change last digits of scores, so a job keeps it. 8 on a CPU, else 32."""
+
+    threads: Annotated[int | None, Parameter(converter=whole)] = None
+    """CPU threads of each process; a job keeps it, as --group. Without it: all cores."""
+
+    readers: Annotated[int, Parameter(converter=whole)] = 2
+    """Processes that decode pictures beside each model."""
+
+    device: str = "auto"
+    """auto takes a GPU where there is one, and more workers the next ones; or name it: cpu, cuda, cuda:1, mps."""
+
+    dtype: Dtype = "float32"
+    """Number format of the models."""
+
+    max_pixels: Annotated[int, Parameter(converter=whole)] = 128 * 1024 * 1024
+    """Pictures with more pixels than this are refused."""
+
+
+_TEXTS, _WORKING = Texts(), Working()
+
+
+def bootstrap(
+    *data: Annotated[str, Parameter(name="DATA", required=True)],
+    out: Annotated[Path, Parameter(alias="-o", metavar="FOLDER")],
+    captioner: str = BUNDLED,
+    filter: str = BUNDLED,
+    pictures: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    texts: Texts = _TEXTS,
+    working: Working = _WORKING,
+) -> int:
+    """Make a better dataset of a noisy one (CapFilt): write captions, judge them and the web's, keep what matches.
+
+    OUT becomes a dataset that every command reads, with the evidence for
+    every text in OUT/evidence. A run that was cut off goes on with the same
+    command; the result is the same as if it had never stopped.
+
+    Parameters
+    ----------
+    data
+        A folder, CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
+    out
+        The folder of the job.
+    captioner
+        The model that writes. Without it: the bundled one, small and often wrong.
+    filter
+        The model that judges; better one that was not made from the captioner.
+    pictures
+        The folder that the paths in a table or in COCO's json start from.
+    json
+        Print the summary as one JSON object.
+    """
+    options = _given(texts) | _given(working)
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    from sightread.data.samples import open_dataset
+    from sightread.pipelines.capfilt import bootstrap as run
+
+    dataset = open_dataset(list(data), pictures=pictures)
+    with Screen("bootstrapping", Rows([]), _AGAIN) as screen:
+        if not dataset.is_stream:
+            screen.count_ahead(lambda: len(dataset))
+        done = run(dataset, out=out, captioner=captioner, filter=filter, watch=screen.event, **options)
+    say(f"{out}: {done.written:,} of {done.samples:,} pictures; {_shares(done.texts)}.")
+    if json:
+        print(jsonlib.dumps(asdict(done)))
+    return 1 if done.failed else 0
+
+
+def _given(group: Any) -> dict[str, Any]:
+    return {field.name: getattr(group, field.name) for field in fields(group)}
+
+
+def _shares(texts: Mapping[str, int]) -> str:
+    """How many texts of each source were kept."""
+    parts: list[str] = []
+    for source in ("web", "synthetic"):
+        counts = {name.partition(" ")[2]: n for name, n in texts.items() if name.startswith(f"{source} ")}
+        kept = sum(counts.get(reason, 0) for reason in ("matched", "ranked", "unjudged"))
+        if counts:
+            parts.append(f"{kept:,} of {sum(counts.values()):,} {source} texts kept")
+    return ", ".join(parts) or "no texts"

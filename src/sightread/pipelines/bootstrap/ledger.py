@@ -1,0 +1,228 @@
+"""OUT: whose job it is, what of it is done, and proof of that.
+
+    job.json           the settings; another job is refused
+    manifest.jsonl     a line for each finished unit, with the checksums of its files and of itself
+    quarantine.jsonl   samples that could not be worked on, with their shard and why
+    000000.tar ...     the new dataset: what `open_dataset(OUT)` and training read
+    evidence/          000000.jsonl ...: every text of every picture, with scores and verdict
+
+A unit is done when its line is whole and its files are what the line says. Files come first, each whole or absent, then
+the line: whoever is killed anywhere has lost at most the unit at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sightread.data.atomic import atomic_write, remove_stale_temporaries, sync_folder
+from sightread.data.records import json_text
+from sightread.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two runs from one folder there
+    fcntl = None
+
+_CHECK = "check"
+
+
+class Lines:
+    """A file of checksummed JSON lines that grows by whole lines. What a kill tore off goes when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        """entries: what the whole lines say, in order; a damaged line is left out."""
+        self.entries: list[dict[str, Any]] = []
+        self._path = path
+        known = path.exists()
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
+        try:
+            self._file.seek(0)
+            data = self._file.readall()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                self._file.truncate(whole)
+            for line in data[:whole].splitlines():
+                if (entry := _checked(line)) is not None:
+                    self.entries.append(entry)
+            if not known:
+                sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """One line, on the disk when this returns. Raises OSError; then the file is as it was, or will be."""
+        line = _line(entry)
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(28, os.strerror(28), str(self._path))  # only a full disk takes a part
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise
+        self.entries.append(dict(entry))
+
+    def settle(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Makes these, in this order, the whole file, if it is not so already; the last thing that is done to it."""
+        data = b"".join(_line(entry) for entry in entries)
+        self.close()
+        if self._path.read_bytes() != data:
+            atomic_write(self._path, data)
+
+    def close(self) -> None:
+        """Every line is on the disk already."""
+        self._file.close()
+
+
+class Ledger:
+    """A job's folder, held by one process at a time. Used through `opened`."""
+
+    def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
+        """Raises `UsageError` where the folder holds another job, or something else."""
+        self.out = out
+        _claim(out, job)
+        (out / "evidence").mkdir(exist_ok=True)
+        remove_stale_temporaries(out)
+        remove_stale_temporaries(out / "evidence")
+        self._manifest = Lines(out / "manifest.jsonl")
+        try:
+            self._quarantine = Lines(out / "quarantine.jsonl")
+        except BaseException:
+            self._manifest.close()
+            raise
+        self.done: dict[int, dict[str, Any]] = {}
+
+    def verify(self, units: int) -> dict[int, dict[str, Any]]:
+        """The units that are done: a line, and both files as it says, byte for byte. The last line of a unit counts."""
+        told = {entry.get("unit"): entry for entry in self._manifest.entries}
+        for unit in range(units):
+            if unit in told and self._is_there(told[unit]):
+                self.done[unit] = told[unit]
+        return self.done
+
+    def quarantined(self) -> dict[str, str]:
+        """Samples that took a whole process with them, twice, and are not touched again."""
+        return {e["key"]: e["reason"] for e in self._quarantine.entries if e.get("fatal")}
+
+    def quarantine(self, shard: str, key: str, reason: str) -> None:
+        """A sample that is not to be touched again, at once."""
+        self._quarantine.add({"shard": shard, "key": key, "reason": reason, "fatal": True})
+
+    def commit(self, entry: dict[str, Any]) -> None:
+        """A unit is done: its files are in place."""
+        known = {(e["shard"], e["key"]) for e in self._quarantine.entries}
+        for key, reason in entry["failed"]:
+            if (entry["shard"], key) not in known:
+                self._quarantine.add({"shard": entry["shard"], "key": key, "reason": reason})
+        self._manifest.add(entry)
+        self.done[entry["unit"]] = entry
+
+    def finish(self) -> None:
+        """All units are done: the same lines in the same order, however they came to be."""
+        entries = [self.done[unit] for unit in sorted(self.done)]
+        fatal = self.quarantined()
+        self._quarantine.settle(
+            {"shard": e["shard"], "key": key, "reason": reason} | ({"fatal": True} if key in fatal else {})
+            for e in entries
+            for key, reason in e["failed"]
+        )
+        self._manifest.settle(entries)
+
+    def close(self) -> None:
+        """Everything is on the disk already."""
+        self._manifest.close()
+        self._quarantine.close()
+
+    def _is_there(self, entry: Mapping[str, Any]) -> bool:
+        evidence = self.out / "evidence" / f"{entry['unit']:06}.jsonl"
+        return _is(self.out / entry["shard"], entry["bytes"], entry["sha256"]) and _is(
+            evidence, entry["evidence_bytes"], entry["evidence"]
+        )
+
+
+@contextmanager
+def opened(out: Path) -> Generator[None]:
+    """Holds OUT, made where it is missing. Raises `UsageError` where another process holds it."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder")
+    used = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
+    if used and not (out / "job.json").exists():
+        raise UsageError(f"{out} is there already and holds no bootstrap; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(f"{out}: another process is working on it now; wait for its end") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def stored_job(out: Path) -> dict[str, Any]:
+    """What job.json says; empty where there is none. Raises `UsageError` where it is damaged."""
+    path = out / "job.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found["settings"], dict):
+            raise ValueError("no settings")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: is not what a bootstrap writes ({error}); name another --out") from error
+    return found
+
+
+def _claim(out: Path, job: Mapping[str, Any]) -> None:
+    theirs, ours = stored_job(out), json.loads(json.dumps(job))
+    if not theirs:
+        atomic_write(out / "job.json", json_text(ours) + "\n")
+        return
+    names = sorted(theirs["settings"].keys() | ours["settings"].keys())
+    differ = [
+        f"{name}: {theirs['settings'].get(name)}, now {ours['settings'].get(name)}"
+        for name in names
+        if theirs["settings"].get(name) != ours["settings"].get(name)
+    ]
+    if differ:
+        raise UsageError(
+            f"{out} holds a bootstrap with other settings ({'; '.join(differ)}): use those, or name another --out"
+        )
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    body = json_text(dict(entry))
+    return f'{body[:-1]}, "{_CHECK}": "{_checksum(body)}"}}\n'.encode()
+
+
+def _checked(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+        check = entry.pop(_CHECK)
+    except (ValueError, AttributeError, KeyError, RecursionError):
+        return None
+    return entry if check == _checksum(json_text(entry)) else None
+
+
+def _checksum(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _is(path: Path, size: int, sha256: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False

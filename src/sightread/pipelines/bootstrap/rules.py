@@ -1,0 +1,152 @@
+"""What a bootstrap is asked for, and which texts it keeps (Li et al. 2022, section 3.3: CapFilt)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
+
+from sightread.errors import UsageError
+from sightread.pipelines.captions import Rules, why_drop
+from sightread.tasks.generate import Decoding
+
+Mode: TypeAlias = Literal["both", "captioner-only", "filter-only"]
+Keep: TypeAlias = Literal["matching", "best", "top-k-itc"]
+Source: TypeAlias = Literal["web", "synthetic"]
+
+SOURCES: tuple[Source, ...] = ("web", "synthetic")
+DIGITS = 6  # decimals of a score: verdicts are made from what the evidence shows
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to bootstrap. What is not about speed or memory alone is a part of the job: OUT keeps it.
+
+    mode: "both"; "captioner-only" adds synthetic texts and judges nothing; "filter-only" writes none.
+    keep: "matching", every text with an ITM probability of `threshold` or more; "best", the best of those of each
+    picture; "top-k-itc", the `top` best of each picture by ITC similarity, as BLIP-2 does it (Li et al. 2023, section
+    3.3), by `ranker` or else the filter.
+    captions: synthetic texts a picture, drawn by nucleus sampling with `top_p` from the seed and the picture alone, or
+    with `num_beams` searched. min_tokens, max_tokens: of one; the end counts. prompt: what each starts with.
+    to: the kind of the output's shards. block: samples in one, at most. group: pictures in one pass of a model, None
+    for 8 on a CPU and 32 elsewhere; threads: of one process, None for torch's choice. These two change the last bits
+    of float32, so they stay as a job began.
+    workers: processes; batch_size: pictures held ready for the models of each; readers: decoder processes of each.
+    isolate: pictures are decoded by processes that they may take down.
+    """
+
+    mode: Mode = "both"
+    keep: Keep = "matching"
+    threshold: float = 0.5
+    top: int = 2
+    ranker: str | None = None
+    captions: int = 1
+    top_p: float = 0.9
+    num_beams: int = 1
+    min_tokens: int = 5
+    max_tokens: int = 20
+    prompt: str | None = None
+    seed: int = 0
+    to: Literal["tar", "parquet"] = "tar"
+    block: int = 1000
+    group: int | None = None
+    threads: int | None = None
+    workers: int = 1
+    batch_size: int | None = None
+    readers: int = 2
+    isolate: bool = True
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_pixels: int = 128 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for a value out of range."""
+        for name, allowed in (("mode", Mode), ("keep", Keep)):
+            if getattr(self, name) not in get_args(allowed):
+                raise UsageError(f"{name}={getattr(self, name)!r}: there are {', '.join(get_args(allowed))}")
+        if self.to not in ("tar", "parquet"):
+            raise UsageError(f"to={self.to!r}: there are tar, parquet")
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold={self.threshold}: must be from 0 to 1")
+        for name in ("top", "captions", "block", "group", "threads", "workers", "batch_size", "readers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: must be at least 1")
+        if self.mode == "captioner-only" and self.keep != "matching":
+            raise UsageError(f"keep={self.keep!r}: captioner-only judges nothing; use mode both")
+        if self.ranker is not None and self.keep != "top-k-itc":
+            raise UsageError("ranker: is for keep=top-k-itc alone")
+        self.decoding()
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """From keyword arguments; an unknown one raises `UsageError` with the known ones."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UsageError(f"{name}: no such option; there are {', '.join(known)}")
+        return cls(**given)
+
+    def decoding(self) -> dict[str, Any]:
+        """The captioner's decoding, in the words of `tasks.generate.Decoding`."""
+        how: dict[str, Any] = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
+        how |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
+        return asdict(Decoding.of(how | {"num_return": self.captions, "seed": self.seed}))
+
+
+@dataclass(slots=True)
+class Text:
+    """A text of one picture and what was found about it. itm: probability of a match; itc: cosine; None: not asked.
+
+    reason: "" while undecided; matched, ranked or unjudged where kept; else empty, looping, duplicate, unmatched,
+    "not the best" or "not in the top k".
+    """
+
+    source: Source
+    text: str
+    itm: float | None = None
+    itc: float | None = None
+    kept: bool = False
+    reason: str = ""
+
+
+def screen(texts: Sequence[Text]) -> list[Text]:
+    """Drop what no model needs to see, the web's texts standing first; returns what is left.
+
+    Of synthetic texts: empty ones, loops and repetitions of an earlier text; of the web's: empty ones.
+    """
+    seen: set[str] = set()
+    left: list[Text] = []
+    for text in texts:
+        plain = " ".join(text.text.casefold().split())
+        if not plain:
+            text.reason = "empty"
+        elif text.source == "synthetic":
+            text.reason = "duplicate" if plain in seen else why_drop(text.text, Rules())[0]
+        seen.add(plain)
+        if not text.reason:
+            left.append(text)
+    return left
+
+
+def decide(texts: Sequence[Text], options: Options) -> None:
+    """The verdicts of one picture's screened texts, from their scores; of equal texts the first wins."""
+    if options.mode == "captioner-only":
+        for text in texts:
+            text.kept, text.reason = True, "unjudged"
+        return
+    if options.keep == "top-k-itc":
+        order = sorted(texts, key=lambda text: -(text.itc if text.itc is not None else -1.0))
+        for place, text in enumerate(order):
+            text.kept = place < options.top
+            text.reason = "ranked" if text.kept else "not in the top k"
+        return
+    for text in texts:
+        text.kept = text.itm is not None and text.itm >= options.threshold
+        text.reason = "matched" if text.kept else "unmatched"
+    matching = [text for text in texts if text.kept]
+    if options.keep == "best" and matching:
+        best = max(matching, key=lambda text: text.itm or 0.0)
+        for text in matching:
+            if text is not best:
+                text.kept, text.reason = False, "not the best"

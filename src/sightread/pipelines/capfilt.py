@@ -1,0 +1,199 @@
+"""CapFilt: caption, filter, write the dataset anew (Li et al. 2022, section 3.3): a job that goes on after a kill.
+
+Every picture has its web texts and gets synthetic ones; a filter judges them all; what matches is kept, and the
+evidence for every text is kept beside it. The work goes unit by unit (`bootstrap.unit`), each written whole
+(`bootstrap.ledger`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from sightread.data.samples import Dataset, open_dataset
+from sightread.errors import UsageError
+from sightread.models.catalog import BUNDLED
+from sightread.pipelines.bootstrap.ledger import Ledger, opened, stored_job
+from sightread.pipelines.bootstrap.rules import Options
+from sightread.pipelines.bootstrap.unit import Job, load_models, run_unit
+from sightread.pipelines.bootstrap.workers import run_units
+from sightread.pipelines.evaluate import fingerprint, prepared
+from sightread.pipelines.events import Done, Failed, Skipped
+
+Watch: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
+Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
+
+# What may differ from call to call of one job.
+_FREE = ("workers", "batch_size", "readers", "isolate", "device", "ranker")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a bootstrap came to. texts: "web matched", "synthetic unmatched" and so on -> how many.
+
+    samples: pictures looked at; written: those in the new dataset; failed: those that could not be read, as
+    (shard, key, reason). new: pictures of this call.
+    """
+
+    out: str
+    samples: int
+    written: int
+    new: int
+    texts: Mapping[str, int]
+    failed: tuple[tuple[str, str, str], ...]
+
+
+def bootstrap(
+    data: str | Path | Sequence[str | Path] | Dataset,
+    *,
+    out: str | Path,
+    captioner: str | PathLike[str] = BUNDLED,
+    filter: str | PathLike[str] = BUNDLED,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Summary:
+    """Writes synthetic captions, judges them and the web's, and makes a new dataset of what matches: OUT.
+
+    data: what `open_dataset` reads, but no stream. captioner, filter: what `load` takes; a filter that is not the
+    captioner drops more of its mistakes (table 4 of the paper). out: a folder (see `bootstrap.ledger`), which
+    `open_dataset` and training read; the same call goes on where it was stopped. watch: is told of every sample.
+    options: the fields of `bootstrap.rules.Options`.
+
+    The result is the same, byte for byte, after any number of kills, with any number of workers and any batch size, on
+    machines of one kind with one version of torch.
+
+    Raises UsageError where OUT holds another job or another process works on it; OSError where a file cannot be
+    written: what is done stays done, and nothing is half written.
+    """
+    given, folder = Options.of(options), Path(out)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    with opened(folder):
+        job, about = _job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), given)
+        ledger = Ledger(folder, about)
+        try:
+            new = _work(job, ledger, watch)
+            ledger.finish()
+        finally:
+            ledger.close()
+    return summary(folder, ledger.done, new)
+
+
+def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> Summary:
+    """The sum of what a manifest tells."""
+    texts, entries = Counter[str](), [done[unit] for unit in sorted(done)]
+    for entry in entries:
+        texts.update(entry["texts"])
+    failed = tuple((entry["shard"], key, reason) for entry in entries for key, reason in entry["failed"])
+    samples, written = (sum(entry[name] for entry in entries) for name in ("samples", "written"))
+    return Summary(str(out), samples, written, new, texts, failed)
+
+
+def _job(
+    dataset: Dataset, out: Path, models: tuple[str, str], options: Options
+) -> tuple[Job, dict[str, Any]]:
+    """The job, and what job.json says about it."""
+    if dataset.is_stream:
+        raise UsageError("a stream has no parts to go on from; `sightread convert` makes shards of it")
+    stored = stored_job(out).get("settings", {})
+    kind = _kind(options.device)
+    options = replace(
+        options,
+        group=options.group or stored.get("group") or (8 if kind == "cpu" else 32),
+        threads=options.threads or stored.get("threads") or torch.get_num_threads(),
+    )
+    parts: dict[str, str] = {}
+    if options.mode != "filter-only":
+        parts["captioner"] = models[0]
+    if options.mode != "captioner-only":
+        parts["filter"] = models[1]
+    if options.ranker is not None:
+        parts["ranker"] = options.ranker
+    stamps = {part: fingerprint(source) for part, source in parts.items()}
+    settings = {name: getattr(options, name) for name in Options.__slots__ if name not in _FREE}
+    settings |= {"device": kind, "data": dataset.fingerprint, **stamps}
+    settings |= {f"{part}, prepared": prepared(source) for part, source in parts.items()}
+    about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": parts}
+    job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out)
+    return job, about | {"settings": settings, "units": len(job.units)}
+
+
+def _units(dataset: Dataset, block: int) -> list[tuple[int, int]]:
+    """Blocks of records in order; none reaches over the end of a source."""
+    units: list[tuple[int, int]] = []
+    start = 0
+    for count in dataset.parts:
+        units += [(low, min(low + block, start + count)) for low in range(start, start + count, block)]
+        start += count
+    return units
+
+
+def _kind(device: str) -> str:
+    if device != "auto":
+        return device.partition(":")[0]
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _work(job: Job, ledger: Ledger, watch: Watch | None) -> int:
+    """Does what is missing; the number of samples that were worked on."""
+    done = ledger.verify(len(job.units))
+    if watch is not None:
+        for unit in sorted(done):
+            for index in range(*job.units[unit]):
+                watch(Skipped(str(index), "it is done already"))
+    todo = [unit for unit in range(len(job.units)) if unit not in done]
+    if not todo:
+        return 0
+    quarantined, new, began = ledger.quarantined(), 0, time.monotonic()
+
+    def tell(key: str, reason: str) -> None:
+        if watch is not None:
+            watch(Failed(key, reason) if reason else Done(key, None))
+
+    with closing(
+        _inline(job, todo, quarantined, tell)
+        if job.options.workers == 1
+        else run_units(job, todo, quarantined, ledger.quarantine)
+    ) as found:
+        for told in found:
+            if isinstance(told, tuple):
+                tell(*told)
+                continue
+            ledger.commit(told)
+            new += told["samples"]
+            line = {"unit": told["unit"], "samples": told["samples"], "seconds": time.monotonic() - began}
+            began = time.monotonic()
+            _log(job.out, line)
+    return new
+
+
+def _inline(
+    job: Job, todo: Sequence[int], quarantined: Mapping[str, str], tell: Callable[[str, str], None]
+) -> Generator[Found, None, None]:
+    """The units in this process, one after the other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.options.threads or before)
+    try:
+        models = load_models(job)
+        for unit in todo:
+            yield run_unit(job, models, unit, quarantined, tell)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _log(out: Path, entry: Mapping[str, Any]) -> None:
+    """How long things took: no part of the result."""
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
