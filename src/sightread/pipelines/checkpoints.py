@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sightread.data.atomic import PREFIX, SUFFIX, atomic_path, sync_folder
 from sightread.errors import CheckpointError
 from sightread.models.files import read_tensors, write_json
-from sightread.pipelines.ranks import is_sharded, local, part, whole
+from sightread.pipelines.ranks import local, part, whole
 
 _NAME = re.compile(r"step-(\d+)")
 # What safetensors calls them.
@@ -69,12 +69,14 @@ def write(state: State, run: Path, *, first: bool = True) -> Path:
     """
     folder = run / "checkpoints"
     target = folder / f"step-{state.step:06d}"
+    # Wider types first, so that all are aligned; and all processes in one order.
+    tensors = dict(sorted(_tensors(state).items(), key=lambda item: -item[1].element_size()))
     if not first:
-        for tensor in _tensors(state).values():
-            if is_sharded(tensor):
-                whole(tensor)
+        for tensor in tensors.values():
+            whole(tensor)
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(run)
     temporary, former = (
         folder / f"{PREFIX}{target.name}-{os.getpid()}{end}{SUFFIX}" for end in ("", "-former")
     )
@@ -82,7 +84,7 @@ def write(state: State, run: Path, *, first: bool = True) -> Path:
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write_tensors(_tensors(state), temporary / "state.safetensors")
+        _write_tensors(tensors, temporary / "state.safetensors")
         write_json({"step": state.step, "notes": state.notes}, temporary / "state.json")
         if target.exists():  # a damaged one, or of an earlier life of this run
             os.replace(target, former)
@@ -95,11 +97,10 @@ def write(state: State, run: Path, *, first: bool = True) -> Path:
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file, with one tensor at a time in memory. Wider types first, so that all are aligned."""
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    """A safetensors file of these in their order, with one at a time in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, tensor in ordered:
+    for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         kind = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         header[name] = kind
@@ -107,8 +108,8 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     text += b" " * (-len(text) % 8)
     with atomic_path(path) as temporary, temporary.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            values = whole(tensor.detach()).cpu().contiguous().flatten()
+        for tensor in tensors.values():
+            values = whole(tensor).cpu().contiguous().flatten()
             file.write(cast(Any, values.view(torch.uint8).numpy()))
 
 
@@ -123,7 +124,7 @@ def resume(state: State, run: Path) -> list[str]:
         try:
             stored = _open(found[step])
         except (OSError, ValueError, CheckpointError) as error:
-            damaged.append(f"{found[step]} is damaged ({error})")
+            damaged.append(f"{found[step]} is damaged ({str(error).partition(';')[0]})")
         else:
             _put(state, found[step].name, *stored)
             return damaged
@@ -160,12 +161,15 @@ def _put(state: State, name: str, stored: Mapping[str, Tensor], step: int, notes
     state.notes.update(notes)
 
 
-def prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all but the last `keep` and the best, and what killed writers left."""
+def prune(run: Path, step: int, keep: int, best: int | None) -> None:
+    """Remove all but the last `keep` up to `step`, just written, and the best: what is later could not be read.
+
+    What killed writers left goes too.
+    """
     found = _all(run)
-    for step in sorted(found)[:-keep]:
-        if step != best:
-            shutil.rmtree(found[step], ignore_errors=True)
+    kept = {*sorted(each for each in found if each <= step)[-keep:], best}
+    for each in found.keys() - kept:
+        shutil.rmtree(found[each], ignore_errors=True)
     for left in (run / "checkpoints").glob(f"{PREFIX}*{SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -289,7 +289,7 @@ def _one(run: Run, batch: Batch) -> Iterator[RunEvent]:
         state.notes["watch"] = run.watch.state()
         folder = checkpoints.write(state, run.folder, first=run.ranks.first)
         if run.ranks.first:
-            checkpoints.prune(run.folder, recipe.keep, state.notes.get(_BEST, [None])[0])
+            checkpoints.prune(run.folder, state.step, recipe.keep, state.notes.get(_BEST, [None])[0])
             yield Saved(state.step, folder)
         wait(run.ranks)
 
