@@ -96,7 +96,7 @@ def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> S
         texts.update(entry["texts"])
     failed = tuple((entry["shard"], key, reason) for entry in entries for key, reason in entry["failed"])
     samples, written = (sum(entry[name] for entry in entries) for name in ("samples", "written"))
-    return Summary(str(out), samples, written, new, texts, failed)
+    return Summary(str(out), samples, written, new, dict(texts), failed)
 
 
 def _job(

@@ -1,0 +1,432 @@
+"""CapFilt: the verdicts follow their rules, and the result is the same whatever happened on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sightread
+from sightread.data.atomic import PREFIX
+from sightread.data.samples import open_dataset
+from sightread.data.world import world, write_world
+from sightread.errors import SightreadError, UnsupportedError, UsageError
+from sightread.pipelines.bootstrap import ledger, unit, workers
+from sightread.pipelines.bootstrap.rules import Options, Text, decide, screen
+from sightread.pipelines.capfilt import bootstrap
+from sightread.pipelines.events import Done, Failed, Skipped
+from tests.checkpoints import write_blip, write_clip
+from tests.pipelines.deadly import VICTIM, Deadly
+
+COUNT, BLOCK = 22, 8  # shards of 8, 6 (the first source's end) and 8
+QUICK: dict[str, Any] = {"block": BLOCK, "group": 3, "threads": 1, "isolate": False, "max_tokens": 7}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, and two shards of scenes; the second one's texts belong to other pictures."""
+    folder = tmp_path_factory.mktemp("capfilt")
+    write_blip(folder / "caption")
+    write_blip(folder / "match", head="match")
+    write_clip(folder / "clip")
+    write_world(folder / "a.tar", world("train", 14, 1))
+    write_world(folder / "b.tar", world("unseen", 8, 1, shuffled=True))
+    return folder
+
+
+def run(place: Path, out: Path, **options: Any) -> Any:
+    given = {"captioner": place / "caption", "filter": place / "match", **QUICK, **options}
+    return bootstrap([place / "a.tar", place / "b.tar"], out=out, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an unbroken run wrote."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(place, out)
+    return out
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """The result: everything but what is about a run."""
+    about_runs = ("log.jsonl", "report.json", "report.html")
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in about_runs)
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def evidence(out: Path) -> list[dict[str, Any]]:
+    files = sorted((out / "evidence").iterdir())
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+def test_the_output_is_the_kept_texts_of_the_same_pictures(place: Path, whole: Path) -> None:
+    before = {s.key: s for s in open_dataset([place / "a.tar", place / "b.tar"])}
+    after = {s.key: s for s in open_dataset(whole)}
+    assert list(after) == list(before)  # each has questions, so it stays even without a text
+    lines = evidence(whole)
+    for key, sample in after.items():
+        assert sample.picture == before[key].picture
+        assert sample.questions == before[key].questions
+        mine = [line for line in lines if line["key"] == key]
+        assert [line["source"] for line in mine] == ["web", "synthetic"]
+        assert mine[0]["text"] == before[key].captions[0]
+        assert sample.captions == tuple(line["text"] for line in mine if line["verdict"] == "kept")
+    reasons = {line["reason"] for line in lines}
+    assert {"matched", "unmatched"} <= reasons
+    assert all((line["itm"] >= 0.5) == (line["reason"] == "matched") for line in lines if line["itm"])
+
+
+def test_scores_are_the_verbs_scores(place: Path, whole: Path) -> None:
+    model = sightread.load(place / "match")
+    pictures = {s.key: s.picture for s in open_dataset([place / "a.tar", place / "b.tar"])}
+    for line in evidence(whole)[:12]:
+        picture = pictures[line["key"]]
+        if line["itm"] is not None:
+            assert line["itm"] == pytest.approx(model.match(picture, line["text"])[0], abs=2e-5)
+            assert line["itc"] == pytest.approx(model.similarity(picture, line["text"])[0, 0], abs=2e-5)
+        assert len(line["filter"]) == 32
+        assert "captioner" in line if line["source"] == "synthetic" else "captioner" not in line
+
+
+def test_one_mode_writes_and_the_other_judges(place: Path, tmp_path: Path) -> None:
+    done = run(place, tmp_path / "c", mode="captioner-only", filter=place / "gone", captions=3)
+    assert {name for name in done.texts if "web" in name} == {"web unjudged"}
+    counts = {name: n for name, n in done.texts.items() if "synthetic" in name}
+    assert sum(counts.values()) == 3 * COUNT
+    assert all(line["itm"] is None for line in evidence(tmp_path / "c"))
+    done = run(place, tmp_path / "f", mode="filter-only", captioner=place / "gone")
+    assert sum(done.texts.values()) == COUNT
+    assert {line["source"] for line in evidence(tmp_path / "f")} == {"web"}
+
+
+def test_top_k_by_a_ranker(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path, keep="top-k-itc", ranker=str(place / "clip"), captions=3, top=2, to="parquet")
+    lines = evidence(tmp_path)
+    for sample in open_dataset(tmp_path):
+        ranked = [line for line in lines if line["key"] == sample.key and line["itc"] is not None]
+        best = sorted(ranked, key=lambda line: -line["itc"])[:2]
+        assert sorted(sample.captions) == sorted(line["text"] for line in best)
+    model = sightread.load(place / "clip")
+    picture = next(iter(open_dataset(place / "a.tar"))).picture
+    assert lines[0]["itc"] == pytest.approx(model.similarity(picture, lines[0]["text"])[0, 0], abs=2e-5)
+
+
+def test_a_picture_without_anything_left_is_left_out(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, sample in enumerate(world("train", 4, 1)):
+        assert isinstance(sample.picture, bytes)
+        (folder / f"{i}.png").write_bytes(sample.picture)
+        (folder / f"{i}.txt").write_text("a dog\n")
+    options = QUICK | {"captioner": place / "caption", "filter": place / "match", "threshold": 1.0}
+    done = bootstrap(folder, out=tmp_path / "out", **options)
+    assert (done.samples, done.written) == (4, 0)
+    with tarfile.open(tmp_path / "out" / "000000.tar") as tar:
+        assert tar.getnames() == []
+    assert len(evidence(tmp_path / "out")) == 8
+
+
+texts = st.builds(
+    Text,
+    st.sampled_from(["web", "synthetic"]),
+    st.text("ab ", max_size=4),
+    st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]),
+    st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
+)
+
+
+@given(st.lists(texts, max_size=6), st.sampled_from(["matching", "best", "top-k-itc"]), st.integers(1, 3))
+def test_rules(found: list[Text], keep: Any, top: int) -> None:
+    found.sort(key=lambda text: text.source == "synthetic")
+    left = screen(found)
+    decide(left, Options(keep=keep, top=top))
+    assert all(text.reason for text in found)
+    kept = [text for text in found if text.kept]
+    assert all(text.text.strip() for text in kept)
+    written = [text.text.strip() for text in kept if text.source == "synthetic"]
+    assert len(written) == len(set(written))
+    if keep == "top-k-itc":
+        assert len(kept) == min(top, len(left))
+        assert min((t.itc for t in kept), default=0) >= max((t.itc for t in left if not t.kept), default=-1)
+        return
+    matching = [text for text in left if text.itm is not None and text.itm >= 0.5]
+    assert kept == (
+        matching if keep == "matching" else [max(matching, key=lambda t: t.itm or 0)] if matching else []
+    )
+
+
+def test_loops_and_repetitions_are_dropped_unseen() -> None:
+    web, same, loop = Text("web", "A dog"), Text("synthetic", "a  dog"), Text("synthetic", "so so so so so")
+    assert screen([web, same, loop, Text("synthetic", " ")]) == [web]
+    assert (same.reason, loop.reason) == ("duplicate", "looping")
+
+
+# -- the same, whatever happened ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_no_batch_size_changes_a_byte(place: Path, whole: Path, tmp_path: Path, batch_size: int) -> None:
+    run(place, tmp_path / "out", batch_size=batch_size)
+    assert content(tmp_path / "out") == content(whole)
+
+
+def test_workers_and_decoders_change_no_byte(place: Path, whole: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    done = run(place, tmp_path / "out", workers=2, isolate=True, watch=seen.append)
+    assert content(tmp_path / "out") == content(whole)
+    assert done.new == done.samples == COUNT
+    assert len({event.name for event in seen if isinstance(event, Done)}) == COUNT
+
+
+def test_a_finished_job_does_nothing_and_proves_it(place: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    seen: list[Any] = []
+    done = run(place, out, watch=seen.append)
+    assert (done.new, done.samples) == (0, COUNT)
+    assert all(isinstance(event, Skipped) for event in seen)
+    data = bytearray((out / "000001.tar").read_bytes())
+    data[600] ^= 1
+    (out / "000001.tar").write_bytes(data)
+    (out / "evidence" / "000002.jsonl").unlink()
+    assert run(place, out).new == 6 + 8
+    assert content(out) == content(whole)
+
+
+def test_damaged_and_torn_lines_are_work_to_do_again(place: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    lines = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "manifest.jsonl").write_bytes(
+        lines[0].replace(b'"written": 8', b'"written": 7') + lines[1] + lines[2][:50]
+    )
+    (out / f"{PREFIX}0.tmp").write_bytes(b"half")
+    assert run(place, out).new == 16
+    assert content(out) == content(whole)
+
+
+def test_a_seed_draws_other_texts_and_only_those(place: Path, whole: Path, tmp_path: Path) -> None:
+    run(place, tmp_path, seed=1)
+    ours, theirs = evidence(tmp_path), evidence(whole)
+    assert [a["text"] == b["text"] for a, b in zip(ours, theirs, strict=True) if a["source"] == "web"] == [
+        True
+    ] * COUNT
+    assert [a["text"] for a in ours] != [b["text"] for b in theirs]
+
+
+CHILD = """
+import json, sys
+from sightread.pipelines.capfilt import bootstrap
+if __name__ == "__main__":
+    place, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    print("go", flush=True)
+    bootstrap([f"{place}/a.tar", f"{place}/b.tar"], out=out, captioner=f"{place}/caption", filter=f"{place}/match",
+              watch=lambda event: print(type(event).__name__, event.name, flush=True), **options)
+"""
+
+
+def killed(place: Path, out: Path, after: int, delay: float = 0.0, **options: Any) -> None:
+    """A run that is killed when it has told of so many samples, and a little later."""
+    script = out.parent / "child.py"
+    script.write_text(CHILD)
+    words = [sys.executable, str(script), str(place), str(out), json.dumps(QUICK | options)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+        assert child.stdout is not None
+        told = 0
+        for line in child.stdout:
+            told += line.startswith("Done")
+            if told == after:
+                time.sleep(delay)
+                child.send_signal(signal.SIGKILL)
+                break
+
+
+@pytest.mark.parametrize(("after", "delay"), [(3, 0.0), (8, 0.002), (15, 0.0)])
+def test_killed_anywhere_it_goes_on(
+    place: Path, whole: Path, tmp_path: Path, after: int, delay: float
+) -> None:
+    out = tmp_path / "out"
+    killed(place, out, after, delay)
+    seen: list[Any] = []
+    done = run(place, out, watch=seen.append)
+    assert content(out) == content(whole)
+    assert done.new >= COUNT - after - 1
+    assert len([event for event in seen if isinstance(event, Skipped)]) + done.new == COUNT
+
+
+def test_a_worker_that_dies_is_replaced(place: Path, whole: Path, tmp_path: Path) -> None:
+    victims: list[int] = []
+    begin = workers._Worker.__init__
+
+    def start(self: Any, job: Any, number: int) -> None:
+        begin(self, job, number)
+        victims.append(self.process.pid)
+        if len(victims) == 1:
+            os.kill(self.process.pid, signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers._Worker, "__init__", start)
+        run(place, tmp_path / "out", workers=2)
+    assert len(victims) == 3
+    assert content(tmp_path / "out") == content(whole)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "write"])
+def test_every_failing_write_is_said_and_the_rest_resumes(
+    place: Path, whole: Path, tmp_path: Path, call: str
+) -> None:
+    out = tmp_path / "out"
+    for n in range(1, 40, 1 if call == "write" else 4):
+        with pytest.MonkeyPatch.context() as patch:
+            if not failing(patch, call, n):
+                break
+            try:
+                run(place, out)
+            except (OSError, UsageError):
+                continue
+        break
+    run(place, out)
+    assert content(out) == content(whole)
+
+
+def failing(patch: pytest.MonkeyPatch, call: str, n: int) -> bool:
+    """From the n-th call on, no room."""
+    count = 0
+
+    def fails(real: Any) -> Any:
+        def wrapped(*given: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count >= n:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*given, **named)
+
+        return wrapped
+
+    if call == "write":
+        patch.setattr(ledger.Lines, "add", fails(ledger.Lines.add))
+        patch.setattr(unit, "atomic_write", fails(unit.atomic_write))
+    else:
+        patch.setattr(os, call, fails(getattr(os, call)))
+    return True
+
+
+# -- what is refused, and what is broken -------------------------------------------------------------------------------
+
+
+def test_another_job_a_strange_folder_and_a_second_process_are_refused(
+    place: Path, whole: Path, tmp_path: Path
+) -> None:
+    before = content(whole)
+    with pytest.raises(UsageError, match=r"threshold: 0\.5, now 0\.7"):
+        run(place, whole, threshold=0.7)
+    with pytest.raises(UsageError, match="filter"):
+        run(place, whole, filter=place / "clip", keep="top-k-itc")
+    with ledger.opened(whole), pytest.raises(UsageError, match="another process"):
+        run(place, whole)
+    assert content(whole) == before
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="holds no bootstrap"):
+        run(place, tmp_path)
+    with pytest.raises(UnsupportedError, match="cannot match"):
+        run(place, tmp_path / "out", filter=place / "clip")
+    with pytest.raises(UsageError, match="no such option"):
+        run(place, tmp_path / "out2", bogus=1)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 2},
+        {"mode": "x"},
+        {"keep": "x"},
+        {"captions": 0},
+        {"ranker": "x"},
+        {"top_p": 0},
+        {"to": "csv"},
+        {"mode": "captioner-only", "keep": "best"},
+        {"min_tokens": 9, "max_tokens": 5},
+    ],
+)
+def test_wrong_options(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Options.of(options)
+
+
+def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) -> None:
+    data = (place / "a.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[: len(data) * 2 // 3])
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for i, sample in enumerate(world("train", 4, 2)):
+        assert isinstance(sample.picture, bytes)
+        (folder / f"{i}.png").write_bytes(sample.picture if i != 2 else sample.picture[:200])
+    (folder / "9.png").write_text("no picture")
+    options = QUICK | {"captioner": place / "caption", "filter": place / "match", "isolate": True}
+    seen: list[Any] = []
+    done = bootstrap([tmp_path / "cut.tar", folder], out=tmp_path / "out", watch=seen.append, **options)
+    assert [key for _, key, _ in done.failed] == ["cut.tar", "2", "9"]
+    assert [event.name for event in seen if isinstance(event, Failed)] == ["cut.tar", "2", "9"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["cut.tar", "2", "9"]
+    assert all(line["reason"] and line["shard"].endswith(".tar") for line in lines)
+    assert bootstrap([tmp_path / "cut.tar", folder], out=tmp_path / "out", **options).new == 0
+
+
+def test_a_sample_that_takes_processes_down_is_left_out(place: Path, tmp_path: Path) -> None:
+    """The key of the job's sample kills whoever looks at it."""
+    job, _ = _deadly_job(place, tmp_path / "out")
+    told: list[tuple[str, str, str]] = []
+    found = [
+        x for x in workers.run_units(job, [0], {}, lambda *what: told.append(what)) if isinstance(x, dict)
+    ]
+    assert [(shard, key) for shard, key, _ in told] == [("000000.tar", VICTIM)]
+    assert [key for key, _ in found[0]["failed"]] == [VICTIM]
+    assert found[0]["samples"] == 4
+
+
+def _deadly_job(place: Path, out: Path) -> Any:
+    from sightread.pipelines.capfilt import _job
+
+    (out / "evidence").mkdir(parents=True)
+    options = Options.of(QUICK | {"workers": 1, "block": 4})
+    job, about = _job(Deadly(place / "a.tar"), out, (str(place / "caption"), str(place / "match")), options)
+    return job, about
+
+
+def test_a_worker_s_error_is_the_job_s(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(SightreadError, match="cannot caption"):
+        run(place, tmp_path / "out", captioner=place / "clip", workers=2)
+
+
+def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> None:
+    """The same pictures in another order and other shards get the same texts."""
+    shuffled = open_dataset([place / "a.tar", place / "b.tar"]).select(
+        np.random.default_rng(0).permutation(COUNT)
+    )
+    given = {"captioner": place / "caption", "filter": place / "match", **QUICK, "block": 5}
+    bootstrap(shuffled, out=tmp_path / "x", **given)
+    run(place, tmp_path / "y")
+
+    def texts(out: Path) -> dict[str, list[str]]:
+        lines = [line for line in evidence(out) if line["source"] == "synthetic"]
+        return {line["key"]: line["text"] for line in lines}
+
+    assert texts(tmp_path / "x") == texts(tmp_path / "y")
