@@ -410,7 +410,7 @@ RECIPES: dict[str, Recipe] = {
             teacher=TeacherSettings(queue=0, alpha_epochs=4.0),
             optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
-            epochs=30,
+            epochs=20,
         ),
         # The bundled model, second half; recipes/nano/LOG.md has the first and what was tried.
         Recipe(
