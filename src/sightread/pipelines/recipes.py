@@ -98,7 +98,8 @@ class Recipe:
 
     terms: objective -> weight. epochs: passes over the data, or `steps` where that is not 0. precision: "float32";
     "medium": float32 with products in bfloat16 where the machine has them; "bfloat16": autocast. recompute: activation
-    checkpointing. ema: momentum of the averaged weights that are evaluated and kept, 0 for none. save_every: steps
+    checkpointing. shard: each of several processes keeps a part of weights and moments (`sharding`); a run may go on
+    with or without. ema: momentum of the averaged weights that are evaluated and kept, 0 for none. save_every: steps
     between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. match_weight: how much more a true
     pair counts in ITM than a false one. masked: the share of patches (MIM)
     and of words (MLM) to hide.

@@ -2,8 +2,9 @@
 
 Sharded is what blocks are made of: every self-attention, cross-attention and MLP is a unit, gathered when it runs and
 let go of afterwards. They are what BLIP's encoder and decoder share, so that a module of two blocks is one unit; the
-keys and values of a memory are asked for on their own, and are a unit too. All else (words, positions, norms, heads)
-lies whole on every process, its gradients summed by `ranks.sum_gradients`.
+keys and values of a memory are asked for on their own, and are a unit too. That is 90 % of BLIP base and 81 % of CLIP
+B/32. All else (words, positions, norms, heads) lies whole on every process, its gradients summed by
+`ranks.sum_gradients`.
 
 All processes gather a unit together, so they must run the same units in the same order. In a step in which they would
 not (one has no questions, or more chunks) all units are gathered before it, and their gradients summed after it.
