@@ -112,6 +112,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.trainee": {"pipelines.engine", "pipelines.recipes"},
     "apps.train": {"apps.training"},
     "pipelines.bootstrap.rules": {"pipelines.captions"},
+    "pipelines.bootstrap.report": {"pipelines.bootstrap.rules", "pipelines.bootstrap.unit"},
     "pipelines.bootstrap.unit": {
         "pipelines.bootstrap.rules",
         "pipelines.convert",
@@ -123,6 +124,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.bootstrap.workers": {"pipelines.bootstrap.unit"},
     "pipelines.capfilt": {
         "pipelines.bootstrap.ledger",
+        "pipelines.bootstrap.report",
         "pipelines.bootstrap.rules",
         "pipelines.bootstrap.unit",
         "pipelines.bootstrap.workers",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,6 +138,7 @@ def bootstrap(
     options = _given(texts) | _given(working)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightread.data.samples import open_dataset
+    from sightread.pipelines.bootstrap.report import shares
     from sightread.pipelines.capfilt import bootstrap as run
 
     dataset = open_dataset(list(data), pictures=pictures)
@@ -146,7 +146,9 @@ def bootstrap(
         if not dataset.is_stream:
             screen.count_ahead(lambda: len(dataset))
         done = run(dataset, out=out, captioner=captioner, filter=filter, watch=screen.event, **options)
-    say(f"{out}: {done.written:,} of {done.samples:,} pictures; {_shares(done.texts)}.")
+    kept = [f"{t['kept']:,} of {t['total']:,} {s} texts" for s, t in shares(done.texts).items() if t["total"]]
+    say(f"{out}: {done.written:,} of {done.samples:,} pictures; kept {' and '.join(kept) or 'no texts'}.")
+    say(f"{out / 'report.html'}: what was kept and dropped, with pictures.")
     if json:
         print(jsonlib.dumps(asdict(done)))
     return 1 if done.failed else 0
@@ -154,14 +156,3 @@ def bootstrap(
 
 def _given(group: Any) -> dict[str, Any]:
     return {field.name: getattr(group, field.name) for field in fields(group)}
-
-
-def _shares(texts: Mapping[str, int]) -> str:
-    """How many texts of each source were kept."""
-    parts: list[str] = []
-    for source in ("web", "synthetic"):
-        counts = {name.partition(" ")[2]: n for name, n in texts.items() if name.startswith(f"{source} ")}
-        kept = sum(counts.get(reason, 0) for reason in ("matched", "ranked", "unjudged"))
-        if counts:
-            parts.append(f"{kept:,} of {sum(counts.values()):,} {source} texts kept")
-    return ", ".join(parts) or "no texts"

@@ -25,6 +25,7 @@ from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import UsageError
 from sightread.models.catalog import BUNDLED
 from sightread.pipelines.bootstrap.ledger import Ledger, opened, stored_job
+from sightread.pipelines.bootstrap.report import write_report
 from sightread.pipelines.bootstrap.rules import Options
 from sightread.pipelines.bootstrap.unit import Job, load_models, run_unit
 from sightread.pipelines.bootstrap.workers import run_units
@@ -36,6 +37,7 @@ Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
 
 # What may differ from call to call of one job.
 _FREE = ("workers", "batch_size", "readers", "isolate", "device", "ranker")
+_REPORT_EVERY = 300.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,9 @@ def bootstrap(
         job, about = _job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), given)
         ledger = Ledger(folder, about)
         try:
-            new = _work(job, ledger, watch)
+            new = _work(job, ledger, about, watch)
             ledger.finish()
+            write_report(job, ledger.done, about)
         finally:
             ledger.close()
     return summary(folder, ledger.done, new)
@@ -146,7 +149,7 @@ def _kind(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _work(job: Job, ledger: Ledger, watch: Watch | None) -> int:
+def _work(job: Job, ledger: Ledger, about: Mapping[str, Any], watch: Watch | None) -> int:
     """Does what is missing; the number of samples that were worked on."""
     done = ledger.verify(len(job.units))
     if watch is not None:
@@ -156,7 +159,8 @@ def _work(job: Job, ledger: Ledger, watch: Watch | None) -> int:
     todo = [unit for unit in range(len(job.units)) if unit not in done]
     if not todo:
         return 0
-    quarantined, new, began = ledger.quarantined(), 0, time.monotonic()
+    quarantined, new = ledger.quarantined(), 0
+    began = reported = time.monotonic()
 
     def tell(key: str, reason: str) -> None:
         if watch is not None:
@@ -176,6 +180,9 @@ def _work(job: Job, ledger: Ledger, watch: Watch | None) -> int:
             line = {"unit": told["unit"], "samples": told["samples"], "seconds": time.monotonic() - began}
             began = time.monotonic()
             _log(job.out, line)
+            if began - reported > _REPORT_EVERY:
+                reported = began
+                write_report(job, ledger.done, about)
     return new
 
 
