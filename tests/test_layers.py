@@ -57,6 +57,7 @@ NAMED: dict[str, set[str]] = {
     "data.folders": {"data.images", "data.records"},
     "data.images": {"data.headers"},
     "data.masking": {"data.randomness"},
+    "data.noise": {"data.randomness"},
     "data.pixels": {"data.images", "data.resample"},
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "data.world": {"data.atomic", "data.randomness"},
@@ -112,6 +113,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.trainee": {"pipelines.engine", "pipelines.recipes"},
     "apps.train": {"apps.training"},
     "pipelines.bootstrap.rules": {"pipelines.captions"},
+    "pipelines.bootstrap.estimate": {"pipelines.bootstrap.unit"},
     "pipelines.bootstrap.report": {"pipelines.bootstrap.rules", "pipelines.bootstrap.unit"},
     "pipelines.bootstrap.unit": {
         "pipelines.bootstrap.rules",
@@ -123,6 +125,7 @@ NAMED: dict[str, set[str]] = {
     },
     "pipelines.bootstrap.workers": {"pipelines.bootstrap.unit"},
     "pipelines.capfilt": {
+        "pipelines.bootstrap.estimate",
         "pipelines.bootstrap.ledger",
         "pipelines.bootstrap.report",
         "pipelines.bootstrap.rules",

@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sightread
+from sightread.apps import cli
 from sightread.data.atomic import PREFIX
 from sightread.data.samples import open_dataset
 from sightread.data.world import world, write_world
 from sightread.errors import SightreadError, UnsupportedError, UsageError
 from sightread.pipelines.bootstrap import ledger, unit, workers
 from sightread.pipelines.bootstrap.rules import Options, Text, decide, screen
-from sightread.pipelines.capfilt import bootstrap
+from sightread.pipelines.capfilt import bootstrap, estimate
 from sightread.pipelines.events import Done, Failed, Skipped
 from tests.checkpoints import write_blip, write_clip
 from tests.pipelines.deadly import VICTIM, Deadly
@@ -325,6 +326,51 @@ def failing(patch: pytest.MonkeyPatch, call: str, n: int) -> bool:
     else:
         patch.setattr(os, call, fails(getattr(os, call)))
     return True
+
+
+def test_the_report_counts_what_the_evidence_says(whole: Path) -> None:
+    told = json.loads((whole / "report.json").read_text())
+    lines = evidence(whole)
+    for source in ("web", "synthetic"):
+        mine = [line for line in lines if line["source"] == source]
+        kept = [line for line in mine if line["verdict"] == "kept"]
+        assert (told["texts"][source]["total"], told["texts"][source]["kept"]) == (len(mine), len(kept))
+        judged = [line for line in mine if line["itm"] is not None]
+        assert sum(told["itm_histogram"][source]) == len(judged)
+        assert told["texts"][source]["noise_ratio"] == pytest.approx(1 - len(kept) / len(judged), abs=1e-4)
+    assert told["pictures"] == {"samples": COUNT, "written": COUNT, "failed": 0}
+    assert told["throughput"]["pictures"] >= COUNT
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 8
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_an_estimate_writes_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = {"captioner": place / "caption", "filter": place / "match"}
+    made = estimate(place / "a.tar", samples=6, price=2.0, **models, **QUICK)
+    assert (made.samples, made.measured) == (14, 6)
+    assert made.hours > 0
+    assert made.cost is not None
+    assert 14 / 6 * 1000 < made.bytes < 10_000_000
+    assert sum(made.texts.values()) == 12
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bootstrap", place / "a.tar", "--captioner", place / "caption", "--filter", place / "match"]
+    words += ["--out", tmp_path / "x", "--block", 8, "--max-tokens", 6, "--json"]
+    assert cli.main([*map(str, words), "--estimate"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 14
+    assert cli.main([*map(str, words)]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["samples"] == 14
+    assert "14 done" in said
+    assert cli.main([*map(str, words)]) == 0
+    assert "14 skipped" in capsys.readouterr().err
+    assert cli.main([*map(str, words), "--seed", "3"]) == 2
+    assert "other settings" in capsys.readouterr().err
 
 
 # -- what is refused, and what is broken -------------------------------------------------------------------------------

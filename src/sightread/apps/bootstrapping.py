@@ -110,6 +110,7 @@ def bootstrap(
     captioner: str = BUNDLED,
     filter: str = BUNDLED,
     pictures: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    estimate: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     texts: Texts = _TEXTS,
     working: Working = _WORKING,
@@ -132,16 +133,26 @@ def bootstrap(
         The model that judges; better one that was not made from the captioner.
     pictures
         The folder that the paths in a table or in COCO's json start from.
+    estimate
+        Measure 64 pictures, predict time and disk for all of them, and write nothing.
     json
-        Print the summary as one JSON object.
+        Print the summary, or the estimate, as one JSON object.
     """
     options = _given(texts) | _given(working)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightread.data.samples import open_dataset
     from sightread.pipelines.bootstrap.report import shares
     from sightread.pipelines.capfilt import bootstrap as run
+    from sightread.pipelines.capfilt import estimate as predict
 
     dataset = open_dataset(list(data), pictures=pictures)
+    if estimate:
+        made = predict(dataset, captioner=captioner, filter=filter, **options)
+        speed = f"{made.pictures_per_second:,.2f} pictures/s and worker"
+        say(f"{made.samples:,} pictures: about {made.hours:,.2f} h and {made.bytes / 1e6:,.0f} MB ({speed}).")
+        if json:
+            print(jsonlib.dumps(asdict(made)))
+        return 0
     with Screen("bootstrapping", Rows([]), _AGAIN) as screen:
         if not dataset.is_stream:
             screen.count_ahead(lambda: len(dataset))

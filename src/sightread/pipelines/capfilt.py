@@ -24,6 +24,8 @@ import torch
 from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import UsageError
 from sightread.models.catalog import BUNDLED
+from sightread.pipelines.bootstrap.estimate import Estimate
+from sightread.pipelines.bootstrap.estimate import estimate as measure
 from sightread.pipelines.bootstrap.ledger import Ledger, opened, stored_job
 from sightread.pipelines.bootstrap.report import write_report
 from sightread.pipelines.bootstrap.rules import Options
@@ -92,6 +94,27 @@ def bootstrap(
     return summary(folder, ledger.done, new)
 
 
+def estimate(
+    data: str | Path | Sequence[str | Path] | Dataset,
+    *,
+    captioner: str | PathLike[str] = BUNDLED,
+    filter: str | PathLike[str] = BUNDLED,
+    samples: int = 64,
+    price: float | None = None,
+    **options: Any,
+) -> Estimate:
+    """What `bootstrap` with the same arguments would take, measured on about `samples` pictures; nothing is kept.
+
+    price: of one worker and hour, for the cost. Raises UsageError for what `bootstrap` would refuse.
+    """
+    if samples < 1:
+        raise UsageError(f"samples={samples}: must be at least 1")
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    models = (os.fspath(captioner), os.fspath(filter))
+    job, _ = _job(dataset, None, models, Options.of(options))
+    return measure(job, samples, price)
+
+
 def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> Summary:
     """The sum of what a manifest tells."""
     texts, entries = Counter[str](), [done[unit] for unit in sorted(done)]
@@ -103,12 +126,12 @@ def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> S
 
 
 def _job(
-    dataset: Dataset, out: Path, models: tuple[str, str], options: Options
+    dataset: Dataset, out: Path | None, models: tuple[str, str], options: Options
 ) -> tuple[Job, dict[str, Any]]:
     """The job, and what job.json says about it."""
     if dataset.is_stream:
         raise UsageError("a stream has no parts to go on from; `sightread convert` makes shards of it")
-    stored = stored_job(out).get("settings", {})
+    stored = {} if out is None else stored_job(out).get("settings", {})
     kind = _kind(options.device)
     options = replace(
         options,
@@ -127,7 +150,7 @@ def _job(
     settings |= {"device": kind, "data": dataset.fingerprint, **stamps}
     settings |= {f"{part}, prepared": prepared(source) for part, source in parts.items()}
     about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": parts}
-    job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out)
+    job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
     return job, about | {"settings": settings, "units": len(job.units)}
 
 
