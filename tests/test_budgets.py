@@ -15,7 +15,7 @@ FUNCTION_LINES = 60
 PARAMETERS = 8
 FAMILY_LINES = 300
 READING_FILES, READING_LINES = 5, 1200
-PACKAGE_LINES = 24_000
+PACKAGE_LINES = 30_000
 
 # models/ holds the families and these; the reading distance of a family does not count them.
 NOT_FAMILIES = {"catalog", "families", "files", "weights"}
