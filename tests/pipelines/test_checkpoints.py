@@ -22,6 +22,12 @@ from sightread.pipelines.run_events import Stepped, Warned
 from sightread.pipelines.train import train
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test outlives a power cut: what is asked of the disk counts; to do it takes a busy one minutes."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def state(seed: int, step: int = 0, width: int = 5) -> State:
     """A small one with all that a state can hold, tied weights among it; every tensor is random."""
     torch.manual_seed(seed)
