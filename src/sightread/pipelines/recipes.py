@@ -389,14 +389,14 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=10,
         ),
-        # A linear probe; --set model.frozen= lets the whole tower learn.
+        # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
         Recipe(
             "classify",
             {"classes": 1.0},
             model=ModelSettings(start="nano", frozen=("*",)),
-            data=DataSettings(batch=64, augment=_FINE),
+            data=DataSettings(batch=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0),
+            optimiser=OptimiserConfig(lr=3e-2, clip_norm=1.0),
             schedule=ScheduleConfig("cosine"),
             epochs=20,
         ),

@@ -92,7 +92,7 @@ def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, s
     if settings.image_size:
         config = _with_side(config, settings.image_size)
     tokenizer = _tokenizer(FAMILIES[family].tokenizer, settings, dataset, folder, config.text.positions)
-    config = fitted(config, tokenizer.vocab_size, tokenizer.token_id)
+    config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
     network: Any = FAMILIES[family].network(config)
     initialise(network, recipe.seed)
     side = config.vision.image_size
