@@ -100,6 +100,9 @@ class Working:
     max_pixels: Annotated[int, Parameter(converter=whole)] = 128 * 1024 * 1024
     """Pictures with more pixels than this are refused."""
 
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Print the summary, or the estimate, as one JSON object."""
+
 
 _TEXTS, _WORKING = Texts(), Working()
 
@@ -111,7 +114,6 @@ def bootstrap(
     filter: str = BUNDLED,
     pictures: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     estimate: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     texts: Texts = _TEXTS,
     working: Working = _WORKING,
 ) -> int:
@@ -135,10 +137,9 @@ def bootstrap(
         The folder that the paths in a table or in COCO's json start from.
     estimate
         Measure 64 pictures, predict time and disk for all of them, and write nothing.
-    json
-        Print the summary, or the estimate, as one JSON object.
     """
     options = _given(texts) | _given(working)
+    json = options.pop("json")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightread.data.samples import open_dataset
     from sightread.pipelines.bootstrap.report import shares
