@@ -208,6 +208,8 @@ def test_evaluation_on_the_way(shard: Path, tmp_path: Path) -> None:
     events = run(shard, tmp_path / "run", *settings)
     found = [event for event in events if isinstance(event, Evaluated)]
     assert [event.step for event in found] == [2, 4]
+    best = max(found, key=lambda event: event.values["CIDEr"]).step
+    assert (tmp_path / "run" / "checkpoints" / f"step-{best:06d}").is_dir()
     assert {"CIDEr", "text_to_image_R@1", "image_to_text_R@10", "itm_hard", "answers"} <= set(found[0].values)
     assert all(0 <= value <= 10 for value in found[0].values.values())
 

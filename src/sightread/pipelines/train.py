@@ -37,7 +37,16 @@ from sightread.pipelines.feed import Batch, Feed, on_device
 from sightread.pipelines.leakage import find_leaks
 from sightread.pipelines.memory import keep_freed_memory
 from sightread.pipelines.model import Model
-from sightread.pipelines.ranks import Ranks, agree, clip_gradients, join, sum_gradients, sum_values, wait
+from sightread.pipelines.ranks import (
+    Ranks,
+    agree,
+    any_of,
+    clip_gradients,
+    join,
+    sum_gradients,
+    sum_values,
+    wait,
+)
 from sightread.pipelines.recipes import Recipe, change, find, from_json, to_json
 from sightread.pipelines.run_events import Began, Ended, Evaluated, RunEvent, Saved, Skipped, Stepped, Warned
 from sightread.pipelines.run_log import RunLog
@@ -283,9 +292,11 @@ def _one(run: Run, batch: Batch) -> Iterator[RunEvent]:
         )
     done = state.step == run.steps
     every = recipe.evaluation.every
+    best = False
     if recipe.evaluation.data and (done or (every and state.step % every == 0)):
         yield from _evaluate(run)
-    if done or state.step % (recipe.save_every or run.steps_per_epoch) == 0:
+        best = any_of([state.notes.get(_BEST, [None])[0] == state.step], run.ranks)[0]
+    if done or best or state.step % (recipe.save_every or run.steps_per_epoch) == 0:
         state.notes["watch"] = run.watch.state()
         folder = checkpoints.write(state, run.folder, first=run.ranks.first)
         if run.ranks.first:
