@@ -98,7 +98,7 @@ def test_an_unsupported_verb_names_a_model_that_can(checkpoints: Path) -> None:
     captioner = sightread.load(checkpoints / "caption", device="cpu")
     with pytest.raises(sightread.UnsupportedError, match="Salesforce/blip-image-captioning"):
         clip.caption(pictures(1))
-    with pytest.raises(sightread.UnsupportedError, match="clip"):
+    with pytest.raises(sightread.UnsupportedError, match="CLIP"):
         captioner.classify(pictures(1), ["dog"])
     with pytest.raises(sightread.UnsupportedError, match="blip-itm"):
         captioner.match(pictures(1), "a dog")

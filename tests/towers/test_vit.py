@@ -11,7 +11,7 @@ from sightread.models.sizes import SIZES
 from sightread.nn.initial import initialise
 from sightread.towers.vit import ChannelNorm, Vit, VitConfig
 
-PLAIN = replace(SIZES["world"][1].vision, image_size=32, layers=1)
+PLAIN = replace(SIZES["world"][1].vision, image_size=32, patch=8, stem=(), layers=1)
 
 
 def tower(config: VitConfig) -> Vit:

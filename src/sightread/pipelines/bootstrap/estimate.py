@@ -67,7 +67,7 @@ def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimat
         measured=count,
         pictures_per_second=round(count / seconds, 3),
         model_seconds=round(loaded - began, 2),
-        hours=round(hours, 4),
+        hours=round(hours, 8),
         bytes=round(whole / count * (entry["bytes"] + entry["evidence_bytes"])),
         cost=None if price is None else round(price * hours * options.workers, 2),
         texts=dict(Counter(entry["texts"])),
