@@ -9,6 +9,7 @@ import pytest
 
 from sightread.apps import cli
 from sightread.data.world import world, write_world
+from sightread.models.files import BUNDLED_FOLDER
 from tests.checkpoints import write_blip
 
 
@@ -90,7 +91,7 @@ def test_broken_pictures_are_named(place: Path, tmp_path: Path, capsys: pytest.C
     ("words", "message"),
     [
         (("captions", "-m", "nowhere"), "--data"),
-        (("captions", "-d", "WORLD"), "one or two models"),
+        (("captions", "-d", "WORLD", *"-m a -m b -m c".split()), "one or two models"),
         (("captions", "-d", "nowhere", "-m", "x"), "nowhere"),
         (("captions", "-d", "WORLD", "-m", "nowhere"), "nowhere"),
         (("captions", "-d", "WORLD", "-m", "MATCH"), "cannot caption"),
@@ -105,3 +106,16 @@ def test_wrong_usage(
     names = {"WORLD": str(place / "world.tar"), "MATCH": str(place / "match")}
     assert run(*(names.get(word, word) for word in words)) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_a_model_it_is_the_bundled_one_and_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not BUNDLED_FOLDER.is_dir():
+        pytest.skip("this source tree has no bundled model")
+    assert run("captions", "-d", place / "world.tar", "--max-new-tokens", 5, "--json") == 0
+    out, said = capsys.readouterr()
+    assert said.startswith("using the bundled model nano ")
+    assert [json.loads(line) for line in out.splitlines()]
+    assert run("detect", "-d", place / "world.tar") == 2
+    assert "bundled" not in capsys.readouterr().err

@@ -14,11 +14,10 @@ from cyclopts import App, CycloptsError, Group, Parameter
 import sightread
 from sightread.apps import bootstrapping, converting, evaluating
 from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
-from sightread.apps.show import Column, Rows, Screen, complain, say
+from sightread.apps.show import Column, Rows, Screen, complain, say, say_bundled
 from sightread.apps.train import train
 from sightread.apps.worlds import world
 from sightread.errors import CheckpointError, SightreadError, TokenizerError, UnsupportedError, UsageError
-from sightread.models import catalog
 from sightread.pipelines.events import Done, Failed, Skipped
 
 if TYPE_CHECKING:
@@ -345,12 +344,7 @@ def _load(machine: Machine, capability: str, source: str | None = None) -> Model
     model = load(source or machine.source, device=machine.device, dtype=machine.dtype)
     _require(model, capability)
     if source is None and machine.model is None:
-        size = catalog.find(catalog.BUNDLED)
-        millions = "" if size is None else f"{size.parameters:.0f} M weights, "
-        say(
-            f"using the bundled model {catalog.BUNDLED} ({millions}small and often wrong); "
-            f"-m {catalog.pick_for(capability).name} is much better"
-        )
+        say_bundled(capability)
     if machine.batch_size is not None:
         model.batch_size = machine.batch_size
     return model

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from sightread.apps.options import Dtype, at_least, whole, words_or_file
-from sightread.apps.show import Column, Rows, Screen, say
+from sightread.apps.show import Column, Rows, Screen, say, say_bundled
+from sightread.models.catalog import BUNDLED
 from sightread.pipelines.events import Event
 
 if TYPE_CHECKING:
@@ -104,6 +105,15 @@ class Measuring:
 
 
 _MEASURING = Measuring()
+# What a model must be able to do for a task.
+_JOBS = {
+    "captions": "caption",
+    "retrieval": "rank",
+    "classify": "classify",
+    "vqa": "answer",
+    "matching": "match",
+    "features": "embed",
+}
 
 
 def evaluate(
@@ -131,7 +141,7 @@ def evaluate(
     data
         A folder, CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
     model
-        A hub id, a folder or a file. Give it twice to compare two models.
+        A hub id, a folder or a file; two are compared. Without it: nano, which comes with the package.
     predictions
         Score this file instead of a model; twice to compare two.
     out
@@ -148,7 +158,7 @@ def evaluate(
         result = run(
             task,
             data,
-            model=model or (),
+            model=model or ([] if predictions else _bundled(task)),
             predictions=predictions or (),
             out=out,
             train_data=train_data,
@@ -166,6 +176,13 @@ def evaluate(
     if out is not None:
         say(f"{out / 'report.html'}: all numbers, what each means, and pictures.")
     return 1 if failed else 0
+
+
+def _bundled(task: str) -> list[str]:
+    if task not in _JOBS:
+        return []
+    say_bundled(_JOBS[task])
+    return [BUNDLED]
 
 
 class _Screens:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sightread.models import catalog
 from sightread.pipelines.events import Done, Event, Skipped
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ def _escaped(character: str) -> str:
 def say(text: str) -> None:
     """One message line on standard error."""
     print(one_line(text), file=sys.stderr, flush=True)
+
+
+def say_bundled(job: str) -> None:
+    """Says that the bundled model works, as no other was named, and which one does a job of `catalog.JOBS` better."""
+    entry = catalog.ENTRIES[0]
+    say(
+        f"using the bundled model {entry.name} ({entry.parameters:.0f} M weights, small and often wrong); "
+        f"-m {catalog.pick_for(job).name} is much better"
+    )
 
 
 def complain(program: str, error: object) -> None:
