@@ -95,9 +95,9 @@ class Tour:
 
     def caption(self) -> None:
         """What is in each picture."""
-        if self._says("caption", "a sentence for each picture", "sightread caption photos --num-beams 3"):
+        if self._says("caption", "a sentence for each picture", "sightread caption photos"):
             rows = Rows([_NAME, Column("caption")])
-            texts = self.model.caption(self.pictures, num_beams=3)
+            texts = self.model.caption(self.pictures)
             for i, text in enumerate(texts):
                 self._add(i, caption=text)
                 rows.row({"name": self._name(i), "caption": text})
