@@ -396,7 +396,7 @@ RECIPES: dict[str, Recipe] = {
             model=ModelSettings(start="nano", frozen=("*",)),
             data=DataSettings(batch=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=3e-2, clip_norm=1.0),
+            optimiser=OptimiserConfig(lr=1e-2, clip_norm=1.0),
             schedule=ScheduleConfig("cosine"),
             epochs=20,
         ),
