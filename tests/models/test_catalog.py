@@ -167,6 +167,17 @@ def test_the_bundled_model_is_what_its_entry_says() -> None:
     assert entry.parameters == round(sum(p.numel() for p in network.parameters()) / 1e6, 1)
     assert set(entry.jobs) == network.jobs
     assert entry.image_size == network.config.vision.image_size
+    card = (PACKAGE / BUNDLED / "CARD.md").read_text("utf-8")
+    table = {
+        row.split("|")[1].strip(): row.split("|")[2].split()[0]
+        for row in card.splitlines()
+        if row[:2] == "| "
+    }
+    said = " ".join(entry.quality)
+    assert f"CIDEr {table['CIDEr']}, BLEU-4 {table['BLEU-4']}" in said
+    recalls = [f"{100 * float(table[f'{way} recall@10']):.1f}" for way in ("image-to-text", "text-to-image")]
+    assert " / ".join(recalls) in said
+    assert f"{100 * float(table['accuracy (random)']):.1f} %, ROC area {table['roc_auc (random)']}" in said
 
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)

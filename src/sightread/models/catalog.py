@@ -135,12 +135,16 @@ _NANO = Entry(
     family="blip",
     layout="sightread",
     jobs=tuple(JOBS),
-    image_size=80,
+    image_size=112,
     parameters=8.0,
     licence="research use",
     paper="2201.12086",
     download_mb=0,
-    quality=("no published figure: small and often wrong; its model card has what was measured",),
+    quality=(
+        "Flickr8k CIDEr 0.253, BLEU-4 0.117, 1,000 photographs of the dev part, beam 3 (its card)",
+        "Flickr8k recall@10 image to text / text to image 16.8 / 15.6 %, the same 1,000, ITC (its card)",
+        "Flickr8k matched against random pairs: accuracy 73.3 %, ROC area 0.803, the same 1,000, ITM (its card)",
+    ),
 )
 
 ENTRIES: tuple[Entry, ...] = (
