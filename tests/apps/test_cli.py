@@ -362,7 +362,10 @@ import sys, sightread.apps.cli as cli
 from tests.apps.fake_model import FakeModel
 if __name__ == "__main__":
     fake = FakeModel(seconds=float(sys.argv[1]))
-    cli.load = lambda source, *, device, dtype: fake
+    def load(source, *, device, dtype):
+        print("loading", file=sys.stderr, flush=True)
+        return fake
+    cli.load = load
     sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -432,7 +435,11 @@ def test_ctrl_c_from_outside(photos: Path) -> None:
     job = subprocess.Popen(
         command(30, "caption", photos, "-m", "M"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(1.5)
+    assert job.stderr is not None
+    for line in job.stderr:  # by what it does and not by the clock: a busy machine starts slowly
+        if "loading" in line:
+            break
+    time.sleep(0.5)
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=20)
     assert job.returncode == 130, err
