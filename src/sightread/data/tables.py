@@ -207,8 +207,9 @@ class _Csv:
             def texts() -> Iterator[str]:
                 nonlocal end
                 for line in iter(file.readline, b""):
+                    mark = b"" if end else b"\xef\xbb\xbf"  # a file may begin with one; later it is text
                     end += len(line)
-                    yield line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+                    yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
 
             table = csv.reader(texts(), delimiter=self._delimiter)
             while True:
