@@ -225,8 +225,3 @@ def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer) -> nn.ModuleDict:
     if "mlm" in heads:
         cast(WordHead, heads["mlm"]).words.weight = network.encoder.word.weight
     return heads
-
-
-def result_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of every parameter, by name."""
-    return {name: value.detach().clone() for name, value in network.named_parameters()}
