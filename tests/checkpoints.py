@@ -75,10 +75,10 @@ def write_clip(folder: Path, *, seed: int = 0, **shape: Any) -> CLIPModel:
         projection_dim=shape.get("projection_dim", 20),
     )
     torch.manual_seed(seed)
-    model = _sharpen(CLIPModel(config).eval())
+    model = sharpen(CLIPModel(config).eval())
     side = config.vision_config.image_size
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return _save(folder, model, tokenizer, processor)
+    return save_checkpoint(folder, model, tokenizer, processor)
 
 
 BLIP_HEADS = {
@@ -115,12 +115,15 @@ def write_blip(folder: Path, *, head: str = "caption", seed: int = 0, **shape: A
         tie_word_embeddings=tied,
     )
     torch.manual_seed(seed)
-    model = _sharpen(BLIP_HEADS[head](config).eval())
+    model = sharpen(BLIP_HEADS[head](config).eval())
     side = config.vision_config.image_size
-    return _save(folder, model, tokenizer, BlipImageProcessorPil(size={"height": side, "width": side}))
+    return save_checkpoint(
+        folder, model, tokenizer, BlipImageProcessorPil(size={"height": side, "width": side})
+    )
 
 
-def _sharpen(model: Any) -> Any:
+def sharpen(model: Any) -> Any:
+    """Weights large enough that near ties are rare, drawn from torch's generator."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -130,7 +133,8 @@ def _sharpen(model: Any) -> Any:
     return model
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, processor: Any) -> Any:
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, processor: Any) -> Any:
+    """Write all three; the model remembers the others."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)

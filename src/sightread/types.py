@@ -25,7 +25,9 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 class ImageSpec:
     """How a decoded RGB picture becomes the pixels that a network sees: resize, centre crop, scale, normalise.
 
-    Exactly one of `shortest_edge` (keeps the aspect) and `resize` (height, width; stretches) may be set, or neither.
+    At most one of these may be set: `shortest_edge` (keeps the aspect), `resize` (height, width; stretches), and
+    `patches` (their side in pixels, how many at most): as large as whole patches allow, nearly in the picture's own
+    aspect, so that pictures differ in size (SigLIP 2's NaFlex).
     `crop` is (height, width), cut from the centre, padded with black where the picture is smaller.
     A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32.
     """
@@ -37,6 +39,7 @@ class ImageSpec:
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    patches: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

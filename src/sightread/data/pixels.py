@@ -47,12 +47,14 @@ _FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "blip": {"square": True, "size": 384, "resample": 3, "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
     "siglip": {"square": False, "size": {"height": 224, "width": 224}, "resample": 3}
     | {"image_mean": _HALF, "image_std": _HALF},
+    "siglip2": {"square": True, "size": None, "resample": 2, "patch_size": 16, "max_num_patches": 256}
+    | {"image_mean": _HALF, "image_std": _HALF},
     "vit": {"square": True, "size": 224, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
 }
 
 
 def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
-    """The spec in a `preprocessor_config.json` of the CLIP, BLIP, SigLIP or ViT kind.
+    """The spec in a `preprocessor_config.json` of the CLIP, BLIP, SigLIP (NaFlex too) or ViT kind.
 
     Raises CheckpointError for a processor, or a form of size, crop or filter, that is not known.
     """
@@ -64,14 +66,15 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
     family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor|Processor)$", "", kind).lower()
     if family not in _FAMILIES:
         raise CheckpointError(
-            f"preprocessor_config.json: image processor {kind!r} is not known; known: CLIP, Blip, Siglip, ViT"
+            f"preprocessor_config.json: image processor {kind!r} is not known; known: CLIP, Blip, Siglip, Siglip2, ViT"
         )
     get = {**_FAMILIES[family], **{key: value for key, value in config.items() if value is not None}}.get
     if get("do_pad"):
         raise CheckpointError("preprocessor_config.json: do_pad is not supported; set it to false")
+    flexible = family == "siglip2"
     size = (
         _size("size", get("size"), bool(get("default_to_square", get("square"))))
-        if get("do_resize", True)
+        if get("do_resize", True) and not flexible
         else None
     )
     crop = _size("crop_size", get("crop_size"), True) if get("do_center_crop", False) else None
@@ -86,6 +89,7 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
         scale=_number("rescale_factor", get("rescale_factor", 1 / 255)) if get("do_rescale", True) else 1.0,
         mean=_triple("image_mean", get("image_mean")) if normal else (0.0, 0.0, 0.0),
         std=_triple("image_std", get("image_std"), positive=True) if normal else (1.0, 1.0, 1.0),
+        patches=_patches(get("patch_size"), get("max_num_patches")) if flexible else None,
     )
 
 
@@ -103,7 +107,10 @@ def spec_to_transformers(spec: ImageSpec, processor: str) -> dict[str, Any]:
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
     }
-    if spec.shortest_edge is not None:
+    if spec.patches is not None:
+        sizes = {"patch_size": spec.patches[0], "max_num_patches": spec.patches[1]}
+        config |= {"image_processor_type": "Siglip2ImageProcessor", "do_resize": True, **sizes}
+    elif spec.shortest_edge is not None:
         config["size"] = {"shortest_edge": spec.shortest_edge}
     elif spec.resize is not None:
         config["size"] = {"height": spec.resize[0], "width": spec.resize[1]}
@@ -294,6 +301,8 @@ def _window(size: tuple[int, int], spec: ImageSpec) -> resample.Window:
     width, height = size
     if spec.resize is not None:
         height, width = spec.resize
+    elif spec.patches is not None:
+        height, width = _whole_patches(height, width, *spec.patches)
     elif spec.shortest_edge is not None:
         edge = spec.shortest_edge
         # float arithmetic and truncation as the reference has them
@@ -307,6 +316,23 @@ def _window(size: tuple[int, int], spec: ImageSpec) -> resample.Window:
     top, left = max(0, (height - crop_height) // 2), max(0, (width - crop_width) // 2)
     right, bottom = min(width, left + crop_width), min(height, top + crop_height)
     return resample.Window(width, height, left, top, right, bottom)
+
+
+def _whole_patches(height: int, width: int, side: int, most: int) -> tuple[int, int]:
+    """The largest size in whole patches, each side rounded up, that has `most` patches at most.
+
+    By halving, 24 times, the interval of scales, as the reference does: its last bits decide ties.
+    """
+
+    def scaled(length: int, scale: float) -> int:
+        return max(side, math.ceil(length * scale / side) * side)
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        fits = (scaled(height, middle) / side) * (scaled(width, middle) / side) <= most
+        low, high = (middle, high) if fits else (low, middle)
+    return scaled(height, low), scaled(width, low)
 
 
 def _pad(values: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
@@ -335,6 +361,14 @@ def _size(key: str, value: Any, square: bool) -> int | tuple[int, int]:
                 f"preprocessor_config.json: {key} = {value!r} is not known; "
                 'known: a number, {"shortest_edge"}, {"height", "width"}'
             )
+
+
+def _patches(side: Any, most: Any) -> tuple[int, int]:
+    if not isinstance(side, int) or not isinstance(most, int) or min(side, most) < 1:
+        raise CheckpointError(
+            f"preprocessor_config.json: patch_size = {side!r}, max_num_patches = {most!r}; wanted two numbers above 0"
+        )
+    return side, most
 
 
 def _interpolation(value: Any) -> Interpolation:

@@ -1,7 +1,7 @@
 """Text in: strings become token ids, and ids become strings, over the `tokenizers` library.
 
 One `Tokenizer` serves every family. What differs between families is data: the pipeline in `backend`, the names
-of the special tokens and a few settings. A new family is one more pipeline in `_PIPELINES`.
+of the special tokens and a few settings. The pipelines of CLIP and BERT are here, SentencePiece is in `pieces`.
 
 CLIP has two sets of rules, and the files say which one holds:
 
@@ -18,24 +18,22 @@ import html
 import json
 import re
 import unicodedata
-import warnings
-from collections.abc import Container, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import ftfy
-import numpy as np
 import tokenizers
-from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from sightread.data.padding import Padding, check_texts, pad
 from sightread.errors import TokenizerError, UsageError
 from sightread.types import Tokens
 
-Kind = Literal["clip", "bert"]
+Kind = Literal["clip", "bert", "pieces"]  # the last: data/pieces.py
 Json = dict[str, Any]
 Merges = list[tuple[str, str]]
 Vocabulary = tuple[dict[str, int], Merges | None, list[Json]]  # and the added tokens that a file lists
@@ -71,24 +69,32 @@ _OPENAI_MERGES = 49152 - 256 - 2  # the file goes on after those that CLIP was t
 class Tokenizer:
     """Token ids of texts, and back. Made by `load_tokenizer` and its siblings; safe to share between threads.
 
-    bos_id, eos_id: what `encode` puts first and last in every row ([CLS] and [SEP] for "bert").
-    pad_id: fills rows at the end, up to the longest row of a call.
+    bos_id, eos_id: what `encode` puts first and last in every row ([CLS] and [SEP] for "bert"); None for neither.
+    padding: what fills the rows of a call, as a rule at the end and up to the longest.
     vocab_size: one more than the greatest id: the rows that an embedding table needs.
     max_length: tokens in a row at most, first and last included.
     settings: what `save` writes to tokenizer_config.json, with the special tokens by role.
+    clean: what is done to a text before anything else. files: what else `save` writes, by name.
     """
 
     kind: Kind
-    bos_id: int
-    eos_id: int
-    pad_id: int
+    bos_id: int | None
+    eos_id: int | None
+    padding: Padding
     vocab_size: int
     max_length: int
     backend: tokenizers.Tokenizer
     settings: Mapping[str, Any]
+    clean: Callable[[str], str] | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row."""
+        return self.padding.pad_id
 
     def encode(self, texts: Sequence[str], *, max_length: int | None = None) -> Tokens:
-        """Ids of R texts: int64 `[R, L]`, L the longest row of this call, filled up at the end with `pad_id`.
+        """Ids of R texts: int64 `[R, L]`, L the longest row of this call, filled up as `padding` says.
 
         A text of more than `max_length` tokens (default: the tokenizer's own) loses those before its last one;
         one `UserWarning` a call says how many texts and tokens that concerns. Raises `UsageError` if `texts` is
@@ -97,28 +103,8 @@ class Tokenizer:
         limit = self.max_length if max_length is None else max_length
         if limit < 2:
             raise UsageError(f"max_length={limit}: at least 2 are needed, for the first and the last token.")
-        items = cast("Sequence[object]", texts)
-        if isinstance(items, str) or not all(isinstance(item, str) for item in items):
-            raise UsageError("texts must be a list of strings; put a single text in a list.")
-        try:
-            rows = self._rows(list(texts))
-        except (TypeError, UnicodeEncodeError) as error:
-            bad = [place for place, text in enumerate(texts) if re.search("[\ud800-\udfff]", text)]
-            raise UsageError(
-                f"texts{bad[:1]} is not valid Unicode (half of a surrogate pair); read its file as UTF-8, or "
-                "replace such characters: text.encode('utf-8', 'replace').decode()."
-            ) from error
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        kept = np.minimum(lengths, limit)
-        cut = np.flatnonzero(lengths > limit)
-        if cut.size:
-            for row in cut.tolist():
-                rows[row] = [*rows[row][: limit - 1], rows[row][-1]]
-            warnings.warn(_cut_message(texts, lengths, cut, limit), UserWarning, stacklevel=2)
-        ids = np.full((len(rows), int(kept.max(initial=0))), self.pad_id, np.int64)
-        used = np.arange(ids.shape[1]) < kept[:, None]  # [R, L]
-        ids[used] = np.fromiter(chain.from_iterable(rows), np.int64, int(kept.sum()))
-        return Tokens(ids=ids, lengths=kept)
+        check_texts(texts)
+        return pad(texts, self._rows(list(texts)), limit, self.padding)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of rows of ids (lists, arrays, tensors), without special tokens and ids that do not exist.
@@ -161,12 +147,16 @@ class Tokenizer:
             backend = _clip_pipeline(backend.model, {})
             backend.add_tokens(list(added.values()))
             backend.post_processor = self.backend.post_processor
-        backend.save(str(folder / "tokenizer.json"))
-        backend.model.save(str(folder))
+        if "spiece.model" not in self.files:  # SigLIP's own class knows nothing else
+            backend.save(str(folder / "tokenizer.json"))
+        if self.kind != "pieces":
+            backend.model.save(str(folder))
+        for name, data in self.files.items():
+            (folder / name).write_bytes(data)
         roles: Json = {role: name for role, name in self.settings.items() if role.endswith("_token")}
         extra = [t.content for t in added.values() if t.special and t.content not in roles.values()]
         roles |= {"additional_special_tokens": extra} if extra else {}
-        config: Json = {**self.settings, **roles, "tokenizer_class": _CLASS[self.kind]}
+        config: Json = {"tokenizer_class": _CLASS.get(self.kind), **self.settings, **roles}
         config["model_max_length"] = self.max_length
         config["added_tokens_decoder"] = {str(index): token.__getstate__() for index, token in added.items()}
         for name, content in {"tokenizer_config.json": config, "special_tokens_map.json": roles}.items():
@@ -179,13 +169,13 @@ class Tokenizer:
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text with its first and last token, uncut."""
-        if self._openai:
-            texts = [_openai_clean(text) for text in texts]
+        if self.clean:
+            texts = [self.clean(text) for text in texts]
         rows = [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
         # The library finds special tokens anywhere, the original only where a word begins.
         for row in [row for row, text in enumerate(texts) if self._openai and _OPENAI_SPECIAL.search(text)]:
             parts = [self._part(part) for part in _openai_parts(texts[row])]
-            rows[row] = [self.bos_id, *chain.from_iterable(parts), self.eos_id]
+            rows[row] = [cast(int, self.bos_id), *chain.from_iterable(parts), cast(int, self.eos_id)]
         return rows
 
     def _part(self, part: str) -> list[int]:
@@ -290,11 +280,12 @@ def _assemble(
         kind=kind,
         bos_id=ids[bos],
         eos_id=ids[eos],
-        pad_id=ids[settings.get("pad_token", eos)],
+        padding=Padding(ids[settings.get("pad_token", eos)]),
         vocab_size=1 + max(ids.values()),
         max_length=max_length,
         backend=backend,
         settings=settings,
+        clean=_openai_clean if settings.get(_CLEANING) == "openai" else None,
     )
 
 
@@ -487,12 +478,3 @@ def _tidy(text: str) -> str:
     for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(mark, mark.strip())
     return text
-
-
-def _cut_message(texts: Sequence[str], lengths: NDArray[np.int64], cut: NDArray[np.int64], limit: int) -> str:
-    lost = int((lengths[cut] - limit).sum())
-    worst = int(cut[lengths[cut].argmax()])
-    return (
-        f"{cut.size} of {len(texts)} texts have more than {limit} tokens and were cut; {lost} tokens are lost. "
-        f"The longest is text {worst} ({int(lengths[worst])} tokens): {texts[worst][:60]!r}..."
-    )

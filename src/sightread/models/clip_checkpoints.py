@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sightread.errors import CheckpointError
 from sightread.models.clip import Config
-from sightread.models.settings import TEXT, VISION, described, sizes
-from sightread.models.weights import KeyMap, cat, count_layers, transposed
+from sightread.models.settings import TEXT, VISION, described, open_clip_tower, sizes, transformers_tower
+from sightread.models.weights import KeyMap, count_layers, transposed
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
@@ -144,31 +144,6 @@ def unnest(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {name.removeprefix("text."): tensors[name] for name in tensors}
 
 
-def _transformers_tower(ours: str, theirs: str) -> dict[str, Any]:
-    layer = f"{theirs}.encoder.layers.{{}}"
-    return {
-        f"{ours}.blocks.{{}}.attn.qkv": cat(*(f"{layer}.self_attn.{part}_proj" for part in "qkv")),
-        f"{ours}.blocks.{{}}.attn.out": f"{layer}.self_attn.out_proj",
-        f"{ours}.blocks.{{}}.norm1": f"{layer}.layer_norm1",
-        f"{ours}.blocks.{{}}.norm2": f"{layer}.layer_norm2",
-        f"{ours}.blocks.{{}}.mlp.fc1": f"{layer}.mlp.fc1",
-        f"{ours}.blocks.{{}}.mlp.fc2": f"{layer}.mlp.fc2",
-    }
-
-
-def _open_clip_tower(ours: str, theirs: str) -> dict[str, Any]:
-    layer = f"{theirs}transformer.resblocks.{{}}"
-    return {
-        f"{ours}.blocks.{{}}.attn.qkv.weight": f"{layer}.attn.in_proj_weight",
-        f"{ours}.blocks.{{}}.attn.qkv.bias": f"{layer}.attn.in_proj_bias",
-        f"{ours}.blocks.{{}}.attn.out": f"{layer}.attn.out_proj",
-        f"{ours}.blocks.{{}}.norm1": f"{layer}.ln_1",
-        f"{ours}.blocks.{{}}.norm2": f"{layer}.ln_2",
-        f"{ours}.blocks.{{}}.mlp.fc1": f"{layer}.mlp.c_fc",
-        f"{ours}.blocks.{{}}.mlp.fc2": f"{layer}.mlp.c_proj",
-    }
-
-
 TRANSFORMERS_KEYS: KeyMap = {
     "logit_scale": "logit_scale",
     "image_projection": "visual_projection",
@@ -181,8 +156,8 @@ TRANSFORMERS_KEYS: KeyMap = {
     "text.word": "text_model.embeddings.token_embedding",
     "text.position": "text_model.embeddings.position_embedding",
     "text.norm": "text_model.final_layer_norm",
-    **_transformers_tower("vision", "vision_model"),
-    **_transformers_tower("text", "text_model"),
+    **transformers_tower("vision", "vision_model"),
+    **transformers_tower("text", "text_model"),
 }
 
 OPEN_CLIP_KEYS: KeyMap = {
@@ -197,8 +172,8 @@ OPEN_CLIP_KEYS: KeyMap = {
     "text.word": "token_embedding",
     "text.position.weight": "positional_embedding",
     "text.norm": "ln_final",
-    **_open_clip_tower("vision", "visual."),
-    **_open_clip_tower("text", ""),
+    **open_clip_tower("vision", "visual."),
+    **open_clip_tower("text", ""),
 }
 
 # Buffers and sizes that old checkpoints store beside the weights.

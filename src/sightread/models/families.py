@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightread.errors import CheckpointError
-from sightread.models import blip, blip_checkpoints, clip, clip_checkpoints
+from sightread.models import blip, blip_checkpoints, clip, clip_checkpoints, siglip, siglip_checkpoints
 from sightread.models.weights import KeyMap, fill
 
 
@@ -40,7 +40,7 @@ class Family:
     network: Callable[[Any], Any]
     config: type[Any]
     layouts: Mapping[str, Layout]
-    tokenizer: typing.Literal["clip", "bert"]
+    tokenizer: typing.Literal["clip", "bert", "pieces"]
     image_processor: str
     # Each model that `transformers` makes of it: folder ("" where there is one) -> (config.json, tensor prefixes).
     to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
@@ -75,6 +75,19 @@ def _blip_image(config: blip.Config) -> dict[str, Any]:
     }
 
 
+def _siglip_image(config: siglip.Config) -> dict[str, Any]:
+    side, half = config.vision.image_size, [0.5] * 3
+    found = {"resample": 3, "image_mean": half, "image_std": half}
+    if config.vision.any_size:
+        most = (side // config.vision.patch) ** 2
+        return {**found, "image_processor_type": "Siglip2ImageProcessor"} | {
+            "patch_size": config.vision.patch,
+            "max_num_patches": most,
+            "resample": 2,
+        }
+    return {**found, "image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}}
+
+
 def _open_clip_config(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> clip.Config:
     if data:
         return clip_checkpoints.config_from_open_clip(data)
@@ -91,7 +104,7 @@ FAMILIES: dict[str, Family] = {
                 clip_checkpoints.TRANSFORMERS_KEYS,
                 clip_checkpoints.IGNORED,
                 dict,
-                ("text_model.embeddings.token_embedding.weight",),
+                ("text_model.embeddings.token_embedding.weight", "visual_projection.weight"),
                 lambda data, _: clip_checkpoints.config_from_transformers(data),
             ),
             "open_clip": Layout(
@@ -116,7 +129,7 @@ FAMILIES: dict[str, Family] = {
                 blip_checkpoints.TRANSFORMERS_KEYS,
                 blip_checkpoints.IGNORED,
                 blip_checkpoints.both_biases,
-                ("vision_model.post_layernorm.weight", "vision_model.embeddings.patch_embedding.bias"),
+                ("vision_model.embeddings.class_embedding", "vision_model.embeddings.patch_embedding.bias"),
                 blip_checkpoints.config_from_transformers,
             ),
             "original": Layout(
@@ -131,6 +144,31 @@ FAMILIES: dict[str, Family] = {
         image_processor="BlipImageProcessor",
         to_transformers=blip_checkpoints.exports,
         default_image=_blip_image,
+    ),
+    "siglip": Family(
+        name="siglip",
+        network=siglip.Siglip,
+        config=siglip.Config,
+        layouts={
+            "transformers": Layout(
+                siglip_checkpoints.TRANSFORMERS_KEYS,
+                siglip_checkpoints.IGNORED,
+                dict,
+                ("vision_model.head.probe", "text_model.head.weight"),
+                lambda data, _: siglip_checkpoints.config_from_transformers(data),
+            ),
+            "open_clip": Layout(
+                siglip_checkpoints.OPEN_CLIP_KEYS,
+                siglip_checkpoints.IGNORED,
+                dict,
+                ("visual.trunk.attn_pool.latent", "text.token_embedding.weight"),
+                siglip_checkpoints.config_from_open_clip,
+            ),
+        },
+        tokenizer="pieces",
+        image_processor="SiglipImageProcessor",
+        to_transformers=siglip_checkpoints.exports,
+        default_image=_siglip_image,
     ),
 }
 

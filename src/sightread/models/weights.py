@@ -21,11 +21,15 @@ from sightread.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one of our tensors is read from, and written back to, one or more tensors of a checkpoint."""
+    """How one of our tensors is read from, and written back to, one or more tensors of a checkpoint.
+
+    first_row: where what is written begins in theirs, if that is put together from several of ours.
+    """
 
     names: tuple[str, ...]
     read: Callable[[list[Tensor]], Tensor]
     write: Callable[[Tensor], list[Tensor]]
+    first_row: int | None = None
 
 
 KeyMap = Mapping[str, "str | Rule"]
@@ -39,6 +43,17 @@ def cat(*names: str) -> Rule:
 def transposed(name: str) -> Rule:
     """Our matrix is theirs, transposed."""
     return Rule((name,), lambda t: t[0].t().contiguous(), lambda ours: [ours.t().contiguous()])
+
+
+def rows(name: str, start: int, stop: int, of: int) -> Rule:
+    """Ours is parts `start` to `stop` of theirs, cut along the first dimension into `of` equal parts (a fused
+    projection that we keep in two)."""
+
+    def read(parts: list[Tensor]) -> Tensor:
+        each = parts[0].shape[0] // of
+        return parts[0][start * each : stop * each]
+
+    return Rule((name,), read, _alone, start)
 
 
 def batched(name: str, ones: int) -> Rule:
@@ -64,7 +79,7 @@ def rule_for(name: str, keys: KeyMap | None) -> Rule:
         found, ending = keys[stem], f".{suffix}"
     rule = Rule((found,), _only, _alone) if isinstance(found, str) else found
     names = tuple(theirs.replace("{}", number) + ending for theirs in rule.names)
-    return Rule(names, rule.read, rule.write)
+    return Rule(names, rule.read, rule.write, rule.first_row)
 
 
 def fill(
@@ -123,11 +138,15 @@ def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
     """
     tied = {name for name in aliases(net) if name.endswith("head.words.weight")}
     out: dict[str, Tensor] = {}
+    pieces: dict[str, dict[int, Tensor]] = {}
     for ours, value in net.state_dict().items():
         if ours not in tied and not ours.startswith("classes."):
             rule = rule_for(ours, keys)
+            if rule.first_row is not None:
+                pieces.setdefault(rule.names[0], {})[rule.first_row] = value
+                continue
             out.update(zip(rule.names, (part.clone() for part in rule.write(value)), strict=True))
-    return out
+    return out | {name: torch.cat([parts[row] for row in sorted(parts)]) for name, parts in pieces.items()}
 
 
 def own_tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from sightread.nn.blocks import Block
 
 _STD = 0.02  # of embeddings: BERT, ViT, CLIP
 _TEMPERATURE = 0.07  # CLIP, section 2.5; ALBEF and BLIP
-# Scalars by name; SigLIP's are those of its section 3.1 (Zhai et al. 2023).
+# Scalars by name. A bias makes it SigLIP, whose two are those of its section 3.1 (Zhai et al. 2023).
 _SCALARS = {"temperature": _TEMPERATURE, "logit_scale": math.log(1 / _TEMPERATURE), "logit_bias": -10.0}
+_SIGMOID_SCALE = math.log(10)
 
 # Judges start without a verdict: their first loss is that of chance.
 _HEADS = {"match_head": 0.1, "classes": 0.1}
@@ -27,7 +28,8 @@ def initialise(network: nn.Module, seed: int) -> None:
     0.02. Linear layers: sqrt(2 / (5 fan in)) (Nguyen and Salazar 2019, section 3.2), which is BERT's 0.02 at its width
     and keeps narrow networks from starting as all but constant. Convolutions: 1/sqrt(fan in). Norms: one and zero.
     Biases: zero. What the blocks of a tower add to their residual is scaled by 1/sqrt(additions) (Radford et al. 2019,
-    section 2.3), in pre-norm towers only: post-norm blocks rescale the sum themselves. Temperatures: 0.07.
+    section 2.3), in pre-norm towers only: post-norm blocks rescale the sum themselves. Temperatures: 0.07, SigLIP's
+    0.1.
 
     Raises ValueError for a parameter without memory (built on the "meta" device).
     """
@@ -46,10 +48,11 @@ def initialise(network: nn.Module, seed: int) -> None:
 
 def _set(module: nn.Module, name: str, parameter: Tensor, scale: float, generator: torch.Generator) -> None:
     if name in _SCALARS:
-        parameter.fill_(_SCALARS[name])
+        sigmoid = name == "logit_scale" and hasattr(module, "logit_bias")
+        parameter.fill_(_SIGMOID_SCALE if sigmoid else _SCALARS[name])
     elif name == "bias":
         parameter.zero_()
-    elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+    elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)):
         parameter.fill_(1.0)
     else:
         std = _STD

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sightread.data.pieces import load_pieces
 from sightread.data.pixels import spec_from_open_clip, spec_from_transformers
 from sightread.data.tokens import (
     Tokenizer,
@@ -133,19 +134,33 @@ def _load_foreign(
         both = _json(located.folder / "processor_config.json").get("image_processor")
         described = both or _json(located.folder / "preprocessor_config.json")
         spec = spec_from_transformers(described or family.default_image(settings))
+    _check_size(spec, settings.vision, located.name)
+    return family, network, spec
+
+
+def _check_size(spec: ImageSpec, vision: Any, name: str) -> None:
+    side, patch = vision.image_size, vision.patch
+    if spec.patches and vision.any_size and spec.patches[0] == patch:
+        return
     if (made := spec.crop or spec.resize) != (side, side):
         raise CheckpointError(
-            f"{located.name}: the model takes pictures of {side} x {side} pixels, but its processor config makes them "
+            f"{name}: the model takes pictures of {side} x {side} pixels, but its processor config makes them "
             f"{made[0]} x {made[1]}"
             if made
-            else f"{located.name}: its processor config gives pictures no fixed size"
+            else f"{name}: its processor config gives pictures no fixed size, or patches of another"
         )
-    return family, network, spec
 
 
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
+    if family.tokenizer == "pieces":
+        about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+        cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None
+        # The hub names Gemma's tokenizer for NaFlex; the reference makes that SigLIP 2's own.
+        return load_pieces(
+            folder, max_length=most, fill=True, lower=config.vision.any_size, cleaning=cleaning
+        )
     whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
     words, pairs = folder / "vocab.txt", folder / "bpe_simple_vocab_16e6.txt.gz"
     if family.tokenizer == "bert" and not whole and words.is_file():

@@ -36,6 +36,23 @@ _TEXTS_AT_ONCE = 64
 _TOKENS_AT_ONCE = 600  # of pictures, on a CPU
 
 
+class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
+    """An array that says how its probabilities are to be read: "softmax" (rows sum to 1) or "sigmoid" (each alone)."""
+
+    reading: embed.Reading
+
+    @classmethod
+    def of(cls, values: Floats, reading: embed.Reading) -> Probabilities:
+        """The same memory, with its reading."""
+        out = values.view(cls)
+        out.reading = reading
+        return out
+
+    def __array_finalize__(self, source: object) -> None:
+        """A part of it, or a copy, is read in the same way."""
+        self.reading = getattr(source, "reading", "softmax")
+
+
 @dataclass(eq=False)
 class Model:
     """What `sightread.load` returns. Every verb takes one picture or many; a picture is a path, encoded bytes, a PIL
@@ -86,6 +103,8 @@ class Model:
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> Encoded:
         """Prepared pictures of `read` through the image tower: tokens `[B, N, D]`, for what works below the verbs."""
+        if self.image_spec.patches:
+            return self._encode_sizes(batch)
         pixels = self._tensor(batch)
         if self.device.type != "cpu":
             return self.network.encode_image(pixels)
@@ -98,6 +117,28 @@ class Model:
             torch.cat([part.tokens for part in parts]),
             torch.cat(pooled) if len(pooled) == len(parts) else None,
         )
+
+    def _encode_sizes(self, batch: Sequence[Pixels]) -> Encoded:
+        """Pictures of many sizes: those of one size together, so that no patch is filled in. tokens `[B, N, D]`, zero
+        where mask `[B, N]` is False."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for i, picture in enumerate(batch):
+            places.setdefault(picture.values.shape, []).append(i)
+        parts = [
+            (rows, self.network.encode_image(self._tensor([batch[i] for i in rows])))
+            for rows in places.values()
+        ]
+        longest = max(part.tokens.shape[1] for _, part in parts)
+        first: Encoded = parts[0][1]
+        tokens = first.tokens.new_zeros(len(batch), longest, first.tokens.shape[2])
+        mask = torch.zeros(len(batch), longest, dtype=torch.bool, device=tokens.device)
+        pooled = None if first.pooled is None else first.pooled.new_empty(len(batch), first.pooled.shape[1])
+        for rows, part in parts:
+            tokens[rows, : part.tokens.shape[1]] = part.tokens
+            mask[rows, : part.tokens.shape[1]] = True
+            if pooled is not None:
+                pooled[rows] = part.pooled
+        return Encoded(tokens, pooled, mask)
 
     def embed_images(self, images: Images) -> Floats:
         """float32 `[n, d]`, unit length."""
@@ -116,30 +157,47 @@ class Model:
         return self.embed_images(images) @ self.embed_texts(texts).T
 
     def classify(
-        self, images: Images, labels: Texts | None = None, templates: Texts = ("a photo of a {}.",)
-    ) -> Floats:
-        """Zero-shot probabilities, float32 `[n, len(labels)]`, rows sum to 1 (Radford et al. 2021, section 3.1).
+        self,
+        images: Images,
+        labels: Texts | None = None,
+        templates: Texts = ("a photo of a {}.",),
+        *,
+        reading: embed.Reading | None = None,
+    ) -> Probabilities:
+        """Zero-shot probabilities, float32 `[n, len(labels)]` (Radford et al. 2021, section 3.1).
 
+        reading: "softmax": which of the labels it is, rows sum to 1; "sigmoid": whether it is this label, each for
+        itself, of models that were trained so. Without it: as the model was trained. The result says it, too.
         templates: each holds `{}` for the label; several are averaged in embedding space (section 3.1.4).
         Without labels: probabilities of the classes that the model was fine-tuned for (`self.labels`), by the layer
-        that learned them; UsageError where there are none.
+        that learned them, always a softmax; UsageError where there are none.
         """
+        usual: embed.Reading = getattr(self.network, "reading", "softmax")
+        if reading not in (None, "softmax", "sigmoid"):
+            raise UsageError(f'reading="{reading}": must be "softmax" or "sigmoid"')
         if labels is None:
             if not self.labels:
                 raise UsageError(f"labels: name them; {self.name} was not fine-tuned for classes of its own")
+            usual = "softmax"
+        if reading == "sigmoid" and usual == "softmax":
+            raise UsageError(
+                f'reading="sigmoid": {self.name} was trained to choose; its logits say nothing alone'
+            )
+        reading = reading or usual
+        if labels is None:
             learned = [
                 embed.label_probabilities(self.network, self.encode(batch)) for batch in self._batches(images)
             ]
-            return self._stack(learned, width=len(self.labels))
+            return Probabilities.of(self._stack(learned, width=len(self.labels)), reading)
         self._need("similarity" if self.labels else "classify")
         classes = self._class_embeddings(_strings(labels, "labels"), _strings(templates, "templates"))
         rows = [
             embed.class_probabilities(
-                self.network, embed.embed_images(self.network, self.encode(batch)), classes
+                self.network, embed.embed_images(self.network, self.encode(batch)), classes, reading
             )
             for batch in self._batches(images)
         ]
-        return self._stack(rows, width=classes.shape[0])
+        return Probabilities.of(self._stack(rows, width=classes.shape[0]), reading)
 
     def match(self, images: Images, texts: Texts) -> Floats:
         """ITM probability of each pair, float32 `[n]`; one picture goes with all texts, one text with all pictures.

@@ -32,7 +32,7 @@ CLAMPS: Mapping[str, tuple[float, float]] = {
 }
 
 # Tables that say where or what a token is, not what it is worth: decay would only pull them together.
-_NEVER_DECAYED = {"position", "class_token", "mask_token"}
+_NEVER_DECAYED = {"position", "class_token", "mask_token", "probe"}
 # What a tower applies before its first block; all else outside its blocks comes after the last.
 _BEFORE_BLOCKS = {"embed", "norm_in", "word", "position"}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sightread.types import Encoded
+
+# What a probability of a class says: which of these it is ("softmax"), or whether it is this one ("sigmoid").
+Reading = Literal["softmax", "sigmoid"]
 
 
 class Embedder(Protocol):
@@ -35,9 +38,10 @@ def embed_texts(net: Embedder, ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def class_probabilities(net: Embedder, images: Tensor, classes: Tensor) -> Tensor:
-    """images `[B, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`, rows sum to 1."""
-    return net.class_logits(images @ classes.t()).float().softmax(dim=-1)
+def class_probabilities(net: Embedder, images: Tensor, classes: Tensor, reading: Reading) -> Tensor:
+    """images `[B, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`; with "softmax" rows sum to 1."""
+    logits = net.class_logits(images @ classes.t()).float()
+    return logits.sigmoid() if reading == "sigmoid" else logits.softmax(dim=-1)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Vision transformer (Dosovitskiy et al. 2020): CLIP's and BLIP's image tower, differing in data only.
+"""Vision transformer (Dosovitskiy et al. 2020): CLIP's, BLIP's and SigLIP's image tower, differing in data only.
 
 Small towers trained on few pictures see them through convolutions first (Xiao et al. 2021, arXiv 2106.14881).
 """
@@ -6,20 +6,27 @@ Small towers trained on few pictures see them through convolutions first (Xiao e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.blocks import Block, BlockConfig
+from sightread.nn.attention import Attention, Linear
+from sightread.nn.blocks import Block, BlockConfig, Mlp
 from sightread.types import Encoded
 
 
 @dataclass(frozen=True, slots=True)
 class VitConfig:
-    """Sizes and the three choices in which the families differ.
+    """Sizes and the choices in which the families differ.
 
-    norm_first: a norm before the first block (CLIP). norm_tokens: the last norm is applied to all tokens (BLIP) and
-    not to the class token alone (CLIP). patch_bias: the patch projection has a bias (BLIP).
+    norm_first: a norm before the first block (CLIP). norm_tokens: the last norm is applied to all tokens (BLIP,
+    SigLIP) and not to the class token alone (CLIP). patch_bias: the patch projection has a bias (BLIP, SigLIP).
+
+    pooling: what stands for the picture: "class", a token put before the patches (CLIP, BLIP); "attention", a learned
+    probe that reads all patches (SigLIP); "none": the patches are all there is (SigLIP's tower in PaliGemma).
+    any_size: pictures of any height and width that `patch` divides, without a class token; the table of positions, a
+    square of `image_size / patch` a side, is stretched to each (SigLIP 2's NaFlex, Tschannen et al. 2025, section 2.4).
 
     stem: widths of the convolutional stages before the projection, each of which halves the picture's sides and
     leaves less for the patches to cut: 2^len(stem) must divide `patch`. stem_blocks: residual blocks a stage.
@@ -38,6 +45,8 @@ class VitConfig:
     patch_bias: bool
     stem: tuple[int, ...] = ()
     stem_blocks: int = 1
+    pooling: Literal["class", "attention", "none"] = "class"
+    any_size: bool = False
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -85,7 +94,8 @@ class ConvStem(nn.Module):
 class PatchEmbed(nn.Module):
     """Cuts a picture into patches, projects each, puts a class token first, adds learned positions (ViT, section 3.1).
 
-    pixels `[B, 3, H, W]` -> `[B, 1 + H/patch * W/patch, D]`. Raises ValueError for a stem that does not fit the patch.
+    pixels `[B, 3, H, W]` -> `[B, 1 + H/patch * W/patch, D]`, without a class token `[B, H/patch * W/patch, D]`.
+    Raises ValueError for a stem that does not fit the patch.
     """
 
     def __init__(self, config: VitConfig) -> None:
@@ -95,21 +105,66 @@ class PatchEmbed(nn.Module):
             raise ValueError(
                 f"a stem of {len(config.stem)} stages does not fit patches of {config.patch} pixels"
             )
+        if config.any_size and config.pooling == "class":
+            raise ValueError("pictures of any size have no class token")
         self.stem = ConvStem(config.stem, config.stem_blocks, config.eps) if config.stem else nn.Identity()
         channels = config.stem[-1] if config.stem else 3
-        self.proj = nn.Conv2d(channels, config.dim, cut, stride=cut, bias=config.patch_bias)
-        self.class_token = nn.Parameter(torch.empty(config.dim))
-        self.position = nn.Parameter(torch.empty(1 + (config.image_size // config.patch) ** 2, config.dim))
+        self.any_size = config.any_size
+        # The same product; NaFlex's checkpoints have it as one of whole patches.
+        self.proj = (
+            Linear(cut * cut * channels, config.dim, bias=config.patch_bias)
+            if config.any_size
+            else nn.Conv2d(channels, config.dim, cut, stride=cut, bias=config.patch_bias)
+        )
+        self.cut = cut
+        self.class_token = nn.Parameter(torch.empty(config.dim)) if config.pooling == "class" else None
+        self.grid = config.image_size // config.patch
+        self.position = nn.Parameter(
+            torch.empty((config.pooling == "class") + self.grid * self.grid, config.dim)
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        patches = self.proj(self.stem(pixels)).flatten(2).transpose(1, 2)
-        first = self.class_token.expand(patches.shape[0], 1, -1)
-        tokens = torch.cat([first, patches], dim=1) + self.position
-        return tokens
+        x = self.stem(pixels)
+        if self.any_size:
+            grid = x.unflatten(2, (-1, self.cut)).unflatten(4, (-1, self.cut))  # [B, C, h, p, w, p]
+            tokens = self.proj(grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+            return tokens + self._stretched(grid.shape[2], grid.shape[4])
+        tokens = self.proj(x).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        return tokens + self.position
+
+    def _stretched(self, height: int, width: int) -> Tensor:
+        """The table of positions for a grid of another shape: `[height * width, D]`."""
+        table = self.position.float().T.view(1, -1, self.grid, self.grid)
+        table = nn.functional.interpolate(table, size=(height, width), mode="bilinear", antialias=True)
+        return table[0].flatten(1).T.to(self.position.dtype)
+
+
+class AttentionPool(nn.Module):
+    """A learned probe reads all tokens, then passes an MLP: `[B, N, D]` -> `[B, D]` (Lee et al. 2019, arXiv 1810.00825,
+    section 3.2, with one seed; SigLIP's head)."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.empty(config.dim))
+        self.attn = Attention(config.dim, config.heads, memory_dim=config.dim)
+        self.norm = nn.LayerNorm(config.dim, eps=config.eps)
+        self.mlp = Mlp(config.dim, config.mlp_dim, config.activation)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        probe = self.probe.expand(tokens.shape[0], 1, -1)
+        x = self.attn(probe, memory=self.attn.memory(tokens))
+        return (x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Vit(nn.Module):
-    """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, 1 + (S/patch)^2, D]`, pooled `[B, D]` = the class token, normed)."""
+    """pixels `[B, 3, H, W]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]` or None, by `VitConfig.pooling`).
+
+    H = W = `image_size`, or what `any_size` allows. N = H/patch * W/patch, and one more, the first, with a class token.
+    SigLIP's tower for another model (PaliGemma) is `pooling="none"`, `norm_tokens` and `patch_bias` true,
+    `norm_first` false; `models.siglip_checkpoints.VISION_KEYS` maps its tensors from the names of the hub.
+    """
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -119,6 +174,8 @@ class Vit(nn.Module):
         block = BlockConfig(config.dim, config.heads, config.mlp_dim, config.activation, config.eps)
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
+        if config.pooling == "attention":
+            self.pool = AttentionPool(config)
 
     def forward(self, pixels: Tensor) -> Encoded:
         x = self.norm_in(self.embed(pixels))
@@ -126,5 +183,8 @@ class Vit(nn.Module):
             x = block(x)
         if self.config.norm_tokens:
             x = self.norm_out(x)
-            return Encoded(x, x[:, 0])
-        return Encoded(x, self.norm_out(x[:, 0]))
+        if self.config.pooling == "attention":
+            return Encoded(x, self.pool(x))
+        if self.config.pooling == "none":
+            return Encoded(x)
+        return Encoded(x, x[:, 0] if self.config.norm_tokens else self.norm_out(x[:, 0]))
