@@ -141,7 +141,7 @@ class PatchEmbed(nn.Module):
         return table[0].flatten(1).T.to(self.position.dtype)
 
 
-class AttentionPool(nn.Module):
+class ProbeHead(nn.Module):
     """A learned probe reads all tokens, then passes an MLP: `[B, N, D]` -> `[B, D]` (Lee et al. 2019, arXiv 1810.00825,
     section 3.2, with one seed; SigLIP's head)."""
 
@@ -175,7 +175,7 @@ class Vit(nn.Module):
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
         if config.pooling == "attention":
-            self.pool = AttentionPool(config)
+            self.pool = ProbeHead(config)
 
     def forward(self, pixels: Tensor) -> Encoded:
         x = self.norm_in(self.embed(pixels))
