@@ -95,11 +95,13 @@ class Region:
 
     box: (left, top, right, bottom) in pixels of the upright picture, right and bottom exclusive.
     polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there is no mask.
+    score: how sure the model that found it is; higher is surer. None where it does not say, or where people drew it.
     """
 
     label: str
     box: tuple[float, float, float, float]
     polygons: tuple[tuple[float, ...], ...] = ()
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

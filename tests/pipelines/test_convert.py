@@ -53,9 +53,10 @@ NAMES = st.sampled_from(
 )
 HUNDREDTHS = st.integers(0, 10**5).map(lambda number: number / 100)
 REGIONS = st.builds(
-    lambda label, x, y, w, h, polygons: Region(label, (x, y, x + w, y + h), polygons),
+    lambda label, x, y, w, h, *rest: Region(label, (x, y, x + w, y + h), *rest),
     TEXTS, HUNDREDTHS, HUNDREDTHS, HUNDREDTHS, HUNDREDTHS,
     st.lists(st.lists(HUNDREDTHS, min_size=6, max_size=6).map(tuple), max_size=2).map(tuple),
+    st.none() | HUNDREDTHS,
 )  # fmt: skip
 QUESTIONS = st.builds(Question, TEXTS, st.lists(TEXTS, min_size=1, max_size=3).map(tuple))
 SAMPLES = st.builds(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import sightread
+from sightread.data.records import fields_of_region
 from sightread.data.world import world, write_world
 from sightread.errors import UnsupportedError, UsageError
 from sightread.pipelines.evaluate import fingerprint
@@ -24,12 +25,14 @@ from sightread.pipelines.evaluation import retrieval
 from sightread.pipelines.evaluation.choosing import mismatches
 from sightread.pipelines.evaluation.measures import Measure
 from sightread.pipelines.evaluation.predictions import packed, read_predictions
+from sightread.pipelines.evaluation.templates import TEMPLATES
 from sightread.pipelines.events import Done, Failed, Skipped
 from sightread.pipelines.metrics.captions import caption_scores
+from sightread.pipelines.metrics.detection import detection_scores
 from sightread.pipelines.metrics.retrieval import retrieval_scores
 from sightread.pipelines.metrics.vqa import exact_match
 from sightread.pipelines.rerank import Memories
-from sightread.types import Sample
+from sightread.types import Region, Sample
 from tests.checkpoints import write_blip, write_clip
 
 COUNT = 20
@@ -267,21 +270,102 @@ def test_predictions_of_other_programs_are_scored(place: Path, tmp_path: Path) -
         sightread.evaluate("captions", place / "world.tar", predictions=file)
 
 
+def write_found(file: Path, samples: list[Sample], move: float, *, score: float | None = 0.9) -> None:
+    """Everything that there is, moved to the right; of every other sample."""
+    with file.open("w") as out:
+        for place, sample in enumerate(samples):
+            regions = [
+                replace(
+                    region,
+                    box=tuple(np.add(region.box, [move, 0, move, 0])),
+                    polygons=tuple(tuple(np.add(p, [move, 0] * (len(p) // 2))) for p in region.polygons),
+                    score=score,
+                )
+                for region in sample.regions
+            ]
+            fields = [fields_of_region(region) for region in regions if place % 2 == 0]
+            out.write(json.dumps({"key": sample.key, "regions": fields}) + "\n")
+
+
 def test_things_found_by_others_are_scored(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval")
-    file = tmp_path / "boxes.jsonl"
-    with file.open("w") as out:
-        for sample in loaded(place):
-            regions = [{"label": r.label, "box": r.box, "score": 0.9} for r in sample.regions]
-            out.write(json.dumps({"key": sample.key, "regions": regions}) + "\n")
-    assert dict(sightread.evaluate("detect", place / "world.tar", predictions=file))["mAP"] == pytest.approx(
-        1
+    files = [tmp_path / "boxes.jsonl", tmp_path / "moved.jsonl"]
+    samples = loaded(place)
+    write_found(files[0], samples, 0)
+    write_found(files[1], samples, 12)
+    known = [s.regions for s in samples]
+    found = [s.regions if i % 2 == 0 else () for i, s in enumerate(samples)]
+    result = sightread.evaluate("detect", place / "world.tar", predictions=files, out=tmp_path)
+    assert {n.name: n.value for n in result.runs[0].numbers} == detection_scores(found, known)
+    assert result.differences["mAP"].value > 0
+    assert all(
+        n.low <= n.value <= n.high for n in result.runs[0].numbers if n.low is not None and n.high is not None
     )
-    with pytest.raises(UsageError, match="--predictions"):
+    page = (tmp_path / "report.html").read_text()
+    assert "A red and B blue" in page
+    with pytest.raises(UnsupportedError, match="--predictions"):
         run(place, "detect", "clip")
-    file.write_text(file.read_text().replace('"score"', '"sure"'))
-    with pytest.raises(UsageError, match="score"):
-        sightread.evaluate("detect", place / "world.tar", predictions=file)
+    files[0].write_text(files[0].read_text().replace('"score"', '"sure"', 1))
+    with pytest.raises(UsageError, match="some have none"):
+        sightread.evaluate("detect", place / "world.tar", predictions=files[0])
+    write_found(files[0], samples, 0, score=None)
+    again = sightread.evaluate("detect", place / "world.tar", predictions=files[0])
+    assert "no scores" in again.runs[0].numbers[0].protocol
+    files[0].write_text(files[0].read_text().replace('"box": [', '"box": ["x", ', 1))
+    with pytest.raises(UsageError, match="four numbers"):
+        sightread.evaluate("detect", place / "world.tar", predictions=files[0])
+
+
+@pytest.mark.parametrize("task", ["locate", "segment"])
+def test_phrases_are_found_where_they_are(place: Path, tmp_path: Path, task: Any) -> None:
+    """Half of the pictures have nothing found, which is 0; a label that several things share is one phrase."""
+    pytest.importorskip("faster_coco_eval")
+    file = tmp_path / "found.jsonl"
+    samples = loaded(place)
+    write_found(file, samples, 0)
+    result = sightread.evaluate(task, place / "world.tar", predictions=file)
+
+    def phrases(sample: Sample) -> int:
+        return len({r.label for r in sample.regions if task == "locate" or r.polygons})
+
+    right = sum(phrases(sample) for sample in samples[::2])
+    count = sum(map(phrases, samples))
+    numbers = dict(result)
+    first = "accuracy@0.5" if task == "locate" else "precision@0.5"
+    assert numbers[first] == pytest.approx(right / count)
+    assert numbers["mean IoU" if task == "locate" else "mIoU"] == pytest.approx(right / count)
+    assert (result.runs[0].numbers[0].samples, result.runs[0].numbers[0].unit) == (count, "phrases")
+
+
+def test_models_that_find_are_asked_for_what_the_data_names(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = sightread.load(place / "clip", device="cpu")
+    regions = {s.key: s.regions for s in loaded(place)}
+    asked: list[tuple[int, Any]] = []
+
+    def locate(pictures: list[Any], phrases: list[str]) -> list[list[Region]]:
+        asked.append((len(pictures), phrases))
+        return [[Region("it", (0, 0, 9, 9), score=0.5)] for _ in phrases]
+
+    def detect(pictures: list[Any], phrases: Any) -> list[list[Region]]:
+        asked.append((len(pictures), phrases))
+        return [[Region("word cat", (0, 0, 9, 9))] for _ in pictures]
+
+    monkeypatch.setattr(type(model), "capabilities", frozenset({"detect", "locate"}))
+    monkeypatch.setattr(type(model), "locate", staticmethod(locate), raising=False)
+    monkeypatch.setattr(type(model), "detect", staticmethod(detect), raising=False)
+    given = {"model": model, "isolate": False}
+    sightread.evaluate("locate", place / "world.tar", out=tmp_path, **given)
+    texts = [text for _, phrases in asked for text in phrases]
+    assert all(count == len(phrases) for count, phrases in asked)
+    assert texts == [label for mine in regions.values() for label in dict.fromkeys(r.label for r in mine)]
+    records = read_predictions(tmp_path / "predictions.jsonl")[1]
+    assert [r["label"] for record in records.values() for r in record["regions"]] == texts
+    asked.clear()
+    pytest.importorskip("faster_coco_eval")
+    sightread.evaluate("detect", place / "world.tar", labels=["word cat"], **given)
+    assert {tuple(phrases) for _, phrases in asked} == {("word cat",)}
 
 
 def test_broken_pictures_are_named_and_left_out(place: Path, tmp_path: Path) -> None:
@@ -323,6 +407,9 @@ def test_classes_are_those_of_the_verb(place: Path) -> None:
     hits = [labels[row.argmax()] == sample.label for row, sample in zip(found, samples, strict=True)]
     numbers = dict(result)
     assert len(templates) == 7
+    assert len(set(TEMPLATES["clip-80"])) == 80
+    assert set(TEMPLATES["clip-7"]) < set(TEMPLATES["clip-80"])
+    assert all(text.count("{}") == 1 for text in TEMPLATES["clip-80"])
     assert numbers["top-1"] == np.mean(hits)
     by_class = [
         np.mean([h for h, s in zip(hits, samples, strict=True) if s.label == label]) for label in labels

@@ -17,7 +17,7 @@ from sightread.models.catalog import BUNDLED
 from sightread.pipelines.events import Event
 
 if TYPE_CHECKING:
-    from sightread.pipelines.evaluation.measures import Evaluation
+    from sightread.pipelines.evaluation.measures import Evaluation, Run
 
 EPILOGUE = (
     "Examples:\n"
@@ -43,10 +43,10 @@ class Measuring:
     """retrieval: ITM judges the top k anew; give it again for more. Without it: 16. 0: never."""
 
     labels: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None
-    """classify: the classes. Without it: all labels of the data."""
+    """classify: the classes; without it all labels of the data. detect: what to look for."""
 
     template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None
-    """classify: a sentence with {} for the label, or clip-7, CLIP's seven; several are averaged."""
+    """classify: a sentence with {} for the label, or clip-7 or clip-80, CLIP's own; several are averaged."""
 
     answer_by: Literal["generate", "rank"] | None = None
     """vqa: answers are written (the default), or ranked among candidates."""
@@ -105,6 +105,9 @@ class Measuring:
 
 
 _MEASURING = Measuring()
+Task = Literal[
+    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
+]
 # What a model must be able to do for a task.
 _JOBS = {
     "captions": "caption",
@@ -117,7 +120,7 @@ _JOBS = {
 
 
 def evaluate(
-    task: Literal["captions", "retrieval", "classify", "vqa", "matching", "features", "detect"],
+    task: Task,
     *,
     data: Annotated[list[str], Parameter(alias="-d", negative=(), consume_multiple=True)],
     model: Annotated[list[str] | None, Parameter(alias="-m", negative=(), consume_multiple=False)] = None,
@@ -136,8 +139,8 @@ def evaluate(
     ----------
     task
         What is measured: captions against those that people wrote; retrieval of pictures by captions and back; classify
-        without training; vqa; matching, which score is a match; features, for k-NN and a linear probe; detect, of
-        another program's predictions.
+        without training; vqa; matching, which score is a match; features, for k-NN and a linear probe; detect; locate,
+        boxes of phrases; segment, their outlines.
     data
         A folder, CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
     model
@@ -219,45 +222,42 @@ def _show(result: Evaluation, *, as_json: bool) -> None:
             for name, why in run.scored.not_computed.items():
                 rows.row({"model": run.name, "name": name, "value": None, "not_computed": why})
         for name, gap in result.differences.items():
-            rows.row({"name": f"{name}, first less second"} | asdict(gap))
+            rows.row({"name": f"{name}, A - B"} | asdict(gap))
         return
     if len(result.runs) == 1:
-        rows = Rows(
-            [Column("number"), Column("value", 9, True), Column("95 % interval", 20), Column("over", 18)]
-        )
-        for number in result.runs[0].numbers:
-            interval = "" if number.low is None else f"{number.low:.4f} to {number.high:.4f}"
-            over = f"{number.samples:,} {number.unit}"
-            rows.row(
-                dict(
-                    zip(
-                        ("number", "value", "95 % interval", "over"),
-                        (number.name, number.value, interval, over),
-                        strict=True,
-                    )
-                )
-            )
+        _table(result.runs[0])
     else:
-        rows = Rows(
-            [
-                Column("number"),
-                *(Column(name, 9, True) for name in "AB"),
-                Column("A less B", 28),
-                Column("p", 6, True),
-            ]
-        )
-        second = {number.name: number.value for number in result.runs[1].numbers}
-        for number in result.runs[0].numbers:
-            if number.name in second:
-                gap = result.differences.get(number.name)
-                words = "" if gap is None else f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
-                cells = {
-                    "number": number.name,
-                    "A": number.value,
-                    "B": second[number.name],
-                    "A less B": words,
-                }
-                rows.row(cells | {"p": "" if gap is None else f"{gap.p:.3f}"})
-    for run in result.runs:
-        for name, why in run.scored.not_computed.items():
-            say(f"{name}: not computed: {why}.")
+        _side_by_side(result)
+    for name, why in {
+        name: why for run in result.runs for name, why in run.scored.not_computed.items()
+    }.items():
+        say(f"{name}: not computed: {why}.")
+
+
+def _table(run: Run) -> None:
+    rows = Rows([Column("number"), Column("value", 9, True), Column("95 % interval", 20), Column("over", 18)])
+    for number in run.numbers:
+        interval = "" if number.low is None else f"{number.low:.4f} to {number.high:.4f}"
+        over = f"{number.samples:,} {number.unit}"
+        rows.row({"number": number.name, "value": number.value, "95 % interval": interval, "over": over})
+
+
+def _side_by_side(result: Evaluation) -> None:
+    first, second = result.runs
+    rows = Rows(
+        [
+            Column("number"),
+            *(Column(name, 9, True) for name in "AB"),
+            Column("A - B (95 %)", 28),
+            Column("p", 6, True),
+        ]
+    )
+    other = {number.name: number.value for number in second.numbers}
+    for number in first.numbers:
+        if number.name in other:
+            gap = result.differences.get(number.name)
+            words = "" if gap is None else f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
+            p = "" if gap is None else f"{gap.p:.3f}"
+            values = {"A": number.value, "B": other[number.name]}
+            rows.row({"number": number.name, **values, "A - B (95 %)": words, "p": p})
+    say(f"A: {first.name}; B: {second.name}; p: paired bootstrap, two-sided.")

@@ -135,7 +135,9 @@ class Coco:
         polygons = (
             tuple(tuple(float(x) for x in part) for part in outline) if isinstance(outline, list) else ()
         )
-        return Region(self._names[note["category_id"]], (left, top, left + width, top + height), polygons)
+        box = (left, top, left + width, top + height)
+        score = None if note.get("score") is None else float(note["score"])
+        return Region(self._names[note["category_id"]], box, polygons, score)
 
     def _find_pictures(self, paths: Sequence[Path], pictures: Path | None) -> Path:
         names = [self._images[number]["file_name"] for number in self._numbers[:100]]

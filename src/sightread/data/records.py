@@ -3,7 +3,8 @@
     captions, caption, texts, text, title   one text or a list of them; the first of these that is there
     qa, questions                           [{"question": ..., "answer": ... or "answers": [...]}, ...]
     question, answer, answers               one question
-    regions                                 [{"label": ..., "box": [left, top, right, bottom], "polygons": [...]}]
+    regions                                 [{"label": ..., "box": [left, top, right, bottom], "polygons": [...],
+                                            "score": 0.9}]
     label, class, category                  a text or a whole number
     extra                                   an object; so does every other field become a part of `Sample.extra`
 
@@ -51,7 +52,7 @@ def sample_of(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sam
     if question is not None:
         answers = take(("answers", "answer"))
         questions += _questions([{"question": question, "answers": answers}])
-    regions = tuple(_region(region) for region in _objects(take(("regions",), ()), "regions"))
+    regions = tuple(region_of(region) for region in _objects(take(("regions",), ()), "regions"))
     label = take(_LABELS)
     if label is not None and not isinstance(label, str | int):
         raise ValueError("its label is neither a text nor a whole number")
@@ -72,12 +73,33 @@ def fields_of(sample: Sample) -> dict[str, Any]:
     if sample.questions:
         fields["qa"] = [_plain_question(question) for question in sample.questions]
     if sample.regions:
-        fields["regions"] = [_plain_region(region) for region in sample.regions]
+        fields["regions"] = [fields_of_region(region) for region in sample.regions]
     if sample.label is not None:
         fields["label"] = sample.label
     hidden = {name: value for name, value in sample.extra.items() if name.lower() in _TAKEN or value is None}
     fields |= {name: value for name, value in sample.extra.items() if name not in hidden}
     return fields | ({"extra": hidden} if hidden else {})
+
+
+def region_of(fields: Mapping[str, Any]) -> Region:
+    """A region from its `label`, `box`, and if there are any `polygons` and `score`. Raises ValueError."""
+    try:
+        left, top, right, bottom = (float(edge) for edge in fields["box"])
+        polygons = tuple(tuple(float(x) for x in polygon) for polygon in fields.get("polygons") or ())
+        score = None if fields.get("score") is None else float(fields["score"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            "a region has no box of four numbers, or a polygon or a score that is not numbers"
+        ) from None
+    label = _text(fields.get("label"), "region's label")
+    return Region(label, (left, top, right, bottom), polygons, score)
+
+
+def fields_of_region(region: Region) -> dict[str, Any]:
+    """The fields from which `region_of` makes the same region."""
+    fields: dict[str, Any] = {"label": region.label, "box": list(region.box)}
+    fields |= {"polygons": [list(p) for p in region.polygons]} if region.polygons else {}
+    return fields if region.score is None else fields | {"score": region.score}
 
 
 def merged(first: Sample, second: Sample) -> Sample:
@@ -177,21 +199,7 @@ def _questions(value: Any) -> tuple[Question, ...]:
     return tuple(found)
 
 
-def _region(value: Mapping[str, Any]) -> Region:
-    try:
-        left, top, right, bottom = (float(edge) for edge in value["box"])
-        polygons = tuple(tuple(float(x) for x in polygon) for polygon in value.get("polygons") or ())
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("a region has no box of four numbers, or a polygon that is not numbers") from None
-    return Region(_text(value.get("label"), "region's label"), (left, top, right, bottom), polygons)
-
-
 def _plain_question(question: Question) -> dict[str, Any]:
     if len(question.answers) == 1:
         return {"question": question.question, "answer": question.answers[0]}
     return {"question": question.question, "answers": list(question.answers)}
-
-
-def _plain_region(region: Region) -> dict[str, Any]:
-    plain: dict[str, Any] = {"label": region.label, "box": list(region.box)}
-    return plain | ({"polygons": [list(p) for p in region.polygons]} if region.polygons else {})

@@ -18,7 +18,8 @@ from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import SightreadError, UnsupportedError, UsageError
 from sightread.models.files import locate
 from sightread.pipelines.engine import load
-from sightread.pipelines.evaluation.choosing import Classes, Detections, Features, Matching
+from sightread.pipelines.evaluation.choosing import Classes, Features, Matching
+from sightread.pipelines.evaluation.finding import Found
 from sightread.pipelines.evaluation.material import Material, Reading
 from sightread.pipelines.evaluation.measures import Evaluation, Run
 from sightread.pipelines.evaluation.predictions import MARK, Predictions, Records, agree, read_predictions
@@ -31,7 +32,9 @@ from sightread.pipelines.leakage import Leaks, find_leaks
 from sightread.pipelines.metrics.intervals import Difference
 from sightread.pipelines.model import Model
 
-Name = Literal["captions", "retrieval", "classify", "vqa", "matching", "features", "detect"]
+Name = Literal[
+    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
+]
 Source: TypeAlias = "str | PathLike[str] | Model"
 # (what is being done, of how many, what became of one)
 Watch: TypeAlias = "Callable[[str, int, Event[Any]], None]"
@@ -161,7 +164,9 @@ def _task(name: Name, options: Options, material: Material, train_data: Any) -> 
         "vqa": lambda: Answers(options, material.samples),
         "matching": lambda: Matching(options, material.samples),
         "features": lambda: Features(options),
-        "detect": Detections,
+        "detect": lambda: Found("detect", options),
+        "locate": lambda: Found("locate", options),
+        "segment": lambda: Found("segment", options),
     }
     return makers[name]()
 

@@ -227,7 +227,8 @@ class Parquet:
 
         texts, numbers = pa.list_(pa.string()), pa.list_(pa.float64())
         question = pa.struct([("question", pa.string()), ("answers", texts)])
-        region = pa.struct([("label", pa.string()), ("box", numbers), ("polygons", pa.list_(numbers))])
+        outlines = ("polygons", pa.list_(numbers))
+        region = pa.struct([("label", pa.string()), ("box", numbers), outlines, ("score", pa.float64())])
         picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         self._schema = pa.schema(
             [
@@ -360,7 +361,8 @@ class Coco:
         outlines = [list(polygon) for polygon in region.polygons]
         area = sum(map(_area, region.polygons)) if outlines else width * height
         about: dict[str, Any] = {"category_id": self._category(region.label), "iscrowd": 0, "area": area}
-        return about | {"bbox": [left, top, width, height], "segmentation": outlines}
+        about |= {"bbox": [left, top, width, height], "segmentation": outlines}
+        return about if region.score is None else about | {"score": region.score}
 
     def _annotate(self, number: int, about: dict[str, Any]) -> None:
         self._note += 1

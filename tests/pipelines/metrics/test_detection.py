@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sightread import UsageError
+from sightread import UsageError, open_dataset
+from sightread.pipelines.evaluation.finding import crowd_of
 from sightread.pipelines.metrics import detection as module
 from sightread.pipelines.metrics.detection import (
-    Detected,
-    References,
+    Regions,
     detection_not_computed,
     detection_scores,
     grounding_scores,
     label_map_scores,
     mask_scores,
+    outline_overlap,
     paired_iou,
 )
 from sightread.types import Region
@@ -30,33 +33,36 @@ needs_evaluator = pytest.mark.skipif(
 )
 
 
-def drawn(seed: int) -> tuple[Detected, References]:
+def drawn(seed: int) -> tuple[Regions, Regions]:
     """Regions, and others near them with few different scores; label "3" is in no reference."""
     random = np.random.default_rng(seed)
 
-    def region(label: str, left: float, top: float, wide: float, high: float) -> Region:
+    def region(
+        label: str, left: float, top: float, wide: float, high: float, score: float | None = None
+    ) -> Region:
         box = (left, top, left + wide, top + high)
-        return Region(label, box, ((box[0], box[1], box[2], box[1], box[2], box[3]),))
+        return Region(label, box, ((box[0], box[1], box[2], box[1], box[2], box[3]),), score)
 
     references: list[list[Region]] = []
-    predictions: list[list[tuple[Region, float]]] = []
+    predictions: list[list[Region]] = []
     for _ in range(20):
         known = [
             region(str(random.integers(3)), *random.integers(0, 60, 2), *random.integers(4, 110, 2))
             for _ in range(random.integers(0, 5))
         ]
-        found: list[tuple[Region, float]] = []
+        found: list[Region] = []
         for one in [*known, *known, *known]:
             left, top, right, bottom = np.array(one.box) + random.integers(-5, 6, 4)
             label = one.label if random.random() < 0.8 else str(random.integers(4))
-            near = region(label, max(left, 0), max(top, 0), max(right - left, 1), max(bottom - top, 1))
-            found.append((near, float(random.integers(1, 5)) / 4))
+            sizes = max(right - left, 1), max(bottom - top, 1)
+            score = float(random.integers(1, 5)) / 4
+            found.append(region(label, max(left, 0), max(top, 0), *sizes, score))
         references.append(known)
         predictions.append(found)
     return predictions, references
 
 
-def official(predictions: Detected, references: References, kind: str) -> list[float]:
+def official(predictions: Regions, references: Regions, kind: str) -> list[float]:
     pytest.importorskip("pycocotools", reason="the official COCO evaluator is not installed")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -86,11 +92,17 @@ def official(predictions: Detected, references: References, kind: str) -> list[f
         return coco
 
     with contextlib.redirect_stdout(io.StringIO()):
-        known = dataset([entry(i, region) for i, regions in enumerate(references) for region in regions])
+        known = dataset(
+            [
+                entry(i, region) | {"area": np.prod(np.diff(np.reshape(region.box, (2, 2)), axis=0)) / 2}
+                for i, regions in enumerate(references)
+                for region in regions
+            ]
+        )
         found = [
-            entry(i, region) | {"score": score}
-            for i, pairs in enumerate(predictions)
-            for region, score in pairs
+            entry(i, region) | {"score": region.score}
+            for i, regions in enumerate(predictions)
+            for region in regions
             if region.label != "3"
         ]
         evaluator = COCOeval(known, dataset(found), kind)
@@ -113,13 +125,66 @@ def test_equal_to_the_official_evaluator(by: Any, seed: int) -> None:
 
 
 @needs_evaluator
+@pytest.mark.parametrize("seed", range(2))
+def test_real_annotations_are_scored_as_the_official_evaluator_does(shared_data: Path, seed: int) -> None:
+    """Outlines say what is small, and crowds count neither as found nor as missed."""
+    coco = pytest.importorskip("pycocotools.coco", reason="the official COCO evaluator is not installed")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    file = shared_data / "coco_mini/annotations/instances_train2017.json"
+    random = np.random.default_rng(seed)
+    predictions: list[list[Region]] = []
+    entries: list[dict[str, Any]] = []
+    samples = list(open_dataset(file))
+    for sample in samples:
+        near = [*sample.regions, *crowd_of(sample)] * 2
+        found = [
+            replace(
+                region,
+                box=tuple((np.array(region.box) + random.normal(0, 6, 4)).tolist()),
+                polygons=(),
+                score=random.random(),
+            )
+            for region in near
+        ]
+        predictions.append(found)
+        for region in found:
+            left, top, right, bottom = region.box
+            box = [left, top, right - left, bottom - top]
+            entries.append({"image_id": sample.extra["image_id"], "bbox": box, "score": region.score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = coco.COCO(str(file))
+        number = {category["name"]: category["id"] for category in known.dataset["categories"]}
+        labels = [region.label for regions in predictions for region in regions]
+        found = [e | {"category_id": number[label]} for e, label in zip(entries, labels, strict=True)]
+        evaluator = cocoeval.COCOeval(known, known.loadRes(found), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    scores = detection_scores(
+        predictions, [s.regions for s in samples], crowds=[crowd_of(s) for s in samples]
+    )
+    np.testing.assert_allclose(list(scores.values()), evaluator.stats, atol=1e-9)
+
+
+@needs_evaluator
+def test_outlines_are_rasterised_as_masks() -> None:
+    square = Region("a", (0, 0, 4, 4), ((0, 0, 4, 0, 4, 4, 0, 4),))
+    right = Region("a", (2, 0, 6, 4), ((2, 0, 6, 0, 6, 4, 2, 4),))
+    assert outline_overlap([square], [right]) == (8, 24)
+    assert outline_overlap([square, right], [square]) == (16, 24)
+    assert outline_overlap([], [square]) == (0, 16)
+    with pytest.raises(UsageError, match="no polygons"):
+        outline_overlap([], [Region("a", (0, 0, 1, 1))])
+
+
+@needs_evaluator
 def test_all_found_is_one_and_nothing_found_is_zero() -> None:
     references = [
         [Region("cat", (0, 0, 40, 40))],
         [],
         [Region("dog", (5, 5, 50, 60)), Region("cat", (0, 0, 50, 50))],
     ]
-    perfect = detection_scores([[(region, 0.5) for region in regions] for regions in references], references)
+    perfect = detection_scores(references, references)
     assert perfect["mAP"] == pytest.approx(1)
     assert "mAP small" not in perfect
     assert detection_scores([[], [], []], references)["mAP"] == 0

@@ -1,4 +1,4 @@
-"""Tasks in which a model chooses or scores: classes, matching pairs, features; detections of others."""
+"""Tasks in which a model chooses or scores: classes, matching pairs, features."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from sightread.data.randomness import generator
 from sightread.errors import UsageError
-from sightread.pipelines.evaluation.measures import Case, Measure, Number, Scored, remembered
+from sightread.pipelines.evaluation.measures import Case, Measure, Scored, remembered
 from sightread.pipelines.evaluation.predictions import Records, floats, packed
 from sightread.pipelines.evaluation.tasks import Events, Options, Phase, Work, row
-from sightread.pipelines.metrics.detection import detection_scores
 from sightread.pipelines.metrics.matching import matching_curves, matching_scores
 from sightread.pipelines.metrics.ptb import tokenize
-from sightread.types import Pixels, Region, Sample
+from sightread.types import Pixels, Sample
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -117,7 +116,8 @@ class Classes:
         table = np.zeros((len(self.labels),) * 2, np.int64)
         np.add.at(table, (true, first), 1)
         cases = tuple(_class_case(s, top) for s, top in zip(samples, tops, strict=True))
-        return Scored(tuple(measures), cases=cases, confusion=(tuple(self.labels), table))
+        how = "probability of the label less that of the best other; disputed: the first two are close"
+        return Scored(tuple(measures), cases=cases, ranked=how, confusion=(tuple(self.labels), table))
 
 
 class Matching:
@@ -195,7 +195,8 @@ class Matching:
                 np.stack([drawn.recall, drawn.precision], 1),
             )
         cases = tuple(_pair_case(sample, records[sample.key]["scores"], self.wrong) for sample in samples)
-        return Scored(tuple(measures), cases=cases, curves=curves)
+        how = "score of a caption less that of its hard mismatch, the worst of a picture; disputed: both are close"
+        return Scored(tuple(measures), cases=cases, ranked=how, curves=curves)
 
 
 _SAID = {
@@ -300,44 +301,7 @@ class Features:
             )
             for i, key in enumerate(keys)
         )
-        return Scored(measures, cases=cases)
-
-
-class Detections:
-    """Boxes of things, from a file of predictions only: no model here finds things yet."""
-
-    def __init__(self) -> None:
-        self.settings: dict[str, Any] = {}
-
-    def wants(self, sample: Sample) -> bool:
-        """Every picture counts: what is found where nothing is, is wrong."""
-        return True
-
-    def phases(self) -> Sequence[Phase]:
-        """Raises UsageError: there is no model for it."""
-        raise UsageError(
-            "detect: no model here finds things yet. Score a file of another program with --predictions FILE: lines of "
-            '{"key": ..., "regions": [{"label": "cat", "box": [left, top, right, bottom], "score": 0.9}]}'
-        )
-
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
-        """COCO's mAP and mAR over boxes."""
-        found: list[list[tuple[Region, float]]] = []
-        for sample in samples:
-            try:
-                found.append([_region(region) for region in records[sample.key]["regions"]])
-            except (KeyError, TypeError, ValueError) as error:
-                raise UsageError(f"{sample.key}: a predicted region lacks or misstates {error}") from error
-        scores = detection_scores(found, [sample.regions for sample in samples])
-        words = "COCO's box evaluation (faster-coco-eval); no mean over pictures, so no interval"
-        return Scored(
-            (), tuple(Number(k, v, None, None, len(samples), "pictures", words) for k, v in scores.items())
-        )
-
-
-def _region(given: Mapping[str, Any]) -> tuple[Region, float]:
-    left, top, right, bottom = (float(edge) for edge in given["box"])
-    return Region(str(given["label"]), (left, top, right, bottom)), float(given["score"])
+        return Scored(measures, cases=cases, ranked="right or wrong by both; disputed: one of them is right")
 
 
 def _pair_scores(pairs: Floats) -> dict[str, float]:

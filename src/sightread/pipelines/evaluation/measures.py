@@ -17,12 +17,11 @@ from sightread.pipelines.metrics.intervals import (
     bootstrap_interval,
     paired_bootstrap,
 )
+from sightread.types import Region
 
 Floats: TypeAlias = NDArray[np.float64]
 T = TypeVar("T")
 RowStatistic: TypeAlias = Callable[[Floats], float]
-
-_SETS = 300  # resampled sets for scores that are no function of means
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,8 @@ class Number:
 class Measure:
     """One number as its samples make it: the mean of a table `[N]`, a function of its mean `[N, k]`, or of its rows.
 
-    rows: what each row is about (the sample's key first). unit: what a row is, in the plural.
+    rows: what each row is about (the sample's key first). unit: what a row is, in the plural. sets: how often rows are
+    drawn anew for the interval of a function of rows, which is NaN where they cannot tell.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Measure:
     table: Floats
     of_means: Statistic | None = None
     of_rows: RowStatistic | None = None
+    sets: int = 300
 
     def number(self, seed: int) -> Number:
         """With its bootstrap interval."""
@@ -60,7 +61,7 @@ class Measure:
             value, low, high = found.value, found.low, found.high
         else:
             value = self.of_rows(self.table)
-            drawn = [self.of_rows(self.table[chosen]) for chosen in _sets(len(self.table), seed)]
+            drawn = [self.of_rows(self.table[chosen]) for chosen in self._drawn(len(self.table), seed)]
             low, high = _percentiles(drawn)
         return Number(self.name, value, low, high, len(self.table), self.unit, self.protocol)
 
@@ -72,29 +73,37 @@ class Measure:
         first, second = self.table[mine], other.table[theirs]
         if self.of_rows is None:
             return paired_bootstrap(first, second, self.of_means, seed=seed)
+        ours, theirs_of = self.of_rows, other.of_rows or self.of_rows
         drawn = np.array(
-            [self.of_rows(first[chosen]) - self.of_rows(second[chosen]) for chosen in _sets(len(mine), seed)]
+            [ours(first[chosen]) - theirs_of(second[chosen]) for chosen in self._drawn(len(mine), seed)]
         )
         low, high = _percentiles(drawn)
         against = min((drawn <= 0).sum(), (drawn >= 0).sum())
-        value = self.of_rows(first) - self.of_rows(second)
-        return Difference(value, low, high, min(1.0, 2 * float(against + 1) / (_SETS + 1)))
+        value = ours(first) - theirs_of(second)
+        return Difference(value, low, high, min(1.0, 2 * float(against + 1) / (self.sets + 1)))
+
+    def _drawn(self, count: int, seed: int) -> list[NDArray[np.int64]]:
+        random = np.random.default_rng(np.random.Philox(seed))
+        return [random.integers(count, size=count) for _ in range(self.sets)]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One sample for people. quality: higher is better; disputed: higher is more so; lines: (who, text)."""
+    """One sample for people. quality: higher is better; disputed: higher is more so; lines: (who, text); marks: regions
+    to draw on the picture, each with whose it is, "model" or "people"."""
 
     key: str
     quality: float
     disputed: float
     lines: tuple[tuple[str, str], ...]
+    marks: tuple[tuple[str, Region], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What a task makes of predictions. facts: numbers without interval; not_computed: name -> why.
 
+    ranked: by what the cases are good, and disputed, for people.
     confusion: class names and counts `[true, predicted]`; curves: name -> (x label, y label, points `[n, 2]`).
     """
 
@@ -102,6 +111,7 @@ class Scored:
     facts: tuple[Number, ...] = ()
     not_computed: Mapping[str, str] = field(default_factory=dict[str, str])
     cases: tuple[Case, ...] = ()
+    ranked: str = ""
     confusion: tuple[tuple[str, ...], NDArray[np.int64]] | None = None
     curves: Mapping[str, tuple[str, str, Floats]] = field(default_factory=dict[str, Any])
 
@@ -154,11 +164,6 @@ def remembered(function: Callable[[Floats], T]) -> Callable[[Floats], T]:
     return call
 
 
-def _sets(count: int, seed: int) -> list[NDArray[np.int64]]:
-    random = np.random.default_rng(np.random.Philox(seed))
-    return [random.integers(count, size=count) for _ in range(_SETS)]
-
-
 def _percentiles(drawn: Any) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)

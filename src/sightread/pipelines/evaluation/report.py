@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sightread.data.images import decode, read_file
 from sightread.errors import ImageError
@@ -20,17 +20,20 @@ from sightread.pipelines.evaluation.material import Material
 from sightread.pipelines.evaluation.measures import Case, Evaluation, Number, Scored
 
 _SHOWN = 8  # pictures of a kind
-_SIDE = 200  # px
+_SIDE = 250  # px
+_COLOURS = {"people": "#3c3", "model": "#e33", "A": "#e33", "B": "#36f"}
+_LEGEND = " On the pictures: people green, the model red; where there are two, A red and B blue."
 _MOST_CLASSES = 60
 _MOST_NAMED = 200
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .7em; text-align: left; vertical-align: top }
 th { border-bottom: 1px solid #999 } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td.p { color: #666; font-size: 13px } .cases { display: flex; flex-wrap: wrap; gap: 1em }
-figure { width: 200px; margin: 0 } figcaption { font-size: 13px; overflow-wrap: anywhere } b { font-weight: 600 }
-img { max-width: 200px; display: block } .matrix td { padding: 0; width: 1.6em; height: 1.6em; text-align: center;
-font-size: 11px } .matrix th { font: 11px sans-serif; padding: 0 .3em; border: 0 } svg { background: #fafafa }
+td.p, .how { color: #666; font-size: 13px } h1, h2, p, th, figcaption { overflow-wrap: anywhere }
+.cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1em } b { font-weight: 600 }
+figure { margin: 0 } figcaption { font-size: 13px } img { max-width: 100%; display: block } svg { background: #fafafa }
+.matrix td { padding: 0; width: 1.6em; height: 1.6em; text-align: center; font-size: 11px }
+.matrix th { font: 11px sans-serif; padding: 0 .3em; border: 0 }
 """
 
 
@@ -72,7 +75,9 @@ def as_html(result: Evaluation, material: Material) -> str:
     if len(result.runs) > 1:
         parts.append(_comparison(result, material))
     for run in result.runs:
-        own = {name: value for name, value in run.about.items() if name not in about and name != "sightread"}
+        own = {
+            name: value for name, value in run.about.items() if name not in {*about, "sightread", "options"}
+        }
         parts += [f"<h2>{_text(run.name)}</h2>", _facts(own), _numbers(run.numbers, run.scored.not_computed)]
         if run.failed:
             named = "".join(
@@ -82,7 +87,7 @@ def as_html(result: Evaluation, material: Material) -> str:
                 f"<h3>{len(run.failed):,} left out: their pictures cannot be read</h3><ul>{named}</ul>"
             )
         parts.append(_figures(run.scored))
-        parts.append(_pictures(run.scored.cases, material))
+        parts.append(_pictures(run.scored, material))
     if result.leaks:
         parts.append(f"<h2>The copies</h2>{_leaks(result.leaks)}")
     title = f"{_text(about['task'])}: {_text(', '.join(run.name for run in result.runs))}"
@@ -99,17 +104,22 @@ def _text(value: object) -> str:
 
 def _facts(facts: Mapping[str, Any]) -> str:
     def shown(value: Any) -> str:
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {shown(v)}" for k, v in value.items() if v) or "the defaults"
         text = value if isinstance(value, str) else json.dumps(value)
         return text if len(text) < 400 else text[:400] + " ..."
 
-    return (
-        "<p>" + "<br>".join(f"{_text(name)}: {_text(shown(value))}" for name, value in facts.items()) + "</p>"
-    )
+    lines = (f"{_text(name.replace('_', ' '))}: {_text(shown(value))}" for name, value in facts.items())
+    return f"<p>{'<br>'.join(lines)}</p>"
+
+
+def _value(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}".removesuffix(".00")
 
 
 def _numbers(numbers: Sequence[Number], missing: Mapping[str, str]) -> str:
     rows = [
-        f'<tr><td>{_text(n.name)}<td class="n"><b>{n.value:.4f}</b><td class="n">{_interval(n.low, n.high)}'
+        f'<tr><td>{_text(n.name)}<td class="n"><b>{_value(n.value)}</b><td class="n">{_interval(n.low, n.high)}'
         f'<td class="n">{n.samples:,} {_text(n.unit)}<td class="p">{_text(n.protocol)}'
         for n in numbers
     ]
@@ -122,7 +132,7 @@ def _numbers(numbers: Sequence[Number], missing: Mapping[str, str]) -> str:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+    return "" if low is None or high is None else f"{_value(low)} to {_value(high)}"
 
 
 def _comparison(result: Evaluation, material: Material) -> str:
@@ -135,37 +145,43 @@ def _comparison(result: Evaluation, material: Material) -> str:
         gap = result.differences.get(number.name)
         said = "<td><td>" if gap is None else f'<td class="n">{_signed(gap)}<td class="n">{gap.p:.4f}'
         rows.append(
-            f'<tr><td>{_text(number.name)}<td class="n">{number.value:.4f}<td class="n">{other[number.name].value:.4f}'
-            + said
+            f'<tr><td>{_text(number.name)}<td class="n">{_value(number.value)}'
+            f'<td class="n">{_value(other[number.name].value)}{said}'
         )
     names = f"<th>A: {_text(first.name)}<th>B: {_text(second.name)}"
-    table = f"<table><tr><th>number{names}<th>A less B (95 %)<th>p{''.join(rows)}</table>"
+    table = f"<table><tr><th>number{names}<th>A - B (95 %)<th>p{''.join(rows)}</table>"
     mine, theirs = ({case.key: case for case in run.scored.cases} for run in result.runs)
     both = [key for key in mine if key in theirs]
     gaps = sorted(both, key=lambda key: mine[key].quality - theirs[key].quality)
-    parts = [f"<h2>A against B</h2>{table}<p>p: paired bootstrap over the same samples, two-sided.</p>"]
+    legend = _LEGEND if any(case.marks for case in first.scored.cases) else ""
+    said = f"p: paired bootstrap over the same samples, two-sided. Pictures by {_text(first.scored.ranked)}.{legend}"
+    parts = [f'<h2>A against B</h2>{table}<p class="how">{said}</p>']
     for words, keys in (("A does better", gaps[::-1]), ("B does better", gaps)):
         sign = 1 if words[0] == "A" else -1
         chosen = [k for k in keys[:_SHOWN] if sign * (mine[k].quality - theirs[k].quality) > 0]
-        cases = [
-            Case(
-                k,
-                0.0,
-                0.0,
-                (
-                    *((f"A {who}", text) for who, text in mine[k].lines),
-                    *(
-                        (f"B {who}", text)
-                        for who, text in theirs[k].lines
-                        if (who, text) not in mine[k].lines
-                    ),
-                ),
-            )
-            for k in chosen
-        ]
-        if cases:
-            parts.append(f"<h3>{words}</h3>{_gallery(cases, material)}")
+        if chosen:
+            gallery = _gallery([_both(mine[k], theirs[k]) for k in chosen], material)
+            parts.append(f"<h3>{words}</h3>{gallery}")
     return "".join(parts)
+
+
+def _both(first: Case, second: Case) -> Case:
+    """What both models have of one picture; what is the same stands once."""
+    own = [
+        (f"{letter} {who}", text)
+        for letter, case, other in (("A", first, second), ("B", second, first))
+        for who, text in case.lines
+        if (who, text) not in other.lines
+    ]
+    shared = [line for line in first.lines if line in second.lines]
+    found = [
+        (letter, region)
+        for letter, case in (("A", first), ("B", second))
+        for who, region in case.marks
+        if who == "model"
+    ]
+    known = [mark for mark in first.marks if mark[0] == "people"]
+    return Case(first.key, 0.0, 0.0, (*own, *shared), (*known, *found))
 
 
 def _signed(gap: Any) -> str:
@@ -222,8 +238,8 @@ def _matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> str:
     return f"<h3>Confusion: true label down, predicted across{note}</h3>{table}"
 
 
-def _pictures(cases: Sequence[Case], material: Material) -> str:
-    if not cases:
+def _pictures(scored: Scored, material: Material) -> str:
+    if not (cases := scored.cases):
         return ""
     by_quality = sorted(cases, key=lambda case: -case.quality)
     by_dispute = sorted(cases, key=lambda case: -case.disputed)
@@ -232,7 +248,9 @@ def _pictures(cases: Sequence[Case], material: Material) -> str:
         "Most disputed": by_dispute[:_SHOWN],
         "Best": by_quality[:_SHOWN],
     }
-    return "".join(f"<h3>{name}</h3>{_gallery(some, material)}" for name, some in kinds.items())
+    legend = _LEGEND if any(case.marks for case in cases) else ""
+    note = f'<p class="how">Worst and best by {_text(scored.ranked)}.{legend}</p>'
+    return note + "".join(f"<h3>{name}</h3>{_gallery(some, material)}" for name, some in kinds.items())
 
 
 def _gallery(cases: Sequence[Case], material: Material) -> str:
@@ -240,19 +258,26 @@ def _gallery(cases: Sequence[Case], material: Material) -> str:
     for case in cases:
         lines = "".join(f"<br><b>{_text(who)}</b> {_text(text)}" for who, text in case.lines)
         figures.append(
-            f"<figure>{_inline(case.key, material)}<figcaption>{_text(case.key)}{lines}</figcaption></figure>"
+            f"<figure>{_inline(case, material)}<figcaption>{_text(case.key)}{lines}</figcaption></figure>"
         )
     return f'<div class="cases">{"".join(figures)}</div>'
 
 
-def _inline(key: str, material: Material) -> str:
-    """The picture itself, small; a note where it cannot be read any more."""
+def _inline(case: Case, material: Material) -> str:
+    """The picture itself, small, with its marks; a note where it cannot be read any more."""
     try:
-        picture = material.picture(key)
+        picture = material.picture(case.key)
         image = decode(picture if isinstance(picture, bytes) else read_file(str(picture)))
     except ImageError as error:
         return f"<p>{_text(error)}</p>"
+    shrunk = min(1.0, _SIDE / max(image.size))
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    pencil = ImageDraw.Draw(image)
+    for whose, region in case.marks:
+        left, top, right, bottom = region.box
+        for outline in region.polygons or ((left, top, right, top, right, bottom, left, bottom),):
+            corners = [coordinate * shrunk for coordinate in (*outline, *outline[:2])]
+            pencil.line(corners, _COLOURS[whose], 2)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -127,7 +127,8 @@ class Retrieval:
             for name, (scores, words) in rankings.items()
             for measure in _measures(name, scores, words, space)
         ]
-        return Scored(tuple(measures), cases=_cases(samples, similarity, space))
+        how = "ITC cosine of the best own caption less that of the best other; disputed: both are close"
+        return Scored(tuple(measures), cases=_cases(samples, similarity, space), ranked=how)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,25 +10,12 @@ from sightread.errors import UsageError
 from sightread.pipelines.evaluation.material import Material, Reading, Verb
 from sightread.pipelines.evaluation.measures import Scored
 from sightread.pipelines.evaluation.predictions import Records
+from sightread.pipelines.evaluation.templates import TEMPLATES
 from sightread.pipelines.events import Done, Failed
 from sightread.pipelines.model import Model
 from sightread.types import Sample
 
 Events: TypeAlias = "Iterator[Done[dict[str, Any]] | Failed]"
-
-# The seven that OpenAI's notebook found to do best together for ImageNet, and the paper's single one.
-TEMPLATES = {
-    "simple": ("a photo of a {}.",),
-    "clip-7": (
-        "itap of a {}.",
-        "a bad photo of the {}.",
-        "a origami {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +26,8 @@ class Options:
     device, dtype, batch_size: as of `load`. workers, isolate: as of `Model.read`.
     decoding: the fields of `tasks.generate.Decoding`. prompt: of captions. clip: a model for CLIPScore.
     rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone.
-    labels: the classes; None for those of the data. templates: sentences with {}, or a name in `TEMPLATES`.
+    labels: the classes; None for those of the data. To detect: what to look for; None for what the model knows.
+    templates: sentences with {}, or a name in `TEMPLATES`.
     mode: answers are written, or chosen among `candidates` (None: all answers of the data).
     judge: the score of a pair: the ITM probability, or the ITC cosine.
     """

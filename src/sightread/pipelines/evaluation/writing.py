@@ -112,7 +112,8 @@ class Captions:
         else:
             missing |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), "no embedding model was named for it")
         cases = _caption_cases(samples, written, scored.each["CIDEr"], scored.each["ROUGE-L"])
-        return Scored(tuple(measures), tuple(facts), missing, cases)
+        how = "CIDEr; disputed: CIDEr and ROUGE-L say different things"
+        return Scored(tuple(measures), tuple(facts), missing, cases, how)
 
     def _clip_scores(self, keys: list[str], records: Records) -> list[Measure]:
         cosines = np.clip([records[key]["cosines"] for key in keys], 0, None)
@@ -234,7 +235,8 @@ class Answers:
         for kind, chosen in _kinds(asked).items():
             mine = [rows[place] for place in chosen]
             measures.append(_mean(f"{first.name}[{kind}]", first.protocol, mine, best[chosen], "questions"))
-        return Scored(tuple(measures), (), missing, _answer_cases(samples, asked, best))
+        how = f"mean {first.name} of a picture's questions, the worst shown; disputed: people answer differently"
+        return Scored(tuple(measures), (), missing, _answer_cases(samples, asked, best), how)
 
 
 def _mean(
@@ -253,7 +255,11 @@ def _caption_cases(
             sample.key,
             float(cider[i]),
             float(abs(ranks[0][i] - ranks[1][i])),
-            (("model", written[i]), *(("people", text) for text in sample.captions[:3])),
+            (
+                ("model", written[i]),
+                *(("people", text) for text in sample.captions[:3]),
+                ("CIDEr, ROUGE-L", f"{cider[i]:.2f}, {rouge[i]:.2f}"),
+            ),
         )
         for i, sample in enumerate(samples)
     )

@@ -19,6 +19,7 @@ from sightread.pipelines.metrics.detection import (
     grounding_scores,
     label_map_scores,
     mask_scores,
+    outline_overlap,
     paired_iou,
 )
 from sightread.pipelines.metrics.intervals import Difference, Interval, bootstrap_interval, paired_bootstrap
@@ -55,6 +56,7 @@ __all__ = [
     "matching_curves",
     "matching_scores",
     "not_computed",
+    "outline_overlap",
     "paired_bootstrap",
     "paired_iou",
     "retrieval_scores",

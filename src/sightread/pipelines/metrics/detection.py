@@ -13,8 +13,7 @@ from sightread.errors import UsageError
 from sightread.types import Region
 
 Floats: TypeAlias = NDArray[np.float64]
-Detected: TypeAlias = Sequence[Sequence[tuple[Region, float]]]
-References: TypeAlias = Sequence[Sequence[Region]]
+Regions: TypeAlias = Sequence[Sequence[Region]]
 
 # COCO's twelve numbers, in the evaluator's order.
 _NAMES = (
@@ -31,20 +30,24 @@ _NAMES = (
     "mAR medium",
     "mAR large",
 )
+_MOST = 1 << 15  # pixels on a side
 
 
 def detection_scores(
-    predictions: Detected,
-    references: References,
+    predictions: Regions,
+    references: Regions,
     by: Literal["box", "mask"] = "box",
     sizes: Sequence[tuple[int, int]] | None = None,
+    crowds: Regions | None = None,
 ) -> dict[str, float]:
     """COCO's mAP and mAR, 0..1, by the evaluator `faster-coco-eval` (the extra `evaluate`).
 
-    predictions: for every picture its (region, score) pairs. references: for every picture its regions. Labels are
+    predictions: for every picture the regions found; one without a score counts as 1. references: for every picture its
+    regions. crowds: for every picture those that nobody counts, whether found or not (COCO's `iscrowd`). Labels are
     compared as they are. `mAP` is the mean over labels and over IoU 0.5, 0.55 ... 0.95 of the 101-point average
-    precision; small, medium and large are areas below 32 x 32, below 96 x 96 and above, of the box, or of the mask
-    where `by` is "mask". Then every region needs polygons, and `sizes` the (width, height) of every picture.
+    precision; small, medium and large are areas below 32 x 32, below 96 x 96 and above: of a reference's outlines where
+    it has some, as COCO's annotations have it, else of the box. With by="mask", of the mask; then every region needs
+    polygons, and `sizes` the (width, height) of every picture.
 
     A number that no region can tell (no small thing in the references, say) is left out. Raises UsageError where the
     lengths differ, nothing is to be found, or the evaluator is not installed (see `detection_not_computed`).
@@ -61,15 +64,20 @@ def detection_scores(
         raise UsageError('by="mask": give the (width, height) of every picture as `sizes`')
     outlines = sizes if by == "mask" else None
     found = [
-        _entry(picture, region, number[region.label], outlines) | {"score": float(score)}
-        for picture, pairs in enumerate(predictions)
-        for region, score in pairs
+        _entry(picture, region, number[region.label], outlines)
+        | {"score": 1.0 if region.score is None else float(region.score)}
+        for picture, regions in enumerate(predictions)
+        for region in regions
         if region.label in number  # a label that no reference has counts for no class
     ]
     known = [
         _entry(picture, region, number[region.label], outlines)
-        for picture, regions in enumerate(references)
+        | _outlined(region, outlines)
+        | {"iscrowd": int(crowd)}
+        for crowd, many in ((False, references), (True, crowds or ()))
+        for picture, regions in enumerate(many)
         for region in regions
+        if region.label in number
     ]
     stats = _evaluated(
         known,
@@ -129,6 +137,27 @@ def mask_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[s
     return {"mean IoU": sum(each) / len(each), "overall IoU": sum(common) / sum(union) if sum(union) else 1.0}
 
 
+def outline_overlap(first: Sequence[Region], second: Sequence[Region]) -> tuple[float, float]:
+    """Pixels that the outlines of both sides cover, and those that any covers, rasterised as COCO does.
+
+    Raises UsageError where a region has no polygons, or COCO's masks cannot be made (see `detection_not_computed`).
+    """
+    if reason := detection_not_computed():
+        raise UsageError(f"masks: {reason}")
+    from faster_coco_eval import mask
+
+    outlines = [[list(outline) for region in side for outline in region.polygons] for side in (first, second)]
+    points = [np.reshape(outline, (-1, 2)) for side in outlines for outline in side]
+    if not points:
+        raise UsageError("masks: there are no polygons on either side")
+    wide, high = (int(edge) for edge in np.ceil(np.concatenate(points).max(0)).clip(1, _MOST))
+    painted: list[Any] = [mask.frPyObjects(side, high, wide) for side in outlines if side]
+    sides: list[Any] = [mask.merge(parts) for parts in painted]
+    if len(sides) < 2:
+        return 0.0, float(mask.area(sides[0]))
+    return float(mask.area(mask.merge(sides, intersect=True))), float(mask.area(mask.merge(sides)))
+
+
 def label_map_scores(predictions: Any, references: Any, ignored: int | None = None) -> dict[str, float]:
     """`mIoU` over classes and `pixel accuracy` of label maps, integers [..., H, W]; `ignored` is a reference's label
     that does not count. Classes that occur on neither side are left out of the mean."""
@@ -157,7 +186,6 @@ def _entry(
         "category_id": label,
         "bbox": [left, top, width, height],
         "area": width * height,
-        "iscrowd": 0,
     }
     if sizes is not None:
         from faster_coco_eval import mask
@@ -169,6 +197,15 @@ def _entry(
         entry["segmentation"] = mask.merge(outlines)
         entry["area"] = float(mask.area(entry["segmentation"]))
     return entry
+
+
+def _outlined(region: Region, sizes: Sequence[tuple[int, int]] | None) -> dict[str, float]:
+    """A reference's area by its outlines, where boxes are compared."""
+    if sizes is not None or not region.polygons:
+        return {}
+    corners = [np.reshape(outline, (-1, 2)) for outline in region.polygons]
+    twice = [np.sum(xy[:, 0] * np.roll(xy[:, 1], -1) - xy[:, 1] * np.roll(xy[:, 0], -1)) for xy in corners]
+    return {"area": float(np.abs(twice).sum() / 2)}
 
 
 def _evaluated(
