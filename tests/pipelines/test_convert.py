@@ -37,7 +37,21 @@ KEYS = st.lists(
     st.one_of(
         st.text(st.sampled_from("ab./%#é \\:A0_-\n"), min_size=1, max_size=8),
         st.sampled_from(
-            ["a", "a.jpg", "a.txt", "a/b", "../x", "/abs", ".hidden", "a//b", "%2E", "con:", "a.json/b"]
+            [
+                "a",
+                "a.jpg",
+                "a.txt",
+                "a/b",
+                "../x",
+                "/abs",
+                ".hidden",
+                "__",
+                "%5F_",
+                "a//b",
+                "%2E",
+                "con:",
+                "a.json/b",
+            ]
         ),
     ),
     min_size=1,

@@ -117,7 +117,7 @@ def is_picture_name(name: str) -> bool:
 
 
 _UNSAFE = frozenset('%\\:*?"<>|\x7f') | {chr(code) for code in range(32)}
-_ESCAPES = {f"%{ord(character):02X}": character for character in _UNSAFE | {"."}}
+_ESCAPES = {f"%{ord(character):02X}": character for character in _UNSAFE | set("._")}
 
 
 def escaped(key: str, dots: bool = False) -> str:
@@ -130,8 +130,8 @@ def escaped(key: str, dots: bool = False) -> str:
         safe = "".join(f"%{ord(c):02X}" if c in _UNSAFE else c for c in part)
         if (dots and i == len(parts) - 1) or os.path.splitext(safe)[1].lower() in EXTENSIONS.union(SIDECARS):
             safe = safe.replace(".", "%2E")
-        if safe.startswith("."):
-            safe = "%2E" + safe[1:]
+        if safe.startswith((".", "__")):  # hidden in folders; in archives so is what begins like __MACOSX
+            safe = f"%{ord(safe[0]):02X}{safe[1:]}"
         parts[i] = safe or "%2F"
     return "/".join(parts)
 
