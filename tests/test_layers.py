@@ -52,7 +52,7 @@ BELOW: dict[str, set[str]] = {
 NAMED: dict[str, set[str]] = {
     "": {"data.samples"},  # open_dataset
     "data.augment": {"data.randomness"},
-    "data.coco": {"data.records"},
+    "data.coco": {"data.records", "data.runs"},
     "data.decoder": {"data.pixels"},
     "data.folders": {"data.images", "data.records"},
     "data.images": {"data.headers"},
@@ -60,6 +60,7 @@ NAMED: dict[str, set[str]] = {
     "data.noise": {"data.randomness"},
     "data.pieces": {"data.padding", "data.tokens"},
     "data.pixels": {"data.images", "data.resample"},
+    "data.records": {"data.runs"},
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "data.tokens": {"data.padding"},
     "data.world": {"data.atomic", "data.randomness"},
@@ -145,6 +146,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.engine": {"pipelines.model", "pipelines.saving"},
     "pipelines.inputs": {"pipelines.events"},
     "pipelines.jobs": {"pipelines.events"},
+    "pipelines.region_files": {"data.atomic", "pipelines.writers"},
     "pipelines.rerank": {"pipelines.model"},
     "pipelines.evaluate": {
         "pipelines.engine",

@@ -94,14 +94,16 @@ class Region:
     """A thing in a picture.
 
     box: (left, top, right, bottom) in pixels of the upright picture, right and bottom exclusive.
-    polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there is no mask.
+    polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there are none.
     score: how sure the model that found it is; higher is surer. None where it does not say, or where people drew it.
+    mask: bool `[H, W]` of the whole upright picture, or None.
     """
 
     label: str
     box: tuple[float, float, float, float]
     polygons: tuple[tuple[float, ...], ...] = ()
     score: float | None = None
+    mask: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sightread.data import records
+from sightread.data.runs import mask_of_runs
 from sightread.errors import UsageError
 from sightread.types import Question, Region, Sample
 
@@ -137,7 +138,8 @@ class Coco:
         )
         box = (left, top, left + width, top + height)
         score = None if note.get("score") is None else float(note["score"])
-        return Region(self._names[note["category_id"]], box, polygons, score)
+        mask = mask_of_runs(outline) if isinstance(outline, dict) else None
+        return Region(self._names[note["category_id"]], box, polygons, score, mask)
 
     def _find_pictures(self, paths: Sequence[Path], pictures: Path | None) -> Path:
         names = [self._images[number]["file_name"] for number in self._numbers[:100]]

@@ -103,6 +103,18 @@ def decode_words(source: ImageSource, limits: Limits = _NO_LIMITS) -> NDArray[np
     )
 
 
+def upright_size(source: str | os.PathLike[str] | bytes, name: str = "") -> tuple[int, int]:
+    """(height, width) after the EXIF turn, from the header alone. name: for the message. Raises ImageError."""
+    formats = (*_PLUGINS, "HEIF") if _heif_is_here() else tuple(_PLUGINS)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with _quiet(), Image.open(file, formats=formats) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(name or name_of(source), f"its size cannot be read: {error}") from error
+
+
 def name_of(source: ImageSource) -> str:
     """What messages call a source: its path as given, or `<bytes>`, `<array>`, `<image>`."""
     match source:

@@ -4,7 +4,7 @@
     qa, questions                           [{"question": ..., "answer": ... or "answers": [...]}, ...]
     question, answer, answers               one question
     regions                                 [{"label": ..., "box": [left, top, right, bottom], "polygons": [...],
-                                            "score": 0.9}]
+                                            "score": 0.9, "mask": as COCO's run lengths}]
     label, class, category                  a text or a whole number
     extra                                   an object; so does every other field become a part of `Sample.extra`
 
@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sightread.data.runs import mask_of_runs, mask_runs
 from sightread.types import Question, Region, Sample
 
 PICTURES = tuple(
@@ -82,24 +83,26 @@ def fields_of(sample: Sample) -> dict[str, Any]:
 
 
 def region_of(fields: Mapping[str, Any]) -> Region:
-    """A region from its `label`, `box`, and if there are any `polygons` and `score`. Raises ValueError."""
+    """A region from its `label`, `box`, and if there are any `polygons`, `score` and `mask`. Raises ValueError."""
     try:
         left, top, right, bottom = (float(edge) for edge in fields["box"])
         polygons = tuple(tuple(float(x) for x in polygon) for polygon in fields.get("polygons") or ())
         score = None if fields.get("score") is None else float(fields["score"])
+        mask = None if fields.get("mask") is None else mask_of_runs(fields["mask"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            "a region has no box of four numbers, or a polygon or a score that is not numbers"
+            "a region has no box of four numbers, or a polygon, score or mask that is none"
         ) from None
     label = _text(fields.get("label"), "region's label")
-    return Region(label, (left, top, right, bottom), polygons, score)
+    return Region(label, (left, top, right, bottom), polygons, score, mask)
 
 
 def fields_of_region(region: Region) -> dict[str, Any]:
     """The fields from which `region_of` makes the same region."""
     fields: dict[str, Any] = {"label": region.label, "box": list(region.box)}
     fields |= {"polygons": [list(p) for p in region.polygons]} if region.polygons else {}
-    return fields if region.score is None else fields | {"score": region.score}
+    fields |= {"score": region.score} if region.score is not None else {}
+    return fields if region.mask is None else fields | {"mask": mask_runs(region.mask)}
 
 
 def merged(first: Sample, second: Sample) -> Sample:

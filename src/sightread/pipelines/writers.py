@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from PIL import Image
-
 from sightread.data import records
 from sightread.data.folders import escaped
+from sightread.data.images import upright_size
+from sightread.data.runs import mask_runs
 from sightread.errors import ImageError
 from sightread.types import Region, Sample
 
@@ -227,8 +227,9 @@ class Parquet:
 
         texts, numbers = pa.list_(pa.string()), pa.list_(pa.float64())
         question = pa.struct([("question", pa.string()), ("answers", texts)])
-        outlines = ("polygons", pa.list_(numbers))
-        region = pa.struct([("label", pa.string()), ("box", numbers), outlines, ("score", pa.float64())])
+        mask = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
+        known = [("label", pa.string()), ("box", numbers), ("polygons", pa.list_(numbers))]
+        region = pa.struct([*known, ("score", pa.float64()), ("mask", mask)])
         picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         self._schema = pa.schema(
             [
@@ -297,13 +298,7 @@ class Coco:
         """COCO states the size of every picture, so its header must be readable."""
         if isinstance(sample.picture, bytes):
             _check_name(sample)
-        try:
-            with Image.open(
-                io.BytesIO(sample.picture) if isinstance(sample.picture, bytes) else sample.picture
-            ) as image:
-                self._size = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(sample.key, f"its size cannot be read: {error}") from error
+        self._size = upright_size(sample.picture, sample.key)
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """An object for the picture, one for each caption and region."""
@@ -314,7 +309,7 @@ class Coco:
         fields = records.fields_of(replace(sample, captions=(), regions=(), extra=extra))
         if inner:
             fields["extra"] = fields.get("extra", {}) | inner
-        width, height = self._size
+        height, width = self._size
         path = self._pictures.path(sample, data, ending)
         image = {"id": number, "file_name": path, "width": width, "height": height, "key": sample.key}
         self._images.write(b",\n" if len(self._used) > 1 else b"\n")
@@ -362,7 +357,9 @@ class Coco:
         area = sum(map(_area, region.polygons)) if outlines else width * height
         about: dict[str, Any] = {"category_id": self._category(region.label), "iscrowd": 0, "area": area}
         about |= {"bbox": [left, top, width, height], "segmentation": outlines}
-        return about if region.score is None else about | {"score": region.score}
+        if region.mask is not None and not outlines:
+            about |= {"area": int(region.mask.sum()), "segmentation": mask_runs(region.mask)}
+        return about | ({} if region.score is None else {"score": region.score})
 
     def _annotate(self, number: int, about: dict[str, Any]) -> None:
         self._note += 1
