@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ def chosen_pairs(file: Path, samples: list[sightread.Sample]) -> list[tuple[int,
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=16)
     parser.add_argument("--samples", type=int, help="of the data; without it all")
     parser.add_argument("--pairs", type=int, default=2000, help="judged one by one (2000)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     given = {"samples": options.samples, "device": "cpu", "isolate": False}
     model: Model = sightread.load(options.model, device="cpu")
     with tempfile.TemporaryDirectory() as folder:

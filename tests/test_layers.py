@@ -168,6 +168,7 @@ NAMED: dict[str, set[str]] = {
         "pipelines.evaluation.measures",
         "pipelines.evaluation.predictions",
         "pipelines.evaluation.tasks",
+        "pipelines.evaluation.templates",
         "pipelines.metrics.matching",
         "pipelines.metrics.ptb",
     },

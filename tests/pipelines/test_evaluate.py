@@ -407,6 +407,8 @@ def test_classes_are_those_of_the_verb(place: Path) -> None:
     hits = [labels[row.argmax()] == sample.label for row, sample in zip(found, samples, strict=True)]
     numbers = dict(result)
     assert len(templates) == 7
+    assert "7 template(s) averaged" in result.runs[0].numbers[0].protocol
+    assert "clip-7" in result.runs[0].numbers[0].protocol
     assert len(set(TEMPLATES["clip-80"])) == 80
     assert set(TEMPLATES["clip-7"]) < set(TEMPLATES["clip-80"])
     assert all(text.count("{}") == 1 for text in TEMPLATES["clip-80"])
@@ -527,7 +529,7 @@ def test_differences_of_rows_are_paired() -> None:
 
     def measure(table: np.ndarray, names: list[str]) -> Measure:
         median = lambda drawn: float(np.median(drawn))  # noqa: E731
-        return Measure(name="m", protocol="p", unit="u", rows=names, table=table, of_rows=median)
+        return Measure("m", "p", "u", names, table, of_rows=median)
 
     same = measure(values, rows).less(measure(values[::-1].copy(), rows[::-1]), 0)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)

@@ -57,6 +57,15 @@ def test_without_jars_there_is_a_reason_and_no_number(monkeypatch: pytest.Monkey
     assert {"METEOR", "SPICE"}.isdisjoint(caption_scores(["a"], [["a"]]))
 
 
+def test_the_folders_of_the_coco_package_are_known(jars: Path, tmp_path: Path) -> None:
+    package = tmp_path / "pycocoevalcap"
+    package.mkdir()
+    (package / "meteor").symlink_to(jars)
+    assert "METEOR" not in not_computed(package)
+    assert "SPICE" in not_computed(package)
+    assert caption_scores(["a b"], [["a"]], jars=package)["METEOR"] == pytest.approx(0.2)
+
+
 def test_a_missing_file_is_named(jars: Path) -> None:
     (jars / "data/paraphrase-en.gz").unlink()
     assert list(not_computed(jars)) == ["METEOR"]

@@ -14,6 +14,7 @@ from sightread.errors import UsageError
 from sightread.pipelines.evaluation.measures import Case, Measure, Scored, remembered
 from sightread.pipelines.evaluation.predictions import Records, floats, packed
 from sightread.pipelines.evaluation.tasks import Events, Options, Phase, Work, row
+from sightread.pipelines.evaluation.templates import TEMPLATES
 from sightread.pipelines.metrics.matching import matching_curves, matching_scores
 from sightread.pipelines.metrics.ptb import tokenize
 from sightread.types import Pixels, Sample
@@ -39,6 +40,10 @@ class Classes:
             raise UsageError("classify: needs at least two labels")
         self.templates = options.sentences
         self.settings: dict[str, Any] = {"labels": self.labels, "templates": self.templates}
+
+    def _named(self) -> str:
+        known = [name for name, texts in TEMPLATES.items() if texts == self.templates]
+        return f"the set {known[0]}" if known else " | ".join(self.templates)
 
     def wants(self, sample: Sample) -> bool:
         """It needs a label."""
@@ -79,7 +84,7 @@ class Classes:
             if learned
             else (
                 f"zero-shot over {len(self.labels)} classes; {len(self.templates)} template(s) averaged as embeddings "
-                f"(Radford et al. 2021, 3.1.4): {' | '.join(self.templates[:8])}"
+                f"(Radford et al. 2021, 3.1.4): {self._named()}"
             )
         )
 
@@ -90,9 +95,7 @@ class Classes:
 
         def accuracy(name: str, words: str, chosen: NDArray[np.int64], values: Floats) -> Measure:
             rows = [keys[i] for i in chosen]
-            return Measure(
-                name=name, protocol=f"{words}; {how}", unit="pictures", rows=rows, table=values[chosen]
-            )
+            return Measure(name, f"{words}; {how}", "pictures", rows, values[chosen])
 
         whole = np.arange(len(keys))
         measures = [accuracy("top-1", "share whose label is the first", whole, hit)]
@@ -102,11 +105,11 @@ class Classes:
             )
         measures.append(
             Measure(
-                name="mean per class",
-                protocol=f"mean over classes of the share of their pictures whose label is the first; {how}",
-                unit="pictures",
-                rows=keys,
-                table=np.stack([true, hit], 1),
+                "mean per class",
+                f"mean over classes of the share of their pictures whose label is the first; {how}",
+                "pictures",
+                keys,
+                np.stack([true, hit], 1),
                 of_rows=per_class,
             )
         )
@@ -175,11 +178,11 @@ class Matching:
                     protocol = f"{said}; {protocol}"
                 measures.append(
                     Measure(
-                        name=f"{name} ({kind})",
-                        protocol=protocol,
-                        unit="captions",
-                        rows=rows,
-                        table=pairs,
+                        f"{name} ({kind})",
+                        protocol,
+                        "captions",
+                        rows,
+                        pairs,
                         of_rows=lambda drawn, name=name, family=family: family(drawn)[name],
                     )
                 )
@@ -284,7 +287,7 @@ class Features:
             "linear probe": f"logistic regression on standardised embeddings, L2 {_DECAY:g}, L-BFGS",
         }
         measures = tuple(
-            Measure(name=name, protocol=f"{words}; {how}", unit="pictures", rows=keys, table=found == true)
+            Measure(name, f"{words}; {how}", "pictures", keys, found == true)
             for (name, words), found in zip(said.items(), (near, probe), strict=True)
         )
         right = (near == true).astype(np.float64) + (probe == true)

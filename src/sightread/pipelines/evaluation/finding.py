@@ -143,11 +143,11 @@ def _detected(samples: Sequence[Sample], found: Regions) -> Scored:
             continue
         measures.append(
             Measure(
-                name=name,
-                protocol=f"{words}; interval of {_DETECT_SETS} resampled sets",
-                unit="pictures",
-                rows=[sample.key for sample in samples],
-                table=whole,
+                name,
+                f"{words}; interval of {_DETECT_SETS} resampled sets",
+                "pictures",
+                [sample.key for sample in samples],
+                whole,
                 of_rows=lambda rows, name=name: family(rows).get(name, math.nan),
                 sets=_DETECT_SETS,
             )
@@ -224,11 +224,11 @@ def _of_phrases(
     """The measures; and for people each picture by the phrase that went worst."""
     measures = [
         Measure(
-            name=name,
-            protocol=protocol,
-            unit="phrases",
-            rows=[phrase.row for phrase in phrases],
-            table=table.astype(np.float64),
+            name,
+            protocol,
+            "phrases",
+            [phrase.row for phrase in phrases],
+            table.astype(np.float64),
             of_means=None if table.ndim == 1 else lambda means: means[:, 0] / means[:, 1].clip(1e-12),
         )
         for name, (protocol, table) in numbers.items()

@@ -37,7 +37,7 @@ class Number:
     protocol: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Measure:
     """One number as its samples make it: the mean of a table `[N]`, a function of its mean `[N, k]`, or of its rows.
 

@@ -203,18 +203,18 @@ def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> 
     ):
         for k in _KS:
             yield Measure(
-                name=f"{way} recall@{k}{name}",
-                protocol=f"share of {unit} with one of their own among the first {k}; {words}; {size}",
-                unit=unit,
-                rows=rows,
-                table=scores.each[f"{way} recall@{k}"],
+                f"{way} recall@{k}{name}",
+                f"share of {unit} with one of their own among the first {k}; {words}; {size}",
+                unit,
+                rows,
+                scores.each[f"{way} recall@{k}"],
             )
         yield Measure(
-            name=f"{way} median rank{name}",
-            protocol=f"median rank of the best of their own; {words}; {size}",
-            unit=unit,
-            rows=rows,
-            table=scores.each[f"{way} rank"],
+            f"{way} median rank{name}",
+            f"median rank of the best of their own; {words}; {size}",
+            unit,
+            rows,
+            scores.each[f"{way} rank"],
             of_rows=lambda table: float(np.median(table)),
         )
 

@@ -83,11 +83,11 @@ class Captions:
         coco = "COCO's Penn-Treebank tokens, lower case, without punctuation; "
         measures = [
             Measure(
-                name=f"BLEU-{n}",
-                protocol=f"{coco}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
-                unit="pictures",
-                rows=keys,
-                table=scored.bleu_counts.astype(np.float64),
+                f"BLEU-{n}",
+                f"{coco}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
+                "pictures",
+                keys,
+                scored.bleu_counts.astype(np.float64),
                 of_means=lambda means, n=n: bleu(means * len(keys))[:, n - 1],
             )
             for n in range(1, 5)
@@ -99,9 +99,13 @@ class Captions:
             "SPICE": "the official jar, the mean over pictures",
         }
         missing = dict(not_computed())
+        if "SPICE" in scored.each and not np.isfinite(scored.each["SPICE"]).all():
+            missing["SPICE"] = (
+                "some pictures have nothing to compare on either side, which the jar gives no number"
+            )
         for name, protocol in said.items():
             if name in scored.each and np.isfinite(scored.each[name]).all():
-                measures.append(_mean(name, coco + protocol, keys, scored.each[name]))
+                measures.append(Measure(name, coco + protocol, "pictures", keys, scored.each[name]))
         measures += self._like(keys, written)
         facts = self._facts(written)
         if "METEOR" in scored.corpus:
@@ -122,9 +126,19 @@ class Captions:
         harmonic = np.divide(2 * of_picture * of_texts, total, out=np.zeros(len(keys)), where=total > 0)
         by = f'by {self.options.clip}, "{_CLIP_PROMPT}" before each text (Hessel et al. 2021)'
         return [
-            _mean("CLIPScore", f"2.5 x max(cosine of picture and caption, 0), {by}", keys, of_picture),
-            _mean(
-                "RefCLIPScore", f"harmonic mean of CLIPScore and the nearest reference, {by}", keys, harmonic
+            Measure(
+                "CLIPScore",
+                f"2.5 x max(cosine of picture and caption, 0), {by}",
+                "pictures",
+                keys,
+                of_picture,
+            ),
+            Measure(
+                "RefCLIPScore",
+                f"harmonic mean of CLIPScore and the nearest reference, {by}",
+                "pictures",
+                keys,
+                harmonic,
             ),
         ]
 
@@ -133,14 +147,19 @@ class Captions:
         length = np.array([facts["length"] for facts in each])
         repeats = np.array([facts["repetition"] for facts in each])
         measures = [
-            _mean("length", "words in a caption", keys, length),
-            _mean("repetition", "share of captions in which three words in a row come twice", keys, repeats),
+            Measure("length", "words in a caption", "pictures", keys, length),
+            Measure(
+                "repetition",
+                "share of captions in which three words in a row come twice",
+                "pictures",
+                keys,
+                repeats,
+            ),
         ]
         if self.seen:
             new = np.array([text not in self.seen for text in tokenize(written)], np.float64)
-            measures.append(
-                _mean("unseen", "share of captions that the training data does not have", keys, new)
-            )
+            words = "share of captions that the training data does not have"
+            measures.append(Measure("unseen", words, "pictures", keys, new))
         return measures
 
     def _facts(self, written: list[str]) -> list[Number]:
@@ -205,21 +224,14 @@ class Answers:
         written, given = [text for _, _, text in asked], [list(question.answers) for _, question, _ in asked]
         exact = np.array([exact_match([a], [b]) for a, b in zip(written, given, strict=True)])
         how = f"; {self.source}"
-        measures = [
-            _mean(
-                "exact match",
-                f"equal to an answer, both normalised as for VQA{how}",
-                rows,
-                exact,
-                "questions",
-            )
-        ]
+        words = f"equal to an answer, both normalised as for VQA{how}"
+        measures = [Measure("exact match", words, "questions", rows, exact)]
         missing: dict[str, str] = {}
         best = exact
         if (fewest := min(map(len, given))) >= _FEWEST_ANSWERS:
             best = vqa_accuracies(written, given)
             words = f"official VQA accuracy, leave one answer out (Antol et al. 2015){how}"
-            measures.insert(0, _mean("accuracy", words, rows, best, "questions"))
+            measures.insert(0, Measure("accuracy", words, "questions", rows, best))
         else:
             missing["accuracy"] = (
                 f"the official one needs {_FEWEST_ANSWERS} answers a question; one here has {fewest}"
@@ -230,19 +242,13 @@ class Answers:
             for limit in (0.9, 0.0):
                 near = np.array([wups([a], [b], limit) for a, b in zip(written, given, strict=True)])
                 words = f"WUPS at {limit:g} over WordNet's nouns (Malinowski and Fritz 2014){how}"
-                measures.append(_mean(f"WUPS@{limit:g}", words, rows, near, "questions"))
+                measures.append(Measure(f"WUPS@{limit:g}", words, "questions", rows, near))
         first = measures[0]
         for kind, chosen in _kinds(asked).items():
             mine = [rows[place] for place in chosen]
-            measures.append(_mean(f"{first.name}[{kind}]", first.protocol, mine, best[chosen], "questions"))
+            measures.append(Measure(f"{first.name}[{kind}]", first.protocol, "questions", mine, best[chosen]))
         how = f"mean {first.name} of a picture's questions, the worst shown; disputed: people answer differently"
         return Scored(tuple(measures), (), missing, _answer_cases(samples, asked, best), how)
-
-
-def _mean(
-    name: str, protocol: str, rows: Sequence[str], values: NDArray[np.float64], unit: str = "pictures"
-) -> Measure:
-    return Measure(name=name, protocol=protocol, unit=unit, rows=rows, table=values)
 
 
 def _caption_cases(

@@ -1,7 +1,8 @@
 """METEOR and SPICE by their official Java programs, where somebody installed them; nothing stands in for them.
 
-The folder holds what the official COCO evaluation ships: `meteor-1.5.jar` with `data/paraphrase-en.gz`, and
-`spice-1.0.jar` with `lib/` and the two CoreNLP 3.6.0 jars that its script fetches into it. Both need `java`.
+The folder holds what the official COCO evaluation ships, as the installed package `pycocoevalcap` does in its folders
+`meteor` and `spice`: `meteor-1.5.jar` with `data/paraphrase-en.gz`, and `spice-1.0.jar` with `lib/` and the two CoreNLP
+3.6.0 jars that its script fetches into it. Both need `java`.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ def not_computed(folder: str | Path | None = None) -> dict[str, str]:
 
     folder: where the jars are; default the environment's SIGHTREAD_CAPTION_JARS.
     """
-    place = _folder(folder)
     reasons: dict[str, str] = {}
     for name, files in _NEEDED.items():
-        if place is None:
-            reasons[name] = f"no folder of its official jar is named ({FOLDER_VARIABLE})"
+        if (place := _folder(folder, name)) is None:
+            reasons[name] = (
+                f"no folder of its official jar is named ({FOLDER_VARIABLE}; pycocoevalcap brings it)"
+            )
         elif missing := [file for file in files if not (place / file).is_file()]:
             reasons[name] = f"{place / missing[0]} is not there"
         elif shutil.which("java") is None:
@@ -53,18 +55,21 @@ def jar_scores(
     SPICE of a sample without any proposition on either side is no number (NaN) and leaves the corpus' one so.
     Raises SightreadError with the program's own words where it fails.
     """
-    place, reasons = _folder(folder), not_computed(folder)
-    scores: dict[str, tuple[float, Floats]] = {}
-    if place is not None and "METEOR" not in reasons:
-        scores["METEOR"] = _meteor(hypotheses, references, place)
-    if place is not None and "SPICE" not in reasons:
-        scores["SPICE"] = _spice(hypotheses, references, place)
-    return scores
+    reasons = not_computed(folder)
+    return {
+        name: run(hypotheses, references, place)
+        for name, run in (("METEOR", _meteor), ("SPICE", _spice))
+        if name not in reasons and (place := _folder(folder, name)) is not None
+    }
 
 
-def _folder(folder: str | Path | None) -> Path | None:
+def _folder(folder: str | Path | None, name: str) -> Path | None:
     named = folder or os.environ.get(FOLDER_VARIABLE)
-    return Path(named).expanduser().resolve() if named else None
+    if not named:
+        return None
+    place = Path(named).expanduser().resolve()
+    own = place / name.lower()
+    return own if own.is_dir() else place
 
 
 def _meteor(hypotheses: list[str], references: list[list[str]], folder: Path) -> tuple[float, Floats]:
