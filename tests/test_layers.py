@@ -122,7 +122,10 @@ NAMED: dict[str, set[str]] = {
     "pipelines.bootstrap.rules": {"pipelines.captions"},
     "pipelines.bootstrap.estimate": {"pipelines.bootstrap.unit"},
     "pipelines.bootstrap.report": {"pipelines.bootstrap.rules", "pipelines.bootstrap.unit"},
+    "pipelines.bootstrap.cluster": {"pipelines.bootstrap.unit", "pipelines.bootstrap.workers"},
+    "pipelines.bootstrap.endpoint": {"pipelines.bootstrap.rules"},
     "pipelines.bootstrap.unit": {
+        "pipelines.bootstrap.endpoint",
         "pipelines.bootstrap.rules",
         "pipelines.convert",
         "pipelines.engine",
@@ -132,6 +135,8 @@ NAMED: dict[str, set[str]] = {
     },
     "pipelines.bootstrap.workers": {"pipelines.bootstrap.unit"},
     "pipelines.capfilt": {
+        "pipelines.bootstrap.cluster",
+        "pipelines.bootstrap.endpoint",
         "pipelines.bootstrap.estimate",
         "pipelines.bootstrap.ledger",
         "pipelines.bootstrap.report",

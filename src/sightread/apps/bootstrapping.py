@@ -6,13 +6,16 @@ import json as jsonlib
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from sightread.apps.options import Dtype, whole
 from sightread.apps.show import Rows, Screen, say
 from sightread.models.catalog import BUNDLED
+
+if TYPE_CHECKING:
+    from sightread.pipelines.bootstrap.estimate import Estimate
 
 EPILOGUE = (
     "Examples:\n"
@@ -73,8 +76,14 @@ class Working:
     to: Literal["tar", "parquet"] = "tar"
     """The kind of the new shards."""
 
+    by_reference: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """parquet: the paths of pictures that are files of their own, not the pictures."""
+
     block: Annotated[int, Parameter(converter=whole)] = 1000
     """Samples in a shard, at most: what one kill can cost."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine; ray: of all machines of a Ray cluster that share DATA's and OUT's disk."""
 
     workers: Annotated[int, Parameter(converter=whole)] = 1
     """Processes, each with its own models."""
@@ -103,6 +112,9 @@ class Working:
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Print the summary, or the estimate, as one JSON object."""
 
+    price: float | None = None
+    """--estimate: what a worker costs an hour, in any currency."""
+
 
 _TEXTS, _WORKING = Texts(), Working()
 
@@ -130,16 +142,17 @@ def bootstrap(
     out
         The folder of the job.
     captioner
-        The model that writes. Without it: the bundled one, small and often wrong.
+        The model that writes. Without it: the bundled one, small and often wrong. Or a server that speaks OpenAI's
+        chat completions, http://host:8000/v1#model, its key in SIGHTREAD_API_KEY.
     filter
         The model that judges; better one that was not made from the captioner.
     pictures
         The folder that the paths in a table or in COCO's json start from.
     estimate
-        Measure 64 pictures, predict time and disk for all of them, and write nothing.
+        Measure 64 pictures, predict time, cost and disk for all of them and for 10^4 to 10^9, and write nothing.
     """
     options = _given(texts) | _given(working)
-    json = options.pop("json")
+    json, price = options.pop("json"), options.pop("price")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightread.data.samples import open_dataset
     from sightread.pipelines.bootstrap.report import shares
@@ -148,11 +161,7 @@ def bootstrap(
 
     dataset = open_dataset(list(data), pictures=pictures)
     if estimate:
-        made = predict(dataset, captioner=captioner, filter=filter, **options)
-        speed = f"{made.pictures_per_second:,.2f} pictures/s and worker"
-        say(f"{made.samples:,} pictures: about {made.hours:,.2f} h and {made.bytes / 1e6:,.0f} MB ({speed}).")
-        if json:
-            print(jsonlib.dumps(asdict(made)))
+        _tell(predict(dataset, captioner=captioner, filter=filter, price=price, **options), json)
         return 0
     with Screen("bootstrapping", Rows([]), _AGAIN) as screen:
         if not dataset.is_stream:
@@ -160,10 +169,28 @@ def bootstrap(
         done = run(dataset, out=out, captioner=captioner, filter=filter, watch=screen.event, **options)
     kept = [f"{t['kept']:,} of {t['total']:,} {s} texts" for s, t in shares(done.texts).items() if t["total"]]
     say(f"{out}: {done.written:,} of {done.samples:,} pictures; kept {' and '.join(kept) or 'no texts'}.")
+    for note in done.notes:
+        say(f"note: {note}.")
     say(f"{out / 'report.html'}: what was kept and dropped, with pictures.")
     if json:
         print(jsonlib.dumps(asdict(done)))
     return 1 if done.failed else 0
+
+
+def _tell(made: Estimate, json: bool) -> None:
+    say(f"{made.measured:,} pictures measured: {made.pictures_per_second:,.2f} pictures/s and worker.")
+    for each in (made, *(made.of(10**power) for power in range(4, 10))):
+        cost = "" if each.cost is None else f", {each.cost:,.2f} at {each.price:g} a worker and hour"
+        say(f"{each.samples:13,} pictures: {_time(each.hours)}, {each.bytes / 1e9:,.2f} GB{cost}")
+    say(f"With {made.workers} worker(s), as if they did not hinder each other.")
+    if json:
+        print(jsonlib.dumps(made.told()))
+
+
+def _time(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:,.1f} minutes"
+    return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
 def _given(group: Any) -> dict[str, Any]:

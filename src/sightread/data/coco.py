@@ -28,6 +28,7 @@ class Coco:
     def __init__(self, paths: Sequence[Path], pictures: Path | None = None) -> None:
         """Holds the annotations in memory. Raises `UsageError` where a file is not such json, or no folder has the
         pictures: `pictures`, or one beside the files or beside their folder ("train2017" for x_train2017.json)."""
+        self.name = paths[0].name
         self._images: dict[int, _Object] = {}
         self._about: defaultdict[int, list[_Object]] = defaultdict(list)
         self._digest = ""

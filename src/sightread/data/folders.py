@@ -30,7 +30,7 @@ class Folder:
     """
 
     def __init__(self, root: Path, classes: bool | None = None) -> None:
-        self._root = str(root)
+        self._root, self.name = str(root), root.name
         self._lost: list[tuple[str, str]] = []  # folders that cannot be listed
         self._names: list[str] = []
         has_sidecars = False

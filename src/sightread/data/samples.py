@@ -28,8 +28,12 @@ _KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .tar, .tar.gz, or - for
 
 
 class Source(Protocol):
-    """What one file or folder offers. Records count from 0; a loss (a shard cut short, say) is one that raises."""
+    """What one file or folder offers. Records count from 0; a loss (a shard cut short, say) is one that raises.
 
+    name: of the file or folder.
+    """
+
+    name: str
     notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
@@ -98,6 +102,10 @@ class Dataset:
     def key(self, index: int) -> str:
         """The key of a sample, unique in this dataset, without reading the sample."""
         return self._find(index)[2]
+
+    def origin(self, index: int) -> str:
+        """The name of the source, a shard's say, that holds a sample."""
+        return self._find(index)[0].name
 
     def stream(self, on_skip: Callable[[str, str], None] | None = None) -> Iterator[Sample]:
         """All samples in order. A broken one is skipped, after `on_skip(key, reason)`; without that it raises."""

@@ -97,7 +97,7 @@ class Shard:
     """A source: one seekable .tar. What of it cannot be read is one more sample at its end, which raises."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self.name = path, path.name
         self._starts, self._ends, self._hashes = array("q"), array("q"), array("q")
         self._lost = ""
         left_out = Counter[str]()

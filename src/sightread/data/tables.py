@@ -51,7 +51,7 @@ class Table:
 
     def __init__(self, path: Path, pictures: Path | None = None) -> None:
         """Goes through the table once. Raises `UsageError` where it is no table or has no column with pictures."""
-        self._path, self._base = path, pictures or path.parent
+        self._path, self.name, self._base = path, path.name, pictures or path.parent
         try:
             self._rows = _open(path)
             pictures_seen, keys_seen = array("q"), array("q")

@@ -7,12 +7,13 @@ evidence for every text is kept beside it. The work goes unit by unit (`bootstra
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from os import PathLike
@@ -22,15 +23,17 @@ from typing import Any, TypeAlias
 import torch
 
 from sightread.data.samples import Dataset, open_dataset
-from sightread.errors import UsageError
+from sightread.errors import ImageError, SightreadError, UsageError
 from sightread.models.catalog import BUNDLED
+from sightread.pipelines.bootstrap.cluster import Cluster
+from sightread.pipelines.bootstrap.endpoint import Endpoint, is_address
 from sightread.pipelines.bootstrap.estimate import Estimate
 from sightread.pipelines.bootstrap.estimate import estimate as measure
 from sightread.pipelines.bootstrap.ledger import Ledger, opened, stored_job
 from sightread.pipelines.bootstrap.report import write_report
 from sightread.pipelines.bootstrap.rules import Options
 from sightread.pipelines.bootstrap.unit import Job, load_models, run_unit
-from sightread.pipelines.bootstrap.workers import run_units
+from sightread.pipelines.bootstrap.workers import Engine, Processes, run_units
 from sightread.pipelines.evaluate import fingerprint, prepared
 from sightread.pipelines.events import Done, Failed, Skipped
 
@@ -38,7 +41,7 @@ Watch: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
 Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
 
 # What may differ from call to call of one job.
-_FREE = ("workers", "batch_size", "readers", "isolate", "device", "ranker")
+_FREE = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
 _REPORT_EVERY = 300.0  # seconds
 
 
@@ -47,7 +50,7 @@ class Summary:
     """What a bootstrap came to. texts: "web matched", "synthetic unmatched" and so on -> how many.
 
     samples: pictures looked at; written: those in the new dataset; failed: those that could not be read, as
-    (shard, key, reason). new: pictures of this call.
+    (shard of the source, key, reason). new: pictures of this call. notes: what a person should know about the job.
     """
 
     out: str
@@ -56,6 +59,7 @@ class Summary:
     new: int
     texts: Mapping[str, int]
     failed: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...] = ()
 
 
 def bootstrap(
@@ -70,28 +74,41 @@ def bootstrap(
     """Writes synthetic captions, judges them and the web's, and makes a new dataset of what matches: OUT.
 
     data: what `open_dataset` reads, but no stream. captioner, filter: what `load` takes; a filter that is not the
-    captioner drops more of its mistakes (table 4 of the paper). out: a folder (see `bootstrap.ledger`), which
-    `open_dataset` and training read; the same call goes on where it was stopped. watch: is told of every sample.
-    options: the fields of `bootstrap.rules.Options`.
+    captioner drops more of its mistakes (table 4 of the paper). The captioner may be a server that speaks OpenAI's chat
+    completions, "http://host:8000/v1#model" (`bootstrap.endpoint`); it does not say the same thing twice. out: a folder
+    (see `bootstrap.ledger`), which `open_dataset` and training read; the same call goes on where it was stopped. watch:
+    is told of every sample. options: the fields of `bootstrap.rules.Options`.
 
     The result is the same, byte for byte, after any number of kills, with any number of workers and any batch size, on
     machines of one kind with one version of torch.
 
-    Raises UsageError where OUT holds another job or another process works on it; OSError where a file cannot be
+    Raises UsageError where OUT holds another job or another process works on it; SightreadError where a file cannot be
     written: what is done stays done, and nothing is half written.
     """
     given, folder = Options.of(options), Path(out)
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    with opened(folder):
-        job, about = _job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), given)
-        ledger = Ledger(folder, about)
-        try:
-            new = _work(job, ledger, about, watch)
-            ledger.finish()
-            write_report(job, ledger.done, about)
-        finally:
-            ledger.close()
-    return summary(folder, ledger.done, new)
+    try:
+        with opened(folder):
+            job, about = _job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), given)
+            ledger = Ledger(folder, about)
+            try:
+                new = _work(job, ledger, about, watch)
+                ledger.finish()
+                write_report(job, ledger.done, about)
+            finally:
+                ledger.close()
+    except OSError as error:
+        raise _stopped(folder, error) from error
+    return replace(summary(folder, ledger.done, new), notes=tuple(about["notes"]))
+
+
+def _stopped(out: Path, error: OSError) -> SightreadError:
+    what = (error.strerror or str(error) or type(error).__name__).lower()
+    remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"
+    return SightreadError(
+        f"{out}: cannot go on: {what}. What is done stays done, and nothing is half written: {remedy}, and give the "
+        "same command again"
+    )
 
 
 def estimate(
@@ -120,7 +137,7 @@ def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> S
     texts, entries = Counter[str](), [done[unit] for unit in sorted(done)]
     for entry in entries:
         texts.update(entry["texts"])
-    failed = tuple((entry["shard"], key, reason) for entry in entries for key, reason in entry["failed"])
+    failed = tuple((shard, key, reason) for entry in entries for shard, key, reason in entry["failed"])
     samples, written = (sum(entry[name] for entry in entries) for name in ("samples", "written"))
     return Summary(str(out), samples, written, new, dict(texts), failed)
 
@@ -145,13 +162,43 @@ def _job(
         parts["filter"] = models[1]
     if options.ranker is not None:
         parts["ranker"] = options.ranker
-    stamps = {part: fingerprint(source) for part, source in parts.items()}
+    _check(dataset, options, parts)
+    remote = {part: Endpoint(source) for part, source in parts.items() if is_address(source)}
+    stamps = {part: remote[part].stamp if part in remote else fingerprint(parts[part]) for part in parts}
     settings = {name: getattr(options, name) for name in Options.__slots__ if name not in _FREE}
     settings |= {"device": kind, "data": dataset.fingerprint, **stamps}
-    settings |= {f"{part}, prepared": prepared(source) for part, source in parts.items()}
-    about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": parts}
+    settings |= {f"{part}, prepared": prepared(parts[part]) for part in parts if part not in remote}
+    told = {part: f"{remote[part].model}, elsewhere" if part in remote else parts[part] for part in parts}
+    about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": told}
     job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
-    return job, about | {"settings": settings, "units": len(job.units)}
+    return job, about | {"notes": _notes(stamps), "settings": settings, "units": len(job.units)}
+
+
+def _check(dataset: Dataset, options: Options, parts: Mapping[str, str]) -> None:
+    """What the models and the data together forbid."""
+    if any(is_address(parts.get(part, "")) for part in ("filter", "ranker")):
+        raise UsageError(
+            "a filter or ranker must be a model that `load` reads; a captioner alone may be elsewhere"
+        )
+    if is_address(parts.get("captioner", "")) and options.num_beams > 1:
+        raise UsageError(f"num_beams={options.num_beams}: a captioner elsewhere draws its texts")
+    start = 0
+    for count in dataset.parts if options.by_reference else ():
+        with suppress(ImageError):
+            if count and isinstance(dataset[start].picture, bytes):
+                raise UsageError(
+                    f"by_reference: the pictures of {dataset.origin(start)} lie inside it; copy them"
+                )
+        start += count
+
+
+def _notes(stamps: Mapping[str, str]) -> list[str]:
+    if stamps.get("captioner") is None or stamps["captioner"] != stamps.get("filter"):
+        return []
+    return [
+        "captioner and filter have the same weights: such a filter takes more of the captioner's mistakes for right "
+        "(Li et al. 2022, table 4: 8 % dropped, with separate weights 25 %); fine-tune two from one model"
+    ]
 
 
 def _units(dataset: Dataset, block: int) -> list[tuple[int, int]]:
@@ -191,8 +238,8 @@ def _work(job: Job, ledger: Ledger, about: Mapping[str, Any], watch: Watch | Non
 
     with closing(
         _inline(job, todo, quarantined, tell)
-        if job.options.workers == 1
-        else run_units(job, todo, quarantined, ledger.quarantine)
+        if job.options.workers == 1 and job.options.engine == "local"
+        else run_units(job, _engine(job), todo, quarantined, ledger.quarantine)
     ) as found:
         for told in found:
             if isinstance(told, tuple):
@@ -207,6 +254,10 @@ def _work(job: Job, ledger: Ledger, about: Mapping[str, Any], watch: Watch | Non
                 reported = began
                 write_report(job, ledger.done, about)
     return new
+
+
+def _engine(job: Job) -> Engine:
+    return Processes(job) if job.options.engine == "local" else Cluster(job, _kind(job.options.device))
 
 
 def _inline(

@@ -221,9 +221,12 @@ class Parquet:
 
     copies = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, refer: bool = False) -> None:
+        """refer: paths from the file's folder instead of pictures that are files of their own."""
         import pyarrow as pa
         import pyarrow.parquet as pq
+
+        self._base = path.parent if refer else None
 
         texts, numbers = pa.list_(pa.string()), pa.list_(pa.float64())
         question = pa.struct([("question", pa.string()), ("answers", texts)])
@@ -248,12 +251,21 @@ class Parquet:
         self.lost = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """A column holds every sample."""
+        """A path must be text; a column holds everything else."""
+        if self._base is None:
+            return
+        if isinstance(sample.picture, bytes):
+            raise ImageError(sample.key, "its picture is no file of its own, so it cannot be referred to")
+        if _portable(str(sample.picture)) != str(sample.picture):
+            raise ImageError(sample.key, "its path is not UTF-8, so it cannot be referred to")
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """One row, kept until its row group is full."""
         key = _portable(sample.key)
-        row: dict[str, Any] = {"key": key, "image": {"bytes": data, "path": key + ending}}
+        image: dict[str, Any] = {"bytes": data, "path": key + ending}
+        if self._base is not None and isinstance(sample.picture, Path):
+            image = {"bytes": None, "path": os.path.relpath(sample.picture, self._base).replace(os.sep, "/")}
+        row: dict[str, Any] = {"key": key, "image": image}
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]
         row["regions"] = records.fields_of(replace(sample, extra={})).get("regions", [])

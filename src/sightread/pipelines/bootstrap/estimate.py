@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +18,48 @@ from sightread.pipelines.bootstrap.unit import Job, load_models, run_unit
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of `samples` pictures, from `measured` of them. hours: of the workers asked for, as if they did not hinder each
-    other (on one machine they do); model_seconds: to load the models once. bytes: of the new shards and the evidence.
-    cost: hours of all workers times the price. texts: as in `Summary`, of the measured. failed: of the measured.
+    """Of `samples` pictures, from `measured` of them.
+
+    pictures_per_second: of one worker. hours: of the workers asked for, as if they did not hinder each other (on one
+    machine they do), with model_seconds, to load the models. bytes: of the new shards and the evidence. cost: hours of
+    all workers times the price. texts: as in `Summary`, of the measured. failed: of the measured.
     """
 
     samples: int
     measured: int
+    workers: int
+    price: float | None
     pictures_per_second: float
     model_seconds: float
-    hours: float
-    bytes: int
-    cost: float | None
+    bytes_per_picture: float
     texts: dict[str, int]
     failed: int
+
+    @property
+    def hours(self) -> float:
+        """From the start to the end."""
+        return (self.samples / self.pictures_per_second / self.workers + self.model_seconds) / 3600
+
+    @property
+    def bytes(self) -> int:
+        """On the disk."""
+        return round(self.bytes_per_picture * self.samples)
+
+    @property
+    def cost(self) -> float | None:
+        """None without a price."""
+        return None if self.price is None else round(self.price * self.hours * self.workers, 2)
+
+    def of(self, samples: int) -> Estimate:
+        """The same for another number of pictures like these."""
+        return replace(self, samples=samples)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON values, with the same for 10^4 to 10^9 pictures."""
+        own = {name: getattr(self, name) for name in ("hours", "bytes", "cost")}
+        others = (self.of(10**power) for power in range(4, 10))
+        scales = [{n: getattr(e, n) for n in ("samples", "hours", "bytes", "cost")} for e in others]
+        return asdict(self) | own | {"scales": scales}
 
 
 def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimate:
@@ -61,15 +90,14 @@ def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimat
             seconds = time.perf_counter() - start
     finally:
         torch.set_num_threads(before)
-    hours = whole / count * seconds / options.workers / 3600
     return Estimate(
         samples=whole,
         measured=count,
-        pictures_per_second=round(count / seconds, 3),
-        model_seconds=round(loaded - began, 2),
-        hours=round(hours, 8),
-        bytes=round(whole / count * (entry["bytes"] + entry["evidence_bytes"])),
-        cost=None if price is None else round(price * hours * options.workers, 2),
+        workers=options.workers,
+        price=price,
+        pictures_per_second=count / seconds,
+        model_seconds=loaded - began,
+        bytes_per_picture=(entry["bytes"] + entry["evidence_bytes"]) / count,
         texts=dict(Counter(entry["texts"])),
         failed=len(entry["failed"]),
     )

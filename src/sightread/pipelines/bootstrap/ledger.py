@@ -2,7 +2,7 @@
 
     job.json           the settings; another job is refused
     manifest.jsonl     a line for each finished unit, with the checksums of its files and of itself
-    quarantine.jsonl   samples that could not be worked on, with their shard and why
+    quarantine.jsonl   samples that could not be worked on, with the shard that they came from, and why
     000000.tar ...     the new dataset: what `open_dataset(OUT)` and training read
     evidence/          000000.jsonl ...: every text of every picture, with scores and verdict
 
@@ -90,8 +90,7 @@ class Ledger:
         self.out = out
         _claim(out, job)
         (out / "evidence").mkdir(exist_ok=True)
-        remove_stale_temporaries(out)
-        remove_stale_temporaries(out / "evidence")
+        self._clean()
         self._manifest = Lines(out / "manifest.jsonl")
         try:
             self._quarantine = Lines(out / "quarantine.jsonl")
@@ -119,9 +118,9 @@ class Ledger:
     def commit(self, entry: dict[str, Any]) -> None:
         """A unit is done: its files are in place."""
         known = {(e["shard"], e["key"]) for e in self._quarantine.entries}
-        for key, reason in entry["failed"]:
-            if (entry["shard"], key) not in known:
-                self._quarantine.add({"shard": entry["shard"], "key": key, "reason": reason})
+        for shard, key, reason in entry["failed"]:
+            if (shard, key) not in known:
+                self._quarantine.add({"shard": shard, "key": key, "reason": reason})
         self._manifest.add(entry)
         self.done[entry["unit"]] = entry
 
@@ -130,16 +129,21 @@ class Ledger:
         entries = [self.done[unit] for unit in sorted(self.done)]
         fatal = self.quarantined()
         self._quarantine.settle(
-            {"shard": e["shard"], "key": key, "reason": reason} | ({"fatal": True} if key in fatal else {})
-            for e in entries
-            for key, reason in e["failed"]
+            {"shard": shard, "key": key, "reason": reason} | ({"fatal": True} if key in fatal else {})
+            for entry in entries
+            for shard, key, reason in entry["failed"]
         )
         self._manifest.settle(entries)
+        self._clean()  # of workers that died
 
     def close(self) -> None:
         """Everything is on the disk already."""
         self._manifest.close()
         self._quarantine.close()
+
+    def _clean(self) -> None:
+        for folder in (self.out, self.out / "evidence"):
+            remove_stale_temporaries(folder)
 
     def _is_there(self, entry: Mapping[str, Any]) -> bool:
         evidence = self.out / "evidence" / f"{entry['unit']:06}.jsonl"

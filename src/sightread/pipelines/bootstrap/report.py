@@ -97,7 +97,7 @@ def _facts(
         texts.update(entry["texts"])
         for source in SOURCES:
             bins[source] = [a + b for a, b in zip(bins[source], entry["itm"][source], strict=True)]
-        failed += [[entry["shard"], *one] for one in entry["failed"]]
+        failed += entry["failed"]
     return {
         "about": dict(about),
         "shards": {"done": len(entries), "of": len(job.units), "bytes": sum(e["bytes"] for e in entries)},

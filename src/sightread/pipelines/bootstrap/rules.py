@@ -28,10 +28,12 @@ class Options:
     3.3), by `ranker` or else the filter.
     captions: synthetic texts a picture, drawn by nucleus sampling with `top_p` from the seed and the picture alone, or
     with `num_beams` searched. min_tokens, max_tokens: of one; the end counts. prompt: what each starts with.
-    to: the kind of the output's shards. block: samples in one, at most. group: pictures in one pass of a model, None
+    to: the kind of the output's shards. by_reference: they hold the paths of pictures that are files of their own, not
+    the pictures; for Parquet. block: samples in one, at most. group: pictures in one pass of a model, None
     for 8 on a CPU and 32 elsewhere; threads: of one process, None for torch's choice. These two change the last bits
     of float32, so they stay as a job began.
-    workers: processes; batch_size: pictures held ready for the models of each; readers: decoder processes of each.
+    engine: "local" for processes of this machine, "ray" for actors of a cluster (`bootstrap.cluster`).
+    workers: how many; batch_size: pictures held ready for the models of each; readers: decoder processes of each.
     isolate: pictures are decoded by processes that they may take down.
     """
 
@@ -48,9 +50,11 @@ class Options:
     prompt: str | None = None
     seed: int = 0
     to: Literal["tar", "parquet"] = "tar"
+    by_reference: bool = False
     block: int = 1000
     group: int | None = None
     threads: int | None = None
+    engine: Literal["local", "ray"] = "local"
     workers: int = 1
     batch_size: int | None = None
     readers: int = 2
@@ -64,8 +68,11 @@ class Options:
         for name, allowed in (("mode", Mode), ("keep", Keep)):
             if getattr(self, name) not in get_args(allowed):
                 raise UsageError(f"{name}={getattr(self, name)!r}: there are {', '.join(get_args(allowed))}")
-        if self.to not in ("tar", "parquet"):
-            raise UsageError(f"to={self.to!r}: there are tar, parquet")
+        for name, allowed in (("to", ("tar", "parquet")), ("engine", ("local", "ray"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name}={getattr(self, name)!r}: there are {', '.join(allowed)}")
+        if self.by_reference and self.to != "parquet":
+            raise UsageError(f"by_reference: to={self.to!r} holds the pictures; take parquet")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold={self.threshold}: must be from 0 to 1")
         for name in ("top", "captions", "block", "group", "threads", "workers", "batch_size", "readers"):

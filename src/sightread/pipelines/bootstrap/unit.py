@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
@@ -21,15 +21,17 @@ import torch
 
 from sightread.data import records
 from sightread.data.atomic import atomic_path, atomic_write
+from sightread.data.reader import read_pictures
 from sightread.data.samples import Dataset
 from sightread.errors import ImageError, UnsupportedError
 from sightread.pipelines import rerank, writers
+from sightread.pipelines.bootstrap.endpoint import Endpoint, is_address
 from sightread.pipelines.bootstrap.rules import DIGITS, SOURCES, Options, Text, decide, screen
 from sightread.pipelines.convert import encoded_picture
 from sightread.pipelines.engine import load
 from sightread.pipelines.model import Model
 from sightread.tasks.embed import embed_images
-from sightread.types import Limits, Pixels, Sample
+from sightread.types import ImageSpec, Limits, Pixels, Sample
 
 Watch: TypeAlias = "Callable[[str, str], None]"
 
@@ -63,28 +65,28 @@ class Job:
 class Models:
     """The loaded models of a job. A model that has two parts is loaded once."""
 
-    captioner: Model | None
+    captioner: Model | Endpoint | None
     judge: Model | None  # ITM, and ITC where no ranker does it
     ranker: Model | None
 
     @property
-    def all(self) -> list[Model]:
-        """Each once."""
-        return list(dict.fromkeys(m for m in (self.captioner, self.judge, self.ranker) if m is not None))
+    def specs(self) -> list[ImageSpec]:
+        """The ways in which pictures are prepared for them, each once."""
+        models = (self.captioner, self.judge, self.ranker)
+        return list(dict.fromkeys(model.image_spec for model in models if model is not None))
 
 
 @dataclass(eq=False)
 class Item:
-    """A place of a unit. reason: why there is no such picture, where there is none."""
+    """A place of a unit. shard: the name of the source. reason: why there is no such picture, where there is none."""
 
+    shard: str
     key: str
     sample: Sample | None = None
     data: bytes = b""
     ending: str = ""
     reason: str = ""
-    pixels: dict[int, Pixels] = field(
-        default_factory=dict[int, Pixels]
-    )  # by id of the model that they are for
+    pixels: dict[ImageSpec, Pixels] = field(default_factory=dict[ImageSpec, Pixels])
     texts: list[Text] = field(default_factory=list[Text])
 
 
@@ -92,7 +94,11 @@ def load_models(job: Job) -> Models:
     """Loads what the job's mode needs. Raises `UnsupportedError` for a model that cannot do its part."""
     options = job.options
     loaded: dict[str, Model] = {}
+    captioner: Model | Endpoint | None = None
     for part, source in job.models.items():
+        if is_address(source):
+            captioner = Endpoint(source)
+            continue
         known = next((loaded[p] for p, s in job.models.items() if s == source and p in loaded), None)
         loaded[part] = known or load(source, device=options.device, dtype=options.dtype)
         loaded[part].batch_size = options.group or loaded[part].batch_size
@@ -105,7 +111,7 @@ def load_models(job: Job) -> Models:
                 f"{source}: cannot {needs}, which a {part} must (it can: {able}); `sightread models --job {needs}` "
                 "lists models that can"
             )
-    return Models(loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
+    return Models(captioner or loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
 
 
 def run_unit(
@@ -159,7 +165,7 @@ def worked(
 
 def _writer(job: Job, path: Path) -> writers.Writer:
     if job.options.to == "parquet":
-        return writers.Parquet(path)
+        return writers.Parquet(path, refer=job.options.by_reference)
     return writers.Shards(path.parent, lambda _: path.name, 0)
 
 
@@ -194,11 +200,10 @@ def _read(job: Job, models: Models, unit: int, quarantined: Mapping[str, str]) -
             if not item.reason:
                 yield item.data
 
-    readers = _readers(models)
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(closing(_stream(job, model, feed)))
-            for model, feed in zip(readers, tee(sources(), len(readers)), strict=True)
+            stack.enter_context(closing(_stream(job, spec, feed)))
+            for spec, feed in zip(models.specs, tee(sources(), len(models.specs)), strict=True)
         ]
         for results in zip(*streams, strict=True):
             while waiting[0].reason:
@@ -209,50 +214,43 @@ def _read(job: Job, models: Models, unit: int, quarantined: Mapping[str, str]) -
         yield from waiting
 
 
-def _stream(job: Job, model: Model, sources: Iterator[bytes]) -> Generator[Pixels | ImageError, None, None]:
+def _stream(
+    job: Job, spec: ImageSpec, sources: Iterable[bytes]
+) -> Generator[Pixels | ImageError, None, None]:
     options = job.options
     limits = Limits(max_pixels=options.max_pixels)
-    yield from model.read(sources, workers=options.readers, isolate=options.isolate, limits=limits)
+    yield from read_pictures(sources, spec, workers=options.readers, isolate=options.isolate, limits=limits)
 
 
 def _item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> Item:
+    shard, key = dataset.origin(index), f"#{index}"
     try:
         key = dataset.key(index)
         if key in quarantined:
-            return Item(key, reason=quarantined[key])
+            return Item(shard, key, reason=quarantined[key])
         sample = dataset[index]
         data, ending = encoded_picture(sample, whole=True)
     except ImageError as error:
-        return Item(error.name, reason=error.reason or "cannot be read")
+        return Item(shard, error.name, reason=error.reason or "cannot be read")
     except OSError as error:  # the shard itself has gone
-        return Item(f"#{index}", reason=error.strerror or str(error))
-    return Item(key, sample, data or b"", ending)
-
-
-def _readers(models: Models) -> list[Model]:
-    """One model for each way in which pictures are prepared."""
-    return list({model.image_spec: model for model in reversed(models.all)}.values())[::-1]
+        return Item(shard, key, reason=error.strerror or str(error))
+    return Item(shard, key, sample, data or b"", ending)
 
 
 def _take(item: Item, models: Models, results: Sequence[Pixels | ImageError]) -> None:
-    readers = _readers(models)
     item.reason, item.pixels = "", {}
-    for result in results:
+    for spec, result in zip(models.specs, results, strict=True):
         if isinstance(result, ImageError):
             item.reason = result.reason or "cannot be read"
             return
-    for model in models.all:
-        place = next(i for i, reader in enumerate(readers) if reader.image_spec == model.image_spec)
-        result = results[place]
-        assert isinstance(result, Pixels)
-        item.pixels[id(model)] = result
+        item.pixels[spec] = result
 
 
 def _read_again(job: Job, models: Models, group: Sequence[Item]) -> None:
     """A second try for pictures that could not be decoded: a decoder may have been killed by others' hunger."""
     failed = [item for item in group if item.reason and item.data]
     if failed:
-        streams = [list(_stream(job, model, iter([i.data for i in failed]))) for model in _readers(models)]
+        streams = [list(_stream(job, spec, [item.data for item in failed])) for spec in models.specs]
         for item, results in zip(failed, zip(*streams, strict=True), strict=True):
             _take(item, models, results)
 
@@ -266,11 +264,18 @@ def _work(job: Job, models: Models, items: Sequence[Item]) -> None:
         assert item.sample is not None
         item.texts = [Text("web", text) for text in item.sample.captions]
     if models.captioner is not None:
-        pictures = [item.pixels[id(models.captioner)] for item in items]
-        written = models.captioner.caption(pictures, options.prompt, **options.decoding())
-        for place, item in enumerate(items):
-            mine = written[place * options.captions : (place + 1) * options.captions]
-            item.texts += [Text("synthetic", " ".join(text.split())) for text in mine]
+        pictures = [item.pixels[models.captioner.image_spec] for item in items]
+        if isinstance(models.captioner, Endpoint):
+            written = models.captioner.caption(pictures, [item.key for item in items], options)
+        else:
+            flat = models.captioner.caption(pictures, options.prompt, **options.decoding())
+            written = [flat[at : at + options.captions] for at in range(0, len(flat), options.captions)]
+        for item, texts in zip(items, written, strict=True):
+            if isinstance(texts, ImageError):
+                item.reason, item.texts = texts.reason, []
+                continue
+            item.texts += [Text("synthetic", " ".join(text.split())) for text in texts]
+        items = [item for item in items if not item.reason]
     left = [screen(item.texts) for item in items]
     if any(left):
         score(models, items, left)
@@ -286,7 +291,7 @@ def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Tex
     rows = [np.arange(end - len(mine), end) for end, mine in zip(ends, texts_of, strict=True)]
     strings = [text.text for text in texts]
     for model in dict.fromkeys(m for m in (models.judge, models.ranker) if m is not None):
-        image = model.encode([item.pixels[id(model)] for item in items])
+        image = model.encode([item.pixels[model.image_spec] for item in items])
         if model is models.judge and "match" in model.capabilities:
             logits = np.concatenate(rerank.judge(model, image, rerank.Texts(model, strings), rows))
             logits = logits.astype(np.float64)
@@ -303,7 +308,8 @@ def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Tex
 def evidence_lines(job: Job, item: Item) -> Iterator[bytes]:
     """A line for each text of a picture, kept or not, or one that says why there is no picture."""
     if item.reason:
-        yield records.json_text({"key": item.key, "failed": item.reason}).encode() + b"\n"
+        failed = {"key": item.key, "shard": item.shard, "failed": item.reason}
+        yield records.json_text(failed).encode() + b"\n"
     how = {name: value for name, value in job.options.decoding().items() if value is not None}
     for text in item.texts:
         line: dict[str, Any] = {"key": item.key, "source": text.source, "text": text.text}
@@ -322,6 +328,7 @@ class Tally:
 
     samples: int = 0
     written: int = 0
+    # (shard of the source, key, reason)
     failed: list[list[str]] = field(default_factory=list[list[str]])
     texts: Counter[str] = field(default_factory=Counter[str])
     bins: dict[str, list[int]] = field(default_factory=lambda: {source: [0] * BINS for source in SOURCES})
@@ -331,7 +338,7 @@ class Tally:
         self.samples += 1
         self.written += sample is not None
         if item.reason:
-            self.failed.append([item.key, item.reason])
+            self.failed.append([item.shard, item.key, item.reason])
         for text in item.texts:
             self.texts[f"{text.source} {text.reason}"] += 1
             if text.itm is not None:
