@@ -583,3 +583,26 @@ def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> Non
         return {line["key"]: line["text"] for line in lines}
 
     assert texts(tmp_path / "x") == texts(tmp_path / "y")
+
+
+# -- pictures that stay where they are ---------------------------------------------------------------------------------
+
+
+def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "in"
+    folder.mkdir(parents=True)
+    for i, sample in enumerate(world("train", 4, 1)):
+        assert isinstance(sample.picture, bytes)
+        (folder / f"{i}.png").write_bytes(sample.picture)
+        (folder / f"{i}.txt").write_text("a dog\n")
+    options = QUICK | {"mode": "captioner-only", "captioner": place / "caption"}
+    options |= {"to": "parquet", "by_reference": True}
+    bootstrap(tmp_path / "photos", out=tmp_path / "out", **options)
+    found = list(open_dataset(tmp_path / "out"))
+    assert [s.key for s in found] == [f"in/{i}" for i in range(4)]
+    assert all(isinstance(s.picture, Path) and s.picture.samefile(folder / f"{s.key[3:]}.png") for s in found)
+    assert all(s.captions[0] == "a dog" for s in found)
+    with pytest.raises(UsageError, match=r"the pictures of a\.tar lie inside it"):
+        bootstrap(place / "a.tar", out=tmp_path / "out2", **options)
+    with pytest.raises(UsageError, match="take parquet"):
+        Options(by_reference=True)

@@ -25,6 +25,7 @@ from sightread.errors import ImageError, UsageError
 from sightread.types import ImageSource, ImageSpec, Limits, Pixels
 
 _NO_LIMITS: Final = Limits()
+_OBITUARIES: Final = ("took longer than", "the decoder process did not start", "crashed the decoder")
 _START_SECONDS: Final = 60.0  # for a child to come up on a busy machine; 0.15 s on an idle one
 
 
@@ -55,6 +56,11 @@ def read_pictures(
     return _stream(
         sources, _Isolated(spec, mode, limits) if isolate else _InProcess(spec, mode, limits), workers
     )
+
+
+def died(error: ImageError) -> bool:
+    """Whether a child ended at this picture, or for want of memory might have: it may go better a second time."""
+    return error.reason.startswith((*_OBITUARIES, "needs too much memory"))
 
 
 def _stream(
@@ -205,10 +211,8 @@ class _Child:
     def _obituary(self) -> str:
         code = self.bury()
         if self._late:
-            return f"took longer than the limit of {self._seconds:g} s"
-        if not self._ready:
-            return f"the decoder process did not start (exit status {code})"
-        return f"crashed the decoder (exit status {code})"
+            return f"{_OBITUARIES[0]} the limit of {self._seconds:g} s"
+        return f"{_OBITUARIES[2 if self._ready else 1]} (exit status {code})"
 
     def _within(self, seconds: float) -> _Alarm:
         return _Alarm(seconds, self._too_late)

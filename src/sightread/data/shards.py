@@ -40,6 +40,7 @@ _REFUSED = {
     b"6": "a pipe",
     b"S": "a sparse file",
 }
+_LEADS_OUT = "a name that leads out of its folder"
 _BODILESS = (b"1", b"2", b"3", b"4", b"5", b"6")
 _EXTENDED = (b"x", b"g", b"L", b"K")
 
@@ -88,6 +89,9 @@ class _Member:
 
     def split(self) -> tuple[str, str] | None:
         """Key and ending, in lower case; None for what belongs to no sample."""
+        if self.refused == _LEADS_OUT:  # of no sample perhaps, but never passed over in silence
+            stem, dot, ending = self.name.rpartition(".")
+            return unescaped(stem if dot else self.name), ending.lower()
         found = _KEY.fullmatch(self.name)
         hidden = self.name.rpartition("/")[2].startswith(("._", "__"))
         return None if found is None or hidden else (unescaped(found[1]), found[2].lower())
@@ -349,4 +353,4 @@ def _refusal(kind: bytes, name: str) -> str:
     if kind in _REFUSED:
         return _REFUSED[kind]
     parts = name.replace("\\", "/").split("/")
-    return "a name that leads out of its folder" if parts[0] == "" or ".." in parts or ":" in parts[0] else ""
+    return _LEADS_OUT if parts[0] == "" or ".." in parts or ":" in parts[0] else ""

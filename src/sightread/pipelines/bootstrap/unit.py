@@ -8,6 +8,7 @@ whatever the batch size, the number of workers or the order. A picture that cann
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -21,7 +22,7 @@ import torch
 
 from sightread.data import records
 from sightread.data.atomic import atomic_path, atomic_write
-from sightread.data.reader import read_pictures
+from sightread.data.reader import died, read_pictures
 from sightread.data.samples import Dataset
 from sightread.errors import ImageError, UnsupportedError
 from sightread.pipelines import rerank, writers
@@ -86,6 +87,7 @@ class Item:
     data: bytes = b""
     ending: str = ""
     reason: str = ""
+    unlucky: bool = False  # a decoder process died at it
     pixels: dict[ImageSpec, Pixels] = field(default_factory=dict[ImageSpec, Pixels])
     texts: list[Text] = field(default_factory=list[Text])
 
@@ -238,17 +240,17 @@ def _item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> Item:
 
 
 def _take(item: Item, models: Models, results: Sequence[Pixels | ImageError]) -> None:
-    item.reason, item.pixels = "", {}
+    item.reason, item.unlucky, item.pixels = "", False, {}
     for spec, result in zip(models.specs, results, strict=True):
         if isinstance(result, ImageError):
-            item.reason = result.reason or "cannot be read"
+            item.reason, item.unlucky = result.reason or "cannot be read", died(result)
             return
         item.pixels[spec] = result
 
 
 def _read_again(job: Job, models: Models, group: Sequence[Item]) -> None:
     """A second try for pictures that could not be decoded: a decoder may have been killed by others' hunger."""
-    failed = [item for item in group if item.reason and item.data]
+    failed = [item for item in group if item.unlucky]
     if failed:
         streams = [list(_stream(job, spec, [item.data for item in failed])) for spec in models.specs]
         for item, results in zip(failed, zip(*streams, strict=True), strict=True):
@@ -278,14 +280,19 @@ def _work(job: Job, models: Models, items: Sequence[Item]) -> None:
         items = [item for item in items if not item.reason]
     left = [screen(item.texts) for item in items]
     if any(left):
-        score(models, items, left)
+        with warnings.catch_warnings():  # one a pass, for texts that are longer than a model reads
+            warnings.simplefilter("ignore", UserWarning)
+            score(models, items, left)
     for texts in left:
         decide(texts, options)
 
 
 @torch.inference_mode()
 def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Text]]) -> None:
-    """ITM and ITC of every text with its picture; a picture is encoded once for all of its texts."""
+    """ITM and ITC of every text with its picture; a picture is encoded once for all of its texts.
+
+    A text that is longer than a model reads is judged by its beginning.
+    """
     texts = [text for texts in texts_of for text in texts]
     ends = np.cumsum([len(texts) for texts in texts_of])
     rows = [np.arange(end - len(mine), end) for end, mine in zip(ends, texts_of, strict=True)]
