@@ -69,6 +69,7 @@ def every_case() -> list[Case]:
         *_encoders(),
         *_judging(),
         *_questions(),
+        *_bootstrap(),
         *_clip(),
         *_pixels(),
         *_processes(),
@@ -162,6 +163,20 @@ def _questions() -> Iterator[Case]:
             Job("transformers", "ask", options, "picture repeated"),
             Job("transformers", "ask_encoded", options, "encoded once, expanded"),
         ),
+    )
+
+
+def _bootstrap() -> Iterator[Case]:
+    ours, theirs = _both("bootstrap", pictures=16, batch=8)
+    yield Case(
+        "bootstrap-b8",
+        "CapFilt: 16 files, a nucleus sample each, web text and sample judged, batch 8",
+        "pictures/s",
+        16,
+        ours,
+        theirs,
+        (2.0,),
+        rounds=3,
     )
 
 

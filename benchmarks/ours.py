@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,14 @@ import sightread
 from benchmarks.materials import Materials
 from sightread.data.pixels import normalise, spec_from_transformers
 from sightread.data.reader import read_pictures
+from sightread.data.samples import open_dataset
 from sightread.nn.packing import unpack
 from sightread.objectives.contrastive import softmax_pairs
 from sightread.objectives.language import lm, next_tokens
 from sightread.pipelines import optimiser
+from sightread.pipelines.bootstrap.rules import Options
+from sightread.pipelines.bootstrap.unit import load_models, run_unit
+from sightread.pipelines.capfilt import _job
 from sightread.pipelines.memory import keep_freed_memory
 from sightread.tasks import match
 
@@ -86,6 +93,30 @@ class Sightread:
         """Texts to CLIP embeddings."""
         model, captions = self._model("clip"), self.given.captions[:texts]
         return lambda: model.embed_texts(captions)
+
+    def bootstrap(self, pictures: int, batch: int) -> Call:
+        """Files with a web text each to a shard of the new dataset and the evidence: a nucleus sample, both judged.
+        Gives the web texts' ITM probabilities."""
+        folder = Path(self.given.folder)
+        models = (str(folder / "caption"), str(folder / "match"))
+        rows = zip(self.given.pictures[:pictures], cycle(self.given.captions), range(pictures))
+        data = folder / f"bootstrap-{pictures}.jsonl"
+        data.write_text(
+            "".join(json.dumps({"image": i, "caption": c, "key": str(n)}) + "\n" for i, c, n in rows)
+        )
+        options = Options(group=batch, device="cpu")
+        job, _ = _job(open_dataset(data), None, models, options)
+        loaded = load_models(job)
+
+        def call() -> Any:
+            with TemporaryDirectory() as out:
+                (Path(out) / "evidence").mkdir()
+                placed = replace(job, out=Path(out))
+                run_unit(placed, loaded, 0, {})
+                lines = [json.loads(line) for line in placed.evidence(0).read_text("utf-8").splitlines()]
+            return np.array([line["itm"] for line in lines if line["source"] == "web"])[None]
+
+        return call
 
     def train_clip(self, batch: int) -> Call:
         """Prepared pixels and tokens to a step of CLIP's objective."""

@@ -9,9 +9,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers.utils.logging
 from PIL import Image
@@ -175,6 +177,32 @@ class Transformers:
                 do_sample=False,
             )
             return _texts(loaded, found)
+
+        return torch.inference_mode()(call)
+
+    def bootstrap(self, pictures: int, batch: int) -> Call:
+        """Files with a web text each: a nucleus sample written, then web texts and samples judged, batch by batch.
+        Nothing is stored. Gives the web texts' ITM probabilities."""
+        writer, judge = (Loaded(Path(self.given.folder), name) for name in ("caption", "match"))
+        files = self.given.pictures[:pictures]
+        web = list(islice(cycle(self.given.captions), len(files)))
+        how = {"do_sample": True, "top_p": 0.9, "top_k": 0, "min_new_tokens": 5, "max_new_tokens": 20}
+
+        def match(pixels: torch.Tensor, texts: list[str]) -> Any:
+            tokens = judge.tokenizer(texts, padding=True, return_tensors="pt")
+            found = judge.model(
+                pixel_values=pixels, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            )
+            return found.itm_score.softmax(dim=-1)[:, 1].numpy()
+
+        def call() -> Any:
+            found: list[Any] = []
+            for start in range(0, len(files), batch):
+                pixels = writer.pixels(files[start : start + batch])
+                written = _texts(writer, writer.model.generate(pixel_values=pixels, **how))
+                found.append(match(pixels, web[start : start + batch]))
+                match(pixels, written)
+            return np.concatenate(found)[None]
 
         return torch.inference_mode()(call)
 

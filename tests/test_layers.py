@@ -283,6 +283,7 @@ OWNERS: dict[str, set[str]] = {
     "tensorboard": {"pipelines.run_log"},
     "faster_coco_eval": {"pipelines.metrics.detection"},
     "nltk": {"pipelines.metrics.vqa"},
+    "ray": {"pipelines.bootstrap.cluster"},
     "cyclopts": {"apps"},
     "rich": {"apps"},
 }

@@ -19,6 +19,7 @@ from tests.rules import REPOSITORY
 # Every kind of work once.
 NAMES = [
     *("caption-b1-greedy", "caption-b8-beam3", "encode-blip-b8", "judge-16", "judge-16-texts", "ask-16"),
+    "bootstrap-b8",
     *("clip-images-b32", "clip-files-b32", "clip-texts-b64", "pixels-clip-exact-t2", "pixels-blip-fast-t1"),
     *("start-import", "start-help", "memory-b1", "train-clip-b64", "train-blip-b8"),
 ]

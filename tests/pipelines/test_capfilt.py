@@ -30,6 +30,7 @@ from sightread.pipelines.bootstrap import ledger, unit, workers
 from sightread.pipelines.bootstrap.rules import Options, Text, decide, screen
 from sightread.pipelines.capfilt import bootstrap, estimate
 from sightread.pipelines.events import Done, Failed, Skipped
+from sightread.types import ImageSpec
 from tests.checkpoints import write_blip, write_clip
 from tests.pipelines.failing import CALLS, failing
 
@@ -368,44 +369,40 @@ def test_a_worker_that_dies_is_replaced(place: Path, whole: Path, tmp_path: Path
 
 
 @pytest.fixture
-def loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are loaded once for many runs."""
-    models: dict[str, Any] = {}
-    load = unit.load_models
+def modelless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts without models: what is done with them is the same."""
 
-    def once(job: Any) -> Any:
-        key = json.dumps(job.models)
-        return models.setdefault(key, None) or models.update({key: load(job)}) or models[key]
+    def work(job: Any, models: Any, items: Any) -> None:
+        for item in items:
+            web = [Text("web", text, 0.75, 0.25, True, "matched") for text in item.sample.captions]
+            item.texts = [*web, Text("synthetic", f"a dog in {item.key}", 0.25, 0.125, False, "unmatched")]
 
-    monkeypatch.setattr(capfilt, "load_models", once)
+    models = unit.Models(None, None, None)
+    monkeypatch.setattr(unit.Models, "specs", [ImageSpec(resize=(16, 16))])
+    monkeypatch.setattr(capfilt, "load_models", lambda job: models)
+    monkeypatch.setattr(unit, "_work", work)
 
 
-# Which calls fail, and whether all after them fail too. SIGHTREAD_LONG=1: every one up to the 200th, in 10 minutes.
+# Which calls fail, and whether all after them fail too. SIGHTREAD_LONG=1: every one up to the 200th.
 FAULTS = [(2, True), (9, False), (47, True)]
 if os.environ.get("SIGHTREAD_LONG"):
-    FAULTS = [(n, lasting) for n in range(1, 201) for lasting in (False, True)]
-SINGLE: dict[str, Any] = {"block": 1, "max_tokens": 6, "group": 1}
+    FAULTS = [(n, n % 2 == 0) for n in range(1, 201)]
 
 
-@pytest.fixture(scope="module")
-def single(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What an unbroken run with a picture a shard gives."""
-    out = tmp_path_factory.mktemp("single") / "out"
-    run(place, out, **SINGLE)
-    return content(out)
-
-
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("modelless")
+@pytest.mark.parametrize("to", ["tar", "parquet"])
 @pytest.mark.parametrize("call", CALLS)
 def test_every_nth_failing_call_is_said_and_the_rest_resumes(
-    place: Path, single: dict[str, bytes], tmp_path: Path, call: str
+    place: Path, tmp_path: Path, call: str, to: str
 ) -> None:
     """A clean word, or the right result; nothing half written."""
+    assert not word_of(place, tmp_path / "whole", to)
+    right = content(tmp_path / "whole")
     struck = 0
     for n, lasting in FAULTS:
         out = tmp_path / "out"
         with failing(call, out, n, lasting) as fault:
-            said = word_of(place, out)
+            said = word_of(place, out, to)
         struck += fault.struck
         if said:
             assert f"{out}: cannot go on: no space left on device" in said
@@ -413,23 +410,22 @@ def test_every_nth_failing_call_is_said_and_the_rest_resumes(
             there = content(out) if out.exists() else {}
             assert not [name for name in there if PREFIX in name]
             growing = ("manifest.jsonl", "quarantine.jsonl")
-            assert {n: d for n, d in there.items() if n not in growing}.items() <= single.items()
-        assert not word_of(place, out)
-        assert content(out) == single, (call, n)
+            assert {n: d for n, d in there.items() if n not in growing}.items() <= right.items()
+        assert not word_of(place, out, to)
+        assert content(out) == right, (call, n)
         shutil.rmtree(out)
-    assert struck >= len(FAULTS[:100]) * 2 // 3
+    assert struck >= 2
 
 
-def word_of(place: Path, out: Path) -> str:
+def word_of(place: Path, out: Path, to: str) -> str:
     """Why a run ended, if it did not end well."""
     try:
-        run(place, out, **SINGLE)
+        run(place, out, block=1, to=to)
     except SightreadError as error:
         return str(error)
     return ""
 
 
-@pytest.mark.usefixtures("loaded")
 def test_a_full_disk_is_said_by_the_command(
     place: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
