@@ -20,8 +20,8 @@ from sightread.pipelines.metrics.detection import (
     detection_scores,
     grounding_scores,
     label_map_scores,
+    mask_overlap,
     mask_scores,
-    outline_overlap,
     paired_iou,
 )
 from sightread.types import Region
@@ -170,11 +170,16 @@ def test_real_annotations_are_scored_as_the_official_evaluator_does(shared_data:
 def test_outlines_are_rasterised_as_masks() -> None:
     square = Region("a", (0, 0, 4, 4), ((0, 0, 4, 0, 4, 4, 0, 4),))
     right = Region("a", (2, 0, 6, 4), ((2, 0, 6, 0, 6, 4, 2, 4),))
-    assert outline_overlap([square], [right]) == (8, 24)
-    assert outline_overlap([square, right], [square]) == (16, 24)
-    assert outline_overlap([], [square]) == (0, 16)
-    with pytest.raises(UsageError, match="no polygons"):
-        outline_overlap([], [Region("a", (0, 0, 1, 1))])
+    assert mask_overlap([square], [right]) == (8, 24)
+    assert mask_overlap([square, right], [square]) == (16, 24)
+    assert mask_overlap([], [square]) == (0, 16)
+    painted = np.zeros((5, 9), bool)
+    painted[:, :4] = True
+    assert mask_overlap([Region("a", (0, 0, 4, 5), mask=painted)], [right]) == (8, 28)
+    with pytest.raises(UsageError, match="sizes differ"):
+        mask_overlap(*([Region("a", (0, 0, 1, 1), mask=painted[n:])] for n in (0, 1)))
+    with pytest.raises(UsageError, match="nor polygons"):
+        mask_overlap([], [Region("a", (0, 0, 1, 1))])
 
 
 @needs_evaluator

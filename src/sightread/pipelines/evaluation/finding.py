@@ -16,7 +16,7 @@ from sightread.errors import UsageError
 from sightread.pipelines.evaluation.measures import Case, Measure, Number, Scored, remembered
 from sightread.pipelines.evaluation.predictions import Records
 from sightread.pipelines.evaluation.tasks import Events, Options, Phase, Work, row
-from sightread.pipelines.metrics.detection import detection_scores, outline_overlap, paired_iou
+from sightread.pipelines.metrics.detection import detection_scores, mask_overlap, paired_iou
 from sightread.types import Pixels, Region, Sample
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -53,7 +53,11 @@ class Found:
     def _phrases(self, sample: Sample) -> list[str]:
         """Every label once. Things that share a label are one phrase: any of them is right to locate, and all together
         are to outline."""
-        usable = [region for region in sample.regions if self.verb != "segment" or region.polygons]
+        usable = [
+            region
+            for region in sample.regions
+            if self.verb != "segment" or region.polygons or region.mask is not None
+        ]
         return list(dict.fromkeys(region.label for region in usable))
 
     def _find(self, work: Work, samples: list[Sample]) -> Events:
@@ -200,7 +204,7 @@ def _located(phrases: Sequence[_Phrase]) -> Scored:
 
 def _outlined(phrases: Sequence[_Phrase]) -> Scored:
     """All outlines of a phrase together, as one mask."""
-    areas = np.array([outline_overlap(phrase.found, phrase.known) for phrase in phrases])
+    areas = np.array([mask_overlap(phrase.found, phrase.known) for phrase in phrases])
     overlaps = areas[:, 0] / areas[:, 1].clip(1)
     how = "one mask a phrase, rasterised as COCO does"
     numbers = {

@@ -18,8 +18,8 @@ from sightread.pipelines.metrics.detection import (
     detection_scores,
     grounding_scores,
     label_map_scores,
+    mask_overlap,
     mask_scores,
-    outline_overlap,
     paired_iou,
 )
 from sightread.pipelines.metrics.intervals import Difference, Interval, bootstrap_interval, paired_bootstrap
@@ -52,11 +52,11 @@ __all__ = [
     "fitted_temperature",
     "grounding_scores",
     "label_map_scores",
+    "mask_overlap",
     "mask_scores",
     "matching_curves",
     "matching_scores",
     "not_computed",
-    "outline_overlap",
     "paired_bootstrap",
     "paired_iou",
     "retrieval_scores",

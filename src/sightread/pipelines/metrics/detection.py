@@ -137,25 +137,40 @@ def mask_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[s
     return {"mean IoU": sum(each) / len(each), "overall IoU": sum(common) / sum(union) if sum(union) else 1.0}
 
 
-def outline_overlap(first: Sequence[Region], second: Sequence[Region]) -> tuple[float, float]:
-    """Pixels that the outlines of both sides cover, and those that any covers, rasterised as COCO does.
+def mask_overlap(first: Sequence[Region], second: Sequence[Region]) -> tuple[int, int]:
+    """Pixels that the masks of both sides cover, and those that any covers; outlines are rasterised as COCO does.
 
-    Raises UsageError where a region has no polygons, or COCO's masks cannot be made (see `detection_not_computed`).
+    Raises UsageError where there is no mask and no outline, masks differ in size, or outlines cannot be rasterised (see
+    `detection_not_computed`).
     """
-    if reason := detection_not_computed():
-        raise UsageError(f"masks: {reason}")
-    from faster_coco_eval import mask
+    regions = [*first, *second]
+    sizes = {region.mask.shape for region in regions if region.mask is not None}
+    points = [np.reshape(outline, (-1, 2)) for region in regions for outline in region.polygons]
+    if len(sizes) > 1 or not (sizes or points):
+        raise UsageError(
+            f"masks: {'sizes differ: ' + str(sorted(sizes)) if sizes else 'there are none, nor polygons'}"
+        )
+    wide, high = (
+        np.ceil(np.concatenate(points).max(0)).clip(1, _MOST).astype(int).tolist() if points else (0, 0)
+    )
+    one, other = (_painted(side, next(iter(sizes), (high, wide))) for side in (first, second))
+    return int((one & other).sum()), int((one | other).sum())
 
-    outlines = [[list(outline) for region in side for outline in region.polygons] for side in (first, second)]
-    points = [np.reshape(outline, (-1, 2)) for side in outlines for outline in side]
-    if not points:
-        raise UsageError("masks: there are no polygons on either side")
-    wide, high = (int(edge) for edge in np.ceil(np.concatenate(points).max(0)).clip(1, _MOST))
-    painted: list[Any] = [mask.frPyObjects(side, high, wide) for side in outlines if side]
-    sides: list[Any] = [mask.merge(parts) for parts in painted]
-    if len(sides) < 2:
-        return 0.0, float(mask.area(sides[0]))
-    return float(mask.area(mask.merge(sides, intersect=True))), float(mask.area(mask.merge(sides)))
+
+def _painted(regions: Sequence[Region], size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """All regions as one mask; the outlines of one that has a mask too do not count."""
+    out = np.zeros(size, bool)
+    for region in regions:
+        if region.mask is not None:
+            out |= region.mask
+        elif region.polygons:
+            if reason := detection_not_computed():
+                raise UsageError(f"masks: {reason}")
+            from faster_coco_eval import mask
+
+            runs: Any = mask.frPyObjects([list(outline) for outline in region.polygons], *size)
+            out |= np.asarray(mask.decode(mask.merge(runs)), bool)
+    return out
 
 
 def label_map_scores(predictions: Any, references: Any, ignored: int | None = None) -> dict[str, float]:
