@@ -14,11 +14,16 @@ from pathlib import Path
 import sightread
 from sightread.nn.packing import unpack
 
-KEPT = ("config.json", "model.safetensors", "vocab.txt")  # the tokenizer's other files can be made of these
+KEPT = (
+    "config.json",
+    "model.safetensors",
+    "vocab.txt",
+    "tokenizer_config.json",
+)  # others can be made of these
 
 
 def main(source: str, target: str, threshold: str = "0.5") -> None:
-    """Write the three files that `load` needs, and say how large they are."""
+    """Write the four files that `load` needs, and say how large they are."""
     whole, folder = Path(target + ".whole"), Path(target)
     shutil.rmtree(whole, ignore_errors=True)
     model = sightread.load(source, device="cpu", dtype="float16")

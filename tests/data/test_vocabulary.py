@@ -33,6 +33,20 @@ def test_words_come_back(tmp_path: Path) -> None:
     assert len(lines) == len(set(lines)) <= 120
 
 
+def test_answers_with_underscores_come_back(tmp_path: Path) -> None:
+    """As DAQUAR writes them; also from a saved copy. What BERT's own files decode stays as at the hub."""
+    texts = ["garbage_bin", "bottle_of_liquid", "a red_bird, two"]
+    learn_word_pieces([*TEXTS, *texts], 200, tmp_path / "vocab.txt")
+    tokenizer = load_tokenizer(tmp_path, kind="bert", max_length=30)
+    bare = bert_tokenizer_from_vocab(tmp_path / "vocab.txt", max_length=30)
+    ids = tokenizer.encode(texts).ids
+    assert (ids == bare.encode(texts).ids).all()
+    assert tokenizer.decode(ids.tolist()) == texts
+    assert bare.decode(ids.tolist())[0] == "garbage _ bin"
+    tokenizer.save(tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy", kind="bert", max_length=30).decode(ids.tolist()) == texts
+
+
 def test_byte_pairs_say_anything(tmp_path: Path) -> None:
     learn_byte_pairs(TEXTS, 700, tmp_path)
     tokenizer = load_tokenizer(tmp_path, kind="clip", max_length=30)

@@ -56,6 +56,18 @@ def test_draws_follow_the_weights() -> None:
     assert (chi < 16).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_is_hard_and_the_others_even(share: float) -> None:
+    """4,000 rows that all look for column 1 alone: it is drawn by share + (1 - share) / 7."""
+    similarity = torch.full((8, 8), -30.0)
+    similarity[:, 1] = 30.0
+    draws = [hard_negatives(similarity, offset=0, seed=2, step=step, share=share) for step in range(500)]
+    counts = torch.stack(draws)[:, torch.arange(8) != 1].flatten().bincount(minlength=8) / 3500
+    assert counts[1].item() == pytest.approx(share + (1 - share) / 7, abs=0.025)
+    halves = [hard_negatives(similarity[a : a + 4], offset=a, seed=2, step=9, share=share) for a in (0, 4)]
+    assert torch.equal(torch.cat(halves), draws[9])
+
+
 def test_noise_is_different_for_steps_streams_rows_and_columns() -> None:
     flat = torch.zeros(64, 64)
     draws = [

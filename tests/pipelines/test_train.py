@@ -167,8 +167,9 @@ def ranks(
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_any_number_of_processes_means_the_same(count: int, shard: Path, tmp_path: Path) -> None:
-    one = ranks(1, shard, tmp_path / "one", "data.batch=10")
-    many = ranks(count, shard, tmp_path / "many", "data.batch=10")  # 10 rows: uneven parts for 3 and 4
+    settings = ("data.batch=10", "hard_negatives=0.5", "data.hidden_words=0.2")
+    one = ranks(1, shard, tmp_path / "one", *settings)
+    many = ranks(count, shard, tmp_path / "many", *settings)  # 10 rows: uneven parts for 3 and 4
     for (ids, values), (their_ids, theirs) in zip(one, many, strict=True):
         assert ids == their_ids
         for name in ("itc", "itm", "lm", "vqa"):
@@ -227,6 +228,8 @@ def test_evaluation_on_the_way(shard: Path, tmp_path: Path) -> None:
         ("data.batch", "name=value"),
         ("model.size=huge", "world"),
         ("ema=2", "ema"),
+        ("hard_negatives=1.5", "from 0 to 1"),
+        ("data.hidden_words=1", "hidden_words"),
     ],
 )
 def test_nonsense_is_refused_before_anything_starts(

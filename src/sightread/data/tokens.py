@@ -49,6 +49,7 @@ _FRAME: dict[Kind, tuple[str, str]] = {"clip": ("bos_token", "eos_token"), "bert
 _CLASS: dict[Kind, str] = {"clip": "CLIPTokenizer", "bert": "BertTokenizer"}
 _BERT_SWITCHES: Json = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 _CLEANING = "sightread_cleaning"  # "openai" or absent in tokenizer_config.json; other readers ignore it
+_JOINED = "sightread_joined"  # marks such as "_" that decoded texts have without spaces around them
 
 # CLIP's words: special tokens, English clitics, runs of letters, single numbers, runs of anything else.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -120,9 +121,8 @@ class Tokenizer:
             ) from error
         if self.kind == "clip":
             return [text.replace("</w>", " ").strip() for text in texts]
-        if self.settings.get("clean_up_tokenization_spaces"):
-            return [_tidy(text) for text in texts]
-        return texts
+        tidy = self.settings.get("clean_up_tokenization_spaces")
+        return [_tidy(text) for text in texts] if tidy else texts
 
     def token_id(self, token: str) -> int:
         """The id of one token, spelt as in the vocabulary ("[MASK]", "##ing"). Raises `TokenizerError`."""
@@ -208,7 +208,7 @@ def load_tokenizer(folder: Path, *, kind: Kind, max_length: int) -> Tokenizer:
     with _reading(folder):
         stated, names, tokens = _read_special(folder, kind, config, listed)
     _require_frame(folder, kind, names, {*vocabulary, *(token.content for token in stated.values())})
-    kept = ("clean_up_tokenization_spaces", "processor_class", _CLEANING, *_BERT_SWITCHES)
+    kept = ("clean_up_tokenization_spaces", "processor_class", _CLEANING, _JOINED, *_BERT_SWITCHES)
     settings = {key: config[key] for key in kept if key in config} | names
     if isinstance(limit := config.get("model_max_length"), (int, float)) and limit > 0:
         max_length = int(min(max_length, limit))
@@ -318,7 +318,9 @@ def _bert_pipeline(model: models.Model, settings: Json) -> tokenizers.Tokenizer:
         lowercase=switches["do_lower_case"],
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
+    joined = [decoders.Replace(f" {mark} ", mark) for mark in settings.get(_JOINED, "")]
+    pieces = decoders.WordPiece(prefix="##")
+    backend.decoder = decoders.Sequence([pieces, decoders.Fuse(), *joined]) if joined else pieces
     return backend
 
 

@@ -23,6 +23,7 @@ def learn_word_pieces(texts: Iterable[str], size: int, path: Path) -> None:
 
     Byte-pair merges (Sennrich et al. 2016) over words that begin with a mark, which becomes BERT's "##" on the pieces
     that do not. Every character of the texts is in it, so that no word of theirs is unknown, even beyond `size`.
+    A `tokenizer_config.json` beside it lets "garbage_bin" be decoded as it was written, not as "garbage _ bin".
     Raises UsageError where there are no texts.
     """
     # The library's own trainer of word pieces numbers characters in a random order, and breaks ties by those numbers.
@@ -42,6 +43,8 @@ def learn_word_pieces(texts: Iterable[str], size: int, path: Path) -> None:
     )
     words = list(dict.fromkeys([*SPECIALS, *alphabet, *(piece for piece in pieces if piece)]))
     atomic_write(path, "".join(f"{word}\n" for word in words[: max(size, len(SPECIALS) + len(alphabet))]))
+    config = {"additional_special_tokens": SPECIALS[5:], "sightread_joined": "_"}
+    atomic_write(path.with_name("tokenizer_config.json"), json.dumps(config) + "\n")
 
 
 def learn_byte_pairs(texts: Iterable[str], size: int, folder: Path) -> None:

@@ -27,13 +27,15 @@ def hard_negatives(
     step: int,
     ids: Tensor | None = None,
     stream: int = 0,
+    share: float = 1.0,
 ) -> Tensor:
     """One wrong partner for each row, drawn in proportion to softmax(similarity) + 1e-4: int64 `[b]` -> column 0..B-1.
 
     similarity `[b, B]`: my rows against the columns to draw from, already divided by the temperature; the own pair of
     row i is column offset + i. ids: int64 `[B]`; no column of the row's own id is drawn. A row for which nothing is
     left gets `IGNORED`. The draw depends on (seed, step, stream, offset + i, column) alone: the same for every number
-    of processes. stream: one number for pictures looking for texts, another for the other direction.
+    of processes. stream: one number for pictures looking for texts, another for the other direction. share: the chance
+    of a row to be drawn so; the others are drawn evenly from the same columns.
     """
     columns = torch.arange(similarity.shape[1], device=similarity.device)
     own = offset + torch.arange(similarity.shape[0], device=similarity.device)
@@ -42,10 +44,13 @@ def hard_negatives(
     for scores, rows in zip(similarity.detach().split(512), own.split(512), strict=True):
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = wide.softmax(1) + 1e-4
+        if share < 1:
+            coin = _uniform(_key(seed, step, stream, 1), rows, columns.new_zeros(1))
+            weights = torch.where(coin < share, weights, 1.0)
         kinds = columns if ids is None else ids
         weights = weights.masked_fill(kinds[rows][:, None] == kinds, 0)
         # Of exponential waiting times with rates w, the first comes from j with probability w_j / sum(w).
-        times = _exponential(_key(seed, step, stream), rows, columns).to(weights.dtype) / weights
+        times = -_uniform(_key(seed, step, stream), rows, columns).log().to(weights.dtype) / weights
         first, column = times.min(1) if len(columns) else (times.new_empty(0), rows)
         drawn.append(torch.where(first.isinf(), IGNORED, column))
     return torch.cat(drawn)
@@ -82,14 +87,13 @@ def _key(*words: int) -> Tensor:
     return state
 
 
-def _exponential(key: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Standard exponential noise, float32 `[b, B]`, a function of (key, row, column) alone."""
+def _uniform(key: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Even noise in (0, 1), float32 `[b, B]`, a function of (key, row, column) alone."""
     # The key's upper half moves the start of each row's own sequence, and rows are mixed before columns are added.
     start = _mixed(rows * _GOLDEN + int(key))
     bits = _mixed(start[:, None] + columns * _GOLDEN)
     # The upper 23 bits, in the middle of their interval: never 0 nor 1 in float32.
-    uniform = (_shifted(bits, 41).to(torch.float32) + 0.5) * 2**-23
-    return -uniform.log()
+    return (_shifted(bits, 41).to(torch.float32) + 0.5) * 2**-23
 
 
 # SplitMix64 (Steele, Lea and Flood 2014) in wrapping int64: no state, so each pair can be asked for by itself.

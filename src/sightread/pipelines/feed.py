@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sightread.data.augment import augment
 from sightread.data.images import decode
+from sightread.data.masking import mask_words
 from sightread.data.order import position, share
 from sightread.data.pixels import normalise, prepare
 from sightread.data.randomness import generator
@@ -33,18 +34,21 @@ class TextRows(NamedTuple):
     """Texts of a batch, the same number for each of some of its pictures.
 
     ids int64 `[R, L]`, lengths `[R]`; pictures `[P]`: the batch rows that have texts, R/P consecutive texts each.
-    prompt: tokens at the start, the first one included, that are not to be learned.
+    prompt: tokens at the start, the first one included, that are not to be learned. read: the ids that a network
+    gets to read, with some words hidden, or `ids` itself.
     """
 
     ids: Tensor
     lengths: Tensor
     pictures: Tensor
     prompt: int
+    read: Tensor
 
     def to(self, device: torch.device) -> TextRows:
         """The same on another device."""
         ids, lengths, pictures = (x.to(device, non_blocking=True) for x in self[:3])
-        return TextRows(ids, lengths, pictures, self.prompt)
+        read = ids if self.read is self.ids else self.read.to(device, non_blocking=True)
+        return TextRows(ids, lengths, pictures, self.prompt, read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +168,17 @@ class Feed:
         pixels = np.stack([row.values for row in rows]) if rows else np.zeros((0, 3, side, side), np.uint8)
         captions = [row.captions for row in rows]
         prompt = self.settings.prompt
-        plain = self._texts(captions)
+        places = torch.tensor([row.place for row in rows], dtype=torch.int64)
+        plain = self._hide(self._texts(captions), step, places)
         prompted = plain
         if prompt:
-            prompted = self._texts([[f"{prompt} {text}" for text in texts] for texts in captions], prompt)
+            texts = self._texts([[f"{prompt} {text}" for text in row] for row in captions], prompt)
+            prompted = self._hide(texts, step, places)
         return Batch(
             step=step,
             epoch=step * self.settings.batch / len(self.dataset),
             keys=tuple(row.key for row in rows),
-            places=torch.tensor([row.place for row in rows], dtype=torch.int64),
+            places=places,
             identities=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
@@ -192,7 +198,24 @@ class Feed:
             tokens = self.tokenizer.encode(flat, max_length=self.settings.max_tokens)
             start = int(self.tokenizer.encode([prompt]).lengths[0]) - 1 if prompt else 1
         owners = torch.tensor([row for row, its in enumerate(texts) if its], dtype=torch.int64)
-        return TextRows(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths), owners, start)
+        ids = torch.from_numpy(tokens.ids)
+        return TextRows(ids, torch.from_numpy(tokens.lengths), owners, start, ids)
+
+    def _hide(self, rows: TextRows | None, step: int, places: Tensor) -> TextRows | None:
+        """The same texts with some words hidden from whoever reads them."""
+        if rows is None or not self.settings.hidden_words:
+            return rows
+        hidden = mask_words(
+            rows.ids.numpy(),
+            rows.lengths.numpy(),
+            mask_id=self.tokenizer.token_id("[MASK]"),
+            vocab=self.tokenizer.vocab_size,
+            share=self.settings.hidden_words,
+            seed=self.seed,
+            step=step,
+            rows=places[rows.pictures].numpy(),
+        )
+        return rows._replace(read=torch.from_numpy(hidden.ids))
 
 
 class _Cache:

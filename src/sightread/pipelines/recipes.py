@@ -51,6 +51,8 @@ class DataSettings:
     batch: pictures a step over all processes and chunks. chunk: pictures at once on one device, 0 for all; the gradient
     is that of the whole batch whatever the chunk. texts, questions: how many of a picture's captions and questions
     one visit draws. prompt: words put before every caption, not learned. max_tokens: longer texts are cut.
+    hidden_words: the share of a caption's words that networks do not get to read (they become as in MLM), though the
+    decoder still has to write them: against learning few captions by heart.
     augment: None for the plain resize of evaluation. cache: decode once, keep pictures of this many pixels a side in
     memory, 0 for none. workers: threads that decode.
     """
@@ -61,6 +63,7 @@ class DataSettings:
     questions: int = 1
     prompt: str = ""
     max_tokens: int = 40
+    hidden_words: float = 0.0
     augment: Augment | None = field(default_factory=Augment)
     cache: int = 0
     workers: int = 2
@@ -101,8 +104,9 @@ class Recipe:
     checkpointing. shard: each of several processes keeps a part of weights and moments (`sharding`); a run may go on
     with or without. ema: momentum of the averaged weights that are evaluated and kept, 0 for none. save_every: steps
     between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. match_weight: how much more a true
-    pair counts in ITM than a false one. masked: the share of patches (MIM)
-    and of words (MLM) to hide.
+    pair counts in ITM than a false one. hard_negatives: the share of ITM's wrong pairs that are drawn by ITC's
+    similarities, 1 in the papers; the others are drawn evenly from the batch, so that the judge also meets texts that
+    are wholly wrong. masked: the share of patches (MIM) and of words (MLM) to hide.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Recipe:
     keep: int = 2
     smoothing: float = 0.1
     match_weight: float = 1.0
+    hard_negatives: float = 1.0
     masked_patches: float = 0.6
     masked_words: float = 0.15
 
@@ -277,6 +282,7 @@ def _check(recipe: Recipe) -> None:
         "data.batch: must be at least 2, as pictures are told from each other": recipe.data.batch < 2,
         "data.chunk: must not be below 0": recipe.data.chunk < 0,
         "data.texts, data.questions: must be at least 1": min(recipe.data.texts, recipe.data.questions) < 1,
+        "data.hidden_words: must be in [0, 1)": not 0 <= recipe.data.hidden_words < 1,
         "data.workers: must be at least 1": recipe.data.workers < 1,
         "data.max_tokens: must be at least 3": recipe.data.max_tokens < 3,
         "teacher.momentum: must be in [0, 1)": not 0 <= recipe.teacher.momentum < 1,
@@ -284,6 +290,7 @@ def _check(recipe: Recipe) -> None:
         "ema: must be in [0, 1)": not 0 <= recipe.ema < 1,
         "steps, epochs: one of them must be above 0": recipe.steps <= 0 and recipe.epochs <= 0,
         "keep: must be at least 1": recipe.keep < 1,
+        "hard_negatives: must be from 0 to 1": not 0 <= recipe.hard_negatives <= 1,
         "smoothing: must be in [0, 1)": not 0 <= recipe.smoothing < 1,
         "masked_patches, masked_words: must be between 0 and 1": not (
             0 < recipe.masked_patches < 1 and 0 < recipe.masked_words < 1

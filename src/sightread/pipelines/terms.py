@@ -72,7 +72,7 @@ class Context:
         rows = self.captioned
         if not len(rows.ids):
             return self._no_rows()
-        return self.features.rows(self.network.embed_text, rows.ids, rows.lengths)
+        return self.features.rows(self.network.embed_text, rows.read, rows.lengths)
 
     @cached_property
     def pictures(self) -> Tensor:
@@ -109,10 +109,11 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
 def _first(rows: TextRows | None, device: torch.device) -> TextRows:
     if rows is None:
         none = torch.zeros(0, dtype=torch.int64, device=device)
-        return TextRows(none[:, None], none, none, 1)
+        return TextRows(none[:, None], none, none, 1, none[:, None])
     per = len(rows.ids) // len(rows.pictures)
     lengths = rows.lengths[::per]
-    return TextRows(rows.ids[::per, : int(lengths.max())], lengths, rows.pictures, rows.prompt)
+    ids, read = (x[::per, : int(lengths.max())] for x in (rows.ids, rows.read))
+    return TextRows(ids, lengths, rows.pictures, rows.prompt, read)
 
 
 def total(count: int) -> int:
@@ -155,7 +156,8 @@ def _in_parts(context: Context, function: Callable[..., Tensor], *inputs: Tensor
 
 
 def itm(context: Context) -> None:
-    """Does the text say what the picture shows: each pair, beside a picture and a text that ITC mistakes for it."""
+    """Does the text say what the picture shows: each pair, beside a picture and a text that ITC mistakes for it, or
+    that were drawn evenly (`hard_negatives` of the recipe)."""
     rows, network, recipe = context.captioned, context.network, context.recipe
     with torch.no_grad():
         image, text = context.pictures.detach(), context.texts.detach()
@@ -164,12 +166,13 @@ def itm(context: Context) -> None:
             return  # nothing to mistake it for
         place = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}
         scale = network.temperature.detach()
-        wrong_text = matching.hard_negatives(image @ texts.T / scale, ids=ids, stream=0, **place)
-        wrong_image = matching.hard_negatives(text @ images.T / scale, ids=ids, stream=1, **place)
+        draw = partial(matching.hard_negatives, ids=ids, share=recipe.hard_negatives, **place)
+        wrong_text = draw(image @ texts.T / scale, stream=0)
+        wrong_image = draw(text @ images.T / scale, stream=1)
     tokens = pick(context.tokens, rows.pictures)
     everyones, _ = context.features.everywhere(tokens)
     width = max(int(gather_rows(torch.tensor([[rows.ids.shape[1]]])).max()), rows.ids.shape[1])
-    padded = nn.functional.pad(rows.ids, (0, width - rows.ids.shape[1]), value=network.config.pad_id)
+    padded = nn.functional.pad(rows.read, (0, width - rows.ids.shape[1]), value=network.config.pad_id)
     words, lengths = gather_rows(padded), gather_rows(rows.lengths)
     everything = 3 * len(ids)
     if not len(rows.ids):  # the others wait for us on the way back
@@ -182,7 +185,7 @@ def itm(context: Context) -> None:
         both_lengths = torch.stack([rows.lengths[part], lengths[other]], 1).flatten()
         both = both[:, : int(both_lengths.max())]
         same = network.match_logits(Encoded(tokens[part]), both, both_lengths)
-        swapped = network.match_logits(Encoded(everyones[swap]), rows.ids[part], rows.lengths[part])
+        swapped = network.match_logits(Encoded(everyones[swap]), rows.read[part], rows.lengths[part])
         wrong = torch.where(lacks, matching.IGNORED, 0)
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
         logits = torch.cat([same, swapped])
@@ -200,9 +203,7 @@ def lm(context: Context) -> None:
     tokens = pick(context.tokens, rows.pictures)
     for part in context.features.parts(len(rows.pictures)):
         texts = slice(part.start * per, part.stop * per)
-        logits, targets = _written(
-            context.network, Encoded(tokens[part]), rows.ids[texts], rows.lengths[texts], rows.prompt
-        )
+        logits, targets = _written(context.network, Encoded(tokens[part]), rows, texts)
         loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
         context.add("lm", loss)
 
@@ -221,21 +222,21 @@ def vqa(context: Context) -> None:
         read = context.network.read_text(
             Encoded(tokens[part]), questions.ids[texts], questions.lengths[texts]
         )
-        logits, targets = _written(context.network, read, answers.ids[texts], answers.lengths[texts], 1)
+        logits, targets = _written(context.network, read, answers, texts)
         loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
         context.add("vqa", loss)
 
 
-def _written(
-    network: Any, memory: Encoded, ids: Tensor, lengths: Tensor, prompt: int
-) -> tuple[Tensor, Tensor]:
-    """Logits `[T, V]` and targets `[T]` of every word that the decoder is to write: ids `[R, L]`."""
-    ids = ids[:, : int(lengths.max())].clone()
-    ids[:, 0] = network.config.start_id
+def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tuple[Tensor, Tensor]:
+    """Logits `[T, V]` and targets `[T]` of every word that the decoder is to write of these texts."""
+    lengths = rows.lengths[part]
+    ids, read = (x[part, : int(lengths.max())] for x in (rows.ids, rows.read))
+    read = read.clone()
+    read[:, 0] = network.config.start_id
     mask = None if memory.mask is None else memory.mask[:, None, None, :]
     tower = network.decoder.text
-    kept = language.next_tokens(ids, lengths, prompt)
-    states = tower(ids, causal=True, memory=tower.memory(memory.tokens), memory_mask=mask).tokens
+    kept = language.next_tokens(ids, lengths, rows.prompt)
+    states = tower(read, causal=True, memory=tower.memory(memory.tokens), memory_mask=mask).tokens
     return network.decoder.head(states.flatten(0, 1)[kept.where]), kept.targets
 
 

@@ -134,7 +134,8 @@ def _tokenizer(
     if not given.exists():
         raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
     words = given / "vocab.txt" if given.is_dir() else given
-    if kind == "bert" and words.is_file() and not (given / "tokenizer.json").is_file():
+    whole = (given / "tokenizer.json").is_file() or (given / "tokenizer_config.json").is_file()
+    if kind == "bert" and words.is_file() and not whole:
         return bert_tokenizer_from_vocab(words, max_length=positions)
     if kind == "clip" and given.is_file():
         return clip_tokenizer_from_bpe(given, max_length=positions)
