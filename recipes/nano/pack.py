@@ -28,6 +28,7 @@ def main(source: str, target: str, threshold: str = "0.5") -> None:
     shutil.rmtree(whole, ignore_errors=True)
     model = sightread.load(source, device="cpu", dtype="float16")
     model.decoding = {"num_beams": 3, "length_penalty": 0.5}  # the best of five ways on dev
+    model.name = "nano"
     unpack(model.network)
     model.network.match_head.bias.data[1] -= math.log(float(threshold) / (1 - float(threshold)))
     model.save(whole)
