@@ -76,6 +76,8 @@ NAMED: dict[str, set[str]] = {
     "models.settings": {"models.weights"},
     "models.blip_checkpoints": {"models.blip", "models.settings", "models.weights"},
     "models.sizes": {"models.blip", "models.clip"},
+    "models.language_checkpoints": {"models.weights"},
+    "models.seq2seq_checkpoints": {"models.language_checkpoints", "models.weights"},
     "models.families": {
         "models.blip",
         "models.blip_checkpoints",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sightread.nn.attention import Linear
-from sightread.towers.text import LmHead, State, TextConfig, TextTower
+from sightread.nn.blocks import ACTIVATIONS
+from sightread.towers.text import State, TextConfig, TextTower
 from sightread.towers.vit import Vit, VitConfig
 from sightread.types import Encoded
 
@@ -54,6 +55,20 @@ class Config:
                 "answers: needs an encoder and a decoder, and one width for pictures, texts and what the decoder "
                 f"reads; here {self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
             )
+
+
+class LmHead(nn.Module):
+    """BERT's language-modelling head: dense, activation, norm, then a score for every word `[..., D]` -> `[..., V]`."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.dim, config.dim)
+        self.norm = nn.LayerNorm(config.dim, eps=config.eps)
+        self.words = Linear(config.dim, config.vocab)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.words(self.norm(self.activation(self.dense(x))))
 
 
 class Decoder(nn.Module):

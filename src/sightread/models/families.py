@@ -22,10 +22,11 @@ class Layout:
 
     markers: tensors that every checkpoint of this layout has, and none of another layout or family.
     ignored: patterns of names that carry nothing for us. prepare: brings names with a second spelling to one.
-    configure: from the parsed config (may be empty) and the tensors to the family's Config.
+    configure: from the parsed config (may be empty) and the tensors to the family's Config. keys: the map, or what
+    makes it of a Config where families have more than one kind of tower.
     """
 
-    keys: KeyMap
+    keys: KeyMap | Callable[[Any], KeyMap]
     ignored: Sequence[str]
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     markers: Sequence[str]
@@ -199,8 +200,13 @@ def build(
     if layout is None:
         fill(net, tensors, None, source=source)
     else:
-        fill(net, tensors, layout.keys, ignore=layout.ignored, source=source)
+        fill(net, tensors, keys_of(layout, config), ignore=layout.ignored, source=source)
     return net.eval()
+
+
+def keys_of(layout: Layout, config: Any) -> KeyMap:
+    """The key map of a checkpoint of this layout and config."""
+    return layout.keys(config) if callable(layout.keys) else layout.keys
 
 
 def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """One engine for key maps: our parameter names <- checkpoint names, strict both ways, and its exact inverse.
 
-A map is data. Keys are our names, values the names in the checkpoint, `{}` is a layer index, and a name without its
-last part stands for `.weight` and `.bias` alike:
+A map is data. Keys are our names, values the names in the checkpoint, `{}` is a layer index (several are filled in
+order), and a name without its last part stands for `.weight` and `.bias` alike:
 
     {"vision.blocks.{}.mlp.fc1": "vision_model.encoder.layers.{}.mlp.fc1",
      "vision.blocks.{}.attn.qkv": cat("...q_proj", "...k_proj", "...v_proj")}
@@ -40,6 +40,16 @@ def cat(*names: str) -> Rule:
     return Rule(names, torch.cat, lambda ours: [part.contiguous() for part in ours.chunk(len(names))])
 
 
+def grouped(heads: int, kv_heads: int, *names: str) -> Rule:
+    """Queries, keys and values, joined; keys and values have `kv_heads` heads for the queries' `heads`."""
+
+    def write(ours: Tensor) -> list[Tensor]:
+        part = ours.shape[0] // (heads + 2 * kv_heads)
+        return [t.contiguous() for t in ours.split([heads * part, kv_heads * part, kv_heads * part])]
+
+    return Rule(names, torch.cat, write)
+
+
 def transposed(name: str) -> Rule:
     """Our matrix is theirs, transposed."""
     return Rule((name,), lambda t: t[0].t().contiguous(), lambda ours: [ours.t().contiguous()])
@@ -69,16 +79,15 @@ def rule_for(name: str, keys: KeyMap | None) -> Rule:
     """The rule of one of our parameter names, its layer index and suffix filled in; without a map, the name itself."""
     if keys is None:
         return Rule((name,), _only, _alone)
-    index = re.search(r"\.(\d+)\.", name)
-    number = index.group(1) if index else ""
-    pattern = name if index is None else name.replace(f".{number}.", ".{}.", 1)
+    numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
     stem, _, suffix = pattern.rpartition(".")
     found = keys.get(pattern)
     ending = ""
     if found is None:
         found, ending = keys[stem], f".{suffix}"
     rule = Rule((found,), _only, _alone) if isinstance(found, str) else found
-    names = tuple(theirs.replace("{}", number) + ending for theirs in rule.names)
+    names = tuple(theirs.format(*numbers) + ending for theirs in rule.names)
     return Rule(names, rule.read, rule.write, rule.first_row)
 
 
@@ -136,7 +145,7 @@ def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
     Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
     shared modules are written under every name. Classes that were learned stay behind: no other layout has them.
     """
-    tied = {name for name in aliases(net) if name.endswith("head.words.weight")}
+    tied = {name for name in aliases(net) if name.endswith(("head.words.weight", ".head.weight"))}
     out: dict[str, Tensor] = {}
     pieces: dict[str, dict[int, Tensor]] = {}
     for ours, value in net.state_dict().items():

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -129,24 +131,117 @@ def mask_from_lengths(lengths: Tensor, length: int) -> Tensor:
     return (positions < lengths[:, None])[:, None, None, :]
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False
+def mask_of(
+    real: Tensor, *, whole: Tensor | None = None, window: int = 0, start: int = 0, length: int | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head)) v: query `[B, H, Q, head]` over key, value `[B, H, N, head]`.
+    """The one mask rule of texts that are written: bool `[R, 1, L, N]`, True = attend, for N keys.
 
-    mask: bool, True = attend. causal: query i sees keys up to i, where Q = N.
+    Position i sees j where j <= i, or where both belong to a prefix that sees itself whole; never padding, nor with a
+    `window` what lies `window` or more positions back (Beltagy et al. 2020). real: bool `[R, N]`, False = padding.
+    whole: bool `[R, N]`, True = prefix. The L = `length` queries (default: all to the end) stand at `start` and after.
+    """
+    keys = torch.arange(real.shape[1], device=real.device)
+    queries = keys[start:] if length is None else keys[start : start + length]
+    back = queries[:, None] - keys  # [L, N]
+    seen = (back >= 0)[None]
+    if whole is not None:
+        seen = seen | (whole[:, queries, None] & whole[:, None, :])
+    if window:
+        seen = seen & (back < window)
+    # A row of padding sees itself, so that no softmax is over nothing.
+    return (seen & (real[:, None, :] | (back == 0)))[:, None]
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions (Su et al. 2021, section 3.4.2), the halves of a head as pairs: x `[R, H, L, head]`.
+
+    turn: cosines and sines `[1 or R, 1, L, head / 2]` of each position's angles.
+    """
+    cos, sin = turn
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+
+def rotary(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[R, 1, L, width / 2]` for `attention.rotate` (Su et al. 2021, section 3.2.2).
+
+    positions: int `[R, L]`. width: of a head. theta: the base of the wavelengths.
+    """
+    powers = torch.arange(0, width, 2, device=positions.device).float() / width
+    angles = positions[:, None, :, None].float() * (1.0 / theta**powers)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def relative_buckets(queries: Tensor, keys: Tensor, buckets: int, farthest: int, *, both: bool) -> Tensor:
+    """T5's bucket of each distance, `[L, N]` (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets are for single distances, the others grow with the logarithm up to `farthest`; all beyond it
+    share the last. both: half of all buckets are for keys that follow the query (encoders); else those count as near.
+    """
+    ahead = keys[None, :] - queries[:, None]
+    start = torch.zeros_like(ahead)
+    if both:
+        buckets //= 2
+        start = (ahead > 0).long() * buckets
+        back = ahead.abs()
+    else:
+        back = (-ahead).clamp(min=0)
+    exact = buckets // 2
+    share = torch.log(back.clamp(min=1).float() / exact) / math.log(farthest / exact)
+    far = (exact + (share * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return start + torch.where(back < exact, back, far)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T * scale) v: query `[B, H, Q, head]` over key, value `[B, H, N, head]`.
+
+    mask: bool, True = attend, or floats that are added to the scores. causal: query i sees keys up to i, where Q = N.
+    scale: 1 / sqrt(head) by default. softcap c: scores become c tanh(scores / c) (Gemma 2, section 2).
     """
     slow = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if not slow:
-        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    if not slow and not softcap:
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale
+        )
     # Measured on one AVX-512 core in bfloat16, forward and backward, 14 to 577 keys: 1.5 to 6 times as fast as torch's
     # kernel for CPUs. In float32 that one is as fast or faster.
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+    if softcap:
+        scores = (scores / softcap).tanh() * softcap
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1, dtype=scores.dtype) @ value
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What attention may do otherwise than Vaswani et al. have it; 0 is "the usual".
+
+    width: of one head (dim / heads). kv: heads of keys and values, each read by heads / kv queries (Ainslie et al.
+    2023). bias: of queries, keys and values; out_bias: of the projection after. scale: of the scores
+    (1 / sqrt(width)). softcap: see `attend`.
+    """
+
+    width: int = 0
+    kv: int = 0
+    bias: bool = True
+    out_bias: bool = True
+    scale: float = 0.0
+    softcap: float = 0.0
+
+
+USUAL = Heads()
 
 
 class Attention(nn.Module):
@@ -155,22 +250,28 @@ class Attention(nn.Module):
     dim: width of the queries. memory_dim: width of the memory's tokens for cross-attention, None for self-attention.
     """
 
-    def __init__(self, dim: int, heads: int, *, memory_dim: int | None = None) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, memory_dim: int | None = None, options: Heads = USUAL
+    ) -> None:
         super().__init__()
-        if dim % heads:
+        if not options.width and dim % heads:
             raise ValueError(f"a width of {dim} cannot be split into {heads} heads")
-        self.heads = heads
+        self.heads, self.kv_heads = heads, options.kv or heads
+        if heads % self.kv_heads:
+            raise ValueError(f"{heads} heads cannot share {self.kv_heads} heads of keys and values")
+        self.width = options.width or dim // heads
+        self.scale, self.softcap = options.scale or None, options.softcap
         if memory_dim is None:
-            self.qkv = Linear(dim, 3 * dim)
+            self.qkv = Linear(dim, (heads + 2 * self.kv_heads) * self.width, bias=options.bias)
         else:
-            self.q = Linear(dim, dim)
-            self.kv = Linear(memory_dim, 2 * dim)
-        self.out = Linear(dim, dim)
+            self.q = Linear(dim, heads * self.width, bias=options.bias)
+            self.kv = Linear(memory_dim, 2 * self.kv_heads * self.width, bias=options.bias)
+        self.out = Linear(heads * self.width, dim, bias=options.out_bias)
 
     def memory(self, tokens: Tensor) -> KeyValue:
         """Keys and values of a memory, computed once: tokens `[B, N, memory_dim]`."""
         fused = self.kv(tokens)
-        key, value = self._split(fused, 2)
+        key, value = self._split(fused, self.kv_heads, self.kv_heads)
         if fused.requires_grad:
             return KeyValue(key, value)
         return KeyValue(
@@ -185,34 +286,58 @@ class Attention(nn.Module):
         causal: bool = False,
         memory: KeyValue | None = None,
         cache: tuple[Cache, int] | None = None,
+        turn: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x `[R, L, D]` -> `[R, L, D]`.
 
-        mask: bool, True = attend, broadcast over `[R, H, L, keys]` (over `[B, H, R/B * L, N]` with a memory).
-        causal: position i sees positions up to i. cache: (cache, tokens already in it); causal is then implied.
+        mask: bool, True = attend, broadcast over `[R, H, L, keys]` (over `[B, H, R/B * L, N]` with a memory), or
+        floats that are added to the scores. causal: position i sees positions up to i. cache: (cache, tokens already
+        in it); causal is then implied where no mask is given. turn: rotary positions, see `rotate`.
         """
         if memory is not None:
             return self.out(self._over_memory(self.q(x), memory, mask))
-        query, key, value = self._split(self.qkv(x), 3)
+        query, key, value = self._split(self.qkv(x), self.heads, self.kv_heads, self.kv_heads)
+        if turn is not None:
+            query, key = rotate(query, turn), rotate(key, turn)
         if cache is not None:
             store, length = cache
             key, value = store.append(KeyValue(key, value), length)
-            causal = length == 0 and x.shape[1] > 1
-            if length > 0 and x.shape[1] > 1:
+            causal = mask is None and length == 0 and x.shape[1] > 1
+            if mask is None and length > 0 and x.shape[1] > 1:
                 mask = torch.ones(x.shape[1], key.shape[2], dtype=torch.bool, device=x.device).tril(length)
-        mixed = attend(query, key, value, mask, causal=causal)
+        mixed = self._attend(query, key, value, mask, causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False
+    ) -> Tensor:
+        """`attend`, also where queries share heads: query `[R, H, L, head]`, key, value `[R, kv heads, N, head]`."""
+        shared = self.heads // self.kv_heads
+        if shared == 1:
+            return attend(query, key, value, mask, causal=causal, scale=self.scale, softcap=self.softcap)
+        if (
+            query.shape[2] == 1
+        ):  # the heads of a group as queries of one head: nothing is copied while decoding
+            rows, _, _, width = query.shape
+            grouped = query.reshape(rows, self.kv_heads, shared, width)
+            mixed = attend(grouped, key, value, mask, scale=self.scale, softcap=self.softcap)
+            return mixed.reshape(rows, self.heads, 1, width)
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+        return attend(query, key, value, mask, causal=causal, scale=self.scale, softcap=self.softcap)
 
     def _over_memory(self, query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
         rows, length, dim = query.shape
         # [R, L, D] -> [B, R/B * L, D]: the rows of one memory are consecutive.
-        folded = query.view(memory.key.shape[0], -1, self.heads, dim // self.heads).transpose(1, 2)
-        mixed = attend(folded, memory.key, memory.value, mask)
+        folded = query.view(memory.key.shape[0], -1, self.heads, self.width).transpose(1, 2)
+        mixed = self._attend(folded, memory.key, memory.value, mask)
         return mixed.transpose(1, 2).reshape(rows, length, dim)
 
-    def _split(self, fused: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """`[R, L, parts * D]` -> parts x `[R, H, L, head]`."""
-        rows, length, width = fused.shape
-        shape = (rows, length, self.heads, width // (parts * self.heads))
+    def _split(self, fused: Tensor, *heads: int) -> tuple[Tensor, ...]:
+        """`[R, L, (heads + ...) * head]` -> a part for each: `[R, heads, L, head]`."""
+        rows, length, _ = fused.shape
         # Cut before it is turned, so that the gradient is put together with one copy.
-        return tuple(part.view(shape).transpose(1, 2) for part in fused.chunk(parts, dim=-1))
+        parts = fused.split([count * self.width for count in heads], dim=-1)
+        return tuple(
+            part.view(rows, length, count, self.width).transpose(1, 2)
+            for part, count in zip(parts, heads, strict=True)
+        )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sightread.errors import UsageError
-from sightread.nn.attention import Attention, Cache, KeyValue, Linear
+from sightread.nn.attention import USUAL, Attention, Cache, Heads, KeyValue, Linear
 
 
 class _QuickGelu(torch.autograd.Function):
@@ -51,8 +51,41 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class RmsNorm(nn.Module):
+    """x / rms(x) * (offset + weight) over the last dimension (Zhang and Sennrich 2019): `[..., D]` -> `[..., D]`.
+
+    offset: 1 where weights are stored as what they differ from one by (Gemma). Computed in float32.
+    """
+
+    def __init__(self, dim: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float()
+        if self.offset:
+            weight = weight + self.offset
+        return nn.functional.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
+
+
+Norm = Literal["layer", "rms", "rms_offset"]
+
+
+def norm_of(kind: Norm, dim: int, eps: float) -> nn.Module:
+    """The norm of that kind: LayerNorm (Ba et al. 2016), RMSNorm, or RMSNorm with weights around zero."""
+    if kind == "layer":
+        return nn.LayerNorm(dim, eps=eps)
+    return RmsNorm(dim, eps, 1.0 if kind == "rms_offset" else 0.0)
+
+
 class BlockConfig(NamedTuple):
-    """One block's shape. memory_dim: width of the tokens that cross-attention reads, None for no cross-attention."""
+    """One block's shape. memory_dim: width of the tokens that cross-attention reads, None for no cross-attention.
+
+    gated: the MLP multiplies its activation with a second projection (Shazeer 2020). mlp_bias: of its projections.
+    sandwich: a norm after each branch too, before it is added (Gemma 2).
+    """
 
     dim: int
     heads: int
@@ -61,19 +94,30 @@ class BlockConfig(NamedTuple):
     eps: float
     post_norm: bool = False
     memory_dim: int | None = None
+    attention: Heads = USUAL
+    norm: Norm = "layer"
+    gated: bool = False
+    mlp_bias: bool = True
+    sandwich: bool = False
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between: `[..., D]` -> `[..., D]`."""
+    """Two linear layers with an activation between: `[..., D]` -> `[..., D]`. gated: see `BlockConfig`; `fc1` then
+    holds what is activated and what it is multiplied with, one after the other."""
 
-    def __init__(self, dim: int, hidden: int, activation: str) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
-        self.activation = ACTIVATIONS[activation]
+        self.gated = config.gated
+        self.fc1 = Linear(config.dim, config.mlp_dim * (1 + config.gated), bias=config.mlp_bias)
+        self.fc2 = Linear(config.mlp_dim, config.dim, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        hidden = self.fc1(x)
+        if self.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            return self.fc2(self.activation(gate) * up)
+        return self.fc2(self.activation(hidden))
 
 
 class Block(nn.Module):
@@ -84,14 +128,19 @@ class Block(nn.Module):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
+        dim, heads, options = config.dim, config.heads, config.attention
         self.post_norm = config.post_norm
-        self.attn = Attention(config.dim, config.heads)
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.sandwich = config.sandwich
+        self.attn = Attention(dim, heads, options=options)
+        self.norm1 = norm_of(config.norm, dim, config.eps)
         if config.memory_dim is not None:
-            self.cross = Attention(config.dim, config.heads, memory_dim=config.memory_dim)
-            self.norm_cross = nn.LayerNorm(config.dim, eps=config.eps)
-        self.mlp = Mlp(config.dim, config.mlp_dim, config.activation)
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.eps)
+            self.cross = Attention(dim, heads, memory_dim=config.memory_dim, options=options)
+            self.norm_cross = norm_of(config.norm, dim, config.eps)
+        self.mlp = Mlp(config)
+        self.norm2 = norm_of(config.norm, dim, config.eps)
+        if config.sandwich:
+            self.norm1_out = norm_of(config.norm, dim, config.eps)
+            self.norm2_out = norm_of(config.norm, dim, config.eps)
         # For training alone, and so no part of a config: see `regularise` and `checkpoint_blocks`.
         self.dropout = 0.0
         self.drop_path = 0.0
@@ -106,12 +155,16 @@ class Block(nn.Module):
         memory: KeyValue | None = None,
         memory_mask: Tensor | None = None,
         cache: tuple[Cache, int] | None = None,
+        turn: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x `[R, L, D]` -> `[R, L, D]`. Cross-attention is left out where no memory is given."""
+        """x `[R, L, D]` -> `[R, L, D]`. Cross-attention is left out where no memory is given.
+
+        mask, causal, cache, turn: of self-attention, as `Attention` has them.
+        """
         if self.recompute and torch.is_grad_enabled() and cache is None:
-            given = (x, mask, causal, memory, memory_mask)
+            given = (x, mask, causal, memory, memory_mask, None, turn)
             return cast(Tensor, checkpoint(self._forward, *given, use_reentrant=False))
-        return self._forward(x, mask, causal, memory, memory_mask, cache)
+        return self._forward(x, mask, causal, memory, memory_mask, cache, turn)
 
     def _forward(
         self,
@@ -120,17 +173,22 @@ class Block(nn.Module):
         causal: bool,
         memory: KeyValue | None,
         memory_mask: Tensor | None,
-        cache: tuple[Cache, int] | None = None,
+        cache: tuple[Cache, int] | None,
+        turn: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
+        attn, cross, mlp = self.attn, self.cross if memory is not None else None, self.mlp
         if self.post_norm:
-            x = self.norm1(x + self._thinned(self.attn(x, mask=mask, causal=causal, cache=cache)))
-            if memory is not None:
-                x = self.norm_cross(x + self._thinned(self.cross(x, memory=memory, mask=memory_mask)))
-            return self.norm2(x + self._thinned(self.mlp(x)))
-        x = x + self._thinned(self.attn(self.norm1(x), mask=mask, causal=causal, cache=cache))
-        if memory is not None:
-            x = x + self._thinned(self.cross(self.norm_cross(x), memory=memory, mask=memory_mask))
-        return x + self._thinned(self.mlp(self.norm2(x)))
+            mixed = attn(x, mask=mask, causal=causal, cache=cache, turn=turn)
+            x = self.norm1(x + self._thinned(mixed))
+            if cross is not None:
+                x = self.norm_cross(x + self._thinned(cross(x, memory=memory, mask=memory_mask)))
+            return self.norm2(x + self._thinned(mlp(x)))
+        mixed = attn(self.norm1(x), mask=mask, causal=causal, cache=cache, turn=turn)
+        x = x + self._thinned(self.norm1_out(mixed) if self.sandwich else mixed)
+        if cross is not None:
+            x = x + self._thinned(cross(self.norm_cross(x), memory=memory, mask=memory_mask))
+        hidden = mlp(self.norm2(x))
+        return x + self._thinned(self.norm2_out(hidden) if self.sandwich else hidden)
 
     def _thinned(self, branch: Tensor) -> Tensor:
         """What a residual branch `[R, L, D]` adds: all of it, but in training what dropout and drop path leave."""

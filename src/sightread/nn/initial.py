@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sightread.nn.attention import Linear
-from sightread.nn.blocks import Block
+from sightread.nn.blocks import Block, RmsNorm
 
 _STD = 0.02  # of embeddings: BERT, ViT, CLIP
 _TEMPERATURE = 0.07  # CLIP, section 2.5; ALBEF and BLIP
@@ -54,6 +54,8 @@ def _set(module: nn.Module, name: str, parameter: Tensor, scale: float, generato
         parameter.zero_()
     elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)):
         parameter.fill_(1.0)
+    elif isinstance(module, RmsNorm):
+        parameter.fill_(1.0 - module.offset)
     else:
         std = _STD
         if isinstance(module, (Linear, nn.Conv2d)) and name == "weight":

@@ -15,7 +15,7 @@ import torch
 from sightread.data.pixels import spec_to_transformers
 from sightread.data.tokens import Tokenizer
 from sightread.errors import UsageError
-from sightread.models.families import FAMILIES
+from sightread.models.families import FAMILIES, keys_of
 from sightread.models.files import write_json, write_safetensors
 from sightread.models.weights import export, own_tensors
 from sightread.nn.packing import pack, unpack
@@ -91,7 +91,7 @@ def _write_own(model: Saved, folder: Path) -> None:
 def _write_transformers(model: Saved, folder: Path) -> None:
     family = FAMILIES[model.family]
     parts = family.to_transformers(model.network.config)
-    tensors = export(model.network, family.layouts["transformers"].keys)
+    tensors = export(model.network, keys_of(family.layouts["transformers"], model.network.config))
     for name, (config, prefixes) in parts.items():
         part = folder / name if name else folder
         part.mkdir(parents=True)

@@ -19,6 +19,7 @@ from sightread.data.tokens import (
 )
 from sightread.data.vocabulary import learn_byte_pairs, learn_word_pieces
 from sightread.errors import SightreadError, UsageError
+from sightread.models.blip import LmHead
 from sightread.models.clip import Clip
 from sightread.models.families import FAMILIES
 from sightread.models.sizes import SIZES, fitted
@@ -28,7 +29,6 @@ from sightread.nn.initial import initialise
 from sightread.nn.packing import unpack
 from sightread.pipelines.engine import load
 from sightread.pipelines.recipes import ModelSettings, Recipe
-from sightread.towers.text import LmHead
 from sightread.types import ImageSpec
 
 # CLIP's channel means and deviations (released code), which BLIP kept.

@@ -1,0 +1,206 @@
+"""Decoder-only language models in the hub's layout (`transformers`): sizes from config.json, key maps as data.
+
+Families hold one of these beside an image tower; they say under which names of theirs it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sightread.errors import CheckpointError
+from sightread.models.weights import KeyMap, cat, grouped
+from sightread.nn.attention import Heads
+from sightread.towers.text import LanguageConfig, TextConfig
+
+# What a config.json leaves out means the reference's default for its model_type.
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "intermediate_size": 14_336, "num_key_value_heads": 8, "sliding_window": 4096},
+    "gemma": {
+        **_LLAMA,
+        "vocab_size": 256_000,
+        "hidden_size": 3072,
+        "intermediate_size": 24_576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+    },
+    "gemma2": {
+        **_LLAMA,
+        "vocab_size": 256_000,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    },
+    "opt": {
+        "vocab_size": 50_272,
+        "hidden_size": 768,
+        "ffn_dim": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+        "activation_function": "relu",
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def language_config(data: Mapping[str, Any], *, whole_prefix: bool = False) -> LanguageConfig:
+    """A decoder-only model from its part of config.json: model_type llama, mistral, gemma, gemma2 or opt.
+
+    whole_prefix: see `LanguageConfig`. Raises CheckpointError for another type, or for what is not supported of one.
+    """
+    kind = str(data.get("model_type"))
+    if kind == "opt":
+        return _opt(_full(data, kind))
+    if kind not in ("llama", "mistral", "gemma", "gemma2"):
+        raise CheckpointError(f"config.json: the language model {kind!r} is not known")
+    full = _full(data, kind)
+    gemma = kind.startswith("gemma")
+    layers, heads = full["num_hidden_layers"], full["num_attention_heads"]
+    head = full.get("head_dim") or full["hidden_size"] // heads
+    attention = Heads(
+        head,
+        full.get("num_key_value_heads") or heads,
+        bool(full.get("attention_bias", False)),
+        bool(full.get("attention_bias", False)),
+        float(full["query_pre_attn_scalar"]) ** -0.5 if kind == "gemma2" else 0.0,
+        float(full.get("attn_logit_softcapping") or 0.0),
+    )
+    text = TextConfig(
+        full["vocab_size"],
+        0,
+        full["hidden_size"],
+        layers,
+        heads,
+        full["intermediate_size"],
+        full.get("hidden_activation") or full["hidden_act"],
+        full["rms_norm_eps"],
+        post_norm=False,
+        attention=attention,
+        norm="rms_offset" if gemma else "rms",
+        gated=True,
+        mlp_bias=bool(full.get("mlp_bias", False)),
+        sandwich=kind == "gemma2",
+        rotary=_theta(full),
+        word_scale=full["hidden_size"] ** 0.5 if gemma else 1.0,
+        windows=_windows(full, kind, layers),
+    )
+    cap = float(full.get("final_logit_softcapping") or 0.0)
+    return LanguageConfig(
+        text, tied=bool(full["tie_word_embeddings"]), softcap=cap, whole_prefix=whole_prefix
+    )
+
+
+def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> KeyMap:
+    """The key map of a decoder-only model; ours: its name in the network ("language"); body, head: theirs, such as
+    "language_model.model" and "language_model.lm_head"."""
+    text = config.text
+    if text.positions:
+        layer = f"{body}.decoder.layers.{{}}"
+        return {
+            f"{ours}.head": head,
+            f"{ours}.text.word": f"{body}.decoder.embed_tokens",
+            f"{ours}.text.position": f"{body}.decoder.embed_positions",
+            f"{ours}.text.norm": f"{body}.decoder.final_layer_norm",
+            **classic_block(f"{ours}.text", layer),
+        }
+    block, layer = f"{ours}.text.blocks.{{}}", f"{body}.layers.{{}}"
+    heads, kv = text.heads, text.attention.kv or text.heads
+    projections = [f"{layer}.self_attn.{name}_proj" for name in "qkv"]
+    norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+    if text.sandwich:
+        norms |= {"norm1_out": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm"}
+        norms |= {"norm2_out": "post_feedforward_layernorm"}
+    return {
+        f"{ours}.head": head,
+        f"{ours}.text.word": f"{body}.embed_tokens",
+        f"{ours}.text.norm": f"{body}.norm",
+        f"{block}.attn.qkv": grouped(heads, kv, *projections),
+        f"{block}.attn.out": f"{layer}.self_attn.o_proj",
+        f"{block}.mlp.fc1": cat(f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"),
+        f"{block}.mlp.fc2": f"{layer}.mlp.down_proj",
+        **{f"{block}.{name}": f"{layer}.{theirs}" for name, theirs in norms.items()},
+    }
+
+
+def classic_block(ours: str, layer: str) -> dict[str, Any]:
+    """The keys of a block as OPT and BART write it; ours: the tower's name, layer: theirs."""
+    block = f"{ours}.blocks.{{}}"
+    return {
+        f"{block}.attn.qkv": cat(*(f"{layer}.self_attn.{name}_proj" for name in "qkv")),
+        f"{block}.attn.out": f"{layer}.self_attn.out_proj",
+        f"{block}.norm1": f"{layer}.self_attn_layer_norm",
+        f"{block}.mlp.fc1": f"{layer}.fc1",
+        f"{block}.mlp.fc2": f"{layer}.fc2",
+        f"{block}.norm2": f"{layer}.final_layer_norm",
+    }
+
+
+def _opt(full: Mapping[str, Any]) -> LanguageConfig:
+    dim = full["hidden_size"]
+    unusual = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True}
+    unusual |= {"word_embed_proj_dim": dim, "layer_norm_elementwise_affine": True}
+    for name, usual in unusual.items():
+        if full.get(name, usual) != usual:
+            raise CheckpointError(f"config.json: an OPT with {name}={full[name]!r} is not supported")
+    text = TextConfig(
+        full["vocab_size"],
+        full["max_position_embeddings"],
+        dim,
+        full["num_hidden_layers"],
+        full["num_attention_heads"],
+        full["ffn_dim"],
+        full["activation_function"],
+        1e-5,
+        post_norm=False,
+        position_offset=2,
+    )
+    return LanguageConfig(text, tied=bool(full["tie_word_embeddings"]))
+
+
+def _full(data: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {**_DEFAULTS[kind], **data}
+
+
+def _theta(full: Mapping[str, Any]) -> float:
+    """The base of the rotary positions; other kinds of scaling than none are refused."""
+    given = full.get("rope_parameters") or full.get("rope_scaling") or {}
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind != "default":
+        raise CheckpointError(f"config.json: rotary positions of the kind {kind!r} are not supported")
+    return float(given.get("rope_theta", full["rope_theta"]))
+
+
+def _windows(full: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
+    window = full.get("sliding_window") or 0
+    if not window or kind not in ("mistral", "gemma2"):
+        return ()
+    if kind == "mistral":
+        return (window,) * layers
+    types = full.get("layer_types") or [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
+    return tuple(window if one == "sliding_attention" else 0 for one in types)
