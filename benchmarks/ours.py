@@ -18,7 +18,7 @@ from benchmarks.materials import Materials
 from sightread.data.pixels import normalise, spec_from_transformers
 from sightread.data.reader import read_pictures
 from sightread.data.samples import open_dataset
-from sightread.nn.packing import unpack
+from sightread.nn.packing import quicken, unpack
 from sightread.objectives.contrastive import softmax_pairs
 from sightread.objectives.language import lm, next_tokens
 from sightread.pipelines import optimiser
@@ -151,6 +151,7 @@ class Sightread:
         keep_freed_memory()
         model = sightread.load(Path(self.given.folder) / name, device="cpu")
         unpack(model.network)
+        quicken(model.network)
         model.network.requires_grad_(True).train()
         return model, normalise(self._prepared(model, batch), model.image_spec)
 

@@ -213,7 +213,7 @@ NAMED: dict[str, set[str]] = {
         "pipelines.metrics.ptb",
         "pipelines.metrics.vqa",
     },
-    "pipelines.model": {"pipelines.saving"},
+    "pipelines.model": {"pipelines.arguments", "pipelines.prompted", "pipelines.saving"},
     "pipelines.run_log": {"pipelines.run_events"},
     "pipelines.run_report": {"pipelines.run_events", "pipelines.run_log"},
     "pipelines.metrics": {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sightread.errors import UsageError
-from sightread.nn import attention
+from sightread.nn import packing
 from sightread.nn.attention import Cache, Linear
 from sightread.nn.blocks import Block, BlockConfig, checkpoint_blocks, quick_gelu, regularise
 
@@ -20,6 +20,7 @@ def linear(width_in: int, width_out: int, *, bias: bool = True) -> Linear:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(0, 0.3)
+    packing.quicken(layer)
     return layer
 
 
@@ -39,9 +40,9 @@ def in_float64(layer: Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.fixture
 def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not attention._HAS_ONEDNN:
+    if not packing._HAS_ONEDNN:
         pytest.skip("this torch has no oneDNN linear layers")
-    monkeypatch.setattr(attention, "_WORTH_ONEDNN", 0)
+    monkeypatch.setattr(packing, "_WORTH_ONEDNN", 0)
 
 
 @pytest.mark.usefixtures("always_fast")
@@ -52,7 +53,7 @@ def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fast_products_are_exact(rows: list[int], width_in: int, width_out: int, bias: bool) -> None:
     layer = linear(width_in, width_out, bias=bias)
     x, grad = torch.randn(*rows, width_in), torch.randn(*rows, width_out)
-    assert attention._gains_by_onednn(x, layer.weight)
+    assert packing._gains_by_onednn(x, layer.weight)
     for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
         assert ours.dtype == torch.float32
         assert ours.is_contiguous()
@@ -62,7 +63,7 @@ def test_fast_products_are_exact(rows: list[int], width_in: int, width_out: int,
 def test_fast_products_of_a_real_size() -> None:
     layer = linear(768, 1024)
     x, grad = torch.randn(2, 50, 768), torch.randn(2, 50, 1024)
-    assert attention._gains_by_onednn(x, layer.weight) == attention._HAS_ONEDNN
+    assert packing._gains_by_onednn(x, layer.weight) == packing._HAS_ONEDNN
     for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
         assert (ours - wanted).norm() <= 1e-6 * wanted.norm()
         assert (ours - wanted).abs().max() <= 4e-6 * wanted.abs().max()
@@ -104,9 +105,9 @@ def test_recomputation_gives_the_same_bits() -> None:
 def test_other_precisions_go_torchs_way() -> None:
     layer, x = linear(8, 8), torch.randn(2, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not attention._gains_by_onednn(x, layer.weight)
+        assert not packing._gains_by_onednn(x, layer.weight)
         assert layer(x).dtype == torch.bfloat16
-    assert not attention._gains_by_onednn(x.double(), layer.weight)
+    assert not packing._gains_by_onednn(x.double(), layer.weight)
     assert layer.double()(x.double()).dtype == torch.float64
 
 

@@ -8,23 +8,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_HAS_ONEDNN = _POINTWISE is not None and torch.backends.mkldnn.is_available()
-# Multiplications from which oneDNN's kernels pay for their call: below it is dearer than the product.
-_WORTH_ONEDNN = 1 << 22
 
 
 class Linear(nn.Module):
     """The one linear layer: y = x W^T + b. weight `[out, in]`, bias `[out]` or None; x `[..., in]` -> `[..., out]`.
 
-    packed: the weight in oneDNN's own layout where `nn.packing` has put it there, for inference on a CPU.
+    kernel: what multiplies in torch's place, if anything (`nn.packing`), and packed: the weight in that one's layout.
     lora: what `nn.lora` adds to the output, if anything; merged: the weight as it was, where that is merged into it.
     """
 
@@ -32,64 +27,15 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+        self.kernel: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
         self.packed: Tensor | None = None
         self.lora: nn.Module | None = None
         self.merged: tuple[Tensor, nn.Module] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self._product(x)
+        product = self.kernel or nn.functional.linear
+        out = product(x, self.weight if self.packed is None else self.packed, self.bias)
         return out if self.lora is None else out + self.lora(x)
-
-    def _product(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            return _product(x, self.packed, self.bias)
-        if _gains_by_onednn(x, self.weight):
-            return _OnednnLinear.apply(x, self.weight, self.bias)  # pyright: ignore[reportReturnType]
-        return nn.functional.linear(x, self.weight, self.bias)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b by oneDNN, in float32; weight `[out, in]` with any strides, or packed."""
-    return _POINTWISE(x, weight, bias, "none", [], "")  # pyright: ignore[reportOptionalCall]
-
-
-def _gains_by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether an unpacked product is float32 on a CPU, and large enough."""
-    return (
-        _HAS_ONEDNN
-        and weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] >= _WORTH_ONEDNN
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
-
-
-class _OnednnLinear(torch.autograd.Function):
-    """`nn.functional.linear` for training on a CPU: all three products by oneDNN.
-
-    torch's own float32 products are MKL's there, which is slow on processors of other makers: measured on one Zen 5
-    core, 115 GFLOP/s against 250 forward and 200 backward. The sums are the same up to float32 rounding.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, weight, _ = inputs
-        of_x, of_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])  # [rows, out]
-        of_x = None if weight is None else _product(rows, weight.t(), None).view(*grad.shape[:-1], -1)
-        of_weight = None if x is None else _product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None)
-        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class KeyValue(NamedTuple):

@@ -6,14 +6,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from os import PathLike
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from sightread.data.pixels import normalise
@@ -21,14 +20,14 @@ from sightread.data.reader import read_pictures
 from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UnsupportedError, UsageError
 from sightread.models.catalog import who_can
+from sightread.pipelines import prompted
+from sightread.pipelines.arguments import Images, Texts, as_pairs, as_pictures, as_strings, prompts_from
 from sightread.pipelines.saving import save
 from sightread.tasks import describe, embed, match
 from sightread.tasks.generate import Decoding
 from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Pixels
 
 Floats = NDArray[np.float32]
-Images: TypeAlias = "ImageSource | Iterable[ImageSource]"
-Texts: TypeAlias = "str | Sequence[str]"
 
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
@@ -149,7 +148,7 @@ class Model:
     def embed_texts(self, texts: Texts) -> Floats:
         """float32 `[n, d]`, unit length."""
         self._need("embed")
-        return _numpy(self._embed_texts(_strings(texts, "texts")))
+        return _numpy(self._embed_texts(as_strings(texts, "texts")))
 
     def similarity(self, images: Images, texts: Texts) -> Floats:
         """Cosines, float32 `[n_images, n_texts]`."""
@@ -190,7 +189,7 @@ class Model:
             ]
             return Probabilities.of(self._stack(learned, width=len(self.labels)), reading)
         self._need("similarity" if self.labels else "classify")
-        classes = self._class_embeddings(_strings(labels, "labels"), _strings(templates, "templates"))
+        classes = self._class_embeddings(as_strings(labels, "labels"), as_strings(templates, "templates"))
         rows = [
             embed.class_probabilities(
                 self.network, embed.embed_images(self.network, self.encode(batch)), classes, reading
@@ -205,7 +204,7 @@ class Model:
         Each distinct picture is encoded once, and its texts are scored together against it.
         """
         self._need("match")
-        pictures, strings = _pairs(images, _strings(texts, "texts"), "texts")
+        pictures, strings = as_pairs(images, as_strings(texts, "texts"), "texts")
         tokens = self._tokens(strings)
         out = np.zeros(len(strings), dtype=np.float32)
         for _, image, rows_of in self._distinct(pictures):
@@ -223,7 +222,7 @@ class Model:
         self._need("rank")
         if k < 1:
             raise UsageError(f"k={k}: must be at least 1")
-        strings = _strings(texts, "texts")
+        strings = as_strings(texts, "texts")
         tokens, embedded = self._tokens(strings), self._embed_texts(strings)
         rows: list[Tensor] = []
         for batch in self._batches(images):
@@ -249,13 +248,18 @@ class Model:
         self._need("caption")
         ways = {"num_beams", "top_p", "top_k", "temperature"}
         options = Decoding.of(dict(decoding if ways & set(decoding) else {**self.decoding, **decoding}))
-        prompts = None if prompt is None else _strings(prompt, "prompt")
+        prompts = None if prompt is None else as_strings(prompt, "prompt")
         out: list[str] = []
         done = 0
         for batch in self._batches(images):
-            mine = None if prompts is None else _next(prompts, done, len(batch))
+            mine = None if prompts is None else prompts_from(prompts, done, len(batch))
             keys = [_digest(picture.values.tobytes()) for picture in batch]
-            for texts in self._write(self.encode(batch), mine, keys, options):
+            if self._prompted:
+                asked = [prompted.form(self.network, "caption", text) for text in mine or [None] * len(batch)]
+                found = self._reply([[picture] for picture in batch], asked, keys, options)
+            else:
+                found = self._write(self.encode(batch), mine, keys, options)
+            for texts in found:
                 out.extend(texts)
             done += len(batch)
         if prompts is not None and len(prompts) not in (1, done):
@@ -280,9 +284,11 @@ class Model:
         """
         self._need("answer")
         options = Decoding.of(decoding)
-        choices = None if candidates is None else _strings(candidates, "candidates")
+        if self._prompted:
+            return self._ask(images, as_strings(questions, "questions"), candidates, options)
+        choices = None if candidates is None else as_strings(candidates, "candidates")
         answers = None if choices is None else self._tokens(choices, first=self.network.config.start_id)
-        pictures, strings = _pairs(images, _strings(questions, "questions"), "questions")
+        pictures, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
         tokens = self._tokens(strings)
         out: list[list[str]] = [[] for _ in strings]
         for batch, image, rows_of in self._distinct(pictures):
@@ -323,7 +329,7 @@ class Model:
 
     def _batches(self, images: Images) -> Iterator[list[Pixels]]:
         batch: list[Pixels] = []
-        for picture in self.read(_pictures(images), isolate=False):
+        for picture in self.read(as_pictures(images), isolate=False):
             if isinstance(picture, ImageError):
                 raise picture
             batch.append(picture)
@@ -420,6 +426,45 @@ class Model:
                 out[row] = texts[i * options.num_return : (i + 1) * options.num_return]
         return out
 
+    @property
+    def _prompted(self) -> bool:
+        """Whether the network reads pictures among words (`pipelines.prompted`)."""
+        return hasattr(self.network, "prompts")
+
+    def _ask(
+        self, images: Images, questions: list[str], candidates: Sequence[str] | None, options: Decoding
+    ) -> list[str]:
+        if candidates is not None:
+            raise UnsupportedError(
+                f"{self.name} cannot choose among candidates; leave them out, or load nano"
+            )
+        pictures, strings = as_pairs(images, questions, "questions")
+        out: list[str] = []
+        for start in range(0, len(strings), self.batch_size):
+            mine = pictures[start : start + self.batch_size]
+            distinct = {id(picture): picture for picture in mine}
+            read = dict(
+                zip(distinct, chain.from_iterable(self._batches(list(distinct.values()))), strict=True)
+            )
+            texts = strings[start : start + self.batch_size]
+            keys = [
+                _digest(read[id(picture)].values.tobytes() + text.encode("utf-8", "replace"))
+                for picture, text in zip(mine, texts, strict=True)
+            ]
+            asked = [prompted.form(self.network, "answer", text) for text in texts]
+            for found in self._reply([[read[id(picture)]] for picture in mine], asked, keys, options):
+                out.extend(found)
+        return out
+
+    def _reply(
+        self, pictures: list[list[Pixels]], prompts: list[str], keys: list[int], options: Decoding
+    ) -> list[list[str]]:
+        """For each prompt in the family's own form its texts."""
+        rows = prompted.write(self, pictures, prompts, options, keys)
+        texts = [text.strip() for text in self.tokenizer.decode(rows)]
+        each = options.num_return
+        return [texts[i * each : (i + 1) * each] for i in range(len(prompts))]
+
     def _stack(self, rows: list[Tensor], width: int = 0) -> Floats:
         return _numpy(torch.cat(rows)) if rows else np.zeros((0, width), dtype=np.float32)
 
@@ -447,44 +492,6 @@ def _part(encoded: Encoded, rows: slice | Tensor) -> Encoded:
         None if encoded.pooled is None else encoded.pooled[rows],
         None if encoded.mask is None else encoded.mask[rows],
     )
-
-
-def _pictures(images: Images) -> Iterable[ImageSource]:
-    """One picture as a list of one; many as they come (an array of four dimensions is many)."""
-    one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
-    if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
-        return [images]  # pyright: ignore[reportReturnType]
-    return images  # pyright: ignore[reportReturnType]
-
-
-def _strings(texts: Texts, what: str) -> list[str]:
-    out = [texts] if isinstance(texts, str) else list(texts)
-    if not out:
-        raise UsageError(f"{what}: none were given")
-    for text in out:
-        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"{what}: {text!r} is no string")
-    return out
-
-
-def _next(prompts: list[str], start: int, count: int) -> list[str]:
-    """The prompts of the pictures from `start`; one prompt serves all, too few are noticed at the end."""
-    if len(prompts) == 1:
-        return prompts * count
-    if start + count > len(prompts):
-        raise UsageError(f"prompt: {len(prompts)} prompts for more pictures; give one, or one a picture")
-    return prompts[start : start + count]
-
-
-def _pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
-    pictures = list(_pictures(images))
-    if len(pictures) == 1:
-        return pictures * len(texts), texts
-    if len(texts) == 1:
-        return pictures, texts * len(pictures)
-    if len(pictures) != len(texts):
-        raise UsageError(f"{len(pictures)} pictures and {len(texts)} {what}: give as many, or one of either")
-    return pictures, texts
 
 
 def _digest(data: bytes) -> int:

@@ -26,7 +26,7 @@ from sightread.models.sizes import SIZES, fitted
 from sightread.nn.attention import Linear
 from sightread.nn.blocks import regularise
 from sightread.nn.initial import initialise
-from sightread.nn.packing import unpack
+from sightread.nn.packing import quicken, unpack
 from sightread.pipelines.engine import load
 from sightread.pipelines.recipes import ModelSettings, Recipe
 from sightread.types import ImageSpec
@@ -81,6 +81,8 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
     network.requires_grad_(True)
     heads = _heads(recipe, network, tokenizer)
     regularise(network, dropout=settings.dropout, drop_path=settings.drop_path)
+    quicken(network)
+    quicken(heads)
     return Trainee(name, family, network, tokenizer, spec, heads, labels)
 
 

@@ -268,6 +268,12 @@ def _table(rows: int, dim: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
 
 
+def with_pictures(words: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, real: Tensor) -> Tensor:
+    """The word vectors `[R, L, D]` with picture tokens `[K, D]` where `ids` has the picture's id, in order."""
+    here = (ids == image_id) & real
+    return words.masked_scatter(here[..., None], image_tokens.to(words.dtype))
+
+
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
     """tied: the head's matrix is the word table. head_bias: a bias on every word's score.

@@ -1,0 +1,111 @@
+"""Text from networks that read pictures among words: BLIP-2, Florence-2, PaliGemma, LLaVA.
+
+A prompt in the family's own form, its pictures' tokens in place, padded in front, is what the network writes on from
+(or what its encoder reads). Rows of different prompts and numbers of pictures go together; batches change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sightread.data.tokens import Tokenizer
+from sightread.errors import UsageError
+from sightread.tasks import describe
+from sightread.tasks.generate import Decoding
+from sightread.types import Encoded, Pixels
+
+PICTURE = "<image>"
+
+
+class Network(Protocol):
+    """What a network offers to be prompted.
+
+    prompts: job -> the family's form: PICTURE where the picture's tokens stand, "{}" for the caller's words; "prompt"
+    is the form of free words. begin: picture tokens of all rows in order `[K, D]`, ids `[R, L]` and where they are
+    real `[R, L]` -> what `language` starts from. Its config has image_id (the id that stands for one picture token),
+    start_ids (what its texts start from, () for a prefix) and end_id.
+    """
+
+    config: Any
+    prompts: Mapping[str, str]
+    language: Any
+
+    def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded: ...
+
+
+class Prompter(Protocol):
+    """A loaded model: its network, its tokenizer, its device, and pictures through its image tower."""
+
+    network: Any
+    tokenizer: Tokenizer
+    device: torch.device
+
+    def encode(self, batch: Sequence[Pixels]) -> Encoded: ...
+
+
+def form(network: Network, job: str, text: str | None = None) -> str:
+    """The prompt of a job with the caller's text in it; without one, the job's own form."""
+    if text is None:
+        return network.prompts[job]
+    template = network.prompts[job if "{}" in network.prompts.get(job, "") else "prompt"]
+    return template.replace("{}", text)
+
+
+@torch.inference_mode()
+def write(
+    model: Prompter,
+    pictures: Sequence[Sequence[Pixels]],
+    prompts: Sequence[str],
+    options: Decoding,
+    keys: Sequence[int],
+) -> list[list[int]]:
+    """For each prompt, `options.num_return` rows of ids, without what the decoder starts from.
+
+    pictures: of each prompt, in the order of its PICTURE places; the same `Pixels` object is encoded once.
+    keys: a number that names each row for sampling.
+    """
+    network = model.network
+    given, length = prefix(model, pictures, prompts)
+    most = network.config.text.positions
+    if most and not network.config.start_ids and length + options.max_new_tokens > most:
+        raise UsageError(
+            f"max_new_tokens={options.max_new_tokens}: this model has room for {most - length} after the prompt"
+        )
+    start = torch.tensor([network.config.start_ids] * len(prompts), dtype=torch.long, device=model.device)
+    rows = describe.write(network.language, given, start, options, end_id=network.config.end_id, keys=keys)
+    return [row[start.shape[1] :] for row in rows]
+
+
+def prefix(
+    model: Prompter, pictures: Sequence[Sequence[Pixels]], prompts: Sequence[str]
+) -> tuple[Encoded, int]:
+    """What the language model starts from, and how many tokens the longest prompt has."""
+    image_id = model.network.config.image_id
+    distinct = {id(picture): picture for row in pictures for picture in row}
+    tokens: dict[int, Tensor] = {}
+    if distinct:
+        encoded = model.encode(list(distinct.values()))
+        for place, name in enumerate(distinct):
+            kept = encoded.tokens[place]
+            tokens[name] = kept if encoded.mask is None else kept[encoded.mask[place]]
+    rows: list[list[int]] = []
+    encoded_texts = model.tokenizer.encode(list(prompts))
+    for row, (prompt, mine) in enumerate(zip(prompts, pictures, strict=True)):
+        ids = encoded_texts.ids[row, : encoded_texts.lengths[row]].tolist()
+        if ids.count(image_id) != len(mine):
+            raise UsageError(
+                f"{prompt!r}: has {ids.count(image_id)} places for pictures, and {len(mine)} are given"
+            )
+        sizes = iter([tokens[id(picture)].shape[0] for picture in mine])
+        rows.append([one for i in ids for one in ([i] * next(sizes) if i == image_id else [i])])
+    length = max(map(len, rows))
+    ids = torch.tensor([[model.tokenizer.pad_id] * (length - len(row)) + row for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    real = torch.arange(length) >= length - lengths[:, None]
+    flat = [tokens[id(picture)] for row in pictures for picture in row]
+    joined = torch.cat(flat) if flat else torch.zeros(0, 1, device=model.device)
+    return model.network.begin(joined, ids.to(model.device), real.to(model.device)), length
