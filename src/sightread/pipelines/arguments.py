@@ -25,6 +25,7 @@ def as_pictures(images: Images) -> Iterable[ImageSource]:
 
 
 def as_strings(texts: Texts, what: str) -> list[str]:
+    """One string as a list of one. UsageError, naming `what`, for none or for what is no string."""
     out = [texts] if isinstance(texts, str) else list(texts)
     if not out:
         raise UsageError(f"{what}: none were given")
@@ -44,6 +45,7 @@ def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
 
 
 def as_pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
+    """As many pictures as texts: one of either goes with all of the other. UsageError names `what` if neither fits."""
     pictures = list(as_pictures(images))
     if len(pictures) == 1:
         return pictures * len(texts), texts
