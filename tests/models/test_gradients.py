@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import sightread
 from sightread.models.families import FAMILIES
 from sightread.models.weights import export
-from sightread.nn.blocks import checkpoint_blocks
 from sightread.nn.packing import unpack
+from sightread.nn.training import checkpoint_blocks
 from sightread.objectives.contrastive import softmax_pairs
 from sightread.objectives.language import lm, next_tokens
 from tests.checkpoints import write_blip, write_clip

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from sightread.errors import UsageError
 from sightread.nn import packing
 from sightread.nn.attention import Cache, Linear
-from sightread.nn.blocks import Block, BlockConfig, checkpoint_blocks, quick_gelu, regularise
+from sightread.nn.blocks import Block, BlockConfig, quick_gelu
+from sightread.nn.training import checkpoint_blocks, regularise
 
 
 def linear(width_in: int, width_out: int, *, bias: bool = True) -> Linear:

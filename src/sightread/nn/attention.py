@@ -220,9 +220,8 @@ class Attention(nn.Module):
         key, value = self._split(fused, self.kv_heads, self.kv_heads)
         if fused.requires_grad:
             return KeyValue(key, value)
-        return KeyValue(
-            key.contiguous(), value.contiguous()
-        )  # read at every step of decoding: worth one copy
+        # Read at every step of decoding: worth one copy.
+        return KeyValue(key.contiguous(), value.contiguous())
 
     def forward(
         self,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sightread.errors import UsageError
 from sightread.nn.attention import USUAL, Attention, Cache, Heads, KeyValue, Linear
 
 
@@ -105,12 +104,14 @@ class Mlp(nn.Module):
     """Two linear layers with an activation between: `[..., D]` -> `[..., D]`. gated: see `BlockConfig`; `fc1` then
     holds what is activated and what it is multiplied with, one after the other."""
 
-    def __init__(self, config: BlockConfig) -> None:
+    def __init__(
+        self, dim: int, hidden: int, activation: str, *, gated: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.gated = config.gated
-        self.fc1 = Linear(config.dim, config.mlp_dim * (1 + config.gated), bias=config.mlp_bias)
-        self.fc2 = Linear(config.mlp_dim, config.dim, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.gated = gated
+        self.fc1 = Linear(dim, hidden * (1 + gated), bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
@@ -136,12 +137,12 @@ class Block(nn.Module):
         if config.memory_dim is not None:
             self.cross = Attention(dim, heads, memory_dim=config.memory_dim, options=options)
             self.norm_cross = norm_of(config.norm, dim, config.eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(dim, config.mlp_dim, config.activation, gated=config.gated, bias=config.mlp_bias)
         self.norm2 = norm_of(config.norm, dim, config.eps)
         if config.sandwich:
             self.norm1_out = norm_of(config.norm, dim, config.eps)
             self.norm2_out = norm_of(config.norm, dim, config.eps)
-        # For training alone, and so no part of a config: see `regularise` and `checkpoint_blocks`.
+        # For training alone, and so no part of a config: see `nn.training`.
         self.dropout = 0.0
         self.drop_path = 0.0
         self.recompute = False
@@ -200,31 +201,3 @@ class Block(nn.Module):
             kept = 1 - self.drop_path
             branch = branch * branch.new_empty(branch.shape[0], 1, 1).bernoulli_(kept).div_(kept)
         return branch
-
-
-def regularise(network: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
-    """Set what the blocks of a network leave out while they train (0: nothing, as in a new network).
-
-    dropout: the share of single values of each residual branch (Srivastava et al. 2014). drop_path: the share of rows
-    for which the last block of a stack leaves a whole branch out, rising in equal steps from 0 at the first block
-    (stochastic depth, Huang et al. 2016). Both draw from torch's generator of the device: seed it for each step.
-    """
-    for name, value in (("dropout", dropout), ("drop_path", drop_path)):
-        if not 0 <= value < 1:
-            raise UsageError(f"{name}={value}: must be in [0, 1)")
-    for stack in network.modules():
-        if isinstance(stack, nn.ModuleList):
-            blocks = [block for block in stack if isinstance(block, Block)]
-            for depth, block in enumerate(blocks):
-                block.dropout = dropout
-                block.drop_path = drop_path * depth / max(len(blocks) - 1, 1)
-
-
-def checkpoint_blocks(network: nn.Module, on: bool = True) -> None:
-    """Whether blocks keep only their input for the backward pass and compute the rest again (Chen et al. 2016).
-
-    A third more arithmetic for a fraction of the memory; the numbers, random ones too, are the same.
-    """
-    for module in network.modules():
-        if isinstance(module, Block):
-            module.recompute = on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TypeAlias
@@ -54,3 +55,8 @@ def as_pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSou
     if len(pictures) != len(texts):
         raise UsageError(f"{len(pictures)} pictures and {len(texts)} {what}: give as many, or one of either")
     return pictures, texts
+
+
+def digest(data: bytes) -> int:
+    """A number that names the content: seeds of sampling depend on it, not on the place in a batch."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

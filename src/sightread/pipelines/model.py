@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby
 from os import PathLike
 from typing import Any, Literal
 
@@ -21,7 +20,15 @@ from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UnsupportedError, UsageError
 from sightread.models.catalog import who_can
 from sightread.pipelines import prompted
-from sightread.pipelines.arguments import Images, Texts, as_pairs, as_pictures, as_strings, prompts_from
+from sightread.pipelines.arguments import (
+    Images,
+    Texts,
+    as_pairs,
+    as_pictures,
+    as_strings,
+    digest,
+    prompts_from,
+)
 from sightread.pipelines.saving import save
 from sightread.tasks import describe, embed, match
 from sightread.tasks.generate import Decoding
@@ -253,10 +260,10 @@ class Model:
         done = 0
         for batch in self._batches(images):
             mine = None if prompts is None else prompts_from(prompts, done, len(batch))
-            keys = [_digest(picture.values.tobytes()) for picture in batch]
+            keys = [digest(picture.values.tobytes()) for picture in batch]
             if self._prompted:
                 asked = [prompted.form(self.network, "caption", text) for text in mine or [None] * len(batch)]
-                found = self._reply([[picture] for picture in batch], asked, keys, options)
+                found = prompted.texts(self, [[picture] for picture in batch], asked, options, keys)
             else:
                 found = self._write(self.encode(batch), mine, keys, options)
             for texts in found:
@@ -285,7 +292,11 @@ class Model:
         self._need("answer")
         options = Decoding.of(decoding)
         if self._prompted:
-            return self._ask(images, as_strings(questions, "questions"), candidates, options)
+            if candidates is not None:
+                raise UnsupportedError(f"{self.name} cannot choose among candidates; leave them out")
+            return prompted.answers(
+                self, *as_pairs(images, as_strings(questions, "questions"), "questions"), options
+            )
         choices = None if candidates is None else as_strings(candidates, "candidates")
         answers = None if choices is None else self._tokens(choices, first=self.network.config.start_id)
         pictures, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
@@ -301,7 +312,7 @@ class Model:
                     found = [[choices[i]] for i in picked]
                 else:
                     keys = [
-                        _digest(batch[owner[row]].values.tobytes() + strings[row].encode("utf-8", "replace"))
+                        digest(batch[owner[row]].values.tobytes() + strings[row].encode("utf-8", "replace"))
                         for row in rows.tolist()
                     ]
                     found = self._write(question, None, keys, options)
@@ -431,40 +442,6 @@ class Model:
         """Whether the network reads pictures among words (`pipelines.prompted`)."""
         return hasattr(self.network, "prompts")
 
-    def _ask(
-        self, images: Images, questions: list[str], candidates: Sequence[str] | None, options: Decoding
-    ) -> list[str]:
-        if candidates is not None:
-            raise UnsupportedError(
-                f"{self.name} cannot choose among candidates; leave them out, or load nano"
-            )
-        pictures, strings = as_pairs(images, questions, "questions")
-        out: list[str] = []
-        for start in range(0, len(strings), self.batch_size):
-            mine = pictures[start : start + self.batch_size]
-            distinct = {id(picture): picture for picture in mine}
-            read = dict(
-                zip(distinct, chain.from_iterable(self._batches(list(distinct.values()))), strict=True)
-            )
-            texts = strings[start : start + self.batch_size]
-            keys = [
-                _digest(read[id(picture)].values.tobytes() + text.encode("utf-8", "replace"))
-                for picture, text in zip(mine, texts, strict=True)
-            ]
-            asked = [prompted.form(self.network, "answer", text) for text in texts]
-            for found in self._reply([[read[id(picture)]] for picture in mine], asked, keys, options):
-                out.extend(found)
-        return out
-
-    def _reply(
-        self, pictures: list[list[Pixels]], prompts: list[str], keys: list[int], options: Decoding
-    ) -> list[list[str]]:
-        """For each prompt in the family's own form its texts."""
-        rows = prompted.write(self, pictures, prompts, options, keys)
-        texts = [text.strip() for text in self.tokenizer.decode(rows)]
-        each = options.num_return
-        return [texts[i * each : (i + 1) * each] for i in range(len(prompts))]
-
     def _stack(self, rows: list[Tensor], width: int = 0) -> Floats:
         return _numpy(torch.cat(rows)) if rows else np.zeros((0, width), dtype=np.float32)
 
@@ -492,11 +469,6 @@ def _part(encoded: Encoded, rows: slice | Tensor) -> Encoded:
         None if encoded.pooled is None else encoded.pooled[rows],
         None if encoded.mask is None else encoded.mask[rows],
     )
-
-
-def _digest(data: bytes) -> int:
-    """A number that names the content: seeds of sampling depend on it, not on the place in a batch."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _numpy(values: Tensor) -> Floats:

@@ -6,17 +6,18 @@ A prompt in the family's own form, its pictures' tokens in place, padded in fron
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sightread.data.tokens import Tokenizer
-from sightread.errors import UsageError
+from sightread.errors import ImageError, UsageError
+from sightread.pipelines.arguments import digest
 from sightread.tasks import describe
 from sightread.tasks.generate import Decoding
-from sightread.types import Encoded, Pixels
+from sightread.types import Encoded, ImageSource, Pixels
 
 PICTURE = "<image>"
 
@@ -38,11 +39,14 @@ class Network(Protocol):
 
 
 class Prompter(Protocol):
-    """A loaded model: its network, its tokenizer, its device, and pictures through its image tower."""
+    """A loaded model: its network and tokenizer, pictures prepared, and through its image tower."""
 
     network: Any
     tokenizer: Tokenizer
     device: torch.device
+    batch_size: int
+
+    def read(self, sources: Iterable[ImageSource], *, isolate: bool) -> Iterator[Pixels | ImageError]: ...
 
     def encode(self, batch: Sequence[Pixels]) -> Encoded: ...
 
@@ -53,6 +57,49 @@ def form(network: Network, job: str, text: str | None = None) -> str:
         return network.prompts[job]
     template = network.prompts[job if "{}" in network.prompts.get(job, "") else "prompt"]
     return template.replace("{}", text)
+
+
+def answers(
+    model: Prompter, pictures: Sequence[ImageSource], questions: Sequence[str], options: Decoding
+) -> list[str]:
+    """`options.num_return` answers for each pair of a picture and a question; ImageError for what cannot be read."""
+    out: list[str] = []
+    for start in range(0, len(questions), model.batch_size):
+        part = slice(start, start + model.batch_size)
+        read, asked = prepared(model, pictures[part]), questions[part]
+        keys = [
+            digest(picture.values.tobytes() + text.encode("utf-8", "replace"))
+            for picture, text in zip(read, asked, strict=True)
+        ]
+        prompts = [form(model.network, "answer", text) for text in asked]
+        for found in texts(model, [[picture] for picture in read], prompts, options, keys):
+            out.extend(found)
+    return out
+
+
+def prepared(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
+    """Each picture prepared, equal sources once. Raises the ImageError of the first that cannot be read."""
+    distinct = {id(picture): picture for picture in pictures}
+    read: dict[int, Pixels] = {}
+    for name, result in zip(distinct, model.read(distinct.values(), isolate=False), strict=True):
+        if isinstance(result, ImageError):
+            raise result
+        read[name] = result
+    return [read[id(picture)] for picture in pictures]
+
+
+def texts(
+    model: Prompter,
+    pictures: Sequence[Sequence[Pixels]],
+    prompts: Sequence[str],
+    options: Decoding,
+    keys: Sequence[int],
+) -> list[list[str]]:
+    """For each prompt in the family's own form its `options.num_return` texts; see `write`."""
+    rows = write(model, pictures, prompts, options, keys)
+    found = [text.strip() for text in model.tokenizer.decode(rows)]
+    each = options.num_return
+    return [found[i * each : (i + 1) * each] for i in range(len(prompts))]
 
 
 @torch.inference_mode()

@@ -25,8 +25,8 @@ from torch import Tensor
 from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import SightreadError, UsageError
 from sightread.models.files import write_json
-from sightread.nn.blocks import checkpoint_blocks
 from sightread.nn.lora import add_lora, merge
+from sightread.nn.training import checkpoint_blocks
 from sightread.objectives.contrastive import enqueue
 from sightread.pipelines import checkpoints, optimiser
 from sightread.pipelines.checkpoints import State

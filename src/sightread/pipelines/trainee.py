@@ -24,9 +24,9 @@ from sightread.models.clip import Clip
 from sightread.models.families import FAMILIES
 from sightread.models.sizes import SIZES, fitted
 from sightread.nn.attention import Linear
-from sightread.nn.blocks import regularise
 from sightread.nn.initial import initialise
 from sightread.nn.packing import quicken, unpack
+from sightread.nn.training import regularise
 from sightread.pipelines.engine import load
 from sightread.pipelines.recipes import ModelSettings, Recipe
 from sightread.types import ImageSpec
