@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# No test may fail by the clock: machines are slow and busy.
+settings.register_profile("sightread", deadline=None)
+settings.load_profile("sightread")
 
 
 @pytest.fixture(scope="session")

@@ -441,7 +441,7 @@ def test_ctrl_c_from_outside(photos: Path) -> None:
             break
     time.sleep(0.5)
     job.send_signal(signal.SIGINT)
-    _, err = job.communicate(timeout=20)
+    _, err = job.communicate(timeout=120)
     assert job.returncode == 130, err
     assert "Traceback" not in err
     assert texts(photos) == {}
