@@ -25,6 +25,7 @@ _UNITS_SHOWN = 8  # from which pictures are taken
 _EACH = 8  # pictures of a kind
 _SIDE = 180  # px
 _MOST_NAMED = 200
+_MARKS = {"kept": "✓", "dropped": "✗"}
 _NOT_JUDGED = ("empty", "looping", "duplicate")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70em; margin: 2em auto; padding: 0 1em }
@@ -32,9 +33,15 @@ table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .2em .7em;
 th { border-bottom: 1px solid #999 } .n { text-align: right; font-variant-numeric: tabular-nums }
 .grid { display: flex; flex-wrap: wrap; gap: 1em } figure { width: 180px; margin: 0; font-size: 13px }
 figcaption { overflow-wrap: anywhere } figcaption p { margin: .3em 0 } .kept { color: #14602e }
-.dropped { color: #a3211a } .dropped span { text-decoration: line-through } small { color: #666 }
+.dropped { color: #a3211a } small { color: #666 } .note { background: #fff4d6; padding: .4em .8em }
 svg { background: #fafafa; margin-right: 2em }
 """
+
+_LEGEND = (
+    "<p><small>Bars: how many texts have which ITM probability, that text and picture match; dashed: the threshold."
+    '</small><br>Is the filter too strict? Look at the close calls: where <span class="dropped">dropped texts</span> '
+    'are right, lower the threshold; where <span class="kept">kept texts</span> are wrong, raise it.</p>'
+)
 
 Line = dict[str, Any]
 
@@ -175,8 +182,8 @@ def _chosen(lines: Iterable[Line], threshold: float) -> dict[str, list[list[Line
         return {"Some pictures": some[: 2 * _EACH]}
     by_least = sorted(judged, key=least)
     return {
-        "Dropped most surely": by_least[:_EACH],
         "Close calls: would you decide so?": sorted(judged, key=nearest)[:_EACH],
+        "Dropped most surely": by_least[:_EACH],
         "Kept most surely": by_least[::-1][:_EACH],
         "As they come": judged[:_EACH],
     }
@@ -196,21 +203,22 @@ def _page(job: Job, facts: Mapping[str, Any], chosen: Mapping[str, list[list[Lin
         f"<h1>Bootstrap of {pictures['samples']:,} pictures{state}</h1>",
         f"<p>{pictures['written']:,} pictures in the new dataset, {pictures['failed']:,} failed{rate}.<br>"
         f"{_text(models)}; mode {job.options.mode}, keep {job.options.keep}, threshold {job.options.threshold:g}</p>",
+        *(f'<p class="note">{_text(note[:1].upper() + note[1:])}.</p>' for note in facts["about"]["notes"]),
         _shares_table(facts["texts"]),
-        "<h2>ITM probability of the texts</h2>",
         *(_histogram(s, facts["itm_histogram"][s], job.options.threshold) for s in SOURCES),
-        "<p>What other thresholds would keep of the judged texts:</p>",
-        _table(
-            ["threshold", *SOURCES],
-            [[t, *(_percent(row[s]) for s in SOURCES)] for t, row in facts["kept_at_threshold"].items()],
-        ),
-        "<h2>Language, before and after</h2>",
-        _language_table(facts["before"], facts["after"]),
+        _LEGEND if any(map(any, (facts["itm_histogram"][s] for s in SOURCES))) else "",
     ]
     images = _images(job, {(t[0]["unit"], t[0]["key"]) for group in chosen.values() for t in group})
     for name, group in chosen.items():
         figures = "".join(_figure(texts, images) for texts in group)
         parts.append(f'<h2>{_text(name)}</h2><div class="grid">{figures}</div>')
+    kept = facts["kept_at_threshold"]
+    parts += [
+        "<h2>What other thresholds would keep of the judged texts</h2>",
+        _table(["threshold", *kept], [[s, *(_percent(row[s]) for row in kept.values())] for s in SOURCES]),
+        "<h2>Language, before and after</h2>",
+        _language_table(facts["before"], facts["after"]),
+    ]
     if facts["failures"]:
         parts.append(f"<h2>{pictures['failed']:,} failed</h2>")
         parts.append(_table(["shard", "key", "why"], facts["failures"]))
@@ -302,7 +310,7 @@ def _color(kept: bool) -> str:
 
 def _figure(texts: Sequence[Line], images: Mapping[tuple[int, str], str]) -> str:
     said = "".join(
-        f'<p class="{line["verdict"]}"><span>{_text(line["text"])}</span> <small>{line["source"]}'
+        f'<p class="{line["verdict"]}">{_MARKS[line["verdict"]]} {_text(line["text"])} <small>{line["source"]}'
         f"{_score(line)}, {line['reason']}</small></p>"
         for line in texts
     )
