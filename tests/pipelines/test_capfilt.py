@@ -238,7 +238,9 @@ def crew_of(place: Path, out: Path, deadly: Any, **options: Any) -> tuple[Any, C
     return job, Crew(job, deadly)
 
 
-def test_a_sample_that_takes_workers_down_is_left_out(place: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_sample_that_takes_workers_down_is_left_out(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = open_dataset(place / "a.tar").key(3)
 
     def deadly(request: workers.Request) -> bool:
@@ -247,6 +249,8 @@ def test_a_sample_that_takes_workers_down_is_left_out(place: Path, whole: Path, 
 
     job, crew = crew_of(place, tmp_path, deadly)
     told: list[tuple[str, str, str]] = []
+    loads: list[Any] = []
+    monkeypatch.setattr(workers, "load_models", lambda job: loads.append(job) or unit.load_models(job))
     found = list(workers.run_units(job, crew, [0, 1, 2], {}, lambda *what: told.append(what)))
     entries = {each["unit"]: each for each in found if isinstance(each, dict)}
     reason = "took a worker down twice (exit status -9)"
@@ -254,6 +258,7 @@ def test_a_sample_that_takes_workers_down_is_left_out(place: Path, whole: Path, 
     assert entries[0]["failed"] == [["a.tar", key, reason]]
     assert (entries[0]["samples"], entries[0]["written"]) == (8, 7)
     assert crew.started == -(3 + 2)
+    assert len(loads) == 4  # once in each that came to work: the first died before
     assert (tmp_path / "000001.tar").read_bytes() == (whole / "000001.tar").read_bytes()
     assert len([each for each in found if isinstance(each, tuple)]) == COUNT
 
