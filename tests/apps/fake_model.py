@@ -54,7 +54,9 @@ class FakeModel:
         self.calls.append(("answer", len(images), candidates, decoding))
         return [f"{Path(i.name).stem}: {q}" for i, q in zip(images, questions, strict=True)]
 
-    def classify(self, images, labels, templates=("a photo of a {}.",)):
+    reading = "softmax"
+
+    def classify(self, images, labels, templates=("a photo of a {}.",), *, reading=None):
         self.calls.append(("classify", tuple(labels), tuple(templates)))
         weights = np.arange(1, len(labels) + 1, dtype=np.float32)
         return np.tile(weights / weights.sum(), (len(images), 1))

@@ -23,7 +23,12 @@ from sightread.models.catalog import (
 )
 from sightread.models.clip import Clip
 from sightread.models.clip import Config as ClipConfig
+from sightread.models.clip_resnet import ClipResnet
+from sightread.models.clip_resnet import Config as ResnetClipConfig
 from sightread.models.families import config_from_dict
+from sightread.models.siglip import Siglip
+from sightread.models.siglip_checkpoints import config_from_transformers as siglip_config
+from sightread.towers.resnet import ResnetConfig
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 from tests.rules import PACKAGE
@@ -133,6 +138,44 @@ def clip_network(entry: Entry) -> torch.nn.Module:
     return Clip(ClipConfig(*towers, embed_dim=embed_dim, end_id=49407, end_is_largest_id=False))
 
 
+RESNETS = {  # blocks, width, embedding, text width
+    "resnet50": ((3, 4, 6, 3), 64, 1024, 512),
+    "resnet101": ((3, 4, 23, 3), 64, 512, 512),
+    "resnet50x4": ((4, 6, 10, 6), 80, 640, 640),
+    "resnet50x16": ((6, 8, 18, 8), 96, 768, 768),
+    "resnet50x64": ((3, 15, 36, 10), 128, 1024, 1024),
+}
+
+
+def resnet_network(entry: Entry) -> torch.nn.Module:
+    blocks, width, embed_dim, dim = RESNETS[entry.name.partition("/")[2].partition("_")[0]]
+    vision = ResnetConfig(entry.image_size, blocks, width, width // 2, embed_dim)
+    return ClipResnet(ResnetClipConfig(vision, text(dim, 12, 49408, 77, None)))
+
+
+SIGLIPS = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giant": (1536, 40, 16, 6144),
+}
+
+
+def siglip_network(entry: Entry) -> torch.nn.Module:
+    found = re.search(r"/siglip(2?)-(\w+?)-(?:opt-)?patch(\d+)-", entry.name)
+    assert found is not None
+    second, size, patch = found.group(1), found.group(2), int(found.group(3))
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    vision = dict(zip(keys, SIGLIPS[size], strict=True))
+    words = dict(zip(keys, SIGLIPS["so400m" if size == "giant" else size], strict=True))
+    several = entry.name.endswith(("multilingual", "i18n"))
+    vocab = 256_000 if second else 250_000 if several else 32_000
+    vision |= {"image_size": entry.image_size, "patch_size": patch}
+    words |= {"vocab_size": vocab, "projection_size": vision["hidden_size"]}
+    kind = "siglip2" if entry.name.endswith("naflex") else "siglip"
+    return Siglip(siglip_config({"model_type": kind, "vision_config": vision, "text_config": words}))
+
+
 def blip_network(entry: Entry) -> torch.nn.Module:
     size = "large" if re.search(r"(captioning|itm|model)[-_]large", entry.name) else "base"
     image = vit(size, 16, entry.image_size, blip=True)
@@ -155,6 +198,14 @@ def blip_network(entry: Entry) -> torch.nn.Module:
             encoder_start=None,
         )
     )
+
+
+NETWORKS = {
+    "clip": clip_network,
+    "clip_resnet": resnet_network,
+    "siglip": siglip_network,
+    "blip": blip_network,
+}
 
 
 def test_the_bundled_model_is_what_its_entry_says() -> None:
@@ -183,7 +234,7 @@ def test_the_bundled_model_is_what_its_entry_says() -> None:
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
 def test_parameters_and_jobs_are_those_of_the_network(entry: Entry) -> None:
     with torch.device("meta"):
-        network = clip_network(entry) if entry.family == "clip" else blip_network(entry)
+        network = NETWORKS[entry.family](entry)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert entry.parameters == round(count / 1e6, 1)
     assert set(entry.jobs) == network.jobs

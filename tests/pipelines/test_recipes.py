@@ -31,7 +31,7 @@ SMALL = (
 START_FROM_NOTHING = {
     "blip_pretrain": "world",
     "clip_pretrain": "world-clip",
-    "siglip_pretrain": "world-sigmoid",
+    "siglip_pretrain": "world-siglip",
     "masked_pretrain": "world",
     "world": "world",
 }

@@ -180,6 +180,7 @@ def classify(
     labels: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
     top: Annotated[int | None, Parameter(converter=whole)] = None,
+    reading: Literal["softmax", "sigmoid"] | None = None,
     machine: Machine = _MACHINE,
 ) -> int:
     """Say which of your labels fits each picture best, without training, or which class of those it was trained for.
@@ -187,13 +188,15 @@ def classify(
     Parameters
     ----------
     labels
-        The labels: a,b,c or a file with one a line. Their probabilities add up to 1 for each picture.
+        The labels: a,b,c or a file with one a line.
         Without them: the classes that the model was fine-tuned for (sightread train classify).
     template
         A sentence with {} in the place of the label; give it again for more, which are averaged.
         Without it: "a photo of a {}."
     top
         Show this many of the best labels. Without it: 3 in the table, all with --json.
+    reading
+        softmax: which label it is, adding up to 1; sigmoid: whether it is this one (SigLIP). Default: as trained.
     """
     machine.check()
     given = None if labels is None else words_or_file("--labels", labels)
@@ -210,24 +213,27 @@ def classify(
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: must be at least 1.")
     model = _load(machine, "classify")
-    names = given or model.labels
-    if not names:
+    if not (names := given or model.labels):
         raise UsageError(f"--labels: name some; {model.name} was not fine-tuned for classes of its own.")
     shown = top or (len(names) if machine.json else 3)
 
-    def verb(pictures: list[Any]) -> list[list[float]]:
-        return model.classify(pictures, given, templates).tolist()
+    read_as = model.reading if given is not None and reading is None else reading or "softmax"
 
-    columns = [Column("name"), Column("label", _width(names)), Column("probability", 11, True)]
+    def verb(pictures: list[Any]) -> list[list[float]]:
+        return model.classify(pictures, given, templates, reading=reading).tolist()
+
+    heading = {"softmax": "probability"}.get(read_as, read_as)
+    columns = [Column("name"), Column("label", _width(names)), Column(heading, 11, True)]
     with Screen("classifying", Rows(columns, as_json=machine.json)) as screen:
         for event in _run(screen, machine, model, paths, verb):
             best = sorted(zip(event.value, names, strict=True), key=lambda pair: -pair[0])[:shown]
             if machine.json:
                 scores = {label: probability for probability, label in best}
-                screen.row({"name": event.name, "label": best[0][1], "probabilities": scores})
+                found = {"name": event.name, "label": best[0][1], "reading": read_as, "probabilities": scores}
+                screen.row(found)
                 continue
             for probability, label in best:
-                screen.row({"name": event.name, "label": label, "probability": probability})
+                screen.row({"name": event.name, "label": label, heading: probability})
     return screen.status
 
 

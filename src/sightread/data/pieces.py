@@ -289,19 +289,25 @@ def _siglip_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
 
 
 def _gemma_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
-    """Byte-pair encoding over the whole text, spaces as they are; what has no piece is written in bytes."""
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
-    unknown = model.pieces[model.unk_id][0]
+    backend = gemma_backend(vocabulary, _merges(vocabulary), model.pieces[model.unk_id][0])
+    added = [(piece, kind) for piece, _, kind in model.pieces if kind in (_CONTROL, _USER_DEFINED)]
+    backend.add_tokens([AddedToken(t, normalized=False, special=kind == _CONTROL) for t, kind in added])
+    return backend
+
+
+def gemma_backend(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: str = "<unk>"
+) -> tokenizers.Tokenizer:
+    """Byte-pair encoding over the whole text, spaces as they are; what has no piece is written in bytes."""
     backend = tokenizers.Tokenizer(
-        models.BPE(vocabulary, _merges(vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
     backend.normalizer = normalizers.Replace(" ", _MARK)
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    added = [(piece, kind) for piece, _, kind in model.pieces if kind in (_CONTROL, _USER_DEFINED)]
-    backend.add_tokens([AddedToken(t, normalized=False, special=kind == _CONTROL) for t, kind in added])
     return backend
 
 

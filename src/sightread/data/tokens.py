@@ -97,11 +97,12 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], *, max_length: int | None = None) -> Tokens:
         """Ids of R texts: int64 `[R, L]`, L the longest row of this call, filled up as `padding` says.
 
-        A text of more than `max_length` tokens (default: the tokenizer's own) loses those before its last one;
-        one `UserWarning` a call says how many texts and tokens that concerns. Raises `UsageError` if `texts` is
-        one string or holds anything but strings of valid Unicode, or if `max_length` < 2.
+        A text of more than `max_length` tokens (by default, and always where `padding` fills rows to it, the
+        tokenizer's own) loses those before its last one; one `UserWarning` a call says how many texts and tokens that
+        concerns. Raises `UsageError` if `texts` is one string or holds anything but strings of valid Unicode, or if
+        `max_length` < 2.
         """
-        limit = self.max_length if max_length is None else max_length
+        limit = self.max_length if max_length is None or self.padding.whole else max_length
         if limit < 2:
             raise UsageError(f"max_length={limit}: at least 2 are needed, for the first and the last token.")
         check_texts(texts)

@@ -9,12 +9,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sightread.data.atomic import atomic_write
+from sightread.data.pieces import gemma_backend
 from sightread.errors import UsageError
 
 # BERT's special tokens, and BLIP's two: the decoder's start, and the start of a text that is read beside a picture.
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 _MARK = "\u2581"
 _PRIVATE = 0xE000  # the first of Unicode's private characters
+_GEMMA_SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 _CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -77,6 +79,31 @@ def learn_byte_pairs(texts: Iterable[str], size: int, folder: Path) -> None:
     numbers = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     atomic_write(folder / "vocab.json", json.dumps(numbers, ensure_ascii=False))
     atomic_write(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
+
+
+def learn_pieces(texts: Iterable[str], size: int, folder: Path) -> None:
+    """Write `tokenizer.json` of SigLIP 2's kind, about `size` lower-case pieces; the same for the same texts.
+
+    Spaces belong to the words after them. Bytes are pieces too, so that any text can be written.
+    """
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Lowercase()
+    learner.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="never")
+    first = [*_GEMMA_SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(size - len(first), 1), show_progress=False, min_frequency=2, initial_alphabet=[_MARK]
+    )
+    learner.train_from_iterator(sorted(_some(texts)), trainer)
+    pairs: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
+    letters = sorted(piece for piece in learner.get_vocab() if len(piece) == 1)
+    pieces = dict.fromkeys([*first, *letters, *map("".join, pairs)])
+    merges = [(left, right) for left, right in pairs]
+    backend = gemma_backend({piece: number for number, piece in enumerate(pieces)}, merges)
+    ends = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"}
+    atomic_write(folder / "tokenizer.json", backend.to_str())
+    atomic_write(
+        folder / "tokenizer_config.json", json.dumps({"tokenizer_class": "Siglip2Tokenizer", **ends})
+    )
 
 
 def _some(texts: Iterable[str]) -> list[str]:

@@ -92,6 +92,43 @@ def _clip(
     return Entry(name, "clip", layout, _CLIP_JOBS, image_size, parameters, "MIT", paper, megabytes, quality)
 
 
+def _resnet(name: str, parameters: float, image_size: int, imagenet: float) -> Entry:
+    figure = f"ImageNet top-1 {imagenet} %, zero-shot (paper, table 11)"
+    where = f"timm/{name}_clip.openai"
+    return Entry(
+        where,
+        "clip_resnet",
+        "open_clip",
+        _CLIP_JOBS,
+        image_size,
+        parameters,
+        "MIT",
+        "2103.00020",
+        None,
+        (figure,),
+    )
+
+
+def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Entry:
+    """Figures of both generations are those of the second one's paper."""
+    figures = (
+        () if imagenet is None else (f"ImageNet top-1 {imagenet} %, zero-shot (SigLIP 2's paper, table 1)",)
+    )
+    side = name.rpartition("-patch")[2].split("-")[1]
+    return Entry(
+        name=f"google/{name}",
+        family="siglip",
+        layout="transformers",
+        jobs=_CLIP_JOBS,
+        image_size=256 if side == "naflex" else int(side),
+        parameters=parameters,
+        licence="Apache-2.0",
+        paper="2502.14786" if name.startswith("siglip2") else "2303.15343",
+        download_mb=round(4 * parameters),
+        quality=figures,
+    )
+
+
 def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *quality: str) -> Entry:
     licence, paper = "BSD-3-Clause", "2201.12086"
     return Entry(name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality)
@@ -172,6 +209,38 @@ ENTRIES: tuple[Entry, ...] = (
         paper="2304.14108",
     ),
     _clip("laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K", 427.6, _open_clip(79.2), paper="2304.14108"),
+    _resnet("resnet50", 102.0, 224, 59.6),
+    _resnet("resnet101", 119.7, 224, 62.2),
+    _resnet("resnet50x4", 178.3, 288, 65.8),
+    _resnet("resnet50x16", 291.0, 384, 70.5),
+    _resnet("resnet50x64", 623.3, 448, 73.6),
+    _siglip("siglip-base-patch16-224", 203.2, 76.2),
+    _siglip("siglip-base-patch16-256", 203.2, 76.7),
+    _siglip("siglip-base-patch16-384", 203.4, 78.6),
+    _siglip("siglip-base-patch16-512", 203.8, 79.2),
+    _siglip("siglip-base-patch16-256-multilingual", 370.6),
+    _siglip("siglip-large-patch16-256", 652.2, 80.5),
+    _siglip("siglip-large-patch16-384", 652.5, 82.1),
+    _siglip("siglip-so400m-patch14-224", 877.4, 82.2),
+    _siglip("siglip-so400m-patch14-384", 878.0, 83.2),
+    _siglip("siglip-so400m-patch16-256-i18n", 1128.8),
+    _siglip("siglip2-base-patch32-256", 376.9, 74.0),
+    _siglip("siglip2-base-patch16-224", 375.2, 78.2),
+    _siglip("siglip2-base-patch16-256", 375.2, 79.1),
+    _siglip("siglip2-base-patch16-384", 375.5, 80.6),
+    _siglip("siglip2-base-patch16-512", 375.8, 81.2),
+    _siglip("siglip2-large-patch16-256", 881.5, 82.5),
+    _siglip("siglip2-large-patch16-384", 881.9, 83.1),
+    _siglip("siglip2-large-patch16-512", 882.3, 83.5),
+    _siglip("siglip2-so400m-patch14-224", 1135.5, 83.2),
+    _siglip("siglip2-so400m-patch14-384", 1136.0, 84.1),
+    _siglip("siglip2-so400m-patch16-256", 1135.7, 83.4),
+    _siglip("siglip2-so400m-patch16-384", 1136.0, 84.1),
+    _siglip("siglip2-so400m-patch16-512", 1136.6, 84.3),
+    _siglip("siglip2-giant-opt-patch16-256", 1871.4, 84.5),
+    _siglip("siglip2-giant-opt-patch16-384", 1871.9, 85.0),
+    _siglip("siglip2-base-patch16-naflex", 375.2),
+    _siglip("siglip2-so400m-patch16-naflex", 1135.7),
     _blip("Salesforce/blip-image-captioning-base", ("caption",), 224.0, 990, _captions(133.3)),
     _blip("Salesforce/blip-image-captioning-large", ("caption",), 446.3, 1879, _captions(136.7)),
     _blip("Salesforce/blip-vqa-base", ("answer",), 361.2, 1539, _vqa("78.24 / 78.17")),

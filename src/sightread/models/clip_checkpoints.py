@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sightread.errors import CheckpointError
+from sightread.errors import CheckpointError, UnsupportedError
+from sightread.models import clip_resnet
 from sightread.models.clip import Config
 from sightread.models.settings import TEXT, VISION, described, open_clip_tower, sizes, transformers_tower
-from sightread.models.weights import KeyMap, count_layers, transposed
+from sightread.models.weights import KeyMap, cat, count_layers, transposed
+from sightread.towers.resnet import ResnetConfig
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
@@ -49,6 +51,11 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
     return {"": (_config_to_transformers(config), ("",))}
 
 
+def resnet_exports(config: clip_resnet.Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+    """Raises UnsupportedError: there is no such model."""
+    raise UnsupportedError("transformers has no CLIP with a ResNet; save it in our own layout")
+
+
 def _config_to_transformers(config: Config) -> dict[str, Any]:
     width = {"projection_dim": config.embed_dim}
     end_id = 2 if config.end_is_largest_id else config.end_id
@@ -66,25 +73,48 @@ def _config_to_transformers(config: Config) -> dict[str, Any]:
     }
 
 
-def config_from_open_clip(data: Mapping[str, Any]) -> Config:
-    """From the `model_cfg` of an open_clip_config.json: ViT image towers with CLIP's own text tower."""
+def config_from_open_clip(
+    data: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Config | clip_resnet.Config:
+    """From the `model_cfg` of an open_clip_config.json: ViTs and ResNets with CLIP's own text tower.
+
+    Without one, from the tensors' shapes alone (heads of 64 wide; OpenAI's QuickGELU is assumed).
+    """
+    data = data or _shapes(tensors)
     vision, text = data["vision_cfg"], data["text_cfg"]
     unknown = [k for k in ("timm_model_name", "attentional_pool", "patch_dropout_prob") if vision.get(k)]
     unknown += [k for k in ("hf_model_name", "embed_cls", "no_causal_mask") if text.get(k)]
-    if unknown or not isinstance(vision.get("layers", 12), int):
-        what = ", ".join(unknown) or "a ResNet image tower"
+    if unknown:
         raise CheckpointError(
-            f"this open_clip model is not a plain CLIP ViT ({what}); no such model is known here"
+            f"this open_clip model is not a plain CLIP ({', '.join(unknown)}); no such model is known here"
         )
     activation = "quick_gelu" if data.get("quick_gelu") else "gelu"
-    dim, width = vision.get("width", 768), text.get("width", 512)
+    width, layers, head = text.get("width", 512), vision.get("layers", 12), vision.get("head_width", 64)
+    words = TextConfig(
+        vocab=text.get("vocab_size", 49408),
+        positions=text.get("context_length", 77),
+        dim=width,
+        layers=text.get("layers", 12),
+        heads=text.get("heads", 8),
+        mlp_dim=int(width * text.get("mlp_ratio", 4.0)),
+        activation=activation,
+        eps=1e-5,
+        post_norm=False,
+    )
+    if not isinstance(layers, int):
+        first = vision.get("width", 64)
+        tower = ResnetConfig(
+            vision["image_size"], tuple(layers), first, 32 * first // head, data["embed_dim"]
+        )
+        return clip_resnet.Config(tower, words)
+    dim = vision.get("width", 768)
     return Config(
         vision=VitConfig(
             image_size=vision["image_size"],
             patch=vision["patch_size"],
             dim=dim,
-            layers=vision.get("layers", 12),
-            heads=dim // vision.get("head_width", 64),
+            layers=layers,
+            heads=dim // head,
             mlp_dim=int(dim * vision.get("mlp_ratio", 4.0)),
             activation=activation,
             eps=1e-5,
@@ -92,49 +122,50 @@ def config_from_open_clip(data: Mapping[str, Any]) -> Config:
             norm_tokens=False,
             patch_bias=False,
         ),
-        text=TextConfig(
-            vocab=text.get("vocab_size", 49408),
-            positions=text.get("context_length", 77),
-            dim=width,
-            layers=text.get("layers", 12),
-            heads=text.get("heads", 8),
-            mlp_dim=int(width * text.get("mlp_ratio", 4.0)),
-            activation=activation,
-            eps=1e-5,
-            post_norm=False,
-        ),
+        text=words,
         embed_dim=data["embed_dim"],
         end_id=49407,
         end_is_largest_id=True,
     )
 
 
-def config_from_tensors(tensors: Mapping[str, Tensor]) -> Config:
-    """From the shapes in an open_clip or OpenAI state dict alone (heads of 64 wide; OpenAI's QuickGELU is assumed)."""
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    vocab, dim = tensors["token_embedding.weight"].shape
+    resnet = "visual.attnpool.c_proj.weight" in tensors
+    return {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": _resnet_shape(tensors) if resnet else _vit_shape(tensors),
+        "text_cfg": {
+            "context_length": tensors["positional_embedding"].shape[0],
+            "vocab_size": vocab,
+            "width": dim,
+            "heads": dim // 64,
+            "layers": count_layers(tensors, r"^transformer\.resblocks\.(\d+)\."),
+            "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / dim,
+        },
+    }
+
+
+def _vit_shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     width, _, patch, _ = tensors["visual.conv1.weight"].shape
     grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    vocab, dim = tensors["token_embedding.weight"].shape
-    return config_from_open_clip(
-        {
-            "embed_dim": tensors["text_projection"].shape[1],
-            "quick_gelu": True,
-            "vision_cfg": {
-                "image_size": grid * patch,
-                "patch_size": patch,
-                "width": width,
-                "layers": count_layers(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
-                "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
-            },
-            "text_cfg": {
-                "context_length": tensors["positional_embedding"].shape[0],
-                "vocab_size": vocab,
-                "width": dim,
-                "heads": dim // 64,
-                "layers": count_layers(tensors, r"^transformer\.resblocks\.(\d+)\."),
-                "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / dim,
-            },
-        }
-    )
+    return {
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "width": width,
+        "layers": count_layers(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
+        "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
+    }
+
+
+def _resnet_shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+    return {
+        "image_size": 32 * grid,
+        "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
+        "layers": [count_layers(tensors, rf"^visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)],
+    }
 
 
 def unnest(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -160,21 +191,50 @@ TRANSFORMERS_KEYS: KeyMap = {
     **transformers_tower("text", "text_model"),
 }
 
-OPEN_CLIP_KEYS: KeyMap = {
+
+def _resnet_keys() -> dict[str, Any]:
+    """The ResNets of open_clip and OpenAI."""
+    keys: dict[str, Any] = {
+        "vision.position": "visual.attnpool.positional_embedding",
+        "vision.pool.q": "visual.attnpool.q_proj",
+        "vision.pool.kv": cat("visual.attnpool.k_proj", "visual.attnpool.v_proj"),
+        "vision.pool.out": "visual.attnpool.c_proj",
+    }
+    parts = {"first": 1, "second": 2, "third": 3}
+    for number in parts.values():
+        keys[f"vision.stem{number}.conv"] = f"visual.conv{number}"
+        keys[f"vision.stem{number}.norm"] = f"visual.bn{number}"
+    for stage in range(1, 5):
+        ours, theirs = f"vision.stage{stage}.{{}}", f"visual.layer{stage}.{{}}"
+        keys |= {
+            f"{ours}.shortcut.conv": f"{theirs}.downsample.0",
+            f"{ours}.shortcut.norm": f"{theirs}.downsample.1",
+        }
+        for part, number in parts.items():
+            keys[f"{ours}.{part}.conv"] = f"{theirs}.conv{number}"
+            keys[f"{ours}.{part}.norm"] = f"{theirs}.bn{number}"
+    return keys
+
+
+_OPEN_CLIP_TEXT: KeyMap = {
     "logit_scale": "logit_scale",
-    "image_projection.weight": transposed("visual.proj"),
     "text_projection.weight": transposed("text_projection"),
+    "text.word": "token_embedding",
+    "text.position.weight": "positional_embedding",
+    "text.norm": "ln_final",
+    **open_clip_tower("text", ""),
+}
+OPEN_CLIP_KEYS: KeyMap = {
+    **_OPEN_CLIP_TEXT,
+    "image_projection.weight": transposed("visual.proj"),
     "vision.embed.class_token": "visual.class_embedding",
     "vision.embed.position": "visual.positional_embedding",
     "vision.embed.proj": "visual.conv1",
     "vision.norm_in": "visual.ln_pre",
     "vision.norm_out": "visual.ln_post",
-    "text.word": "token_embedding",
-    "text.position.weight": "positional_embedding",
-    "text.norm": "ln_final",
     **open_clip_tower("vision", "visual."),
-    **open_clip_tower("text", ""),
 }
+RESNET_KEYS: KeyMap = {**_OPEN_CLIP_TEXT, **_resnet_keys()}
 
 # Buffers and sizes that old checkpoints store beside the weights.
 IGNORED = (r"\.position_ids$", r"^(attn_mask|input_resolution|context_length|vocab_size)$")

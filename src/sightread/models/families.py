@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sightread.errors import CheckpointError
-from sightread.models import blip, blip_checkpoints, clip, clip_checkpoints, siglip, siglip_checkpoints
+from sightread.models import (
+    blip,
+    blip_checkpoints,
+    clip,
+    clip_checkpoints,
+    clip_resnet,
+    siglip,
+    siglip_checkpoints,
+)
 from sightread.models.weights import KeyMap, fill
 
 
@@ -53,7 +61,7 @@ _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-def _clip_image(config: clip.Config) -> dict[str, Any]:
+def _clip_image(config: clip.Config | clip_resnet.Config) -> dict[str, Any]:
     side = config.vision.image_size
     return {
         "size": {"shortest_edge": side},
@@ -89,12 +97,6 @@ def _siglip_image(config: siglip.Config) -> dict[str, Any]:
     return {**found, "image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}}
 
 
-def _open_clip_config(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> clip.Config:
-    if data:
-        return clip_checkpoints.config_from_open_clip(data)
-    return clip_checkpoints.config_from_tensors(tensors)
-
-
 FAMILIES: dict[str, Family] = {
     "clip": Family(
         name="clip",
@@ -113,12 +115,30 @@ FAMILIES: dict[str, Family] = {
                 clip_checkpoints.IGNORED,
                 clip_checkpoints.unnest,
                 ("visual.conv1.weight", "visual.class_embedding"),
-                _open_clip_config,
+                clip_checkpoints.config_from_open_clip,
             ),
         },
         tokenizer="clip",
         image_processor="CLIPImageProcessor",
         to_transformers=clip_checkpoints.exports,
+        default_image=_clip_image,
+    ),
+    "clip_resnet": Family(
+        name="clip_resnet",
+        network=clip_resnet.ClipResnet,
+        config=clip_resnet.Config,
+        layouts={
+            "open_clip": Layout(
+                clip_checkpoints.RESNET_KEYS,
+                clip_checkpoints.IGNORED,
+                clip_checkpoints.unnest,
+                ("visual.attnpool.c_proj.weight",),
+                clip_checkpoints.config_from_open_clip,
+            ),
+        },
+        tokenizer="clip",
+        image_processor="CLIPImageProcessor",
+        to_transformers=clip_checkpoints.resnet_exports,
         default_image=_clip_image,
     ),
     "blip": Family(

@@ -55,7 +55,14 @@ _NOT_WEIGHTS = (
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
 
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.txt.gz", "*.model")
-_TOKENIZER_FILES = {"tokenizer.json", "vocab.json", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz"}
+_TOKENIZER_FILES = {
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "bpe_simple_vocab_16e6.txt.gz",
+    "spiece.model",
+    "tokenizer.model",
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 

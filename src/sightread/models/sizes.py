@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sightread.models import blip, clip
+from sightread.models import blip, clip, siglip
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
-Sized = TypeVar("Sized", blip.Config, clip.Config)
+Sized = TypeVar("Sized", blip.Config, clip.Config, siglip.Config)
 
 
 def _blip(vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False) -> blip.Config:
@@ -85,6 +85,15 @@ def _clip(patch: int) -> clip.Config:
     return clip.Config(vision, text, embed_dim=512, end_id=49407, end_is_largest_id=False)
 
 
+def _siglip(image_size: int, patch: int, dim: int, layers: int, heads: int) -> siglip.Config:
+    """Towers of one width (Zhai et al. 2023, section 4.1)."""
+    how: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
+    vision = replace(_vit(image_size, patch, dim, layers, heads), pooling="attention", **how)
+    text = replace(_bert(dim, layers, heads, positions=64), vocab=32_000, post_norm=False, **how)
+    return siglip.Config(vision, text, embed_dim=dim)
+
+
+_SMALL_SIGLIP = _siglip(64, 16, dim=128, layers=3, heads=4)
 _SMALL_CLIP = replace(
     _clip(16),
     vision=replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96), norm_tokens=False),
@@ -94,7 +103,7 @@ _SMALL_CLIP = replace(
 _BASE = _bert(dim=768, layers=12, heads=12, positions=512)
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
-SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
+SIZES: dict[str, tuple[str, blip.Config | clip.Config | siglip.Config]] = {
     # 8 million parameters with 4,000 words: 16 MB at half precision.
     "blip-nano": (
         "blip",
@@ -109,11 +118,17 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config]] = {
     "blip-large": ("blip", _blip(_vit(224, 16, dim=1024, layers=24, heads=16), _BASE)),
     "clip-vit-b-32": ("clip", _clip(32)),
     "clip-vit-b-16": ("clip", _clip(16)),
-    # CLIP's towers for SigLIP's loss.
-    "clip-vit-b-16-sigmoid": ("clip", replace(_clip(16), sigmoid=True)),
+    "siglip-base": ("siglip", _siglip(224, 16, dim=768, layers=12, heads=12)),
     # For rendered scenes of 64 pixels, in minutes on two cores.
     "world-clip": ("clip", _SMALL_CLIP),
-    "world-sigmoid": ("clip", replace(_SMALL_CLIP, sigmoid=True)),
+    "world-siglip": (
+        "siglip",
+        replace(
+            _SMALL_SIGLIP,
+            vision=replace(_SMALL_SIGLIP.vision, stem=(32, 64, 96)),
+            text=replace(_SMALL_SIGLIP.text, positions=40),
+        ),
+    ),
     "world": (
         "blip",
         _blip(
@@ -131,6 +146,8 @@ def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
     text = replace(config.text, vocab=vocab)
     if isinstance(config, clip.Config):
         return replace(config, text=text, end_id=token_id("<|endoftext|>"))
+    if isinstance(config, siglip.Config):
+        return replace(config, text=text)
     return replace(
         config,
         text=text,

@@ -85,6 +85,11 @@ class Model:
         """What this checkpoint can do: of embed, similarity, classify, match, rank, caption, answer."""
         return self.network.jobs
 
+    @property
+    def reading(self) -> embed.Reading:
+        """How `classify` reads the logits of labels that it is told, unless it is told how."""
+        return getattr(self.network, "reading", "softmax")
+
     def read(
         self,
         sources: Iterable[ImageSource],
@@ -125,8 +130,7 @@ class Model:
         )
 
     def _encode_sizes(self, batch: Sequence[Pixels]) -> Encoded:
-        """Pictures of many sizes: those of one size together, so that no patch is filled in. tokens `[B, N, D]`, zero
-        where mask `[B, N]` is False."""
+        """Those of one size together, so that no patch is padding; tokens `[B, N, D]` are 0 where the mask is False."""
         places: dict[tuple[int, ...], list[int]] = {}
         for i, picture in enumerate(batch):
             places.setdefault(picture.values.shape, []).append(i)
@@ -178,7 +182,7 @@ class Model:
         Without labels: probabilities of the classes that the model was fine-tuned for (`self.labels`), by the layer
         that learned them, always a softmax; UsageError where there are none.
         """
-        usual: embed.Reading = getattr(self.network, "reading", "softmax")
+        usual = self.reading
         if reading not in (None, "softmax", "sigmoid"):
             raise UsageError(f'reading="{reading}": must be "softmax" or "sigmoid"')
         if labels is None:

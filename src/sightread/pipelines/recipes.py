@@ -336,7 +336,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "siglip_pretrain",
             {"siglip": 1.0},
-            model=ModelSettings(size="clip-vit-b-16-sigmoid", words=32_000),
+            model=ModelSettings(size="siglip-base", words=32_000),
             data=DataSettings(batch=1024, max_tokens=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
             optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sightread.data.masking import mask_patches, mask_words
-from sightread.models.clip import Clip
+from sightread.models.blip import Blip
 from sightread.objectives import contrastive, language, masked, matching
 from sightread.objectives.gather import gather_rows, row_offset
 from sightread.pipelines.features import Features
@@ -79,12 +79,10 @@ class Context:
         """ITC embeddings of the pictures that have captions `[c, P]`."""
         if not len(self.captioned.ids):
             return self._no_rows()
-        if isinstance(self.network, Clip):  # embeds what comes before its tokens' norm
-            return self.features.rows(
-                partial(_embed, self.network), pick(self.pixels, self.captioned.pictures)
-            )
-        tokens = pick(self.tokens, self.captioned.pictures)
-        return self.network.embed_image(Encoded(tokens, tokens[:, 0]))
+        if isinstance(self.network, Blip):  # its first token is all, and other terms share them
+            tokens = pick(self.tokens, self.captioned.pictures)
+            return self.network.embed_image(Encoded(tokens, tokens[:, 0]))
+        return self.features.rows(partial(_embed, self.network), pick(self.pixels, self.captioned.pictures))
 
     @cached_property
     def groups(self) -> Tensor:

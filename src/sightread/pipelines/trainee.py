@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from sightread.data.pieces import load_pieces
 from sightread.data.samples import Dataset
 from sightread.data.tokens import (
     Tokenizer,
@@ -17,10 +19,9 @@ from sightread.data.tokens import (
     clip_tokenizer_from_bpe,
     load_tokenizer,
 )
-from sightread.data.vocabulary import learn_byte_pairs, learn_word_pieces
+from sightread.data.vocabulary import learn_byte_pairs, learn_pieces, learn_word_pieces
 from sightread.errors import SightreadError, UsageError
-from sightread.models.blip import LmHead
-from sightread.models.clip import Clip
+from sightread.models.blip import Blip, LmHead
 from sightread.models.families import FAMILIES
 from sightread.models.sizes import SIZES, fitted
 from sightread.nn.attention import Linear
@@ -29,10 +30,8 @@ from sightread.nn.packing import quicken, unpack
 from sightread.nn.training import regularise
 from sightread.pipelines.engine import load
 from sightread.pipelines.recipes import ModelSettings, Recipe
+from sightread.towers.vit import VitConfig
 from sightread.types import ImageSpec
-
-# CLIP's channel means and deviations (released code), which BLIP kept.
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +96,13 @@ def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, s
     config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
     network: Any = FAMILIES[family].network(config)
     initialise(network, recipe.seed)
+    if hasattr(network, "logit_bias"):
+        # SigLIP's -10 is the odds of its batch of 32k; small batches that start there collapse to one point.
+        network.logit_bias.data.fill_(-math.log(recipe.data.batch))
     side = config.vision.image_size
-    return network, family, tokenizer, ImageSpec(resize=(side, side), mean=_MEAN, std=_STD)
+    image = FAMILIES[family].default_image(config)
+    mean, std = tuple(image["image_mean"]), tuple(image["image_std"])
+    return network, family, tokenizer, ImageSpec(resize=(side, side), mean=mean, std=std)
 
 
 def _with_side(config: Any, side: int) -> Any:
@@ -112,11 +116,12 @@ def _resized(network: Any, family: str, spec: ImageSpec, side: int) -> tuple[Any
     config = _with_side(network.config, side)
     new: Any = FAMILIES[family].network(config)
     tensors = network.state_dict()
-    table = tensors["vision.embed.position"]
+    name = "vision.embed.position" if "vision.embed.position" in tensors else "vision.position"
     before, after = (c.vision.image_size // c.vision.patch for c in (network.config, config))
-    grid = table[1:].T.reshape(1, -1, before, before)
+    first, table = tensors[name].split([len(tensors[name]) - before**2, before**2])  # a class token's, if any
+    grid = table.T.reshape(1, -1, before, before)
     grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic", antialias=after < before)
-    tensors["vision.embed.position"] = torch.cat([table[:1], grid.flatten(2)[0].T])
+    tensors[name] = torch.cat([first, grid.flatten(2)[0].T])
     new.load_state_dict(tensors)
     if spec.crop:
         return new, replace(spec, crop=(side, side), shortest_edge=side if spec.shortest_edge else None)
@@ -131,6 +136,8 @@ def _tokenizer(
         given.mkdir(parents=True)
         if kind == "clip":
             learn_byte_pairs(_texts(dataset), settings.words, given)
+        elif kind == "pieces":
+            learn_pieces(_texts(dataset), settings.words, given)
         else:
             learn_word_pieces(_texts(dataset), settings.words, given / "vocab.txt")
     if not given.exists():
@@ -141,6 +148,8 @@ def _tokenizer(
         return bert_tokenizer_from_vocab(words, max_length=positions)
     if kind == "clip" and given.is_file():
         return clip_tokenizer_from_bpe(given, max_length=positions)
+    if kind == "pieces":
+        return load_pieces(given, max_length=positions, fill=True)
     return load_tokenizer(given, kind=kind, max_length=positions)
 
 
@@ -192,20 +201,17 @@ def _start_vision(network: Any, source: str) -> None:
 
 def _check_terms(recipe: Recipe, network: Any) -> None:
     """Say at once when an objective asks for a part that the network lacks."""
-    is_clip = isinstance(network, Clip)
-    config = network.config
+    is_blip, config = isinstance(network, Blip), network.config
+    judges = is_blip and config.embed_dim is not None and config.temperature
     has = {
-        "itc": not is_clip and config.encoder and config.embed_dim is not None and config.temperature,
-        "itm": not is_clip and config.matching and config.embed_dim is not None and config.temperature,
-        "lm": not is_clip and config.decoder and config.decoder_memory_dim == config.vision.dim,
-        "vqa": not is_clip
-        and config.decoder
-        and config.encoder
-        and config.decoder_memory_dim == config.text.dim,
-        "clip": is_clip,
-        "siglip": is_clip and config.sigmoid,
-        "mlm": not is_clip and config.encoder,
-        "mim": True,
+        "itc": judges and config.encoder,
+        "itm": judges and config.matching,
+        "lm": is_blip and config.decoder and config.decoder_memory_dim == config.vision.dim,
+        "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
+        "clip": hasattr(network, "logit_scale"),
+        "siglip": hasattr(network, "logit_bias"),
+        "mlm": is_blip and config.encoder,
+        "mim": isinstance(config.vision, VitConfig) and not config.vision.any_size,
         "classes": True,
     }
     for term, weight in recipe.terms.items():
