@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sightread.nn.attention import Linear
-from sightread.towers.text import TextConfig, TextTower, at_end
+from sightread.towers.text import TextConfig, TextTower
 from sightread.towers.vit import Vit, VitConfig
 from sightread.types import Encoded
 
@@ -60,7 +60,11 @@ class Clip(nn.Module):
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length. What follows the end token changes nothing."""
         tokens = self.text(ids, lengths=lengths, causal=True).tokens
-        pooled = at_end(tokens, ids, None if self.config.end_is_largest_id else self.config.end_id)
+        if self.config.end_is_largest_id:
+            end = ids.argmax(dim=1)
+        else:
+            end = (ids == self.config.end_id).int().argmax(dim=1)
+        pooled = tokens[torch.arange(ids.shape[0], device=ids.device), end]
         return nn.functional.normalize(self.text_projection(pooled), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sightread.nn.attention import Linear
 from sightread.towers.resnet import Resnet, ResnetConfig
-from sightread.towers.text import TextConfig, TextTower, at_end
+from sightread.towers.text import TextConfig, TextTower
 from sightread.types import Encoded
 
 
@@ -56,8 +56,9 @@ class ClipResnet(nn.Module):
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length. The end token is the largest id, as in all of them."""
-        pooled = at_end(self.text(ids, lengths=lengths, causal=True).tokens, ids, None)
-        return nn.functional.normalize(self.text_projection(pooled), dim=-1)
+        tokens = self.text(ids, lengths=lengths, causal=True).tokens
+        ends = tokens[torch.arange(ids.shape[0], device=ids.device), ids.argmax(dim=1)]
+        return nn.functional.normalize(self.text_projection(ends), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:
         """Cosines -> logits: multiplied by the learned scale."""

@@ -263,13 +263,6 @@ def _positions(x: Tensor, real: Tensor | None) -> Tensor:
     return (real.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def at_end(tokens: Tensor, ids: Tensor, end_id: int | None) -> Tensor:
-    """The state of each text's end `[R, D]` of tokens `[R, L, D]`: at the first `end_id`, or, for None, at the largest
-    id, as OpenAI's code finds it."""
-    end = ids.argmax(dim=1) if end_id is None else (ids == end_id).int().argmax(dim=1)
-    return tokens[torch.arange(ids.shape[0], device=ids.device), end]
-
-
 def _table(rows: int, dim: int) -> nn.Embedding:
     """Without random values: to draw them where no memory is ("meta"), torch loads its compiler for 0.7 s."""
     return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)

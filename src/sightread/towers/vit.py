@@ -110,7 +110,7 @@ class PatchEmbed(nn.Module):
         self.stem = ConvStem(config.stem, config.stem_blocks, config.eps) if config.stem else nn.Identity()
         channels = config.stem[-1] if config.stem else 3
         self.any_size = config.any_size
-        # The same product; NaFlex's checkpoints have it as one of whole patches.
+        # The same product, which NaFlex's checkpoints have as one of whole patches.
         self.proj = (
             Linear(cut * cut * channels, config.dim, bias=config.patch_bias)
             if config.any_size
