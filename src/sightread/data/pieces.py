@@ -64,7 +64,11 @@ def load_pieces(
     if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
         files = {bare.name: bare.read_bytes()}
         piece_model = read_piece_model(files[bare.name], source=str(bare))
-        kind = kind if kind in _NAMES else "GemmaTokenizer" if piece_model.merged else "SiglipTokenizer"
+        kind = kind or ("GemmaTokenizer" if piece_model.merged else "SiglipTokenizer")
+        if kind not in _PIPELINES:
+            raise TokenizerError(
+                f"{bare}: {kind} is read from tokenizer.json alone; copy it into that folder."
+            )
         backend = _PIPELINES[kind](piece_model)
     elif whole.is_file():
         backend = _backend(whole)
