@@ -420,7 +420,7 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
             epochs=20,
         ),
-        # The bundled model, second half; recipes/nano/LOG.md has the first and what was tried.
+        # The bundled model; recipes/nano/LOG.md has the settings of its runs and what was tried.
         Recipe(
             "nano",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
@@ -440,6 +440,7 @@ RECIPES: dict[str, Recipe] = {
             precision="bfloat16",
             ema=0.998,
             match_weight=2.0,
+            hard_negatives=0.5,
             epochs=50,
         ),
     )
