@@ -85,6 +85,8 @@ NAMED: dict[str, set[str]] = {
         "models.clip",
         "models.clip_checkpoints",
         "models.clip_resnet",
+        "models.florence",
+        "models.florence_checkpoints",
         "models.siglip",
         "models.siglip_checkpoints",
         "models.weights",
@@ -216,7 +218,13 @@ NAMED: dict[str, set[str]] = {
         "pipelines.metrics.vqa",
     },
     "pipelines.prompted": {"pipelines.arguments"},
-    "pipelines.model": {"pipelines.arguments", "pipelines.prompted", "pipelines.saving"},
+    "pipelines.model": {
+        "pipelines.arguments",
+        "pipelines.batching",
+        "pipelines.prompted",
+        "pipelines.regions",
+        "pipelines.saving",
+    },
     "pipelines.run_log": {"pipelines.run_events"},
     "pipelines.run_report": {"pipelines.run_events", "pipelines.run_log"},
     "pipelines.metrics": {
@@ -260,6 +268,9 @@ NAMED: dict[str, set[str]] = {
     "apps.show": {"models.catalog"},
     "apps.training": {"apps.show"},
     "apps.worlds": {"apps.options", "apps.show", "data.world"},
+    "data.bart": {"data.padding", "data.tokens"},
+    "models.florence_checkpoints": {"models.florence", "models.seq2seq_checkpoints", "models.weights"},
+    "pipelines.regions": {"pipelines.arguments", "pipelines.prompted"},
 }
 
 # The only libraries there are, and who may use each.

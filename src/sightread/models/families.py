@@ -18,6 +18,8 @@ from sightread.models import (
     clip,
     clip_checkpoints,
     clip_resnet,
+    florence,
+    florence_checkpoints,
     siglip,
     siglip_checkpoints,
 )
@@ -49,12 +51,19 @@ class Family:
     network: Callable[[Any], Any]
     config: type[Any]
     layouts: Mapping[str, Layout]
-    tokenizer: typing.Literal["clip", "bert", "pieces"]
+    tokenizer: typing.Literal["clip", "bert", "pieces", "bart"]
     image_processor: str
     # Each model that `transformers` makes of it: folder ("" where there is one) -> (config.json, tensor prefixes).
     to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
     # The processor settings that original checkpoints were trained with (they carry none themselves).
     default_image: Callable[[Any], dict[str, Any]]
+    # Whether generation_config.json says how it writes.
+    generation: bool = False
+    # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
+    # config, the size of pictures, and the words that stand for no thing.
+    processor: (
+        Callable[[Any, tuple[int, int], Sequence[str]], tuple[dict[str, Any], dict[str, Any]]] | None
+    ) = None
 
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -95,6 +104,16 @@ def _siglip_image(config: siglip.Config) -> dict[str, Any]:
             "resample": 2,
         }
     return {**found, "image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}}
+
+
+def _florence_image(_: florence.Config) -> dict[str, Any]:
+    return {
+        "size": {"height": 768, "width": 768},
+        "do_center_crop": False,
+        "resample": 3,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
 
 
 FAMILIES: dict[str, Family] = {
@@ -190,6 +209,36 @@ FAMILIES: dict[str, Family] = {
         image_processor="SiglipImageProcessor",
         to_transformers=siglip_checkpoints.exports,
         default_image=_siglip_image,
+    ),
+    "florence": Family(
+        name="florence",
+        network=florence.Florence,
+        config=florence.Config,
+        layouts={
+            "transformers": Layout(
+                florence_checkpoints.transformers_keys,
+                florence_checkpoints.IGNORED,
+                dict,
+                (
+                    "model.multi_modal_projector.image_proj_norm.weight",
+                    "model.vision_tower.convs.0.conv.weight",
+                ),
+                florence_checkpoints.config_from_transformers,
+            ),
+            "original": Layout(
+                florence_checkpoints.ORIGINAL_KEYS,
+                florence_checkpoints.IGNORED,
+                dict,
+                ("image_proj_norm.weight", "vision_tower.convs.0.proj.weight"),
+                florence_checkpoints.config_from_original,
+            ),
+        },
+        tokenizer="bart",
+        image_processor="CLIPImageProcessor",
+        to_transformers=florence_checkpoints.exports,
+        default_image=_florence_image,
+        generation=True,
+        processor=florence_checkpoints.processor,
     ),
 }
 

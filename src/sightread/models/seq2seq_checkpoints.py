@@ -94,6 +94,24 @@ def bart_configs(data: Mapping[str, Any]) -> tuple[TextConfig, LanguageConfig]:
     return TextConfig(**shape, **sizes["encoder"]), LanguageConfig(decoder, tied=True, head_bias=True)
 
 
+def bart_to_transformers(encoder: TextConfig, language: LanguageConfig) -> dict[str, Any]:
+    """The inverse of `bart_configs`."""
+    data: dict[str, Any] = {
+        "model_type": "bart",
+        "vocab_size": encoder.vocab,
+        "max_position_embeddings": encoder.positions,
+        "activation_function": encoder.activation,
+        "d_model": encoder.dim,
+        "scale_embedding": encoder.word_scale != 1.0,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": language.tied,
+    }
+    for side, text in (("encoder", encoder), ("decoder", language.text)):
+        data |= {f"{side}_layers": text.layers, f"{side}_ffn_dim": text.mlp_dim}
+        data[f"{side}_attention_heads"] = text.heads
+    return data
+
+
 def t5_keys(encoder: str, decoder: str, theirs: str, *, gated: bool) -> KeyMap:
     """The key map of a T5; encoder, decoder: their names in the network; theirs: a prefix such as
     "language_model."."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sightread.data.bart import load_bart
 from sightread.data.pieces import load_pieces
 from sightread.data.pixels import spec_from_open_clip, spec_from_transformers
 from sightread.data.tokens import (
@@ -67,7 +68,7 @@ def load(
         device=where,
         dtype=kind,
         batch_size=8 if where.type == "cpu" else 32,
-        decoding=config.get("decoding", {}) if config.get("format") == FORMAT else {},
+        decoding=config.get("decoding", {}) if config.get("format") == FORMAT else _decoding(located, family),
     )
 
 
@@ -140,6 +141,8 @@ def _load_foreign(
 
 def _check_size(spec: ImageSpec, vision: Any, name: str) -> None:
     side, patch = vision.image_size, vision.patch
+    if not side and (spec.crop or spec.resize):
+        return
     if spec.patches and vision.any_size and spec.patches[0] == patch:
         return
     if (made := spec.crop or spec.resize) != (side, side):
@@ -149,6 +152,28 @@ def _check_size(spec: ImageSpec, vision: Any, name: str) -> None:
             if made
             else f"{name}: its processor config gives pictures no fixed size, or patches of another"
         )
+
+
+# Our option -> the name in generation_config.json.
+_GENERATION = {
+    "num_beams": "num_beams",
+    "length_penalty": "length_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "max_new_tokens": "max_new_tokens",
+    "first_id": "forced_bos_token_id",
+}
+
+
+def _decoding(located: Located, family: Family) -> dict[str, Any]:
+    """How it writes where the caller does not say: generation_config.json or, before there were such, config.json."""
+    if not family.generation:
+        return {}
+    config = located.config or {}
+    said = _json(located.folder / "generation_config.json") or {**config, **config.get("text_config", {})}
+    found = {ours: said[theirs] for ours, theirs in _GENERATION.items() if said.get(theirs) is not None}
+    flags = {"stop_early": said.get("early_stopping") is True, "end_last": "forced_eos_token_id" in said}
+    return found | {name: True for name, on in flags.items() if on}
 
 
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
@@ -161,6 +186,8 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
         return load_pieces(
             folder, max_length=most, fill=True, lower=config.vision.any_size, cleaning=cleaning
         )
+    if family.tokenizer == "bart":
+        return load_bart(folder, max_length=most)
     whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
     words, pairs = folder / "vocab.txt", folder / "bpe_simple_vocab_16e6.txt.gz"
     if family.tokenizer == "bert" and not whole and words.is_file():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from os import PathLike
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from sightread.data.reader import read_pictures
 from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UnsupportedError, UsageError
 from sightread.models.catalog import who_can
-from sightread.pipelines import prompted
+from sightread.pipelines import prompted, regions
 from sightread.pipelines.arguments import (
     Images,
     Texts,
@@ -29,16 +28,18 @@ from sightread.pipelines.arguments import (
     digest,
     prompts_from,
 )
+from sightread.pipelines.batching import TEXTS_AT_ONCE, continued, groups, part_of
+from sightread.pipelines.regions import Asked
 from sightread.pipelines.saving import save
 from sightread.tasks import describe, embed, match
 from sightread.tasks.generate import Decoding
-from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Pixels
+from sightread.tasks.regions import Box
+from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Pixels, Region
 
 Floats = NDArray[np.float32]
 
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
-_TEXTS_AT_ONCE = 64
 _TOKENS_AT_ONCE = 600  # of pictures, on a CPU
 
 
@@ -120,8 +121,8 @@ class Model:
         if self.device.type != "cpu":
             return self.network.encode_image(pixels)
         # A few pictures at a time, whatever the batch: their activations then stay in the caches of a CPU.
-        vision = self.network.config.vision
-        few = max(1, _TOKENS_AT_ONCE // (vision.image_size // vision.patch) ** 2)
+        patch, (height, width) = self.network.config.vision.patch, pixels.shape[2:]
+        few = max(1, _TOKENS_AT_ONCE // max(1, (height // patch) * (width // patch)))
         parts: list[Encoded] = [self.network.encode_image(part) for part in pixels.split(few)]
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Encoded(
@@ -219,8 +220,8 @@ class Model:
         tokens = self._tokens(strings)
         out = np.zeros(len(strings), dtype=np.float32)
         for _, image, rows_of in self._distinct(pictures):
-            for part, rows in _groups(rows_of):
-                logits = match.match_logits(self.network, _part(image, part), *self._rows(tokens, rows))
+            for part, rows in groups(rows_of):
+                logits = match.match_logits(self.network, part_of(image, part), *self._rows(tokens, rows))
                 out[rows] = _numpy(match.match_probability(logits))
         return out
 
@@ -242,23 +243,32 @@ class Model:
                 similarity = embed.embed_images(self.network, image) @ embedded.t()
             best, index = similarity.topk(min(k, len(strings)), dim=1)
             scores = torch.full_like(similarity, NOT_RANKED)
-            for part, chosen in _groups(list(index.cpu().numpy())):
-                logits = match.match_logits(self.network, _part(image, part), *self._rows(tokens, chosen))
+            for part, chosen in groups(list(index.cpu().numpy())):
+                logits = match.match_logits(self.network, part_of(image, part), *self._rows(tokens, chosen))
                 places = torch.from_numpy(chosen).to(self.device).view(part.stop - part.start, -1)
                 scores[part] = scores[part].scatter(1, places, logits[:, 1].view(places.shape))
             rows.append(scores.scatter_add(1, index, best))
         return self._stack(rows, len(strings))
 
     def caption(
-        self, images: Images, prompt: str | Sequence[str] | None = None, **decoding: Any
+        self,
+        images: Images,
+        prompt: Texts | None = None,
+        *,
+        length: Literal["short", "detailed", "long"] | None = None,
+        region: Box | None = None,
+        **decoding: Any,
     ) -> list[str]:
         """One caption a picture (`num_return` of them, together). A prompt is continued, and part of the caption.
 
-        prompt: one for all pictures, or one a picture. decoding: the fields of `tasks.generate.Decoding`.
+        prompt: one for all pictures, or one a picture. length, and region (a box in pixels, of which the caption then
+        is): for models that were trained for them, in place of a prompt. decoding: the fields of
+        `tasks.generate.Decoding`.
         """
         self._need("caption")
-        ways = {"num_beams", "top_p", "top_k", "temperature"}
-        options = Decoding.of(dict(decoding if ways & set(decoding) else {**self.decoding, **decoding}))
+        if length is not None or region is not None:
+            return regions.caption(self, images, prompt, length, region, **decoding)
+        options = self.options(decoding)
         prompts = None if prompt is None else as_strings(prompt, "prompt")
         out: list[str] = []
         done = 0
@@ -269,7 +279,7 @@ class Model:
                 asked = [prompted.form(self.network, "caption", text) for text in mine or [None] * len(batch)]
                 found = prompted.texts(self, [[picture] for picture in batch], asked, options, keys)
             else:
-                found = self._write(self.encode(batch), mine, keys, options)
+                found = continued(self, self.encode(batch), mine, keys, options)
             for texts in found:
                 out.extend(texts)
             done += len(batch)
@@ -308,9 +318,11 @@ class Model:
         out: list[list[str]] = [[] for _ in strings]
         for batch, image, rows_of in self._distinct(pictures):
             owner = {int(row): b for b, mine in enumerate(rows_of) for row in mine}
-            for part, rows in _groups(rows_of):
+            for part, rows in groups(rows_of):
                 with torch.inference_mode():
-                    question: Encoded = self.network.read_text(_part(image, part), *self._rows(tokens, rows))
+                    question: Encoded = self.network.read_text(
+                        part_of(image, part), *self._rows(tokens, rows)
+                    )
                 if choices is not None and answers is not None:
                     picked = describe.choose(self.network.decoder, question, *answers, top=top_candidates)
                     found = [[choices[i]] for i in picked]
@@ -319,10 +331,39 @@ class Model:
                         digest(batch[owner[row]].values.tobytes() + strings[row].encode("utf-8", "replace"))
                         for row in rows.tolist()
                     ]
-                    found = self._write(question, None, keys, options)
+                    found = continued(self, question, None, keys, options)
                 for row, texts in zip(rows.tolist(), found, strict=True):
                     out[row] = texts
         return [text for texts in out for text in texts]
+
+    def detect(
+        self, images: Images, phrases: Texts | None = None, *, describe: bool = False, **decoding: Any
+    ) -> list[list[Region]]:
+        """The things in each picture: all that the model finds, or with phrases all that each of them names.
+
+        describe: labels are descriptions instead of names. Boxes are in pixels of the upright picture. decoding: as for
+        `caption`; a text of regions may have 1,024 tokens where it does not say.
+        """
+        self._need("detect")
+        return regions.detect(self, images, phrases, describe=describe, **decoding)
+
+    def locate(self, images: Images, phrases: Texts, **decoding: Any) -> list[list[Region]]:
+        """Boxes of what each phrase refers to, or the phrases in it: pairs, or one of either with all of the other."""
+        self._need("locate")
+        return regions.each(self, "locate", images, phrases, **decoding)
+
+    def segment(
+        self, images: Images, phrases: Asked | Sequence[Asked], **decoding: Any
+    ) -> list[list[Region]]:
+        """Outlines of what each phrase refers to, or of what a box (left, top, right, bottom) holds: pairs, or one of
+        either with all of the other."""
+        self._need("segment")
+        return regions.each(self, "segment", images, phrases, **decoding)
+
+    def read_text(self, images: Images, **decoding: Any) -> list[list[Region]]:
+        """The texts written in each picture: labels, with four corners each as polygon, and the box that holds them."""
+        self._need("read")
+        return regions.read_text(self, images, **decoding)
 
     def save(
         self, folder: str | PathLike[str], *, layout: Literal["sightread", "transformers"] = "sightread"
@@ -390,7 +431,7 @@ class Model:
         tokens = self._tokens(texts)
         order = np.argsort(tokens[1].cpu().numpy(), kind="stable")
         out: Tensor | None = None
-        for rows in np.split(order, range(_TEXTS_AT_ONCE, len(order), _TEXTS_AT_ONCE)):
+        for rows in np.split(order, range(TEXTS_AT_ONCE, len(order), TEXTS_AT_ONCE)):
             part = embed.embed_texts(self.network, *self._rows(tokens, rows))
             if out is None:
                 out = part.new_empty(len(texts), part.shape[1])
@@ -409,37 +450,12 @@ class Model:
             self._classes = (key, embed.ensemble(self._embed_texts(texts), len(templates)))
         return self._classes[1]
 
-    def _write(
-        self, memory: Encoded, prompts: list[str] | None, keys: list[int], options: Decoding
-    ) -> list[list[str]]:
-        """For each memory its texts, after its prompt. Prompts of one length go through the decoder together."""
-        config = self.network.config
-        if prompts is None:
-            ids = torch.full((len(keys), 1), config.start_id, device=self.device)
-            lengths = torch.ones(len(keys), dtype=torch.long)
-        else:
-            ids, lengths = self._tokens(prompts, first=config.start_id)
-            lengths = lengths.cpu() - 1  # without the end token
-        room = config.text.positions - int(lengths.max())
-        if options.max_new_tokens > room:
-            raise UsageError(
-                f"max_new_tokens={options.max_new_tokens}: this model has room for {room} after the prompt"
-            )
-        out: list[list[str]] = [[] for _ in keys]
-        for length in sorted(set(lengths.tolist())):
-            rows = (lengths == length).nonzero().squeeze(1)
-            found = describe.write(
-                self.network.decoder,
-                memory if len(rows) == len(keys) else _part(memory, rows.to(self.device)),
-                ids[rows.to(self.device), :length],
-                options,
-                end_id=config.end_id,
-                keys=[keys[row] for row in rows.tolist()],
-            )
-            texts = [text.strip() for text in self.tokenizer.decode(found)]
-            for i, row in enumerate(rows.tolist()):
-                out[row] = texts[i * options.num_return : (i + 1) * options.num_return]
-        return out
+    def options(self, given: Mapping[str, Any]) -> Decoding:
+        """How it writes: as the caller says and, where he does not, as the checkpoint does; beams are left to him who
+        says how many, or samples."""
+        ways = {"num_beams", "top_p", "top_k", "temperature"}
+        left = {"num_beams", "length_penalty"} if ways & set(given) else set[str]()
+        return Decoding.of({k: v for k, v in self.decoding.items() if k not in left} | dict(given))
 
     @property
     def _prompted(self) -> bool:
@@ -448,31 +464,6 @@ class Model:
 
     def _stack(self, rows: list[Tensor], width: int = 0) -> Floats:
         return _numpy(torch.cat(rows)) if rows else np.zeros((0, width), dtype=np.float32)
-
-
-def _groups(rows_of: Sequence[NDArray[np.int64]]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-    """How texts go to the network: pictures with one text together, the texts of one picture together.
-
-    Yields a slice of the pictures and the rows of their texts, the texts of one picture consecutive.
-    """
-    start = 0
-    for single, group in groupby(rows_of, key=lambda rows: len(rows) == 1):
-        members = list(group)
-        if single:
-            yield slice(start, start + len(members)), np.concatenate(members)
-        else:
-            for b, rows in enumerate(members, start):
-                for part in np.split(rows, range(_TEXTS_AT_ONCE, len(rows), _TEXTS_AT_ONCE)):
-                    yield slice(b, b + 1), part
-        start += len(members)
-
-
-def _part(encoded: Encoded, rows: slice | Tensor) -> Encoded:
-    return Encoded(
-        encoded.tokens[rows],
-        None if encoded.pooled is None else encoded.pooled[rows],
-        None if encoded.mask is None else encoded.mask[rows],
-    )
 
 
 def _numpy(values: Tensor) -> Floats:

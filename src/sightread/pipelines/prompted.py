@@ -52,9 +52,10 @@ class Prompter(Protocol):
 
 
 def form(network: Network, job: str, text: str | None = None) -> str:
-    """The prompt of a job with the caller's text in it; without one, the job's own form."""
-    if text is None:
-        return network.prompts[job]
+    """The prompt of a job with the caller's text in it; without one, the job's own form. A text may also be the name
+    of another of the network's prompts."""
+    if text is None or text in network.prompts:
+        return network.prompts[text or job]
     template = network.prompts[job if "{}" in network.prompts.get(job, "") else "prompt"]
     return template.replace("{}", text)
 
@@ -115,16 +116,41 @@ def write(
     pictures: of each prompt, in the order of its PICTURE places; the same `Pixels` object is encoded once.
     keys: a number that names each row for sampling.
     """
-    network = model.network
-    given, length = prefix(model, pictures, prompts)
-    most = network.config.text.positions
-    if most and not network.config.start_ids and length + options.max_new_tokens > most:
-        raise UsageError(
-            f"max_new_tokens={options.max_new_tokens}: this model has room for {most - length} after the prompt"
-        )
-    start = torch.tensor([network.config.start_ids] * len(prompts), dtype=torch.long, device=model.device)
-    rows = describe.write(network.language, given, start, options, end_id=network.config.end_id, keys=keys)
+    given, start = _begun(model, pictures, prompts, options)
+    end_id = model.network.config.end_id
+    rows = describe.write(model.network.language, given, start, options, end_id=end_id, keys=keys)
     return [row[start.shape[1] :] for row in rows]
+
+
+@torch.inference_mode()
+def write_scored(
+    model: Prompter,
+    pictures: Sequence[Sequence[Pixels]],
+    prompts: Sequence[str],
+    options: Decoding,
+    keys: Sequence[int],
+) -> list[tuple[list[int], list[float]]]:
+    """`write`, and the log-probability of each id."""
+    given, start = _begun(model, pictures, prompts, options)
+    end_id = model.network.config.end_id
+    rows = describe.write_scored(model.network.language, given, start, options, end_id=end_id, keys=keys)
+    return [(row[start.shape[1] :], log_p) for row, log_p in rows]
+
+
+def _begun(
+    model: Prompter, pictures: Sequence[Sequence[Pixels]], prompts: Sequence[str], options: Decoding
+) -> tuple[Encoded, Tensor]:
+    """What the language model starts from, and the ids that its texts start with. Raises UsageError without room."""
+    config = model.network.config
+    given, length = prefix(model, pictures, prompts)
+    most = config.text.positions
+    room = most if config.start_ids else most - length  # after a prompt of its own, or after the prefix
+    if most and options.max_new_tokens > room:
+        raise UsageError(
+            f"max_new_tokens={options.max_new_tokens}: this model has room for {room} after the prompt"
+        )
+    start = torch.tensor([config.start_ids] * len(prompts), dtype=torch.long, device=model.device)
+    return given, start
 
 
 def prefix(
@@ -149,7 +175,11 @@ def prefix(
             )
         sizes = iter([tokens[id(picture)].shape[0] for picture in mine])
         rows.append([one for i in ids for one in ([i] * next(sizes) if i == image_id else [i])])
-    length = max(map(len, rows))
+    length, most = max(map(len, rows)), model.network.config.text.positions
+    if most and length > most:
+        raise UsageError(
+            f"a prompt of {length} tokens, its pictures' included: this model reads {most} at most"
+        )
     ids = torch.tensor([[model.tokenizer.pad_id] * (length - len(row)) + row for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     real = torch.arange(length) >= length - lengths[:, None]

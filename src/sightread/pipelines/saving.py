@@ -19,6 +19,7 @@ from sightread.models.families import FAMILIES, keys_of
 from sightread.models.files import write_json, write_safetensors
 from sightread.models.weights import export, own_tensors
 from sightread.nn.packing import pack, unpack
+from sightread.tasks.regions import NO_THINGS
 from sightread.types import ImageSpec
 
 FORMAT = "sightread/1"
@@ -96,9 +97,13 @@ def _write_transformers(model: Saved, folder: Path) -> None:
         part = folder / name if name else folder
         part.mkdir(parents=True)
         write_json({**config, "dtype": str(model.dtype).removeprefix("torch.")}, part / "config.json")
-        write_json(
-            spec_to_transformers(model.image_spec, family.image_processor), part / "preprocessor_config.json"
-        )
+        images = spec_to_transformers(model.image_spec, family.image_processor)
+        size = model.image_spec.crop or model.image_spec.resize
+        if family.processor is not None and size is not None:
+            about, more = family.processor(model.network.config, size, sorted(NO_THINGS))
+            images |= more
+            write_json({**about, "image_processor": images}, part / "processor_config.json")
+        write_json(images, part / "preprocessor_config.json")
         model.tokenizer.save(part)
         kept = {key: value for key, value in tensors.items() if key.startswith(prefixes)}
         write_safetensors(kept, part / "model.safetensors")

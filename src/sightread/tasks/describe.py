@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sightread.tasks.generate import Decoding, generate
+from sightread.tasks.generate import Decoding, generate, generate_scored
 from sightread.types import Encoded
 
 
@@ -49,6 +49,21 @@ def write(
     """Texts for B memories from prompts of one length `[B, L]`: B * num_return lists of ids, prompt included."""
     rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
     return generate(rows, prompt, options, end_id=end_id, keys=keys)
+
+
+@torch.inference_mode()
+def write_scored(
+    writer: Writer,
+    memory: Encoded,
+    prompt: Tensor,
+    options: Decoding,
+    *,
+    end_id: int,
+    keys: Sequence[int] | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """`write`, and the log-probability of each token after the prompt (`generate_scored`)."""
+    rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
+    return generate_scored(rows, prompt, options, end_id=end_id, keys=keys)
 
 
 @torch.inference_mode()

@@ -27,7 +27,9 @@ class Decoding:
     top_k: the k best tokens. temperature: divides the logits (> 0). min_new_tokens, max_new_tokens: counted without
     the prompt; the end token counts. repetition_penalty: CTRL's (Keskar et al. 2019), > 1 discourages.
     length_penalty: a beam's score is its log-probability / length ** penalty. num_return: texts a picture.
-    seed: of sampling.
+    seed: of sampling. no_repeat_ngram: no n tokens in a row stand twice in a text, prompt included (0: they may).
+    stop_early: beam search ends when `num_beams` texts have ended, though another might still be likelier.
+    first_id: what the first new token must be. end_last: what reaches `max_new_tokens` is given its end as the last.
     """
 
     num_beams: int = 1
@@ -40,6 +42,10 @@ class Decoding:
     length_penalty: float = 1.0
     num_return: int = 1
     seed: int = 0
+    no_repeat_ngram: int = 0
+    stop_early: bool = False
+    first_id: int | None = None
+    end_last: bool = False
 
     def __post_init__(self) -> None:
         rules = {
@@ -51,6 +57,7 @@ class Decoding:
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
             "num_return": (self.num_return >= 1, "at least 1"),
+            "no_repeat_ngram": (self.no_repeat_ngram >= 0, "at least 0"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
@@ -101,10 +108,36 @@ def generate(
     The texts of one prompt stand together, best first for beams. The end token is not part of a text.
     keys: one integer per prompt that names it for sampling (a digest of its picture), 0 if left out.
     """
+    return _search(rows, prompt, options, end_id, keys).texts()
+
+
+@torch.inference_mode()
+def generate_scored(
+    rows: Rows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
+) -> list[tuple[list[int], list[float]]]:
+    """`generate`, and for each token after the prompt the logarithm of the probability that the network gave it there,
+    before any rule of `options`."""
+    search = _search(rows, prompt, options, end_id, keys, scored=True)
+    start = prompt.shape[1]
+    return [
+        (text, row[: len(text) - start])
+        for text, row in zip(search.texts(), search.log_p_of_texts().tolist(), strict=True)
+    ]
+
+
+def _search(
+    rows: Rows,
+    prompt: Tensor,
+    options: Decoding,
+    end_id: int,
+    keys: Sequence[int] | None,
+    *,
+    scored: bool = False,
+) -> _Search:
     if options.num_beams > 1:
         search: _Search = _Beams(prompt, options, end_id)
     else:
-        search = _Single(prompt, options, end_id, keys or [0] * prompt.shape[0])
+        search = _Single(prompt, options, end_id, keys or [0] * prompt.shape[0], scored=scored)
     logits = rows.next_logits(prompt)
     if search.width > 1:
         spread = torch.arange(prompt.shape[0], device=prompt.device).repeat_interleave(search.width)
@@ -113,7 +146,7 @@ def generate(
     while True:
         parents = search.advance(logits.float())
         if search.done:
-            return search.texts()
+            return search
         if parents is not None:
             rows.select(parents)
         logits = rows.next_logits(search.ids[:, search.length - 1 : search.length])
@@ -129,11 +162,15 @@ class _Search(Protocol):
 
     def texts(self) -> list[list[int]]: ...
 
+    def log_p_of_texts(self) -> Tensor: ...  # of the tokens after the prompt, [texts, new or more]
+
 
 class _Single:
     """Greedy choice, or a draw: every row for itself."""
 
-    def __init__(self, prompt: Tensor, options: Decoding, end_id: int, keys: Sequence[int]) -> None:
+    def __init__(
+        self, prompt: Tensor, options: Decoding, end_id: int, keys: Sequence[int], *, scored: bool
+    ) -> None:
         self.options = options
         self.end_id = end_id
         self.width = options.num_return
@@ -142,6 +179,7 @@ class _Single:
         self.ids = _room(prompt, self.width, options.max_new_tokens, end_id)
         self.open = torch.ones(self.ids.shape[0], dtype=torch.bool, device=prompt.device)
         self.draws = _uniforms(options, keys) if options.samples else None
+        self.log_p: list[Tensor] | None = [] if scored else None
 
     def advance(self, logits: Tensor) -> None:
         new = self.length - self.start
@@ -150,6 +188,8 @@ class _Single:
             chosen = scores.argmax(dim=-1)
         else:
             chosen = _draw(_warp(scores, self.options), self.draws[:, new])
+        if self.log_p is not None:
+            self.log_p.append(logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(dim=1))
         self.ids[:, self.length] = torch.where(self.open, chosen, self.end_id)
         self.open &= chosen != self.end_id
         self.length += 1
@@ -157,6 +197,10 @@ class _Single:
 
     def texts(self) -> list[list[int]]:
         return [_until(row, self.start, self.end_id) for row in self.ids[:, : self.length].tolist()]
+
+    def log_p_of_texts(self) -> Tensor:
+        assert self.log_p is not None, "not asked for at the start"
+        return torch.stack(self.log_p, dim=1)
 
 
 class _Beams:
@@ -180,52 +224,67 @@ class _Beams:
         self.running[:, 0] = 0.0
         self.finished = torch.full((batch, self.width), _NEVER, device=device)
         self.finished_ids = self.ids.view(batch, self.width, -1).clone()
+        self.log_p = torch.zeros(batch, self.width, options.max_new_tokens, device=device)
+        self.finished_log_p = self.log_p.clone()
         self.is_finished = torch.zeros(batch, self.width, dtype=torch.bool, device=device)
         self.open = torch.ones(batch, 1, dtype=torch.bool, device=device)
 
     def advance(self, logits: Tensor) -> Tensor:
         batch, width = self.running.shape
         new = self.length - self.start
-        scores = torch.log_softmax(logits, dim=-1)
-        scores = _constrain(scores, self.ids[:, : self.length], new, self.options, self.end_id)
+        plain = torch.log_softmax(logits, dim=-1)
+        scores = _constrain(plain, self.ids[:, : self.length], new, self.options, self.end_id)
         total = (scores.view(batch, width, -1) + self.running[:, :, None]).view(batch, -1)
         # Twice as many as beams: should all the best end here, as many remain to go on.
         best, index = total.topk(2 * width, dim=1)
         vocab = scores.shape[-1]
         parents, tokens = index // vocab, index % vocab
-        ids = self.ids.view(batch, width, -1).gather(1, parents[:, :, None].expand(-1, -1, self.ids.shape[1]))
+        ids, log_p = _taken(self.ids.view(batch, width, -1), parents), _taken(self.log_p, parents)
         ids[:, :, self.length] = tokens
+        log_p[:, :, new] = plain.view(batch, -1).gather(1, index)
         last = self.length + 1 == self.ids.shape[1]
         ends = torch.ones_like(tokens, dtype=torch.bool) if last else tokens == self.end_id
 
         goes_on = best + ends.float() * _NEVER
         order = goes_on.topk(width, dim=1).indices
-        self._finish(ids, best, ends, new + 1)
+        self._finish(ids, log_p, best, ends, new + 1)
         self.running = goes_on.gather(1, order)
-        self.ids = ids.gather(1, order[:, :, None].expand(-1, -1, ids.shape[2])).flatten(0, 1)
+        self.ids, self.log_p = _taken(ids, order).flatten(0, 1), _taken(log_p, order)
         self.length += 1
         hope = self.running[:, :1] / (new + 1) ** self.options.length_penalty
         worst = torch.where(self.is_finished, self.finished.min(dim=1, keepdim=True).values, _NEVER)
         self.open &= (hope > worst).any(dim=1, keepdim=True)
         self.done = bool(ends.all()) or not bool(self.open.any())
+        self.done |= self.options.stop_early and bool(self.is_finished.all())
         return (parents.gather(1, order) + self.offset).flatten()
 
-    def _finish(self, ids: Tensor, best: Tensor, ends: Tensor, length: int) -> None:
+    def _finish(self, ids: Tensor, log_p: Tensor, best: Tensor, ends: Tensor, length: int) -> None:
         """Let hypotheses that ended among the first `width` compete with the finished ones."""
         width = self.width
         ended = ends.clone()
         ended[:, width:] = False
         scores = best / length**self.options.length_penalty
-        scores = scores + (~self.open).float() * _NEVER + (~ended).float() * _NEVER
+        closed = ~self.open
+        if self.options.stop_early:
+            closed = closed | self.is_finished.all(dim=1, keepdim=True)
+        scores = scores + closed.float() * _NEVER + (~ended).float() * _NEVER
         merged = torch.cat([self.finished, scores], dim=1)
         self.finished, keep = merged.topk(width, dim=1)
-        merged_ids = torch.cat([self.finished_ids, ids], dim=1)
-        self.finished_ids = merged_ids.gather(1, keep[:, :, None].expand(-1, -1, ids.shape[2]))
+        self.finished_ids = _taken(torch.cat([self.finished_ids, ids], dim=1), keep)
+        self.finished_log_p = _taken(torch.cat([self.finished_log_p, log_p], dim=1), keep)
         self.is_finished = torch.cat([self.is_finished, ended], dim=1).gather(1, keep)
 
     def texts(self) -> list[list[int]]:
         chosen = self.finished_ids[:, : self.options.num_return].flatten(0, 1)
         return [_until(row, self.start, self.end_id) for row in chosen.tolist()]
+
+    def log_p_of_texts(self) -> Tensor:
+        return self.finished_log_p[:, : self.options.num_return].flatten(0, 1)
+
+
+def _taken(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of each prompt: values `[B, K, N]`, index `[B, k]` -> `[B, k, N]`."""
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
 
 
 def _room(prompt: Tensor, width: int, new: int, fill: int) -> Tensor:
@@ -240,13 +299,26 @@ def _until(row: list[int], start: int, end_id: int) -> list[int]:
 
 
 def _constrain(scores: Tensor, ids: Tensor, new: int, options: Decoding, end_id: int) -> Tensor:
-    """Repetition penalty over all ids so far, then the least number of new tokens. May write into `scores`."""
+    """Scores `[R, V]` after the rules of `options`; ids `[R, L]`: all so far, of which `new` are after the prompt."""
     if options.repetition_penalty != 1.0:
         seen = scores.gather(1, ids)
         factor = options.repetition_penalty
         scores = scores.scatter(1, ids, torch.where(seen < 0, seen * factor, seen / factor))
+    size = options.no_repeat_ngram
+    if size and ids.shape[1] >= size:
+        runs = ids.unfold(1, size, 1)  # [R, L - size + 1, size]
+        row, place = (
+            (runs[..., :-1] == ids[:, None, ids.shape[1] - size + 1 :]).all(dim=-1).nonzero(as_tuple=True)
+        )
+        scores = scores.index_put((row, runs[row, place, -1]), scores.new_tensor(-torch.inf))
+    forced = options.first_id if new == 0 else None
     if new < options.min_new_tokens:
-        scores[:, end_id] = -torch.inf
+        scores = scores.index_fill(1, torch.tensor([end_id], device=scores.device), -torch.inf)
+    if options.end_last and new == options.max_new_tokens - 1:
+        forced = end_id
+    if forced is not None:
+        scores = torch.full_like(scores, -torch.inf)
+        scores[:, forced] = 0.0
     return scores
 
 

@@ -1,0 +1,189 @@
+"""Verbs that find things in pictures: a prompt for each picture and phrase, and the regions in what is written.
+
+A network says in `finds` for each of its jobs what it writes, as a key of `tasks.regions.PARSERS`, and in `prompts`
+how it is asked (`pipelines.prompted`): "detect" without words, "describe" for descriptions in place of names; "find"
+for all things of one name; "locate" for the phrases of a text; "segment" for the outline of what a phrase refers to,
+"outline" for that of what a box holds; "read" for the texts in a picture. In its prompts alone: "detailed" and "long"
+captions, and "region" for that of a box.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from itertools import chain, groupby
+from typing import Any, TypeAlias, cast
+
+from sightread.data.tokens import Tokenizer
+from sightread.errors import UnsupportedError, UsageError
+from sightread.pipelines import prompted
+from sightread.pipelines.arguments import Images, Texts, as_pictures, as_strings, digest
+from sightread.tasks.generate import Decoding
+from sightread.tasks.regions import PARSERS, Box, Size, Span, places, sureness
+from sightread.types import ImageSource, Pixels, Region
+
+Asked: TypeAlias = "str | Box"  # a phrase, or a box in pixels
+Regions: TypeAlias = list[Region]
+
+ROOM = 1024  # tokens that a text of regions may have where the caller does not say
+_JOBS = {"short": "caption", "detailed": "detailed", "long": "long"}
+
+
+def detect(
+    model: Any, images: Images, phrases: Texts | None, *, describe: bool, **decoding: Any
+) -> list[Regions]:
+    """All things of each picture; with phrases, one after the other, those that each phrase names, under its name."""
+    pictures, options = list(as_pictures(images)), _options(model, decoding)
+    if phrases is None:
+        return find(model, "describe" if describe else "detect", pictures, [None] * len(pictures), options)
+    if describe:
+        raise UsageError("describe: goes without phrases; what a phrase names needs no description")
+    names = as_strings(phrases, "phrases")
+    asked: list[Asked | None] = [name for _ in pictures for name in names]
+    every = find(model, "find", [picture for picture in pictures for _ in names], asked, options)
+    named = [
+        [Region(name, one.box, one.polygons, one.score, one.mask) for one in found]
+        for name, found in zip(cast("list[str]", asked), every, strict=True)
+    ]
+    return [list(chain(*named[i : i + len(names)])) for i in range(0, len(named), len(names))]
+
+
+def each(
+    model: Any, job: str, images: Images, phrases: Asked | Sequence[Asked], **decoding: Any
+) -> list[Regions]:
+    """Locates or segments: pairs of a picture and what is asked of it, or one of either with all of the other."""
+    pictures, asked = list(as_pictures(images)), _asked(phrases)
+    if len(pictures) == 1 or len(asked) == 1:
+        pictures, asked = pictures * len(asked), asked * len(pictures)
+    if len(pictures) != len(asked):
+        raise UsageError(f"{len(pictures)} pictures and {len(asked)} phrases: give as many, or one of either")
+    boxed = [isinstance(one, tuple) for one in asked]
+    if any(boxed) and (job != "segment" or not all(boxed)):
+        raise UsageError("phrases: give texts; only segment takes boxes, and then boxes alone")
+    return find(model, "outline" if any(boxed) else job, pictures, asked, _options(model, decoding))
+
+
+def read_text(model: Any, images: Images, **decoding: Any) -> list[Regions]:
+    """The texts written in each picture."""
+    pictures = list(as_pictures(images))
+    return find(model, "read", pictures, [None] * len(pictures), _options(model, decoding))
+
+
+def caption(
+    model: Any, images: Images, prompt: object, length: str | None, region: Box | None, **decoding: Any
+) -> list[str]:
+    """Captions of some length, or of what lies in a box. Raises UnsupportedError where the model knows no such."""
+    if (prompt is not None) + (length is not None) + (region is not None) > 1:
+        raise UsageError("prompt, length and region exclude each other; give one")
+    if length is not None and length not in _JOBS:
+        raise UsageError(f"length={length!r}: must be one of {', '.join(_JOBS)}")
+    job = "region" if length is None else _JOBS[length]
+    if job not in getattr(model.network, "prompts", {}):
+        raise UnsupportedError(f"{model.name} was not trained for captions of a length or of a region")
+    pictures, options = list(as_pictures(images)), model.options(decoding)
+    out: list[list[str]] = []
+    for start in range(0, len(pictures), model.batch_size):
+        read = prompted.prepared(model, pictures[start : start + model.batch_size])
+        prompts = [_prompt(model, job, region, picture) for picture in read]
+        out += prompted.texts(model, [[one] for one in read], prompts, options, _keys(read, prompts))
+    return list(chain(*out))
+
+
+def find(
+    model: Any,
+    job: str,
+    pictures: Sequence[ImageSource],
+    asked: Sequence[Asked | None],
+    options: Decoding,
+) -> list[Regions]:
+    """What is found for each pair of a picture and what is asked of it, in the order in which it is written.
+
+    Each distinct picture of a batch is encoded once. A region without a label of its own gets the phrase's. Raises
+    UnsupportedError for a job that the network is not prompted for.
+    """
+    finds = getattr(model.network, "finds", {})
+    if job not in finds:
+        raise UnsupportedError(
+            f"{model.name} was not trained for {job!r}; it finds: {', '.join(finds) or 'nothing'}"
+        )
+    if options.num_return != 1:
+        raise UsageError(f"num_return={options.num_return}: of regions there is one answer")
+    out: list[Regions] = []
+    for start in range(0, len(asked), model.batch_size):
+        part = slice(start, start + model.batch_size)
+        read, mine = prompted.prepared(model, pictures[part]), asked[part]
+        prompts = [_prompt(model, job, one, picture) for picture, one in zip(read, mine, strict=True)]
+        rows = prompted.write_scored(
+            model, [[picture] for picture in read], prompts, options, _keys(read, prompts)
+        )
+        for (ids, log_p), picture, one in zip(rows, read, mine, strict=True):
+            usual = one if isinstance(one, str) else ""
+            out.append(regions_of(model.tokenizer, finds[job], ids, log_p, picture.size, usual))
+    return out
+
+
+def regions_of(
+    tokenizer: Tokenizer, kind: str, ids: Sequence[int], log_p: Sequence[float], size: Size, usual: str
+) -> Regions:
+    """The regions in what was written. kind: of PARSERS. usual: the label of those that have none."""
+    text, tokens = spelled(tokenizer, ids)
+    return [
+        Region(
+            found.label or usual, found.box, found.polygons, sureness(found.spans, tokens, log_p), found.mask
+        )
+        for found in PARSERS[kind](text, size)
+    ]
+
+
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[Span]]:
+    """The text of ids with the words of places and other special ones in it, less those that begin, end and fill a
+    text; and where each id stands in it. Ordinary tokens that follow each other share one span, as letters may be
+    spread over several."""
+    added = {index: token.content for index, token in tokenizer.backend.get_added_tokens_decoder().items()}
+    text, spans = "", list[Span]()
+    for special, run in groupby(ids, key=lambda index: index in added):
+        group = list(run)
+        for piece in [added[i] for i in group] if special else [tokenizer.backend.decode(group)]:
+            piece = "" if piece in ("<s>", "</s>", "<pad>") else piece
+            spans += [(len(text), len(text) + len(piece))] * (1 if special else len(group))
+            text += piece
+    return text, spans
+
+
+def _prompt(model: Any, job: str, asked: Asked | None, picture: Pixels) -> str:
+    text = places(asked, picture.size) if isinstance(asked, tuple) else asked
+    return prompted.form(model.network, job, text)
+
+
+def _keys(read: Sequence[Pixels], prompts: Sequence[str]) -> list[int]:
+    """Numbers that name picture and prompt, for sampling."""
+    return [
+        digest(picture.values.tobytes() + prompt.encode("utf-8", "replace"))
+        for picture, prompt in zip(read, prompts, strict=True)
+    ]
+
+
+def _options(model: Any, decoding: dict[str, Any]) -> Decoding:
+    room = min(ROOM, model.network.config.text.positions or ROOM)
+    return model.options({"max_new_tokens": room} | decoding)
+
+
+def _asked(phrases: Asked | Sequence[Asked]) -> list[Asked]:
+    if isinstance(phrases, str) or _is_box(phrases):
+        return [cast(Asked, phrases)]
+    out: list[Asked] = []
+    for one in cast("Sequence[Asked]", phrases):
+        if not isinstance(one, str) and not _is_box(one):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"phrases: {one!r} is neither a text nor a box (left, top, right, bottom)")
+        out.append(one)
+    if not out:
+        raise UsageError("phrases: none were given")
+    return out
+
+
+def _is_box(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(cast("tuple[object, ...]", value)) == 4
+        and all(isinstance(edge, numbers.Real) for edge in cast("tuple[object, ...]", value))
+    )
