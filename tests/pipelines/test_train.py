@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import sightread
 from sightread.data.world import world, write_world
 from sightread.errors import UsageError
+from sightread.pipelines.convert import convert
 from sightread.pipelines.recipes import RECIPES, change, find, from_json, to_json
 from sightread.pipelines.run_events import Ended, Evaluated, Skipped, Stepped
 from sightread.pipelines.train import train
@@ -174,6 +175,23 @@ def test_any_number_of_processes_means_the_same(count: int, shard: Path, tmp_pat
         assert ids == their_ids
         for name in ("itc", "itm", "lm", "vqa"):
             assert theirs[name] == pytest.approx(values[name], abs=1e-5)
+
+
+def test_chunks_of_pictures_some_without_captions(shard: Path, tmp_path: Path) -> None:
+    convert(shard, tmp_path / "all.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    for row in rows[::3]:
+        del row["captions"]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = [
+        [
+            event.loss
+            for event in run(tmp_path / "some.jsonl", tmp_path / str(chunk), f"data.chunk={chunk}", "steps=2")
+            if isinstance(event, Stepped)
+        ]
+        for chunk in (0, 5)
+    ]
+    assert np.allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_chunks_change_rounding_only(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:

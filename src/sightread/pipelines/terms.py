@@ -98,7 +98,7 @@ def _embed(network: Any, pixels: Tensor) -> Tensor:
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], without a copy where that is x."""
+    """x[rows], without a copy where that is x. Pick for each part of a batch anew: each goes backward by itself."""
     if len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all()):
         return x
     return x[rows]
@@ -182,7 +182,8 @@ def itm(context: Context) -> None:
         both = torch.stack([padded[part], words[other]], 1).flatten(0, 1)
         both_lengths = torch.stack([rows.lengths[part], lengths[other]], 1).flatten()
         both = both[:, : int(both_lengths.max())]
-        same = network.match_logits(Encoded(tokens[part]), both, both_lengths)
+        mine = pick(context.tokens, rows.pictures[part])
+        same = network.match_logits(Encoded(mine), both, both_lengths)
         swapped = network.match_logits(Encoded(everyones[swap]), rows.read[part], rows.lengths[part])
         wrong = torch.where(lacks, matching.IGNORED, 0)
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
@@ -198,10 +199,10 @@ def lm(context: Context) -> None:
     if rows is None or everything == 0:
         return
     per = len(rows.ids) // len(rows.pictures)
-    tokens = pick(context.tokens, rows.pictures)
     for part in context.features.parts(len(rows.pictures)):
         texts = slice(part.start * per, part.stop * per)
-        logits, targets = _written(context.network, Encoded(tokens[part]), rows, texts)
+        tokens = pick(context.tokens, rows.pictures[part])
+        logits, targets = _written(context.network, Encoded(tokens), rows, texts)
         loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
         context.add("lm", loss)
 
@@ -214,12 +215,10 @@ def vqa(context: Context) -> None:
     if questions is None or answers is None or everything == 0:
         return
     per = len(questions.ids) // len(questions.pictures)
-    tokens = pick(context.tokens, questions.pictures)
     for part in context.features.parts(len(questions.pictures)):
         texts = slice(part.start * per, part.stop * per)
-        read = context.network.read_text(
-            Encoded(tokens[part]), questions.ids[texts], questions.lengths[texts]
-        )
+        tokens = pick(context.tokens, questions.pictures[part])
+        read = context.network.read_text(Encoded(tokens), questions.ids[texts], questions.lengths[texts])
         logits, targets = _written(context.network, read, answers, texts)
         loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
         context.add("vqa", loss)
@@ -272,9 +271,9 @@ def mlm(context: Context) -> None:
     everything = total(int(wanted.sum()))
     if everything == 0:
         return
-    tokens = pick(context.tokens, rows.pictures)
     for part in context.features.parts(len(rows.ids)):
-        read = network.read_text(Encoded(tokens[part]), ids[part], rows.lengths[part])
+        tokens = pick(context.tokens, rows.pictures[part])
+        read = network.read_text(Encoded(tokens), ids[part], rows.lengths[part])
         logits = context.heads["mlm"](read.tokens[wanted[part]])
         context.add("mlm", language.mlm(logits, rows.ids[part][wanted[part]], everything))
 
