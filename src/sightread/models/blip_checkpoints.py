@@ -227,7 +227,7 @@ _HEAD_KEYS: dict[str, Any] = {
     "temperature": "temp",
 }
 
-TRANSFORMERS_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
+VISION_KEYS: dict[str, Any] = _vision_keys(
     {
         "vision.embed.class_token": batched("vision_model.embeddings.class_embedding", 2),
         "vision.embed.position": batched("vision_model.embeddings.position_embedding", 1),
@@ -237,6 +237,7 @@ TRANSFORMERS_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
     ("self_attn.qkv", "self_attn.projection", "layer_norm1", "layer_norm2"),
     "vision_model.post_layernorm",
 )
+TRANSFORMERS_KEYS: KeyMap = _HEAD_KEYS | VISION_KEYS
 
 ORIGINAL_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
     {

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sightread.errors import CheckpointError
 from sightread.models import (
     blip,
+    blip2,
+    blip2_checkpoints,
     blip_checkpoints,
     clip,
     clip_checkpoints,
@@ -82,7 +84,7 @@ def _clip_image(config: clip.Config | clip_resnet.Config) -> dict[str, Any]:
     }
 
 
-def _blip_image(config: blip.Config) -> dict[str, Any]:
+def _blip_image(config: blip.Config | blip2.Config) -> dict[str, Any]:
     side = config.vision.image_size
     return {
         "size": {"height": side, "width": side},
@@ -159,6 +161,25 @@ FAMILIES: dict[str, Family] = {
         image_processor="CLIPImageProcessor",
         to_transformers=clip_checkpoints.resnet_exports,
         default_image=_clip_image,
+    ),
+    # Before BLIP, which has an image tower of the same names.
+    "blip2": Family(
+        name="blip2",
+        network=blip2.Blip2,
+        config=blip2.Config,
+        layouts={
+            "transformers": Layout(
+                blip2_checkpoints.keys,
+                blip2_checkpoints.IGNORED,
+                dict,
+                ("query_tokens", "qformer.layernorm.weight"),
+                blip2_checkpoints.config_from_transformers,
+            ),
+        },
+        tokenizer="bert",
+        image_processor="BlipImageProcessor",
+        to_transformers=blip2_checkpoints.exports,
+        default_image=_blip_image,
     ),
     "blip": Family(
         name="blip",
@@ -283,8 +304,11 @@ def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for name, value in data.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = config_from_dict(hints[name], value)
+        parts = [
+            part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)
+        ]
+        if parts and value is not None:
+            value = config_from_dict(typing.cast(type[Any], parts[0]), value)
         values[name] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
     return kind(**values)
 

@@ -183,6 +183,23 @@ def _opt(full: Mapping[str, Any]) -> LanguageConfig:
     return LanguageConfig(text, tied=bool(full["tie_word_embeddings"]))
 
 
+def opt_to_transformers(config: LanguageConfig) -> dict[str, Any]:
+    """The inverse of `language_config` for an OPT."""
+    text = config.text
+    return {
+        "model_type": "opt",
+        "vocab_size": text.vocab,
+        "hidden_size": text.dim,
+        "word_embed_proj_dim": text.dim,
+        "ffn_dim": text.mlp_dim,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "max_position_embeddings": text.positions,
+        "activation_function": text.activation,
+        "tie_word_embeddings": config.tied,
+    }
+
+
 def _full(data: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {**_DEFAULTS[kind], **data}
 

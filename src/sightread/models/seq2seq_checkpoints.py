@@ -50,8 +50,9 @@ def t5_configs(data: Mapping[str, Any], *, tied: bool) -> tuple[TextConfig, Lang
         "dim": full["d_model"],
         "heads": full["num_heads"],
         "mlp_dim": full["d_ff"],
-        # T5's code calls its tanh GELU so.
-        "activation": "gelu_new" if gated and activation == "gelu" else activation,
+        # T5's code calls its tanh GELU so; BLIP-2's T5 has the exact one, under a name of its own.
+        "activation": full.get("dense_act_fn")
+        or ("gelu_new" if gated and activation == "gelu" else activation),
         "eps": full["layer_norm_epsilon"],
         "post_norm": False,
         "attention": Heads(full["d_kv"], 0, False, False, 1.0),
@@ -66,6 +67,30 @@ def t5_configs(data: Mapping[str, Any], *, tied: bool) -> tuple[TextConfig, Lang
     decoder = TextConfig(layers=full.get("num_decoder_layers") or layers, memory_dim=full["d_model"], **shape)
     scales = bool(full.get("scale_decoder_outputs", full.get("tie_word_embeddings") is not False))
     return encoder, LanguageConfig(decoder, tied=tied, state_scale=full["d_model"] ** -0.5 if scales else 1.0)
+
+
+def t5_to_transformers(encoder: TextConfig, language: LanguageConfig) -> dict[str, Any]:
+    """The inverse of `t5_configs`."""
+    scales = language.state_scale != 1.0
+    kind = "gelu" if encoder.activation.startswith("gelu") else encoder.activation
+    return {
+        "model_type": "t5",
+        "vocab_size": encoder.vocab,
+        "d_model": encoder.dim,
+        "d_kv": encoder.attention.width,
+        "d_ff": encoder.mlp_dim,
+        "num_layers": encoder.layers,
+        "num_decoder_layers": language.text.layers,
+        "num_heads": encoder.heads,
+        "relative_attention_num_buckets": encoder.relative,
+        "relative_attention_max_distance": encoder.relative_distance,
+        "layer_norm_epsilon": encoder.eps,
+        "feed_forward_proj": f"gated-{kind}" if encoder.gated else kind,
+        "dense_act_fn": encoder.activation,
+        "scale_decoder_outputs": scales,
+        "tie_word_embeddings": scales,
+        "is_encoder_decoder": True,
+    }
 
 
 def bart_configs(data: Mapping[str, Any]) -> tuple[TextConfig, LanguageConfig]:

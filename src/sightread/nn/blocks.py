@@ -162,30 +162,36 @@ class Block(nn.Module):
 
         mask, causal, cache, turn: of self-attention, as `Attention` has them.
         """
-        if self.recompute and torch.is_grad_enabled() and cache is None:
-            given = (x, mask, causal, memory, memory_mask, None, turn)
-            return cast(Tensor, checkpoint(self._forward, *given, use_reentrant=False))
-        return self._forward(x, mask, causal, memory, memory_mask, cache, turn)
 
-    def _forward(
+        def halves(x: Tensor) -> Tensor:
+            return self.rest(self.mix(x, mask, causal, cache, turn), memory, memory_mask)
+
+        if self.recompute and torch.is_grad_enabled() and cache is None:
+            return cast(Tensor, checkpoint(halves, x, use_reentrant=False))
+        return halves(x)
+
+    def mix(
         self,
         x: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        memory: KeyValue | None,
-        memory_mask: Tensor | None,
-        cache: tuple[Cache, int] | None,
-        turn: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: tuple[Cache, int] | None = None,
+        turn: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        attn, cross, mlp = self.attn, self.cross if memory is not None else None, self.mlp
+        """The first half, in which positions see each other: self-attention with its residual and norm."""
         if self.post_norm:
-            mixed = attn(x, mask=mask, causal=causal, cache=cache, turn=turn)
-            x = self.norm1(x + self._thinned(mixed))
+            mixed = self.attn(x, mask=mask, causal=causal, cache=cache, turn=turn)
+            return self.norm1(x + self._thinned(mixed))
+        mixed = self.attn(self.norm1(x), mask=mask, causal=causal, cache=cache, turn=turn)
+        return x + self._thinned(self.norm1_out(mixed) if self.sandwich else mixed)
+
+    def rest(self, x: Tensor, memory: KeyValue | None = None, memory_mask: Tensor | None = None) -> Tensor:
+        """The second half, each position for itself: cross-attention where there is a memory, and the MLP."""
+        cross, mlp = self.cross if memory is not None else None, self.mlp
+        if self.post_norm:
             if cross is not None:
                 x = self.norm_cross(x + self._thinned(cross(x, memory=memory, mask=memory_mask)))
             return self.norm2(x + self._thinned(mlp(x)))
-        mixed = attn(self.norm1(x), mask=mask, causal=causal, cache=cache, turn=turn)
-        x = x + self._thinned(self.norm1_out(mixed) if self.sandwich else mixed)
         if cross is not None:
             x = x + self._thinned(cross(self.norm_cross(x), memory=memory, mask=memory_mask))
         hidden = mlp(self.norm2(x))

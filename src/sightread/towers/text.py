@@ -34,7 +34,8 @@ class TextConfig:
     positions: learned ones, 0 for none; the first is row `position_offset` of the table. rotary: the base of rotary
     positions, 0 for none. relative: T5's buckets of distances up to `relative_distance`, 0 for none. word_scale: what
     word vectors are multiplied with. windows: for each layer how far back it sees, 0 for all; () for all layers.
-    memory_dim: width of the image tokens that cross-attention reads, None for none. The rest: see `BlockConfig`.
+    memory_dim: width of the image tokens that cross-attention reads, None for none; every `cross_every`-th block reads
+    them, from the first on. The rest: see `BlockConfig`.
     """
 
     vocab: int
@@ -58,6 +59,7 @@ class TextConfig:
     relative_distance: int = 128
     word_scale: float = 1.0
     windows: tuple[int, ...] = ()
+    cross_every: int = 1
 
     @property
     def block(self) -> BlockConfig:
@@ -85,7 +87,9 @@ class State:
     last: the states `[R, D]` of a prefix's last tokens, until they are asked for.
     """
 
-    def __init__(self, caches: list[Cache], memory: list[KeyValue], memory_mask: Tensor | None) -> None:
+    def __init__(
+        self, caches: list[Cache], memory: list[KeyValue | None], memory_mask: Tensor | None
+    ) -> None:
         self.caches = caches
         self.memory = memory
         self.memory_mask = memory_mask
@@ -114,16 +118,27 @@ class TextTower(nn.Module):
         if config.relative:
             self.relative = _table(config.relative, config.heads)
         self.norm = norm_of(config.norm, config.dim, config.eps)
-        self.blocks = nn.ModuleList(Block(config.block) for _ in range(config.layers))
+        shapes = (config.block, config.block._replace(memory_dim=None))
+        self.blocks = nn.ModuleList(Block(shapes[i % config.cross_every > 0]) for i in range(config.layers))
 
-    def memory(self, tokens: Tensor) -> list[KeyValue]:
-        """Each layer's cross-attention keys and values of a memory `[B, N, memory_dim]`."""
-        return [cast(Block, block).cross.memory(tokens) for block in self.blocks]
+    def memory(self, tokens: Tensor) -> list[KeyValue | None]:
+        """Each layer's cross-attention keys and values of a memory `[B, N, memory_dim]`, None where it has none."""
+        every = self.config.cross_every
+        return [
+            None if i % every else cast(Block, block).cross.memory(tokens)
+            for i, block in enumerate(self.blocks)
+        ]
 
     def words(self, ids: Tensor) -> Tensor:
         """The vectors of words, without positions: `[R, L]` -> `[R, L, D]`."""
         vectors = self.word(ids)
         return vectors if self.config.word_scale == 1.0 else vectors * self.config.word_scale
+
+    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What the first block reads: vectors of words with their positions and, in BERT's order, the norm."""
+        if self.config.positions:
+            x = x + self.position(positions + self.config.position_offset)
+        return self.norm(x) if self.config.post_norm else x
 
     def forward(
         self,
@@ -131,7 +146,7 @@ class TextTower(nn.Module):
         *,
         lengths: Tensor | None = None,
         causal: bool = False,
-        memory: list[KeyValue] | None = None,
+        memory: list[KeyValue | None] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Encoded:
         """All positions at once. lengths `[R]`: positions beyond are padding and not attended to."""
@@ -149,7 +164,7 @@ class TextTower(nn.Module):
         real: Tensor | None = None,
         whole: Tensor | None = None,
         causal: bool = False,
-        memory: list[KeyValue] | None = None,
+        memory: list[KeyValue | None] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Vectors of words (and of what stands among them, such as pictures) -> states, both `[R, L, D]`.
@@ -204,10 +219,7 @@ class TextTower(nn.Module):
     ) -> Tensor:
         """Positions, blocks and norms; with caches, what stands before x is `state.length` tokens long."""
         config, start = self.config, state.length
-        if config.positions:
-            x = x + self.position(positions + config.position_offset)
-        if config.post_norm:
-            x = self.norm(x)
+        x = self.placed(x, positions)
         turn = None
         if config.rotary:
             width = config.attention.width or config.dim // config.heads
@@ -304,6 +316,15 @@ class LanguageModel(nn.Module):
         self.head = Linear(config.text.dim, config.text.vocab, bias=config.head_bias)
         if config.tied:
             self.head.weight = cast(nn.Parameter, self.text.word.weight)
+
+    def splice(self, ids: Tensor, image_id: int, pictures: Tensor) -> Tensor:
+        """The vectors of words `[R, L, D]`, with those of pictures `[K, D]` in place of each `image_id`, in order.
+
+        image_id may lie beyond the vocabulary. Raises RuntimeError where there are fewer vectors than places.
+        """
+        places = ids == image_id
+        words = self.text.words(ids.masked_fill(places, 0))
+        return words.masked_scatter(places[..., None], pictures.to(words.dtype))
 
     def logits(self, states: Tensor) -> Tensor:
         """States `[..., D]` -> scores of the next token `[..., V]`."""

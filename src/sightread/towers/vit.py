@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.attention import Attention, Linear
+from sightread.nn.attention import Attention, Heads, Linear
 from sightread.nn.blocks import Block, BlockConfig, Mlp
 from sightread.types import Encoded
 
@@ -22,6 +22,7 @@ class VitConfig:
 
     norm_first: a norm before the first block (CLIP). norm_tokens: the last norm is applied to all tokens (BLIP,
     SigLIP) and not to the class token alone (CLIP). patch_bias: the patch projection has a bias (BLIP, SigLIP).
+    qkv_bias: queries, keys and values have one (all that are published).
 
     pooling: what stands for the picture: "class", a token put before the patches (CLIP, BLIP); "attention", a learned
     probe that reads all patches (SigLIP); "none": the patches are all there is (SigLIP's tower in PaliGemma).
@@ -47,6 +48,7 @@ class VitConfig:
     stem_blocks: int = 1
     pooling: Literal["class", "attention", "none"] = "class"
     any_size: bool = False
+    qkv_bias: bool = True
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -171,7 +173,10 @@ class Vit(nn.Module):
         self.config = config
         self.embed = PatchEmbed(config)
         self.norm_in = nn.LayerNorm(config.dim, eps=config.eps) if config.norm_first else nn.Identity()
-        block = BlockConfig(config.dim, config.heads, config.mlp_dim, config.activation, config.eps)
+        heads = Heads(bias=config.qkv_bias)
+        block = BlockConfig(
+            config.dim, config.heads, config.mlp_dim, config.activation, config.eps, attention=heads
+        )
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
         if config.pooling == "attention":

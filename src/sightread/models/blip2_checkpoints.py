@@ -1,0 +1,189 @@
+"""BLIP-2's checkpoints in the hub's layout (`transformers`): sizes from config.json, key maps as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from sightread.models.blip2 import Config
+from sightread.models.blip_checkpoints import VISION_KEYS
+from sightread.models.language_checkpoints import language_config, language_keys, opt_to_transformers
+from sightread.models.seq2seq_checkpoints import t5_configs, t5_keys, t5_to_transformers
+from sightread.models.settings import TEXT, VISION, described, sizes
+from sightread.models.weights import KeyMap, batched, cat, same
+from sightread.towers.text import LanguageConfig, TextConfig
+from sightread.towers.vit import VitConfig
+
+_VISION: dict[str, Any] = {
+    "image_size": 224,
+    "patch": 14,
+    "dim": 1408,
+    "layers": 39,
+    "heads": 16,
+    "mlp_dim": 6144,
+    "activation": "gelu",
+    "eps": 1e-6,
+}
+_QFORMER: dict[str, Any] = {
+    "vocab": 30522,
+    "positions": 512,
+    "dim": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp_dim": 3072,
+    "activation": "gelu",
+    "eps": 1e-12,
+}
+_HEAD, _WORDS = "language_model.lm_head.weight", "language_model.shared.weight"
+
+
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+    """From the config.json of a hub checkpoint (`model_type: blip-2`) and the names of its tensors."""
+    vision: dict[str, Any] = data.get("vision_config") or {}
+    former: dict[str, Any] = data.get("qformer_config") or {}
+    tower = VitConfig(
+        **sizes(vision, VISION, _VISION),
+        norm_first=False,
+        norm_tokens=True,
+        patch_bias=True,
+        qkv_bias=bool(vision.get("qkv_bias", True)),
+    )
+    texts = TextConfig(**sizes(former, TEXT, _QFORMER), post_norm=True)
+    queries = replace(
+        texts,
+        vocab=data.get("num_query_tokens", 32),
+        positions=0,
+        memory_dim=tower.dim,
+        cross_every=former.get("cross_attention_frequency", 2),
+    )
+    shared: dict[str, Any] = {"vision": tower, "queries": queries, "temperature": "temp" in tensors}
+    if "language_projection.weight" not in tensors:
+        projection = tensors.get("vision_projection.weight")
+        return Config(
+            **shared,
+            texts=texts,
+            language=None,
+            encoder=None,
+            embed_dim=None if projection is None else projection.shape[0],
+            matching="itm_head.weight" in tensors,
+            image_id=-1,
+            start_ids=(),
+            end_id=102,  # BERT's [SEP]
+            pad_id=former.get("pad_token_id") or 0,
+        )
+    text: dict[str, Any] = {"model_type": "opt", **(data.get("text_config") or {})}
+    encoder, language, start = _language(text, tensors)
+    image_id = data.get("image_token_index")
+    return Config(
+        **shared,
+        texts=None,
+        language=language,
+        encoder=encoder,
+        embed_dim=None,
+        matching=False,
+        # Files from before there was one: an id that no word has.
+        image_id=language.text.vocab if image_id is None else image_id,
+        start_ids=start,
+        end_id=text.get("eos_token_id", 2 if encoder is None else 1),
+        pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
+    )
+
+
+def _language(
+    text: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[TextConfig | None, LanguageConfig, tuple[int, ...]]:
+    """The encoder, if there is one, the language model and the ids that it starts from."""
+    if text["model_type"] != "t5":
+        return None, language_config(text), ()
+    tied = _HEAD not in tensors or same(tensors, [(_HEAD, _WORDS)])
+    encoder, language = t5_configs(text, tied=tied)
+    return encoder, language, (text.get("decoder_start_token_id") or text.get("pad_token_id") or 0,)
+
+
+def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+    """The model of `transformers` that holds this checkpoint's parts."""
+    queries, texts = config.queries, config.texts
+    former = described(replace(texts or queries, vocab=(texts or queries).vocab), TEXT)
+    if texts is None:  # the reference has a vocabulary even where it reads no words
+        former |= {"vocab_size": _QFORMER["vocab"], "max_position_embeddings": _QFORMER["positions"]}
+    out: dict[str, Any] = {
+        "architectures": [
+            "Blip2ForImageTextRetrieval" if config.language is None else "Blip2ForConditionalGeneration"
+        ],
+        "model_type": "blip-2",
+        "num_query_tokens": queries.vocab,
+        "image_text_hidden_size": config.embed_dim or 256,
+        "vision_config": {
+            "model_type": "blip_2_vision_model",
+            **described(config.vision, VISION),
+            "qkv_bias": config.vision.qkv_bias,
+        },
+        "qformer_config": {
+            "model_type": "blip_2_qformer",
+            **former,
+            "encoder_hidden_size": config.vision.dim,
+            "cross_attention_frequency": queries.cross_every,
+            "use_qformer_text_input": texts is not None,
+        },
+    }
+    if config.language is not None:
+        ids: dict[str, Any] = {"eos_token_id": config.end_id, "pad_token_id": config.pad_id}
+        if config.encoder is None:
+            text = {**opt_to_transformers(config.language), **ids}
+        else:
+            ids |= {"decoder_start_token_id": config.start_ids[0], "bos_token_id": config.end_id}
+            text = {**t5_to_transformers(config.encoder, config.language), **ids}
+        out |= {"text_config": text, "image_token_index": config.image_id}
+    return {"": (out, ("",))}
+
+
+def _qformer_block(ours: str, mlp: str) -> dict[str, Any]:
+    """One side of the Q-Former; mlp: what its feed-forward layers are called after ("_query" or nothing)."""
+    block, theirs = f"{ours}.blocks.{{}}", "qformer.encoder.layer.{}"
+    own = f"{theirs}.attention"
+    return {
+        f"{ours}.norm": "qformer.layernorm",
+        f"{block}.attn.qkv": cat(*(f"{own}.attention.{name}" for name in ("query", "key", "value"))),
+        f"{block}.attn.out": f"{own}.output.dense",
+        f"{block}.norm1": f"{own}.output.LayerNorm",
+        f"{block}.mlp.fc1": f"{theirs}.intermediate{mlp}.dense",
+        f"{block}.mlp.fc2": f"{theirs}.output{mlp}.dense",
+        f"{block}.norm2": f"{theirs}.output{mlp}.LayerNorm",
+    }
+
+
+_CROSS = "qformer.encoder.layer.{}.crossattention"
+_KEYS: dict[str, Any] = {
+    **VISION_KEYS,
+    "queries.word.weight": batched("query_tokens", 1),
+    **_qformer_block("queries", "_query"),
+    "queries.blocks.{}.cross.q": f"{_CROSS}.attention.query",
+    "queries.blocks.{}.cross.kv": cat(f"{_CROSS}.attention.key", f"{_CROSS}.attention.value"),
+    "queries.blocks.{}.cross.out": f"{_CROSS}.output.dense",
+    "queries.blocks.{}.norm_cross": f"{_CROSS}.output.LayerNorm",
+    **_qformer_block("texts", ""),
+    "texts.word": "embeddings.word_embeddings",
+    "texts.position": "embeddings.position_embeddings",
+    "projection": "language_projection",
+    "image_projection": "vision_projection",
+    "text_projection": "text_projection",
+    "match_head": "itm_head",
+    "temperature": "temp",
+}
+
+
+def keys(config: Config) -> KeyMap:
+    """The key map of a checkpoint of this config."""
+    if config.language is None:
+        return _KEYS
+    if config.encoder is None:
+        body, head = "language_model.model", "language_model.lm_head"
+        return {**_KEYS, **language_keys(config.language, "language", body, head)}
+    return {**_KEYS, **t5_keys("encoder", "language", "language_model.", gated=config.encoder.gated)}
+
+
+# T5's second and third names of its one word table; buffers.
+IGNORED = (r"^language_model\.(en|de)coder\.embed_tokens\.weight$", r"\.position_ids$")

@@ -1,0 +1,157 @@
+"""BLIP-2 against the reference: same weights, same pictures, same texts, same numbers and words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightread.models.blip2 import Blip2
+from sightread.models.families import FAMILIES, build, keys_of, recognise
+from sightread.models.files import read_tensors
+from sightread.models.weights import export
+from sightread.tasks.describe import write
+from sightread.tasks.generate import Decoding
+from sightread.types import Encoded
+from tests.blip2_checkpoints import OPT, T5, write_judge, write_writer
+
+WRITERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "opt": (OPT, {}),
+    "opt-untied": (OPT, {"language": {"tie_word_embeddings": False, "num_attention_heads": 4}, "queries": 1}),
+    "opt-odd": (
+        OPT,
+        {"vision": {"qkv_bias": False, "image_size": 42}, "qformer": {"cross_attention_frequency": 1}},
+    ),
+    "t5": (T5, {}),
+    "t5-plain": (
+        T5,
+        {"language": {"feed_forward_proj": "relu", "dense_act_fn": "relu", "tie_word_embeddings": True}},
+    ),
+    "t5-deep": (T5, {"language": {"num_decoder_layers": 3}, "qformer": {"cross_attention_frequency": 3}}),
+}
+JUDGES: list[dict[str, Any]] = [
+    {},
+    {"queries": 7, "qformer": {"cross_attention_frequency": 1, "num_hidden_layers": 2}, "width": 5},
+    {"qformer": {"hidden_size": 36, "num_attention_heads": 3, "layer_norm_eps": 1e-3, "hidden_act": "relu"}},
+]
+
+
+def ours(folder: Path) -> Blip2:
+    """The checkpoint as our network; its tensors come back as they were."""
+    tensors = read_tensors([folder / "model.safetensors"])
+    family, name = recognise(tensors, "test")
+    assert (family.name, name) == ("blip2", "transformers")
+    layout = family.layouts[name]
+    config = layout.configure(json.loads((folder / "config.json").read_text()), tensors)
+    network = build(family, config, tensors, layout, source="test")
+    back = export(network, keys_of(layout, config))
+    assert set(back) == set(tensors)
+    assert all(torch.equal(back[key], tensors[key]) for key in back)
+    return network  # pyright: ignore[reportReturnType]
+
+
+def prompts(reference: Any, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Rows of queries and random words, padded in front, and where they are real."""
+    config = reference.config
+    count, longest = config.num_query_tokens, max(lengths)
+    ids = torch.randint(3, 50, (len(lengths), count + longest), generator=torch.Generator().manual_seed(1))
+    real = torch.arange(count + longest) >= longest - torch.tensor(lengths)[:, None]
+    for row, length in enumerate(lengths):
+        ids[row, longest - length :][:count] = config.image_token_index
+    return ids.masked_fill(~real, config.text_config.pad_token_id), real
+
+
+def pixels(reference: Any, count: int, seed: int = 0) -> Tensor:
+    side = reference.config.vision_config.image_size
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@torch.inference_mode()
+def test_logits(tmp_path: Path, name: str) -> None:
+    text, shape = WRITERS[name]
+    reference = write_writer(tmp_path / "m", text, **shape)
+    network = ours(tmp_path / "m")
+    ids, real = prompts(reference, [5, 2, 0])
+    images = pixels(reference, 3)
+    tokens = network.encode_image(images).tokens
+    wanted = reference.get_image_features(images, return_dict=True).pooler_output
+    assert (tokens - wanted).abs().max() < 1e-5
+    given = network.begin(tokens.flatten(0, 1), ids, real)
+    kwargs: dict[str, Any] = {"pixel_values": images, "input_ids": ids, "attention_mask": real.long()}
+    if name.startswith("opt"):
+        got = network.language.logits(network.language.text.read(given.tokens, real=real, causal=True))
+        wanted = reference(**kwargs).logits
+        assert (got - wanted)[real].abs().max() < 1e-4
+        return
+    words = torch.randint(3, 50, (3, 6))
+    words[:, 0] = network.config.start_ids[0]
+    wanted = reference(**kwargs, decoder_input_ids=words).logits
+    got = network.language.all_logits(words, network.language.start(given, 6))
+    assert (got - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"num_beams": 4, "length_penalty": 2.0, "num_return": 2}]
+)
+@pytest.mark.parametrize("name", ["opt", "opt-odd", "t5", "t5-plain"])
+def test_words(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    text, shape = WRITERS[name]
+    reference = write_writer(tmp_path / "m", text, **shape)
+    network = ours(tmp_path / "m")
+    ids, real = prompts(reference, [5, 1, 3, 4])
+    images = pixels(reference, 4)
+    asked = {"max_new_tokens": 9, **options}
+    returned = asked.pop("num_return", 1)
+    out = reference.generate(
+        images,
+        input_ids=ids,
+        attention_mask=real.long(),
+        **asked,
+        num_return_sequences=returned,
+        do_sample=False,
+    )
+    start = ids.shape[1] if name.startswith("opt") else 1
+    with torch.inference_mode():
+        given = network.begin(network.encode_image(images).tokens.flatten(0, 1), ids, real)
+    prompt = torch.tensor([network.config.start_ids] * 4, dtype=torch.int64).view(4, -1)
+    options = {"max_new_tokens": 9, **options}
+    got = write(network.language, given, prompt, Decoding(**options), end_id=network.config.end_id)
+    end = network.config.end_id
+    cut = [row[: row.index(end)] if end in row else row for row in out[:, start:].tolist()]
+    assert [row[prompt.shape[1] :] for row in got] == cut
+
+
+@pytest.mark.parametrize("shape", JUDGES)
+@torch.inference_mode()
+def test_judges(tmp_path: Path, shape: dict[str, Any]) -> None:
+    reference = write_judge(tmp_path / "m", **shape)
+    network = ours(tmp_path / "m")
+    images = pixels(reference, 4)
+    lengths = torch.tensor([3, 7, 1, 5])
+    ids = torch.randint(3, 50, (4, 7))
+    real = torch.arange(7) < lengths[:, None]
+    ids = ids.masked_fill(~real, 0)
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": real.long()}
+    image = network.encode_image(images)
+    wanted = reference(images, **given)
+    assert (network.embed_image(image) - wanted.image_embeds).abs().max() < 1e-5
+    assert (network.embed_text(ids, lengths) - wanted.text_embeds).abs().max() < 1e-5
+    wanted = reference(images, **given, use_image_text_matching_head=True).logits_per_image
+    assert (network.match_logits(image, ids, lengths) - wanted).abs().max() < 1e-5
+    # Two texts for each of two pictures.
+    wanted = reference(images[[0, 0, 1, 1]], **given, use_image_text_matching_head=True).logits_per_image
+    both = Encoded(image.tokens[:2])
+    assert (network.match_logits(both, ids, lengths) - wanted).abs().max() < 1e-5
+
+
+def test_one_stage_at_a_time(tmp_path: Path) -> None:
+    write_judge(tmp_path / "m")
+    config = ours(tmp_path / "m").config
+    with pytest.raises(ValueError, match="either"):
+        type(config)(**{name: getattr(config, name) for name in config.__slots__} | {"texts": None})
+    assert set(FAMILIES) >= {"blip2"}
