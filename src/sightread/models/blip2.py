@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sightread.nn.attention import Linear
 from sightread.nn.blocks import Block
-from sightread.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower
+from sightread.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, with_pictures
 from sightread.towers.vit import Vit, VitConfig
 from sightread.types import Encoded
 
@@ -57,9 +57,9 @@ class Blip2(nn.Module):
     """Image tower, Q-Former, and the heads of stage 1 or the language model of stage 2."""
 
     prompts: Mapping[str, str] = {
-        "caption": "<image>{}",
+        "caption": "<image>",
+        "prompt": "<image>{}",
         "answer": "<image>Question: {} Answer:",
-        "chat": "<image>Question: {} Answer:",
     }
 
     def __init__(self, config: Config) -> None:
@@ -88,7 +88,7 @@ class Blip2(nn.Module):
     def jobs(self) -> frozenset[str]:
         """The verbs that this checkpoint's parts allow."""
         if self.config.language is not None:
-            return frozenset(self.prompts)
+            return frozenset({"caption", "answer"})
         embeds = {"embed", "similarity"} if self.config.embed_dim is not None else set[str]()
         if embeds and self.config.temperature:
             embeds.add("classify")
@@ -109,8 +109,11 @@ class Blip2(nn.Module):
 
     def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
         """What the language model goes on from: image_tokens `[K, D]`, those of all pictures in order; ids `[R, L]`
-        with `image_id` where each stands; real: bool `[R, L]`, False = padding."""
-        x = self.language.splice(ids, self.config.image_id, image_tokens)
+        with `image_id` where each stands; real: bool `[R, L]`, False = padding, in front. Pictures come before all
+        words, the first token of a text too."""
+        order = (real.long() + (real & (ids != self.config.image_id))).argsort(dim=1, stable=True)
+        ids = ids.gather(1, order)
+        x = with_pictures(self.language.text.words(ids), image_tokens, ids, self.config.image_id, real)
         if self.config.encoder is None:
             return Encoded(x, mask=real)
         return Encoded(self.encoder.read(x, real=real), mask=real)

@@ -84,8 +84,10 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         encoder=encoder,
         embed_dim=None,
         matching=False,
-        # Files from before there was one: an id that no word has.
-        image_id=language.text.vocab if image_id is None else image_id,
+        # Files from before there was one: what the tokenizer makes of a token that is added to it.
+        image_id=min(50265 if encoder is None else 32100, language.text.vocab - 1)
+        if image_id is None
+        else image_id,
         start_ids=start,
         end_id=text.get("eos_token_id", 2 if encoder is None else 1),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),

@@ -317,15 +317,6 @@ class LanguageModel(nn.Module):
         if config.tied:
             self.head.weight = cast(nn.Parameter, self.text.word.weight)
 
-    def splice(self, ids: Tensor, image_id: int, pictures: Tensor) -> Tensor:
-        """The vectors of words `[R, L, D]`, with those of pictures `[K, D]` in place of each `image_id`, in order.
-
-        image_id may lie beyond the vocabulary. Raises RuntimeError where there are fewer vectors than places.
-        """
-        places = ids == image_id
-        words = self.text.words(ids.masked_fill(places, 0))
-        return words.masked_scatter(places[..., None], pictures.to(words.dtype))
-
     def logits(self, states: Tensor) -> Tensor:
         """States `[..., D]` -> scores of the next token `[..., V]`."""
         scale, cap = self.config.state_scale, self.config.softcap
