@@ -64,20 +64,7 @@ class TextConfig:
     @property
     def block(self) -> BlockConfig:
         """The shape of each block."""
-        return BlockConfig(
-            self.dim,
-            self.heads,
-            self.mlp_dim,
-            self.activation,
-            self.eps,
-            self.post_norm,
-            self.memory_dim,
-            self.attention,
-            self.norm,
-            self.gated,
-            self.mlp_bias,
-            self.sandwich,
-        )
+        return BlockConfig(*(getattr(self, name) for name in BlockConfig._fields))
 
 
 class State:
