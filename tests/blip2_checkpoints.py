@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    GPT2Tokenizer,
+    T5Tokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from tests.checkpoints import sharpen
 
@@ -59,3 +68,38 @@ def write_judge(folder: Path, *, words: int = 60, seed: int = 0, **shape: Any) -
     model.query_tokens.data.normal_()
     model.save_pretrained(folder)
     return model
+
+
+def opt_tokenizer() -> Any:
+    """GPT-2's kind as OPT has it: bytes and a few merges; a first token, which is also the last."""
+    letters = list(bytes_to_unicode().values())
+    merges = [("Ġ", "a"), ("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("d", "o"), ("do", "g"), ("Q", "u")]
+    words = ["<s>", "<pad>", "</s>", "<unk>", *letters, *("".join(pair) for pair in merges)]
+    return GPT2Tokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=merges,
+        bos_token="</s>",
+        eos_token="</s>",
+        unk_token="</s>",
+        pad_token="<pad>",
+        add_bos_token=True,
+    )
+
+
+def t5_tokenizer() -> Any:
+    """SentencePiece's Unigram as T5 has it: every ASCII letter and some words."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [
+        (f"▁{word}", -3.0 - i / 9) for i, word in enumerate(["a", "the", "dog", "Question", "of", "photo"])
+    ]
+    pieces += [(letter, -6.0 - i / 99) for i, letter in enumerate(map(chr, range(33, 127)))]
+    return T5Tokenizer(vocab=pieces, extra_ids=3)
+
+
+def write_processor(folder: Path, model: Any, tokenizer: Any) -> Any:
+    """The reference's processor for a model, saved beside it."""
+    side = model.config.vision_config.image_size
+    pictures = BlipImageProcessorPil(size={"height": side, "width": side})
+    processor = Blip2Processor(pictures, tokenizer, num_query_tokens=model.config.num_query_tokens)
+    processor.save_pretrained(folder)
+    return processor

@@ -164,7 +164,7 @@ NAMED: dict[str, set[str]] = {
     },
     "pipelines.captions": {"pipelines.events", "pipelines.jobs"},
     "pipelines.convert": {"pipelines.events", "pipelines.writers"},
-    "pipelines.engine": {"pipelines.model", "pipelines.saving"},
+    "pipelines.engine": {"pipelines.model", "pipelines.prompted", "pipelines.saving"},
     "pipelines.inputs": {"pipelines.events"},
     "pipelines.jobs": {"pipelines.events"},
     "pipelines.region_files": {"data.atomic", "pipelines.writers"},

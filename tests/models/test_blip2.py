@@ -6,18 +6,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+import sightread
+from sightread.data.pixels import normalise
 from sightread.models.blip2 import Blip2
 from sightread.models.families import FAMILIES, build, keys_of, recognise
 from sightread.models.files import read_tensors
 from sightread.models.weights import export
+from sightread.pipelines import prompted
+from sightread.pipelines.rerank import cosines
 from sightread.tasks.describe import write
 from sightread.tasks.generate import Decoding
-from sightread.types import Encoded
-from tests.blip2_checkpoints import OPT, T5, write_judge, write_writer
+from sightread.types import Encoded, Pixels
+from tests.blip2_checkpoints import (
+    OPT,
+    T5,
+    opt_tokenizer,
+    t5_tokenizer,
+    write_judge,
+    write_processor,
+    write_writer,
+)
+from tests.checkpoints import bert_tokenizer
+from tests.models.test_against_reference import pictures
 
 WRITERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "opt": (OPT, {}),
@@ -155,3 +172,135 @@ def test_one_stage_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="either"):
         type(config)(**{name: getattr(config, name) for name in config.__slots__} | {"texts": None})
     assert set(FAMILIES) >= {"blip2"}
+
+
+TOKENIZERS = {"opt": opt_tokenizer, "t5": t5_tokenizer}
+QUESTIONS = ["what is the dog?", "of  the\nphoto", "", "Wie heißt der Hund — 犬?", "a" * 30]
+
+
+def loaded(folder: Path, kind: str, **shape: Any) -> tuple[Any, Any, sightread.Model]:
+    """The reference, its processor and our model."""
+    tokenizer = TOKENIZERS[kind]()
+    reference = write_writer(folder, {"opt": OPT, "t5": T5}[kind], words=len(tokenizer) + 1, **shape)
+    return reference, write_processor(folder, reference, tokenizer), sightread.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_ids_and_pixels(tmp_path: Path, kind: str) -> None:
+    reference, processor, model = loaded(tmp_path / "m", kind)
+    images = pictures(5)
+    seen: dict[str, Tensor] = {}
+
+    def begin(image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
+        seen.update(ids=ids, real=real)
+        raise KeyboardInterrupt
+
+    model.network.begin = begin
+    for ask in ("Question: {} Answer:", "{}"):
+        wanted = processor(images, [ask.format(text) for text in QUESTIONS])["input_ids"]
+        forms = [f"<image>{ask}".format(text) for text in QUESTIONS]
+        ready = [picture for picture in model.read(images) if isinstance(picture, Pixels)]
+        with pytest.raises(KeyboardInterrupt):
+            prompted.prefix(model, [[picture] for picture in ready], forms)
+        for ids, real, theirs in zip(seen["ids"], seen["real"], wanted, strict=True):
+            # The network puts the picture first; the tokenizer has its first token there.
+            assert sorted(ids[real].tolist(), key=lambda i: i != reference.config.image_token_index) == theirs
+    wanted = processor(images, [""] * 5, return_tensors="pt")["pixel_values"]
+    mine = normalise(ready, model.image_spec, device=model.device, dtype=model.dtype)
+    assert torch.equal(mine, wanted)
+
+
+DECODING: list[dict[str, Any]] = [
+    {},
+    {"num_beams": 3, "max_new_tokens": 7},
+    {"num_beams": 4, "num_return": 2, "length_penalty": -1.0, "max_new_tokens": 6},
+    {"min_new_tokens": 5, "max_new_tokens": 8},
+]
+
+
+@pytest.mark.parametrize("options", DECODING)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_captions_and_answers(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    reference, processor, model = loaded(tmp_path / "m", kind, seed=3)
+    images = pictures(5, seed=2)
+    asked = {"max_new_tokens": 20, **options}
+    returned = asked.pop("num_return", 1)
+
+    def theirs(pictures: list[Image.Image], texts: list[str]) -> list[str]:
+        # T5 counts padding between pictures and words as distance, and OPT goes on from the last token.
+        side = "left" if kind == "opt" else "right"
+        inputs = processor(pictures, texts, padding=True, padding_side=side, return_tensors="pt")
+        ids = reference.generate(**inputs, **asked, num_return_sequences=returned, do_sample=False)
+        start = inputs["input_ids"].shape[1] if kind == "opt" else 0
+        return [text.strip() for text in processor.batch_decode(ids[:, start:], skip_special_tokens=True)]
+
+    forms = [f"Question: {text} Answer:" for text in QUESTIONS]
+    wanted = theirs(images, forms)
+    assert model.answer(images, QUESTIONS, **options) == wanted
+    assert model.answer(images[3], QUESTIONS[3], **options) == wanted[3 * returned : 4 * returned]
+    assert model.caption(images, **options) == theirs(images, [""] * 5)
+    assert model.caption(images, QUESTIONS, **options) == theirs(images, QUESTIONS)
+    assert model.answer(images[0], QUESTIONS, **options) == theirs([images[0]] * 5, forms)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_writers_are_saved_and_come_back(tmp_path: Path, kind: str) -> None:
+    reference, processor, model = loaded(tmp_path / "m", kind)
+    images = pictures(3)
+    words = model.caption(images, "the dog")
+    for layout in ("sightread", "transformers"):
+        model.save(tmp_path / layout, layout=layout)
+        again = sightread.load(tmp_path / layout, device="cpu")
+        assert again.network.config == model.network.config
+        assert again.caption(images, "the dog") == words
+    back = type(reference).from_pretrained(tmp_path / "transformers")
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in reference.state_dict().items())
+    inputs = processor(images, [""] * 3, return_tensors="pt")
+    assert torch.equal(
+        back.generate(**inputs, max_new_tokens=9), reference.generate(**inputs, max_new_tokens=9)
+    )
+
+
+def test_judges_judge_as_the_reference_does(tmp_path: Path) -> None:
+    tokenizer = bert_tokenizer(tmp_path / "words")
+    reference = write_judge(tmp_path / "m", words=len(tokenizer) + 1)
+    tokenizer.save_pretrained(tmp_path / "m")
+    processor = BlipImageProcessorPil(size={"height": 28, "width": 28})
+    processor.save_pretrained(tmp_path / "m")
+    model = sightread.load(tmp_path / "m", device="cpu")
+    assert model.capabilities == {"embed", "similarity", "match", "rank"}
+    images, texts = pictures(4), ["a dog", "two cats on the street, standing", "a", "a small red car"]
+    inputs = {**tokenizer(texts, padding=True, return_tensors="pt"), **processor(images, return_tensors="pt")}
+    del inputs["token_type_ids"]
+    with torch.inference_mode():
+        itc = reference(**inputs)
+        pixels = inputs["pixel_values"]
+        grid = torch.stack(
+            [
+                reference(
+                    **{**inputs, "pixel_values": one[None].expand(4, -1, -1, -1)},
+                    use_image_text_matching_head=True,
+                ).logits_per_image
+                for one in pixels
+            ]
+        )
+    assert np.abs(model.embed_images(images) - itc.image_embeds.numpy()).max() < 1e-5
+    assert np.abs(model.embed_texts(texts) - itc.text_embeds.numpy()).max() < 1e-5
+    assert np.abs(model.similarity(images, texts) - itc.logits_per_image.numpy()).max() < 1e-5
+    every = model.match([image for image in images for _ in texts], texts * 4).reshape(4, 4)
+    assert np.abs(every - grid.softmax(dim=-1)[..., 1].numpy()).max() < 1e-5
+    wanted = (grid[..., 1] + itc.logits_per_image).numpy()
+    assert np.abs(model.rank(images, texts) - wanted).max() < 1e-5
+    assert (
+        np.abs(
+            cosines(model.embed_images(images), model.embed_texts(texts)) - model.similarity(images, texts)
+        ).max()
+        < 1e-6
+    )
+    for layout in ("sightread", "transformers"):
+        model.save(tmp_path / layout, layout=layout)
+        again = sightread.load(tmp_path / layout, device="cpu")
+        assert again.network.config == model.network.config
+        assert np.array_equal(again.match(images, texts), model.match(images, texts))
+    back = type(reference).from_pretrained(tmp_path / "transformers")
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in reference.state_dict().items())

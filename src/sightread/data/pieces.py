@@ -43,7 +43,13 @@ _CLEANING = "sightread_cleaning"  # a key of CLEANINGS in tokenizer_config.json;
 
 
 def load_pieces(
-    folder: Path, *, max_length: int, fill: bool = False, lower: bool = False, cleaning: str | None = None
+    folder: Path,
+    *,
+    max_length: int,
+    fill: bool = False,
+    lower: bool = False,
+    cleaning: str | None = None,
+    extra: str = "",
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
     tokenizer_config.json names.
@@ -51,7 +57,8 @@ def load_pieces(
     Reads tokenizer.json, else spiece.model or tokenizer.model; SigLIP's own class prefers its spiece.model, as at the
     hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less; `fill`: that many always, the
     fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2 was trained so).
-    cleaning: what open_clip does to a text first, a key of CLEANINGS. Raises `TokenizerError` that names the file.
+    cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is added where the files
+    lack it. Raises `TokenizerError` that names the file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}
@@ -78,6 +85,8 @@ def load_pieces(
             "checkpoint into that folder."
         )
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
+    if extra and backend.token_to_id(extra) is None:
+        backend.add_tokens([AddedToken(extra, special=True, normalized=False)])
     _frame(backend, kind, names, config)
     if (lower or config.get("do_lower_case")) and kind in _LEFT:
         kind = "Siglip2Tokenizer"

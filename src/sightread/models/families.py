@@ -28,6 +28,9 @@ from sightread.models import (
 from sightread.models.weights import KeyMap, fill
 
 
+TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language"]
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """One way in which a family's checkpoints are written.
@@ -53,7 +56,8 @@ class Family:
     network: Callable[[Any], Any]
     config: type[Any]
     layouts: Mapping[str, Layout]
-    tokenizer: typing.Literal["clip", "bert", "pieces", "bart"]
+    # A family with several kinds says which one by its config.
+    tokenizer: TokenizerKind | Callable[[Any], TokenizerKind]
     image_processor: str
     # Each model that `transformers` makes of it: folder ("" where there is one) -> (config.json, tensor prefixes).
     to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
@@ -176,7 +180,7 @@ FAMILIES: dict[str, Family] = {
                 blip2_checkpoints.config_from_transformers,
             ),
         },
-        tokenizer="bert",
+        tokenizer=lambda config: "bert" if config.language is None else "language",
         image_processor="BlipImageProcessor",
         to_transformers=blip2_checkpoints.exports,
         default_image=_blip_image,

@@ -26,9 +26,11 @@ from sightread.models.families import FAMILIES, Family, build, config_from_dict,
 from sightread.models.files import Located, locate, read_tensors
 from sightread.nn.packing import pack
 from sightread.pipelines.model import Model
+from sightread.pipelines.prompted import PICTURE
 from sightread.pipelines.saving import FORMAT
 from sightread.types import ImageSpec
 
+_NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -179,7 +181,10 @@ def _decoding(located: Located, family: Family) -> dict[str, Any]:
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
-    if family.tokenizer == "pieces":
+    kind = family.tokenizer if isinstance(family.tokenizer, str) else family.tokenizer(config)
+    if kind == "language":
+        return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE)
+    if kind == "pieces":
         about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None
         # The hub names Gemma's tokenizer for NaFlex; the reference makes that SigLIP 2's own.
@@ -190,11 +195,11 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
         return load_bart(folder, max_length=most)
     whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
     words, pairs = folder / "vocab.txt", folder / "bpe_simple_vocab_16e6.txt.gz"
-    if family.tokenizer == "bert" and not whole and words.is_file():
+    if kind == "bert" and not whole and words.is_file():
         return bert_tokenizer_from_vocab(words, max_length=most)
-    if family.tokenizer == "clip" and not (folder / "vocab.json").is_file() and not whole and pairs.is_file():
+    if kind == "clip" and not (folder / "vocab.json").is_file() and not whole and pairs.is_file():
         return clip_tokenizer_from_bpe(pairs, max_length=most)
-    return load_tokenizer(folder, kind=family.tokenizer, max_length=most)
+    return load_tokenizer(folder, kind=kind, max_length=most)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Model:
         return Encoded(tokens, pooled, mask)
 
     def embed_images(self, images: Images) -> Floats:
-        """float32 `[n, d]`, unit length."""
+        """float32 `[n, d]`, unit length; `[n, q, d]` of a BLIP-2, whose q queries have a vector each."""
         self._need("embed")
         rows = [embed.embed_images(self.network, self.encode(batch)) for batch in self._batches(images)]
         return self._stack(rows)
@@ -163,9 +163,10 @@ class Model:
         return _numpy(self._embed_texts(as_strings(texts, "texts")))
 
     def similarity(self, images: Images, texts: Texts) -> Floats:
-        """Cosines, float32 `[n_images, n_texts]`."""
+        """Cosines, float32 `[n_images, n_texts]`; of several vectors a picture, the nearest counts."""
         self._need("similarity")
-        return self.embed_images(images) @ self.embed_texts(texts).T
+        cosines = self.embed_images(images) @ self.embed_texts(texts).T
+        return cosines if cosines.ndim == 2 else cosines.max(axis=1)
 
     def classify(
         self,
@@ -240,7 +241,7 @@ class Model:
         for batch in self._batches(images):
             image = self.encode(batch)
             with torch.inference_mode():
-                similarity = embed.embed_images(self.network, image) @ embedded.t()
+                similarity = embed.similarities(embed.embed_images(self.network, image), embedded)
             best, index = similarity.topk(min(k, len(strings)), dim=1)
             scores = torch.full_like(similarity, NOT_RANKED)
             for part, chosen in groups(list(index.cpu().numpy())):

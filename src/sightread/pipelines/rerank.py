@@ -108,12 +108,16 @@ def _like_lengths(lengths: Integers, price: int) -> Iterator[Integers]:
 
 
 def cosines(images: Floats, texts: Floats) -> Floats:
-    """float32 `[pictures, texts]`; summed in float64, so that no machine orders them differently."""
+    """float32 `[pictures, texts]`; summed in float64, so that no machine orders them differently.
+
+    Of several vectors a picture, `[pictures, q, d]`, the nearest to a text counts.
+    """
     out = np.empty((len(images), len(texts)), np.float32)
     turned = texts.astype(np.float64).T
-    step = max(1, _ROWS // max(1, len(texts)))
+    step = max(1, _ROWS // max(1, len(texts) * (images.size // max(1, len(images) * images.shape[-1]))))
     for low in range(0, len(images), step):
-        out[low : low + step] = images[low : low + step].astype(np.float64) @ turned
+        part = images[low : low + step].astype(np.float64) @ turned
+        out[low : low + step] = part if part.ndim == 2 else part.max(axis=1)
     return out
 
 

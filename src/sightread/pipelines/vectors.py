@@ -24,9 +24,9 @@ _GROUP = 16_384  # rows of one row group of a parquet file
 class VectorFile:
     """Embeddings under their pictures' names; a context that puts the file in place when it is left well.
 
-    `x.npy` is float32 `[n, d]`, and `x.names.txt` beside it has the name of each row, one a line. `x.parquet` has the
-    columns `name` (string) and `embedding` (float32 list of fixed length d). Memory does not grow with n. Without a
-    single row no file is made and an older one stays.
+    `x.npy` is float32 `[n, d]` (`[n, q, d]` where a picture has q vectors), and `x.names.txt` beside it has the name of
+    each row, one a line. `x.parquet` has the columns `name` (string) and `embedding` (float32 list of fixed length d,
+    or q of them). Memory does not grow with n. Without a single row no file is made and an older one stays.
     """
 
     def __init__(self, path: Path, model: str = "") -> None:
@@ -50,11 +50,11 @@ class VectorFile:
         return self
 
     def add(self, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Adds rows: n names and float32 `[n, d]`."""
+        """Adds rows: n names and float32 `[n, d]` or `[n, q, d]`."""
         if self._writer is None:
             kind = _Npy if self.path.suffix.lower() == ".npy" else _Parquet
             temporary = self._place.enter_context(atomic_path(self.path))
-            self._writer = kind(temporary, vectors.shape[1], self._model)
+            self._writer = kind(temporary, vectors.shape[1:], self._model)
         self._writer.add([portable_name(name) for name in names], vectors)
         self.rows += len(names)
 
@@ -73,9 +73,9 @@ class VectorFile:
 
 
 class _Npy:
-    def __init__(self, path: Path, width: int, model: str) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
         self.names: list[str] = []
-        self._width = width
+        self._shape = shape
         self._file: IO[bytes] = path.open("r+b")
         self._write_header()
 
@@ -89,16 +89,19 @@ class _Npy:
         self._file.close()
 
     def _write_header(self) -> None:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.names), self._width)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.names), *self._shape)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
 class _Parquet:
-    def __init__(self, path: Path, width: int, model: str) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._vector = pa.list_(pa.float32(), width)
+        self._vector = pa.float32()
+        for width in reversed(shape):
+            self._vector = pa.list_(self._vector, width)
+        self._shape = shape
         metadata = {"sightread.model": model}
         fields = [pa.field("name", pa.string()), pa.field("embedding", self._vector)]
         self._schema = pa.schema(fields, metadata=metadata)
@@ -120,8 +123,9 @@ class _Parquet:
         import pyarrow as pa
 
         if self._names:
-            flat = pa.array(np.concatenate(self._vectors).astype("<f4", copy=False).ravel())
-            vectors = pa.FixedSizeListArray.from_arrays(flat, type=self._vector)
+            vectors: Any = pa.array(np.concatenate(self._vectors).astype("<f4", copy=False).ravel())
+            for width in reversed(self._shape):
+                vectors = pa.FixedSizeListArray.from_arrays(vectors, width)
             self._writer.write_table(pa.table([pa.array(self._names), vectors], schema=self._schema))
             self._names, self._vectors = [], []
 

@@ -27,7 +27,7 @@ class Embedder(Protocol):
 
 @torch.inference_mode()
 def embed_images(net: Embedder, images: Encoded) -> Tensor:
-    """B encoded pictures -> float32 `[B, P]`, unit length."""
+    """B encoded pictures -> float32 `[B, P]`, or `[B, Q, P]` where a picture has several vectors; unit length."""
     return net.embed_image(images).float()
 
 
@@ -37,10 +37,19 @@ def embed_texts(net: Embedder, ids: Tensor, lengths: Tensor) -> Tensor:
     return net.embed_text(ids, lengths).float()
 
 
+def similarities(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosines `[B, R]` of pictures `[B, P]` with texts `[R, P]`.
+
+    Of several vectors a picture, `[B, Q, P]`, the nearest to a text counts (BLIP-2, Li et al. 2023, section 3.1).
+    """
+    cosines = images @ texts.t()
+    return cosines if images.dim() == 2 else cosines.amax(dim=1)
+
+
 @torch.inference_mode()
 def class_probabilities(net: Embedder, images: Tensor, classes: Tensor, reading: Reading) -> Tensor:
-    """images `[B, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`; with "softmax" rows sum to 1."""
-    logits = net.class_logits(images @ classes.t()).float()
+    """images `[B, P]` or `[B, Q, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`; with "softmax" rows sum to 1."""
+    logits = net.class_logits(similarities(images, classes)).float()
     return logits.sigmoid() if reading == "sigmoid" else logits.softmax(dim=-1)
 
 

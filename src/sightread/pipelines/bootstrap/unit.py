@@ -309,7 +309,7 @@ def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Tex
             words = model.embed_texts(strings).astype(np.float64)
             for picture, mine in zip(pictures, rows, strict=True):
                 for row in mine.tolist():
-                    texts[row].itc = round(float(picture @ words[row]), DIGITS)
+                    texts[row].itc = round(float((picture @ words[row]).max()), DIGITS)
 
 
 def evidence_lines(job: Job, item: Item) -> Iterator[bytes]:

@@ -152,7 +152,9 @@ class Matching:
             if self.judge == "itm":
                 scores = model.match([pictures[place] for place in owner], texts)
             else:
-                scores = (model.embed_images(pictures)[owner] * model.embed_texts(texts)).sum(1)
+                vectors = model.embed_texts(texts)
+                images = model.embed_images(pictures)[owner].reshape(len(texts), -1, vectors.shape[1])
+                scores = (images * vectors[:, None]).sum(2).max(1)
             ends = np.cumsum([3 * len(sample.captions) for sample in some])[:-1]
             return [{"scores": part.reshape(-1, 3).tolist()} for part in np.split(scores, ends)]
 

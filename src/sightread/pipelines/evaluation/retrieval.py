@@ -156,13 +156,17 @@ class _Space:
                     place[text] = len(vectors)
                     vectors.append(vector)
                 number.append(place[text])
+        images = np.stack([floats(records[sample.key]["image"]) for sample in samples])
+        width = len(vectors[0])
+        if images.shape[1] > width:  # several vectors a picture
+            images = images.reshape(len(images), -1, width)
         return cls(
             [sample.key for sample in samples],
             np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples]),
             np.array(number, np.int64),
             list(place),
             [row(sample.key, i) for sample in samples for i in range(len(sample.captions))],
-            np.stack([floats(records[sample.key]["image"]) for sample in samples]),
+            images,
             np.stack(vectors),
         )
 

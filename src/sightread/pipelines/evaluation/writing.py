@@ -69,7 +69,7 @@ class Captions:
             for image, sample in zip(images, some, strict=True):
                 written = work.records[sample.key]["caption"]
                 texts = scorer.embed_texts([_CLIP_PROMPT + text for text in (written, *sample.captions)])
-                cosine, near = float(texts[0] @ image), float((texts[1:] @ texts[0]).max())
+                cosine, near = float((image @ texts[0]).max()), float((texts[1:] @ texts[0]).max())
                 found.append({"cosines": [cosine, near]})
             return found
 
