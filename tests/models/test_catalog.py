@@ -10,6 +10,8 @@ import torch
 
 from sightread.models.blip import Blip
 from sightread.models.blip import Config as BlipConfig
+from sightread.models.blip2 import Blip2
+from sightread.models.blip2_checkpoints import config_from_transformers
 from sightread.models.catalog import (
     BUNDLED,
     ENTRIES,
@@ -200,11 +202,36 @@ def blip_network(entry: Entry) -> torch.nn.Module:
     )
 
 
+def blip2_network(entry: Entry) -> torch.nn.Module:
+    """At the sizes of the hub's configs; what they leave out is the reference's default."""
+    kind = next(kind for kind in ("2.7b", "6.7b", "xxl", "xl", "itm") if kind in entry.name)
+    opt = {"model_type": "opt", "vocab_size": 50304, "num_hidden_layers": 32, "num_attention_heads": 32}
+    t5 = {"model_type": "t5", "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
+    texts = {
+        "2.7b": {**opt, "hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240},
+        "6.7b": {**opt, "hidden_size": 4096, "word_embed_proj_dim": 4096, "ffn_dim": 16384},
+        "xl": {**t5, "d_model": 2048, "d_ff": 5120, "num_heads": 32},
+        "xxl": {**t5, "d_model": 4096, "d_ff": 10240, "num_heads": 64},
+    }
+    data = {"vision_config": {"image_size": entry.image_size}, "qformer_config": {"vocab_size": 30523}}
+    names = ["language_projection.weight"]
+    if kind == "itm":
+        names = ["vision_projection.weight", "itm_head.weight"]
+    tensors = dict.fromkeys(names, torch.empty(256, 1))
+    # Flan-T5's head is not its word table.
+    tensors |= {
+        "language_model.lm_head.weight": torch.ones(1, device="cpu"),
+        "language_model.shared.weight": torch.zeros(1, device="cpu"),
+    }
+    return Blip2(config_from_transformers({**data, "text_config": texts.get(kind)}, tensors))
+
+
 NETWORKS = {
     "clip": clip_network,
     "clip_resnet": resnet_network,
     "siglip": siglip_network,
     "blip": blip_network,
+    "blip2": blip2_network,
 }
 
 

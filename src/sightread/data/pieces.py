@@ -57,8 +57,8 @@ def load_pieces(
     Reads tokenizer.json, else spiece.model or tokenizer.model; SigLIP's own class prefers its spiece.model, as at the
     hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less; `fill`: that many always, the
     fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2 was trained so).
-    cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is added where the files
-    lack it. Raises `TokenizerError` that names the file.
+    cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is added where the
+    files lack it. Raises `TokenizerError` that names the file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}

@@ -76,6 +76,7 @@ class Entry:
 
 _CLIP_JOBS = ("embed", "similarity", "classify")
 _JUDGE_JOBS = ("embed", "similarity", "match", "rank")
+_WRITER_JOBS = ("caption", "answer")
 _ALL_HEADS = ("embed", "similarity", "classify", "match", "rank", "caption")
 _BLIP_FILES = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
@@ -134,6 +135,22 @@ def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *
     return Entry(name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality)
 
 
+def _blip2(name: str, jobs: tuple[str, ...], parameters: float, *quality: str) -> Entry:
+    side = 364 if name.endswith("-coco") else 224
+    return Entry(
+        f"Salesforce/{name}",
+        "blip2",
+        "transformers",
+        jobs,
+        side,
+        parameters,
+        "MIT",
+        "2301.12597",
+        None,
+        quality,
+    )
+
+
 def _original(name: str, parameters: float, data: str) -> Entry:
     licence, paper = "BSD-3-Clause", "2201.12086"
     note = f"pre-trained only, on {data}; no published figure without fine-tuning"
@@ -161,6 +178,14 @@ def _retrieval(data: str, recall: str, k: int) -> str:
     return (
         f"{data} recall@1 image to text / text to image {recall} %, fine-tuned, ITM over the top {k} (paper)"
     )
+
+
+def _zero_shot_vqa(accuracy: float) -> str:
+    return f"VQAv2 test-dev {accuracy} %, zero-shot, 'Question: ... Answer:', beam 5 (paper)"
+
+
+def _coco(cider: float) -> str:
+    return f"COCO CIDEr {cider}, Karpathy test, fine-tuned on COCO at 364 px, beam 5 (paper)"
 
 
 def _vqa(accuracy: str) -> str:
@@ -261,6 +286,17 @@ ENTRIES: tuple[Entry, ...] = (
         1785,
         _retrieval("Flickr30k", "97.4 / 87.6", 128),
     ),
+    _blip2("blip2-opt-2.7b", _WRITER_JOBS, 3744.8, _zero_shot_vqa(52.3)),
+    _blip2("blip2-opt-6.7b", _WRITER_JOBS, 7752.9, _zero_shot_vqa(52.6)),
+    _blip2("blip2-flan-t5-xl", _WRITER_JOBS, 3942.4, _zero_shot_vqa(63.0)),
+    _blip2("blip2-flan-t5-xxl", _WRITER_JOBS, 12229.6, _zero_shot_vqa(65.0)),
+    _blip2("blip2-opt-2.7b-coco", _WRITER_JOBS, 3745.4, _coco(145.8)),
+    _blip2("blip2-opt-6.7b-coco", _WRITER_JOBS, 7753.5, _coco(145.2)),
+    _blip2("blip2-flan-t5-xl-coco", _WRITER_JOBS, 3943.0, _coco(144.5)),
+    _blip2(
+        "blip2-itm-vit-g", _JUDGE_JOBS, 1172.0, "pre-trained only; no published figure without fine-tuning"
+    ),
+    _blip2("blip2-itm-vit-g-coco", _JUDGE_JOBS, 1172.6, _retrieval("COCO", "85.4 / 68.3", 128)),
     _original("model_base_14M.pth", 252.4, "14M pictures"),
     _original("model_base.pth", 252.4, "129M pictures"),
     _original(

@@ -48,7 +48,7 @@ def similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def class_probabilities(net: Embedder, images: Tensor, classes: Tensor, reading: Reading) -> Tensor:
-    """images `[B, P]` or `[B, Q, P]`, classes `[C, P]`, unit length -> float32 `[B, C]`; with "softmax" rows sum to 1."""
+    """images as in `similarities`, classes `[C, P]`, unit length -> float32 `[B, C]`; with "softmax" rows sum to 1."""
     logits = net.class_logits(similarities(images, classes)).float()
     return logits.sigmoid() if reading == "sigmoid" else logits.softmax(dim=-1)
 
