@@ -123,20 +123,17 @@ class Blip(nn.Module):
         """The verbs that this checkpoint's parts allow."""
         config = self.config
         embeds = config.encoder and config.embed_dim is not None
-        return frozenset(
-            job
-            for job, there in {
-                "embed": embeds,
-                "similarity": embeds,
-                "classify": (embeds and config.temperature) or bool(config.labels),
-                "match": config.matching,
-                "rank": config.matching and embeds,
-                # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
-                "caption": config.decoder and (config.answers or not config.encoder or config.matching),
-                "answer": config.answers or (config.decoder and config.encoder and not config.matching),
-            }.items()
-            if there
-        )
+        there = {
+            "embed": embeds,
+            "similarity": embeds,
+            "classify": (embeds and config.temperature) or bool(config.labels),
+            "match": config.matching,
+            "rank": config.matching and embeds,
+            # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
+            "caption": config.decoder and (config.answers or not config.encoder or config.matching),
+            "answer": config.answers or (config.decoder and config.encoder and not config.matching),
+        }
+        return frozenset(job for job in there if there[job])
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]`)."""
@@ -181,9 +178,5 @@ def _share(encoder: TextTower, writer: Decoder) -> None:
         writer.head.words.weight = cast(nn.Parameter, encoder.word.weight)
     decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
     for theirs, ours in zip(encoder.blocks, decoder.blocks, strict=True):
-        ours.cross, ours.norm_cross, ours.mlp, ours.norm2 = (
-            theirs.cross,
-            theirs.norm_cross,
-            theirs.mlp,
-            theirs.norm2,
-        )
+        for name in ("cross", "norm_cross", "mlp", "norm2"):
+            setattr(ours, name, getattr(theirs, name))

@@ -181,7 +181,7 @@ def _decoding(located: Located, family: Family) -> dict[str, Any]:
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
-    kind = family.tokenizer if isinstance(family.tokenizer, str) else family.tokenizer(config)
+    kind = family.tokenizer(config) if callable(family.tokenizer) else family.tokenizer
     if kind == "language":
         return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE)
     if kind == "pieces":

@@ -110,11 +110,8 @@ class TextTower(nn.Module):
 
     def memory(self, tokens: Tensor) -> list[KeyValue | None]:
         """Each layer's cross-attention keys and values of a memory `[B, N, memory_dim]`, None where it has none."""
-        every = self.config.cross_every
-        return [
-            None if i % every else cast(Block, block).cross.memory(tokens)
-            for i, block in enumerate(self.blocks)
-        ]
+        crosses = [getattr(block, "cross", None) for block in self.blocks]
+        return [None if cross is None else cross.memory(tokens) for cross in crosses]
 
     def words(self, ids: Tensor) -> Tensor:
         """The vectors of words, without positions: `[R, L]` -> `[R, L, D]`."""

@@ -173,10 +173,8 @@ class Vit(nn.Module):
         self.config = config
         self.embed = PatchEmbed(config)
         self.norm_in = nn.LayerNorm(config.dim, eps=config.eps) if config.norm_first else nn.Identity()
-        heads = Heads(bias=config.qkv_bias)
-        block = BlockConfig(
-            config.dim, config.heads, config.mlp_dim, config.activation, config.eps, attention=heads
-        )
+        sizes = (config.dim, config.heads, config.mlp_dim, config.activation, config.eps)
+        block = BlockConfig(*sizes, attention=Heads(bias=config.qkv_bias))
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
         if config.pooling == "attention":
