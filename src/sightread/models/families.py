@@ -27,7 +27,6 @@ from sightread.models import (
 )
 from sightread.models.weights import KeyMap, fill
 
-
 TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language"]
 
 

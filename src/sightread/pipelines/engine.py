@@ -191,7 +191,7 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
         return load_pieces(
             folder, max_length=most, fill=True, lower=config.vision.any_size, cleaning=cleaning
         )
-    if family.tokenizer == "bart":
+    if kind == "bart":
         return load_bart(folder, max_length=most)
     whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
     words, pairs = folder / "vocab.txt", folder / "bpe_simple_vocab_16e6.txt.gz"
