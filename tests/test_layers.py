@@ -167,7 +167,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.engine": {"pipelines.model", "pipelines.prompted", "pipelines.saving"},
     "pipelines.inputs": {"pipelines.events"},
     "pipelines.jobs": {"pipelines.events"},
-    "pipelines.region_files": {"data.atomic", "pipelines.writers"},
+    "pipelines.region_files": {"data.atomic", "pipelines.drawing", "pipelines.writers"},
     "pipelines.rerank": {"pipelines.model"},
     "pipelines.evaluate": {
         "pipelines.engine",
@@ -264,14 +264,17 @@ NAMED: dict[str, set[str]] = {
         "apps.evaluating",
         "apps.listing",
         "apps.options",
+        "apps.regions",
+        "apps.running",
         "apps.show",
         "apps.train",
         "apps.worlds",
+        "models.catalog",
     },
     "apps.bootstrapping": {"apps.options", "apps.show", "data.samples", "models.catalog"},
     "apps.converting": {"", "apps.options", "apps.show"},
     "apps.evaluating": {"apps.options", "apps.show", "models.catalog"},
-    "apps.demo": {"apps.cli", "apps.demo_pictures", "apps.options", "apps.show", "models.catalog"},
+    "apps.demo": {"apps.demo_pictures", "apps.options", "apps.running", "apps.show", "models.catalog"},
     "apps.demo_pictures": {"data.world"},
     "apps.listing": {"apps.show", "models.catalog"},
     "apps.options": {"models.catalog"},
@@ -281,6 +284,8 @@ NAMED: dict[str, set[str]] = {
     "data.bart": {"data.padding", "data.tokens"},
     "models.florence_checkpoints": {"models.florence", "models.seq2seq_checkpoints", "models.weights"},
     "pipelines.regions": {"pipelines.arguments", "pipelines.prompted"},
+    "apps.regions": {"apps.options", "apps.running", "apps.show"},
+    "apps.running": {"apps.options", "apps.show"},
 }
 
 # The only libraries there are, and who may use each.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from sightread.errors import ImageError
-from sightread.types import ImageSpec, Pixels
+from sightread.types import ImageSpec, Pixels, Region
 
 
 @dataclass
@@ -20,7 +20,18 @@ class FakeModel:
 
     name: str = "fake"
     capabilities: frozenset[str] = frozenset(
-        {"embed", "similarity", "classify", "match", "caption", "answer"}
+        {
+            "embed",
+            "similarity",
+            "classify",
+            "match",
+            "caption",
+            "answer",
+            "detect",
+            "locate",
+            "segment",
+            "read",
+        }
     )
     image_spec: ImageSpec = ImageSpec(resize=(2, 2))  # noqa: RUF009
     batch_size: int = 4
@@ -53,6 +64,30 @@ class FakeModel:
     def answer(self, images, questions, candidates=None, **decoding):
         self.calls.append(("answer", len(images), candidates, decoding))
         return [f"{Path(i.name).stem}: {q}" for i, q in zip(images, questions, strict=True)]
+
+    def detect(self, images, phrases=None, *, describe=False, **decoding):
+        self.calls.append(("detect", phrases, describe, decoding))
+        labels = phrases or ["a thing" if describe else "thing"]
+        return [[self._region(image, label) for label in labels] for image in images]
+
+    def locate(self, images, phrases, **decoding):
+        self.calls.append(("locate", list(phrases), decoding))
+        return [[self._region(image, text)] for image, text in zip(images, phrases, strict=True)]
+
+    def segment(self, images, phrases, **decoding):
+        self.calls.append(("segment", list(phrases), decoding))
+        corners = ((0.0, 0.0, 4.0, 0.0, 0.0, 4.0),)
+        return [
+            [replace(self._region(image, str(text)), polygons=corners)]
+            for image, text in zip(images, phrases, strict=True)
+        ]
+
+    def read_text(self, images, **decoding):
+        return [[self._region(image, Path(image.name).stem)] for image in images]
+
+    def _region(self, image, label):
+        height, width = image.size
+        return Region(label, (0.0, 0.0, width / 2, height / 2), score=0.5)
 
     reading = "softmax"
 

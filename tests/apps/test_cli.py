@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightread.apps import cli
+from sightread.apps import cli, running
 from sightread.errors import CheckpointError
 from sightread.types import ImageSpec
 from tests.apps.fake_model import FakeModel, make_picture
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setattr(cli, "load", lambda source, *, device, dtype: fake)
+    monkeypatch.setattr(running, "load", lambda source, *, device, dtype: fake)
     return fake
 
 
@@ -104,7 +104,7 @@ def test_drops_are_named_and_counted(model: FakeModel, photos: Path, capsys) -> 
 
 def test_a_judge_with_its_own_preparation(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
     judge = FakeModel("judge", frozenset({"match"}), ImageSpec(resize=(3, 3)), scores={"a picture of b": 0.2})
-    monkeypatch.setattr(cli, "load", lambda source, **_: judge if source == "J" else model)
+    monkeypatch.setattr(running, "load", lambda source, **_: judge if source == "J" else model)
     assert run("caption", photos, "-m", "M", "--min-match", "0.5", "--judge", "J", "--json") == 0
     out, err = capsys.readouterr()
     assert [json.loads(line)["match"] for line in out.splitlines()] == [0.75, 0.75]
@@ -214,7 +214,7 @@ def test_without_a_model_it_is_the_bundled_one_and_says_so(
         asked.append(source)
         return FakeModel()
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(running, "load", load)
     places = {"P": str(photos), "X": str(tmp_path / "x.jsonl"), "Y": str(tmp_path / "y.npy")}
     words = [places.get(word, word.replace("P/", f"{photos}/")) for word in arguments.split()]
     assert run(*words, "--json") == 0
@@ -282,7 +282,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_2(photos: Path, monkeypatch, caps
     def load(source, *, device, dtype):
         raise CheckpointError(f"{source}: no such model.\nPut its files there.")
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(running, "load", load)
     assert run("caption", photos, "-m", "M") == 2
     assert capsys.readouterr().err == "sightread: M: no such model.\nsightread: Put its files there.\n"
 
@@ -358,14 +358,14 @@ def test_an_interrupt_leaves_a_journal_that_the_next_run_takes_up(
 
 
 PROGRAM = """
-import sys, sightread.apps.cli as cli
+import sys, sightread.apps.cli as cli, sightread.apps.running as running
 from tests.apps.fake_model import FakeModel
 if __name__ == "__main__":
     fake = FakeModel(seconds=float(sys.argv[1]))
     def load(source, *, device, dtype):
         print("loading", file=sys.stderr, flush=True)
         return fake
-    cli.load = load
+    running.load = load
     sys.exit(cli.main(sys.argv[2:]))
 """
 

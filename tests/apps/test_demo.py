@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightread.apps import cli, demo, demo_pictures
+from sightread.apps import demo, demo_pictures, running
 from sightread.errors import CheckpointError
 from tests.apps.fake_model import FakeModel, make_picture
 from tests.rules import PACKAGE, REPOSITORY
@@ -16,7 +16,7 @@ from tests.rules import PACKAGE, REPOSITORY
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setattr(cli, "load", lambda source, *, device, dtype: fake)
+    monkeypatch.setattr(running, "load", lambda source, *, device, dtype: fake)
     monkeypatch.setattr(demo.webbrowser, "open", lambda address: pytest.fail("opened a browser"))
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
@@ -153,7 +153,7 @@ def test_what_is_missing_is_said_plainly(
     def load(source, *, device, dtype):
         raise CheckpointError(f"{source}: the hub cannot be reached.")
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(running, "load", load)
     assert run("--out", tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert "the hub cannot be reached" in err

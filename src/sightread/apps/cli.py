@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,24 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
-from sightread.apps import bootstrapping, converting, evaluating
-from sightread.apps.options import Decoding, Dtype, Keeping, Machine, Writing, whole, words_or_file
-from sightread.apps.show import Column, Rows, Screen, complain, say, say_bundled
+from sightread.apps import bootstrapping, converting, evaluating, regions
+from sightread.apps.options import Decoding, Keeping, Machine, Writing, whole, words_or_file
+from sightread.apps.running import Paths, inputs, model_for, reading, require, run
+from sightread.apps.show import Column, Rows, Screen, complain, say
 from sightread.apps.train import train
 from sightread.apps.worlds import world
 from sightread.errors import CheckpointError, SightreadError, TokenizerError, UnsupportedError, UsageError
-from sightread.pipelines.events import Done, Failed, Skipped
+from sightread.pipelines.events import Done
 
 if TYPE_CHECKING:
     from sightread.pipelines.captions import Rules
     from sightread.pipelines.engine import Model
-    from sightread.pipelines.jobs import Reading
     from sightread.pipelines.sidecars import Sidecars
     from sightread.pipelines.tables import CaptionTable
-
-Paths = Annotated[
-    str, Parameter(name="PATHS", required=True, help="Files, folders (with all folders in them) and globs.")
-]
 
 _WRITING, _KEEPING, _DECODING, _MACHINE = Writing(), Keeping(), Decoding(), Machine()
 _AGAIN = "The same command goes on from here."
@@ -38,7 +34,7 @@ _PIPE_CLOSED = 141
 
 app = App(
     name="sightread",
-    help="Read pictures at sight: caption, ask, classify, match and embed them with CLIP and BLIP.",
+    help="Read pictures at sight: caption, ask, classify, match and embed them, and find what is in them.",
     version=lambda: sightread.__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
@@ -48,16 +44,6 @@ app = App(
     ),
     group_parameters=Group("Options", sort_key=0),
 )
-
-
-def load(source: str, *, device: str, dtype: Dtype) -> Model:
-    """`sightread.load`, brought in by the first command that needs it."""
-    # Pictures are decoded beside the model: threads of its matrix products that wait for each other must not burn the
-    # cores meanwhile. GNU OpenMP reads this when torch is imported, and spins for milliseconds without it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from sightread.pipelines import engine
-
-    return engine.load(source, device=device, dtype=dtype)
 
 
 @app.command(
@@ -73,6 +59,7 @@ def load(source: str, *, device: str, dtype: Dtype) -> Model:
 def caption(
     *paths: Paths,
     prompt: str | None = None,
+    length: Literal["short", "detailed", "long"] | None = None,
     writing: Writing = _WRITING,
     keeping: Keeping = _KEEPING,
     decoding: Decoding = _DECODING,
@@ -88,6 +75,8 @@ def caption(
     ----------
     prompt
         The words that every caption starts with, such as "a photo of".
+    length
+        How much to say; for models that were trained for it (Florence-2), and in place of a prompt.
     """
     from sightread.pipelines.captions import Rules, caption_pictures
 
@@ -99,7 +88,7 @@ def caption(
         drop_if=keeping.pattern(),
         min_match=keeping.min_match,
         keep_all=keeping.keep_all,
-        decoding=decoding.given(),
+        decoding=decoding.given() | ({} if length is None else {"length": length}),
     )
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
     rows = Rows(columns, as_json=machine.json, go_on=True)
@@ -108,8 +97,8 @@ def caption(
         model, judge = _writer_and_judge(machine, keeping)
         again = "" if writing.write == "overwrite" and writing.out is None else _AGAIN
         screen = stack.enter_context(Screen("captioning", rows, again))
-        screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
-        job = caption_pictures((model, judge), _inputs(paths), sink, rules, _reading(machine, model))
+        screen.count_ahead(lambda: sum(1 for _ in inputs(paths)))
+        job = caption_pictures((model, judge), inputs(paths), sink, rules, reading(machine, model))
         for event in stack.enter_context(closing(job)):
             screen.event(event)
             if not isinstance(event, Done):
@@ -152,7 +141,7 @@ def ask(
     choices = None if candidates is None else words_or_file("--candidates", candidates)
     if any(not text.strip() for text in question):
         raise UsageError("-q: the question is empty.")
-    model = _load(machine, "answer")
+    model = model_for("answer", machine)
 
     def verb(pictures: list[Any]) -> list[list[str]]:
         pairs = [picture for picture in pictures for _ in question]  # the model encodes each picture once
@@ -161,7 +150,7 @@ def ask(
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
     with Screen("answering", Rows(columns, as_json=machine.json)) as screen:
-        for event in _run(screen, machine, model, paths, verb):
+        for event in run(screen, machine, model, paths, verb):
             for text, answer in zip(question, event.value, strict=True):
                 screen.row({"name": event.name, "question": text, "answer": answer})
     return screen.status
@@ -212,7 +201,7 @@ def classify(
             raise UsageError(f"--template {text!r}: put {{}} where the label goes.")
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: must be at least 1.")
-    model = _load(machine, "classify")
+    model = model_for("classify", machine)
     if not (names := given or model.labels):
         raise UsageError(f"--labels: name some; {model.name} was not fine-tuned for classes of its own.")
     shown = top or (len(names) if machine.json else 3)
@@ -225,7 +214,7 @@ def classify(
     heading = {"softmax": "probability"}.get(read_as, read_as)
     columns = [Column("name"), Column("label", _width(names)), Column(heading, 11, True)]
     with Screen("classifying", Rows(columns, as_json=machine.json)) as screen:
-        for event in _run(screen, machine, model, paths, verb):
+        for event in run(screen, machine, model, paths, verb):
             best = sorted(zip(event.value, names, strict=True), key=lambda pair: -pair[0])[:shown]
             if machine.json:
                 scores = {label: probability for probability, label in best}
@@ -259,14 +248,14 @@ def match(
         raise UsageError("TEXTS: give at least one text to judge.")
     if os.path.isdir(image):
         raise UsageError(f"{image}: this is a folder; match judges one picture.")
-    model = _load(machine, "match")
+    model = model_for("match", machine)
 
     def verb(pictures: list[Any]) -> list[list[float]]:
         return [model.match(picture, list(texts)).tolist() for picture in pictures]
 
     columns = [Column("text", _width(texts)), Column("match", 6, True)]
     with Screen("matching", Rows(columns, as_json=machine.json)) as screen:
-        for event in _run(screen, machine, model, [image], verb):
+        for event in run(screen, machine, model, [image], verb):
             for text, probability in zip(texts, event.value, strict=True):
                 screen.row({"name": event.name, "text": text, "match": probability})
     return screen.status
@@ -292,14 +281,14 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
 
     machine.check()
     file = VectorFile(out, machine.source)
-    model = _load(machine, "embed")
+    model = model_for("embed", machine)
 
     def verb(pictures: list[Any]) -> Any:
         return model.embed_images(pictures)
 
     with Screen("embedding", Rows([])) as screen:
         with file:
-            for event in _run(screen, machine, model, paths, verb):
+            for event in run(screen, machine, model, paths, verb):
                 file.add([event.name], event.value[None])
         if file.rows:
             screen.say(f"{out}: {file.rows:,} rows.")
@@ -311,8 +300,7 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
 @app.command(help_epilogue="Examples:\n  sightread models\n  sightread models --job caption --json")
 def models(
     *,
-    job: Literal["embed", "similarity", "classify", "match", "rank", "caption", "answer", "ask"]
-    | None = None,
+    job: Annotated[str | None, Parameter(metavar="VERB")] = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """List the known models: what each can do, its size, licence and memory, and which to pick for which job.
@@ -320,16 +308,22 @@ def models(
     Parameters
     ----------
     job
-        Only the models for this job, the one to start with first, with the figures that are published for them.
+        Only the models for this verb (caption, detect, ...): the one to start with first, with the figures that are
+        published for them.
     json
         Print one JSON object a line instead of a table.
     """
     from sightread.apps.listing import show_models
+    from sightread.models.catalog import JOBS
 
+    if job not in (None, "ask", *JOBS):
+        raise UsageError(f"--job {job}: must be one of {', '.join(JOBS)}.")
     show_models("answer" if job == "ask" else job, as_json=json)
     return 0
 
 
+for verb in (regions.detect, regions.locate, regions.segment, regions.read):
+    app.command(verb, help_epilogue=regions.EPILOGUES[verb.__name__])
 app.command(bootstrapping.bootstrap, help_epilogue=bootstrapping.EPILOGUE)
 app.command(converting.convert, help_epilogue=converting.EPILOGUE)
 app.command(evaluating.evaluate, help_epilogue=evaluating.EPILOGUE)
@@ -345,50 +339,17 @@ app.command(
 app.command(world, help_epilogue="Examples:\n  sightread world world.tar --count 3000 --seed 1")
 
 
-def _load(machine: Machine, capability: str, source: str | None = None) -> Model:
-    """The model that the options name, or `source`; says so where it is the bundled one because none was named."""
-    model = load(source or machine.source, device=machine.device, dtype=machine.dtype)
-    _require(model, capability)
-    if source is None and machine.model is None:
-        say_bundled(capability)
-    if machine.batch_size is not None:
-        model.batch_size = machine.batch_size
-    return model
-
-
-def _require(model: Model, capability: str) -> None:
-    if capability not in model.capabilities:
-        able = ", ".join(sorted(model.capabilities))
-        raise UnsupportedError(
-            f"{model.name} cannot {capability} (it can: {able}). `sightread models --job {capability}` lists models "
-            "that can."
-        )
-
-
 def _width(texts: Sequence[str]) -> int:
     return min(max(5, *map(len, texts)), 40)
 
 
-def _inputs(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
-    from sightread.pipelines.inputs import find_pictures
-
-    return find_pictures(paths)
-
-
-def _reading(machine: Machine, model: Model) -> Reading:
-    from sightread.pipelines.jobs import Reading
-    from sightread.types import Limits
-
-    return Reading(model.batch_size, machine.workers, limits=Limits(max_pixels=machine.max_pixels))
-
-
 def _writer_and_judge(machine: Machine, keeping: Keeping) -> tuple[Model, Model | None]:
-    model = _load(machine, "caption")
+    model = model_for("caption", machine)
     if keeping.min_match is None:
         return model, None
     if keeping.judge is not None:
-        return model, _load(machine, "match", keeping.judge)
-    _require(model, "match")
+        return model, model_for("match", machine, keeping.judge)
+    require(model, "match")
     return model, model
 
 
@@ -402,20 +363,6 @@ def _sink(writing: Writing, machine: Machine, keeping: Keeping, rules: Rules) ->
         raise UsageError(f"--write {writing.write} is for .txt files; with --out use skip or overwrite.")
     settings = {"model": machine.source, "judge": keeping.judge, "rules": str(rules)}
     return CaptionTable(writing.out, "overwrite" if writing.write == "overwrite" else "skip", settings)
-
-
-def _run(
-    screen: Screen, machine: Machine, model: Model, paths: Sequence[str], verb: Any
-) -> Iterator[Done[Any]]:
-    """Runs the verb over what the paths name, counts every event and yields those that are done."""
-    from sightread.pipelines import jobs
-
-    screen.count_ahead(lambda: sum(1 for _ in _inputs(paths)))
-    with closing(jobs.run([model], _inputs(paths), verb, _reading(machine, model))) as events:
-        for event in events:
-            screen.event(event)
-            if isinstance(event, Done):
-                yield event
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

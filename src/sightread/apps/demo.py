@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from sightread.apps import cli, demo_pictures
+from sightread.apps import demo_pictures, running
 from sightread.apps.demo_pictures import Album, Shot
 from sightread.apps.options import at_least, whole
 from sightread.apps.show import Column, Rows, complain, say
@@ -60,7 +60,7 @@ def demo(
     album = _album(photos, count)
     began = time.monotonic()
     try:
-        loaded = cli.load(model, device="auto", dtype="float32")
+        loaded = running.load(model, device="auto", dtype="float32")
     except SightreadError as error:
         raise UsageError(f"{error}\nName a model that you have: make demo MODEL=folder-or-hub-id") from error
     title = f"{len(album.shots)} pictures {album.where}, read by {_describe(loaded)}"

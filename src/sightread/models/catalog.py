@@ -25,6 +25,10 @@ JOBS: dict[str, str] = {
     "rank": "order texts for a picture: by embedding, then by a second, closer look",
     "caption": "write a text for a picture",
     "answer": "answer a question about a picture",
+    "detect": "find things: all, or those that you name",
+    "locate": "find what a phrase refers to",
+    "segment": "outline what a phrase refers to",
+    "read": "read the texts in a picture, and where they stand",
 }
 
 RECOMMENDED: dict[str, str] = {
@@ -35,6 +39,7 @@ RECOMMENDED: dict[str, str] = {
     "rank": "Salesforce/blip-itm-base-coco",
     "caption": "Salesforce/blip-image-captioning-base",
     "answer": "Salesforce/blip-vqa-base",
+    **dict.fromkeys(("detect", "locate", "segment", "read"), "florence-community/Florence-2-base-ft"),
 }
 
 
@@ -78,6 +83,7 @@ _CLIP_JOBS = ("embed", "similarity", "classify")
 _JUDGE_JOBS = ("embed", "similarity", "match", "rank")
 _WRITER_JOBS = ("caption", "answer")
 _ALL_HEADS = ("embed", "similarity", "classify", "match", "rank", "caption")
+_NANO_JOBS = (*_ALL_HEADS, "answer")
 _BLIP_FILES = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 
@@ -151,6 +157,26 @@ def _blip2(name: str, jobs: tuple[str, ...], parameters: float, *quality: str) -
     )
 
 
+def _florence(name: str, cider: float, mean_ap: float) -> Entry:
+    """Both publishers hold the same weights, the first one under the names of the original code, in half precision."""
+    tuned = "fine-tuned on many tasks" if name.endswith("-ft") else "zero-shot"
+    return Entry(
+        name=name,
+        family="florence",
+        layout="transformers" if name.startswith("florence-community") else "original",
+        jobs=("caption", "detect", "locate", "segment", "read"),
+        image_size=768,
+        parameters=770.2 if "large" in name else 231.4,
+        licence="MIT",
+        paper="2311.06242",
+        download_mb=None,
+        quality=(
+            f"COCO CIDEr {cider}, Karpathy test, {tuned} (model card)",
+            f"COCO val2017 mAP {mean_ap}, {tuned} (model card)",
+        ),
+    )
+
+
 def _original(name: str, parameters: float, data: str) -> Entry:
     licence, paper = "BSD-3-Clause", "2201.12086"
     note = f"pre-trained only, on {data}; no published figure without fine-tuning"
@@ -196,7 +222,7 @@ _NANO = Entry(
     name=BUNDLED,
     family="blip",
     layout="sightread",
-    jobs=tuple(JOBS),
+    jobs=_NANO_JOBS,
     image_size=112,
     parameters=8.0,
     licence="research use",
@@ -297,6 +323,16 @@ ENTRIES: tuple[Entry, ...] = (
         "blip2-itm-vit-g", _JUDGE_JOBS, 1172.0, "pre-trained only; no published figure without fine-tuning"
     ),
     _blip2("blip2-itm-vit-g-coco", _JUDGE_JOBS, 1172.6, _retrieval("COCO", "85.4 / 68.3", 128)),
+    *(
+        _florence(f"{publisher}/Florence-2-{size}", *figures)
+        for publisher in ("florence-community", "microsoft")
+        for size, figures in {
+            "base": (133.0, 34.7),
+            "large": (135.6, 37.5),
+            "base-ft": (140.0, 41.4),
+            "large-ft": (143.3, 43.4),
+        }.items()
+    ),
     _original("model_base_14M.pth", 252.4, "14M pictures"),
     _original("model_base.pth", 252.4, "129M pictures"),
     _original(

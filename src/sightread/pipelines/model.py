@@ -83,7 +83,7 @@ class Model:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this checkpoint can do: of embed, similarity, classify, match, rank, caption, answer."""
+        """What this checkpoint can do: the keys of `models.catalog.JOBS`."""
         return self.network.jobs
 
     @property

@@ -16,11 +16,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sightread.data.atomic import PREFIX, atomic_path
-from sightread.data.images import upright_size
+from sightread.data.images import decode, upright_size
+from sightread.data.records import fields_of_region
 from sightread.errors import UsageError
+from sightread.pipelines.drawing import draw
 from sightread.pipelines.writers import Coco, JsonLines, Pictures
 from sightread.types import Region, Sample
 
@@ -61,6 +63,35 @@ def write_regions(path: Path, kind: RegionFile, rows: Iterable[Row], *, overwrit
                 writer.close()
             raise
     return count
+
+
+class Drawings:
+    """Pictures with their regions painted on them, in a folder; made when the first one is added."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        self._names: set[str] = set()
+
+    def add(self, picture: str, regions: Sequence[Region]) -> None:
+        """The picture of that path as a JPEG of its name, with a number where another has that name. Raises ImageError
+        for what cannot be read, OSError where nothing can be written."""
+        stem = name = Path(picture).stem
+        number = 1
+        while name.lower() in self._names:
+            number += 1
+            name = f"{stem}-{number}"
+        self._names.add(name.lower())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        painted = draw(decode(picture).convert("RGB"), regions)
+        with atomic_path(self.folder / f"{name}.jpg") as temporary:
+            painted.save(temporary, format="JPEG", quality=92)
+        self.count += 1
+
+
+def fields_of(region: Region) -> dict[str, Any]:
+    """A region as JSON values."""
+    return fields_of_region(region)
 
 
 def _write_yolo(path: Path, rows: Iterable[Row]) -> int:
