@@ -374,7 +374,12 @@ def command(seconds: float, *arguments: object) -> list[str]:
     return [sys.executable, "-c", PROGRAM, str(seconds), *map(str, arguments)]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "COLUMNS": "100"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+    "PYTHONWARNINGS": "error",
+    "COLUMNS": "100",
+}
 
 
 def written(place: Path) -> tuple[int, int]:
