@@ -15,10 +15,10 @@ FUNCTION_LINES = 60
 PARAMETERS = 8
 FAMILY_LINES = 300
 READING_FILES, READING_LINES = 5, 1200
-PACKAGE_LINES = 30_000
+PACKAGE_LINES = 34_000
 
 # models/ holds the families and these; the reading distance of a family does not count them.
-NOT_FAMILIES = {"catalog", "families", "files", "weights"}
+NOT_FAMILIES = {"catalog", "dialogues", "families", "files", "safe", "weights"}
 READ_THROUGH = {"nn", "towers", "fusion"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -19,6 +19,7 @@ from sightread.errors import (
     UnsupportedError,
     UsageError,
 )
+from sightread.types import Message
 
 if TYPE_CHECKING:
     from sightread.data.samples import Dataset, open_dataset
@@ -36,6 +37,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "ImageError",
+    "Message",
     "Model",
     "SightreadError",
     "TokenizerError",

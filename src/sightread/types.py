@@ -28,6 +28,8 @@ class ImageSpec:
     At most one of these may be set: `shortest_edge` (keeps the aspect), `resize` (height, width; stretches), and
     `patches` (their side in pixels, how many at most): as large as whole patches allow, nearly in the picture's own
     aspect, so that pictures differ in size (SigLIP 2's NaFlex).
+    tiles: resolutions (height, width), multiples of a square `crop`; the picture is made as large as fits into the best
+    of them and cut into squares; the stretched whole stands above them, all below one another (LLaVA 1.6).
     `crop` is (height, width), cut from the centre, padded with black where the picture is smaller.
     A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32.
     """
@@ -40,6 +42,7 @@ class ImageSpec:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     patches: tuple[int, int] | None = None
+    tiles: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,18 @@ class Question:
 
     question: str
     answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. role: "user" or "assistant", or "system" for how the model is to behave, first.
+
+    images: the pictures that the user shows with it, in order.
+    """
+
+    role: str
+    text: str
+    images: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

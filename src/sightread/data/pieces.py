@@ -1,9 +1,9 @@
-"""SentencePiece tokenizers (Kudo and Richardson 2018): SigLIP's, Gemma's, and others that a tokenizer.json describes.
+"""SentencePiece tokenizers (Kudo and Richardson 2018): SigLIP's, Gemma's, Llama's, and all of a tokenizer.json.
 
 `load_pieces` reads a checkpoint's folder and makes the same `Tokenizer` as `tokens` does:
 
     load_pieces(folder, max_length=64, fill=True)   # SigLIP, SigLIP 2: rows of 64, what fills them counts as text
-    load_pieces(folder, max_length=2048)            # Gemma's (PaliGemma): rows as long as their texts
+    load_pieces(folder, max_length=2048)            # Gemma's and Llama's: rows as long as their texts
 
 A tokenizer.json is run as it stands. A bare `spiece.model` or `tokenizer.model` is read by the small reader below and
 gets the pipeline of its class in `_PIPELINES`; a new class is one more function there.
@@ -37,6 +37,7 @@ _NAMES: dict[str, dict[str, str]] = {
     "SiglipTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
     "GemmaTokenizer": {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "unk", "pad", "mask")},
 }
+_NAMES["LlamaTokenizer"] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _NAMES["Siglip2Tokenizer"] = _NAMES["GemmaTokenizer"]
 _LEFT = {"GemmaTokenizer", "Siglip2Tokenizer"}  # padded on the left where tokenizer_config.json does not say
 _CLEANING = "sightread_cleaning"  # a key of CLEANINGS in tokenizer_config.json; other readers ignore it
@@ -50,6 +51,7 @@ def load_pieces(
     lower: bool = False,
     cleaning: str | None = None,
     extra: str = "",
+    usual: str = "",
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
     tokenizer_config.json names.
@@ -58,14 +60,14 @@ def load_pieces(
     hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less; `fill`: that many always, the
     fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2 was trained so).
     cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is added where the
-    files lack it. Raises `TokenizerError` that names the file.
+    files lack it. usual: the class where no file names one. Raises `TokenizerError` that names the file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}
-    for key, usual in {"truncation_side": "right", "split_special_tokens": False}.items():
-        if config.get(key, usual) != usual:
-            raise TokenizerError(f"{folder}: {key}={config[key]!r} is not supported, only {usual!r} is.")
-    kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    for key, only in {"truncation_side": "right", "split_special_tokens": False}.items():
+        if config.get(key, only) != only:
+            raise TokenizerError(f"{folder}: {key}={config[key]!r} is not supported, only {only!r} is.")
+    kind = str(config.get("tokenizer_class") or usual).removesuffix("Fast")
     whole, bare = folder / "tokenizer.json", _bare(folder)
     files: dict[str, bytes] = {}
     if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
@@ -77,6 +79,9 @@ def load_pieces(
                 f"{bare}: {kind} is read from tokenizer.json alone; copy it into that folder."
             )
         backend = _PIPELINES[kind](piece_model)
+        if kind == "LlamaTokenizer" and config.get("legacy"):
+            # Each part between special tokens starts a word.
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="always", split=False)
     elif whole.is_file():
         backend = _backend(whole)
     else:
@@ -205,7 +210,8 @@ def _frame(backend: tokenizers.Tokenizer, kind: str, names: dict[str, str], conf
     if kind == "SiglipTokenizer" and backend.post_processor is None:
         first, last = False, True
     elif backend.post_processor is None or "add_bos_token" in config or "add_eos_token" in config:
-        first, last = bool(config.get("add_bos_token")), bool(config.get("add_eos_token"))
+        first = bool(config.get("add_bos_token", kind == "LlamaTokenizer"))
+        last = bool(config.get("add_eos_token"))
     else:
         return
     bos, eos = [names.get("bos_token", "")] * first, [names.get("eos_token", "")] * last
@@ -324,6 +330,19 @@ def gemma_backend(
     return backend
 
 
+def _llama_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
+    """Byte-pair encoding over the whole text, a space in front of it; what has no piece is written in bytes."""
+    vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, _merges(vocabulary), fuse_unk=True, byte_fallback=True)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return backend
+
+
 def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, earlier pieces first, then by the length of the first."""
     found: list[tuple[int, int, int, int, str, str]] = []
@@ -338,6 +357,7 @@ def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
 _PIPELINES: dict[str, Callable[[PieceModel], tokenizers.Tokenizer]] = {
     "SiglipTokenizer": _siglip_pipeline,
     "GemmaTokenizer": _gemma_pipeline,
+    "LlamaTokenizer": _llama_pipeline,
     "Siglip2Tokenizer": _gemma_pipeline,
 }
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sightread.data import images, resample
+from sightread.data import images, resample, tiles
 from sightread.errors import CheckpointError, ImageError, UsageError
 from sightread.types import ImageSource, ImageSpec, Interpolation, Limits, Pixels
 
@@ -34,21 +35,25 @@ _WINDOW_FROM: Final = 1 << 22
 # Larger pictures are Pillow's: torch would take 16 bytes a pixel, four times as many.
 _TORCH_UP_TO: Final = 1 << 22
 
+_CLIP: Final[dict[str, Any]] = {
+    "square": False,
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
 # What a processor config that leaves a key out means, per family; `square`: what a bare `size: 224` means.
 _FAMILIES: Final[dict[str, dict[str, Any]]] = {
-    "clip": {
-        "square": False,
-        "size": {"shortest_edge": 224},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": 224,
-    }
-    | {"image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
+    "clip": _CLIP,
     "blip": {"square": True, "size": 384, "resample": 3, "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
     "siglip": {"square": False, "size": {"height": 224, "width": 224}, "resample": 3}
     | {"image_mean": _HALF, "image_std": _HALF},
     "siglip2": {"square": True, "size": None, "resample": 2, "patch_size": 16, "max_num_patches": 256}
     | {"image_mean": _HALF, "image_std": _HALF},
+    "llava": _CLIP,
+    "llavanext": {**_CLIP, "do_pad": None, "image_grid_pinpoints": tiles.GRIDS},
     "vit": {"square": True, "size": 224, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
 }
 
@@ -66,10 +71,12 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
     family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor|Processor)$", "", kind).lower()
     if family not in _FAMILIES:
         raise CheckpointError(
-            f"preprocessor_config.json: image processor {kind!r} is not known; known: CLIP, Blip, Siglip, Siglip2, ViT"
+            f"preprocessor_config.json: image processor {kind!r} is not known; known: CLIP, Blip, "
+            "Siglip, Siglip2, Llava, LlavaNext, ViT"
         )
     get = {**_FAMILIES[family], **{key: value for key, value in config.items() if value is not None}}.get
-    if get("do_pad"):
+    tiled = family == "llavanext"  # whose do_pad is about batches
+    if get("do_pad") and not tiled:
         raise CheckpointError("preprocessor_config.json: do_pad is not supported; set it to false")
     flexible = family == "siglip2"
     size = (
@@ -90,6 +97,7 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
         mean=_triple("image_mean", get("image_mean")) if normal else (0.0, 0.0, 0.0),
         std=_triple("image_std", get("image_std"), positive=True) if normal else (1.0, 1.0, 1.0),
         patches=_patches(get("patch_size"), get("max_num_patches")) if flexible else None,
+        tiles=_tiles(get("image_grid_pinpoints"), size, crop) if tiled else (),
     )
 
 
@@ -114,6 +122,9 @@ def spec_to_transformers(spec: ImageSpec, processor: str) -> dict[str, Any]:
         config["size"] = {"shortest_edge": spec.shortest_edge}
     elif spec.resize is not None:
         config["size"] = {"height": spec.resize[0], "width": spec.resize[1]}
+    if spec.tiles:
+        config |= {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True}
+        config["image_grid_pinpoints"] = [list(grid) for grid in spec.tiles]
     if spec.crop is not None:
         config["crop_size"] = {"height": spec.crop[0], "width": spec.crop[1]}
     return config
@@ -164,17 +175,33 @@ def prepare(
     try:
         if spec.interpolation != "nearest" and _torch_helps(mode) and resample.order_is_known():
             array = images.decode_words(source, limits)
-            values = _resize_words(name, array, spec, limits, last_exact=mode == "exact")
-            return Pixels(name, values, (array.shape[0], array.shape[1]))
+            size = (array.shape[0], array.shape[1])
+            exact = mode == "exact"
+            return Pixels(
+                name, _each(size, spec, lambda part: _resize_words(name, array, part, limits, exact)), size
+            )
         image = images.decode(source, limits)
-        values = _resize(name, image, spec, limits)
+        size = (image.height, image.width)
+        return Pixels(name, _each(size, spec, lambda part: _resize(name, image, part, limits)), size)
     except MemoryError:
         raise ImageError(name, "needs too much memory") from None
     except RuntimeError as error:  # torch's way of running out of memory
         if "allocate memory" not in str(error):
             raise
         raise ImageError(name, "needs too much memory") from None
-    return Pixels(name, values, (image.height, image.width))
+
+
+def _each(
+    size: tuple[int, int], spec: ImageSpec, resize: Callable[[ImageSpec], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """The picture resized; with tiles the whole one, and its tiles below it."""
+    if not spec.tiles or spec.crop is None:
+        return resize(spec)
+    grid, plain = tiles.best_grid(size, spec.tiles), replace(spec, tiles=(), shortest_edge=None, crop=None)
+    large = resize(replace(plain, resize=tiles.fitted(size, grid)))
+    return np.concatenate(
+        [resize(replace(plain, resize=spec.crop)), tiles.cut(large, grid, spec.crop[0])], axis=1
+    )
 
 
 def _torch_helps(mode: str) -> bool:
@@ -341,6 +368,24 @@ def _pad(values: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
         return values
     high, wide = (wanted - there for wanted, there in zip(spec.crop, values.shape[1:], strict=True))
     return np.pad(values, ((0, 0), (high - high // 2, high // 2), (wide - wide // 2, wide // 2)))
+
+
+def _tiles(
+    grids: Any, size: int | tuple[int, int] | None, crop: tuple[int, int] | None
+) -> tuple[tuple[int, int], ...]:
+    """The resolutions at which pictures are cut into tiles of `crop`."""
+    side = crop[0] if crop is not None else 0
+    try:
+        found = tuple((int(height), int(width)) for height, width in grids)
+    except (TypeError, ValueError):
+        found = ()
+    fits = all(length > 0 and length % side == 0 for grid in found for length in grid) if side else False
+    if not found or not fits or crop != (side, side) or size not in (side, (side, side)):
+        raise CheckpointError(
+            f"preprocessor_config.json: image_grid_pinpoints = {grids!r} with size {size} and crop_size {crop} is not "
+            "supported; wanted resolutions in whole squares of one size"
+        )
+    return found
 
 
 def _size(key: str, value: Any, square: bool) -> int | tuple[int, int]:

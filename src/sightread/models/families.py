@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from sightread.models import (
     clip_resnet,
     florence,
     florence_checkpoints,
+    llava,
+    llava_checkpoints,
     siglip,
     siglip_checkpoints,
 )
 from sightread.models.weights import KeyMap, fill
 
-TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language"]
+TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama"]
+# A network -> what is asked to take each of its weights (see `weights.fill`).
+Taking: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,21 @@ def _florence_image(_: florence.Config) -> dict[str, Any]:
     }
 
 
+def as_it_is(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """For layouts in which every name has one spelling."""
+    return tensors
+
+
+def _llava_layout(*markers: str) -> Layout:
+    return Layout(
+        llava_checkpoints.transformers_keys,
+        llava_checkpoints.IGNORED,
+        llava_checkpoints.one_spelling,
+        markers,
+        llava_checkpoints.config_from_transformers,
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "clip": Family(
         name="clip",
@@ -130,7 +149,7 @@ FAMILIES: dict[str, Family] = {
             "transformers": Layout(
                 clip_checkpoints.TRANSFORMERS_KEYS,
                 clip_checkpoints.IGNORED,
-                dict,
+                as_it_is,
                 ("text_model.embeddings.token_embedding.weight", "visual_projection.weight"),
                 lambda data, _: clip_checkpoints.config_from_transformers(data),
             ),
@@ -174,7 +193,7 @@ FAMILIES: dict[str, Family] = {
             "transformers": Layout(
                 blip2_checkpoints.keys,
                 blip2_checkpoints.IGNORED,
-                dict,
+                as_it_is,
                 ("query_tokens", "qformer.layernorm.weight"),
                 blip2_checkpoints.config_from_transformers,
             ),
@@ -217,14 +236,14 @@ FAMILIES: dict[str, Family] = {
             "transformers": Layout(
                 siglip_checkpoints.TRANSFORMERS_KEYS,
                 siglip_checkpoints.IGNORED,
-                dict,
+                as_it_is,
                 ("vision_model.head.probe", "text_model.head.weight"),
                 lambda data, _: siglip_checkpoints.config_from_transformers(data),
             ),
             "open_clip": Layout(
                 siglip_checkpoints.OPEN_CLIP_KEYS,
                 siglip_checkpoints.IGNORED,
-                dict,
+                as_it_is,
                 ("visual.trunk.attn_pool.latent", "text.token_embedding.weight"),
                 siglip_checkpoints.config_from_open_clip,
             ),
@@ -242,7 +261,7 @@ FAMILIES: dict[str, Family] = {
             "transformers": Layout(
                 florence_checkpoints.transformers_keys,
                 florence_checkpoints.IGNORED,
-                dict,
+                as_it_is,
                 (
                     "model.multi_modal_projector.image_proj_norm.weight",
                     "model.vision_tower.convs.0.conv.weight",
@@ -252,7 +271,7 @@ FAMILIES: dict[str, Family] = {
             "original": Layout(
                 florence_checkpoints.ORIGINAL_KEYS,
                 florence_checkpoints.IGNORED,
-                dict,
+                as_it_is,
                 ("image_proj_norm.weight", "vision_tower.convs.0.proj.weight"),
                 florence_checkpoints.config_from_original,
             ),
@@ -263,6 +282,20 @@ FAMILIES: dict[str, Family] = {
         default_image=_florence_image,
         generation=True,
         processor=florence_checkpoints.processor,
+    ),
+    "llava": Family(
+        name="llava",
+        network=llava.Llava,
+        config=llava.Config,
+        layouts={
+            "transformers": _llava_layout("multi_modal_projector.linear_1.weight"),
+            "transformers 4.52": _llava_layout("model.multi_modal_projector.linear_1.weight"),
+        },
+        tokenizer="llama",
+        image_processor="CLIPImageProcessor",
+        to_transformers=llava_checkpoints.exports,
+        default_image=_clip_image,
+        processor=llava_checkpoints.processor,
     ),
 }
 
@@ -280,9 +313,18 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
 
 
 def build(
-    family: Family, config: Any, tensors: Mapping[str, Tensor], layout: Layout | None, *, source: str
+    family: Family,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    layout: Layout | None,
+    *,
+    source: str,
+    taking: Taking | None = None,
 ) -> nn.Module:
-    """The network with its weights; layout None: our own. Raises CheckpointError that names what does not fit."""
+    """The network with its weights; layout None: our own. Raises CheckpointError that names what does not fit.
+
+    taking: puts weights elsewhere than in the network, as few bits.
+    """
     try:
         with torch.device("meta"):
             net: nn.Module = family.network(config)
@@ -290,10 +332,11 @@ def build(
         raise CheckpointError(
             f"{source}: its config describes no {family.name} model that can be built ({error!r})"
         ) from error
+    take = None if taking is None else taking(net)
     if layout is None:
-        fill(net, tensors, None, source=source)
+        fill(net, tensors, None, source=source, take=take)
     else:
-        fill(net, tensors, keys_of(layout, config), ignore=layout.ignored, source=source)
+        fill(net, tensors, keys_of(layout, config), ignore=layout.ignored, source=source, take=take)
     return net.eval()
 
 
@@ -312,8 +355,13 @@ def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
         ]
         if parts and value is not None:
             value = config_from_dict(typing.cast(type[Any], parts[0]), value)
-        values[name] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
+        values[name] = as_tuples(value)
     return kind(**values)
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists, of lists too, as tuples: JSON knows none."""
+    return tuple(map(as_tuples, cast("list[Any]", value))) if isinstance(value, list) else value
 
 
 def _known() -> list[str]:

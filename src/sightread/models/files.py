@@ -23,13 +23,13 @@ from urllib.request import getproxies
 from sightread.data.atomic import atomic_path, atomic_write
 from sightread.errors import CheckpointError
 from sightread.models.catalog import BUNDLED, close_names, find, pick_for
+from sightread.models.safe import MAX_JSON_BYTES, Safetensors, check_start
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_SECONDS = 3.0
 REQUEST_SECONDS = 6.0
-MAX_JSON_BYTES = 256 * 1024 * 1024
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # The names that weights have, the best first; after them, a file that is the only one of its kind.
@@ -101,7 +101,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Lo
 
 
 def read_tensors(files: Sequence[Path]) -> Mapping[str, Tensor]:
-    """The tensors of these files by name, on the CPU, each read when it is asked for (memory-mapped, read-only).
+    """The tensors of these files by name, on the CPU, each read when it is asked for (pickles: memory-mapped).
 
     Reads safetensors, and pickles that hold nothing but tensors; a training checkpoint's "model" or "state_dict" is
     opened and "module." before every name is dropped. Raises CheckpointError for a damaged file, a name that comes
@@ -373,7 +373,7 @@ class _Tensors(Mapping[str, "Tensor"]):
         self._places: dict[str, Any] = {}
         homes: dict[str, Path] = {}
         for file in files:
-            place = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+            place = Safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
             for name in place.keys():  # noqa: SIM118 (a safetensors file has keys() but is no mapping)
                 if name in self._places:
                     raise CheckpointError(f"{file}: has tensor {name}, and so has {homes[name].name}")
@@ -395,58 +395,10 @@ class _Tensors(Mapping[str, "Tensor"]):
         return name in self._places
 
 
-def _open_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    _check_start(path)
-    _check_header(path)
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or cut short ({error}); download it again") from error
-
-
-def _check_start(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(32)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
-        )
-    if not start:
-        raise CheckpointError(f"{path}: is empty; download it again")
-
-
-def _check_header(path: Path) -> None:
-    """The header of a safetensors file: 8 bytes of length, then JSON. Its reader lets a name come twice."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise CheckpointError(f"{path}: holds {', '.join(twice[:8])} twice; it cannot be trusted")
-        return dict(pairs)
-
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(MAX_JSON_BYTES, path.stat().st_size - 8):
-            raise CheckpointError(
-                f"{path}: damaged or cut short (its header does not fit); download it again"
-            )
-        header = file.read(length)
-    try:
-        json.loads(header, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged (its header is not JSON); download it again") from error
-
-
 def _open_pickle(path: Path) -> dict[str, Tensor]:
     import torch
 
-    _check_start(path)
+    check_start(path)
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # files older than torch 1.6 cannot be mapped
     try:

@@ -116,6 +116,28 @@ def language_config(data: Mapping[str, Any], *, whole_prefix: bool = False) -> L
     )
 
 
+def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:
+    """The part of config.json that says a Llama or a Mistral; the inverse of `language_config`."""
+    text = config.text
+    data: dict[str, Any] = {
+        "model_type": "mistral" if text.windows else "llama",
+        "vocab_size": text.vocab,
+        "hidden_size": text.dim,
+        "intermediate_size": text.mlp_dim,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "num_key_value_heads": text.attention.kv,
+        "head_dim": text.attention.width,
+        "hidden_act": text.activation,
+        "rms_norm_eps": text.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": text.rotary},
+        "tie_word_embeddings": config.tied,
+    }
+    if text.windows:
+        return {**data, "sliding_window": text.windows[0]}
+    return {**data, "attention_bias": text.attention.bias, "mlp_bias": text.mlp_bias}
+
+
 def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> KeyMap:
     """The key map of a decoder-only model; ours: its name in the network ("language"); body, head: theirs, such as
     "language_model.model" and "language_model.lm_head"."""

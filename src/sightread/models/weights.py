@@ -10,7 +10,7 @@ order), and a name without its last part stands for `.weight` and `.bias` alike:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,26 @@ class Rule:
 
 
 KeyMap = Mapping[str, "str | Rule"]
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, each still read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
+        self._tensors = tensors
+        self._names = {rename(name): name for name in tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def cat(*names: str) -> Rule:
@@ -98,8 +118,12 @@ def fill(
     *,
     ignore: Sequence[str] = (),
     source: str = "",
+    take: Callable[[str, Tensor], bool] | None = None,
 ) -> None:
-    """Give `net` (built on the meta device) its weights. ignore: patterns of names that may be left over.
+    """Give `net` (built on the meta device) its weights, each read once and nothing kept of it but what `net` holds.
+
+    ignore: patterns of names that may be left over. take: is asked for each of our names with its value, and says
+    whether it has put it elsewhere (`nn.quantise`); the parameter then stays without memory.
 
     Raises CheckpointError that lists every missing, misshapen and unknown tensor by name.
     """
@@ -124,7 +148,7 @@ def fill(
             )
             misshapen.append(f"{shapes} (expected {tuple(parameter.shape)} for {ours})")
             continue
-        state[ours] = value
+        state[ours] = parameter if take is not None and take(ours, value) else value
     for alias, ours in shared.items():
         used.update(_check_alias(rule_for(alias, keys), state.get(ours), tensors, misshapen))
     left = [name for name in tensors if name not in used and not any(re.search(p, name) for p in ignore)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightread.data.bart import load_bart
 from sightread.data.pieces import load_pieces
@@ -22,9 +23,11 @@ from sightread.data.tokens import (
 )
 from sightread.errors import CheckpointError, UsageError
 from sightread.models.catalog import BUNDLED
-from sightread.models.families import FAMILIES, Family, build, config_from_dict, recognise
+from sightread.models.families import FAMILIES, Family, Taking, as_tuples, build, config_from_dict, recognise
 from sightread.models.files import Located, locate, read_tensors
 from sightread.nn.packing import pack
+from sightread.nn.quantise import Bits, quantiser
+from sightread.pipelines.memory import give_back_freed_memory
 from sightread.pipelines.model import Model
 from sightread.pipelines.prompted import PICTURE
 from sightread.pipelines.saving import FORMAT
@@ -39,28 +42,31 @@ def load(
     *,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    quantise: Bits | None = None,
 ) -> Model:
     """Load a checkpoint: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`.
 
     Without a source: `nano`, the small model that comes with the package. The hub is asked only for what is not on
     this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
-    "cuda:1", "mps". dtype: of the weights and activations; results are float32 always.
+    "cuda:1", "mps". dtype: of the weights and activations; results are float32 always. quantise: "int8" or "int4",
+    the weights of a language model in so few bits, made while they are read (`nn.quantise` says the error).
 
     Raises CheckpointError that names the files or tensors that are missing, unknown or misshapen, TokenizerError for
     tokenizer files, UsageError for a wrong device or dtype.
     """
     where, kind = _device(device), _dtype(dtype)
     located = locate(source)
-    tensors = _Converted(read_tensors(located.weights), kind)
     config = located.config or {}
-    if config.get("format") == FORMAT:
-        family, network, spec = _load_own(located, config, tensors)
-    else:
-        family, network, spec = _load_foreign(located, config, tensors)
-    tokenizer = _tokenizer(located, family, network.config)
-    network.to(where)
-    if where.type == "cpu":
-        pack(network)
+    taking = None if quantise is None else partial(quantiser, bits=quantise, device=where)
+    with give_back_freed_memory():
+        tensors = _Converted(read_tensors(located.weights), kind)
+        load_network = _load_own if config.get("format") == FORMAT else _load_foreign
+        family, network, spec = load_network(located, config, tensors, taking)
+        tokenizer = _tokenizer(located, family, network.config)
+        if where.type == "cpu":
+            pack(network)
+        else:
+            _move(network, where)
     return Model(
         name=located.name,
         network=network,
@@ -72,6 +78,16 @@ def load(
         batch_size=8 if where.type == "cpu" else 32,
         decoding=config.get("decoding", {}) if config.get("format") == FORMAT else _decoding(located, family),
     )
+
+
+def _move(network: nn.Module, device: torch.device) -> None:
+    """`network.to(device)`, also where weights in few bits have left parameters without memory."""
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 class _Converted(Mapping[str, Tensor]):
@@ -96,30 +112,27 @@ class _Converted(Mapping[str, Tensor]):
 
 
 def _load_own(
-    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor], taking: Taking | None
 ) -> tuple[Family, Any, ImageSpec]:
     try:
         family = FAMILIES[config["family"]]
         settings = config_from_dict(family.config, config["config"])
-        image: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config["image"].items()
-        }
-        spec = ImageSpec(**image)
+        spec = ImageSpec(**{key: as_tuples(value) for key, value in config["image"].items()})
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{located.name}: config.json is not one that this version wrote ({error!r})"
         ) from error
-    return family, build(family, settings, tensors, None, source=located.name), spec
+    return family, build(family, settings, tensors, None, source=located.name, taking=taking), spec
 
 
 def _load_foreign(
-    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor], taking: Taking | None
 ) -> tuple[Family, Any, ImageSpec]:
     family, name = recognise(tensors, located.name)
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
     open_clip = _json(located.folder / "open_clip_config.json")
-    described = open_clip.get("model_cfg", {}) if name == "open_clip" else config
+    described = open_clip.get("model_cfg", {}) if name == "open_clip" else {**config, **_chat(located.folder)}
     if name == "transformers" and not described:
         raise CheckpointError(
             f"{located.name}: config.json is missing; put the checkpoint's own beside its weights"
@@ -128,7 +141,7 @@ def _load_foreign(
         settings = layout.configure(described, tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
-    network = build(family, settings, tensors, layout, source=located.name)
+    network = build(family, settings, tensors, layout, source=located.name, taking=taking)
     side = settings.vision.image_size
     if name == "open_clip" and open_clip:
         spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), side)
@@ -137,14 +150,32 @@ def _load_foreign(
         both = _json(located.folder / "processor_config.json").get("image_processor")
         described = both or _json(located.folder / "preprocessor_config.json")
         spec = spec_from_transformers(described or family.default_image(settings))
-    _check_size(spec, settings.vision, located.name)
+    _check_size(spec, settings, located.name)
     return family, network, spec
 
 
-def _check_size(spec: ImageSpec, vision: Any, name: str) -> None:
+def _chat(folder: Path) -> dict[str, Any]:
+    """The text of the processor's chat template, as `chat_template`; it is compared, never run."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return {"chat_template": file.read_text("utf-8", "replace")}
+    found = [
+        _json(folder / name).get("chat_template") for name in ("chat_template.json", "processor_config.json")
+    ]
+    texts = [text for text in found if isinstance(text, str)]
+    return {"chat_template": texts[0]} if texts else {}
+
+
+def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
+    vision = config.vision
     side, patch = vision.image_size, vision.patch
     if not side and (spec.crop or spec.resize):
         return
+    if spec.tiles != getattr(config, "tiles", ()):
+        raise CheckpointError(
+            f"{name}: the model and its processor config differ in image_grid_pinpoints; put the checkpoint's own "
+            "preprocessor_config.json beside its weights"
+        )
     if spec.patches and vision.any_size and spec.patches[0] == patch:
         return
     if (made := spec.crop or spec.resize) != (side, side):
@@ -182,8 +213,9 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
     kind = family.tokenizer(config) if callable(family.tokenizer) else family.tokenizer
-    if kind == "language":
-        return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE)
+    if kind in ("language", "llama"):
+        usual = "LlamaTokenizer" if kind == "llama" else ""
+        return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE, usual=usual)
     if kind == "pieces":
         about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None

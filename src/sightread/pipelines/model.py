@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sightread.data.pixels import normalise
 from sightread.data.reader import read_pictures
 from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UnsupportedError, UsageError
@@ -29,18 +28,19 @@ from sightread.pipelines.arguments import (
     prompts_from,
 )
 from sightread.pipelines.batching import TEXTS_AT_ONCE, continued, groups, part_of
+from sightread.pipelines.conversing import reply
+from sightread.pipelines.encoding import encode
 from sightread.pipelines.regions import Asked
 from sightread.pipelines.saving import save
 from sightread.tasks import describe, embed, match
 from sightread.tasks.generate import Decoding
 from sightread.tasks.regions import Box
-from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Pixels, Region
+from sightread.types import Encoded, ImageSource, ImageSpec, Limits, Message, Pixels, Region
 
 Floats = NDArray[np.float32]
 
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
-_TOKENS_AT_ONCE = 600  # of pictures, on a CPU
 
 
 class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
@@ -115,41 +115,7 @@ class Model:
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> Encoded:
         """Prepared pictures of `read` through the image tower: tokens `[B, N, D]`, for what works below the verbs."""
-        if self.image_spec.patches:
-            return self._encode_sizes(batch)
-        pixels = self._tensor(batch)
-        if self.device.type != "cpu":
-            return self.network.encode_image(pixels)
-        # A few pictures at a time, whatever the batch: their activations then stay in the caches of a CPU.
-        patch, (height, width) = self.network.config.vision.patch, pixels.shape[2:]
-        few = max(1, _TOKENS_AT_ONCE // max(1, (height // patch) * (width // patch)))
-        parts: list[Encoded] = [self.network.encode_image(part) for part in pixels.split(few)]
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Encoded(
-            torch.cat([part.tokens for part in parts]),
-            torch.cat(pooled) if len(pooled) == len(parts) else None,
-        )
-
-    def _encode_sizes(self, batch: Sequence[Pixels]) -> Encoded:
-        """Those of one size together, so that no patch is padding; tokens `[B, N, D]` are 0 where the mask is False."""
-        places: dict[tuple[int, ...], list[int]] = {}
-        for i, picture in enumerate(batch):
-            places.setdefault(picture.values.shape, []).append(i)
-        parts = [
-            (rows, self.network.encode_image(self._tensor([batch[i] for i in rows])))
-            for rows in places.values()
-        ]
-        longest = max(part.tokens.shape[1] for _, part in parts)
-        first: Encoded = parts[0][1]
-        tokens = first.tokens.new_zeros(len(batch), longest, first.tokens.shape[2])
-        mask = torch.zeros(len(batch), longest, dtype=torch.bool, device=tokens.device)
-        pooled = None if first.pooled is None else first.pooled.new_empty(len(batch), first.pooled.shape[1])
-        for rows, part in parts:
-            tokens[rows, : part.tokens.shape[1]] = part.tokens
-            mask[rows, : part.tokens.shape[1]] = True
-            if pooled is not None:
-                pooled[rows] = part.pooled
-        return Encoded(tokens, pooled, mask)
+        return encode(self, batch)
 
     def embed_images(self, images: Images) -> Floats:
         """float32 `[n, d]`, unit length; `[n, q, d]` of a BLIP-2, whose q queries have a vector each."""
@@ -366,6 +332,16 @@ class Model:
         self._need("read")
         return regions.read_text(self, images, **decoding)
 
+    def chat(self, messages: Sequence[Message], stream: bool = False, **decoding: Any) -> Any:
+        """The answer to the last of the messages, in the model's own prompt form; pictures stand in the messages.
+
+        Returns str; with `stream` an iterator of its pieces, as they are written (with beams: all at the end).
+        decoding: as for `caption`, but 512 tokens at most by default. UsageError for messages out of order.
+        """
+        self._need("chat")
+        pieces = reply(self, messages, decoding)
+        return pieces if stream else "".join(pieces)
+
     def save(
         self, folder: str | PathLike[str], *, layout: Literal["sightread", "transformers"] = "sightread"
     ) -> None:
@@ -409,9 +385,6 @@ class Model:
         for batch in self._batches([pictures[rows[0]] for rows in groups]):
             yield batch, self.encode(batch), groups[done : done + len(batch)]
             done += len(batch)
-
-    def _tensor(self, batch: Sequence[Pixels]) -> Tensor:
-        return normalise(batch, self.image_spec, device=self.device, dtype=self.dtype)
 
     def _tokens(self, texts: list[str], *, first: int | None = None) -> tuple[Tensor, Tensor]:
         """ids `[n, L]` and lengths `[n]`; first: the id to put in place of the first one."""

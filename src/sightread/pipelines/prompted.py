@@ -122,6 +122,17 @@ def write(
     return [row[start.shape[1] :] for row in rows]
 
 
+def stream(
+    model: Prompter, pictures: Sequence[Pixels], prompt: str, options: Decoding, key: int
+) -> Iterator[list[int]]:
+    """`write` for one prompt: its ids after every token."""
+    given, start = _begun(model, [pictures], [prompt], options)
+    network = model.network
+    end_id = network.config.end_id
+    for row in describe.stream(network.language, given, start, options, end_id=end_id, keys=[key]):
+        yield row[start.shape[1] :]
+
+
 @torch.inference_mode()
 def write_scored(
     model: Prompter,
@@ -137,6 +148,7 @@ def write_scored(
     return [(row[start.shape[1] :], log_p) for row, log_p in rows]
 
 
+@torch.inference_mode()
 def _begun(
     model: Prompter, pictures: Sequence[Sequence[Pixels]], prompts: Sequence[str], options: Decoding
 ) -> tuple[Encoded, Tensor]:

@@ -18,7 +18,9 @@ from sightread.errors import UsageError
 from sightread.models.families import FAMILIES, keys_of
 from sightread.models.files import write_json, write_safetensors
 from sightread.models.weights import export, own_tensors
+from sightread.nn.attention import Linear
 from sightread.nn.packing import pack, unpack
+from sightread.nn.quantise import quantised
 from sightread.tasks.regions import NO_THINGS
 from sightread.types import ImageSpec
 
@@ -56,6 +58,8 @@ def save(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{folder}: is there already; choose a new folder, or empty this one first")
     target.parent.mkdir(parents=True, exist_ok=True)
+    if any(isinstance(module, Linear) and quantised(module) for module in model.network.modules()):
+        raise UsageError(f"{model.name}: was loaded in few bits; load it without `quantise` to save it")
     temporary = target.parent / f".sightread-{target.name}-{os.getpid()}.tmp"
     unpack(model.network)
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sightread.tasks.generate import Decoding, generate, generate_scored
+from sightread.tasks.generate import Decoding, generate, generate_scored, steps
 from sightread.types import Encoded
 
 
@@ -64,6 +64,17 @@ def write_scored(
     """`write`, and the log-probability of each token after the prompt (`generate_scored`)."""
     rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
     return generate_scored(rows, prompt, options, end_id=end_id, keys=keys)
+
+
+@torch.inference_mode()
+def stream(
+    writer: Writer, memory: Encoded, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int]
+) -> Iterator[list[int]]:
+    """`write` for one memory and prompt `[1, L]`: its first text after every token; with beams the last one alone."""
+    rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
+    for search in steps(rows, prompt, options, end_id=end_id, keys=keys):
+        if search.done or options.num_beams == 1:
+            yield search.texts()[0]
 
 
 @torch.inference_mode()

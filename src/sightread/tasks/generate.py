@@ -6,7 +6,7 @@ Sampling draws row by row from a generator keyed by (seed, row key), so that a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -99,7 +99,6 @@ class Rows(Protocol):
         ...
 
 
-@torch.inference_mode()
 def generate(
     rows: Rows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
 ) -> list[list[int]]:
@@ -108,7 +107,7 @@ def generate(
     The texts of one prompt stand together, best first for beams. The end token is not part of a text.
     keys: one integer per prompt that names it for sampling (a digest of its picture), 0 if left out.
     """
-    return _search(rows, prompt, options, end_id, keys).texts()
+    return _run(rows, prompt, options, end_id, keys).texts()
 
 
 @torch.inference_mode()
@@ -117,7 +116,7 @@ def generate_scored(
 ) -> list[tuple[list[int], list[float]]]:
     """`generate`, and for each token after the prompt the logarithm of the probability that the network gave it there,
     before any rule of `options`."""
-    search = _search(rows, prompt, options, end_id, keys, scored=True)
+    search = _run(rows, prompt, options, end_id, keys, scored=True)
     start = prompt.shape[1]
     return [
         (text, row[: len(text) - start])
@@ -125,7 +124,7 @@ def generate_scored(
     ]
 
 
-def _search(
+def _run(
     rows: Rows,
     prompt: Tensor,
     options: Decoding,
@@ -133,9 +132,24 @@ def _search(
     keys: Sequence[int] | None,
     *,
     scored: bool = False,
-) -> _Search:
+) -> Search:
+    (*_, search) = steps(rows, prompt, options, end_id=end_id, keys=keys, scored=scored)
+    return search
+
+
+@torch.inference_mode()
+def steps(
+    rows: Rows,
+    prompt: Tensor,
+    options: Decoding,
+    *,
+    end_id: int,
+    keys: Sequence[int] | None = None,
+    scored: bool = False,
+) -> Iterator[Search]:
+    """The loop itself: `generate`, stopping after every token to show how far the search is."""
     if options.num_beams > 1:
-        search: _Search = _Beams(prompt, options, end_id)
+        search: Search = _Beams(prompt, options, end_id)
     else:
         search = _Single(prompt, options, end_id, keys or [0] * prompt.shape[0], scored=scored)
     logits = rows.next_logits(prompt)
@@ -145,24 +159,33 @@ def _search(
         logits = logits[spread]
     while True:
         parents = search.advance(logits.float())
+        yield search
         if search.done:
-            return search
+            return
         if parents is not None:
             rows.select(parents)
         logits = rows.next_logits(search.ids[:, search.length - 1 : search.length])
 
 
-class _Search(Protocol):
-    width: int  # rows a prompt
-    ids: Tensor  # [B * width, capacity]
+class Search(Protocol):
+    """A search under way: B * width rows of ids `[B * width, capacity]`, `length` of them written."""
+
+    width: int
+    ids: Tensor
     length: int
     done: bool
 
-    def advance(self, logits: Tensor) -> Tensor | None: ...
+    def advance(self, logits: Tensor) -> Tensor | None:
+        """Scores of the next token `[B * width, V]` -> which row each row now goes on from, None for its own."""
+        ...
 
-    def texts(self) -> list[list[int]]: ...
+    def texts(self) -> list[list[int]]:
+        """The texts so far, each up to its end; those of beams once the search is done."""
+        ...
 
-    def log_p_of_texts(self) -> Tensor: ...  # of the tokens after the prompt, [texts, new or more]
+    def log_p_of_texts(self) -> Tensor:
+        """Log-probabilities of the tokens after the prompt `[texts, new or more]`."""
+        ...
 
 
 class _Single:

@@ -1,0 +1,114 @@
+"""Safetensors files, read tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightread.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_JSON_BYTES = 256 * 1024 * 1024
+
+# The names of number formats in safetensors files, and in torch.
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class Safetensors:
+    """A safetensors file. Tensors are read, not mapped: pages of a mapping count as memory beside what is made of them
+    until something else wants it, and a file that shrinks while it is mapped takes the process down."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        check_start(path)
+        self._path = path
+        self._entries, self._start = _header(path)
+        try:
+            with safe_open(path, framework="np"):  # checks sizes and places
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged or cut short ({error}); download it again") from error
+        strange = {entry["dtype"] for entry in self._entries.values()} - _DTYPES.keys()
+        if strange:
+            raise CheckpointError(
+                f"{path}: holds numbers of kinds that are not known ({', '.join(sorted(strange))})"
+            )
+        # Held open: a checkpoint may be written anew over the file that it is being read from.
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def keys(self) -> list[str]:
+        """The names of its tensors."""
+        return list(self._entries)
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One tensor, in memory of its own. Raises CheckpointError where the file has become shorter."""
+        import torch
+
+        entry = self._entries[name]
+        begin, end = entry["data_offsets"]
+        raw = torch.empty(end - begin, dtype=torch.uint8)
+        into, done = memoryview(raw.numpy().data), 0
+        while done < len(into):
+            count = os.preadv(self._file, [into[done:]], self._start + begin + done)
+            if not count:
+                raise CheckpointError(f"{self._path}: was cut short while it was read; download it again")
+            done += count
+        return raw.view(getattr(torch, _DTYPES[entry["dtype"]])).view(entry["shape"])
+
+
+def check_start(path: Path) -> None:
+    """Raises CheckpointError for what is no weights file at all: an empty one, a Git LFS pointer."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+        )
+    if not start:
+        raise CheckpointError(f"{path}: is empty; download it again")
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file: 8 bytes of length, then JSON; and where the tensors start. The library's own
+    reader lets a name come twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise CheckpointError(f"{path}: holds {', '.join(twice[:8])} twice; it cannot be trusted")
+        return dict(pairs)
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_JSON_BYTES, path.stat().st_size - 8):
+            raise CheckpointError(
+                f"{path}: damaged or cut short (its header does not fit); download it again"
+            )
+        header = file.read(length)
+    try:
+        entries = json.loads(header, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged (its header is not JSON); download it again") from error
+    return {name: entry for name, entry in entries.items() if name != "__metadata__"}, 8 + length

@@ -1,0 +1,197 @@
+"""Conversations with small random LLaVAs, from their folders on, against the reference's processor and generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+import sightread
+from sightread import Message
+from sightread.errors import CheckpointError, UnsupportedError, UsageError
+from sightread.pipelines.engine import load
+from sightread.pipelines.model import Model
+from tests.llava_checkpoints import LLAVA_15, LLAVA_16_MISTRAL, as_older_files, write_llava
+
+KINDS = {"1.5": (False, LLAVA_15, {}), "1.6": (True, LLAVA_16_MISTRAL, {"mistral": True, "kv": 2})}
+
+
+def picture(height: int, width: int, seed: int) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+PICTURES = [picture(20, 50, 0), picture(33, 31, 1), picture(90, 17, 2)]
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    tiled, template, shape = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("llava")
+    model, _ = write_llava(folder, tiled=tiled, template=template, **shape)
+    return model, AutoProcessor.from_pretrained(folder), folder
+
+
+@pytest.fixture(scope="module")
+def model(made: tuple[Any, Any, Path]) -> Model:
+    return load(made[2], device="cpu")
+
+
+def theirs(
+    made: tuple[Any, Any, Path], prompts: list[str], shown: list[list[Image.Image]], new: int
+) -> list[str]:
+    net, processor, _ = made
+    given = processor(images=shown, text=prompts, return_tensors="pt", padding=True)
+    out = net.generate(
+        **given, max_new_tokens=new, do_sample=False, pad_token_id=processor.tokenizer.pad_token_id
+    )
+    texts = processor.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+CONVERSATION = [
+    Message("system", "be kind."),
+    Message("user", "a dog\n  or\ttwo?", (PICTURES[0], PICTURES[2])),
+    Message("assistant", "two dogs"),
+    Message("user", "and this: zebra éß?", (PICTURES[1],)),
+]
+
+
+def as_theirs(messages: list[Message]) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": message.role,
+            "content": [{"type": "image"}] * len(message.images) + [{"type": "text", "text": message.text}],
+        }
+        for message in messages
+    ]
+
+
+def test_prompts_are_those_of_the_checkpoints_template(made: tuple[Any, Any, Path], model: Model) -> None:
+    for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[3:]):
+        wanted = made[1].apply_chat_template(as_theirs(messages), add_generation_prompt=True)
+        assert model.network.dialogue(messages) == wanted
+
+
+def test_chat_as_the_reference(made: tuple[Any, Any, Path], model: Model) -> None:
+    for messages in (CONVERSATION, [Message("user", "no picture at all")]):
+        prompt = made[1].apply_chat_template(as_theirs(messages), add_generation_prompt=True)
+        shown = [picture for message in messages for picture in message.images]
+        if shown:
+            assert model.chat(messages, max_new_tokens=9) == theirs(made, [prompt], [shown], 9)[0]
+        pieces = list(model.chat(messages, stream=True, max_new_tokens=9))
+        assert "".join(pieces) == model.chat(messages, max_new_tokens=9)
+        assert all(pieces)
+    assert len(list(model.chat(CONVERSATION, stream=True, max_new_tokens=9))) > 1
+
+
+def test_answers_of_ragged_batches(made: tuple[Any, Any, Path], model: Model) -> None:
+    questions = ["a dog on the grass?", "what?", "zebra éß\n  two  spaces "]
+    prompts = [
+        made[1].apply_chat_template(as_theirs([Message("user", text, (image,))]), add_generation_prompt=True)
+        for text, image in zip(questions, PICTURES, strict=True)
+    ]
+    wanted = theirs(made, prompts, [[image] for image in PICTURES], 8)
+    assert model.answer(PICTURES, questions, max_new_tokens=8) == wanted
+    assert [
+        model.answer(p, q, max_new_tokens=8)[0] for p, q in zip(PICTURES, questions, strict=True)
+    ] == wanted
+    assert len(model.caption(PICTURES, max_new_tokens=4)) == 3
+
+
+def test_ids_are_those_of_the_reference(made: tuple[Any, Any, Path], model: Model) -> None:
+    texts = ["USER: <image>\nwhat is  it? ASSISTANT:", "[INST] zebra é 犬 🙂\n\n", "", " a"]
+    ours = model.tokenizer.encode(texts)
+    for text, row, length in zip(texts, ours.ids, ours.lengths, strict=True):
+        assert row[:length].tolist() == made[1].tokenizer(text).input_ids
+
+
+def test_pixels_are_those_of_the_reference(made: tuple[Any, Any, Path], model: Model) -> None:
+    from sightread.data.pixels import normalise
+
+    wanted = made[1].image_processor(PICTURES, return_tensors="pt")["pixel_values"]
+    for i, pixels in enumerate(model.read(PICTURES, isolate=False)):
+        assert not isinstance(pixels, Exception)
+        found = normalise([pixels], model.image_spec)[0]
+        if model.image_spec.tiles:
+            found = found.unflatten(1, (-1, 14)).transpose(0, 1)
+            assert torch.equal(found, wanted[i][: len(found)])
+            assert not wanted[i][len(found) :].any()
+        else:
+            assert torch.equal(found, wanted[i])
+
+
+def test_older_files_and_saving(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> None:
+    wanted = model.chat(CONVERSATION, max_new_tokens=9)
+    model.save(tmp_path / "own")
+    model.save(tmp_path / "theirs", layout="transformers")
+    assert load(tmp_path / "own", device="cpu").chat(CONVERSATION, max_new_tokens=9) == wanted
+    assert load(tmp_path / "theirs", device="cpu").chat(CONVERSATION, max_new_tokens=9) == wanted
+    again, loading = type(made[0]).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, made[0].state_dict()[name])
+    processor = AutoProcessor.from_pretrained(tmp_path / "theirs")
+    prompt = processor.apply_chat_template(as_theirs(CONVERSATION), add_generation_prompt=True)
+    assert prompt == model.network.dialogue(CONVERSATION)
+    given, before = (
+        p(images=PICTURES[:1], text="a<image>b", return_tensors="pt") for p in (processor, made[1])
+    )
+    assert all(torch.equal(given[name], before[name]) for name in before)
+    as_older_files(tmp_path / "theirs")
+    assert load(tmp_path / "theirs", device="cpu").chat(CONVERSATION, max_new_tokens=9) == wanted
+
+
+def test_few_bits(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> None:
+    small = load(made[2], device="cpu", quantise="int8", dtype="bfloat16")
+    assert small.network.language.text.blocks[0].mlp.fc1.weight.is_meta
+    ids, real = torch.arange(3, 40)[None], torch.ones(1, 37, dtype=torch.bool)
+    nothing = torch.zeros(0, 1)
+    states = [
+        m.network.language.text.read(m.network.begin(nothing, ids, real).tokens, causal=True).float()
+        for m in (model, small)
+    ]
+    assert (states[0] - states[1]).norm() < 0.2 * states[0].norm()
+    assert isinstance(small.chat(CONVERSATION, max_new_tokens=3), str)
+    with pytest.raises(UsageError, match="quantise"):
+        small.save(tmp_path / "small")
+    with pytest.raises(UsageError, match="language model"):
+        load(device="cpu", quantise="int4")
+
+
+def test_what_cannot_be_said(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> None:
+    for messages, reason in (
+        ([], "last"),
+        ([Message("user", "a"), Message("assistant", "b")], "last"),
+        ([Message("robot", "a"), Message("user", "b")], "robot"),
+        ([Message("user", "an <image> in words")], "images"),
+        ([Message("assistant", "a", (PICTURES[0],)), Message("user", "b")], "user's"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            model.chat(messages)
+        with pytest.raises(UsageError, match=reason):
+            model.chat(messages, stream=True)
+    with pytest.raises(sightread.ImageError):
+        model.chat([Message("user", "a", ("absent.jpg",))], stream=True)
+    with pytest.raises(UnsupportedError, match="chat"):
+        load(device="cpu").chat([Message("user", "a")])
+
+
+def test_a_template_is_never_run(made: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(made[2], tmp_path / "copy")
+    (tmp_path / "copy" / "chat_template.jinja").write_text("{{ cycler.__init__.__globals__ }}")
+    strange = load(tmp_path / "copy", device="cpu")
+    with pytest.raises(UnsupportedError, match="known form"):
+        strange.chat([Message("user", "a")])
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(config.read_text().replace("clip_vision_model", "siglip_vision_model"))
+    with pytest.raises(CheckpointError, match="siglip"):
+        load(tmp_path / "copy", device="cpu")
