@@ -85,7 +85,8 @@ NAMED: dict[str, set[str]] = {
         "models.settings",
         "models.weights",
     },
-    "models.sizes": {"models.blip", "models.clip", "models.siglip"},
+    "models.sizes": {"models.blip", "models.blip2", "models.clip", "models.siglip"},
+    "models.blip2": {"models.blip"},
     "models.language_checkpoints": {"models.weights"},
     "models.seq2seq_checkpoints": {"models.language_checkpoints", "models.weights"},
     "models.families": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightread
 from sightread.data.pixels import normalise
+from sightread.data.world import world, write_world
+from sightread.errors import UnsupportedError
 from sightread.models.blip2 import Blip2
 from sightread.models.families import FAMILIES, build, keys_of, recognise
 from sightread.models.files import read_tensors
+from sightread.models.sizes import SIZES, fitted
 from sightread.models.weights import export
+from sightread.nn.initial import initialise
 from sightread.pipelines import prompted
 from sightread.pipelines.rerank import cosines
+from sightread.pipelines.run_events import Stepped
+from sightread.pipelines.train import train
 from sightread.tasks.describe import write
 from sightread.tasks.generate import Decoding
 from sightread.types import Encoded, Pixels
@@ -304,3 +313,79 @@ def test_judges_judge_as_the_reference_does(tmp_path: Path) -> None:
         assert np.array_equal(again.match(images, texts), model.match(images, texts))
     back = type(reference).from_pretrained(tmp_path / "transformers")
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in reference.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("world") / "train.tar"
+    write_world(path, world("train", 24, seed=0))
+    return path
+
+
+QUICK = (
+    "data.batch=8",
+    "data.augment=null",
+    "data.cache=64",
+    "steps=16",
+    "optimiser.lr=2e-3",
+    "schedule.warmup_steps=3",
+)
+
+
+def losses(recipe: str, shard: Path, out: Path, *settings: str) -> list[float]:
+    events = train(recipe, str(shard), out, settings=[*QUICK, *settings], device="cpu")
+    return [event.loss for event in events if isinstance(event, Stepped)]
+
+
+def test_the_first_stage_learns(shard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = losses("blip2_stage1", shard, out, "model.size=world-blip2", "model.words=400")
+    assert np.mean(found[-4:]) < 0.7 * np.mean(found[:3])
+    model = sightread.load(out / "model", device="cpu")
+    assert {"match", "rank", "embed", "classify"} <= model.capabilities
+    # The image tower is as it was drawn.
+    family, config = SIZES["world-blip2"]
+    fresh = FAMILIES[family].network(fitted(config, model.tokenizer.vocab_size, model.tokenizer.token_id))
+    initialise(fresh, 0)
+    mine = load_file(out / "model" / "model.safetensors")
+    for name, value in fresh.state_dict().items():
+        if name in mine:
+            assert torch.equal(mine[name], value) == name.startswith("vision."), name
+    with pytest.raises(UnsupportedError, match="stem"):
+        model.save(tmp_path / "hub", layout="transformers")
+    plain = replace(fresh.config, vision=replace(config.vision, stem=()))
+    data, parts = FAMILIES[family].to_transformers(plain)[""]
+    reference = Blip2ForImageTextRetrieval(Blip2Config(**data))
+    back = export(Blip2(plain), keys_of(FAMILIES[family].layouts["transformers"], plain))
+    reference.load_state_dict({name: value for name, value in back.items() if name.startswith(parts)})
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_second_stage_learns(shard: Path, tmp_path: Path, kind: str) -> None:
+    _, _, model = loaded(tmp_path / "m", kind)
+    frozen = ("vision.", "language.", "encoder.")[: 2 + (kind == "t5")]
+    settings = (f"model.start={tmp_path / 'm'}", f"model.frozen={','.join(f'{part}*' for part in frozen)}")
+    found = losses("blip2_stage2", shard, tmp_path / "run", *settings, "optimiser.lr=1e-2")
+    assert np.mean(found[-4:]) < np.mean(found[:3]) - 0.2
+    model.save(tmp_path / "before")
+    before = load_file(tmp_path / "before" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith(frozen))
+    assert not torch.equal(after["queries.word.weight"], before["queries.word.weight"])
+    assert not torch.equal(after["projection.weight"], before["projection.weight"])
+
+
+def test_words_see_the_queries_and_what_came_before() -> None:
+    family, config = SIZES["world-blip2"]
+    network = FAMILIES[family].network(config).eval()
+    initialise(network, 0)
+    image = network.encode_image(torch.randn(1, 3, 64, 64))
+    ids = torch.randint(5, 900, (2, 6))
+    changed = ids.clone()
+    changed[:, 4] += 1
+    with torch.inference_mode():
+        first, second = network.write_states(image, ids), network.write_states(image, changed)
+        other = network.write_states(network.encode_image(torch.randn(1, 3, 64, 64)), ids)
+    assert torch.allclose(first[:, :4], second[:, :4], atol=1e-6)
+    assert not torch.allclose(first[:, 4:], second[:, 4:], atol=1e-3)
+    assert not torch.allclose(first[:, 0], other[:, 0], atol=1e-6)

@@ -13,7 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sightread.nn.attention import Linear
+from sightread.models.blip import LmHead
+from sightread.nn.attention import Linear, mask_of
 from sightread.nn.blocks import Block
 from sightread.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, with_pictures
 from sightread.towers.vit import Vit, VitConfig
@@ -26,7 +27,8 @@ class Config:
     ITC's width `embed_dim` and, if `matching`, the ITM head. language: what writes (stage 2), and `encoder`, T5's.
 
     image_id: the id in a prompt that stands for one query's state. start_ids: what the language model's text starts
-    from: nothing (OPT) or its first token (T5). end_id, pad_id: of the language model, or of `texts`.
+    from: nothing (OPT) or its first token (T5); in stage 1 the first token of a text that is written. end_id, pad_id:
+    of the language model, or of `texts`. writes: `texts` has the head that stage 1 trains and nothing needs later.
     Raises ValueError unless it is one of the two stages.
     """
 
@@ -42,6 +44,8 @@ class Config:
     start_ids: tuple[int, ...]
     end_id: int
     pad_id: int
+    writes: bool = False
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.texts is None) == (self.language is None):
@@ -76,6 +80,9 @@ class Blip2(nn.Module):
         if config.texts is not None:
             self.texts = TextTower(config.texts)
             _share(self.queries, self.texts)
+            if config.writes:
+                self.head = LmHead(config.texts)
+                self.head.words.weight = cast(nn.Parameter, self.texts.word.weight)
         if config.embed_dim is not None:
             self.image_projection = Linear(config.queries.dim, config.embed_dim)
             self.text_projection = Linear(config.queries.dim, config.embed_dim)
@@ -153,6 +160,27 @@ class Blip2(nn.Module):
             seen = cast(Block, query).rest(x[:, :count], memory)
             x = torch.cat([seen, cast(Block, text).rest(x[:, count:])], dim=1)
         return x
+
+    def write_states(self, image: Encoded, ids: Tensor) -> Tensor:
+        """What `word_logits` reads, for training: states `[R, L, D]` of texts that are written, ids `[R, L]` with their
+        first token, over B pictures of `encode_image`. A word sees the queries and the words before it."""
+        rows, count = ids.shape[0], self.config.queries.vocab
+        if self.config.language is None:
+            real = torch.ones(rows, count + ids.shape[1], dtype=torch.bool, device=ids.device)
+            whole = (torch.arange(real.shape[1], device=ids.device) < count).expand_as(real)
+            return self.read_pairs(image, ids, mask_of(real, whole=whole))[:, count:]
+        tower = self.language.text
+        words = tower.words(ids)
+        if self.config.encoder is None:
+            before = image.tokens.repeat_interleave(rows // image.tokens.shape[0], dim=0)
+            return tower.read(torch.cat([before, words], dim=1), causal=True)[:, count:]
+        end = tower.words(ids.new_full((image.tokens.shape[0], 1), self.config.end_id))
+        seen = self.encoder.read(torch.cat([image.tokens, end], dim=1))
+        return tower.read(words, causal=True, memory=tower.memory(seen))
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Scores of the next word: states `[..., D]` -> `[..., V]`."""
+        return self.head(states) if self.config.language is None else self.language.logits(states)
 
     def _query_ids(self, rows: int, like: Tensor) -> Tensor:
         return torch.arange(self.config.queries.vocab, device=like.device).expand(rows, -1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sightread.errors import UnsupportedError
 from sightread.models.blip2 import Config
 from sightread.models.blip_checkpoints import VISION_KEYS
 from sightread.models.language_checkpoints import language_config, language_keys, opt_to_transformers
@@ -70,7 +71,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
             embed_dim=None if projection is None else projection.shape[0],
             matching="itm_head.weight" in tensors,
             image_id=-1,
-            start_ids=(),
+            start_ids=(texts.vocab - 1,),  # [DEC], which the original code adds to BERT's words
             end_id=102,  # BERT's [SEP]
             pad_id=former.get("pad_token_id") or 0,
         )
@@ -106,9 +107,16 @@ def _language(
 
 
 def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
-    """The model of `transformers` that holds this checkpoint's parts."""
+    """The model of `transformers` that holds this checkpoint's parts.
+
+    Raises UnsupportedError for a convolutional stem, which no model there has.
+    """
+    if config.vision.stem:
+        raise UnsupportedError(
+            "no BLIP-2 of transformers has a convolutional stem as this one has; save it in our own layout"
+        )
     queries, texts = config.queries, config.texts
-    former = described(replace(texts or queries, vocab=(texts or queries).vocab), TEXT)
+    former = described(texts or queries, TEXT)
     if texts is None:  # the reference has a vocabulary even where it reads no words
         former |= {"vocab_size": _QFORMER["vocab"], "max_position_embeddings": _QFORMER["positions"]}
     out: dict[str, Any] = {
@@ -139,7 +147,8 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
             ids |= {"decoder_start_token_id": config.start_ids[0], "bos_token_id": config.end_id}
             text = {**t5_to_transformers(config.encoder, config.language), **ids}
         out |= {"text_config": text, "image_token_index": config.image_id}
-    return {"": (out, ("",))}
+    # What stage 1 trained beside: the reference has no place for it.
+    return {"": (out, _PARTS)}
 
 
 def _qformer_block(ours: str, mlp: str) -> dict[str, Any]:
@@ -174,7 +183,12 @@ _KEYS: dict[str, Any] = {
     "text_projection": "text_projection",
     "match_head": "itm_head",
     "temperature": "temp",
+    "head.dense": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
+    "head.words": "cls.predictions.decoder",
 }
+# All of these names that the reference knows.
+_PARTS = ("vision_", "query_tokens", "qformer.", "embeddings.", "language_", "text_projection", "itm_head")
 
 
 def keys(config: Config) -> KeyMap:

@@ -66,6 +66,11 @@ class Family:
     to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
     # The processor settings that original checkpoints were trained with (they carry none themselves).
     default_image: Callable[[Any], dict[str, Any]]
+
+    def tokenizer_of(self, config: Any) -> TokenizerKind:
+        """The kind of a checkpoint of this config."""
+        return self.tokenizer(config) if callable(self.tokenizer) else self.tokenizer
+
     # Whether generation_config.json says how it writes.
     generation: bool = False
     # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the

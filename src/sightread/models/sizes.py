@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sightread.models import blip, clip, siglip
+from sightread.models import blip, blip2, clip, siglip
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
-Sized = TypeVar("Sized", blip.Config, clip.Config, siglip.Config)
+Sized = TypeVar("Sized", blip.Config, blip2.Config, clip.Config, siglip.Config)
 
 
 def _blip(vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False) -> blip.Config:
@@ -102,8 +102,28 @@ _SMALL_CLIP = replace(
 )
 _BASE = _bert(dim=768, layers=12, heads=12, positions=512)
 
+
+def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int) -> blip2.Config:
+    """Stage 1 of BLIP-2 (Li et al. 2023, section 3.2), all three of its heads."""
+    return blip2.Config(
+        vision=vision,
+        queries=replace(texts, vocab=queries, positions=0, memory_dim=vision.dim, cross_every=2),
+        texts=texts,
+        language=None,
+        encoder=None,
+        embed_dim=embed_dim,
+        matching=True,
+        temperature=True,
+        image_id=-1,
+        start_ids=(30522,),
+        end_id=102,
+        pad_id=0,
+        writes=True,
+    )
+
+
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
-SIZES: dict[str, tuple[str, blip.Config | clip.Config | siglip.Config]] = {
+SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Config]] = {
     # 8 million parameters with 4,000 words: 16 MB at half precision.
     "blip-nano": (
         "blip",
@@ -119,6 +139,16 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config | siglip.Config]] = {
     "clip-vit-b-32": ("clip", _clip(32)),
     "clip-vit-b-16": ("clip", _clip(16)),
     "siglip-base": ("siglip", _siglip(224, 16, dim=768, layers=12, heads=12)),
+    # EVA's ViT-g without its last block, and a BERT-base of 32 queries.
+    "blip2-vit-g": (
+        "blip2",
+        _blip2(
+            replace(_vit(224, 14, dim=1408, layers=39, heads=16), mlp_dim=6144),
+            _BASE,
+            queries=32,
+            embed_dim=256,
+        ),
+    ),
     # For rendered scenes of 64 pixels, in minutes on two cores.
     "world-clip": ("clip", _SMALL_CLIP),
     "world-siglip": (
@@ -127,6 +157,15 @@ SIZES: dict[str, tuple[str, blip.Config | clip.Config | siglip.Config]] = {
             _SMALL_SIGLIP,
             vision=replace(_SMALL_SIGLIP.vision, stem=(32, 64, 96)),
             text=replace(_SMALL_SIGLIP.text, positions=40),
+        ),
+    ),
+    "world-blip2": (
+        "blip2",
+        _blip2(
+            replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96)),
+            _bert(dim=128, layers=4, heads=4, positions=40),
+            queries=8,
+            embed_dim=64,
         ),
     ),
     "world": (
@@ -148,6 +187,9 @@ def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
         return replace(config, text=text, end_id=token_id("<|endoftext|>"))
     if isinstance(config, siglip.Config):
         return replace(config, text=text)
+    if isinstance(config, blip2.Config):
+        start, end, pad = (token_id(name) for name in ("[DEC]", "[SEP]", "[PAD]"))
+        return replace(config, texts=text, start_ids=(start,), end_id=end, pad_id=pad)
     return replace(
         config,
         text=text,

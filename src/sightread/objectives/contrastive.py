@@ -52,13 +52,14 @@ def itc(
 ) -> Loss:
     """Image-text contrastive loss with a momentum teacher, soft targets and queues (ALBEF, section 3.2; BLIP, 3.2).
 
-    The student's image and text `[b, P]` against `candidates`; the target of a row is alpha * softmax of the teacher's
-    own similarities + (1 - alpha) * the matching candidates. The mean over both directions and the global batch.
+    The student's image and text `[b, P]` (image also `[b, Q, P]`, see `similarities`) against `candidates`; the target
+    of a row is alpha * softmax of the teacher's own similarities + (1 - alpha) * the matching candidates. The mean over
+    both directions and the global batch.
     temperature: scalar, learned or not; similarities are divided by it. chunk: rows whose logits `[chunk, C]` are held
     at once. Chance: ln C. Facts: accuracy, the share of rows whose best candidate matches.
     """
     rows, start = image.shape[0], candidates.offset
-    if candidates.image.shape != candidates.text.shape or not start + rows <= candidates.batch <= len(
+    if len(candidates.image) != len(candidates.text) or not start + rows <= candidates.batch <= len(
         candidates.text
     ):
         raise UsageError(
@@ -172,9 +173,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _similar(a: Tensor, b: Tensor) -> Tensor:
+def similarities(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines `[n, m]` of a `[n, P]` with b `[m, P]`, either of which may have several vectors a row, `[n, Q, P]`: the
+    nearest counts (BLIP-2, Li et al. 2023, section 3.1)."""
     with torch.autocast(a.device.type, enabled=False):
-        return _wide(a) @ _wide(b).T
+        if a.dim() == b.dim() == 2:
+            return _wide(a) @ _wide(b).T
+        one, other = (x if x.dim() == 3 else x[:, None] for x in (_wide(a), _wide(b)))
+        every = one.flatten(0, 1) @ other.flatten(0, 1).T
+        return every.view(len(a), one.shape[1], len(b), other.shape[1]).amax(dim=(1, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +222,7 @@ def _rows(
     rows: Tensor, candidates: Tensor, scale: Tensor, targets: _Targets, teacher: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy as logsumexp(logits) - sum(target * logits): targets sum to one."""
-    logits = scale * _similar(rows, candidates)
+    logits = scale * similarities(rows, candidates)
     own = targets.own[:, None]
     if targets.ids is None:
         wanted = logits.gather(1, own)[:, 0]
@@ -226,7 +233,7 @@ def _rows(
         hits = same.gather(1, logits.argmax(1, keepdim=True))
     if teacher is not None and targets.alpha > 0:
         with torch.no_grad():
-            soft = (scale * _similar(teacher, candidates)).softmax(1)
+            soft = (scale * similarities(teacher, candidates)).softmax(1)
         wanted = targets.alpha * (soft * logits).sum(1) + (1 - targets.alpha) * wanted
     return (logits.logsumexp(1) - wanted).sum(), hits.sum().to(logits.dtype)
 

@@ -212,7 +212,7 @@ def _decoding(located: Located, family: Family) -> dict[str, Any]:
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
-    kind = family.tokenizer(config) if callable(family.tokenizer) else family.tokenizer
+    kind = family.tokenizer_of(config)
     if kind in ("language", "llama"):
         usual = "LlamaTokenizer" if kind == "llama" else ""
         return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE, usual=usual)

@@ -305,6 +305,7 @@ def _check(recipe: Recipe) -> None:
 _NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
 _PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
 _CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+_QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
 _CROP_ONLY = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None)
 _FINE = Augment(scale=(0.5, 1.0))
 
@@ -398,6 +399,29 @@ RECIPES: dict[str, Recipe] = {
             optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=10,
+        ),
+        # Li et al. 2023, section 3.4: the queries learn beside a frozen image tower (give it as model.vision)...
+        Recipe(
+            "blip2_stage1",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0},
+            model=ModelSettings(size="blip2-vit-g", words=30_522, frozen=("vision.*",)),
+            data=DataSettings(batch=1680, max_tokens=32, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=_QUERIES_ADAM,
+            schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.1),
+            steps=250_000,
+        ),
+        # ... and then in front of a frozen language model (T5 has an encoder beside it, `encoder.*`).
+        Recipe(
+            "blip2_stage2",
+            {"lm": 1.0},
+            model=ModelSettings(start="Salesforce/blip2-opt-2.7b", frozen=("vision.*", "language.*")),
+            data=DataSettings(batch=1520, max_tokens=32, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=_QUERIES_ADAM,
+            schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.5),
+            steps=80_000,
+            smoothing=0.0,
         ),
         # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
         Recipe(

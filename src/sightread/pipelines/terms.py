@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sightread.data.masking import mask_patches, mask_words
 from sightread.models.blip import Blip
+from sightread.models.blip2 import Blip2
 from sightread.objectives import contrastive, language, masked, matching
 from sightread.objectives.gather import gather_rows, row_offset
 from sightread.pipelines.features import Features
@@ -165,8 +166,8 @@ def itm(context: Context) -> None:
         place = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}
         scale = network.temperature.detach()
         draw = partial(matching.hard_negatives, ids=ids, share=recipe.hard_negatives, **place)
-        wrong_text = draw(image @ texts.T / scale, stream=0)
-        wrong_image = draw(text @ images.T / scale, stream=1)
+        wrong_text = draw(contrastive.similarities(image, texts) / scale, stream=0)
+        wrong_image = draw(contrastive.similarities(text, images) / scale, stream=1)
     tokens = pick(context.tokens, rows.pictures)
     everyones, _ = context.features.everywhere(tokens)
     width = max(int(gather_rows(torch.tensor([[rows.ids.shape[1]]])).max()), rows.ids.shape[1])
@@ -194,6 +195,8 @@ def itm(context: Context) -> None:
 def lm(context: Context) -> None:
     """The decoder writes the captions, word by word."""
     rows = context.batch.prompted
+    if rows is not None and isinstance(context.network, Blip2):
+        rows = _framed(context.network, rows)
     count = 0 if rows is None else int((rows.lengths - rows.prompt).clamp(min=0).sum())
     everything = total(count)
     if rows is None or everything == 0:
@@ -224,10 +227,34 @@ def vqa(context: Context) -> None:
         context.add("vqa", loss)
 
 
+def _framed(network: Blip2, rows: TextRows) -> TextRows:
+    """Texts as BLIP-2 writes them: T5's tokenizer puts no first token before them, OPT's no last behind."""
+    start, count = network.config.start_ids, len(rows.ids)
+    lengths = rows.lengths + 1
+    if network.config.language is None:
+        read = rows.read.clone()
+        read[:, 0] = start[0]
+        return rows._replace(read=read)
+
+    def framed(ids: Tensor) -> Tensor:
+        if start:
+            return torch.cat([ids.new_full((count, 1), start[0]), ids], dim=1)
+        ids = nn.functional.pad(ids, (0, 1), value=network.config.pad_id)
+        return ids.scatter(1, rows.lengths[:, None], network.config.end_id)
+
+    # A prompt was counted without its last token, which the others have behind the words.
+    prompt = rows.prompt + (rows.prompt > 1)
+    return TextRows(framed(rows.ids), lengths, rows.pictures, prompt, framed(rows.read))
+
+
 def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tuple[Tensor, Tensor]:
     """Logits `[T, V]` and targets `[T]` of every word that the decoder is to write of these texts."""
     lengths = rows.lengths[part]
     ids, read = (x[part, : int(lengths.max())] for x in (rows.ids, rows.read))
+    if isinstance(network, Blip2):
+        kept = language.next_tokens(ids, lengths, rows.prompt)
+        states = network.write_states(memory, read)
+        return network.word_logits(states.flatten(0, 1)[kept.where]), kept.targets
     read = read.clone()
     read[:, 0] = network.config.start_id
     mask = None if memory.mask is None else memory.mask[:, None, None, :]

@@ -22,6 +22,7 @@ from sightread.data.tokens import (
 from sightread.data.vocabulary import learn_byte_pairs, learn_pieces, learn_word_pieces
 from sightread.errors import SightreadError, UsageError
 from sightread.models.blip import Blip, LmHead
+from sightread.models.blip2 import Blip2
 from sightread.models.families import FAMILIES
 from sightread.models.sizes import SIZES, fitted
 from sightread.nn.attention import Linear
@@ -92,7 +93,9 @@ def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, s
     family, config = SIZES[settings.size]
     if settings.image_size:
         config = _with_side(config, settings.image_size)
-    tokenizer = _tokenizer(FAMILIES[family].tokenizer, settings, dataset, folder, config.text.positions)
+    tokenizer = _tokenizer(
+        FAMILIES[family].tokenizer_of(config), settings, dataset, folder, config.text.positions
+    )
     config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
     network: Any = FAMILIES[family].network(config)
     initialise(network, recipe.seed)
@@ -202,17 +205,19 @@ def _start_vision(network: Any, source: str) -> None:
 def _check_terms(recipe: Recipe, network: Any) -> None:
     """Say at once when an objective asks for a part that the network lacks."""
     is_blip, config = isinstance(network, Blip), network.config
-    judges = is_blip and config.embed_dim is not None and config.temperature
+    is_blip2 = isinstance(network, Blip2)
+    judges = (is_blip or is_blip2) and config.embed_dim is not None and config.temperature
+    writes = is_blip and config.decoder and config.decoder_memory_dim == config.vision.dim
     has = {
-        "itc": judges and config.encoder,
+        "itc": judges and (is_blip2 or config.encoder),
         "itm": judges and config.matching,
-        "lm": is_blip and config.decoder and config.decoder_memory_dim == config.vision.dim,
+        "lm": (config.writes or config.language is not None) if is_blip2 else writes,
         "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
         "clip": hasattr(network, "logit_scale"),
         "siglip": hasattr(network, "logit_bias"),
         "mlm": is_blip and config.encoder,
         "mim": isinstance(config.vision, VitConfig) and not config.vision.any_size,
-        "classes": True,
+        "classes": not is_blip2,
     }
     for term, weight in recipe.terms.items():
         if weight > 0 and not has[term]:
