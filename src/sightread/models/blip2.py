@@ -94,14 +94,12 @@ class Blip2(nn.Module):
     @property
     def jobs(self) -> frozenset[str]:
         """The verbs that this checkpoint's parts allow."""
-        if self.config.language is not None:
-            return frozenset({"caption", "answer"})
-        embeds = {"embed", "similarity"} if self.config.embed_dim is not None else set[str]()
-        if embeds and self.config.temperature:
-            embeds.add("classify")
-        return frozenset(
-            embeds | ({"match", *(["rank"] if embeds else [])} if self.config.matching else set())
-        )
+        config = self.config
+        writes, embeds = config.language is not None, config.embed_dim is not None
+        there = {"caption": writes, "answer": writes, "embed": embeds, "similarity": embeds}
+        there |= {"classify": embeds and config.temperature, "match": config.matching}
+        there["rank"] = embeds and config.matching
+        return frozenset(job for job in there if there[job])
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """pixels `[B, 3, S, S]` -> what the rest reads: the image tower's tokens `[B, N, D]` in stage 1, the queries'
@@ -111,8 +109,8 @@ class Blip2(nn.Module):
 
     def look(self, image: Encoded) -> Tensor:
         """The queries' states after a look at B pictures `[B, N, D]`, without any text: `[B, Q, queries D]`."""
-        ids = self._query_ids(image.tokens.shape[0], image.tokens)
-        return self.queries(ids, memory=self.queries.memory(image.tokens)).tokens
+        asks = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
+        return self.queries.read(asks, memory=self.queries.memory(image.tokens))
 
     def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
         """What the language model goes on from: image_tokens `[K, D]`, those of all pictures in order; ids `[R, L]`
@@ -150,7 +148,7 @@ class Blip2(nn.Module):
         """Queries and words that see each other as far as the mask lets them, and queries alone the picture
         (figure 2): ids `[R, L]` over B pictures, mask bool `[R, 1, 1 or Q + L, Q + L]` -> `[R, Q + L, D]`."""
         count = self.config.queries.vocab
-        asks = self.queries.words(self._query_ids(ids.shape[0], ids))
+        asks = self.queries.word.weight.expand(ids.shape[0], -1, -1)
         places = torch.arange(ids.shape[1], device=ids.device)[None]
         words = self.texts.placed(self.texts.words(ids), places)
         x = torch.cat([self.queries.placed(asks, places), words], dim=1)
@@ -162,8 +160,8 @@ class Blip2(nn.Module):
         return x
 
     def write_states(self, image: Encoded, ids: Tensor) -> Tensor:
-        """What `word_logits` reads, for training: states `[R, L, D]` of texts that are written, ids `[R, L]` with their
-        first token, over B pictures of `encode_image`. A word sees the queries and the words before it."""
+        """For training: states `[R, L, D]` of texts that are written, ids `[R, L]` with their first token, over B
+        pictures of `encode_image`; what `head` or `language.logits` reads. A word sees queries and words before it."""
         rows, count = ids.shape[0], self.config.queries.vocab
         if self.config.language is None:
             real = torch.ones(rows, count + ids.shape[1], dtype=torch.bool, device=ids.device)
@@ -177,13 +175,6 @@ class Blip2(nn.Module):
         end = tower.words(ids.new_full((image.tokens.shape[0], 1), self.config.end_id))
         seen = self.encoder.read(torch.cat([image.tokens, end], dim=1))
         return tower.read(words, causal=True, memory=tower.memory(seen))
-
-    def word_logits(self, states: Tensor) -> Tensor:
-        """Scores of the next word: states `[..., D]` -> `[..., V]`."""
-        return self.head(states) if self.config.language is None else self.language.logits(states)
-
-    def _query_ids(self, rows: int, like: Tensor) -> Tensor:
-        return torch.arange(self.config.queries.vocab, device=like.device).expand(rows, -1)
 
 
 def _share(queries: TextTower, texts: TextTower) -> None:

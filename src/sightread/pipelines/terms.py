@@ -254,7 +254,8 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
     if isinstance(network, Blip2):
         kept = language.next_tokens(ids, lengths, rows.prompt)
         states = network.write_states(memory, read)
-        return network.word_logits(states.flatten(0, 1)[kept.where]), kept.targets
+        head = network.head if network.config.language is None else network.language.logits
+        return head(states.flatten(0, 1)[kept.where]), kept.targets
     read = read.clone()
     read[:, 0] = network.config.start_id
     mask = None if memory.mask is None else memory.mask[:, None, None, :]
