@@ -86,7 +86,7 @@ NAMED: dict[str, set[str]] = {
         "models.weights",
     },
     "models.sizes": {"models.blip", "models.blip2", "models.clip", "models.siglip"},
-    "models.blip2": {"models.blip"},
+    "models.blip2": {"models.blip", "models.dialogues"},
     "models.language_checkpoints": {"models.weights"},
     "models.seq2seq_checkpoints": {"models.language_checkpoints", "models.weights"},
     "models.families": {

@@ -32,7 +32,7 @@ from sightread.pipelines.run_events import Stepped
 from sightread.pipelines.train import train
 from sightread.tasks.describe import write
 from sightread.tasks.generate import Decoding
-from sightread.types import Encoded, Pixels
+from sightread.types import Encoded, Message, Pixels
 from tests.blip2_checkpoints import (
     OPT,
     T5,
@@ -250,6 +250,19 @@ def test_captions_and_answers(tmp_path: Path, kind: str, options: dict[str, Any]
     assert model.caption(images, **options) == theirs(images, [""] * 5)
     assert model.caption(images, QUESTIONS, **options) == theirs(images, QUESTIONS)
     assert model.answer(images[0], QUESTIONS, **options) == theirs([images[0]] * 5, forms)
+
+
+def test_conversations(tmp_path: Path) -> None:
+    _, _, model = loaded(tmp_path / "m", "opt")
+    picture = pictures(1)[0]
+    first = [Message("user", "what is the dog?", (picture,))]
+    assert model.network.dialogue(first) == "<image>Question: what is the dog? Answer:"
+    answer = model.chat(first, max_new_tokens=5)
+    assert answer == model.answer(picture, "what is the dog?", max_new_tokens=5)[0]
+    more = [*first, Message("assistant", "a"), Message("user", "where?")]
+    text = "Question: what is the dog? Answer: a. Question: where? Answer:"
+    assert model.network.dialogue(more) == f"<image>{text}"
+    assert model.chat(more, max_new_tokens=5) == model.caption(picture, text, max_new_tokens=5)[0]
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

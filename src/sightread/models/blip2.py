@@ -6,7 +6,6 @@ in front of the words of a language model, OPT or T5. A checkpoint holds one of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightread.models.blip import LmHead
+from sightread.models.dialogues import QUESTIONS, in_questions
 from sightread.nn.attention import Linear, mask_of
 from sightread.nn.blocks import Block
 from sightread.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, with_pictures
@@ -60,11 +60,8 @@ class Config:
 class Blip2(nn.Module):
     """Image tower, Q-Former, and the heads of stage 1 or the language model of stage 2."""
 
-    prompts: Mapping[str, str] = {
-        "caption": "<image>",
-        "prompt": "<image>{}",
-        "answer": "<image>Question: {} Answer:",
-    }
+    prompts = QUESTIONS
+    dialogue = staticmethod(in_questions)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -96,7 +93,7 @@ class Blip2(nn.Module):
         """The verbs that this checkpoint's parts allow."""
         config = self.config
         writes, embeds = config.language is not None, config.embed_dim is not None
-        there = {"caption": writes, "answer": writes, "embed": embeds, "similarity": embeds}
+        there = {"caption": writes, "answer": writes, "chat": writes, "embed": embeds, "similarity": embeds}
         there |= {"classify": embeds and config.temperature, "match": config.matching}
         there["rank"] = embeds and config.matching
         return frozenset(job for job in there if there[job])

@@ -29,6 +29,7 @@ JOBS: dict[str, str] = {
     "locate": "find what a phrase refers to",
     "segment": "outline what a phrase refers to",
     "read": "read the texts in a picture, and where they stand",
+    "chat": "converse about pictures, with more than one question",
 }
 
 RECOMMENDED: dict[str, str] = {
@@ -40,6 +41,7 @@ RECOMMENDED: dict[str, str] = {
     "caption": "Salesforce/blip-image-captioning-base",
     "answer": "Salesforce/blip-vqa-base",
     **dict.fromkeys(("detect", "locate", "segment", "read"), "florence-community/Florence-2-base-ft"),
+    "chat": "Salesforce/blip2-flan-t5-xl",
 }
 
 
@@ -81,7 +83,7 @@ class Entry:
 
 _CLIP_JOBS = ("embed", "similarity", "classify")
 _JUDGE_JOBS = ("embed", "similarity", "match", "rank")
-_WRITER_JOBS = ("caption", "answer")
+_WRITER_JOBS = ("caption", "answer", "chat")
 _ALL_HEADS = ("embed", "similarity", "classify", "match", "rank", "caption")
 _NANO_JOBS = (*_ALL_HEADS, "answer")
 _BLIP_FILES = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"

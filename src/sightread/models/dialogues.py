@@ -40,7 +40,16 @@ _MISTRAL = frozenset(("<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", PICTURE + "\n", 
 _INST = "[INST] {} [/INST]"
 _SYS = "<<SYS>>\n{}\n<</SYS>>\n\n"
 
+QUESTIONS: Mapping[str, str] = {
+    "caption": PICTURE,
+    "prompt": f"{PICTURE}{{}}",
+    "answer": f"{PICTURE}Question: {{}} Answer:",
+}
+
 FORMS: Mapping[str, Form] = {
+    "questions": Form(
+        "Question: {} ", "Answer: {}. ", "{} ", "Answer:", frozenset(("Question: ", "Answer: "))
+    ),
     "vicuna": Form("USER: {} ", "ASSISTANT: {} ", "{} ", "ASSISTANT:", _VICUNA),
     "vicuna_curious": Form(
         "USER: {} ", "ASSISTANT: {} ", "{} ", "ASSISTANT:", _VICUNA | {_CURIOUS}, _CURIOUS
@@ -124,6 +133,13 @@ def dialogue(name: str, messages: Sequence[Message]) -> str:
             words
         )
     return out + form.asks
+
+
+def in_questions(messages: Sequence[Message]) -> str:
+    """The prompt of a conversation as BLIP-2 was asked (Li et al. 2023, section 4.1): "Question: ... Answer: ...", the
+    pictures before all words. Raises UsageError as `dialogue` does."""
+    text = dialogue("questions", messages)
+    return PICTURE * text.count(PICTURE) + text.replace(f"{PICTURE}\n", "")
 
 
 def prompts_of(name: str) -> Mapping[str, str]:
