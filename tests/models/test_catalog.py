@@ -30,6 +30,8 @@ from sightread.models.clip_resnet import Config as ResnetClipConfig
 from sightread.models.families import config_from_dict
 from sightread.models.florence import Florence
 from sightread.models.florence_checkpoints import config_from_transformers as florence_config
+from sightread.models.paligemma import PaliGemma
+from sightread.models.paligemma_checkpoints import config_from_transformers as paligemma_config
 from sightread.models.siglip import Siglip
 from sightread.models.siglip_checkpoints import config_from_transformers as siglip_config
 from sightread.towers.resnet import ResnetConfig
@@ -240,12 +242,41 @@ def florence_network(entry: Entry) -> torch.nn.Module:
     return Florence(florence_config({"vision_config": vision, "text_config": words}, {}))
 
 
+GEMMAS: dict[str, dict[str, int]] = {
+    "gemma-3b": {},
+    "gemma2-3b": {"hidden_size": 2304, "num_hidden_layers": 26, "intermediate_size": 9216},
+    "gemma2-10b": {"hidden_size": 3584, "num_hidden_layers": 42, "intermediate_size": 14_336},
+    "gemma2-28b": {
+        "hidden_size": 4608,
+        "num_hidden_layers": 46,
+        "intermediate_size": 36_864,
+        "head_dim": 128,
+    },
+}
+GEMMA_HEADS = {"gemma2-3b": (8, 4), "gemma2-10b": (16, 8), "gemma2-28b": (32, 16)}
+
+
+def paligemma_network(entry: Entry) -> torch.nn.Module:
+    size = entry.name.partition("/pali")[2].rsplit("-", 2)[0]
+    words: dict[str, object] = {"vocab_size": 257_216, **GEMMAS[size]}
+    if size in GEMMA_HEADS:
+        heads, kv = GEMMA_HEADS[size]
+        words |= {"model_type": "gemma2", "num_attention_heads": heads, "num_key_value_heads": kv}
+    else:
+        words |= {"model_type": "gemma", "hidden_size": 2048, "num_hidden_layers": 18}
+        words |= {"intermediate_size": 16_384, "num_attention_heads": 8, "num_key_value_heads": 1}
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
+    vision |= {"num_attention_heads": 16, "image_size": entry.image_size, "vision_use_head": False}
+    return PaliGemma(paligemma_config({"vision_config": vision, "text_config": words}))
+
+
 NETWORKS = {
     "florence": florence_network,
     "clip": clip_network,
     "clip_resnet": resnet_network,
     "siglip": siglip_network,
     "blip": blip_network,
+    "paligemma": paligemma_network,
     "blip2": blip2_network,
 }
 

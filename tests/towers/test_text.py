@@ -207,7 +207,7 @@ def test_the_mask_rule() -> None:
             for row in range(4):
                 for i in range(start, 9):
                     for j in range(9):
-                        allowed = j <= i or bool(whole[row, i] and whole[row, j])
-                        allowed = allowed and (not window or i - j < window)
+                        allowed = j <= i and (not window or i - j < window)
+                        allowed = allowed or bool(whole[row, i] and whole[row, j])
                         allowed = allowed and (bool(real[row, j]) or i == j)
                         assert bool(seen[row, 0, i - start, j]) == allowed

@@ -40,6 +40,7 @@ _NAMES: dict[str, dict[str, str]] = {
 _NAMES["LlamaTokenizer"] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _NAMES["Siglip2Tokenizer"] = _NAMES["GemmaTokenizer"]
 _LEFT = {"GemmaTokenizer", "Siglip2Tokenizer"}  # padded on the left where tokenizer_config.json does not say
+_PLACES = [*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))]
 _CLEANING = "sightread_cleaning"  # a key of CLEANINGS in tokenizer_config.json; other readers ignore it
 
 
@@ -52,6 +53,7 @@ def load_pieces(
     cleaning: str | None = None,
     extra: str = "",
     usual: str = "",
+    places: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
     tokenizer_config.json names.
@@ -60,9 +62,11 @@ def load_pieces(
     hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less; `fill`: that many always, the
     fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2 was trained so).
     cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is added where the
-    files lack it. usual: the class where no file names one. Raises `TokenizerError` that names the file.
+    files lack it. usual: the class where no file names one. places: as PaliGemma's processor has it, words of
+    places and segments are tokens, and rows have no first and no last. Raises `TokenizerError` that names the file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    config |= {"add_bos_token": False, "add_eos_token": False} if places else {}
     older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}
     for key, only in {"truncation_side": "right", "split_special_tokens": False}.items():
         if config.get(key, only) != only:
@@ -90,8 +94,9 @@ def load_pieces(
             "checkpoint into that folder."
         )
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
-    if extra and backend.token_to_id(extra) is None:
-        backend.add_tokens([AddedToken(extra, special=True, normalized=False)])
+    missing = extra and backend.token_to_id(extra) is None
+    backend.add_tokens([AddedToken(extra, special=True, normalized=False)] if missing else [])
+    backend.add_tokens(_PLACES if places else [])
     _frame(backend, kind, names, config)
     if (lower or config.get("do_lower_case")) and kind in _LEFT:
         kind = "Siglip2Tokenizer"

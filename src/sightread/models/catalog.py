@@ -237,6 +237,22 @@ _NANO = Entry(
     ),
 )
 
+
+def _paligemma(name: str, parameters: float) -> Entry:
+    second = name.startswith("paligemma2")
+    return Entry(
+        name=f"google/{name}",
+        family="paligemma",
+        layout="transformers",
+        jobs=("caption", "answer", "detect", "locate", "segment"),
+        image_size=int(name.rpartition("-")[2]),
+        parameters=parameters,
+        licence="Gemma terms of use",
+        paper="2412.03555" if second else "2407.07726",
+        download_mb=None,
+    )
+
+
 ENTRIES: tuple[Entry, ...] = (
     _NANO,
     _clip("openai/clip-vit-base-patch32", 151.3, *_openai(63.3, "78.9 / 58.8", "50.1 / 30.4")),
@@ -341,6 +357,26 @@ ENTRIES: tuple[Entry, ...] = (
         "model_base_capfilt_large.pth", 252.4, "129M pictures with texts that ViT-L wrote and filtered"
     ),
     _original("model_large.pth", 474.7, "129M pictures with texts that ViT-L wrote and filtered"),
+    _paligemma("paligemma-3b-pt-224", 2923.5),
+    _paligemma("paligemma-3b-pt-448", 2924.4),
+    _paligemma("paligemma-3b-pt-896", 2927.9),
+    _paligemma("paligemma-3b-mix-224", 2923.5),
+    _paligemma("paligemma-3b-mix-448", 2924.4),
+    _paligemma("paligemma2-3b-pt-224", 3032.2),
+    _paligemma("paligemma2-3b-pt-448", 3033.1),
+    _paligemma("paligemma2-3b-pt-896", 3036.7),
+    _paligemma("paligemma2-3b-mix-224", 3032.2),
+    _paligemma("paligemma2-3b-mix-448", 3033.1),
+    _paligemma("paligemma2-10b-pt-224", 9662.6),
+    _paligemma("paligemma2-10b-pt-448", 9663.5),
+    _paligemma("paligemma2-10b-pt-896", 9667.1),
+    _paligemma("paligemma2-10b-mix-224", 9662.6),
+    _paligemma("paligemma2-10b-mix-448", 9663.5),
+    _paligemma("paligemma2-28b-pt-224", 27650.5),
+    _paligemma("paligemma2-28b-pt-448", 27651.4),
+    _paligemma("paligemma2-28b-pt-896", 27654.9),
+    _paligemma("paligemma2-28b-mix-224", 27650.5),
+    _paligemma("paligemma2-28b-mix-448", 27651.4),
 )
 
 

@@ -24,12 +24,15 @@ from sightread.models import (
     florence_checkpoints,
     llava,
     llava_checkpoints,
+    paligemma,
+    paligemma_checkpoints,
     siglip,
     siglip_checkpoints,
 )
+from sightread.models.settings import one_spelling
 from sightread.models.weights import KeyMap, fill
 
-TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama"]
+TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama", "gemma"]
 # A network -> what is asked to take each of its weights (see `weights.fill`).
 Taking: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
 
@@ -107,7 +110,7 @@ def _blip_image(config: blip.Config | blip2.Config) -> dict[str, Any]:
     }
 
 
-def _siglip_image(config: siglip.Config) -> dict[str, Any]:
+def _siglip_image(config: siglip.Config | paligemma.Config) -> dict[str, Any]:
     side, half = config.vision.image_size, [0.5] * 3
     found = {"resample": 3, "image_mean": half, "image_std": half}
     if config.vision.any_size:
@@ -135,13 +138,14 @@ def as_it_is(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _llava_layout(*markers: str) -> Layout:
+def _worded(checkpoints: Any, marker: str) -> Layout:
+    """A language model beside an image tower, in the hub's older or newer spelling."""
     return Layout(
-        llava_checkpoints.transformers_keys,
-        llava_checkpoints.IGNORED,
-        llava_checkpoints.one_spelling,
-        markers,
-        llava_checkpoints.config_from_transformers,
+        checkpoints.transformers_keys,
+        checkpoints.IGNORED,
+        one_spelling,
+        (marker,),
+        checkpoints.config_from_transformers,
     )
 
 
@@ -293,14 +297,28 @@ FAMILIES: dict[str, Family] = {
         network=llava.Llava,
         config=llava.Config,
         layouts={
-            "transformers": _llava_layout("multi_modal_projector.linear_1.weight"),
-            "transformers 4.52": _llava_layout("model.multi_modal_projector.linear_1.weight"),
+            "transformers": _worded(llava_checkpoints, "multi_modal_projector.linear_1.weight"),
+            "transformers 4.52": _worded(llava_checkpoints, "model.multi_modal_projector.linear_1.weight"),
         },
         tokenizer="llama",
         image_processor="CLIPImageProcessor",
         to_transformers=llava_checkpoints.exports,
         default_image=_clip_image,
         processor=llava_checkpoints.processor,
+    ),
+    "paligemma": Family(
+        name="paligemma",
+        network=paligemma.PaliGemma,
+        config=paligemma.Config,
+        layouts={
+            "transformers": _worded(paligemma_checkpoints, "multi_modal_projector.linear.weight"),
+            "transformers 4.52": _worded(paligemma_checkpoints, "model.multi_modal_projector.linear.weight"),
+        },
+        tokenizer="gemma",
+        image_processor="SiglipImageProcessor",
+        to_transformers=paligemma_checkpoints.exports,
+        default_image=_siglip_image,
+        processor=paligemma_checkpoints.processor,
     ),
 }
 

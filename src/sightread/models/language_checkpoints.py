@@ -117,10 +117,11 @@ def language_config(data: Mapping[str, Any], *, whole_prefix: bool = False) -> L
 
 
 def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:
-    """The part of config.json that says a Llama or a Mistral; the inverse of `language_config`."""
+    """The part of config.json that says a Llama, a Mistral or a Gemma; the inverse of `language_config`."""
     text = config.text
+    older, newer = ("gemma", "gemma2") if text.norm == "rms_offset" else ("llama", "mistral")
     data: dict[str, Any] = {
-        "model_type": "mistral" if text.windows else "llama",
+        "model_type": newer if text.windows or text.sandwich else older,
         "vocab_size": text.vocab,
         "hidden_size": text.dim,
         "intermediate_size": text.mlp_dim,
@@ -133,6 +134,18 @@ def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": text.rotary},
         "tie_word_embeddings": config.tied,
     }
+    if text.sandwich:
+        return data | {
+            "hidden_activation": text.activation,
+            "attention_bias": text.attention.bias,
+            "query_pre_attn_scalar": round(text.attention.scale**-2),
+            "attn_logit_softcapping": text.attention.softcap or None,
+            "final_logit_softcapping": config.softcap or None,
+            "sliding_window": max(text.windows, default=None),
+            "layer_types": [
+                ("full" if not w else "sliding") + "_attention" for w in text.windows or (0,) * text.layers
+            ],
+        }
     if text.windows:
         return {**data, "sliding_window": text.windows[0]}
     return {**data, "attention_bias": text.attention.bias, "mlp_bias": text.mlp_bias}

@@ -13,7 +13,7 @@ from sightread.models.dialogues import PICTURE, form_of, template_of
 from sightread.models.language_checkpoints import language_config, language_keys, language_to_transformers
 from sightread.models.llava import Config
 from sightread.models.settings import VISION, described, sizes, transformers_tower
-from sightread.models.weights import KeyMap, Renamed
+from sightread.models.weights import KeyMap
 from sightread.towers.vit import VitConfig
 
 # Where config.json is silent about the image tower it is CLIP's L/14 for 336 pixels, about its sizes CLIP's usual one.
@@ -80,7 +80,7 @@ def _dialogue(template: str | None, language: str, tiled: bool) -> str:
 
 
 def transformers_keys(config: Config) -> KeyMap:
-    """The key map of a checkpoint after `one_spelling`."""
+    """The key map of a checkpoint after `settings.one_spelling`."""
     embed = "vision_tower.embeddings"
     return {
         "newline": "image_newline",
@@ -94,22 +94,6 @@ def transformers_keys(config: Config) -> KeyMap:
         **transformers_tower("vision", "vision_tower"),
         **language_keys(config.language, "language", "language_model.model", "language_model.lm_head"),
     }
-
-
-def one_spelling(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The names of all files of the hub, older and newer, as `transformers` 5 writes them."""
-    return Renamed(tensors, _spelt)
-
-
-def _spelt(name: str) -> str:
-    name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.", 1)
-    if name.startswith("lm_head."):
-        return f"language_model.{name}"
-    if name.startswith("language_model.") and not name.startswith(
-        ("language_model.model.", "language_model.lm_head.")
-    ):
-        return name.replace("language_model.", "language_model.model.", 1)
-    return name
 
 
 def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sightread.models.weights import cat
+from torch import Tensor
+
+from sightread.models.weights import Renamed, cat
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
@@ -57,3 +59,20 @@ def open_clip_tower(ours: str, theirs: str) -> dict[str, Any]:
         f"{ours}.blocks.{{}}.mlp.fc1": f"{layer}.mlp.c_fc",
         f"{ours}.blocks.{{}}.mlp.fc2": f"{layer}.mlp.c_proj",
     }
+
+
+def one_spelling(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The names of a language model beside an image tower in all files of the hub, as `transformers` 5 writes them:
+    "language_model.model", "language_model.lm_head", "vision_tower", "multi_modal_projector"."""
+    return Renamed(tensors, _spelt)
+
+
+def _spelt(name: str) -> str:
+    name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.", 1)
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    if name.startswith("language_model.") and not name.startswith(
+        ("language_model.model.", "language_model.lm_head.")
+    ):
+        return name.replace("language_model.", "language_model.model.", 1)
+    return name

@@ -82,18 +82,18 @@ def mask_of(
 ) -> Tensor:
     """The one mask rule of texts that are written: bool `[R, 1, L, N]`, True = attend, for N keys.
 
-    Position i sees j where j <= i, or where both belong to a prefix that sees itself whole; never padding, nor with a
-    `window` what lies `window` or more positions back (Beltagy et al. 2020). real: bool `[R, N]`, False = padding.
+    Position i sees j where j <= i, with a `window` only less than `window` positions back (Beltagy et al. 2020), or
+    where both belong to a prefix that sees itself whole; never padding. real: bool `[R, N]`, False = padding.
     whole: bool `[R, N]`, True = prefix. The L = `length` queries (default: all to the end) stand at `start` and after.
     """
     keys = torch.arange(real.shape[1], device=real.device)
     queries = keys[start:] if length is None else keys[start : start + length]
     back = queries[:, None] - keys  # [L, N]
     seen = (back >= 0)[None]
-    if whole is not None:
-        seen = seen | (whole[:, queries, None] & whole[:, None, :])
     if window:
         seen = seen & (back < window)
+    if whole is not None:
+        seen = seen | (whole[:, queries, None] & whole[:, None, :])
     # A row of padding sees itself, so that no softmax is over nothing.
     return (seen & (real[:, None, :] | (back == 0)))[:, None]
 

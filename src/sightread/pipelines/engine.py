@@ -25,12 +25,14 @@ from sightread.errors import CheckpointError, UsageError
 from sightread.models.catalog import BUNDLED
 from sightread.models.families import FAMILIES, Family, Taking, as_tuples, build, config_from_dict, recognise
 from sightread.models.files import Located, locate, read_tensors
+from sightread.models.segments import MaskDecoder
 from sightread.nn.packing import pack
 from sightread.nn.quantise import Bits, quantiser
 from sightread.pipelines.memory import give_back_freed_memory
 from sightread.pipelines.model import Model
 from sightread.pipelines.prompted import PICTURE
 from sightread.pipelines.saving import FORMAT
+from sightread.pipelines.segments import FILE, load_mask_decoder
 from sightread.types import ImageSpec
 
 _NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
@@ -43,6 +45,7 @@ def load(
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     quantise: Bits | None = None,
+    masks: str | PathLike[str] | None = None,
 ) -> Model:
     """Load a checkpoint: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`.
 
@@ -50,6 +53,7 @@ def load(
     this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
     "cuda:1", "mps". dtype: of the weights and activations; results are float32 always. quantise: "int8" or "int4",
     the weights of a language model in so few bits, made while they are read (`nn.quantise` says the error).
+    masks: the published `vae-oid.npz` that PaliGemma needs to segment, where it is not beside the checkpoint's files.
 
     Raises CheckpointError that names the files or tensors that are missing, unknown or misshapen, TokenizerError for
     tokenizer files, UsageError for a wrong device or dtype.
@@ -68,6 +72,7 @@ def load(
         else:
             _move(network, where)
     return Model(
+        masks=_masks(located, network, masks),
         name=located.name,
         network=network,
         family=family.name,
@@ -213,6 +218,8 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
     kind = family.tokenizer_of(config)
+    if kind == "gemma":
+        return load_pieces(folder, max_length=_NO_LIMIT, extra=PICTURE, places=True)
     if kind in ("language", "llama"):
         usual = "LlamaTokenizer" if kind == "llama" else ""
         return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE, usual=usual)
@@ -232,6 +239,12 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     if kind == "clip" and not (folder / "vocab.json").is_file() and not whole and pairs.is_file():
         return clip_tokenizer_from_bpe(pairs, max_length=most)
     return load_tokenizer(folder, kind=kind, max_length=most)
+
+
+def _masks(located: Located, network: Any, named: str | PathLike[str] | None) -> MaskDecoder | None:
+    path = located.folder / FILE if named is None else Path(named)
+    wanted = "segments" in getattr(network, "finds", {}).values()
+    return load_mask_decoder(path) if wanted and (named is not None or path.is_file()) else None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -51,13 +51,38 @@ class TextRows(NamedTuple):
         return TextRows(ids, lengths, pictures, self.prompt, read)
 
 
+class Dialogues(NamedTuple):
+    """Texts behind their prompts, in which the picture stands as one id, for networks that write on from a prompt.
+
+    ids int64 `[R, L]`; lengths `[R]`, of which the first `prompts` `[R]` are given; pictures `[R]`: the batch rows.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    prompts: Tensor
+    pictures: Tensor
+
+    def to(self, device: torch.device) -> Dialogues:
+        """The same on another device."""
+        return Dialogues(*(x.to(device, non_blocking=True) for x in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """How a network is asked that writes on from a prompt: its prompts by job, and the id that ends what it writes."""
+
+    prompts: Mapping[str, str]
+    end_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """This process's part of one global batch.
 
     places: `[b]`, where each row stands in the global batch; identities `[b]`: the sample's index in the dataset.
     pixels: uint8 `[b, 3, S, S]`. captions: as written; prompted: with the recipe's prompt before them.
-    labels: `[b]`, -1 where there is none. skipped: (key, reason) of samples that could not be used.
+    dialogues: captions and answers behind their prompts. labels: `[b]`, -1 where there is none. skipped: (key, reason)
+    of samples that could not be used.
     """
 
     step: int
@@ -70,6 +95,7 @@ class Batch:
     prompted: TextRows | None
     questions: TextRows | None
     answers: TextRows | None
+    dialogues: Dialogues | None
     labels: Tensor
     skipped: tuple[tuple[str, str], ...]
 
@@ -91,7 +117,8 @@ class _Skip(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feed:
-    """Batches of a dataset. labels: name -> class, for recipes that learn classes. rank, world: this process's part."""
+    """Batches of a dataset. labels: name -> class, for recipes that learn classes. rank, world: this process's part.
+    forms: of a network that writes on from a prompt."""
 
     dataset: Dataset
     settings: DataSettings
@@ -101,6 +128,7 @@ class Feed:
     labels: Mapping[str, int]
     rank: int = 0
     world: int = 1
+    forms: Forms | None = None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Those of steps `first` to `last - 1`, prepared ahead by threads; the same whatever was drawn before."""
@@ -185,6 +213,7 @@ class Feed:
             prompted=prompted,
             questions=self._texts([[question for question, _ in row.questions] for row in rows]),
             answers=self._texts([[answer for _, answer in row.questions] for row in rows]),
+            dialogues=None if self.forms is None else self._dialogues(self.forms, rows),
             labels=torch.tensor([row.label for row in rows], dtype=torch.int64),
             skipped=tuple((result.key, result.reason) for result in results if isinstance(result, _Skip)),
         )
@@ -216,6 +245,33 @@ class Feed:
             rows=places[rows.pictures].numpy(),
         )
         return rows._replace(read=torch.from_numpy(hidden.ids))
+
+    def _dialogues(self, forms: Forms, rows: Sequence[_Row]) -> Dialogues | None:
+        """Each caption and answer after its prompt, and the id that ends it; texts are cut to `max_tokens`."""
+        asked: list[tuple[int, str, str]] = []
+        caption = forms.prompts["caption"]
+        if self.settings.prompt:
+            caption = forms.prompts["prompt"].replace("{}", self.settings.prompt)
+        for place, row in enumerate(rows):
+            asked += [(place, caption, text) for text in row.captions]
+            asked += [(place, forms.prompts["answer"].replace("{}", q), text) for q, text in row.questions]
+        if not asked:
+            return None
+        owners, before, after = zip(*asked, strict=True)
+        prompts, texts = (self.tokenizer.encode(list(given)) for given in (before, after))
+        begins, ends = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
+        whole: list[NDArray[np.int64]] = []
+        for prompt, long, text, end in zip(
+            prompts.ids, prompts.lengths, texts.ids, texts.lengths, strict=True
+        ):
+            kept = text[begins : end - ends][: self.settings.max_tokens - 1]
+            whole.append(np.concatenate([prompt[:long], kept, [forms.end_id]]))
+        lengths = [len(row) for row in whole]
+        ids = np.full((len(whole), max(lengths)), self.tokenizer.pad_id, np.int64)
+        for row, found in zip(ids, whole, strict=True):
+            row[: len(found)] = found
+        known = torch.from_numpy(ids), torch.tensor(lengths), torch.from_numpy(prompts.lengths)
+        return Dialogues(*known, torch.tensor(owners))
 
 
 class _Cache:
@@ -278,5 +334,6 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         prompted=None if batch.prompted is None else batch.prompted.to(device),
         questions=None if batch.questions is None else batch.questions.to(device),
         answers=None if batch.answers is None else batch.answers.to(device),
+        dialogues=None if batch.dialogues is None else batch.dialogues.to(device),
     )
     return move, normalise(batch.pixels, spec, device)

@@ -17,6 +17,7 @@ from sightread.data.reader import read_pictures
 from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UnsupportedError, UsageError
 from sightread.models.catalog import who_can
+from sightread.models.segments import MaskDecoder
 from sightread.pipelines import prompted, regions
 from sightread.pipelines.arguments import (
     Images,
@@ -68,6 +69,7 @@ class Model:
 
     name: what was loaded. image_spec: how its pictures are prepared. batch_size: pictures at once (memory, not
     results, depends on it). decoding: how it captions where the caller does not say (`tasks.generate.Decoding`).
+    masks: what makes masks of PaliGemma's segment words, None for other families or without its file.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Model:
     dtype: torch.dtype
     batch_size: int = 8
     decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[Any, ...], Tensor] | None = field(default=None, repr=False)
 
     @property

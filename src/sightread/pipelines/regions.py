@@ -4,7 +4,8 @@ A network says in `finds` for each of its jobs what it writes, as a key of `task
 how it is asked (`pipelines.prompted`): "detect" without words, "describe" for descriptions in place of names; "find"
 for all things of one name; "locate" for the phrases of a text; "segment" for the outline of what a phrase refers to,
 "outline" for that of what a box holds; "read" for the texts in a picture. In its prompts alone: "detailed" and "long"
-captions, and "region" for that of a box.
+captions, and "region" for that of a box. A network that looks for several names at once says in `joint` what stands
+between them; what it writes has their labels.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any, TypeAlias, cast
 
 from sightread.data.tokens import Tokenizer
 from sightread.errors import UnsupportedError, UsageError
+from sightread.models.segments import MaskDecoder
 from sightread.pipelines import prompted
 from sightread.pipelines.arguments import Images, Texts, as_pictures, as_strings, digest
+from sightread.pipelines.segments import FILE, masks_of
 from sightread.tasks.generate import Decoding
 from sightread.tasks.regions import PARSERS, Box, Size, Span, places, sureness
 from sightread.types import ImageSource, Pixels, Region
@@ -39,6 +42,8 @@ def detect(
     if describe:
         raise UsageError("describe: goes without phrases; what a phrase names needs no description")
     names = as_strings(phrases, "phrases")
+    if joint := getattr(model.network, "joint", ""):
+        return find(model, "find", pictures, [joint.join(names)] * len(pictures), options)
     asked: list[Asked | None] = [name for _ in pictures for name in names]
     every = find(model, "find", [picture for picture in pictures for _ in names], asked, options)
     named = [
@@ -101,10 +106,15 @@ def find(
     Each distinct picture of a batch is encoded once. A region without a label of its own gets the phrase's. Raises
     UnsupportedError for a job that the network is not prompted for.
     """
-    finds = getattr(model.network, "finds", {})
+    finds, joint = getattr(model.network, "finds", {}), getattr(model.network, "joint", "")
     if job not in finds:
         raise UnsupportedError(
             f"{model.name} was not trained for {job!r}; it finds: {', '.join(finds) or 'nothing'}"
+        )
+    if finds[job] == "segments" and model.masks is None:
+        raise UnsupportedError(
+            f"{model.name} writes masks as words, whose decoder is a file of its own. Put the published {FILE} beside "
+            "the checkpoint's files, or name it: load(..., masks=PATH)"
         )
     if options.num_return != 1:
         raise UsageError(f"num_return={options.num_return}: of regions there is one answer")
@@ -117,21 +127,31 @@ def find(
             model, [[picture] for picture in read], prompts, options, _keys(read, prompts)
         )
         for (ids, log_p), picture, one in zip(rows, read, mine, strict=True):
-            usual = one if isinstance(one, str) else ""
-            out.append(regions_of(model.tokenizer, finds[job], ids, log_p, picture.size, usual))
+            usual = one if isinstance(one, str) and not (joint and joint in one) else ""
+            kind, tokenizer = finds[job], model.tokenizer
+            out.append(regions_of(tokenizer, kind, ids, log_p, picture.size, usual, model.masks))
     return out
 
 
 def regions_of(
-    tokenizer: Tokenizer, kind: str, ids: Sequence[int], log_p: Sequence[float], size: Size, usual: str
+    tokenizer: Tokenizer,
+    kind: str,
+    ids: Sequence[int],
+    log_p: Sequence[float],
+    size: Size,
+    usual: str,
+    decoder: MaskDecoder | None = None,
 ) -> Regions:
-    """The regions in what was written. kind: of PARSERS. usual: the label of those that have none."""
+    """The regions in what was written. kind: of PARSERS. usual: the label of those that have none. decoder: of segment
+    words."""
     text, tokens = spelled(tokenizer, ids)
+    found = PARSERS[kind](text, size)
+    masks = (
+        masks_of(decoder, found, size) if decoder is not None and kind == "segments" else [None] * len(found)
+    )
     return [
-        Region(
-            found.label or usual, found.box, found.polygons, sureness(found.spans, tokens, log_p), found.mask
-        )
-        for found in PARSERS[kind](text, size)
+        Region(one.label or usual, one.box, one.polygons, sureness(one.spans, tokens, log_p), mask)
+        for one, mask in zip(found, masks, strict=True)
     ]
 
 

@@ -17,10 +17,12 @@ from sightread.data.tokens import Tokenizer
 from sightread.errors import UsageError
 from sightread.models.families import FAMILIES, keys_of
 from sightread.models.files import write_json, write_safetensors
+from sightread.models.segments import MaskDecoder
 from sightread.models.weights import export, own_tensors
 from sightread.nn.attention import Linear
 from sightread.nn.packing import pack, unpack
 from sightread.nn.quantise import quantised
+from sightread.pipelines.segments import FILE, save_mask_decoder
 from sightread.tasks.regions import NO_THINGS
 from sightread.types import ImageSpec
 
@@ -38,6 +40,7 @@ class Saved(Protocol):
     device: torch.device
     dtype: torch.dtype
     decoding: Mapping[str, Any]
+    masks: MaskDecoder | None
 
 
 def save(
@@ -67,6 +70,8 @@ def save(
             _write_own(model, temporary)
         else:
             _write_transformers(model, temporary)
+        if model.masks is not None:
+            save_mask_decoder(model.masks, temporary / FILE)
         if target.exists():
             target.rmdir()
         temporary.rename(target)

@@ -265,6 +265,32 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
     return network.decoder.head(states.flatten(0, 1)[kept.where]), kept.targets
 
 
+def prompted(context: Context) -> None:
+    """The language model writes on from its prompt, in which the picture stands (LM, or prefix-LM where the network's
+    prefix sees itself whole: PaliGemma, section 3)."""
+    rows, network = context.batch.dialogues, context.network
+    count = 0 if rows is None else int((rows.lengths - rows.prompts).sum())
+    everything = total(count)
+    if rows is None or everything == 0:
+        return
+    model, image_id = network.language, network.config.image_id
+    more = context.tokens.shape[1] - 1  # a picture stands in the prompt as one id
+    for part in context.features.parts(len(rows.ids)):
+        lengths, prompts = rows.lengths[part] + more, rows.prompts[part] + more
+        ids = rows.ids[part][:, : int(rows.lengths[part].max())]
+        ids = ids.flatten().repeat_interleave(1 + more * (ids == image_id).flatten()).view(len(ids), -1)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        real = place < lengths[:, None]
+        whole = place < prompts[:, None] if model.config.whole_prefix else None
+        tokens = pick(context.tokens, rows.pictures[part])  # in here: each part goes backward by itself
+        given = network.begin(tokens.flatten(0, 1), ids, real).tokens
+        states = model.text.read(given, real=real, whole=whole, causal=True)
+        kept = language.next_tokens(ids, lengths, prompts)
+        logits = model.logits(states.flatten(0, 1)[kept.where])
+        loss = language.lm(logits, kept.targets, everything, smoothing=context.recipe.smoothing)
+        context.add("prompted", loss)
+
+
 def clip(context: Context) -> None:
     """CLIP's softmax over all pairs of the global batch (Radford et al. 2021, figure 3)."""
     scale = context.network.logit_scale.exp()
@@ -349,6 +375,7 @@ TERMS: Mapping[str, Callable[[Context], None]] = {
     "itm": itm,
     "lm": lm,
     "vqa": vqa,
+    "prompted": prompted,
     "clip": clip,
     "siglip": siglip,
     "mlm": mlm,

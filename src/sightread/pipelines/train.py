@@ -250,6 +250,7 @@ def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
         labels,
         ranks.rank,
         ranks.world,
+        run.trainee.forms if recipe.terms.get("prompted") else None,
     )
     last = run.steps if stop_after is None else min(run.steps, state.step + stop_after)
     for batch in feed.batches(state.step, last):

@@ -30,6 +30,7 @@ from sightread.nn.initial import initialise
 from sightread.nn.packing import quicken, unpack
 from sightread.nn.training import regularise
 from sightread.pipelines.engine import load
+from sightread.pipelines.feed import Forms
 from sightread.pipelines.recipes import ModelSettings, Recipe
 from sightread.towers.vit import VitConfig
 from sightread.types import ImageSpec
@@ -46,6 +47,13 @@ class Trainee:
     image_spec: ImageSpec
     heads: nn.ModuleDict
     labels: tuple[str, ...]
+
+    @property
+    def forms(self) -> Forms | None:
+        """How it is asked, if it writes on from a prompt."""
+        if not hasattr(self.network, "begin"):
+            return None
+        return Forms(self.network.prompts, self.network.config.end_id)
 
 
 class WordHead(LmHead):
@@ -213,6 +221,7 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         "itm": judges and config.matching,
         "lm": (config.writes or config.language is not None) if is_blip2 else writes,
         "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
+        "prompted": hasattr(network, "begin") and config.text.memory_dim is None,
         "clip": hasattr(network, "logit_scale"),
         "siglip": hasattr(network, "logit_bias"),
         "mlm": is_blip and config.encoder,

@@ -2,7 +2,7 @@
 
 Florence-2 writes `cat<loc_52><loc_332><loc_932><loc_774>`: a label and the bins, of 1,000 a side, of left, top, right
 and bottom. What is malformed is left out exactly as the reference leaves it out (`transformers`,
-`Florence2Processor.post_process_generation`).
+`Florence2Processor.post_process_generation`). PaliGemma's own form is read in `location_strings`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+
+from sightread.tasks import location_strings
 
 Size: TypeAlias = tuple[int, int]  # (height, width) of the upright picture, as `Pixels.size` has it
 Span: TypeAlias = tuple[int, int]  # from, to: characters of a text
@@ -40,13 +41,13 @@ NO_THINGS = frozenset(
 
 class Found(NamedTuple):
     """One region of a text. box and polygons: in pixels; spans: where in the text its label and its places stand;
-    mask: as `Region` has it."""
+    segments: words of its mask, that a decoder reads (PaliGemma), or ()."""
 
     label: str
     box: Box
     polygons: tuple[tuple[float, ...], ...] = ()
     spans: tuple[Span, ...] = ()
-    mask: NDArray[np.bool_] | None = None
+    segments: tuple[int, ...] = ()
 
 
 def boxes(text: str, size: Size) -> list[Found]:
@@ -87,6 +88,14 @@ def anything(text: str, size: Size) -> list[Found]:
     return boxes(text, size)
 
 
+def located(text: str, size: Size) -> list[Found]:
+    """PaliGemma's boxes, each with its label and perhaps the words of its mask behind it."""
+    return [
+        Found(place.label, location_strings.box_of(place, size), (), (place.span,), place.segments)
+        for place in location_strings.places(text)
+    ]
+
+
 PARSERS: dict[str, Callable[[str, Size], list[Found]]] = {
     "boxes": boxes,
     "proposals": proposals,
@@ -94,6 +103,8 @@ PARSERS: dict[str, Callable[[str, Size], list[Found]]] = {
     "quads": quads,
     "outlines": outlines,
     "anything": anything,
+    "located": located,
+    "segments": located,
 }
 
 
