@@ -94,9 +94,7 @@ def load_pieces(
             "checkpoint into that folder."
         )
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
-    missing = extra and backend.token_to_id(extra) is None
-    backend.add_tokens([AddedToken(extra, special=True, normalized=False)] if missing else [])
-    backend.add_tokens(_PLACES if places else [])
+    _add_missing(backend, extra, places)
     _frame(backend, kind, names, config)
     if (lower or config.get("do_lower_case")) and kind in _LEFT:
         kind = "Siglip2Tokenizer"
@@ -202,6 +200,12 @@ def _add_tokens(folder: Path, backend: tokenizers.Tokenizer, config: Json) -> di
     missing = [token for token in map(_token, every) if token.content not in known]
     backend.add_tokens(list({token.content: token for token in missing}.values()))
     return {role: _token(value).content for role, value in roles.items()}
+
+
+def _add_missing(backend: tokenizers.Tokenizer, extra: str, places: bool) -> None:
+    if extra and backend.token_to_id(extra) is None:
+        backend.add_tokens([AddedToken(extra, special=True, normalized=False)])
+    backend.add_tokens(_PLACES if places else [])
 
 
 def _token(token: str | Json) -> AddedToken:

@@ -221,7 +221,7 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         "itm": judges and config.matching,
         "lm": (config.writes or config.language is not None) if is_blip2 else writes,
         "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
-        "prompted": hasattr(network, "begin") and config.text.memory_dim is None,
+        "prompted": hasattr(network, "begin") and not config.start_ids,
         "clip": hasattr(network, "logit_scale"),
         "siglip": hasattr(network, "logit_bias"),
         "mlm": is_blip and config.encoder,
