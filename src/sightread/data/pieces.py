@@ -102,8 +102,7 @@ def load_pieces(
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *_parts(backend.normalizer)])
     settings = {key: value for key, value in config.items() if key != "added_tokens_decoder"}
     settings |= {"tokenizer_class": kind or "PreTrainedTokenizerFast", **names}
-    if cleaning is not None:
-        settings[_CLEANING] = cleaning
+    settings |= {} if cleaning is None else {_CLEANING: cleaning}
     return _assemble(folder, backend, settings, files, (max_length, fill))
 
 

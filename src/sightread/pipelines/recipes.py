@@ -306,9 +306,23 @@ _NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
 _PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
 _CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 _QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
-_GEMMA_ADAM = OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
 _CROP_ONLY = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None)
 _FINE = Augment(scale=(0.5, 1.0))
+
+
+def _paligemma(name: str, image_size: int, max_tokens: int, warmup: int) -> Recipe:
+    return Recipe(
+        name,
+        {"prompted": 1.0},
+        model=ModelSettings(start="google/paligemma-3b-pt-224", image_size=image_size),
+        data=DataSettings(batch=32, max_tokens=max_tokens, augment=None),
+        teacher=_NO_TEACHER,
+        optimiser=OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0),
+        schedule=ScheduleConfig("cosine", warmup_steps=warmup),
+        smoothing=0.0,
+        epochs=1,
+    )
+
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -426,39 +440,9 @@ RECIPES: dict[str, Recipe] = {
         ),
         # Beyer et al. 2024, section 3.2: all learns at 224 pixels; a shorter while at a higher resolution, with longer
         # texts; then one task (section 3.2.4).
-        Recipe(
-            "paligemma_pretrain",
-            {"prompted": 1.0},
-            model=ModelSettings(start="google/paligemma-3b-pt-224"),
-            data=DataSettings(batch=64, max_tokens=128, augment=None),
-            teacher=_NO_TEACHER,
-            optimiser=_GEMMA_ADAM,
-            schedule=ScheduleConfig("cosine", warmup_steps=1000),
-            smoothing=0.0,
-            epochs=1,
-        ),
-        Recipe(
-            "paligemma_resolution",
-            {"prompted": 1.0},
-            model=ModelSettings(start="google/paligemma-3b-pt-224", image_size=448),
-            data=DataSettings(batch=32, max_tokens=512, augment=None),
-            teacher=_NO_TEACHER,
-            optimiser=_GEMMA_ADAM,
-            schedule=ScheduleConfig("cosine", warmup_steps=100),
-            smoothing=0.0,
-            epochs=1,
-        ),
-        Recipe(
-            "paligemma_transfer",
-            {"prompted": 1.0},
-            model=ModelSettings(start="google/paligemma-3b-pt-224"),
-            data=DataSettings(batch=32, max_tokens=128, augment=None),
-            teacher=_NO_TEACHER,
-            optimiser=_GEMMA_ADAM,
-            schedule=ScheduleConfig("cosine", warmup_steps=10),
-            smoothing=0.0,
-            epochs=5,
-        ),
+        _paligemma("paligemma_pretrain", 0, 128, 1000),
+        _paligemma("paligemma_resolution", 448, 512, 100),
+        _paligemma("paligemma_transfer", 0, 128, 10),
         # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
         Recipe(
             "classify",
