@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import sightread
 from sightread.models import files
-from sightread.models.catalog import JOBS
+from sightread.models.catalog import ENTRIES
 from sightread.models.weights import own_tensors
 from sightread.nn.packing import unpack
 from tests.checkpoints import BLIP_HEADS, write_blip, write_clip
@@ -58,7 +58,7 @@ def test_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = sightread.load(device="cpu")
     assert (model.name, model.family) == ("nano", "blip")
-    assert model.capabilities == set(JOBS)
+    assert model.capabilities == set(ENTRIES[0].jobs)
     images = pictures(2)
     assert all(model.caption(images))
     assert model.match(images, ["a dog", "a man"]).shape == (2,)
