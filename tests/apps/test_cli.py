@@ -438,7 +438,12 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
 
 def test_ctrl_c_from_outside(photos: Path) -> None:
     job = subprocess.Popen(
-        command(30, "caption", photos, "-m", "M"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command(30, "caption", photos, "-m", "M"),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in the background ignores it, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert job.stderr is not None
     for line in job.stderr:  # by what it does and not by the clock: a busy machine starts slowly
