@@ -294,6 +294,7 @@ NAMED: dict[str, set[str]] = {
     "apps.cli": {
         "",
         "apps.bootstrapping",
+        "apps.chatting",
         "apps.converting",
         "apps.evaluating",
         "apps.listing",
@@ -318,6 +319,8 @@ NAMED: dict[str, set[str]] = {
     "data.bart": {"data.padding", "data.tokens"},
     "models.florence_checkpoints": {"models.florence", "models.seq2seq_checkpoints", "models.weights"},
     "pipelines.regions": {"pipelines.arguments", "pipelines.prompted", "pipelines.segments"},
+    "pipelines.regions": {"pipelines.arguments", "pipelines.prompted"},
+    "apps.chatting": {"apps.options", "apps.running", "apps.show"},
     "apps.regions": {"apps.options", "apps.running", "apps.show"},
     "apps.running": {"apps.options", "apps.show"},
 }

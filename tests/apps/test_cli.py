@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setattr(running, "load", lambda source, *, device, dtype: fake)
+    monkeypatch.setattr(running, "load", lambda source, **_: fake)
     return fake
 
 
@@ -279,7 +279,7 @@ def test_wrong_usage_is_2_and_says_why(model: FakeModel, photos: Path, arguments
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_2(photos: Path, monkeypatch, capsys) -> None:
-    def load(source, *, device, dtype):
+    def load(source, **_):
         raise CheckpointError(f"{source}: no such model.\nPut its files there.")
 
     monkeypatch.setattr(running, "load", load)
@@ -362,7 +362,7 @@ import sys, sightread.apps.cli as cli, sightread.apps.running as running
 from tests.apps.fake_model import FakeModel
 if __name__ == "__main__":
     fake = FakeModel(seconds=float(sys.argv[1]))
-    def load(source, *, device, dtype):
+    def load(source, **_):
         print("loading", file=sys.stderr, flush=True)
         return fake
     running.load = load

@@ -17,7 +17,7 @@ from tests.apps.fake_model import FakeModel
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setattr(running, "load", lambda source, *, device, dtype: fake)
+    monkeypatch.setattr(running, "load", lambda source, **_: fake)
     return fake
 
 

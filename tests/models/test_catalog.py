@@ -32,6 +32,8 @@ from sightread.models.florence import Florence
 from sightread.models.florence_checkpoints import config_from_transformers as florence_config
 from sightread.models.paligemma import PaliGemma
 from sightread.models.paligemma_checkpoints import config_from_transformers as paligemma_config
+from sightread.models.llava import Llava
+from sightread.models.llava_checkpoints import config_from_transformers as llava_config
 from sightread.models.siglip import Siglip
 from sightread.models.siglip_checkpoints import config_from_transformers as siglip_config
 from sightread.towers.resnet import ResnetConfig
@@ -230,6 +232,17 @@ def blip2_network(entry: Entry) -> torch.nn.Module:
     return Blip2(config_from_transformers({**data, "text_config": texts.get(kind)}, tensors))
 
 
+def llava_network(entry: Entry) -> torch.nn.Module:
+    words = {"model_type": "llama", "vocab_size": 32064}
+    if "13b" in entry.name:
+        words |= {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
+        words |= {"num_attention_heads": 40}
+    if "mistral" in entry.name:
+        words |= {"model_type": "mistral"}
+    kind = "llava_next" if "1.6" in entry.name else "llava"
+    return Llava(llava_config({"model_type": kind, "text_config": words}))
+
+
 def florence_network(entry: Entry) -> torch.nn.Module:
     dim, layers, last = (1024, 12, 2048) if "large" in entry.name else (768, 6, 1024)
     dims = [last // 8, last // 4, last // 2, last]
@@ -272,6 +285,7 @@ def paligemma_network(entry: Entry) -> torch.nn.Module:
 
 NETWORKS = {
     "florence": florence_network,
+    "llava": llava_network,
     "clip": clip_network,
     "clip_resnet": resnet_network,
     "siglip": siglip_network,

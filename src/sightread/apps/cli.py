@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
-from sightread.apps import bootstrapping, converting, evaluating, regions
+from sightread.apps import bootstrapping, chatting, converting, evaluating, regions
 from sightread.apps.options import Decoding, Keeping, Machine, Writing, whole, words_or_file
 from sightread.apps.running import Paths, inputs, model_for, reading, require, run
 from sightread.apps.show import Column, Rows, Screen, complain, say
@@ -324,6 +324,7 @@ def models(
 
 for verb in (regions.detect, regions.locate, regions.segment, regions.read):
     app.command(verb, help_epilogue=regions.EPILOGUES[verb.__name__])
+app.command(chatting.chat, help_epilogue=chatting.EPILOGUE)
 app.command(bootstrapping.bootstrap, help_epilogue=bootstrapping.EPILOGUE)
 app.command(converting.convert, help_epilogue=converting.EPILOGUE)
 app.command(evaluating.evaluate, help_epilogue=evaluating.EPILOGUE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sightread.apps.options import Dtype, Machine
+from sightread.apps.options import Bits, Dtype, Machine
 from sightread.apps.show import Screen, say_bundled
 from sightread.errors import UnsupportedError
 from sightread.pipelines.events import Done, Failed, Skipped
@@ -23,19 +23,20 @@ Paths = Annotated[
 ]
 
 
-def load(source: str, *, device: str, dtype: Dtype) -> Model:
+def load(source: str, *, device: str, dtype: Dtype, quantise: Bits | None = None) -> Model:
     """`sightread.load`, brought in by the first command that needs it."""
     # Pictures are decoded beside the model: threads of its matrix products that wait for each other must not burn the
     # cores meanwhile. GNU OpenMP reads this when torch is imported, and spins for milliseconds without it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightread.pipelines import engine
 
-    return engine.load(source, device=device, dtype=dtype)
+    return engine.load(source, device=device, dtype=dtype, quantise=quantise)
 
 
 def model_for(capability: str, machine: Machine, source: str | None = None) -> Model:
     """The model that the options name, or `source`; says so where it is the bundled one because none was named."""
-    model = load(source or machine.source, device=machine.device, dtype=machine.dtype)
+    few = machine.quantise if source is None else None  # a judge is another model
+    model = load(source or machine.source, device=machine.device, dtype=machine.dtype, quantise=few)
     require(model, capability)
     if source is None and machine.model is None:
         say_bundled(capability)

@@ -41,7 +41,7 @@ RECOMMENDED: dict[str, str] = {
     "caption": "Salesforce/blip-image-captioning-base",
     "answer": "Salesforce/blip-vqa-base",
     **dict.fromkeys(("detect", "locate", "segment", "read"), "florence-community/Florence-2-base-ft"),
-    "chat": "Salesforce/blip2-flan-t5-xl",
+    "chat": "llava-hf/llava-1.5-7b-hf",
 }
 
 
@@ -176,6 +176,13 @@ def _florence(name: str, cider: float, mean_ap: float) -> Entry:
             f"COCO CIDEr {cider}, Karpathy test, {tuned} (model card)",
             f"COCO val2017 mAP {mean_ap}, {tuned} (model card)",
         ),
+    )
+
+
+def _llava(name: str, parameters: float, licence: str, paper: str, *quality: str) -> Entry:
+    jobs = ("caption", "answer", "chat")
+    return Entry(
+        f"llava-hf/{name}", "llava", "transformers", jobs, 336, parameters, licence, paper, None, quality
     )
 
 
@@ -351,6 +358,24 @@ ENTRIES: tuple[Entry, ...] = (
             "large-ft": (143.3, 43.4),
         }.items()
     ),
+    _llava(
+        "llava-1.5-7b-hf",
+        7063.4,
+        "Llama 2",
+        "2310.03744",
+        "VQAv2 test-dev 78.5 % (paper)",
+        "TextVQA 58.2 % (paper)",
+    ),
+    _llava(
+        "llava-1.5-13b-hf",
+        13351.5,
+        "Llama 2",
+        "2310.03744",
+        "VQAv2 test-dev 80.0 % (paper)",
+        "TextVQA 61.3 % (paper)",
+    ),
+    _llava("llava-v1.6-mistral-7b-hf", 7566.7, "Apache-2.0", "2310.03744", "TextVQA 65.7 % (authors' table)"),
+    _llava("llava-v1.6-vicuna-7b-hf", 7063.4, "Llama 2", "2310.03744", "TextVQA 64.9 % (authors' table)"),
     _original("model_base_14M.pth", 252.4, "14M pictures"),
     _original("model_base.pth", 252.4, "129M pictures"),
     _original(
