@@ -319,7 +319,6 @@ NAMED: dict[str, set[str]] = {
     "data.bart": {"data.padding", "data.tokens"},
     "models.florence_checkpoints": {"models.florence", "models.seq2seq_checkpoints", "models.weights"},
     "pipelines.regions": {"pipelines.arguments", "pipelines.prompted", "pipelines.segments"},
-    "pipelines.regions": {"pipelines.arguments", "pipelines.prompted"},
     "apps.chatting": {"apps.options", "apps.running", "apps.show"},
     "apps.regions": {"apps.options", "apps.running", "apps.show"},
     "apps.running": {"apps.options", "apps.show"},

@@ -123,12 +123,15 @@ def furnish(folder: Path, text: str) -> None:
     """Put a checkpoint, a picture or a folder of pictures where `text` names one."""
     from tests.checkpoints import write_blip, write_clip
     from tests.florence_checkpoints import write_florence
+    from tests.llava_checkpoints import LLAVA_15, write_llava
 
     for entry in ENTRIES:
         if entry.name in text and entry.family == "clip":
             write_clip(folder / entry.name)
         elif entry.name in text and entry.family == "florence":
             write_florence(folder / entry.name)
+        elif entry.name in text and entry.family == "llava":
+            write_llava(folder / entry.name, tiled=False, template=LLAVA_15)
         elif entry.name in text and entry.layout != "original":
             head = next(head for head in ("answer", "match", "caption") if head in entry.jobs)
             write_blip(folder / entry.name, head=head)

@@ -30,10 +30,10 @@ from sightread.models.clip_resnet import Config as ResnetClipConfig
 from sightread.models.families import config_from_dict
 from sightread.models.florence import Florence
 from sightread.models.florence_checkpoints import config_from_transformers as florence_config
-from sightread.models.paligemma import PaliGemma
-from sightread.models.paligemma_checkpoints import config_from_transformers as paligemma_config
 from sightread.models.llava import Llava
 from sightread.models.llava_checkpoints import config_from_transformers as llava_config
+from sightread.models.paligemma import PaliGemma
+from sightread.models.paligemma_checkpoints import config_from_transformers as paligemma_config
 from sightread.models.siglip import Siglip
 from sightread.models.siglip_checkpoints import config_from_transformers as siglip_config
 from sightread.towers.resnet import ResnetConfig
