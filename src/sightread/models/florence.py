@@ -22,7 +22,8 @@ from sightread.types import Encoded
 class Config:
     """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
     picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
-    the table of times, of which a picture is the first."""
+    the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
+    """
 
     vision: DavitConfig
     text: TextConfig
@@ -32,6 +33,8 @@ class Config:
     image_id: int
     start_ids: tuple[int, ...]
     end_id: int
+    bos_id: int = 0
+    labels: tuple[str, ...] = ()
 
 
 _ASK: dict[str, str] = {

@@ -82,6 +82,7 @@ def _config(
         image_id=image_id,
         start_ids=(text.get("decoder_start_token_id", 2),),
         end_id=text.get("eos_token_id", 2),
+        bos_id=text.get("bos_token_id", 0),
     )
 
 
@@ -108,6 +109,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
             "vocab_size": max(config.text.vocab, config.image_id + 1),
             "decoder_start_token_id": config.start_ids[0],
             "eos_token_id": config.end_id,
+            "bos_token_id": config.bos_id,
         },
     }
     return {"": (about, ("",))}

@@ -69,10 +69,12 @@ class Dialogues(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """How a network is asked that writes on from a prompt: its prompts by job, and the id that ends what it writes."""
+    """How a network is asked that writes on from a prompt: its prompts by job, and the ids that begin and end what it
+    writes."""
 
     prompts: Mapping[str, str]
     end_id: int
+    begin: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +254,10 @@ class Feed:
         caption = forms.prompts["caption"]
         if self.settings.prompt:
             caption = forms.prompts["prompt"].replace("{}", self.settings.prompt)
+        question = forms.prompts.get("answer", forms.prompts["prompt"])
         for place, row in enumerate(rows):
             asked += [(place, caption, text) for text in row.captions]
-            asked += [(place, forms.prompts["answer"].replace("{}", q), text) for q, text in row.questions]
+            asked += [(place, question.replace("{}", q), text) for q, text in row.questions]
         if not asked:
             return None
         owners, before, after = zip(*asked, strict=True)
@@ -265,7 +268,7 @@ class Feed:
             prompts.ids, prompts.lengths, texts.ids, texts.lengths, strict=True
         ):
             kept = text[begins : end - ends][: self.settings.max_tokens - 1]
-            whole.append(np.concatenate([prompt[:long], kept, [forms.end_id]]))
+            whole.append(np.array([*prompt[:long], *forms.begin, *kept, forms.end_id], np.int64))
         lengths = [len(row) for row in whole]
         ids = np.full((len(whole), max(lengths)), self.tokenizer.pad_id, np.int64)
         for row, found in zip(ids, whole, strict=True):

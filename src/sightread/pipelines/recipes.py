@@ -305,19 +305,21 @@ def _check(recipe: Recipe) -> None:
 _NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
 _PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
 _CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+_GEMMA_ADAM = OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
+_PALIGEMMA, _FLORENCE = "google/paligemma-3b-pt-224", "florence-community/Florence-2-base"
 _QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
 _CROP_ONLY = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None)
 _FINE = Augment(scale=(0.5, 1.0))
 
 
-def _paligemma(name: str, image_size: int, max_tokens: int, warmup: int) -> Recipe:
+def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfig, **model: Any) -> Recipe:
     return Recipe(
         name,
         {"prompted": 1.0},
-        model=ModelSettings(start="google/paligemma-3b-pt-224", image_size=image_size),
+        model=ModelSettings(**model),
         data=DataSettings(batch=32, max_tokens=max_tokens, augment=None),
         teacher=_NO_TEACHER,
-        optimiser=OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0),
+        optimiser=optimiser,
         schedule=ScheduleConfig("cosine", warmup_steps=warmup),
         smoothing=0.0,
         epochs=1,
@@ -440,9 +442,11 @@ RECIPES: dict[str, Recipe] = {
         ),
         # Beyer et al. 2024, section 3.2: all learns at 224 pixels; a shorter while at a higher resolution, with longer
         # texts; then one task (section 3.2.4).
-        _paligemma("paligemma_pretrain", 0, 128, 1000),
-        _paligemma("paligemma_resolution", 448, 512, 100),
-        _paligemma("paligemma_transfer", 0, 128, 10),
+        _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, start=_PALIGEMMA),
+        _prompted("paligemma_resolution", 512, 100, _GEMMA_ADAM, start=_PALIGEMMA, image_size=448),
+        _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, start=_PALIGEMMA),
+        # Captions and questions; the image tower stays.
+        _prompted("florence", 256, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, frozen=("vision.*",)),
         # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
         Recipe(
             "classify",

@@ -267,28 +267,63 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
 
 def prompted(context: Context) -> None:
     """The language model writes on from its prompt, in which the picture stands (LM, or prefix-LM where the network's
-    prefix sees itself whole: PaliGemma, section 3)."""
+    prefix sees itself whole: PaliGemma, section 3), or from what an encoder made of the prompt (Florence-2)."""
     rows, network = context.batch.dialogues, context.network
     count = 0 if rows is None else int((rows.lengths - rows.prompts).sum())
     everything = total(count)
     if rows is None or everything == 0:
         return
-    model, image_id = network.language, network.config.image_id
-    more = context.tokens.shape[1] - 1  # a picture stands in the prompt as one id
+    write = _answered if network.config.start_ids else _continued
     for part in context.features.parts(len(rows.ids)):
-        lengths, prompts = rows.lengths[part] + more, rows.prompts[part] + more
-        ids = rows.ids[part][:, : int(rows.lengths[part].max())]
-        ids = ids.flatten().repeat_interleave(1 + more * (ids == image_id).flatten()).view(len(ids), -1)
-        place = torch.arange(ids.shape[1], device=ids.device)
-        real = place < lengths[:, None]
-        whole = place < prompts[:, None] if model.config.whole_prefix else None
         tokens = pick(context.tokens, rows.pictures[part])  # in here: each part goes backward by itself
-        given = network.begin(tokens.flatten(0, 1), ids, real).tokens
-        states = model.text.read(given, real=real, whole=whole, causal=True)
-        kept = language.next_tokens(ids, lengths, prompts)
-        logits = model.logits(states.flatten(0, 1)[kept.where])
-        loss = language.lm(logits, kept.targets, everything, smoothing=context.recipe.smoothing)
+        logits, targets = write(network, tokens, rows.ids[part], rows.lengths[part], rows.prompts[part])
+        loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
         context.add("prompted", loss)
+
+
+def _continued(
+    network: Any, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits `[T, V]` and targets `[T]` of what stands behind the prompts of ids `[R, L]`, each with a picture."""
+    model, more = network.language, tokens.shape[1] - 1
+    ids, real = _with_places(network, ids, lengths, more)
+    whole = None
+    if model.config.whole_prefix:
+        whole = torch.arange(ids.shape[1], device=ids.device) < (prompts + more)[:, None]
+    given = network.begin(tokens.flatten(0, 1), ids, real).tokens
+    states = model.text.read(given, real=real, whole=whole, causal=True)
+    kept = language.next_tokens(ids, lengths + more, prompts + more)
+    return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
+
+
+def _answered(
+    network: Any, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same where an encoder reads the prompt, and the decoder starts from ids of its own."""
+    model, start = network.language, ids.new_tensor(network.config.start_ids)
+    asked, real = _with_places(network, ids, prompts, tokens.shape[1] - 1)
+    memory = network.begin(tokens.flatten(0, 1), asked, real)
+    steps = torch.arange(int((lengths - prompts).max()), device=ids.device)
+    words = ids.gather(1, (prompts[:, None] + steps).clamp(max=ids.shape[1] - 1))
+    texts = torch.cat([start.expand(len(ids), -1), words], dim=1)
+    kept = language.next_tokens(texts, len(start) + lengths - prompts, len(start))
+    states = model.text.read(
+        model.text.words(texts),
+        causal=True,
+        memory=model.text.memory(memory.tokens),
+        memory_mask=real[:, None, None],
+    )
+    return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
+
+
+def _with_places(network: Any, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    """The first `lengths` of ids `[R, L]` with `more` places for the picture, which stands in them as one id, and bool
+    `[R, L']`: which of them are real."""
+    place = torch.arange(int(lengths.max()), device=ids.device)
+    ids = ids[:, : len(place)].masked_fill(place >= lengths[:, None], 0)
+    picture = ids == network.config.image_id
+    ids = ids.flatten().repeat_interleave(1 + more * picture.flatten()).view(len(ids), -1)
+    return ids, torch.arange(ids.shape[1], device=ids.device) < (lengths + more)[:, None]
 
 
 def clip(context: Context) -> None:

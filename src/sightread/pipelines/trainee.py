@@ -24,6 +24,7 @@ from sightread.errors import SightreadError, UsageError
 from sightread.models.blip import Blip, LmHead
 from sightread.models.blip2 import Blip2
 from sightread.models.families import FAMILIES
+from sightread.models.florence import Florence
 from sightread.models.sizes import SIZES, fitted
 from sightread.nn.attention import Linear
 from sightread.nn.initial import initialise
@@ -53,7 +54,9 @@ class Trainee:
         """How it is asked, if it writes on from a prompt."""
         if not hasattr(self.network, "begin"):
             return None
-        return Forms(self.network.prompts, self.network.config.end_id)
+        config = self.network.config
+        begin = (config.bos_id,) if isinstance(self.network, Florence) else ()
+        return Forms(self.network.prompts, config.end_id, begin)
 
 
 class WordHead(LmHead):
@@ -221,7 +224,7 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         "itm": judges and config.matching,
         "lm": (config.writes or config.language is not None) if is_blip2 else writes,
         "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
-        "prompted": hasattr(network, "begin") and not config.start_ids,
+        "prompted": isinstance(network, Florence) or (hasattr(network, "begin") and not config.start_ids),
         "clip": hasattr(network, "logit_scale"),
         "siglip": hasattr(network, "logit_bias"),
         "mlm": is_blip and config.encoder,
