@@ -13,9 +13,12 @@ from transformers import AutoProcessor
 
 import sightread
 from sightread import Message
+from sightread.data.world import world, write_world
 from sightread.errors import CheckpointError, UnsupportedError, UsageError
+from sightread.nn.packing import unpack
 from sightread.pipelines.engine import load
 from sightread.pipelines.model import Model
+from sightread.pipelines.run_events import Stepped
 from tests.llava_checkpoints import LLAVA_15, LLAVA_16_MISTRAL, as_older_files, write_llava
 
 KINDS = {"1.5": (False, LLAVA_15, {}), "1.6": (True, LLAVA_16_MISTRAL, {"mistral": True, "kv": 2})}
@@ -195,3 +198,28 @@ def test_a_template_is_never_run(made: tuple[Any, Any, Path], tmp_path: Path) ->
     config.write_text(config.read_text().replace("clip_vision_model", "siglip_vision_model"))
     with pytest.raises(CheckpointError, match="siglip"):
         load(tmp_path / "copy", device="cpu")
+
+
+@pytest.mark.parametrize("recipe", ["llava_projector", "llava"])
+def test_the_stages_learn(recipe: str, tmp_path: Path) -> None:
+    """The projector alone, then with the language model: the loss falls, what is frozen stays."""
+    write_llava(tmp_path / "start", tiled=False, template=LLAVA_15)
+    write_world(tmp_path / "train.tar", world("train", 12, seed=0))
+    settings = [
+        f"model.start={tmp_path / 'start'}", "data.batch=6", "optimiser.lr=0.003", "schedule.warmup_steps=0",
+        "epochs=1", "steps=12",
+    ]  # fmt: skip
+    events = list(sightread.train(recipe, tmp_path / "train.tar", tmp_path / "run", settings=settings))
+    losses = [event.loss for event in events if isinstance(event, Stepped)]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    before, after = (load(tmp_path / name, device="cpu") for name in ("start", "run/model"))
+    unpack(before.network)
+    unpack(after.network)
+    learned = after.network.state_dict()
+    moved = {
+        name.split(".")[0]
+        for name, value in before.network.state_dict().items()
+        if not torch.equal(value, learned[name])
+    }
+    assert moved == ({"projector"} if recipe == "llava_projector" else {"projector", "language"})
+    assert isinstance(after.chat(CONVERSATION, max_new_tokens=3), str)

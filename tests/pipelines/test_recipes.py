@@ -78,8 +78,8 @@ def test_from_nothing(name: str, shard: Path, tmp_path: Path) -> None:
     sightread.load(tmp_path / "run" / "model")
 
 
-# Those of other families: tests/models/test_blip2.py, tests/pipelines/test_florence.py, test_paligemma.py.
-OTHERS = {"blip2_stage2", "florence", *(name for name in RECIPES if name.startswith("paligemma"))}
+# Those of other families: tests/models/test_blip2.py, tests/pipelines/test_{florence,paligemma,conversing}.py.
+OTHERS = {"blip2_stage2", "florence", *(n for n in RECIPES if n.startswith(("paligemma", "llava")))}
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {*START_FROM_NOTHING} - OTHERS))

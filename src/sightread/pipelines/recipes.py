@@ -307,9 +307,10 @@ _PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
 _CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 _GEMMA_ADAM = OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
 _PALIGEMMA, _FLORENCE = "google/paligemma-3b-pt-224", "florence-community/Florence-2-base"
+_ALONE_ADAM, _TOGETHER_ADAM = (OptimiserConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
+_LLAVA, _STILL = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
 _QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
-_CROP_ONLY = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None)
-_FINE = Augment(scale=(0.5, 1.0))
+_CROP_ONLY, _FINE = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
 
 
 def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfig, **model: Any) -> Recipe:
@@ -432,7 +433,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "blip2_stage2",
             {"lm": 1.0},
-            model=ModelSettings(start="Salesforce/blip2-opt-2.7b", frozen=("vision.*", "language.*")),
+            model=ModelSettings(start="Salesforce/blip2-opt-2.7b", frozen=_STILL),
             data=DataSettings(batch=1520, max_tokens=32, augment=_FINE),
             teacher=_NO_TEACHER,
             optimiser=_QUERIES_ADAM,
@@ -440,12 +441,13 @@ RECIPES: dict[str, Recipe] = {
             steps=80_000,
             smoothing=0.0,
         ),
-        # Beyer et al. 2024, section 3.2: all learns at 224 pixels; a shorter while at a higher resolution, with longer
-        # texts; then one task (section 3.2.4).
+        # Beyer et al. 2024, section 3.2: 224 pixels; a while at a higher resolution, with longer texts; one task.
         _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, start=_PALIGEMMA),
         _prompted("paligemma_resolution", 512, 100, _GEMMA_ADAM, start=_PALIGEMMA, image_size=448),
         _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, start=_PALIGEMMA),
-        # Captions and questions; the image tower stays.
+        # Liu et al. 2023 (2310.03744): the projector alone, then it and the language model. Florence: all but vision.
+        _prompted("llava_projector", 2048, 65, _ALONE_ADAM, start=_LLAVA, frozen=_STILL),
+        _prompted("llava", 2048, 156, _TOGETHER_ADAM, start=_LLAVA, frozen=_STILL[:1]),
         _prompted("florence", 256, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, frozen=("vision.*",)),
         # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
         Recipe(
