@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, LlamaTokenizer
 
 import sightread
 from sightread import Message
+from sightread.data.pieces import load_pieces
 from sightread.data.world import world, write_world
 from sightread.errors import CheckpointError, UnsupportedError, UsageError
 from sightread.nn.packing import unpack
@@ -223,3 +225,30 @@ def test_the_stages_learn(recipe: str, tmp_path: Path) -> None:
     }
     assert moved == ({"projector"} if recipe == "llava_projector" else {"projector", "language"})
     assert isinstance(after.chat(CONVERSATION, max_new_tokens=3), str)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_bare_piece_model(legacy: bool, tmp_path: Path) -> None:
+    """Only tokenizer.model and tokenizer_config.json, as Llama's first checkpoints: ids are those of its class."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text.txt").write_text("a dog on the grass\nthe zebra and the dog\nwhat is it\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "tokenizer"), model_type="bpe",
+        vocab_size=300, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        minloglevel=2,
+    )  # fmt: skip
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": legacy,
+        "add_bos_token": True,
+        "add_eos_token": False,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = LlamaTokenizer.from_pretrained(tmp_path)
+    theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    ours = load_pieces(tmp_path, max_length=1000, extra="<image>", usual="LlamaTokenizer")
+    texts = ["a dog", " the  zebra\n", "USER: <image>\nwhat is it? ASSISTANT:", "é 犬", "", "</s> dog"]
+    rows = ours.encode(texts)
+    for text, row, length in zip(texts, rows.ids, rows.lengths, strict=True):
+        assert row[:length].tolist() == theirs(text).input_ids, text
+    assert ours.decode([theirs("a dog é").input_ids]) == ["a dog é"]
