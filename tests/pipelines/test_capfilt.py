@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -193,6 +195,14 @@ def test_a_cluster_changes_no_byte(place: Path, whole: Path, tmp_path: Path) -> 
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     run(place, tmp_path / "out", engine="ray", workers=2)
     assert content(tmp_path / "out") == content(whole)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    """A worker takes its process's threads for itself; those of `Crew` live in this one."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 class Crew:

@@ -66,7 +66,8 @@ def test_a_killed_run_goes_on_bit_equal(whole: tuple[Path, list[Any]], shard: Pa
     out = tmp_path / "run"
     settings = json.dumps([*SMALL])
     script = (
-        "import json, sys; from sightread.pipelines.train import train\n"
+        "import json, sys, torch; from sightread.pipelines.train import train\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums are the same bits for one number of threads
         "for event in train('world', sys.argv[1], sys.argv[2], settings=json.loads(sys.argv[3]), device='cpu'):\n"
         "    print(type(event).__name__, getattr(event, 'step', ''), flush=True)"
     )
