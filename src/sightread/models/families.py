@@ -70,10 +70,6 @@ class Family:
     # The processor settings that original checkpoints were trained with (they carry none themselves).
     default_image: Callable[[Any], dict[str, Any]]
 
-    def tokenizer_of(self, config: Any) -> TokenizerKind:
-        """The kind of a checkpoint of this config."""
-        return self.tokenizer(config) if callable(self.tokenizer) else self.tokenizer
-
     # Whether generation_config.json says how it writes.
     generation: bool = False
     # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
@@ -81,6 +77,10 @@ class Family:
     processor: (
         Callable[[Any, tuple[int, int], Sequence[str]], tuple[dict[str, Any], dict[str, Any]]] | None
     ) = None
+
+    def tokenizer_of(self, config: Any) -> TokenizerKind:
+        """The kind of a checkpoint of this config."""
+        return self.tokenizer(config) if callable(self.tokenizer) else self.tokenizer
 
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]

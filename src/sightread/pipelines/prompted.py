@@ -79,7 +79,7 @@ def answers(
 
 
 def prepared(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
-    """Each picture prepared, equal sources once. Raises the ImageError of the first that cannot be read."""
+    """Each picture prepared, the same object once. Raises the ImageError of the first that cannot be read."""
     distinct = {id(picture): picture for picture in pictures}
     read: dict[int, Pixels] = {}
     for name, result in zip(distinct, model.read(distinct.values(), isolate=False), strict=True):
