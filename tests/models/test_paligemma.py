@@ -22,6 +22,7 @@ from tests.paligemma_checkpoints import END, PATCH, SIDE, reference
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma": {"second": False},
+    "gemma, scores that have an end": {"second": False, "final_logit_softcapping": 2.0},
     "gemma, the picture's id beyond the words, a head that nothing reads": {
         "second": False, "image": 90, "head": True, "kv": 4,
     },

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sightread.errors import CheckpointError
 from sightread.models.language_checkpoints import language_config, language_keys
 from sightread.models.seq2seq_checkpoints import bart_configs, bart_keys, t5_configs, t5_keys
 from sightread.models.weights import export, fill
@@ -30,6 +31,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+RAW = {"hidden_activation": "relu", "query_pre_attn_scalar": 3, "layer_types": None}
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**LLAMA, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
     "llama-biased": ("Llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 10}),
@@ -38,6 +40,9 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-wide": ("Mistral", {**LLAMA, "sliding_window": None, "head_dim": 6}),
     "gemma": ("Gemma", {**LLAMA, "num_key_value_heads": 1, "head_dim": 8}),
     "gemma2": ("Gemma2", {**LLAMA, "head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 5}),
+    # Settings of other kinds, which the reference does not read either.
+    "llama-odd": ("Llama", {**LLAMA, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0, **RAW}),
+    "mistral-odd": ("Mistral", {**LLAMA, "attention_bias": True, "mlp_bias": True, **RAW}),
     "opt": (
         "OPT",
         {
@@ -120,6 +125,79 @@ def test_decoders_write_as_the_reference_does(name: str, beams: int) -> None:
     options = Decoding(num_beams=beams, max_new_tokens=8)
     rows = write(ours, prefix, ids[:, :0], options, end_id=END)
     assert rows == [_texts(row) for row in wanted.tolist()]
+
+
+OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"repetition_penalty": 1.8}, {"repetition_penalty": 1.8}),
+    ({"repetition_penalty": 0.6, "num_beams": 3}, {"repetition_penalty": 0.6, "num_beams": 3}),
+    ({"no_repeat_ngram": 1}, {"no_repeat_ngram_size": 1}),
+    ({"no_repeat_ngram": 2, "num_beams": 3}, {"no_repeat_ngram_size": 2, "num_beams": 3}),
+    ({"end_ids": (7, *range(20, 30))}, {"eos_token_id": [7, *range(20, 30)]}),
+    ({"end_ids": tuple(range(9, 24)), "num_beams": 3}, {"eos_token_id": [*range(9, 24)], "num_beams": 3}),
+    ({"banned": [*range(3, 30)]}, {"suppress_tokens": [*range(3, 30)]}),
+    (
+        {"banned_first": [*range(3, 40)], "num_beams": 2},
+        {"begin_suppress_tokens": [*range(3, 40)], "num_beams": 2},
+    ),
+    *(
+        (
+            {"stop_early": when, "num_beams": 3, "length_penalty": 2.0},
+            {"early_stopping": when, "num_beams": 3, "length_penalty": 2.0},
+        )
+        for when in (False, True, "never")
+    ),
+]
+
+
+@pytest.mark.parametrize(("mine", "asked"), OPTIONS)
+@torch.inference_mode()
+def test_rules_of_writing_know_the_prompt(mine: dict[str, Any], asked: dict[str, Any]) -> None:
+    theirs, ours = decoder("llama-tied")
+    ids = torch.randint(3, 50, (4, 9), generator=torch.Generator().manual_seed(4))
+    given: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, **asked}
+    wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **given)[:, 9:].tolist()
+    prefix = Encoded(ours.text.words(ids), mask=torch.ones_like(ids, dtype=torch.bool))
+    options = Decoding(max_new_tokens=10, **mine)
+    rows = write(ours, prefix, ids, options, end_id=END, held=9)
+    ends = options.end_ids or (END,)
+    cut = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in wanted]
+    assert [row[9:] for row in rows] == cut
+
+
+def test_config_files_are_read_as_the_reference_reads_them() -> None:
+    """What they leave out, and what their first forms say otherwise."""
+    raw: list[tuple[str, dict[str, Any]]] = [
+        ("gemma", {"hidden_act": "gelu"}),
+        ("gemma", {"hidden_activation": "relu"}),
+        ("gemma2", {"hidden_act": "relu"}),
+        ("gemma2", {"layer_types": None, "sliding_window": 7}),
+        ("llama", {"rope_theta": 500.0, "num_key_value_heads": None, "head_dim": None}),
+        ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "linear", "factor": 2}}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {}),
+    ]
+    for kind, given in raw:
+        config = transformers.CONFIG_MAPPING[kind](**given)
+        assert language_config({"model_type": kind, **given}) == language_config(config.to_dict()), (kind, given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "named"),
+    [
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ("gemma2", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each type of layer"),
+        ("llama", {"sliding_window": 9}, "sliding_window=9"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma", {"is_causal": False}, "is_causal"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim"),
+        ("qwen2", {}, "qwen2"),
+    ],
+)
+def test_settings_that_are_not_known_are_named(kind: str, given: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        language_config({"model_type": kind, **given})
 
 
 def _texts(row: list[int]) -> list[int]:

@@ -30,8 +30,10 @@ _TEXT_DEFAULTS = {"vocab": 49408, "positions": 77, "dim": 512, "heads": 8, "mlp_
 
 def config_from_transformers(data: Mapping[str, Any]) -> Config:
     """From the config.json of a hub checkpoint (`model_type: clip`)."""
-    vision: dict[str, Any] = {**(data.get("vision_config") or {}), **(data.get("vision_config_dict") or {})}
-    text: dict[str, Any] = {**(data.get("text_config") or {}), **(data.get("text_config_dict") or {})}
+    # The first files say all of it in a dict of another name, which then decides alone.
+    vision, text = (
+        dict(data.get(f"{part}_config_dict") or data.get(f"{part}_config") or {}) for part in ("vision", "text")
+    )
     end_id = text.get("eos_token_id", 49407)
     embed_dim = data.get("projection_dim", 512)
     return Config(

@@ -31,6 +31,7 @@ from sightread.models import (
 )
 from sightread.models.settings import one_spelling
 from sightread.models.weights import KeyMap, fill
+from sightread.nn.blocks import ACTIVATIONS
 
 TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama", "gemma"]
 # A network -> what is asked to take each of its weights (see `weights.fill`).
@@ -351,7 +352,11 @@ def build(
     try:
         with torch.device("meta"):
             net: nn.Module = family.network(config)
-    except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+    except KeyError as error:
+        raise CheckpointError(
+            f"{source}: the activation {error} in its config is not known; known: {', '.join(ACTIVATIONS)}"
+        ) from error
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{source}: its config describes no {family.name} model that can be built ({error!r})"
         ) from error

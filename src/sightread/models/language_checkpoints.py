@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from sightread.errors import CheckpointError
-from sightread.models.weights import KeyMap, cat, grouped
+from sightread.models.weights import KeyMap, cat, grouped, same
 from sightread.nn.attention import Heads
 from sightread.towers.text import LanguageConfig, TextConfig
 
@@ -69,10 +71,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def language_config(data: Mapping[str, Any], *, whole_prefix: bool = False) -> LanguageConfig:
+def language_config(
+    data: Mapping[str, Any], *, whole_prefix: bool = False, tied: bool | None = None
+) -> LanguageConfig:
     """A decoder-only model from its part of config.json: model_type llama, mistral, gemma, gemma2 or opt.
 
-    whole_prefix: see `LanguageConfig`. Raises CheckpointError for another type, or for what is not supported of one.
+    whole_prefix, tied: see `LanguageConfig`; tied None: as this part says. Raises CheckpointError for another type, or
+    for what is not supported of one.
     """
     kind = str(data.get("model_type"))
     if kind == "opt":
@@ -80,16 +85,19 @@ def language_config(data: Mapping[str, Any], *, whole_prefix: bool = False) -> L
     if kind not in ("llama", "mistral", "gemma", "gemma2"):
         raise CheckpointError(f"config.json: the language model {kind!r} is not known")
     full = _full(data, kind)
+    if full.get("is_causal") is False:
+        raise CheckpointError("config.json: a language model with is_causal=False is not supported")
     gemma = kind.startswith("gemma")
     layers, heads = full["num_hidden_layers"], full["num_attention_heads"]
     head = full.get("head_dim") or full["hidden_size"] // heads
+    biased = kind != "mistral" and bool(full.get("attention_bias", False))
     attention = Heads(
         head,
         full.get("num_key_value_heads") or heads,
-        bool(full.get("attention_bias", False)),
-        bool(full.get("attention_bias", False)),
+        biased,
+        biased,
         float(full["query_pre_attn_scalar"]) ** -0.5 if kind == "gemma2" else 0.0,
-        float(full.get("attn_logit_softcapping") or 0.0),
+        float(full.get("attn_logit_softcapping") or 0.0) if kind == "gemma2" else 0.0,
     )
     text = TextConfig(
         full["vocab_size"],
@@ -98,22 +106,21 @@ def language_config(data: Mapping[str, Any], *, whole_prefix: bool = False) -> L
         layers,
         heads,
         full["intermediate_size"],
-        full.get("hidden_activation") or full["hidden_act"],
+        _activation(full, kind),
         full["rms_norm_eps"],
         post_norm=False,
         attention=attention,
         norm="rms_offset" if gemma else "rms",
         gated=True,
-        mlp_bias=bool(full.get("mlp_bias", False)),
+        mlp_bias=kind == "llama" and bool(full.get("mlp_bias", False)),
         sandwich=kind == "gemma2",
         rotary=_theta(full),
         word_scale=full["hidden_size"] ** 0.5 if gemma else 1.0,
         windows=_windows(full, kind, layers),
     )
-    cap = float(full.get("final_logit_softcapping") or 0.0)
-    return LanguageConfig(
-        text, tied=bool(full["tie_word_embeddings"]), softcap=cap, whole_prefix=whole_prefix
-    )
+    cap = float(full.get("final_logit_softcapping") or 0.0) if gemma else 0.0
+    tied = bool(full["tie_word_embeddings"]) if tied is None else tied
+    return LanguageConfig(text, tied=tied, softcap=cap, whole_prefix=whole_prefix)
 
 
 def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:
@@ -148,6 +155,8 @@ def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:
         }
     if text.windows:
         return {**data, "sliding_window": text.windows[0]}
+    if config.softcap:
+        data["final_logit_softcapping"] = config.softcap
     return {**data, "attention_bias": text.attention.bias, "mlp_bias": text.mlp_bias}
 
 
@@ -218,6 +227,17 @@ def _opt(full: Mapping[str, Any]) -> LanguageConfig:
     return LanguageConfig(text, tied=bool(full["tie_word_embeddings"]))
 
 
+def tied_words(said: bool, tensors: Mapping[str, Tensor] | None) -> bool:
+    """Whether the head is the word table: as config.json says, unless the tensors have both and they differ."""
+    head, words = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    return said and (tensors is None or head not in tensors or same(tensors, [(head, words)]))
+
+
+def first_id(ids: int | list[int]) -> int:
+    """Of the ids that end a text the one that a network is taught."""
+    return ids[0] if isinstance(ids, list) else ids
+
+
 def opt_to_transformers(config: LanguageConfig) -> dict[str, Any]:
     """The inverse of `language_config` for an OPT."""
     text = config.text
@@ -239,10 +259,19 @@ def _full(data: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {**_DEFAULTS[kind], **data}
 
 
+def _activation(full: Mapping[str, Any], kind: str) -> str:
+    if kind == "gemma2":
+        return full["hidden_activation"]
+    # Gemma's first files say "gelu" and mean its tanh approximation.
+    return "gelu_pytorch_tanh" if (kind, full["hidden_act"]) == ("gemma", "gelu") else full["hidden_act"]
+
+
 def _theta(full: Mapping[str, Any]) -> float:
     """The base of the rotary positions; other kinds of scaling than none are refused."""
-    given = full.get("rope_parameters") or full.get("rope_scaling") or {}
+    given = full.get("rope_scaling") or full.get("rope_parameters") or {}
     kind = given.get("rope_type", given.get("type", "default"))
+    if any(isinstance(value, dict) for value in given.values()):
+        kind = "one for each type of layer"
     if kind != "default":
         raise CheckpointError(f"config.json: rotary positions of the kind {kind!r} are not supported")
     return float(given.get("rope_theta", full["rope_theta"]))
@@ -250,9 +279,13 @@ def _theta(full: Mapping[str, Any]) -> float:
 
 def _windows(full: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     window = full.get("sliding_window") or 0
-    if not window or kind not in ("mistral", "gemma2"):
+    if not window:
         return ()
+    if kind not in ("mistral", "gemma2"):
+        raise CheckpointError(f"config.json: a {kind} with sliding_window={window} is not supported")
     if kind == "mistral":
         return (window,) * layers
     types = full.get("layer_types") or [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
-    return tuple(window if one == "sliding_attention" else 0 for one in types)
+    if len(types) < layers or set(types[:layers]) - {"sliding_attention", "full_attention"}:
+        raise CheckpointError(f"config.json: layer_types={types!r} for {layers} layers")
+    return tuple(window if one == "sliding_attention" else 0 for one in types[:layers])

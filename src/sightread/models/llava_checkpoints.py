@@ -10,7 +10,13 @@ from torch import Tensor
 
 from sightread.errors import CheckpointError
 from sightread.models.dialogues import PICTURE, form_of, template_of
-from sightread.models.language_checkpoints import language_config, language_keys, language_to_transformers
+from sightread.models.language_checkpoints import (
+    first_id,
+    language_config,
+    language_keys,
+    language_to_transformers,
+    tied_words,
+)
 from sightread.models.llava import Config
 from sightread.models.settings import VISION, described, sizes, transformers_tower
 from sightread.models.weights import KeyMap
@@ -26,7 +32,7 @@ _GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 IGNORED = (r"\.position_ids$", r"\.rotary_emb\.inv_freq$")
 
 
-def config_from_transformers(data: Mapping[str, Any], _: Mapping[str, Tensor] | None = None) -> Config:
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Config:
     """From a config.json, and the text of the checkpoint's chat template as `chat_template` where it has one.
 
     Raises CheckpointError for towers other than CLIP's and those of Llama and Mistral.
@@ -46,12 +52,14 @@ def config_from_transformers(data: Mapping[str, Any], _: Mapping[str, Tensor] | 
         patch_bias=False,
     )
     layers: int | list[int] = data.get("vision_feature_layer", -2)
-    ends = words.get("eos_token_id", 2)
+    tied = any(part.get("tie_word_embeddings", False) for part in (data, words))
     tiled = data.get("model_type") == "llava_next"
+    if tiled and data.get("vision_feature_select_strategy") == "full":
+        raise CheckpointError("config.json: tiles with vision_feature_select_strategy='full' are not supported")
     grids = (data.get("image_grid_pinpoints") or _GRIDS) if tiled else []
     return Config(
         vision=tower,
-        language=language_config(words),
+        language=language_config(words, tied=tied_words(tied, tensors)),
         depths=tuple(
             _depth(layer, tower.layers) for layer in (layers if isinstance(layers, list) else [layers])
         ),
@@ -59,7 +67,7 @@ def config_from_transformers(data: Mapping[str, Any], _: Mapping[str, Tensor] | 
         activation=data.get("projector_hidden_act", "gelu"),
         projector_bias=data.get("multimodal_projector_bias", True),
         image_id=data.get("image_token_index", data.get("image_token_id", 32_000)),
-        end_id=ends[0] if isinstance(ends, list) else ends,
+        end_id=first_id(words.get("eos_token_id", 2)),
         tiles=tuple((int(height), int(width)) for height, width in grids),
         dialogue=_dialogue(data.get("chat_template"), words["model_type"], tiled),
     )

@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from sightread.errors import CheckpointError
-from sightread.models.language_checkpoints import language_config, language_keys, language_to_transformers
+from sightread.models.language_checkpoints import (
+    first_id,
+    language_config,
+    language_keys,
+    language_to_transformers,
+    tied_words,
+)
 from sightread.models.paligemma import Config
 from sightread.models.settings import VISION, described
 from sightread.models.siglip_checkpoints import vision_from_transformers, vision_keys
@@ -38,7 +44,7 @@ _GEMMA: dict[str, Any] = {
 }
 
 
-def config_from_transformers(data: Mapping[str, Any], _: Mapping[str, Tensor] | None = None) -> Config:
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Config:
     """From a config.json. Raises CheckpointError for towers other than SigLIP's and those of Gemma and Gemma 2."""
     vision: Mapping[str, Any] = data.get("vision_config") or _SO400M
     words: Mapping[str, Any] = data.get("text_config") or _GEMMA
@@ -47,13 +53,13 @@ def config_from_transformers(data: Mapping[str, Any], _: Mapping[str, Tensor] | 
     kind = words.get("model_type", "gemma")
     if kind not in ("gemma", "gemma2"):
         raise CheckpointError(f"config.json: a PaliGemma that writes with {kind!r} is not supported")
-    ends: int | list[int] = words.get("eos_token_id", data.get("eos_token_id", 1))
+    tied = tied_words(data.get("tie_word_embeddings", True), tensors)
     return Config(
         # Its states are taken before any pooling head.
         vision=vision_from_transformers({**vision, "vision_use_head": False}),
-        language=language_config({**words, "model_type": kind}, whole_prefix=True),
+        language=language_config({**words, "model_type": kind}, whole_prefix=True, tied=tied),
         image_id=data.get("image_token_index", data.get("image_token_id", 256_000)),
-        end_id=ends[0] if isinstance(ends, list) else ends,
+        end_id=first_id(words.get("eos_token_id", data.get("eos_token_id", 1))),
     )
 
 

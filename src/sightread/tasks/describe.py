@@ -23,14 +23,17 @@ class Writer(Protocol):
 
 
 class _WriterRows:
-    """A decoder and its state as the rows that the decoding loop continues."""
+    """A decoder and its state as the rows that the decoding loop continues. held: how many of a prompt's ids the memory
+    holds already, as the vectors that a prefix is."""
 
-    def __init__(self, writer: Writer, memory: Encoded, capacity: int) -> None:
+    def __init__(self, writer: Writer, memory: Encoded, prompt: Tensor, options: Decoding, held: int) -> None:
         self.writer = writer
-        self.state = writer.start(memory, capacity)
+        self.held = held
+        self.state = writer.start(memory, prompt.shape[1] - held + options.max_new_tokens)
 
     def next_logits(self, ids: Tensor) -> Tensor:
-        return self.writer.next_logits(ids, self.state)
+        held, self.held = self.held, 0
+        return self.writer.next_logits(ids[:, held:], self.state)
 
     def select(self, rows: Tensor) -> None:
         self.state.select(rows)
@@ -45,9 +48,12 @@ def write(
     *,
     end_id: int,
     keys: Sequence[int] | None = None,
+    held: int = 0,
 ) -> list[list[int]]:
-    """Texts for B memories from prompts of one length `[B, L]`: B * num_return lists of ids, prompt included."""
-    rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
+    """Texts for B memories from prompts of one length `[B, L]`: B * num_return lists of ids, prompt included.
+
+    held: see `_WriterRows`."""
+    rows = _WriterRows(writer, memory, prompt, options, held)
     return generate(rows, prompt, options, end_id=end_id, keys=keys)
 
 
@@ -60,18 +66,26 @@ def write_scored(
     *,
     end_id: int,
     keys: Sequence[int] | None = None,
+    held: int = 0,
 ) -> list[tuple[list[int], list[float]]]:
     """`write`, and the log-probability of each token after the prompt (`generate_scored`)."""
-    rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
+    rows = _WriterRows(writer, memory, prompt, options, held)
     return generate_scored(rows, prompt, options, end_id=end_id, keys=keys)
 
 
 @torch.inference_mode()
 def stream(
-    writer: Writer, memory: Encoded, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int]
+    writer: Writer,
+    memory: Encoded,
+    prompt: Tensor,
+    options: Decoding,
+    *,
+    end_id: int,
+    keys: Sequence[int],
+    held: int = 0,
 ) -> Iterator[list[int]]:
     """`write` for one memory and prompt `[1, L]`: its first text after every token; with beams the last one alone."""
-    rows = _WriterRows(writer, memory, prompt.shape[1] + options.max_new_tokens)
+    rows = _WriterRows(writer, memory, prompt, options, held)
     for search in steps(rows, prompt, options, end_id=end_id, keys=keys):
         if search.done or options.num_beams == 1:
             yield search.texts()[0]

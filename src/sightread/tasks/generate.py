@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ class Decoding:
     the prompt; the end token counts. repetition_penalty: CTRL's (Keskar et al. 2019), > 1 discourages.
     length_penalty: a beam's score is its log-probability / length ** penalty. num_return: texts a picture.
     seed: of sampling. no_repeat_ngram: no n tokens in a row stand twice in a text, prompt included (0: they may).
-    stop_early: beam search ends when `num_beams` texts have ended, though another might still be likelier.
+    stop_early: beam search ends when `num_beams` texts have ended, though another might still be likelier; "never": not
+    before the longest text could no longer be, where `length_penalty` favours long ones.
     first_id: what the first new token must be. end_last: what reaches `max_new_tokens` is given its end as the last.
+    end_ids: what ends a text in place of the network's own token. banned, banned_first: what no token, or not the first,
+    may be.
     """
 
     num_beams: int = 1
@@ -43,9 +46,12 @@ class Decoding:
     num_return: int = 1
     seed: int = 0
     no_repeat_ngram: int = 0
-    stop_early: bool = False
+    stop_early: bool | Literal["never"] = False
     first_id: int | None = None
     end_last: bool = False
+    end_ids: Sequence[int] = ()
+    banned: Sequence[int] = ()
+    banned_first: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         rules = {
@@ -148,10 +154,11 @@ def steps(
     scored: bool = False,
 ) -> Iterator[Search]:
     """The loop itself: `generate`, stopping after every token to show how far the search is."""
+    ends = torch.tensor([*options.end_ids] or [end_id], device=prompt.device)
     if options.num_beams > 1:
-        search: Search = _Beams(prompt, options, end_id)
+        search: Search = _Beams(prompt, options, ends)
     else:
-        search = _Single(prompt, options, end_id, keys or [0] * prompt.shape[0], scored=scored)
+        search = _Single(prompt, options, ends, keys or [0] * prompt.shape[0], scored=scored)
     logits = rows.next_logits(prompt)
     if search.width > 1:
         spread = torch.arange(prompt.shape[0], device=prompt.device).repeat_interleave(search.width)
@@ -192,34 +199,34 @@ class _Single:
     """Greedy choice, or a draw: every row for itself."""
 
     def __init__(
-        self, prompt: Tensor, options: Decoding, end_id: int, keys: Sequence[int], *, scored: bool
+        self, prompt: Tensor, options: Decoding, ends: Tensor, keys: Sequence[int], *, scored: bool
     ) -> None:
         self.options = options
-        self.end_id = end_id
+        self.ends = ends
         self.width = options.num_return
         self.done = False
         self.start = self.length = prompt.shape[1]
-        self.ids = _room(prompt, self.width, options.max_new_tokens, end_id)
+        self.ids = _room(prompt, self.width, options.max_new_tokens, int(ends[0]))
         self.open = torch.ones(self.ids.shape[0], dtype=torch.bool, device=prompt.device)
         self.draws = _uniforms(options, keys) if options.samples else None
         self.log_p: list[Tensor] | None = [] if scored else None
 
     def advance(self, logits: Tensor) -> None:
         new = self.length - self.start
-        scores = _constrain(logits, self.ids[:, : self.length], new, self.options, self.end_id)
+        scores = _constrain(logits, self.ids[:, : self.length], new, self.options, self.ends)
         if self.draws is None:
             chosen = scores.argmax(dim=-1)
         else:
             chosen = _draw(_warp(scores, self.options), self.draws[:, new])
         if self.log_p is not None:
             self.log_p.append(logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(dim=1))
-        self.ids[:, self.length] = torch.where(self.open, chosen, self.end_id)
-        self.open &= chosen != self.end_id
+        self.ids[:, self.length] = torch.where(self.open, chosen, self.ends[0])
+        self.open &= ~torch.isin(chosen, self.ends)
         self.length += 1
         self.done = self.length == self.ids.shape[1] or not bool(self.open.any())
 
     def texts(self) -> list[list[int]]:
-        return [_until(row, self.start, self.end_id) for row in self.ids[:, : self.length].tolist()]
+        return [_until(row, self.start, self.ends) for row in self.ids[:, : self.length].tolist()]
 
     def log_p_of_texts(self) -> Tensor:
         assert self.log_p is not None, "not asked for at the start"
@@ -233,13 +240,13 @@ class _Beams:
     scored at its present length, can no longer enter (the reference's early_stopping=False).
     """
 
-    def __init__(self, prompt: Tensor, options: Decoding, end_id: int) -> None:
+    def __init__(self, prompt: Tensor, options: Decoding, ends: Tensor) -> None:
         self.options = options
-        self.end_id = end_id
+        self.ends = ends
         self.width = options.num_beams
         self.done = False
         self.start = self.length = prompt.shape[1]
-        self.ids = _room(prompt, self.width, options.max_new_tokens, end_id)
+        self.ids = _room(prompt, self.width, options.max_new_tokens, int(ends[0]))
         batch, device = prompt.shape[0], prompt.device
         self.offset = torch.arange(batch, device=device)[:, None] * self.width
         # All hypotheses start equal: only the first may be continued, or all would stay equal.
@@ -256,17 +263,17 @@ class _Beams:
         batch, width = self.running.shape
         new = self.length - self.start
         plain = torch.log_softmax(logits, dim=-1)
-        scores = _constrain(plain, self.ids[:, : self.length], new, self.options, self.end_id)
+        scores = _constrain(plain, self.ids[:, : self.length], new, self.options, self.ends)
         total = (scores.view(batch, width, -1) + self.running[:, :, None]).view(batch, -1)
-        # Twice as many as beams: should all the best end here, as many remain to go on.
-        best, index = total.topk(2 * width, dim=1)
+        # Should all the best end here, in any of the ways to end, as many remain to go on.
+        best, index = total.topk((1 + len(self.ends)) * width, dim=1)
         vocab = scores.shape[-1]
         parents, tokens = index // vocab, index % vocab
         ids, log_p = _taken(self.ids.view(batch, width, -1), parents), _taken(self.log_p, parents)
         ids[:, :, self.length] = tokens
         log_p[:, :, new] = plain.view(batch, -1).gather(1, index)
         last = self.length + 1 == self.ids.shape[1]
-        ends = torch.ones_like(tokens, dtype=torch.bool) if last else tokens == self.end_id
+        ends = torch.ones_like(tokens, dtype=torch.bool) if last else torch.isin(tokens, self.ends)
 
         goes_on = best + ends.float() * _NEVER
         order = goes_on.topk(width, dim=1).indices
@@ -274,11 +281,13 @@ class _Beams:
         self.running = goes_on.gather(1, order)
         self.ids, self.log_p = _taken(ids, order).flatten(0, 1), _taken(log_p, order)
         self.length += 1
-        hope = self.running[:, :1] / (new + 1) ** self.options.length_penalty
+        penalty = self.options.length_penalty
+        longest = self.options.stop_early == "never" and penalty > 0
+        hope = self.running[:, :1] / (self.options.max_new_tokens if longest else new + 1) ** penalty
         worst = torch.where(self.is_finished, self.finished.min(dim=1, keepdim=True).values, _NEVER)
         self.open &= (hope > worst).any(dim=1, keepdim=True)
         self.done = bool(ends.all()) or not bool(self.open.any())
-        self.done |= self.options.stop_early and bool(self.is_finished.all())
+        self.done |= self.options.stop_early is True and bool(self.is_finished.all())
         return (parents.gather(1, order) + self.offset).flatten()
 
     def _finish(self, ids: Tensor, log_p: Tensor, best: Tensor, ends: Tensor, length: int) -> None:
@@ -288,7 +297,7 @@ class _Beams:
         ended[:, width:] = False
         scores = best / length**self.options.length_penalty
         closed = ~self.open
-        if self.options.stop_early:
+        if self.options.stop_early is True:
             closed = closed | self.is_finished.all(dim=1, keepdim=True)
         scores = scores + closed.float() * _NEVER + (~ended).float() * _NEVER
         merged = torch.cat([self.finished, scores], dim=1)
@@ -299,7 +308,7 @@ class _Beams:
 
     def texts(self) -> list[list[int]]:
         chosen = self.finished_ids[:, : self.options.num_return].flatten(0, 1)
-        return [_until(row, self.start, self.end_id) for row in chosen.tolist()]
+        return [_until(row, self.start, self.ends) for row in chosen.tolist()]
 
     def log_p_of_texts(self) -> Tensor:
         return self.finished_log_p[:, : self.options.num_return].flatten(0, 1)
@@ -316,12 +325,13 @@ def _room(prompt: Tensor, width: int, new: int, fill: int) -> Tensor:
     return torch.cat([prompt, tail], dim=1).repeat_interleave(width, dim=0)
 
 
-def _until(row: list[int], start: int, end_id: int) -> list[int]:
+def _until(row: list[int], start: int, ends: Tensor) -> list[int]:
     """A row up to its first end token after the prompt."""
-    return row[: row.index(end_id, start)] if end_id in row[start:] else row
+    stops = set(ends.tolist())
+    return row[: next((i for i in range(start, len(row)) if row[i] in stops), len(row))]
 
 
-def _constrain(scores: Tensor, ids: Tensor, new: int, options: Decoding, end_id: int) -> Tensor:
+def _constrain(scores: Tensor, ids: Tensor, new: int, options: Decoding, ends: Tensor) -> Tensor:
     """Scores `[R, V]` after the rules of `options`; ids `[R, L]`: all so far, of which `new` are after the prompt."""
     if options.repetition_penalty != 1.0:
         seen = scores.gather(1, ids)
@@ -336,12 +346,17 @@ def _constrain(scores: Tensor, ids: Tensor, new: int, options: Decoding, end_id:
         scores = scores.index_put((row, runs[row, place, -1]), scores.new_tensor(-torch.inf))
     forced = options.first_id if new == 0 else None
     if new < options.min_new_tokens:
-        scores = scores.index_fill(1, torch.tensor([end_id], device=scores.device), -torch.inf)
+        scores = scores.index_fill(1, ends, -torch.inf)
     if options.end_last and new == options.max_new_tokens - 1:
-        forced = end_id
+        forced = int(ends[0])
     if forced is not None:
         scores = torch.full_like(scores, -torch.inf)
         scores[:, forced] = 0.0
+    banned = [*options.banned]
+    if new == (options.first_id is not None):
+        banned += options.banned_first
+    if banned:
+        scores = scores.index_fill(1, torch.tensor(banned, device=scores.device), -torch.inf)
     return scores
 
 
