@@ -172,13 +172,19 @@ def test_config_files_are_read_as_the_reference_reads_them() -> None:
         ("gemma2", {"hidden_act": "relu"}),
         ("gemma2", {"layer_types": None, "sliding_window": 7}),
         ("llama", {"rope_theta": 500.0, "num_key_value_heads": None, "head_dim": None}),
-        ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "linear", "factor": 2}}),
+        (
+            "llama",
+            {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "linear", "factor": 2}},
+        ),
         ("mistral", {"sliding_window": None}),
         ("mistral", {}),
     ]
     for kind, given in raw:
         config = transformers.CONFIG_MAPPING[kind](**given)
-        assert language_config({"model_type": kind, **given}) == language_config(config.to_dict()), (kind, given)
+        assert language_config({"model_type": kind, **given}) == language_config(config.to_dict()), (
+            kind,
+            given,
+        )
 
 
 @pytest.mark.parametrize(

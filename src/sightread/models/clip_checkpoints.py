@@ -32,7 +32,8 @@ def config_from_transformers(data: Mapping[str, Any]) -> Config:
     """From the config.json of a hub checkpoint (`model_type: clip`)."""
     # The first files say all of it in a dict of another name, which then decides alone.
     vision, text = (
-        dict(data.get(f"{part}_config_dict") or data.get(f"{part}_config") or {}) for part in ("vision", "text")
+        dict(data.get(f"{part}_config_dict") or data.get(f"{part}_config") or {})
+        for part in ("vision", "text")
     )
     end_id = text.get("eos_token_id", 49407)
     embed_dim = data.get("projection_dim", 512)

@@ -55,7 +55,9 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     tied = any(part.get("tie_word_embeddings", False) for part in (data, words))
     tiled = data.get("model_type") == "llava_next"
     if tiled and data.get("vision_feature_select_strategy") == "full":
-        raise CheckpointError("config.json: tiles with vision_feature_select_strategy='full' are not supported")
+        raise CheckpointError(
+            "config.json: tiles with vision_feature_select_strategy='full' are not supported"
+        )
     grids = (data.get("image_grid_pinpoints") or _GRIDS) if tiled else []
     return Config(
         vision=tower,

@@ -31,8 +31,8 @@ class Decoding:
     stop_early: beam search ends when `num_beams` texts have ended, though another might still be likelier; "never": not
     before the longest text could no longer be, where `length_penalty` favours long ones.
     first_id: what the first new token must be. end_last: what reaches `max_new_tokens` is given its end as the last.
-    end_ids: what ends a text in place of the network's own token. banned, banned_first: what no token, or not the first,
-    may be.
+    end_ids: what ends a text in place of the network's own token. banned, banned_first: what no token, or not the
+    first, may be.
     """
 
     num_beams: int = 1
