@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sightread
 from sightread.nn.packing import unpack
+from sightread.pipelines.calibration import move_threshold
 
 KEPT = (
     "config.json",
@@ -30,7 +31,7 @@ def main(source: str, target: str, threshold: str = "0.5") -> None:
     model.decoding = {"num_beams": 3, "length_penalty": 0.5}  # the best of five ways on dev
     model.name = "nano"
     unpack(model.network)
-    model.network.match_head.bias.data[1] -= math.log(float(threshold) / (1 - float(threshold)))
+    move_threshold(model.network, math.log(float(threshold) / (1 - float(threshold))))
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:

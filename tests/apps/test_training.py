@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sightread.apps.training import History, show_training
 from sightread.pipelines.run_events import (
     Began,
+    Calibrated,
     Ended,
     Evaluated,
     RunEvent,
@@ -42,6 +43,8 @@ def run(steps: int = 1000, first: int = 0) -> Iterator[RunEvent]:
         if step % 500 == 0:
             yield Evaluated(step, {"cider": 0.3471}, (("a.jpg", "a dog runs"), ("b.jpg", "two\nmen")))
             yield Saved(step, Path(f"checkpoints/step-{step:06d}"))
+    shares = {"kept": 0.75, "dropped": 0.75}
+    yield Calibrated(steps, "", 50, 200, 0.8, shares, shares)
     yield Ended(steps, 83.0, Path("RUN/model"))
 
 
@@ -60,6 +63,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert steps[-1].startswith("step 1,000/1,000")
     assert "evaluation, step 500: cider 0.3471" in lines
     assert "  b.jpg: two\\nmen" in lines
+    assert lines[-2].startswith("ITM's threshold is set: 0.5 keeps 75.0%")
     assert lines[-1] == "Finished 1,000 steps in 1 min 23 s. The model: RUN/model"
     assert "WARNING, step 300: itc has not left chance: try this" in err
     assert "\nstep 400: itc has left chance\n" in err

@@ -180,6 +180,9 @@ def test_loops_and_repetitions_are_dropped_unseen() -> None:
     web, same, loop = Text("web", "A dog"), Text("synthetic", "a  dog"), Text("synthetic", "so so so so so")
     assert screen([web, same, loop, Text("synthetic", " ")]) == [web]
     assert (same.reason, loop.reason) == ("duplicate", "looping")
+    bare = Text("synthetic", "A photo of.")
+    assert screen([bare], "a photo of") == []
+    assert bare.reason == "empty"
 
 
 # -- the same, whatever happened ---------------------------------------------------------------------------------------
@@ -537,6 +540,45 @@ def test_another_job_a_strange_folder_and_a_second_process_are_refused(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mine.txt"]
 
 
+def test_what_is_another_job_is_said_by_name(place: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name in ("a.tar", "b.tar"):
+        shutil.copy(place / name, data)
+    shutil.copytree(place / "match", tmp_path / "match")
+    given = {**QUICK, "mode": "filter-only", "filter": tmp_path / "match"}
+    bootstrap(data, out=out, **given)
+    shutil.copytree(data, tmp_path / "more")
+    write_world(tmp_path / "more" / "b.tar", world("unseen", 8, 2))
+    write_world(tmp_path / "more" / "c.tar", world("unseen", 2, 3))
+    (tmp_path / "more" / "a.tar").unlink()
+    with pytest.raises(UsageError, match=r"DATA: b\.tar has changed, a\.tar is gone, c\.tar is new"):
+        bootstrap(tmp_path / "more", out=out, **given)
+    turned = open_dataset(data).select(range(COUNT)[::-1])
+    with pytest.raises(UsageError, match="DATA: other samples of it, or in another order"):
+        bootstrap(turned, out=out, **given)
+    with pytest.raises(UsageError, match=r"filter: \S+match, now \S+caption"):
+        bootstrap(data, out=out, **given | {"filter": place / "caption"})
+    write_blip(tmp_path / "match", head="match", seed=5)
+    with pytest.raises(UsageError, match=r"filter: \S+match has other weights now\): use"):
+        bootstrap(data, out=out, **given)
+
+
+def test_a_job_that_did_nothing_yet_can_be_another(place: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UnsupportedError, match="cannot match"):
+        run(place, out, filter=place / "clip", seed=3)
+    run(place, out)
+    assert content(out) == content(whole)
+
+
+def test_a_file_that_is_in_the_way_is_named(place: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(shutil.copy(place / "a.tar", tmp_path / "gone.tar"))
+    (tmp_path / "gone.tar").unlink()
+    with pytest.raises(SightreadError, match=r"cannot go on: no such file or directory \(.*gone\.tar\)"):
+        bootstrap(dataset, out=tmp_path / "out", filter=place / "match", mode="filter-only", **QUICK)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -613,6 +655,14 @@ def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
     assert [s.key for s in found] == [f"in/{i}" for i in range(4)]
     assert all(isinstance(s.picture, Path) and s.picture.samefile(folder / f"{s.key[3:]}.png") for s in found)
     assert all(s.captions[0] == "a dog" for s in found)
+    real = tmp_path / "far" / "away"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    bootstrap(tmp_path / "photos", out=tmp_path / "link" / "out", **options)
+    behind = list(open_dataset(tmp_path / "link" / "out"))
+    assert [Path(str(s.picture)).read_bytes() for s in behind] == [
+        Path(str(s.picture)).read_bytes() for s in found
+    ]
     with pytest.raises(UsageError, match=r"the pictures of a\.tar lie inside it"):
         bootstrap(place / "a.tar", out=tmp_path / "out2", **options)
     with pytest.raises(UsageError, match="take parquet"):

@@ -332,3 +332,38 @@ def test_keys_that_repeat_across_shards_stay_apart(tmp_path: Path) -> None:
         "0#2": ("number 1",),
         "0#3": ("number 2",),
     }
+
+
+@pytest.mark.parametrize("target", ["out.tar", "out"])
+def test_a_second_run_is_refused_and_does_no_harm(tmp_path: Path, target: str) -> None:
+    pytest.importorskip("fcntl")
+    for name in ("a.png", "b.png"):
+        put(tmp_path / "in" / name, picture())
+    seen: list[Any] = []
+
+    def meanwhile(event: Any) -> None:
+        seen.append(event)
+        for _ in range(2):
+            with pytest.raises(UsageError, match="another run is writing it now"):
+                convert(tmp_path / "in", tmp_path / target)
+
+    assert convert(tmp_path / "in", tmp_path / target, notify=meanwhile).samples == 2
+    assert len(seen) == 2
+    assert len(open_dataset(tmp_path / target)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", target])
+
+
+@pytest.mark.parametrize("target", ["out.csv", "out.json"])
+def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
+    put(tmp_path / "in" / "a.png", picture())
+    put(tmp_path / "in" / "a.txt", "a dog\n")
+    real = tmp_path / "far" / "away"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    convert(tmp_path / "in", tmp_path / "link" / target)
+    (sample,) = open_dataset(tmp_path / "link" / target)
+    assert isinstance(sample.picture, Path)
+    assert sample.picture.samefile(tmp_path / "in" / "a.png")
+    put(real / "b.png", picture())
+    convert(tmp_path / "link", tmp_path / "link" / "own.csv")
+    assert "../" not in (real / "own.csv").read_text()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sightread.errors import SightreadError, UsageError
 from sightread.pipelines.run_events import (
     Began,
+    Calibrated,
     Ended,
     Evaluated,
     RunEvent,
@@ -41,6 +42,8 @@ def run(folder: Path, first: int, seconds: float = 1.0) -> list[RunEvent]:
         if step % EVERY == 0:
             events.append(Evaluated(step, {"cider": step / 10}, (("a", "a dog"),)))
             events.append(Saved(step, checkpoint_folder(folder, step)))
+    shares = {"kept": 0.75, "dropped": 0.75}
+    events.append(Calibrated(STEPS, "", 50, 200, 0.8, shares | {"kept": 0.5}, shares))
     return [*events, Ended(STEPS, seconds * STEPS, folder / "model")]
 
 

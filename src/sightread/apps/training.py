@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from sightread.apps.show import Column, Rows, one_line, say
 from sightread.pipelines.run_events import (
     Began,
+    Calibrated,
     Ended,
     Evaluated,
     RunEvent,
@@ -121,7 +122,7 @@ class _State:
                 self.saved = event.step
             case Skipped():
                 self.skipped += 1
-            case Warned() | Ended():
+            case Calibrated() | Warned() | Ended():
                 pass
 
     def mean(self, name: str) -> float:
@@ -314,6 +315,8 @@ def _happened(event: RunEvent) -> list[str]:
             return [f"{event.recipe}: {sizes}, {weights}{goes_on}"]
         case Evaluated():
             return [_figures(event), *(f"  {key}: {text}" for key, text in event.texts)]
+        case Calibrated():
+            return [event.told()]
         case Saved():
             return [f"saved {event.folder}"]
         case Ended():

@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
@@ -63,6 +64,21 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         if lock is not None:
             os.close(lock)
     sync_folder(target.parent)
+
+
+def lock(file: int | IO[bytes]) -> bool:
+    """Whether no other process has locked this open file; then this one has, until it is closed.
+
+    True also where there are no locks: on Windows and some network file systems.
+    """
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # no locks on this file system
+    return True
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> int:

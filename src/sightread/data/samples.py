@@ -129,11 +129,17 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """32 hex digits for the content, wherever it lies: names, sizes and texts; pictures count by name and size."""
-        whole = hashlib.sha256("".join(source.digest() for source in self._sources).encode())
-        whole.update(b"" if self._indices is None else self._indices.tobytes())
+        return self.fingerprints()[0]
+
+    def fingerprints(self) -> tuple[str, list[tuple[str, str]]]:
+        """The fingerprint, and for each source, a shard say, its name and 16 hex digits of its own."""
         if self._pipes:
             raise UsageError("A stream has no fingerprint; convert it to shards or a folder first.")
-        return whole.hexdigest()[:32]
+        digests = [source.digest() for source in self._sources]
+        whole = hashlib.sha256("".join(digests).encode())
+        whole.update(b"" if self._indices is None else self._indices.tobytes())
+        names = (source.name for source in self._sources)
+        return whole.hexdigest()[:32], [(n, d[:16]) for n, d in zip(names, digests, strict=True)]
 
     def _in_order(self) -> Iterator[Sample | ImageError]:
         for index in range(len(self)):

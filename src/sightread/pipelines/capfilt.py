@@ -104,6 +104,8 @@ def bootstrap(
 
 def _stopped(out: Path, error: OSError) -> SightreadError:
     what = (error.strerror or str(error) or type(error).__name__).lower()
+    if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(out):
+        what += f" ({error.filename})"
     remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"
     return SightreadError(
         f"{out}: cannot go on: {what}. What is done stays done, and nothing is half written: {remedy}, and give the "
@@ -166,12 +168,14 @@ def _job(
     remote = {part: Endpoint(source) for part, source in parts.items() if is_address(source)}
     stamps = {part: remote[part].stamp if part in remote else fingerprint(parts[part]) for part in parts}
     settings = {name: getattr(options, name) for name in Options.__slots__ if name not in _FREE}
-    settings |= {"device": kind, "data": dataset.fingerprint, **stamps}
+    whole, sources = dataset.fingerprints()
+    settings |= {"device": kind, "data": whole, **stamps}
     settings |= {f"{part}, prepared": prepared(parts[part]) for part in parts if part not in remote}
     told = {part: f"{remote[part].model}, elsewhere" if part in remote else parts[part] for part in parts}
     about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": told}
     job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
-    return job, about | {"notes": _notes(stamps), "settings": settings, "units": len(job.units)}
+    about |= {"notes": _notes(stamps), "settings": settings, "units": len(job.units), "sources": sources}
+    return job, about
 
 
 def _check(dataset: Dataset, options: Options, parts: Mapping[str, str]) -> None:

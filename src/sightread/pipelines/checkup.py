@@ -30,7 +30,7 @@ def measure(
     was_training = model.network.training
     model.network.eval()
     try:
-        samples, pictures = _read(model, dataset, settings.samples)
+        samples, pictures = readable(model, dataset, settings.samples)
         values: dict[str, float] = {}
         texts: tuple[tuple[str, str], ...] = ()
         told = [i for i, sample in enumerate(samples) if sample.captions]
@@ -82,7 +82,8 @@ def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]
     )
 
 
-def _read(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
+def readable(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
+    """Of the first `most` samples those whose picture can be read, and the pictures, prepared for the model."""
     samples: list[Sample] = []
     pictures: list[Pixels] = []
     for index in range(min(most, len(dataset))):

@@ -26,17 +26,13 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from sightread.data import headers
+from sightread.data.atomic import lock
 from sightread.data.folders import MARKER
 from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import ImageError, UsageError
 from sightread.pipelines import writers
 from sightread.pipelines.events import Done, Failed
 from sightread.types import Limits, Sample
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two runs from one target there
-    fcntl = None
 
 Kind: TypeAlias = Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
 
@@ -227,20 +223,19 @@ def _staged(place: _Place) -> Generator[Path]:
     name = re.sub(r"[{}]", "", place.target.name)
     folder = place.target.absolute().parent / f".sightread-{name}.tmp"
     folder.mkdir(exist_ok=True)
-    lock = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    held = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None  # Windows opens none
     try:
-        if fcntl is not None and lock is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(f"{place.target}: another run is writing it now.") from error
-        shutil.rmtree(folder)
-        folder.mkdir()
-        yield folder
+        if held is not None and not lock(held):
+            raise UsageError(f"{place.target}: another run is writing it now.")
+        try:
+            for left in folder.iterdir():  # the folder itself is locked, and stays
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        if lock is not None:
-            os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 def _replace_folder(new: Path, final: Path) -> None:

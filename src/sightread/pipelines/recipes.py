@@ -106,7 +106,8 @@ class Recipe:
     between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. match_weight: how much more a true
     pair counts in ITM than a false one. hard_negatives: the share of ITM's wrong pairs that are drawn by ITC's
     similarities, 1 in the papers; the others are drawn evenly from the batch, so that the judge also meets texts that
-    are wholly wrong. masked: the share of patches (MIM) and of words (MLM) to hide.
+    are wholly wrong. calibrate: at the end ITM's threshold is set (`calibration`) on the evaluation data or, without,
+    on pictures that are kept out of the training. masked: the share of patches (MIM) and of words (MLM) to hide.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Recipe:
     smoothing: float = 0.1
     match_weight: float = 1.0
     hard_negatives: float = 1.0
+    calibrate: bool = False
     masked_patches: float = 0.6
     masked_words: float = 0.15
 
@@ -311,6 +313,7 @@ _ALONE_ADAM, _TOGETHER_ADAM = (OptimiserConfig(lr=lr, weight_decay=0.0) for lr i
 _LLAVA, _STILL = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
 _QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
 _CROP_ONLY, _FINE = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
+_VARIED = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
 
 
 def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfig, **model: Any) -> Recipe:
@@ -396,6 +399,7 @@ RECIPES: dict[str, Recipe] = {
             # Web texts are wholly wrong where they are wrong: even negatives, and 0.5 as the fair threshold.
             match_weight=2.0,
             hard_negatives=0.0,
+            calibrate=True,
         ),
         # Li et al. 2022, table 14: retrieval and VQA fine-tuning.
         Recipe(
@@ -479,13 +483,7 @@ RECIPES: dict[str, Recipe] = {
             {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
             model=ModelSettings(size="blip-nano", words=4000, dropout=0.1, drop_path=0.05),
             data=DataSettings(
-                batch=128,
-                texts=2,
-                questions=4,
-                max_tokens=24,
-                cache=128,
-                workers=1,
-                augment=Augment((0.4, 1.0), randaugment=(1, 5)),
+                batch=128, texts=2, questions=4, max_tokens=24, cache=128, workers=1, augment=_VARIED
             ),
             teacher=TeacherSettings(momentum=0.0, queue=0, alpha_epochs=4.0),
             optimiser=OptimiserConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),

@@ -57,6 +57,32 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The threshold of the judge was set. data: where the pairs come from; empty: kept out of the training.
+
+    pictures, pairs: how many. area: under the ROC curve. before, after: at a probability of 0.5, the shares of true
+    pairs that were "kept" and of wrong ones that were "dropped".
+    """
+
+    step: int
+    data: str
+    pictures: int
+    pairs: int
+    area: float
+    before: dict[str, float]
+    after: dict[str, float]
+
+    def told(self) -> str:
+        """In a sentence."""
+        (kept, dropped), (now, gone) = ((at["kept"], at["dropped"]) for at in (self.before, self.after))
+        return (
+            f"ITM's threshold is set: 0.5 keeps {now:.1%} of true texts and drops {gone:.1%} of wrong ones (before: "
+            f"{kept:.1%} and {dropped:.1%}; ROC area {self.area:.3f}), measured on {self.pairs:,} pairs with "
+            f"{self.pictures:,} pictures {f'of {self.data}' if self.data else 'kept out of the training'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something is wrong. about: the term or fact; text: what was seen, what it means, what to try.
 
@@ -94,12 +120,13 @@ class Ended:
     folder: Path | None
 
 
-RunEvent: TypeAlias = "Began | Stepped | Evaluated | Warned | Skipped | Saved | Ended"
+RunEvent: TypeAlias = "Began | Stepped | Evaluated | Calibrated | Warned | Skipped | Saved | Ended"
 
 KINDS: Final[dict[str, type[RunEvent]]] = {
     "start": Began,
     "step": Stepped,
     "evaluation": Evaluated,
+    "calibration": Calibrated,
     "warning": Warned,
     "skipped": Skipped,
     "saved": Saved,

@@ -18,7 +18,16 @@ from PIL import Image
 from sightread.data.atomic import atomic_write
 from sightread.data.images import decode
 from sightread.errors import ImageError
-from sightread.pipelines.run_events import Began, Ended, Evaluated, Saved, Skipped, Stepped, Warned
+from sightread.pipelines.run_events import (
+    Began,
+    Calibrated,
+    Ended,
+    Evaluated,
+    Saved,
+    Skipped,
+    Stepped,
+    Warned,
+)
 from sightread.pipelines.run_log import read_log
 from sightread.types import Sample
 
@@ -96,6 +105,7 @@ class _Story:
     curves: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
     figures: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
     written: list[Evaluated] = field(default_factory=list[Evaluated])
+    calibrated: Calibrated | None = None
     warnings: list[Warned] = field(default_factory=list[Warned])
     skipped: list[Skipped] = field(default_factory=list[Skipped])
 
@@ -113,6 +123,8 @@ def _read(run: Path) -> _Story:
                     story.figures.setdefault(name, _Curve()).add(event.step, value)
                 if event.texts:
                     story.written.append(event)
+            case Calibrated():
+                story.calibrated = event
             case Warned():
                 story.warnings.append(event)
             case Skipped():
@@ -146,6 +158,7 @@ def _page(run: Path, story: _Story) -> str:
         _tiles(story),
         _warnings(story.warnings),
         _charts("Losses", "dashed: the value of chance, where nothing was learned", terms, "lower"),
+        f"<section><p>{escape(story.calibrated.told())}.</p></section>" if story.calibrated else "",
         _charts("Evaluation", "on the evaluation data", story.figures, "figure"),
         _texts(run, story.written),
         _charts("Facts of the training", "", facts, "fact"),

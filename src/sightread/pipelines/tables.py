@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sightread.data.atomic import atomic_path, remove_stale_temporaries
+from sightread.data.atomic import atomic_path, lock, remove_stale_temporaries
 from sightread.errors import SightreadError, UsageError
 from sightread.pipelines.captions import Caption
 from sightread.pipelines.events import Failed, Skipped
@@ -127,15 +127,9 @@ class CaptionTable:
             )
 
     def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: nothing keeps two runs from one file there
-            return
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(self._journal):
             self._journal.close()
-            raise UsageError(f"--out {self.path}: another run is writing this file now.") from error
+            raise UsageError(f"--out {self.path}: another run is writing this file now.")
 
     def _recover(self, settings: _Row) -> dict[str, int]:
         """Where the line of each picture starts in the journal; a torn last line is cut off."""

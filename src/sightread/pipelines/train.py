@@ -29,6 +29,7 @@ from sightread.nn.lora import add_lora, merge
 from sightread.nn.training import checkpoint_blocks
 from sightread.objectives.contrastive import enqueue
 from sightread.pipelines import checkpoints, optimiser
+from sightread.pipelines.calibration import FEWEST, calibrate, held_out
 from sightread.pipelines.checkpoints import State
 from sightread.pipelines.checkup import at_chance, measure, score
 from sightread.pipelines.compiling import check_compiler, compile_blocks
@@ -76,6 +77,7 @@ class Run:
     steps: int
     watch: Watch
     damaged: list[str]
+    held: Dataset | None  # kept out of the training, for calibration
     skipped: set[str] = field(default_factory=set[str])
 
     @property
@@ -132,6 +134,8 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
         check_compiler(ranks.device)
     if ranks.first:
         _claim(folder, recipe, dataset)
+    dataset, held = held_out(dataset) if _holds_out(recipe) else (dataset, None)
+    if ranks.first:
         trainee = prepare(recipe, dataset, folder)
     wait(ranks)
     if not ranks.first:
@@ -145,7 +149,7 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
         )
     bounds = optimiser.CLAMPS if "siglip" not in recipe.terms else {}
     watch = Watch(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return Run(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return Run(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, held)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
@@ -164,8 +168,17 @@ def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
 
 def _essence(stored: Mapping[str, Any]) -> dict[str, Any]:
     free = {"evaluation", "save_every", "keep", "shard"}
-    recipe = to_json(from_json(stored["recipe"]))  # settings that are newer than the run have their defaults
-    return {"data": stored["data"], "recipe": {k: v for k, v in recipe.items() if k not in free}}
+    recipe = from_json(stored["recipe"])  # settings that are newer than the run have their defaults
+    kept = {name: value for name, value in to_json(recipe).items() if name not in free}
+    return {"data": stored["data"], "recipe": kept, "holds out": _holds_out(recipe)}
+
+
+def _calibrates(recipe: Recipe) -> bool:
+    return recipe.calibrate and recipe.terms.get("itm", 0) > 0
+
+
+def _holds_out(recipe: Recipe) -> bool:
+    return _calibrates(recipe) and not recipe.evaluation.data
 
 
 def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> tuple[State, Shards | None]:
@@ -260,6 +273,7 @@ def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
     model_folder = run.folder / "model"
     model = _model(run)
     if ranks.first:
+        yield from _calibrate(run, model)
         _keep(run, model, model_folder)
     wait(ranks)
     yield Ended(state.step, time.monotonic() - started, model_folder)
@@ -410,6 +424,22 @@ def _model(run: Run) -> Model:
         device=run.ranks.device,
         dtype=torch.float32,
         batch_size=32,
+    )
+
+
+def _calibrate(run: Run, model: Model) -> Iterator[RunEvent]:
+    """Set the threshold of the judge, where the recipe asks for it."""
+    if not _calibrates(run.recipe):
+        return
+    settings = run.recipe.evaluation
+    data = run.held if run.held is not None else open_dataset(settings.data)
+    most = len(data) if run.held is not None else settings.samples
+    about = run.state.step, "" if run.held is not None else settings.data
+    yield calibrate(model, data, most, about) or Warned(
+        run.state.step,
+        "calibration",
+        "ITM's threshold stays as it was learned, and unseen pairs will often fall below 0.5: setting it takes "
+        f"{FEWEST} captioned pictures of the evaluation data, or 80 to learn from, of which a quarter is kept out",
     )
 
 

@@ -57,6 +57,14 @@ def _portable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _reference(picture: Path, base: Path) -> str:
+    """The path of a picture from a folder."""
+    found = os.path.relpath(picture, base)
+    if found.startswith(".."):  # of a folder behind a link, the parent is where that leads to
+        found = os.path.relpath(picture, os.path.realpath(base))
+    return found.replace(os.sep, "/")
+
+
 class Folder:
     """Pictures with sidecars."""
 
@@ -145,7 +153,7 @@ class Pictures:
     def path(self, sample: Sample, data: bytes | None, ending: str) -> str:
         """The path for the table, written to where there is no file yet."""
         if isinstance(sample.picture, Path):
-            return os.path.relpath(sample.picture, self._base).replace(os.sep, "/")
+            return _reference(sample.picture, self._base)
         name = escaped(sample.key) + ending
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +272,7 @@ class Parquet:
         key = _portable(sample.key)
         image: dict[str, Any] = {"bytes": data, "path": key + ending}
         if self._base is not None and isinstance(sample.picture, Path):
-            image = {"bytes": None, "path": os.path.relpath(sample.picture, self._base).replace(os.sep, "/")}
+            image = {"bytes": None, "path": _reference(sample.picture, self._base)}
         row: dict[str, Any] = {"key": key, "image": image}
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sightread import UsageError
 from sightread.pipelines.metrics.matching import (
+    balanced_threshold,
     calibration_error,
     fitted_temperature,
     matching_curves,
@@ -66,8 +67,28 @@ def test_no_threshold_costs_less_than_the_recommended(values: list[tuple[int, in
     assert result["accuracy_at_recommended"] == pytest.approx(1 - (false + missed) / len(labels))
 
 
+@given(pairs)
+def test_balanced_is_as_near_to_equal_shares_as_any_threshold(values: list[tuple[int, int]]) -> None:
+    scores, labels = drawn(values)
+
+    def lean(threshold: float) -> float:
+        taken = [score >= threshold for score in scores]
+        kept = np.mean([t for t, y in zip(taken, labels, strict=True) if y])
+        dropped = np.mean([not t for t, y in zip(taken, labels, strict=True) if not y])
+        return abs(float(kept - dropped))
+
+    assert lean(balanced_threshold(scores, labels)) == pytest.approx(
+        min(lean(t / 16) for t in range(-1, 19)), abs=1e-12
+    )
+
+
 def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
     assert matching_scores([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])["recommended_threshold"] == pytest.approx(0.5)
+
+
+def test_the_balanced_threshold_lies_in_the_middle_of_its_gap() -> None:
+    assert balanced_threshold([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == pytest.approx(0.5)
+    assert balanced_threshold([0.5, 0.5], [0, 1]) == 0.5
 
 
 def test_curves_begin_with_nothing_and_end_with_everything() -> None:

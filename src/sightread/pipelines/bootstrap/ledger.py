@@ -15,21 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sightread.data.atomic import atomic_write, remove_stale_temporaries, sync_folder
+from sightread.data.atomic import atomic_write, lock, remove_stale_temporaries, sync_folder
 from sightread.data.records import json_text
 from sightread.errors import UsageError
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two runs from one folder there
-    fcntl = None
-
 _CHECK = "check"
+_NAMED = 5  # changed sources in a message
 
 
 class Lines:
@@ -97,6 +94,7 @@ class Ledger:
         except BaseException:
             self._manifest.close()
             raise
+        self._named = {(e["shard"], e["key"]) for e in self._quarantine.entries}
         self.done: dict[int, dict[str, Any]] = {}
 
     def verify(self, units: int) -> dict[int, dict[str, Any]]:
@@ -114,13 +112,14 @@ class Ledger:
     def quarantine(self, shard: str, key: str, reason: str) -> None:
         """A sample that is not to be touched again, at once."""
         self._quarantine.add({"shard": shard, "key": key, "reason": reason, "fatal": True})
+        self._named.add((shard, key))
 
     def commit(self, entry: dict[str, Any]) -> None:
         """A unit is done: its files are in place."""
-        known = {(e["shard"], e["key"]) for e in self._quarantine.entries}
         for shard, key, reason in entry["failed"]:
-            if (shard, key) not in known:
+            if (shard, key) not in self._named:
                 self._quarantine.add({"shard": shard, "key": key, "reason": reason})
+                self._named.add((shard, key))
         self._manifest.add(entry)
         self.done[entry["unit"]] = entry
 
@@ -161,16 +160,13 @@ def opened(out: Path) -> Generator[None]:
     if used and not (out / "job.json").exists():
         raise UsageError(f"{out} is there already and holds no bootstrap; name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    held = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(f"{out}: another process is working on it now; wait for its end") from error
+        if not lock(held):
+            raise UsageError(f"{out}: another process is working on it now; wait for its end")
         yield
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def stored_job(out: Path) -> dict[str, Any]:
@@ -189,19 +185,51 @@ def stored_job(out: Path) -> dict[str, Any]:
 
 def _claim(out: Path, job: Mapping[str, Any]) -> None:
     theirs, ours = stored_job(out), json.loads(json.dumps(job))
-    if not theirs:
-        atomic_write(out / "job.json", json_text(ours) + "\n")
-        return
-    names = sorted(theirs["settings"].keys() | ours["settings"].keys())
-    differ = [
-        f"{name}: {theirs['settings'].get(name)}, now {ours['settings'].get(name)}"
-        for name in names
-        if theirs["settings"].get(name) != ours["settings"].get(name)
-    ]
-    if differ:
+    differ = _differences(theirs, ours) if theirs else []
+    if differ and _has_work(out):
         raise UsageError(
             f"{out} holds a bootstrap with other settings ({'; '.join(differ)}): use those, or name another --out"
         )
+    if differ or not theirs:
+        atomic_write(out / "job.json", json_text(ours) + "\n")
+
+
+def _has_work(out: Path) -> bool:
+    """Whether a job has come so far that its settings stand."""
+    files = (path for folder in (out, out / "evidence") for path in folder.glob("[!.]*") if path.is_file())
+    return any(path.name != "job.json" and path.stat().st_size for path in files)
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Which settings are not the same, in words."""
+    was, now = theirs["settings"], ours["settings"]
+    names = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
+    models = theirs.get("models", {}), ours["models"]
+    said: list[str] = []
+    for name in names:
+        part = name.removesuffix(", prepared")
+        if name == "data":
+            said.append(f"DATA: {_changes(theirs.get('sources', []), ours['sources'])}")
+        elif part != name:
+            said += [] if part in names else [f"{part}: its config, preprocessing or tokenizer is another"]
+        elif name in models[0] and models[0][name] == models[1].get(name):
+            said.append(f"{name}: {models[1][name]} has other weights now")
+        else:
+            before, after = (m.get(name, s.get(name)) for m, s in zip(models, (was, now), strict=True))
+            said.append(f"{name}: {before}, now {after}")
+    return said
+
+
+def _changes(theirs: Sequence[Sequence[str]], ours: Sequence[Sequence[str]]) -> str:
+    """Which sources, pairs of a name and a digest, are not what they were."""
+    before, after = (Counter((name, digest) for name, digest in each) for each in (theirs, ours))
+    gone, new = ({name for name, _ in each} for each in (before - after, after - before))
+    said = [f"{name} has changed" for name in sorted(gone & new)]
+    said += [f"{name} is gone" for name in sorted(gone - new)] + [
+        f"{name} is new" for name in sorted(new - gone)
+    ]
+    more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
+    return ", ".join([*said[:_NAMED], *more]) or "other samples of it, or in another order"
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

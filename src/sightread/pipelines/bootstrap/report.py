@@ -106,7 +106,7 @@ def _facts(
             bins[source] = [a + b for a, b in zip(bins[source], entry["itm"][source], strict=True)]
         failed += entry["failed"]
     return {
-        "about": dict(about),
+        "about": {name: value for name, value in about.items() if name != "sources"},
         "shards": {"done": len(entries), "of": len(job.units), "bytes": sum(e["bytes"] for e in entries)},
         "pictures": {name: sum(entry[name] for entry in entries) for name in ("samples", "written")}
         | {"failed": len(failed)},

@@ -117,19 +117,19 @@ class Text:
     reason: str = ""
 
 
-def screen(texts: Sequence[Text]) -> list[Text]:
+def screen(texts: Sequence[Text], prompt: str | None = None) -> list[Text]:
     """Drop what no model needs to see, the web's texts standing first; returns what is left.
 
-    Of synthetic texts: empty ones, loops and repetitions of an earlier text; of the web's: empty ones.
+    Of synthetic texts: empty ones (but for the prompt), loops and repetitions of an earlier text; of the web's: empty
+    ones.
     """
-    seen: set[str] = set()
-    left: list[Text] = []
+    seen, rules, left = set[str](), Rules(prompt=prompt), list[Text]()
     for text in texts:
         plain = " ".join(text.text.casefold().split())
         if not plain:
             text.reason = "empty"
         elif text.source == "synthetic":
-            text.reason = "duplicate" if plain in seen else why_drop(text.text, Rules())[0]
+            text.reason = "duplicate" if plain in seen else why_drop(text.text, rules)[0]
         seen.add(plain)
         if not text.reason:
             left.append(text)

@@ -278,7 +278,7 @@ def _work(job: Job, models: Models, items: Sequence[Item]) -> None:
                 continue
             item.texts += [Text("synthetic", " ".join(text.split())) for text in texts]
         items = [item for item in items if not item.reason]
-    left = [screen(item.texts) for item in items]
+    left = [screen(item.texts, options.prompt) for item in items]
     if any(left):
         with warnings.catch_warnings():  # one a pass, for texts that are longer than a model reads
             warnings.simplefilter("ignore", UserWarning)

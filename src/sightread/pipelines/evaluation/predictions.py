@@ -16,6 +16,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sightread.data.atomic import lock
 from sightread.errors import UsageError
 
 Records: TypeAlias = "dict[str, dict[str, Any]]"
@@ -164,11 +165,5 @@ def _parsed(file: IO[bytes], path: Path) -> tuple[dict[str, Any], Records, int]:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing keeps two runs from one file there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UsageError(f"{path}: another run is writing this file now; wait for its end.") from error
+    if not lock(file):
+        raise UsageError(f"{path}: another run is writing this file now; wait for its end.")

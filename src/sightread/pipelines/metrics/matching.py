@@ -92,6 +92,19 @@ def matching_curves(scores: Any, labels: Any) -> MatchingCurves:
     )
 
 
+def balanced_threshold(scores: Any, labels: Any) -> float:
+    """The score from which on as large a share of the matches is taken as is left of the others (equal error rates).
+
+    Of the thresholds that come nearest to that, the first from above, in the middle of the gap between two scores.
+    """
+    curves = matching_curves(scores, labels)
+    lean = np.abs(
+        curves.recall + curves.false_positive_rate - 1
+    )  # 1 where nothing is taken, and where all is
+    best = 1 + int(np.argmin(lean[1:]))
+    return float(curves.thresholds[best : best + 2].mean())
+
+
 def calibration_error(probabilities: Any, labels: Any) -> float:
     """Expected calibration error: |mean probability - share of matches| of 15 equal bins of 0..1, weighted by size."""
     values, match = np.asarray(probabilities, np.float64), np.asarray(labels, bool)
