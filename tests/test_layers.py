@@ -98,7 +98,7 @@ NAMED: dict[str, set[str]] = {
     },
     "models.segments": {"models.weights"},
     "tasks.regions": {"tasks.location_strings"},
-    "pipelines.saving": {"pipelines.segments"},
+    "pipelines.saving": {"pipelines.habits", "pipelines.segments"},
     "models.families": {
         "models.blip",
         "models.blip2",
@@ -142,7 +142,7 @@ NAMED: dict[str, set[str]] = {
     },
     "pipelines.checkup": {"pipelines.metrics.captions", "pipelines.model", "pipelines.recipes"},
     "pipelines.feed": {"pipelines.recipes"},
-    "pipelines.recipes": {"pipelines.optimiser"},
+    "pipelines.recipes": {"pipelines.optimiser", "pipelines.typed"},
     "pipelines.terms": {"pipelines.features", "pipelines.feed", "pipelines.recipes"},
     "pipelines.train": {
         "pipelines.calibration",
@@ -198,6 +198,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.captions": {"pipelines.events", "pipelines.jobs"},
     "pipelines.convert": {"pipelines.events", "pipelines.writers"},
     "pipelines.engine": {
+        "pipelines.habits",
         "pipelines.memory",
         "pipelines.model",
         "pipelines.prompted",
@@ -272,6 +273,7 @@ NAMED: dict[str, set[str]] = {
         "pipelines.arguments",
         "pipelines.batching",
         "pipelines.conversing",
+        "pipelines.habits",
         "pipelines.encoding",
         "pipelines.prompted",
         "pipelines.regions",

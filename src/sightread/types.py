@@ -30,6 +30,7 @@ class ImageSpec:
     aspect, so that pictures differ in size (SigLIP 2's NaFlex).
     tiles: resolutions (height, width), multiples of a square `crop`; the picture is made as large as fits into the best
     of them and cut into squares; the stretched whole stands above them, all below one another (LLaVA 1.6).
+    square: a picture is first put in the middle of a square of this colour (0..255 each), as large as its longer side.
     `crop` is (height, width), cut from the centre, padded with black where the picture is smaller.
     A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32.
     """
@@ -43,6 +44,7 @@ class ImageSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     patches: tuple[int, int] | None = None
     tiles: tuple[tuple[int, int], ...] = ()
+    square: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class FakeModel:
         ]
 
     def read_text(self, images, **decoding):
+        self.calls.append(("read", decoding))
         return [[self._region(image, Path(image.name).stem)] for image in images]
 
     def _region(self, image, label):

@@ -91,6 +91,13 @@ def test_all_phrases_are_asked_of_each_picture(
         "segment P -p a --box 1,2,3,4",
         "segment P --box 1,2,3",
         "segment P --box 3,2,1,4",
+        "segment P --box 0,0,inf,4",
+        "detect P --box 1,2,3",
+        "detect P --box 1,2,3,4 --phrases a",
+        "read P --box 1,2,1,4",
+        "caption P --box a",
+        "caption P --box 1,2,3,4 --length long",
+        "caption P --box 1,2,3,4 --prompt a",
     ],
 )
 def test_wrong_usage(model: FakeModel, photos: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,3 +110,19 @@ def test_wrong_usage(model: FakeModel, photos: Path, line: str, capsys: pytest.C
 def test_a_length_of_captions(model: FakeModel, photos: Path) -> None:
     run("caption", photos / "more", "-m", "M", "--length", "long")
     assert model.calls[0][3] == {"length": "long"}
+
+
+def test_a_box_of_a_picture(
+    model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, region = photos / "more", {"region": (1.0, 2.0, 30.0, 20.5)}
+    assert run("caption", more, "-m", "M", "--box", "1,2,30,20.5", "--out", tmp_path / "x.jsonl") == 0
+    assert model.calls[-1][2:] == (None, region)
+    assert run("detect", more, "-m", "M", "--box", "1,2,30,20.5", "--num-beams", 2) == 0
+    assert model.calls[-1] == ("detect", None, False, {"num_beams": 2, **region})
+    assert run("read", more, "-m", "M", "--box", "1,2,30,20.5") == 0
+    assert model.calls[-1] == ("read", region)
+    for command in ("caption", "detect", "read"):
+        capsys.readouterr()
+        assert run(command, "--help") == 0
+        assert "--box" in capsys.readouterr().out

@@ -210,7 +210,7 @@ def test_ids_and_pixels(tmp_path: Path, kind: str) -> None:
         forms = [f"<image>{ask}".format(text) for text in QUESTIONS]
         ready = [picture for picture in model.read(images) if isinstance(picture, Pixels)]
         with pytest.raises(KeyboardInterrupt):
-            prompted.prefix(model, [[picture] for picture in ready], forms)
+            prompted.prefix(model, [[one] for one in prompted.look(model, ready)], forms)
         for ids, real, theirs in zip(seen["ids"], seen["real"], wanted, strict=True):
             # The network puts the picture first; the tokenizer has its first token there.
             assert sorted(ids[real].tolist(), key=lambda i: i != reference.config.image_token_index) == theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_the_same_numbers(tmp_path: Path, shape: int) -> None:
     model.network.double()
     reference.double()
     model.dtype, wanted["pixel_values"] = torch.float64, wanted["pixel_values"].double()
-    given, length = prompted.prefix(model, [[one] for one in read], [ask(model, task) for task in TASKS])
+    given, length = prompted.prefix(
+        model, [[one] for one in prompted.look(model, read)], [ask(model, task) for task in TASKS]
+    )
     assert length == wanted["input_ids"].shape[1]
     states = reference.model.get_encoder()(
         inputs_embeds=_embedded(reference, wanted), attention_mask=wanted["attention_mask"]
@@ -107,9 +110,10 @@ def test_the_same_words(tmp_path: Path, beams: int, rules: dict[str, Any]) -> No
         options = model.options({"max_new_tokens": count, "num_beams": beams})
         read = list(model.read(images, isolate=False))
         asked = [ask(model, task) for task in TASKS]
-        rows = prompted.write(model, [[one] for one in read], asked, options, [0] * len(TASKS))
+        seen = prompted.look(model, read)
+        rows = prompted.write(model, [[one] for one in seen], asked, options, [0] * len(TASKS))
         assert rows == [_text(row[1:]) for row in wanted.tolist()]
-        for row, picture, prompt in zip(rows, read, asked, strict=True):
+        for row, picture, prompt in zip(rows, seen, asked, strict=True):
             assert prompted.write(model, [[picture]], [prompt], options, [0]) == [row]
 
 
@@ -223,7 +227,8 @@ def test_how_likely_each_token_was(tmp_path: Path, beams: int) -> None:
     read = list(model.read(images, isolate=False))
     prompts = [ask(model, task) for task in TASKS[:3]]
     options = model.options({"num_beams": beams, "max_new_tokens": 20})
-    rows = prompted.write_scored(model, [[one] for one in read], prompts, options, [0, 0, 0])
+    seen = prompted.look(model, read)
+    rows = prompted.write_scored(model, [[one] for one in seen], prompts, options, [0, 0, 0])
     given = inputs(reference, images, TASKS[:3])
     for place, (ids, log_p) in enumerate(rows):
         assert len(ids) == len(log_p)
@@ -289,7 +294,7 @@ def test_what_is_asked_wrongly(tmp_path: Path) -> None:
     model: Any = sightread.load(tmp_path / "hub", device="cpu")
     image = pictures(1)[0]
     for call, message in (
-        (lambda: model.detect(image, "dog", describe=True), "without phrases"),
+        (lambda: model.detect(image, "dog", describe=True), "exclude"),
         (lambda: model.locate(image, (1, 2, 3, 4)), "only segment"),
         (lambda: model.segment(image, []), "none were given"),
         (lambda: model.segment(image, [3]), "neither"),
@@ -300,3 +305,71 @@ def test_what_is_asked_wrongly(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             call()
+
+
+@pytest.mark.parametrize(
+    ("task", "verb"), [("<REGION_TO_CATEGORY>", "detect"), ("<REGION_TO_OCR>", "read_text")]
+)
+def test_what_a_box_holds(tmp_path: Path, task: str, verb: str) -> None:
+    """Its name, and the text in it: the reference's words, in the box that was asked for, without its places."""
+    image = pictures(1)[0].convert("RGB")
+    width, height = image.size
+    box = (width * 0.1005, height * 0.2505, width * 0.5005, height * 0.7505)
+    for seed in range(8, 20):  # until a random model has words for it
+        reference = write_florence(tmp_path / "hub", seed=seed)
+        (expected,) = captions(reference, [image], task + "<loc_100><loc_250><loc_500><loc_750>")
+        if expected:
+            break
+    model: Any = sightread.load(tmp_path / "hub", device="cpu")
+    ((region,),) = getattr(model, verb)(image, region=box, max_new_tokens=9)
+    assert (region.label, region.box) == (expected, box)
+    assert 0 < region.score <= 1
+    ids = [*model.tokenizer.encode([" dog"]).ids[0], model.tokenizer.token_id("<loc_7>")]
+    (said,) = regions_of(model.tokenizer, "said", ids, [-0.5] * (len(ids) - 1) + [-9.0], (20, 10), "")
+    assert (said.label, said.box, round(said.score or 0, 6)) == (
+        "dog",
+        (0, 0, 10, 20),
+        round(2.718281828**-0.5, 6),
+    )
+    assert regions_of(model.tokenizer, "said", ids[-1:], [-9.0], (20, 10), "") == []
+    for wrong in ((1, 2, 3), (3, 0, 1, 4), (0, 0, float("nan"), 1), (0, 0, 0, 0), "box"):
+        with pytest.raises(UsageError, match="with something in it"):
+            getattr(model, verb)(image, region=wrong)
+    with pytest.raises(UsageError, match="with something in it"):
+        model.segment(image, (5, 5, 5, 9))
+    with pytest.raises(UsageError, match="exclude"):
+        model.detect(image, "dog", region=box)
+
+
+def test_the_processors_own_words_for_no_thing(tmp_path: Path) -> None:
+    reference = write_florence(tmp_path / "hub")
+    file = tmp_path / "hub" / "processor_config.json"
+    about = json.loads(file.read_text())
+    text = "".join(f"{word}<loc_1><loc_2><loc_30><loc_40>" for word in ("a dog", "it", "zebra", "a lot"))
+    for words in (["zebra", "a lot"], []):
+        about["post_processor_config"]["phrase_grounding"] = {"banned_grounding_tokens": words}
+        file.write_text(json.dumps(about))
+        theirs = AutoProcessor.from_pretrained(tmp_path / "hub")
+        wanted = theirs.post_process_generation(
+            text, task="<CAPTION_TO_PHRASE_GROUNDING>", image_size=(90, 40)
+        )["<CAPTION_TO_PHRASE_GROUNDING>"]["labels"]
+        model: Any = sightread.load(tmp_path / "hub", device="cpu")
+        assert model.network.config.no_things == tuple(words)
+        ids = model.tokenizer.encode([text]).ids[0].tolist()
+        found = regions_of(
+            model.tokenizer,
+            "phrases",
+            ids,
+            [0.0] * len(ids),
+            (40, 90),
+            "",
+            None,
+            model.network.config.no_things,
+        )
+        assert [region.label for region in found] == wanted
+        model.save(tmp_path / f"own-{len(words)}")
+        model.save(tmp_path / f"theirs-{len(words)}", layout="transformers")
+        for name in ("own", "theirs"):
+            again: Any = sightread.load(tmp_path / f"{name}-{len(words)}", device="cpu")
+            assert again.network.config == model.network.config
+    assert reference is not None

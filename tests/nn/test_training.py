@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sightread.errors import UsageError
 from sightread.nn import packing
 from sightread.nn.attention import Cache, Linear
-from sightread.nn.blocks import Block, BlockConfig, quick_gelu
+from sightread.nn.blocks import Block, BlockConfig, quick_gelu, thinned
 from sightread.nn.training import checkpoint_blocks, regularise
 
 
@@ -175,11 +175,11 @@ def test_drop_path_leaves_out_branches_of_rows(post_norm: bool) -> None:
     assert [block.drop_path for block in blocks] == [0.0, 0.25, 0.5]
     torch.manual_seed(0)
     rows, branch = 4000, torch.randn(4000, 2, 8)
-    thinned = blocks[2]._thinned(branch)
-    left = (thinned == 0).flatten(1).all(1)
-    assert torch.equal(thinned[~left], branch[~left] * 2)
+    kept = thinned(branch, blocks[2])
+    left = (kept == 0).flatten(1).all(1)
+    assert torch.equal(kept[~left], branch[~left] * 2)
     assert abs(left.float().mean() - 0.5) < 4 * 0.5 / rows**0.5
-    assert torch.equal(blocks[0]._thinned(branch), branch)
+    assert torch.equal(thinned(branch, blocks[0]), branch)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])

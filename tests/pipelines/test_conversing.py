@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 from transformers import AutoProcessor, LlamaTokenizer
 
 import sightread
 from sightread import Message
+from sightread.data.padding import Padding
 from sightread.data.pieces import load_pieces
+from sightread.data.tokens import Tokenizer as OurTokenizer
 from sightread.data.world import world, write_world
 from sightread.errors import CheckpointError, UnsupportedError, UsageError
 from sightread.nn.packing import unpack
+from sightread.pipelines.conversing import _pieces
 from sightread.pipelines.engine import load
 from sightread.pipelines.model import Model
 from sightread.pipelines.run_events import Stepped
-from tests.llava_checkpoints import LLAVA_15, LLAVA_16_MISTRAL, as_older_files, write_llava
+from sightread.types import Pixels
+from tests.llava_checkpoints import LLAVA_15, LLAVA_16_MISTRAL, as_older_files, pieces, write_llava
 
 KINDS = {"1.5": (False, LLAVA_15, {}), "1.6": (True, LLAVA_16_MISTRAL, {"mistral": True, "kv": 2})}
 
@@ -252,3 +260,92 @@ def test_a_bare_piece_model(legacy: bool, tmp_path: Path) -> None:
     for text, row, length in zip(texts, rows.ids, rows.lengths, strict=True):
         assert row[:length].tolist() == theirs(text).input_ids, text
     assert ours.decode([theirs("a dog é").input_ids]) == ["a dog é"]
+
+
+def test_pictures_made_square(tmp_path: Path) -> None:
+    """A processor that fills pictures up to a square with its mean colour first: pixels, and both layouts again."""
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    from sightread.data.pixels import normalise
+
+    write_llava(tmp_path / "m", tiled=False, template=LLAVA_15)
+    sizes: Any = {"size": {"shortest_edge": 14}, "crop_size": {"height": 14, "width": 14}}
+    images: Any = LlavaImageProcessorPil(**sizes, do_pad=True, image_mean=[0.4814, 0.1, 0.999])
+    processor = AutoProcessor.from_pretrained(tmp_path / "m")
+    LlavaProcessor(images, processor.tokenizer, patch_size=7).save_pretrained(tmp_path / "m")
+    shown = [*PICTURES, picture(1, 1, 3), picture(1, 9, 4), picture(8, 1, 5), picture(40, 40, 6)]
+    wanted = images(shown, return_tensors="pt")["pixel_values"]
+    loaded = load(tmp_path / "m", device="cpu")
+    loaded.save(tmp_path / "own")
+    loaded.save(tmp_path / "theirs", layout="transformers")
+    for folder in ("m", "own", "theirs"):
+        model = load(tmp_path / folder, device="cpu")
+        for isolate in (False, True):
+            read = [one for one in model.read(shown, isolate=isolate) if isinstance(one, Pixels)]
+            assert torch.equal(normalise(read, model.image_spec), wanted)
+        assert [one.size for one in read] == [(one.height, one.width) for one in shown]
+    theirs = AutoProcessor.from_pretrained(tmp_path / "theirs").image_processor
+    assert torch.equal(torch.as_tensor(np.stack(theirs(shown)["pixel_values"])), wanted)
+    tight = sightread.types.Limits(max_pixels=2000)
+    small = list(loaded.read([picture(10, 60, 7)], isolate=False, limits=tight))
+    assert "square" in str(small[0])
+
+
+def test_a_stream_may_be_left_and_begun_again(made: tuple[Any, Any, Path], model: Model) -> None:
+    whole = list(model.chat(CONVERSATION, stream=True, max_new_tokens=9))
+    cut = model.chat(CONVERSATION, stream=True, max_new_tokens=9)
+    first = [next(cut), next(cut)]
+    cut.close()
+    between = model.chat(CONVERSATION, stream=True, max_new_tokens=9)
+    other = model.chat(CONVERSATION[3:], stream=True, max_new_tokens=9)
+    mixed = [next(between), next(other)]
+    assert first == whole[:2]
+    assert mixed[0] == whole[0]
+    assert [mixed[0], *between] == whole
+    assert mixed[1] + "".join(other) == model.chat(CONVERSATION[3:], max_new_tokens=9)
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_everything_is_checked_before_the_first_piece(model: Model) -> None:
+    with pytest.raises(UsageError, match="no such"):
+        model.chat(CONVERSATION, stream=True, beams=3)
+    with pytest.raises(UsageError, match="tuple of pictures"):
+        model.chat([Message("user", "a", "cat.jpg")], stream=True)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30), st.booleans(), st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pieces_are_whole_characters(text: str, tidy: bool, data: st.DataObject) -> None:
+    """However the bytes of a text are spread over tokens, the pieces join to it and no character is torn."""
+    backend = Tokenizer(BPE(*pieces(), unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    bytes_of = [backend.token_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
+    tokenizer = sightread_tokenizer(backend, tidy=tidy)
+    stop = data.draw(st.integers(0, len(bytes_of)))
+    whole, cut = (
+        list(_pieces(tokenizer, iter([ids[: i + 1] for i in range(len(ids))])))
+        for ids in (bytes_of, bytes_of[:stop])
+    )
+    assert "".join(whole) == tokenizer.decode([bytes_of])[0].strip()
+    for found in (whole, cut):
+        assert all(found)
+        assert "\ufffd" not in "".join(found[:-1]) or "\ufffd" in text
+    if not tidy:
+        assert text.lstrip().startswith("".join(cut).rstrip("\ufffd"))
+
+
+def test_a_space_that_is_taken_out_later() -> None:
+    """Where "do n't" becomes "don't", nothing is said that does not stay."""
+    backend = Tokenizer(BPE({"do": 0, " n": 1, "'t": 2, " go": 3, " ,": 4}, []))
+    backend.decoder = decoders.Fuse()
+    tokenizer = sightread_tokenizer(backend, tidy=True)
+    runs = iter([[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]])
+    assert list(_pieces(tokenizer, runs)) == ["do", "n't", " go,"]
+
+
+def sightread_tokenizer(backend: Any, *, tidy: bool) -> Any:
+    settings = {"clean_up_tokenization_spaces": tidy}
+    return OurTokenizer("pieces", None, None, Padding(0), backend.get_vocab_size(), 99, backend, settings)

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import sightread
 from sightread.apps import bootstrapping, chatting, converting, evaluating, regions
-from sightread.apps.options import Decoding, Keeping, Machine, Writing, whole, words_or_file
+from sightread.apps.options import Box, Decoding, Keeping, Machine, Writing, box_of, whole, words_or_file
 from sightread.apps.running import Paths, inputs, model_for, reading, require, run
 from sightread.apps.show import Column, Rows, Screen, complain, say
 from sightread.apps.train import train
@@ -53,13 +53,15 @@ app = App(
         "  sightread caption photos -m Salesforce/blip-image-captioning-base\n"
         "  sightread caption 'photos/**/*.jpg' -m M --num-beams 3 --prefix 'ohwx, '\n"
         "  sightread caption photos -m M --min-match 0.3 --judge Salesforce/blip-itm-base-coco\n"
-        "  sightread caption photos -m M --out captions.jsonl"
+        "  sightread caption photos -m M --out captions.jsonl\n"
+        "  sightread caption photo.jpg -m florence-community/Florence-2-base-ft --box 10,20,200,180 --out part.jsonl"
     )
 )
 def caption(
     *paths: Paths,
     prompt: str | None = None,
     length: Literal["short", "detailed", "long"] | None = None,
+    box: Box = None,
     writing: Writing = _WRITING,
     keeping: Keeping = _KEEPING,
     decoding: Decoding = _DECODING,
@@ -77,6 +79,8 @@ def caption(
         The words that every caption starts with, such as "a photo of".
     length
         How much to say; for models that were trained for it (Florence-2), and in place of a prompt.
+    box
+        Say what lies in this box, in pixels of the picture as it is seen; as --length.
     """
     from sightread.pipelines.captions import Rules, caption_pictures
 
@@ -88,7 +92,7 @@ def caption(
         drop_if=keeping.pattern(),
         min_match=keeping.min_match,
         keep_all=keeping.keep_all,
-        decoding=decoding.given() | ({} if length is None else {"length": length}),
+        decoding=decoding.given() | _instead_of_prompt(prompt, length, box),
     )
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
     rows = Rows(columns, as_json=machine.json, go_on=True)
@@ -338,6 +342,15 @@ app.command(
     ),
 )
 app.command(world, help_epilogue="Examples:\n  sightread world world.tar --count 3000 --seed 1")
+
+
+def _instead_of_prompt(prompt: str | None, length: str | None, box: str | None) -> dict[str, Any]:
+    """--length or --box, as the model takes them."""
+    if (prompt is not None) + (length is not None) + (box is not None) > 1:
+        raise UsageError("--prompt, --length and --box: give one of them.")
+    if box is not None:
+        return {"region": box_of(box)}
+    return {} if length is None else {"length": length}
 
 
 def _width(texts: Sequence[str]) -> int:

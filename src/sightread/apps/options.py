@@ -24,6 +24,7 @@ def whole(kind: Any, tokens: Sequence[Token]) -> int:
 
 Bits: TypeAlias = Literal["int8", "int4"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Box: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
 MACHINE = Group("Model and machine", sort_key=40)
 DECODING = Group("How the model writes", sort_key=30)
@@ -222,3 +223,14 @@ def words_or_file(option: str, value: str) -> list[str]:
     if twice:
         raise UsageError(f"{option}: {twice[0]!r} stands there twice.")
     return entries
+
+
+def box_of(text: str) -> tuple[float, float, float, float]:
+    """The box of `left,top,right,bottom`. Raises `UsageError` for anything else, and for one that holds nothing."""
+    try:
+        left, top, right, bottom = (float(edge) for edge in text.split(","))
+    except ValueError:
+        raise UsageError(f"--box {text}: give four numbers: left,top,right,bottom in pixels.") from None
+    if not (0 <= left < right < float("inf") and 0 <= top < bottom < float("inf")):
+        raise UsageError(f"--box {text}: left must be below right, and top below bottom.")
+    return left, top, right, bottom

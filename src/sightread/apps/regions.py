@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sightread.apps.options import Decoding, Machine, words_or_file
+from sightread.apps.options import Box, Decoding, Machine, box_of, words_or_file
 from sightread.apps.running import Paths, model_for, run
 from sightread.apps.show import Column, Rows, Screen
 from sightread.errors import UsageError
@@ -24,7 +24,8 @@ EPILOGUES = {
         "Examples:\n"
         "  sightread detect photos -m florence-community/Florence-2-base-ft --draw found\n"
         "  sightread detect photos -m M --phrases 'cat,dog,red car' --out found.jsonl\n"
-        "  sightread detect photos -m M --describe --json"
+        "  sightread detect photos -m M --describe --json\n"
+        "  sightread detect photo.jpg -m M --box 10,20,200,180"
     ),
     "locate": (
         "Examples:\n"
@@ -84,6 +85,7 @@ def detect(
     *paths: Paths,
     phrases: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     describe: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    box: Box = None,
     keeping: Keeping = _KEEPING,
     decoding: Decoding = _DECODING,
     machine: Machine = _MACHINE,
@@ -98,11 +100,13 @@ def detect(
         What to look for: a,b,c or a file with one a line. Without it: all that the model finds.
     describe
         Describe each thing instead of naming it.
+    box
+        Name what lies in this box alone, in pixels of the picture as it is seen.
     """
     names = None if phrases is None else words_or_file("--phrases", phrases)
-    if names is not None and describe:
-        raise UsageError("--describe: goes without --phrases.")
-    options = decoding.given()
+    if (names is not None) + describe + (box is not None) > 1:
+        raise UsageError("--phrases, --describe and --box: give one of them.")
+    options = decoding.given() | ({} if box is None else {"region": box_of(box)})
 
     def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
         return model.detect(pictures, names, describe=describe, **options)
@@ -135,7 +139,7 @@ def locate(
 def segment(
     *paths: Paths,
     phrase: _Phrases = None,
-    box: Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")] = None,
+    box: Box = None,
     keeping: Keeping = _KEEPING,
     decoding: Decoding = _DECODING,
     machine: Machine = _MACHINE,
@@ -147,11 +151,11 @@ def segment(
     phrase
         A phrase; give -p again for more.
     box
-        In place of a phrase: outline what lies in this box, in pixels.
+        In place of a phrase: outline what lies in this box, in pixels of the picture as it is seen.
     """
     if (phrase is None) == (box is None):
         raise UsageError("-p or --box: give one of them.")
-    asked: Sequence[Any] = _asked(phrase) if box is None else [_box(box)]
+    asked: Sequence[Any] = _asked(phrase) if box is None else [box_of(box)]
     options = decoding.given()
 
     def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
@@ -162,12 +166,19 @@ def segment(
 
 def read(
     *paths: Paths,
+    box: Box = None,
     keeping: Keeping = _KEEPING,
     decoding: Decoding = _DECODING,
     machine: Machine = _MACHINE,
 ) -> int:
-    """Read the texts in every picture, each with the box in which it stands."""
-    options = decoding.given()
+    """Read the texts in every picture, each with the box in which it stands.
+
+    Parameters
+    ----------
+    box
+        Read the text in this box alone, in pixels of the picture as it is seen.
+    """
+    options = decoding.given() | ({} if box is None else {"region": box_of(box)})
 
     def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
         return model.read_text(pictures, **options)
@@ -229,13 +240,3 @@ def _asked(phrases: list[str] | None) -> list[str]:
     if not phrases or any(not text.strip() for text in phrases):
         raise UsageError("-p: say what to look for.")
     return phrases
-
-
-def _box(text: str) -> tuple[float, float, float, float]:
-    try:
-        left, top, right, bottom = (float(edge) for edge in text.split(","))
-    except ValueError:
-        raise UsageError(f"--box {text}: give four numbers: left,top,right,bottom in pixels.") from None
-    if not (0 <= left < right and 0 <= top < bottom):
-        raise UsageError(f"--box {text}: left must be below right, and top below bottom.")
-    return left, top, right, bottom

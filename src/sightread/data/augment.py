@@ -20,9 +20,12 @@ from sightread.errors import UsageError
 GUARD_WORDS: tuple[str, ...] = tuple(
     "left right leftmost rightmost clockwise counterclockwise word words letter letters text written reads says".split()
 )
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+
 _TRIES = 10
 _STRONGEST = 10
 _GREY = (128, 128, 128)
+_LEAST_SEEN = 0.25  # of a thing, that it is still worth naming
 _REDUCING_GAP = (
     3.0  # above it Pillow shrinks by whole factors first: several times faster, and the eye sees no change
 )
@@ -76,14 +79,52 @@ def augment(
     A function of its arguments: the same on every worker and rank, in every order.
     """
     random = generator("augment", seed, epoch, key)
-    image = _crop(picture, size, options, random)
-    # Drawn in any case: whether the guard holds must not change what comes after.
-    mirrored = random.random() < options.flip
-    if mirrored and not guarded(texts, options.guard_words):
+    shape = (picture.height, picture.width) if isinstance(picture, Image.Image) else picture.shape[:2]
+    view = _view(shape, options, random, texts)
+    image = _cropped(picture, size, view.box)
+    if view.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if options.randaugment is not None:
         image = randaugment(image, *options.randaugment, random)
     return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown of a picture: a box of it, (left, top, right, bottom) in its whole pixels, perhaps mirrored."""
+
+    box: tuple[int, int, int, int]
+    mirrored: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what is shown, in the picture's pixels."""
+        return self.box[3] - self.box[1], self.box[2] - self.box[0]
+
+    def place(self, box: Box) -> Box | None:
+        """Where a box of the picture is in what is shown, in the same pixels: moved, cut off at the edges, mirrored.
+        None where less than a quarter of it is left."""
+        (height, width), (x, y) = self.size, self.box[:2]
+        left, right = (min(max(edge - x, 0.0), float(width)) for edge in (box[0], box[2]))
+        top, bottom = (min(max(edge - y, 0.0), float(height)) for edge in (box[1], box[3]))
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        if not 0 < area * _LEAST_SEEN <= (right - left) * (bottom - top):
+            return None
+        return (width - right, top, width - left, bottom) if self.mirrored else (left, top, right, bottom)
+
+
+def view_of(
+    size: tuple[int, int], options: Augment, *, seed: int, epoch: int, key: str, texts: Sequence[str] = ()
+) -> View:
+    """What `augment` shows of a picture of (height, width), before RandAugment, which may turn and shear it."""
+    return _view(size, options, generator("augment", seed, epoch, key), texts)
+
+
+def _view(size: tuple[int, int], options: Augment, random: np.random.Generator, texts: Sequence[str]) -> View:
+    box = crop_box(size[1], size[0], options, random)
+    # Drawn in any case: whether the guard holds must not change what comes after.
+    mirrored = random.random() < options.flip
+    return View(box, mirrored and not guarded(texts, options.guard_words))
 
 
 def crop_box(
@@ -129,15 +170,14 @@ def randaugment(image: Image.Image, count: int, magnitude: int, random: np.rando
     return image
 
 
-def _crop(
-    picture: Image.Image | NDArray[np.uint8], size: int, options: Augment, random: np.random.Generator
+def _cropped(
+    picture: Image.Image | NDArray[np.uint8], size: int, box: tuple[int, int, int, int]
 ) -> Image.Image:
     """RGB, size x size. An array is cropped before it becomes an image: Pillow copies what it is given."""
     if isinstance(picture, Image.Image):
-        box = crop_box(picture.width, picture.height, options, random)
         image = picture.crop(box).convert("RGB")
     else:
-        left, top, right, bottom = crop_box(picture.shape[1], picture.shape[0], options, random)
+        left, top, right, bottom = box
         image = Image.fromarray(np.ascontiguousarray(picture[top:bottom, left:right]))
     return image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
 

@@ -76,7 +76,7 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
         )
     get = {**_FAMILIES[family], **{key: value for key, value in config.items() if value is not None}}.get
     tiled = family == "llavanext"  # whose do_pad is about batches
-    if get("do_pad") and not tiled:
+    if get("do_pad") and family not in ("llava", "llavanext"):
         raise CheckpointError("preprocessor_config.json: do_pad is not supported; set it to false")
     flexible = family == "siglip2"
     size = (
@@ -98,6 +98,7 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
         std=_triple("image_std", get("image_std"), positive=True) if normal else (1.0, 1.0, 1.0),
         patches=_patches(get("patch_size"), get("max_num_patches")) if flexible else None,
         tiles=_tiles(get("image_grid_pinpoints"), size, crop) if tiled else (),
+        square=_colour(get("image_mean")) if get("do_pad") and family == "llava" else None,
     )
 
 
@@ -125,6 +126,8 @@ def spec_to_transformers(spec: ImageSpec, processor: str) -> dict[str, Any]:
     if spec.tiles:
         config |= {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True}
         config["image_grid_pinpoints"] = [list(grid) for grid in spec.tiles]
+    if spec.square is not None:
+        config |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     if spec.crop is not None:
         config["crop_size"] = {"height": spec.crop[0], "width": spec.crop[1]}
     return config
@@ -176,12 +179,15 @@ def prepare(
         if spec.interpolation != "nearest" and _torch_helps(mode) and resample.order_is_known():
             array = images.decode_words(source, limits)
             size = (array.shape[0], array.shape[1])
+            array = _squared(name, array, spec, limits)
             exact = mode == "exact"
             return Pixels(
                 name, _each(size, spec, lambda part: _resize_words(name, array, part, limits, exact)), size
             )
         image = images.decode(source, limits)
         size = (image.height, image.width)
+        if spec.square is not None:
+            image = Image.fromarray(_squared(name, np.asarray(image), spec, limits))
         return Pixels(name, _each(size, spec, lambda part: _resize(name, image, part, limits)), size)
     except MemoryError:
         raise ImageError(name, "needs too much memory") from None
@@ -202,6 +208,21 @@ def _each(
     return np.concatenate(
         [resize(replace(plain, resize=spec.crop)), tiles.cut(large, grid, spec.crop[0])], axis=1
     )
+
+
+def _squared(name: str, array: NDArray[np.uint8], spec: ImageSpec, limits: Limits) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] in the middle of a square of the spec's colour; an odd row goes below, a column to the right."""
+    height, width, channels = array.shape
+    side = max(height, width)
+    if spec.square is None or height == width:
+        return array
+    if side * side > limits.max_pixels:
+        raise ImageError(name, f"{side} x {side} pixels as a square, over the limit of {limits.max_pixels}")
+    whole = np.empty((side, side, channels), np.uint8)
+    whole[:] = (*spec.square, 0)[:channels]
+    top, left = (side - height) // 2, (side - width) // 2
+    whole[top : top + height, left : left + width] = array
+    return whole
 
 
 def _torch_helps(mode: str) -> bool:
@@ -428,6 +449,14 @@ def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CheckpointError(f"preprocessing: {key} = {value!r}; wanted a finite number")
     return float(value)
+
+
+def _colour(mean: Any) -> tuple[int, int, int]:
+    """The colour that a picture is made square with: its processor's mean."""
+    red, green, blue = (int(255 * value) for value in _triple("image_mean", mean))
+    if min(red, green, blue) < 0 or max(red, green, blue) > 255:
+        raise CheckpointError(f"preprocessor_config.json: image_mean = {mean!r} with do_pad; wanted 0 to 1")
+    return red, green, blue
 
 
 def _triple(key: str, value: Any, positive: bool = False) -> tuple[float, float, float]:

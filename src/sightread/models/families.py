@@ -71,7 +71,7 @@ class Family:
     # The processor settings that original checkpoints were trained with (they carry none themselves).
     default_image: Callable[[Any], dict[str, Any]]
 
-    # Whether generation_config.json says how it writes.
+    # Whether the reference reads how it writes in generation_config.json.
     generation: bool = False
     # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
     # config, the size of pictures, and the words that stand for no thing.
@@ -305,6 +305,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="CLIPImageProcessor",
         to_transformers=llava_checkpoints.exports,
         default_image=_clip_image,
+        generation=True,
         processor=llava_checkpoints.processor,
     ),
     "paligemma": Family(
@@ -319,6 +320,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="SiglipImageProcessor",
         to_transformers=paligemma_checkpoints.exports,
         default_image=_siglip_image,
+        generation=True,
         processor=paligemma_checkpoints.processor,
     ),
 }

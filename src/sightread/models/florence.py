@@ -23,6 +23,7 @@ class Config:
     """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
     picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
     the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
+    no_things: phrases that stand for no thing, whose boxes are left out; None for the usual ones.
     """
 
     vision: DavitConfig
@@ -35,6 +36,7 @@ class Config:
     end_id: int
     bos_id: int = 0
     labels: tuple[str, ...] = ()
+    no_things: tuple[str, ...] | None = None
 
 
 _ASK: dict[str, str] = {
@@ -61,9 +63,11 @@ _ASK: dict[str, str] = {
     "<REFERRING_EXPRESSION_SEGMENTATION>": "Locate {} in the image with mask",
     "outline": "What is the polygon mask of region {}",
     "<REGION_TO_SEGMENTATION>": "What is the polygon mask of region {}",
+    "category": "What is the region {}?",
     "<REGION_TO_CATEGORY>": "What is the region {}?",
     "region": "What does the region {} describe?",
     "<REGION_TO_DESCRIPTION>": "What does the region {} describe?",
+    "words": "What text is in the region {}?",
     "<REGION_TO_OCR>": "What text is in the region {}?",
     "prompt": "{}",
 }
@@ -76,6 +80,8 @@ _FINDS = {
     "segment": "outlines",
     "outline": "outlines",
     "read": "quads",
+    "category": "said",
+    "words": "said",
 }
 
 

@@ -33,7 +33,7 @@ _VISION: dict[str, tuple[str, Any]] = {
 
 
 def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
-    """From the config.json of a hub checkpoint (`model_type: florence2`)."""
+    """From the config.json of a hub checkpoint (`model_type: florence2`), and its processor's list as `no_things`."""
     vision: dict[str, Any] = data.get("vision_config") or {}
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
     sizes = vision.get("max_position_embeddings", 50), vision.get("max_temporal_embeddings", 100)
@@ -83,6 +83,7 @@ def _config(
         start_ids=(text.get("decoder_start_token_id", 2),),
         end_id=text.get("eos_token_id", 2),
         bos_id=text.get("bos_token_id", 0),
+        no_things=data.get("no_things"),
     )
 
 
@@ -122,7 +123,8 @@ def processor(
     height, width = (-(-side // config.vision.patch) for side in size)
     kinds = "ocr pure_text description_with_bboxes description_with_polygons polygons bboxes".split()
     rules: dict[str, Any] = {kind: {} for kind in (*kinds, "description_with_bboxes_or_polygons")}
-    rules["phrase_grounding"] = {"banned_grounding_tokens": list(no_things)}
+    words = no_things if config.no_things is None else config.no_things
+    rules["phrase_grounding"] = {"banned_grounding_tokens": list(words)}
     return (
         {"processor_class": "Florence2Processor", "post_processor_config": rules},
         {"image_seq_length": 1 + height * width},

@@ -181,29 +181,28 @@ class Block(nn.Module):
         """The first half, in which positions see each other: self-attention with its residual and norm."""
         if self.post_norm:
             mixed = self.attn(x, mask=mask, causal=causal, cache=cache, turn=turn)
-            return self.norm1(x + self._thinned(mixed))
+            return self.norm1(x + thinned(mixed, self))
         mixed = self.attn(self.norm1(x), mask=mask, causal=causal, cache=cache, turn=turn)
-        return x + self._thinned(self.norm1_out(mixed) if self.sandwich else mixed)
+        return x + thinned(self.norm1_out(mixed) if self.sandwich else mixed, self)
 
     def rest(self, x: Tensor, memory: KeyValue | None = None, memory_mask: Tensor | None = None) -> Tensor:
         """The second half, each position for itself: cross-attention where there is a memory, and the MLP."""
         cross, mlp = self.cross if memory is not None else None, self.mlp
         if self.post_norm:
             if cross is not None:
-                x = self.norm_cross(x + self._thinned(cross(x, memory=memory, mask=memory_mask)))
-            return self.norm2(x + self._thinned(mlp(x)))
+                x = self.norm_cross(x + thinned(cross(x, memory=memory, mask=memory_mask), self))
+            return self.norm2(x + thinned(mlp(x), self))
         if cross is not None:
-            x = x + self._thinned(cross(self.norm_cross(x), memory=memory, mask=memory_mask))
+            x = x + thinned(cross(self.norm_cross(x), memory=memory, mask=memory_mask), self)
         hidden = mlp(self.norm2(x))
-        return x + self._thinned(self.norm2_out(hidden) if self.sandwich else hidden)
+        return x + thinned(self.norm2_out(hidden) if self.sandwich else hidden, self)
 
-    def _thinned(self, branch: Tensor) -> Tensor:
-        """What a residual branch `[R, L, D]` adds: all of it, but in training what dropout and drop path leave."""
-        if not self.training:
-            return branch
-        if self.dropout:
-            branch = nn.functional.dropout(branch, self.dropout)
-        if self.drop_path:
-            kept = 1 - self.drop_path
-            branch = branch * branch.new_empty(branch.shape[0], 1, 1).bernoulli_(kept).div_(kept)
-        return branch
+
+def thinned(branch: Tensor, block: Any) -> Tensor:
+    """What a residual branch `[R, ..., D]` adds: all, but in training what the block's dropout and drop path leave."""
+    if block.training and block.dropout:
+        branch = nn.functional.dropout(branch, block.dropout)
+    if block.training and block.drop_path:
+        kept, rows = 1 - block.drop_path, (len(branch), *[1] * (branch.ndim - 1))
+        branch = branch * branch.new_empty(rows).bernoulli_(kept).div_(kept)
+    return branch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 
 from sightread.errors import UsageError
@@ -18,12 +21,10 @@ def regularise(network: nn.Module, *, dropout: float = 0.0, drop_path: float = 0
     for name, value in (("dropout", dropout), ("drop_path", drop_path)):
         if not 0 <= value < 1:
             raise UsageError(f"{name}={value}: must be in [0, 1)")
-    for stack in network.modules():
-        if isinstance(stack, nn.ModuleList):
-            blocks = [block for block in stack if isinstance(block, Block)]
-            for depth, block in enumerate(blocks):
-                block.dropout = dropout
-                block.drop_path = drop_path * depth / max(len(blocks) - 1, 1)
+    for blocks in _stacks(network):
+        for depth, block in enumerate(blocks):
+            block.dropout = dropout
+            block.drop_path = drop_path * depth / max(len(blocks) - 1, 1)
 
 
 def checkpoint_blocks(network: nn.Module, on: bool = True) -> None:
@@ -31,6 +32,15 @@ def checkpoint_blocks(network: nn.Module, on: bool = True) -> None:
 
     A third more arithmetic for a fraction of the memory; the numbers, random ones too, are the same.
     """
+    for blocks in _stacks(network):
+        for block in blocks:
+            block.recompute = on
+
+
+def _stacks(network: nn.Module) -> Iterator[list[Any]]:
+    """Blocks that follow one another: lists of them, and what a tower of other layers calls its `stack`."""
     for module in network.modules():
-        if isinstance(module, Block):
-            module.recompute = on
+        if isinstance(module, nn.ModuleList):
+            yield [block for block in module if isinstance(block, Block)]
+        elif isinstance(stack := getattr(module, "stack", None), list):
+            yield stack

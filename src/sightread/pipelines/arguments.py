@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Hashable, Iterable, Sequence
 from os import PathLike
 from typing import TypeAlias
 
@@ -55,6 +56,15 @@ def as_pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSou
     if len(pictures) != len(texts):
         raise UsageError(f"{len(pictures)} pictures and {len(texts)} {what}: give as many, or one of either")
     return pictures, texts
+
+
+def places_of(pictures: Sequence[ImageSource]) -> list[list[int]]:
+    """Where each distinct picture stands, in the order in which they come first: one object, or one path, is one."""
+    places: dict[Hashable, list[int]] = {}
+    for i, picture in enumerate(pictures):
+        key = os.fspath(picture) if isinstance(picture, (str, PathLike)) else id(picture)
+        places.setdefault(key, []).append(i)
+    return list(places.values())
 
 
 def digest(data: bytes) -> int:

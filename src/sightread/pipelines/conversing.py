@@ -9,7 +9,6 @@ from sightread.data.tokens import Tokenizer
 from sightread.errors import UsageError
 from sightread.pipelines import prompted
 from sightread.pipelines.arguments import digest
-from sightread.tasks.generate import Decoding
 from sightread.types import Message
 
 # An answer may be long; it ends where the model ends it.
@@ -21,27 +20,35 @@ def reply(model: prompted.Prompter, messages: Sequence[Message], given: dict[str
 
     Everything is checked and all pictures are read before the first piece is asked for: UsageError, ImageError.
     """
-    options = Decoding.of({**_USUAL, **given})
+    options = model.options(given, _USUAL)
     if options.num_return > 1:
         raise UsageError(f"num_return={options.num_return}: a conversation goes on from one answer")
-    for message in messages:
+    for place, message in enumerate(messages):
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"messages: {message!r} is no sightread.Message")
+        if not isinstance(message.images, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"messages[{place}]: images must be a tuple of pictures, even of one")
     prompt = model.network.dialogue(messages)
+    for message in messages:
+        prompted.check_words(model.tokenizer, message.text)
     pictures = prompted.prepared(model, [image for message in messages for image in message.images])
     key = digest(
         b"".join(picture.values.tobytes() for picture in pictures) + prompt.encode("utf-8", "replace")
     )
-    return _pieces(model.tokenizer, prompted.stream(model, pictures, prompt, options, key))
+    seen = prompted.look(model, pictures)
+    return _pieces(model.tokenizer, prompted.stream(model, seen, prompt, options, key))
 
 
 def _pieces(tokenizer: Tokenizer, runs: Iterator[list[int]]) -> Iterator[str]:
+    tidied = tokenizer.settings.get("clean_up_tokenization_spaces")
     said, text = "", ""
     for ids in runs:
         text = tokenizer.decode([ids])[0].strip()
+        # Where spaces before marks are taken out, the last word may still move: " n" becomes "n't".
+        sure = text.rpartition(" ")[0] if tidied else text
         # What is not whole yet shows as U+FFFD: a character of several tokens.
-        if len(text) > len(said) and text.startswith(said) and not text.endswith("\ufffd"):
-            yield text[len(said) :]
-            said = text
+        if len(sure) > len(said) and sure.startswith(said) and not sure.endswith("\ufffd"):
+            yield sure[len(said) :]
+            said = sure
     if len(text) > len(said):
         yield text[len(said) :]

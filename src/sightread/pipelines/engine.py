@@ -28,6 +28,7 @@ from sightread.models.files import Located, locate, read_tensors
 from sightread.models.segments import MaskDecoder
 from sightread.nn.packing import pack
 from sightread.nn.quantise import Bits, quantiser
+from sightread.pipelines.habits import habits_of
 from sightread.pipelines.memory import give_back_freed_memory
 from sightread.pipelines.model import Model
 from sightread.pipelines.prompted import PICTURE
@@ -137,7 +138,9 @@ def _load_foreign(
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
     open_clip = _json(located.folder / "open_clip_config.json")
-    described = open_clip.get("model_cfg", {}) if name == "open_clip" else {**config, **_chat(located.folder)}
+    described = (
+        open_clip.get("model_cfg", {}) if name == "open_clip" else {**config, **_beside(located.folder)}
+    )
     if name == "transformers" and not described:
         raise CheckpointError(
             f"{located.name}: config.json is missing; put the checkpoint's own beside its weights"
@@ -159,16 +162,18 @@ def _load_foreign(
     return family, network, spec
 
 
-def _chat(folder: Path) -> dict[str, Any]:
-    """The text of the processor's chat template, as `chat_template`; it is compared, never run."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return {"chat_template": file.read_text("utf-8", "replace")}
-    found = [
-        _json(folder / name).get("chat_template") for name in ("chat_template.json", "processor_config.json")
-    ]
-    texts = [text for text in found if isinstance(text, str)]
-    return {"chat_template": texts[0]} if texts else {}
+def _beside(folder: Path) -> dict[str, Any]:
+    """What a network has to know of its processor's files. `chat_template`: its text, which is compared, never run;
+    `no_things`: the phrases that stand for no thing (Florence-2)."""
+    processor, found = _json(folder / "processor_config.json"), dict[str, Any]()
+    if isinstance(rules := processor.get("post_processor_config"), dict):
+        banned = (rules.get("phrase_grounding") or {}).get("banned_grounding_tokens") or ()
+        found["no_things"] = tuple(str(phrase) for phrase in banned)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        return found | {"chat_template": template.read_text("utf-8", "replace")}
+    texts = [file.get("chat_template") for file in (_json(folder / "chat_template.json"), processor)]
+    return found | next(({"chat_template": text} for text in texts if isinstance(text, str)), {})
 
 
 def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
@@ -192,26 +197,10 @@ def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
         )
 
 
-# Our option -> the name in generation_config.json.
-_GENERATION = {
-    "num_beams": "num_beams",
-    "length_penalty": "length_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram": "no_repeat_ngram_size",
-    "max_new_tokens": "max_new_tokens",
-    "first_id": "forced_bos_token_id",
-}
-
-
 def _decoding(located: Located, family: Family) -> dict[str, Any]:
-    """How it writes where the caller does not say: generation_config.json or, before there were such, config.json."""
-    if not family.generation:
-        return {}
-    config = located.config or {}
-    said = _json(located.folder / "generation_config.json") or {**config, **config.get("text_config", {})}
-    found = {ours: said[theirs] for ours, theirs in _GENERATION.items() if said.get(theirs) is not None}
-    flags = {"stop_early": said.get("early_stopping") is True, "end_last": "forced_eos_token_id" in said}
-    return found | {name: True for name, on in flags.items() if on}
+    """How it writes where nobody says, of families whose reference reads it."""
+    said = _json(located.folder / "generation_config.json")
+    return habits_of(said, located.config or {}) if family.generation else {}
 
 
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:

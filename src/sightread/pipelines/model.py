@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -18,7 +17,7 @@ from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UnsupportedError, UsageError
 from sightread.models.catalog import who_can
 from sightread.models.segments import MaskDecoder
-from sightread.pipelines import prompted, regions
+from sightread.pipelines import habits, prompted, regions
 from sightread.pipelines.arguments import (
     Images,
     Texts,
@@ -26,6 +25,7 @@ from sightread.pipelines.arguments import (
     as_pictures,
     as_strings,
     digest,
+    places_of,
     prompts_from,
 )
 from sightread.pipelines.batching import TEXTS_AT_ONCE, continued, groups, part_of
@@ -42,6 +42,9 @@ Floats = NDArray[np.float32]
 
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
+
+# Questions have short answers, of which BLIP writes the likeliest word by word.
+_GREEDY = {"num_beams": 1}
 
 
 class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
@@ -68,7 +71,7 @@ class Model:
     checkpoint lacks raises `UnsupportedError`.
 
     name: what was loaded. image_spec: how its pictures are prepared. batch_size: pictures at once (memory, not
-    results, depends on it). decoding: how it captions where the caller does not say (`tasks.generate.Decoding`).
+    results, depends on it). decoding: how it writes where nobody says (`tasks.generate.Decoding`, `options`).
     masks: what makes masks of PaliGemma's segment words, None for other families or without its file.
     """
 
@@ -233,7 +236,7 @@ class Model:
 
         prompt: one for all pictures, or one a picture. length, and region (a box in pixels, of which the caption then
         is): for models that were trained for them, in place of a prompt. decoding: the fields of
-        `tasks.generate.Decoding`.
+        `tasks.generate.Decoding`; what is left out is as `options` says.
         """
         self._need("caption")
         if length is not None or region is not None:
@@ -246,8 +249,9 @@ class Model:
             mine = None if prompts is None else prompts_from(prompts, done, len(batch))
             keys = [digest(picture.values.tobytes()) for picture in batch]
             if self._prompted:
-                asked = [prompted.form(self.network, "caption", text) for text in mine or [None] * len(batch)]
-                found = prompted.texts(self, [[picture] for picture in batch], asked, options, keys)
+                asked = [prompted.form(self, "caption", text) for text in mine or [None] * len(batch)]
+                seen = [[one] for one in prompted.look(self, batch)]
+                found = prompted.texts(self, seen, asked, options, keys)
             else:
                 found = continued(self, self.encode(batch), mine, keys, options)
             for texts in found:
@@ -274,7 +278,7 @@ class Model:
         likelihood of the whole answer (Li et al. 2022, section 5.3). decoding: as for `caption`.
         """
         self._need("answer")
-        options = Decoding.of(decoding)
+        options = self.options(decoding, {} if self._prompted else _GREEDY)
         if self._prompted:
             if candidates is not None:
                 raise UnsupportedError(f"{self.name} cannot choose among candidates; leave them out")
@@ -307,15 +311,22 @@ class Model:
         return [text for texts in out for text in texts]
 
     def detect(
-        self, images: Images, phrases: Texts | None = None, *, describe: bool = False, **decoding: Any
+        self,
+        images: Images,
+        phrases: Texts | None = None,
+        *,
+        describe: bool = False,
+        region: Box | None = None,
+        **decoding: Any,
     ) -> list[list[Region]]:
-        """The things in each picture: all that the model finds, or with phrases all that each of them names.
+        """The things in each picture: all that the model finds, or with phrases all that each of them names; with a
+        region (a box in pixels), what that box holds.
 
         describe: labels are descriptions instead of names. Boxes are in pixels of the upright picture. decoding: as for
-        `caption`; a text of regions may have 1,024 tokens where it does not say.
+        `caption`; a text of regions may have 1,024 tokens where nobody says.
         """
         self._need("detect")
-        return regions.detect(self, images, phrases, describe=describe, **decoding)
+        return regions.detect(self, images, phrases, describe=describe, region=region, **decoding)
 
     def locate(self, images: Images, phrases: Texts, **decoding: Any) -> list[list[Region]]:
         """Boxes of what each phrase refers to, or the phrases in it: pairs, or one of either with all of the other."""
@@ -330,16 +341,17 @@ class Model:
         self._need("segment")
         return regions.each(self, "segment", images, phrases, **decoding)
 
-    def read_text(self, images: Images, **decoding: Any) -> list[list[Region]]:
-        """The texts written in each picture: labels, with four corners each as polygon, and the box that holds them."""
+    def read_text(self, images: Images, *, region: Box | None = None, **decoding: Any) -> list[list[Region]]:
+        """The texts written in each picture: labels, with four corners each as polygon, and the box that holds them;
+        with a region (a box in pixels), the text in that box."""
         self._need("read")
-        return regions.read_text(self, images, **decoding)
+        return regions.read_text(self, images, region, **decoding)
 
     def chat(self, messages: Sequence[Message], stream: bool = False, **decoding: Any) -> Any:
         """The answer to the last of the messages, in the model's own prompt form; pictures stand in the messages.
 
         Returns str; with `stream` an iterator of its pieces, as they are written (with beams: all at the end).
-        decoding: as for `caption`, but 512 tokens at most by default. UsageError for messages out of order.
+        decoding: as for `caption`; 512 tokens at most where nobody says. UsageError for messages out of order.
         """
         self._need("chat")
         pieces = reply(self, messages, decoding)
@@ -379,11 +391,7 @@ class Model:
         self, pictures: Sequence[ImageSource]
     ) -> Iterator[tuple[list[Pixels], Encoded, list[NDArray[np.int64]]]]:
         """Each distinct picture once, in batches: pixels, encoded, and for each picture where it stands in the list."""
-        places: dict[Any, list[int]] = {}
-        for i, picture in enumerate(pictures):
-            key = os.fspath(picture) if isinstance(picture, (str, PathLike)) else id(picture)
-            places.setdefault(key, []).append(i)
-        groups = [np.array(rows, dtype=np.int64) for rows in places.values()]
+        groups = [np.array(rows, dtype=np.int64) for rows in places_of(pictures)]
         done = 0
         for batch in self._batches([pictures[rows[0]] for rows in groups]):
             yield batch, self.encode(batch), groups[done : done + len(batch)]
@@ -427,12 +435,10 @@ class Model:
             self._classes = (key, embed.ensemble(self._embed_texts(texts), len(templates)))
         return self._classes[1]
 
-    def options(self, given: Mapping[str, Any]) -> Decoding:
-        """How it writes: as the caller says and, where he does not, as the checkpoint does; beams are left to him who
-        says how many, or samples."""
-        ways = {"num_beams", "top_p", "top_k", "temperature"}
-        left = {"num_beams", "length_penalty"} if ways & set(given) else set[str]()
-        return Decoding.of({k: v for k, v in self.decoding.items() if k not in left} | dict(given))
+    def options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Decoding:
+        """How it writes, the same for every verb: as the caller says and, where he does not, as the verb does of its
+        own (`usual`) and then the checkpoint; see `pipelines.habits`."""
+        return habits.options(self.decoding, usual or {}, given)
 
     @property
     def _prompted(self) -> bool:

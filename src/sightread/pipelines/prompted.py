@@ -6,20 +6,25 @@ A prompt in the family's own form, its pictures' tokens in place, padded in fron
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from functools import lru_cache
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sightread.data.tokens import Tokenizer
 from sightread.errors import ImageError, UsageError
-from sightread.pipelines.arguments import digest
+from sightread.pipelines.arguments import digest, places_of
 from sightread.tasks import describe
 from sightread.tasks.generate import Decoding
 from sightread.types import Encoded, ImageSource, Pixels
 
 PICTURE = "<image>"
+_PLACE = re.compile(r"<(?:loc|seg)_?\d+>")
+_NEVER_CUT = 1 << 20  # tokens: a prompt that is too long is an error, as what is cut off would be its end
 
 
 class Network(Protocol):
@@ -39,7 +44,7 @@ class Network(Protocol):
 
 
 class Prompter(Protocol):
-    """A loaded model: its network and tokenizer, pictures prepared, and through its image tower."""
+    """A loaded model: its network and tokenizer, pictures prepared, and through its image tower; how it writes."""
 
     network: Any
     tokenizer: Tokenizer
@@ -50,48 +55,111 @@ class Prompter(Protocol):
 
     def encode(self, batch: Sequence[Pixels]) -> Encoded: ...
 
+    def options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Decoding: ...
 
-def form(network: Network, job: str, text: str | None = None) -> str:
-    """The prompt of a job with the caller's text in it; without one, the job's own form. A text may also be the name
-    of another of the network's prompts."""
-    if text is None or text in network.prompts:
-        return network.prompts[text or job]
-    template = network.prompts[job if "{}" in network.prompts.get(job, "") else "prompt"]
-    return template.replace("{}", text)
+
+class Seen(NamedTuple):
+    """A picture that was read, and what the network makes of it: tokens `[N, D]`."""
+
+    pixels: Pixels
+    tokens: Tensor
+
+
+def form(model: Prompter, job: str, text: str | None = None) -> str:
+    """The prompt of a job with the caller's text in it; without one, the job's own form.
+
+    In place of the words of a caption, the name of another task as its authors write it ("<OD>") is the form of that.
+    Raises UsageError for a text that holds a token of the model's own.
+    """
+    prompts = model.network.prompts
+    if text is None or (job == "caption" and text[:1] == "<" and "{}" not in prompts.get(text, "{}")):
+        return prompts[text or job]
+    check_words(model.tokenizer, text)
+    return prompts[job if "{}" in prompts.get(job, "") else "prompt"].replace("{}", text)
+
+
+def check_words(tokenizer: Tokenizer, text: str) -> None:
+    """Raises UsageError where a text holds a token that begins, ends or fills texts, or stands for a picture: what a
+    caller says must not become one. Words of places may stand in it; they are words."""
+    if found := _controls(tokenizer).search(text):
+        raise UsageError(
+            f"{text[:60]!r}: {found[0]} is a token of the model's own and no word; leave it out, and give pictures "
+            "as pictures"
+        )
+
+
+@lru_cache(maxsize=8)
+def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
+    added = tokenizer.backend.get_added_tokens_decoder().values()
+    names = {token.content for token in added if token.special and not _PLACE.fullmatch(token.content)}
+    return re.compile("|".join(map(re.escape, sorted(names | {PICTURE}, key=len, reverse=True))))
 
 
 def answers(
     model: Prompter, pictures: Sequence[ImageSource], questions: Sequence[str], options: Decoding
 ) -> list[str]:
     """`options.num_return` answers for each pair of a picture and a question; ImageError for what cannot be read."""
-    out: list[str] = []
-    for start in range(0, len(questions), model.batch_size):
+    forms = [form(model, "answer", text) for text in questions]
+    out: list[list[str]] = [[] for _ in questions]
+    for rows, seen in together(model, pictures):
+        keys = names_of(seen, [questions[i] for i in rows])
+        found = texts(model, [[one] for one in seen], [forms[i] for i in rows], options, keys)
+        for i, mine in zip(rows, found, strict=True):
+            out[i] = mine
+    return list(chain(*out))
+
+
+def together(model: Prompter, pictures: Sequence[ImageSource]) -> Iterator[tuple[list[int], list[Seen]]]:
+    """`model.batch_size` rows at a time, those of one picture after each other: their places in `pictures`, and what
+    is seen there. Each distinct picture is read and encoded once, and kept no longer than its rows need it."""
+    places = places_of(pictures)
+    order = list(chain(*places))
+    owners = [own[0] for own in places for _ in own]
+    kept: dict[int, Seen] = {}
+    for start in range(0, len(order), model.batch_size):
         part = slice(start, start + model.batch_size)
-        read, asked = prepared(model, pictures[part]), questions[part]
-        keys = [
-            digest(picture.values.tobytes() + text.encode("utf-8", "replace"))
-            for picture, text in zip(read, asked, strict=True)
-        ]
-        prompts = [form(model.network, "answer", text) for text in asked]
-        for found in texts(model, [[picture] for picture in read], prompts, options, keys):
-            out.extend(found)
-    return out
+        kept = {owner: kept[owner] for owner in owners[part] if owner in kept}
+        new = [owner for owner in dict.fromkeys(owners[part]) if owner not in kept]
+        kept |= zip(new, look(model, prepared(model, [pictures[i] for i in new])), strict=True)
+        yield order[part], [kept[owner] for owner in owners[part]]
+
+
+def names_of(seen: Sequence[Seen], asked: Sequence[str]) -> list[int]:
+    """Numbers that name each picture and what is asked of it, for sampling."""
+    return [
+        digest(one.pixels.values.tobytes() + text.encode("utf-8", "replace"))
+        for one, text in zip(seen, asked, strict=True)
+    ]
 
 
 def prepared(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
-    """Each picture prepared, the same object once. Raises the ImageError of the first that cannot be read."""
-    distinct = {id(picture): picture for picture in pictures}
+    """Each picture prepared, the same one once. Raises the ImageError of the first that cannot be read."""
     read: dict[int, Pixels] = {}
-    for name, result in zip(distinct, model.read(distinct.values(), isolate=False), strict=True):
+    places = places_of(pictures)
+    found = model.read([pictures[own[0]] for own in places], isolate=False)
+    for own, result in zip(places, found, strict=True):
         if isinstance(result, ImageError):
             raise result
-        read[name] = result
-    return [read[id(picture)] for picture in pictures]
+        read |= dict.fromkeys(own, result)
+    return [read[i] for i in range(len(pictures))]
+
+
+def look(model: Prompter, pictures: Sequence[Pixels]) -> list[Seen]:
+    """Prepared pictures through the image tower, the same object once."""
+    if not pictures:
+        return []
+    distinct = {id(picture): picture for picture in pictures}
+    encoded = model.encode(list(distinct.values()))
+    tokens: dict[int, Tensor] = {}
+    for place, name in enumerate(distinct):
+        kept = encoded.tokens[place]
+        tokens[name] = kept if encoded.mask is None else kept[encoded.mask[place]]
+    return [Seen(picture, tokens[id(picture)]) for picture in pictures]
 
 
 def texts(
     model: Prompter,
-    pictures: Sequence[Sequence[Pixels]],
+    pictures: Sequence[Sequence[Seen]],
     prompts: Sequence[str],
     options: Decoding,
     keys: Sequence[int],
@@ -106,15 +174,14 @@ def texts(
 @torch.inference_mode()
 def write(
     model: Prompter,
-    pictures: Sequence[Sequence[Pixels]],
+    pictures: Sequence[Sequence[Seen]],
     prompts: Sequence[str],
     options: Decoding,
     keys: Sequence[int],
 ) -> list[list[int]]:
     """For each prompt, `options.num_return` rows of ids, without what the decoder starts from.
 
-    pictures: of each prompt, in the order of its PICTURE places; the same `Pixels` object is encoded once.
-    keys: a number that names each row for sampling.
+    pictures: of each prompt, in the order of its PICTURE places. keys: a number that names each row for sampling.
     """
     given, start = _begun(model, pictures, prompts, options)
     end_id = model.network.config.end_id
@@ -123,20 +190,20 @@ def write(
 
 
 def stream(
-    model: Prompter, pictures: Sequence[Pixels], prompt: str, options: Decoding, key: int
+    model: Prompter, pictures: Sequence[Seen], prompt: str, options: Decoding, key: int
 ) -> Iterator[list[int]]:
-    """`write` for one prompt: its ids after every token."""
+    """`write` for one prompt: its ids after every token. What is wrong is said at once, and not with the first."""
     given, start = _begun(model, [pictures], [prompt], options)
     network = model.network
     end_id = network.config.end_id
-    for row in describe.stream(network.language, given, start, options, end_id=end_id, keys=[key]):
-        yield row[start.shape[1] :]
+    rows = describe.stream(network.language, given, start, options, end_id=end_id, keys=[key])
+    return (row[start.shape[1] :] for row in rows)
 
 
 @torch.inference_mode()
 def write_scored(
     model: Prompter,
-    pictures: Sequence[Sequence[Pixels]],
+    pictures: Sequence[Sequence[Seen]],
     prompts: Sequence[str],
     options: Decoding,
     keys: Sequence[int],
@@ -150,7 +217,7 @@ def write_scored(
 
 @torch.inference_mode()
 def _begun(
-    model: Prompter, pictures: Sequence[Sequence[Pixels]], prompts: Sequence[str], options: Decoding
+    model: Prompter, pictures: Sequence[Sequence[Seen]], prompts: Sequence[str], options: Decoding
 ) -> tuple[Encoded, Tensor]:
     """What the language model starts from, and the ids that its texts start with. Raises UsageError without room."""
     config = model.network.config
@@ -166,26 +233,19 @@ def _begun(
 
 
 def prefix(
-    model: Prompter, pictures: Sequence[Sequence[Pixels]], prompts: Sequence[str]
+    model: Prompter, pictures: Sequence[Sequence[Seen]], prompts: Sequence[str]
 ) -> tuple[Encoded, int]:
     """What the language model starts from, and how many tokens the longest prompt has."""
     image_id = model.network.config.image_id
-    distinct = {id(picture): picture for row in pictures for picture in row}
-    tokens: dict[int, Tensor] = {}
-    if distinct:
-        encoded = model.encode(list(distinct.values()))
-        for place, name in enumerate(distinct):
-            kept = encoded.tokens[place]
-            tokens[name] = kept if encoded.mask is None else kept[encoded.mask[place]]
     rows: list[list[int]] = []
-    encoded_texts = model.tokenizer.encode(list(prompts))
+    encoded_texts = model.tokenizer.encode(list(prompts), max_length=_NEVER_CUT)
     for row, (prompt, mine) in enumerate(zip(prompts, pictures, strict=True)):
         ids = encoded_texts.ids[row, : encoded_texts.lengths[row]].tolist()
         if ids.count(image_id) != len(mine):
             raise UsageError(
                 f"{prompt!r}: has {ids.count(image_id)} places for pictures, and {len(mine)} are given"
             )
-        sizes = iter([tokens[id(picture)].shape[0] for picture in mine])
+        sizes = iter([one.tokens.shape[0] for one in mine])
         rows.append([one for i in ids for one in ([i] * next(sizes) if i == image_id else [i])])
     length, most = max(map(len, rows)), model.network.config.text.positions
     if most and length > most:
@@ -195,6 +255,6 @@ def prefix(
     ids = torch.tensor([[model.tokenizer.pad_id] * (length - len(row)) + row for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     real = torch.arange(length) >= length - lengths[:, None]
-    flat = [tokens[id(picture)] for row in pictures for picture in row]
+    flat = [one.tokens for row in pictures for one in row]
     joined = torch.cat(flat) if flat else torch.zeros(0, 1, device=model.device)
     return model.network.begin(joined, ids.to(model.device), real.to(model.device)), length

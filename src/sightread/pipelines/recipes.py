@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast
 
 from sightread.data.augment import Augment
 from sightread.errors import UsageError
 from sightread.pipelines.optimiser import OptimiserConfig, ScheduleConfig
+from sightread.pipelines.typed import build, put
 
 TERMS = ("itc", "itm", "lm", "vqa", "prompted", "clip", "siglip", "mlm", "mim", "classes")
+# What becomes of a part that is switched off when something in it is set.
+_MADE = {"data.augment": lambda: dataclasses.asdict(Augment())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         path, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: write it as name=value, such as optimiser.lr=1e-4")
-        _put(data, path.strip(), text.strip())
+        put(data, path.strip(), text.strip(), made=_MADE, free=("terms",))
     return from_json(data)
 
 
@@ -158,7 +159,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> Recipe:
     """A recipe from plain values; UsageError names what is unknown, ill-typed or out of range."""
-    recipe = cast(Recipe, _build(Recipe, data, ""))
+    recipe: Recipe = build(Recipe, data, "")
     _check(recipe)
     return recipe
 
@@ -177,99 +178,6 @@ def find(name: str) -> Recipe:
             raise UsageError(f"{name}: holds no recipe; a run's recipe.json shows what one looks like")
         return from_json(cast("dict[str, Any]", data))
     raise UsageError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or the .json file of one")
-
-
-def _put(data: dict[str, Any], path: str, text: str) -> None:
-    names = path.split(".")
-    for depth, name in enumerate(names[:-1]):
-        if data.get(name) is None and names[:2] == ["data", "augment"] and name == "augment":
-            data[name] = dataclasses.asdict(Augment())
-        data = _step_into(data, name, ".".join(names[: depth + 1]))
-    last = names[-1]
-    if last not in data and not (names[0] == "terms" and len(names) == 2):
-        raise UsageError(f"--set {path}: no such setting{_nearest(last, data)}")
-    try:
-        data[last] = json.loads(text)
-    except ValueError:
-        data[last] = text
-
-
-def _step_into(data: dict[str, Any], name: str, path: str) -> dict[str, Any]:
-    if name not in data:
-        raise UsageError(f"--set {path}: no such setting{_nearest(name, data)}")
-    if not isinstance(data[name], dict):
-        raise UsageError(f"--set {path}: is one value and has no settings below it")
-    return data[name]
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
-
-
-def _build(kind: type[Any], data: Mapping[str, Any], path: str) -> Any:
-    """A dataclass from plain values, with every type checked."""
-    hints = get_type_hints(kind)
-    if unknown := sorted(set(data) - set(hints)):
-        raise UsageError(f"{path}{unknown[0]}: no such setting{_nearest(unknown[0], hints)}")
-    return kind(**{name: _value(hints[name], value, f"{path}{name}") for name, value in data.items()})
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    wrong = UsageError(f"{path}={json.dumps(value)}: must be {_describe(hint)}")
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _value(next(arg for arg in args if arg is not type(None)), value, path)
-    if origin is Literal:
-        if value not in args:
-            raise wrong
-        return value
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise wrong
-        return _build(cast("type[Any]", hint), cast("Mapping[str, Any]", value), f"{path}.")
-    if origin is tuple:
-        return _row(args, value, path, wrong)
-    if origin is frozenset:
-        if not isinstance(value, (list, tuple)):
-            raise wrong
-        return frozenset(_value(args[0], item, path) for item in cast("list[Any]", value))
-    if origin is not None:  # Mapping[str, X]
-        if not isinstance(value, Mapping):
-            raise wrong
-        items = cast("Mapping[str, Any]", value)
-        return {name: _value(args[1], item, f"{path}.{name}") for name, item in items.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise wrong
-    return value
-
-
-def _row(args: tuple[Any, ...], value: Any, path: str, wrong: UsageError) -> tuple[Any, ...]:
-    if isinstance(value, str) and args == (str, ...):
-        value = [part for part in value.split(",") if part]
-    if not isinstance(value, (list, tuple)):
-        raise wrong
-    items = cast("list[Any]", value)
-    if args[-1] is ...:
-        return tuple(_value(args[0], item, path) for item in items)
-    if len(items) != len(args):
-        raise wrong
-    return tuple(_value(arg, item, path) for arg, item in zip(args, items, strict=True))
-
-
-def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        args = get_args(hint)
-        what = names.get(args[0], "values")
-        return f"a list of {what.removeprefix('a ')}s" if args[-1] is ... else f"a list of {len(args)} values"
-    return names.get(hint, "settings by name")
 
 
 def _check(recipe: Recipe) -> None:

@@ -3,15 +3,17 @@
 A network says in `finds` for each of its jobs what it writes, as a key of `tasks.regions.PARSERS`, and in `prompts`
 how it is asked (`pipelines.prompted`): "detect" without words, "describe" for descriptions in place of names; "find"
 for all things of one name; "locate" for the phrases of a text; "segment" for the outline of what a phrase refers to,
-"outline" for that of what a box holds; "read" for the texts in a picture. In its prompts alone: "detailed" and "long"
-captions, and "region" for that of a box. A network that looks for several names at once says in `joint` what stands
-between them; what it writes has their labels.
+"outline" for that of what a box holds; "read" for the texts in a picture; "category" for the name of what a box holds,
+"words" for the text in it. In its prompts alone: "detailed" and "long" captions, and "region" for that of a box. A
+network that looks for several names at once says in `joint` what stands between them; what it writes has their labels.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, groupby
 from typing import Any, TypeAlias, cast
 
@@ -19,35 +21,38 @@ from sightread.data.tokens import Tokenizer
 from sightread.errors import UnsupportedError, UsageError
 from sightread.models.segments import MaskDecoder
 from sightread.pipelines import prompted
-from sightread.pipelines.arguments import Images, Texts, as_pictures, as_strings, digest
+from sightread.pipelines.arguments import Images, Texts, as_pictures, as_strings
 from sightread.pipelines.segments import FILE, masks_of
 from sightread.tasks.generate import Decoding
 from sightread.tasks.regions import PARSERS, Box, Size, Span, places, sureness
-from sightread.types import ImageSource, Pixels, Region
+from sightread.tasks.regions import phrases as grounded
+from sightread.types import ImageSource, Region
 
 Asked: TypeAlias = "str | Box"  # a phrase, or a box in pixels
 Regions: TypeAlias = list[Region]
 
-ROOM = 1024  # tokens that a text of regions may have where the caller does not say
+ROOM = 1024  # tokens that a text of regions may have where nobody says
 _JOBS = {"short": "caption", "detailed": "detailed", "long": "long"}
 
 
 def detect(
-    model: Any, images: Images, phrases: Texts | None, *, describe: bool, **decoding: Any
+    model: Any, images: Images, phrases: Texts | None, *, describe: bool, region: Box | None, **decoding: Any
 ) -> list[Regions]:
-    """All things of each picture; with phrases, one after the other, those that each phrase names, under its name."""
+    """All things of each picture; with phrases, one after the other, those that each phrase names, under its name;
+    with a region, what lies in that box."""
     pictures, options = list(as_pictures(images)), _options(model, decoding)
+    if (phrases is not None) + describe + (region is not None) > 1:
+        raise UsageError("phrases, describe and region exclude each other; give one")
     if phrases is None:
-        return find(model, "describe" if describe else "detect", pictures, [None] * len(pictures), options)
-    if describe:
-        raise UsageError("describe: goes without phrases; what a phrase names needs no description")
+        job = "category" if region is not None else "describe" if describe else "detect"
+        return find(model, job, pictures, [_whole(region)] * len(pictures), options)
     names = as_strings(phrases, "phrases")
     if joint := getattr(model.network, "joint", ""):
         return find(model, "find", pictures, [joint.join(names)] * len(pictures), options)
     asked: list[Asked | None] = [name for _ in pictures for name in names]
     every = find(model, "find", [picture for picture in pictures for _ in names], asked, options)
     named = [
-        [Region(name, one.box, one.polygons, one.score, one.mask) for one in found]
+        [replace(one, label=name) for one in found]
         for name, found in zip(cast("list[str]", asked), every, strict=True)
     ]
     return [list(chain(*named[i : i + len(names)])) for i in range(0, len(named), len(names))]
@@ -68,10 +73,11 @@ def each(
     return find(model, "outline" if any(boxed) else job, pictures, asked, _options(model, decoding))
 
 
-def read_text(model: Any, images: Images, **decoding: Any) -> list[Regions]:
-    """The texts written in each picture."""
+def read_text(model: Any, images: Images, region: Box | None, **decoding: Any) -> list[Regions]:
+    """The texts written in each picture, or the text in a box of it."""
     pictures = list(as_pictures(images))
-    return find(model, "read", pictures, [None] * len(pictures), _options(model, decoding))
+    job = "read" if region is None else "words"
+    return find(model, job, pictures, [_whole(region)] * len(pictures), _options(model, decoding))
 
 
 def caption(
@@ -85,12 +91,14 @@ def caption(
     job = "region" if length is None else _JOBS[length]
     if job not in getattr(model.network, "prompts", {}):
         raise UnsupportedError(f"{model.name} was not trained for captions of a length or of a region")
-    pictures, options = list(as_pictures(images)), model.options(decoding)
-    out: list[list[str]] = []
-    for start in range(0, len(pictures), model.batch_size):
-        read = prompted.prepared(model, pictures[start : start + model.batch_size])
-        prompts = [_prompt(model, job, region, picture) for picture in read]
-        out += prompted.texts(model, [[one] for one in read], prompts, options, _keys(read, prompts))
+    pictures, options, box = list(as_pictures(images)), model.options(decoding), _whole(region)
+    out: list[list[str]] = [[] for _ in pictures]
+    for rows, seen in prompted.together(model, pictures):
+        prompts = [_prompt(model, job, box, one) for one in seen]
+        keys = prompted.names_of(seen, prompts)
+        found = prompted.texts(model, [[one] for one in seen], prompts, options, keys)
+        for i, mine in zip(rows, found, strict=True):
+            out[i] = mine
     return list(chain(*out))
 
 
@@ -103,33 +111,34 @@ def find(
 ) -> list[Regions]:
     """What is found for each pair of a picture and what is asked of it, in the order in which it is written.
 
-    Each distinct picture of a batch is encoded once. A region without a label of its own gets the phrase's. Raises
-    UnsupportedError for a job that the network is not prompted for.
+    Each distinct picture is read and encoded once. A region without a label of its own gets the phrase's, what is said
+    about a box gets the box. Raises UnsupportedError for a job that the network is not prompted for.
     """
     finds, joint = getattr(model.network, "finds", {}), getattr(model.network, "joint", "")
     if job not in finds:
         raise UnsupportedError(
             f"{model.name} was not trained for {job!r}; it finds: {', '.join(finds) or 'nothing'}"
         )
-    if finds[job] == "segments" and model.masks is None:
+    kind, no_things = finds[job], getattr(model.network.config, "no_things", None)
+    if kind == "segments" and model.masks is None:
         raise UnsupportedError(
             f"{model.name} writes masks as words, whose decoder is a file of its own. Put the published {FILE} beside "
             "the checkpoint's files, or name it: load(..., masks=PATH)"
         )
     if options.num_return != 1:
         raise UsageError(f"num_return={options.num_return}: of regions there is one answer")
-    out: list[Regions] = []
-    for start in range(0, len(asked), model.batch_size):
-        part = slice(start, start + model.batch_size)
-        read, mine = prompted.prepared(model, pictures[part]), asked[part]
-        prompts = [_prompt(model, job, one, picture) for picture, one in zip(read, mine, strict=True)]
-        rows = prompted.write_scored(
-            model, [[picture] for picture in read], prompts, options, _keys(read, prompts)
-        )
-        for (ids, log_p), picture, one in zip(rows, read, mine, strict=True):
-            usual = one if isinstance(one, str) and not (joint and joint in one) else ""
-            kind, tokenizer = finds[job], model.tokenizer
-            out.append(regions_of(tokenizer, kind, ids, log_p, picture.size, usual, model.masks))
+    out: list[Regions] = [[] for _ in asked]
+    for rows, seen in prompted.together(model, pictures):
+        prompts = [_prompt(model, job, asked[i], one) for i, one in zip(rows, seen, strict=True)]
+        keys = prompted.names_of(seen, prompts)
+        written = prompted.write_scored(model, [[one] for one in seen], prompts, options, keys)
+        for i, one, (ids, log_p) in zip(rows, seen, written, strict=True):
+            words, size = asked[i], one.pixels.size
+            usual = words if isinstance(words, str) and not (joint and joint in words) else ""
+            found = regions_of(model.tokenizer, kind, ids, log_p, size, usual, model.masks, no_things)
+            if kind == "said" and isinstance(words, tuple):
+                found = [replace(region, box=words) for region in found]
+            out[i] = found
     return out
 
 
@@ -141,11 +150,15 @@ def regions_of(
     size: Size,
     usual: str,
     decoder: MaskDecoder | None = None,
+    no_things: Sequence[str] | None = None,
 ) -> Regions:
     """The regions in what was written. kind: of PARSERS. usual: the label of those that have none. decoder: of segment
-    words."""
+    words. no_things: phrases that are left out, None for the usual ones."""
     text, tokens = spelled(tokenizer, ids)
-    found = PARSERS[kind](text, size)
+    if kind == "phrases" and no_things is not None:
+        found = grounded(text, size, frozenset(no_things))
+    else:
+        found = PARSERS[kind](text, size)
     masks = (
         masks_of(decoder, found, size) if decoder is not None and kind == "segments" else [None] * len(found)
     )
@@ -170,32 +183,24 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[Span]]:
     return text, spans
 
 
-def _prompt(model: Any, job: str, asked: Asked | None, picture: Pixels) -> str:
-    text = places(asked, picture.size) if isinstance(asked, tuple) else asked
-    return prompted.form(model.network, job, text)
-
-
-def _keys(read: Sequence[Pixels], prompts: Sequence[str]) -> list[int]:
-    """Numbers that name picture and prompt, for sampling."""
-    return [
-        digest(picture.values.tobytes() + prompt.encode("utf-8", "replace"))
-        for picture, prompt in zip(read, prompts, strict=True)
-    ]
+def _prompt(model: Any, job: str, asked: Asked | None, seen: prompted.Seen) -> str:
+    text = places(asked, seen.pixels.size) if isinstance(asked, tuple) else asked
+    return prompted.form(model, job, text)
 
 
 def _options(model: Any, decoding: dict[str, Any]) -> Decoding:
     room = min(ROOM, model.network.config.text.positions or ROOM)
-    return model.options({"max_new_tokens": room} | decoding)
+    return model.options(decoding, {"max_new_tokens": room})
 
 
 def _asked(phrases: Asked | Sequence[Asked]) -> list[Asked]:
     if isinstance(phrases, str) or _is_box(phrases):
-        return [cast(Asked, phrases)]
+        phrases = [cast(Asked, phrases)]
     out: list[Asked] = []
     for one in cast("Sequence[Asked]", phrases):
         if not isinstance(one, str) and not _is_box(one):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"phrases: {one!r} is neither a text nor a box (left, top, right, bottom)")
-        out.append(one)
+        out.append(one if isinstance(one, str) else cast(Box, _whole(one)))
     if not out:
         raise UsageError("phrases: none were given")
     return out
@@ -207,3 +212,13 @@ def _is_box(value: object) -> bool:
         and len(cast("tuple[object, ...]", value)) == 4
         and all(isinstance(edge, numbers.Real) for edge in cast("tuple[object, ...]", value))
     )
+
+
+def _whole(box: Box | None) -> Box | None:
+    """The box in plain numbers. Raises UsageError for one that has no inside."""
+    if box is None:
+        return None
+    left, top, right, bottom = map(float, box) if _is_box(box) else (math.nan,) * 4
+    if not (left < right and top < bottom and all(map(math.isfinite, (left, top, right, bottom)))):
+        raise UsageError(f"box {box!r}: must be (left, top, right, bottom) in pixels, with something in it")
+    return left, top, right, bottom

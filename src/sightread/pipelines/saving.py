@@ -22,6 +22,7 @@ from sightread.models.weights import export, own_tensors
 from sightread.nn.attention import Linear
 from sightread.nn.packing import pack, unpack
 from sightread.nn.quantise import quantised
+from sightread.pipelines.habits import generation_config
 from sightread.pipelines.segments import FILE, save_mask_decoder
 from sightread.tasks.regions import NO_THINGS
 from sightread.types import ImageSpec
@@ -106,6 +107,9 @@ def _write_transformers(model: Saved, folder: Path) -> None:
         part = folder / name if name else folder
         part.mkdir(parents=True)
         write_json({**config, "dtype": str(model.dtype).removeprefix("torch.")}, part / "config.json")
+        if model.decoding and family.generation:
+            end_id = model.network.config.end_id
+            write_json(generation_config(model.decoding, config, end_id), part / "generation_config.json")
         images = spec_to_transformers(model.image_spec, family.image_processor)
         size = model.image_spec.crop or model.image_spec.resize
         if family.processor is not None and size is not None:

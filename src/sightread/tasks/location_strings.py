@@ -8,6 +8,7 @@ reader does (Beyer et al. 2024, arXiv 2407.07726, section 3.2.4; big_vision's de
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 BINS, WORDS = 1024, 16
@@ -46,3 +47,17 @@ def box_of(place: Place, size: tuple[int, int]) -> tuple[float, float, float, fl
     top, left, bottom, right = (min(place, BINS) / BINS for place in place.bins)
     across, down = sorted((left * width, right * width)), sorted((top * height, bottom * height))
     return (across[0], down[0], across[1], down[1])
+
+
+def pieces_of(
+    things: Sequence[tuple[str, tuple[float, float, float, float]]], size: tuple[int, int]
+) -> list[str]:
+    """What `places` and `box_of` read back: a piece for each thing, a label and a box in pixels of a picture of
+    (height, width); joined they are the text. Edges go to the nearest place, the last one short of the far side."""
+    height, width = size
+    found: list[str] = []
+    for label, (left, top, right, bottom) in things:
+        shares = (top / height, left / width, bottom / height, right / width)
+        words = "".join(f"<loc{min(max(round(share * BINS), 0), BINS - 1):04d}>" for share in shares)
+        found.append(f"{' ; ' if found else ''}{words} {label}")
+    return found

@@ -96,6 +96,16 @@ def located(text: str, size: Size) -> list[Found]:
     ]
 
 
+def said(text: str, size: Size) -> list[Found]:
+    """The words about a box that was asked for, without its places, which the network may repeat behind them; the
+    region is the whole picture. None where it has no words."""
+    text = plain(text)
+    words = re.sub(_LOC, "", text).strip()
+    end = text.find("<loc_", 1)
+    spans = ((0, end if end > 0 else len(text)),)
+    return [Found(words, (0.0, 0.0, float(size[1]), float(size[0])), spans=spans)] if words else []
+
+
 PARSERS: dict[str, Callable[[str, Size], list[Found]]] = {
     "boxes": boxes,
     "proposals": proposals,
@@ -103,6 +113,7 @@ PARSERS: dict[str, Callable[[str, Size], list[Found]]] = {
     "quads": quads,
     "outlines": outlines,
     "anything": anything,
+    "said": said,
     "located": located,
     "segments": located,
 }
@@ -119,6 +130,28 @@ def places(box: Box, size: Size) -> str:
     per_bin = np.array([width / BINS, height / BINS] * 2, dtype=np.float32)
     bins = np.floor(np.array(box, dtype=np.float32) / per_bin).clip(0, BINS - 1).astype(int)
     return "".join(f"<loc_{place}>" for place in bins.tolist())
+
+
+def box_pieces(things: Sequence[tuple[str, Box]], size: Size) -> list[str]:
+    """What `boxes` reads back: a piece for each thing, a label and a box in pixels; joined they are the text. Things of
+    one label follow the first of them, and share its label."""
+    found: list[str] = []
+    for label in dict.fromkeys(label for label, _ in things):
+        mine = [places(box, size) for name, box in things if name == label]
+        found += [label + mine[0], *mine[1:]]
+    return found
+
+
+# Those of PARSERS whose texts can be written, to be learned.
+WRITERS: dict[str, Callable[[Sequence[tuple[str, Box]], Size], list[str]]] = {
+    "boxes": box_pieces,
+    "located": location_strings.pieces_of,
+}
+
+
+def plain_label(label: str) -> str:
+    """A label without what would end it or split the text: angle brackets, semicolons, ends of lines."""
+    return " ".join(re.sub("[<>;]", " ", label).split())
 
 
 def bounds(polygons: Sequence[Sequence[float]]) -> Box:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sightread.nn.attention import Attention, Heads, Linear, attend
-from sightread.nn.blocks import Mlp
+from sightread.nn.blocks import Mlp, thinned
 from sightread.types import Encoded
 
 
@@ -92,12 +93,20 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(dim) for _ in range(2))
         self.mixer = mixer
         self.mlp = Mlp(dim, hidden, activation)
+        # For training alone: see `nn.training`.
+        self.dropout = self.drop_path = 0.0
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self._whole, x, use_reentrant=False))
+        return self._whole(x)
+
+    def _whole(self, x: Tensor) -> Tensor:
         x = x + _convolve(self.conv1, x)
-        x = x + self.mixer(self.norm1(x))
+        x = x + thinned(self.mixer(self.norm1(x)), self)
         x = x + _convolve(self.conv2, x)
-        return x + self.mlp(self.norm2(x))
+        return x + thinned(self.mlp(self.norm2(x)), self)
 
 
 class Stage(nn.Module):
@@ -133,6 +142,14 @@ class Davit(nn.Module):
         super().__init__()
         self.config = config
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.dims)))
+
+    @property
+    def stack(self) -> list[nn.Module]:
+        """All layers in the order in which they work."""
+        pairs = [
+            zip(stage.spatial, stage.channel, strict=True) for stage in cast("list[Stage]", [*self.stages])
+        ]
+        return [layer for stage in pairs for pair in stage for layer in pair]
 
     def grid(self, pixels: Tensor) -> Tensor:
         """-> `[B, H / patch, W / patch, D]`, rounded up."""
