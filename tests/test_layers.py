@@ -327,7 +327,12 @@ NAMED: dict[str, set[str]] = {
     "apps.training": {"apps.show"},
     "apps.worlds": {"apps.options", "apps.show", "data.world"},
     "data.bart": {"data.padding", "data.tokens"},
-    "models.florence_checkpoints": {"models.florence", "models.seq2seq_checkpoints", "models.weights"},
+    "models.florence_checkpoints": {
+        "models.florence",
+        "models.language_checkpoints",
+        "models.seq2seq_checkpoints",
+        "models.weights",
+    },
     "pipelines.regions": {"pipelines.arguments", "pipelines.prompted", "pipelines.segments"},
     "apps.chatting": {"apps.options", "apps.running", "apps.show"},
     "apps.regions": {"apps.options", "apps.running", "apps.show"},

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForImageTextRetrieval
+from transformers import AutoProcessor, Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightread
 from sightread.data.pixels import normalise
 from sightread.data.world import world, write_world
-from sightread.errors import UnsupportedError
+from sightread.errors import CheckpointError, UnsupportedError
 from sightread.models.blip2 import Blip2
 from sightread.models.families import FAMILIES, build, keys_of, recognise
 from sightread.models.files import read_tensors
@@ -275,6 +275,9 @@ def test_writers_are_saved_and_come_back(tmp_path: Path, kind: str) -> None:
         again = sightread.load(tmp_path / layout, device="cpu")
         assert again.network.config == model.network.config
         assert again.caption(images, "the dog") == words
+    given = (images, ["the dog", "a", "of the photo"])
+    saved = AutoProcessor.from_pretrained(tmp_path / "transformers")(*given)["input_ids"]
+    assert saved == processor(*given)["input_ids"]
     back = type(reference).from_pretrained(tmp_path / "transformers")
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in reference.state_dict().items())
     inputs = processor(images, [""] * 3, return_tensors="pt")
@@ -402,3 +405,16 @@ def test_words_see_the_queries_and_what_came_before() -> None:
     assert torch.allclose(first[:, :4], second[:, :4], atol=1e-6)
     assert not torch.allclose(first[:, 4:], second[:, 4:], atol=1e-3)
     assert not torch.allclose(first[:, 0], other[:, 0], atol=1e-6)
+
+
+def test_settings_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
+    write_writer(tmp_path / "t5", T5)
+    tensors = read_tensors([tmp_path / "t5" / "model.safetensors"])
+    data = json.loads((tmp_path / "t5" / "config.json").read_text())
+    configure = FAMILIES["blip2"].layouts["transformers"].configure
+    data["text_config"] |= {"pad_token_id": 3, "decoder_start_token_id": 0, "eos_token_id": [4, 5]}
+    assert configure(data, tensors).start_ids == (0,)
+    assert configure(data, tensors).end_id == 4
+    assert configure({**data, "image_token_id": 9}, tensors).image_id == 9
+    with pytest.raises(CheckpointError, match="'gpt2' is not supported"):
+        configure({**data, "text_config": {**data["text_config"], "model_type": "gpt2"}}, tensors)

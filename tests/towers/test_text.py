@@ -195,7 +195,6 @@ def test_config_files_are_read_as_the_reference_reads_them() -> None:
         ("gemma2", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each type of layer"),
         ("llama", {"sliding_window": 9}, "sliding_window=9"),
         ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
-        ("gemma", {"is_causal": False}, "is_causal"),
         ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before"),
         ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim"),
         ("qwen2", {}, "qwen2"),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from sightread.errors import UnsupportedError
+from sightread.errors import CheckpointError, UnsupportedError
 from sightread.models.blip2 import Config
 from sightread.models.blip_checkpoints import VISION_KEYS
-from sightread.models.language_checkpoints import language_config, language_keys, opt_to_transformers
+from sightread.models.language_checkpoints import (
+    first_id,
+    language_config,
+    language_keys,
+    opt_to_transformers,
+)
 from sightread.models.seq2seq_checkpoints import t5_configs, t5_keys, t5_to_transformers
-from sightread.models.settings import TEXT, VISION, described, sizes
+from sightread.models.settings import TEXT, VISION, described, image_id, sizes
 from sightread.models.weights import KeyMap, batched, cat, same
 from sightread.towers.text import LanguageConfig, TextConfig
 from sightread.towers.vit import VitConfig
@@ -77,7 +82,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         )
     text: dict[str, Any] = {"model_type": "opt", **(data.get("text_config") or {})}
     encoder, language, start = _language(text, tensors)
-    image_id = data.get("image_token_index")
+    picture = image_id(data, None)
     return Config(
         **shared,
         texts=None,
@@ -87,10 +92,10 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         matching=False,
         # Files from before there was one: what the tokenizer makes of a token that is added to it.
         image_id=min(50265 if encoder is None else 32100, language.text.vocab - 1)
-        if image_id is None
-        else image_id,
+        if picture is None
+        else picture,
         start_ids=start,
-        end_id=text.get("eos_token_id", 2 if encoder is None else 1),
+        end_id=first_id(text.get("eos_token_id", 2 if encoder is None else 1)),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
     )
 
@@ -99,11 +104,14 @@ def _language(
     text: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[TextConfig | None, LanguageConfig, tuple[int, ...]]:
     """The encoder, if there is one, the language model and the ids that it starts from."""
-    if text["model_type"] != "t5":
+    if text["model_type"] == "opt":
         return None, language_config(text), ()
+    if text["model_type"] != "t5":
+        raise CheckpointError(f"config.json: a BLIP-2 that writes with {text['model_type']!r} is not supported")
     tied = _HEAD not in tensors or same(tensors, [(_HEAD, _WORDS)])
     encoder, language = t5_configs(text, tied=tied)
-    return encoder, language, (text.get("decoder_start_token_id") or text.get("pad_token_id") or 0,)
+    start = text.get("decoder_start_token_id")
+    return encoder, language, ((text.get("pad_token_id") or 0) if start is None else start,)
 
 
 def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
@@ -203,3 +211,9 @@ def keys(config: Config) -> KeyMap:
 
 # T5's second and third names of its one word table; buffers.
 IGNORED = (r"^language_model\.(en|de)coder\.embed_tokens\.weight$", r"\.position_ids$")
+
+
+def processor(config: Config, _: tuple[int, int], __: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What processor_config.json says beside the pictures: for how many queries a prompt has places."""
+    queries = {} if config.language is None else {"num_query_tokens": config.queries.vocab}
+    return {"processor_class": "Blip2Processor", **queries}, {}

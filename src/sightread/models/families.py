@@ -212,6 +212,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="BlipImageProcessor",
         to_transformers=blip2_checkpoints.exports,
         default_image=_blip_image,
+        processor=blip2_checkpoints.processor,
     ),
     "blip": Family(
         name="blip",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sightread.errors import CheckpointError, UnsupportedError
 from sightread.models.florence import Config
+from sightread.models.language_checkpoints import first_id
 from sightread.models.seq2seq_checkpoints import bart_configs, bart_keys, bart_to_transformers
 from sightread.models.weights import KeyMap, Rule, same, transposed
 from sightread.towers.davit import DavitConfig
@@ -69,6 +70,8 @@ def _config(
     image_id: int,
 ) -> Config:
     text: dict[str, Any] = data.get("text_config") or {}
+    if (kind := text.get("model_type", "bart")) not in ("bart", "florence2_language"):
+        raise CheckpointError(f"config.json: a Florence-2 that writes with {kind!r} is not supported")
     encoder, language = bart_configs(text)
     given = {ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}
     shape: dict[str, Any] = {
@@ -81,7 +84,7 @@ def _config(
         *sizes,
         image_id=image_id,
         start_ids=(text.get("decoder_start_token_id", 2),),
-        end_id=text.get("eos_token_id", 2),
+        end_id=first_id(text.get("eos_token_id", 2)),
         bos_id=text.get("bos_token_id", 0),
         no_things=data.get("no_things"),
     )
@@ -120,7 +123,9 @@ def processor(
     config: Config, size: tuple[int, int], no_things: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The reference's processor_config.json, and what its image processor must know of the network."""
-    height, width = (-(-side // config.vision.patch) for side in size)
+    vision, (height, width) = config.vision, size
+    for kernel, stride, padding in zip(vision.kernels, vision.strides, vision.paddings, strict=True):
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     kinds = "ocr pure_text description_with_bboxes description_with_polygons polygons bboxes".split()
     rules: dict[str, Any] = {kind: {} for kind in (*kinds, "description_with_bboxes_or_polygons")}
     words = no_things if config.no_things is None else config.no_things

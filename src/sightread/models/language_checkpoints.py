@@ -85,8 +85,6 @@ def language_config(
     if kind not in ("llama", "mistral", "gemma", "gemma2"):
         raise CheckpointError(f"config.json: the language model {kind!r} is not known")
     full = _full(data, kind)
-    if full.get("is_causal") is False:
-        raise CheckpointError("config.json: a language model with is_causal=False is not supported")
     gemma = kind.startswith("gemma")
     layers, heads = full["num_hidden_layers"], full["num_attention_heads"]
     head = full.get("head_dim") or full["hidden_size"] // heads
@@ -208,9 +206,9 @@ def classic_block(ours: str, layer: str) -> dict[str, Any]:
 def _opt(full: Mapping[str, Any]) -> LanguageConfig:
     dim = full["hidden_size"]
     unusual = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True}
-    unusual |= {"word_embed_proj_dim": dim, "layer_norm_elementwise_affine": True}
+    unusual |= {"word_embed_proj_dim": dim, "layer_norm_elementwise_affine": True, "sliding_window": None}
     for name, usual in unusual.items():
-        if full.get(name, usual) != usual:
+        if full.get(name) not in (None, usual):
             raise CheckpointError(f"config.json: an OPT with {name}={full[name]!r} is not supported")
     text = TextConfig(
         full["vocab_size"],

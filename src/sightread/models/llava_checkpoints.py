@@ -18,7 +18,7 @@ from sightread.models.language_checkpoints import (
     tied_words,
 )
 from sightread.models.llava import Config
-from sightread.models.settings import VISION, described, sizes, transformers_tower
+from sightread.models.settings import VISION, described, image_id, sizes, transformers_tower
 from sightread.models.weights import KeyMap
 from sightread.towers.vit import VitConfig
 
@@ -68,7 +68,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         class_token=data.get("vision_feature_select_strategy", "default") == "full",
         activation=data.get("projector_hidden_act", "gelu"),
         projector_bias=data.get("multimodal_projector_bias", True),
-        image_id=data.get("image_token_index", data.get("image_token_id", 32_000)),
+        image_id=image_id(data, 32_000),
         end_id=first_id(words.get("eos_token_id", 2)),
         tiles=tuple((int(height), int(width)) for height, width in grids),
         dialogue=_dialogue(data.get("chat_template"), words["model_type"], tiled),

@@ -17,7 +17,7 @@ from sightread.models.language_checkpoints import (
     tied_words,
 )
 from sightread.models.paligemma import Config
-from sightread.models.settings import VISION, described
+from sightread.models.settings import VISION, described, image_id
 from sightread.models.siglip_checkpoints import vision_from_transformers, vision_keys
 from sightread.models.weights import KeyMap
 
@@ -58,7 +58,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         # Its states are taken before any pooling head.
         vision=vision_from_transformers({**vision, "vision_use_head": False}),
         language=language_config({**words, "model_type": kind}, whole_prefix=True, tied=tied),
-        image_id=data.get("image_token_index", data.get("image_token_id", 256_000)),
+        image_id=image_id(data, 256_000),
         end_id=first_id(words.get("eos_token_id", data.get("eos_token_id", 1))),
     )
 

@@ -29,6 +29,11 @@ def sizes(data: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[s
     return {ours: data.get(theirs, defaults[ours]) for ours, theirs in names.items()}
 
 
+def image_id(data: Mapping[str, Any], usual: int | None) -> Any:
+    """The id that stands for a picture, which config.json has under either name; the first wins."""
+    return data.get("image_token_id", data.get("image_token_index", usual))
+
+
 def described(config: VitConfig | TextConfig, names: Mapping[str, str]) -> dict[str, Any]:
     """The inverse of `sizes`."""
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}

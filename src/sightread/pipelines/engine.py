@@ -145,6 +145,8 @@ def _load_foreign(
         raise CheckpointError(
             f"{located.name}: config.json is missing; put the checkpoint's own beside its weights"
         )
+    if any(part.get("is_causal") is False for part in (config, *config.values()) if isinstance(part, dict)):
+        raise CheckpointError(f"{located.name}: config.json: is_causal=False is not supported")
     try:
         settings = layout.configure(described, tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
