@@ -107,7 +107,9 @@ def _language(
     if text["model_type"] == "opt":
         return None, language_config(text), ()
     if text["model_type"] != "t5":
-        raise CheckpointError(f"config.json: a BLIP-2 that writes with {text['model_type']!r} is not supported")
+        raise CheckpointError(
+            f"config.json: a BLIP-2 that writes with {text['model_type']!r} is not supported"
+        )
     tied = _HEAD not in tensors or same(tensors, [(_HEAD, _WORDS)])
     encoder, language = t5_configs(text, tied=tied)
     start = text.get("decoder_start_token_id")
