@@ -1,8 +1,9 @@
 """Large models on one machine: `python -m benchmarks.large blip2 --dtype bfloat16`, `... llava --quantise int4`.
 
-A checkpoint of the official size with random weights is written in shards (bfloat16, 8 to 14 GB of disk while it runs),
-loaded as `load` does it, and decoded with. `llama` is a language model of 1.1 B weights alone, made in memory;
-`--peer` times `transformers` with the same one. All figures are of one thread; seconds are the processor's own.
+A checkpoint of the official size with random weights is written in shards (bfloat16 but for `--stored`, 2 to 14 GB of
+disk while it runs), loaded as `load` does it, and decoded with. `llama` is a language model of 1.1 B weights alone,
+made in memory; `--peer` times `transformers` with the same one. All figures are of one thread; seconds are the
+processor's own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from sightread.models.files import read_tensors, write_json, write_safetensors
 from sightread.models.language_checkpoints import language_config
 from sightread.models.weights import aliases, rule_for
 from sightread.nn.packing import pack
-from sightread.nn.quantise import quantiser
-from sightread.pipelines.engine import _Converted
+from sightread.nn.quantise import Bits, quantiser
+from sightread.pipelines.engine import taking_for
 from sightread.pipelines.memory import give_back_freed_memory
 from sightread.tasks.describe import write
 from sightread.tasks.generate import Decoding
@@ -33,6 +33,15 @@ from sightread.types import Encoded
 OPT = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240}
 CONFIGS: dict[str, dict[str, Any]] = {
     "blip2": {"text_config": {"model_type": "opt", "vocab_size": 50304, **OPT, "word_embed_proj_dim": 2560}},
+    "florence": {
+        "vision_config": {
+            "embed_dim": [256, 512, 1024, 2048],
+            "num_heads": [8, 16, 32, 64],
+            "num_groups": [8, 16, 32, 64],
+        },
+        "text_config": {"vocab_size": 51290, "d_model": 1024, "scale_embedding": False},
+        "image_token_id": 51289,
+    },
     "llava": {"text_config": {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5}},
 }
 TOLD = ("language_projection.weight",)  # BLIP-2's second stage is known by it
@@ -49,8 +58,8 @@ def drawn(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype).normal_(0, 0.02)
 
 
-def write_checkpoint(family: str, folder: Path) -> tuple[Any, list[Path], int]:
-    """The family's config, the shards of a random checkpoint of its size, and their bytes."""
+def write_checkpoint(family: str, folder: Path, stored: torch.dtype) -> tuple[Any, list[Path], int]:
+    """The family's config, the shards of a random checkpoint of its size, and how many numbers are in them."""
     layout = FAMILIES[family].layouts["transformers"]
     config = layout.configure(CONFIGS[family], dict.fromkeys(TOLD, torch.empty(0)))
     with torch.device("meta"):
@@ -64,9 +73,9 @@ def write_checkpoint(family: str, folder: Path) -> tuple[Any, list[Path], int]:
     shard: dict[str, Tensor] = {}
     total = 0
     for number, (name, shape) in enumerate(shapes.items(), 1):
-        shard[name] = drawn(name, shape, torch.bfloat16)
-        if sum(2 * part.numel() for part in shard.values()) > SHARD or number == len(shapes):
-            total += sum(2 * part.numel() for part in shard.values())
+        shard[name] = drawn(name, shape, stored)
+        if sum(part.nbytes for part in shard.values()) > SHARD or number == len(shapes):
+            total += sum(part.numel() for part in shard.values())
             files.append(folder / f"model-{len(files):05d}.safetensors")
             write_safetensors(shard, files[-1])
             shard = {}
@@ -80,20 +89,21 @@ def memory(what: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9
 
 
-def load_large(family: str, dtype: torch.dtype, quantise: str | None) -> nn.Module:
+def load_large(family: str, stored: torch.dtype, dtype: torch.dtype, quantise: Bits | None) -> nn.Module:
     """Writes a checkpoint, loads it, says what that took."""
     with tempfile.TemporaryDirectory() as folder:
-        config, files, total = write_checkpoint(family, Path(folder))
+        config, files, total = write_checkpoint(family, Path(folder), stored)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before, start, clock = memory("VmRSS"), time.process_time(), time.perf_counter()
-        tensors = _Converted(read_tensors(files), dtype)
-        taking = partial(quantiser, bits=quantise, device=torch.device("cpu")) if quantise else None
+        tensors = read_tensors(files, dtype)
+        taking = taking_for(quantise, torch.device("cpu"))
         layout = FAMILIES[family].layouts["transformers"]
         with give_back_freed_memory():
             net = build(FAMILIES[family], config, tensors, layout, source=family, taking=taking)
             pack(net)
         print(
-            f"{family}: checkpoint {total / 1e9:.2f} GB; loaded in {time.process_time() - start:.0f} s "
+            f"{family}: checkpoint {total * stored.itemsize / 1e9:.2f} GB, {total * dtype.itemsize / 1e9:.2f} GB in "
+            f"{str(dtype).removeprefix('torch.')}; loaded in {time.process_time() - start:.0f} s "
             f"({time.perf_counter() - clock:.0f} s by the clock); "
             f"{memory('VmRSS') - before:.2f} GB in memory, {memory('VmHWM') - before:.2f} GB at most while loading"
         )
@@ -120,12 +130,13 @@ def ours(language: LanguageModel) -> float:
 
     def decode(count: int) -> None:
         options = Decoding(max_new_tokens=count, min_new_tokens=count)
-        write(language, Encoded(language.text.words(ids)), ids[:, :0], options, end_id=2)
+        first = ids[:, : language.config.text.memory_dim is not None]
+        write(language, Encoded(language.text.words(ids)), first, options, end_id=2)
 
     return rate(decode)
 
 
-def llama(dtype: torch.dtype, quantise: str | None) -> LanguageModel:
+def llama(dtype: torch.dtype, quantise: Bits | None) -> LanguageModel:
     """A language model of 1.1 B random weights."""
     with torch.device("meta"):
         net = nn.ModuleDict({"language": LanguageModel(language_config({"model_type": "llama", **LLAMA}))})
@@ -154,6 +165,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", choices=["llama", *CONFIGS])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument(
+        "--stored", choices=["float32", "bfloat16"], default="bfloat16", help="what the file holds"
+    )
     parser.add_argument("--quantise", choices=["int8", "int4"])
     parser.add_argument("--peer", action="store_true", help="llama: transformers instead")
     given = parser.parse_args()
@@ -163,7 +177,8 @@ def main() -> None:
     if given.model == "llama":
         speed = peer(dtype) if given.peer else ours(llama(dtype, given.quantise))
     else:
-        speed = ours(load_large(given.model, dtype, given.quantise).language)  # pyright: ignore[reportArgumentType]
+        net = load_large(given.model, getattr(torch, given.stored), dtype, given.quantise)
+        speed = ours(net.language)  # pyright: ignore[reportArgumentType]
     print(f"{given.model}, {given.quantise or given.dtype}: {speed:.1f} tokens/s")
 
 

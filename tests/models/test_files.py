@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sightread.errors import CheckpointError
-from sightread.models import files
+from sightread.models import files, safe
 from sightread.models.files import locate, read_tensors, write_json, write_safetensors
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
@@ -83,6 +83,15 @@ def test_a_folder_that_says_too_little_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "none" / "notes.md").write_text("x")
     with pytest.raises(CheckpointError, match=r"no weights in this folder \(it holds notes.md\)"):
         locate(tmp_path / "none")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CheckpointError, match=r"this folder cannot be read \(Permission denied\)"):
+        locate(tmp_path)
 
 
 def test_one_file(tmp_path: Path) -> None:
@@ -291,6 +300,91 @@ def test_a_name_twice_in_one_header(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(header(f'{{"a":{SLOT},"a":{SLOT}}}', b"\0" * 4))
     with pytest.raises(CheckpointError, match="holds a twice"):
         read_tensors([tmp_path / "x.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("text", "body", "match"),
+    [
+        ("[]", b"", "header is no table of tensors"),
+        ("{", b"", "header is not JSON"),
+        ("[" * 100_000, b"", "header is not JSON"),
+        ('{"a":3}', b"", "damaged or cut short"),
+        (
+            '{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4]}}',
+            b"\0" * 4,
+            "damaged or cut short",
+        ),
+        (
+            '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4000000000000]}}',
+            b"\0" * 4,
+            "damaged or cut short",
+        ),
+        ('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"\0" * 4, "damaged or cut short"),
+        ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"\0" * 8, "damaged or cut short"),
+        ('{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}', b"\0" * 4, "not known .F8_E4M3"),
+    ],
+)
+def test_a_header_that_lies(tmp_path: Path, text: str, body: bytes, match: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(header(text, body))
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors: .*{match}"):
+        read_tensors([tmp_path / "x.safetensors"])
+
+
+def test_a_header_longer_than_any_is_not_parsed(tmp_path: Path) -> None:
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 1 << 30))
+        file.truncate(1 << 31)  # without blocks on the disk
+    with pytest.raises(CheckpointError, match="header does not fit"):
+        read_tensors([tmp_path / "x.safetensors"])
+
+
+def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
+    save_file({"a": A, "b": B}, tmp_path / "x.safetensors")
+    tensors = read_tensors([tmp_path / "x.safetensors"])
+    os.truncate(tmp_path / "x.safetensors", (tmp_path / "x.safetensors").stat().st_size - 4)
+    whole, cut = sorted(tensors, key=lambda name: tensors._places[name]._entries[name]["data_offsets"])
+    tensors[whole]
+    with pytest.raises(CheckpointError, match="cut short while it was read"):
+        tensors[cut]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_become_another_kind_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(safe, "_BLOCK", 5)
+    torch.manual_seed(0)
+    stored = {
+        "a": torch.randn(3, 7),
+        "b": torch.randn(5, dtype=torch.float64).bfloat16(),
+        "none": torch.randn(0, 4),
+        "one": torch.randn(()),
+        "whole": torch.arange(11),
+        "flags": torch.tensor([True, False]),
+    }
+    save_file(stored, tmp_path / "x.safetensors")
+    torch.save(stored, tmp_path / "x.pth")
+    for name in ("x.safetensors", "x.pth"):
+        found = read_tensors([tmp_path / name], dtype)
+        for key, value in stored.items():
+            wanted = value.to(dtype) if value.is_floating_point() else value
+            assert found[key].dtype == wanted.dtype
+            assert torch.equal(found[key], wanted)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1).expand(1 << 40),
+        torch.empty(3, device="meta"),
+        torch.eye(3).to_sparse(),
+    ],
+    ids=["stretched", "nothing", "sparse"],
+)
+def test_pickled_tensors_that_are_not_all_there(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": A, "b": tensor}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: "):
+        read_tensors([tmp_path / "x.pth"], torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "old.pth"])

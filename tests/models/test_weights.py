@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from sightread.errors import CheckpointError
-from sightread.models.weights import aliases, batched, cat, count_layers, export, fill, transposed
+from sightread.models.weights import (
+    Rule,
+    aliases,
+    batched,
+    cat,
+    count_layers,
+    export,
+    fill,
+    grouped,
+    rows,
+    transposed,
+)
 from sightread.nn.attention import Linear
 
 KEYS = {
@@ -81,6 +94,62 @@ def test_every_missing_and_every_misshapen_tensor_is_named(name: str) -> None:
     with pytest.raises(CheckpointError, match="misshapen") as caught:
         fill(empty(), given | {name: torch.zeros(2, 2, 2)}, KEYS)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.int64])
+def test_weights_that_are_no_numbers_with_a_fraction(kind: torch.dtype) -> None:
+    given = tensors() | {"proj": torch.ones(3, 5, dtype=kind)}
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"proj \(3, 5\) of {name} \(expected \(5, 3\) for projection"):
+        fill(empty(), given, KEYS)
+
+
+def test_parts_that_only_add_up_do_not_fit() -> None:
+    given = tensors() | {"model.q.weight": torch.zeros(3, 3), "model.k.weight": torch.zeros(5, 3)}
+    with pytest.raises(
+        CheckpointError, match=r"model\.q\.weight \(3, 3\), model\.k\.weight \(5, 3\) \(expected \(8"
+    ):
+        fill(empty(), given, KEYS)
+    rule = grouped(4, 1, "q", "k", "v")
+    assert rule.read([torch.zeros(8, 3), torch.zeros(2, 3), torch.zeros(2, 3)]).shape == (12, 3)
+    with pytest.raises(ValueError, match="shares"):
+        rule.read([torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3)])
+    with pytest.raises(ValueError, match="7 rows"):
+        rows("x", 0, 1, 3).read([torch.zeros(7, 3)])
+
+
+class Counted(dict[str, torch.Tensor]):
+    """Tensors that are made when they are asked for, and how many of them are still there when the next one is."""
+
+    def __init__(self, given: dict[str, torch.Tensor]) -> None:
+        super().__init__(given)
+        self.asked: list[int] = []
+        self.most = 0
+        self.alive: list[weakref.ref[torch.Tensor]] = []
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        value = super().__getitem__(name).clone()
+        self.asked.append(value.numel())
+        self.alive = [ref for ref in self.alive if ref() is not None] + [weakref.ref(value)]
+        self.most = max(self.most, len(self.alive))
+        return value
+
+
+def test_the_largest_come_first_and_what_is_taken_is_let_go() -> None:
+    net, given = empty(), Counted(tensors())
+    taken: dict[str, torch.Tensor] = {}
+
+    def take(name: str, value: torch.Tensor) -> bool:
+        taken[name] = value + 0
+        return name != "token"
+
+    fill(net, given, KEYS, take=take)
+    fused = KEYS["fused"]
+    assert isinstance(fused, Rule)
+    assert given.most <= len(fused.names) + 1
+    assert given.asked[:4] == [12, 12, 21, 15]  # two parts of one, the words, the projection
+    assert net.projection.weight.is_meta
+    assert torch.equal(net.token, taken["token"])
 
 
 def test_unknown_tensors_are_named_unless_ignored() -> None:

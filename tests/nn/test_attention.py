@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sightread.models.weights import fill
 from sightread.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
 from sightread.nn.blocks import Block, BlockConfig
-from sightread.nn.packing import can_pack, pack, unpack
+from sightread.nn.packing import can_pack, pack, packer, unpack
 
 
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -109,6 +110,22 @@ def test_packing_and_back() -> None:
     unpack(block)
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
     assert torch.equal(block(x, memory=block.cross.memory(memory)), wanted)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN packed linear layers")
+@torch.inference_mode()
+def test_packing_one_by_one_is_packing() -> None:
+    plain = drawn(Block(BlockConfig(48, 3, 70, "gelu", 1e-5, True)))
+    x = torch.randn(4, 5, 48)
+    with torch.device("meta"):
+        block = Block(BlockConfig(48, 3, 70, "gelu", 1e-5, True))
+    fill(block, {name: value.clone() for name, value in plain.state_dict().items()}, None, take=packer(block))
+    assert block.attn.qkv.weight.is_meta
+    pack(plain)
+    assert torch.equal(block(x), plain(x))
+    unpack(block)
+    unpack(plain)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in block.state_dict().items())
 
 
 def test_packing_leaves_shared_weights_in_place() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sightread.errors import UsageError
+from sightread.nn import quantise
 from sightread.nn.attention import Linear
 from sightread.nn.quantise import Int4, Int8, quantised, quantiser
 
@@ -31,6 +32,28 @@ def test_the_error_is_the_stated_one(width_out: int, width_in: int, rows: int, d
     assert error(Int8(weight), weight, rows, dtype) < 0.01
     for packed in (True, False):
         assert 0.05 < error(Int4(weight, packed=packed), weight, rows, dtype) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width_out", "width_in"), [(64, 64), (2112, 1088), (48, 512)])
+def test_many_rows_are_multiplied_as_few_are(width_out: int, width_in: int, dtype: torch.dtype) -> None:
+    """Many rows by weights that are made again, few by torch's kernels: the same up to bfloat16."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(width_out, width_in), torch.randn(width_out).to(dtype)
+    x = torch.randn(3, 100, width_in).to(dtype)
+    for kernel in (Int8(weight), Int4(weight, packed=True), Int4(weight, packed=False)):
+        many = kernel(x, weight, bias).float()
+        few = torch.cat([kernel(part, weight, bias) for part in x.split(5, dim=1)], dim=1).float()
+        assert many.shape == (3, 100, width_out)
+        assert (many - few).norm() < 0.005 * few.norm()
+
+
+def test_the_layout_of_this_processor_is_known() -> None:
+    """Where it is not, many rows are only slow."""
+    together = quantise._rows_packed_together()
+    if together == 0:
+        pytest.skip("torch packs 4-bit weights otherwise here")
+    assert 64 % together == 0
 
 
 def test_both_layouts_hold_the_same_numbers() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,23 +12,19 @@ from torch import Tensor
 from sightread.errors import UnsupportedError
 from sightread.models.blip import Config
 from sightread.models.settings import TEXT, VISION, described, sizes
-from sightread.models.weights import KeyMap, Rule, batched, cat, count_layers, same
+from sightread.models.weights import KeyMap, Renamed, Rule, batched, cat, count_layers, same
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
 
 
 # Decoder tensors that equal the encoder's where the two share (names below `text_encoder.` / `text_decoder.bert.`).
-def _shared_pairs(layers: int) -> list[tuple[str, str]]:
-    stems = ["embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.LayerNorm"]
-    for i in range(layers):
-        block = f"encoder.layer.{i}"
-        stems += [f"{block}.crossattention.self.{part}" for part in ("query", "key", "value")]
-        stems += [
-            f"{block}.crossattention.output.dense",
-            f"{block}.intermediate.dense",
-            f"{block}.output.dense",
-        ]
-    return [(f"text_encoder.{s}.weight", f"text_decoder.bert.{s}.weight") for s in stems]
+def _shared_pairs(layers: int) -> Iterator[tuple[str, str]]:
+    stems = [f"embeddings.{part}" for part in ("word_embeddings", "position_embeddings", "LayerNorm")]
+    parts = [f"crossattention.self.{part}" for part in ("query", "key", "value")]
+    parts += ["crossattention.output.dense", "intermediate.dense", "output.dense"]
+    layer = (f"encoder.layer.{i}.{part}" for i in range(layers) for part in parts)
+    for stem in itertools.chain(stems, layer):
+        yield f"text_encoder.{stem}.weight", f"text_decoder.bert.{stem}.weight"
 
 
 _VISION_DEFAULTS = {
@@ -175,7 +172,8 @@ _BIASES = ("text_decoder.cls.predictions.decoder.bias", "text_decoder.cls.predic
 def both_biases(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Give the bias of the LM head under both of its names; a checkpoint may store it under either."""
     there = [name for name in _BIASES if name in tensors]
-    return {**dict.fromkeys(_BIASES, tensors[there[0]]), **tensors} if there else tensors
+    own = {name: name for name in tensors}
+    return Renamed(tensors, {**dict.fromkeys(_BIASES, there[0]), **own}) if there else tensors
 
 
 def _vision_keys(

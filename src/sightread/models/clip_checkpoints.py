@@ -11,7 +11,7 @@ from sightread.errors import CheckpointError, UnsupportedError
 from sightread.models import clip_resnet
 from sightread.models.clip import Config
 from sightread.models.settings import TEXT, VISION, described, open_clip_tower, sizes, transformers_tower
-from sightread.models.weights import KeyMap, cat, count_layers, transposed
+from sightread.models.weights import KeyMap, Renamed, cat, count_layers, transposed
 from sightread.towers.resnet import ResnetConfig
 from sightread.towers.text import TextConfig
 from sightread.towers.vit import VitConfig
@@ -175,7 +175,7 @@ def unnest(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Bring `text.transformer...`, as open_clip's models with a text module of its own have it, to `transformer...`."""
     if "text.token_embedding.weight" not in tensors:
         return tensors
-    return {name.removeprefix("text."): tensors[name] for name in tensors}
+    return Renamed(tensors, {name.removeprefix("text."): name for name in tensors})
 
 
 TRANSFORMERS_KEYS: KeyMap = {

@@ -353,13 +353,15 @@ def build(
     taking: puts weights elsewhere than in the network, as few bits.
     """
     try:
+        if _layers(config) > len(tensors):  # before any is made
+            raise ValueError(f"{_layers(config)} layers of {len(tensors)} tensors")
         with torch.device("meta"):
             net: nn.Module = family.network(config)
     except KeyError as error:
         raise CheckpointError(
             f"{source}: the activation {error} in its config is not known; known: {', '.join(ACTIVATIONS)}"
         ) from error
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+    except (IndexError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{source}: its config describes no {family.name} model that can be built ({error!r})"
         ) from error
@@ -369,6 +371,18 @@ def build(
     else:
         fill(net, tensors, keys_of(layout, config), ignore=layout.ignored, source=source, take=take)
     return net.eval()
+
+
+def _layers(config: Any) -> int:
+    """How many layers a config asks for, of the part of it that asks for most."""
+    most = 0
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            most = max(most, _layers(value))
+        elif field.name in ("layers", "depths"):
+            most = max(most, *(value if isinstance(value, tuple) else (value,)))
+    return most
 
 
 def keys_of(layout: Layout, config: Any) -> KeyMap:

@@ -26,6 +26,7 @@ from sightread.models.catalog import BUNDLED, close_names, find, pick_for
 from sightread.models.safe import MAX_JSON_BYTES, Safetensors, check_start
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PROBE_SECONDS = 3.0
@@ -100,14 +101,15 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Lo
     raise CheckpointError(_no_such(text))
 
 
-def read_tensors(files: Sequence[Path]) -> Mapping[str, Tensor]:
+def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
     """The tensors of these files by name, on the CPU, each read when it is asked for (pickles: memory-mapped).
 
-    Reads safetensors, and pickles that hold nothing but tensors; a training checkpoint's "model" or "state_dict" is
-    opened and "module." before every name is dropped. Raises CheckpointError for a damaged file, a name that comes
-    twice, a Git LFS pointer, and a pickle that would have to run code.
+    dtype: what numbers with a fraction become; as they are by default. Reads safetensors, and pickles that hold nothing
+    but tensors; a training checkpoint's "model" or "state_dict" is opened and "module." before every name is dropped.
+    Raises CheckpointError for a damaged file, a name that comes twice, a Git LFS pointer, and a pickle that would have
+    to run code.
     """
-    return _Tensors(files)
+    return _Tensors(files, dtype)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -125,13 +127,29 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str
         save_file(plain, temporary, metadata={"format": "pt"})
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A config or an index. Raises CheckpointError for what is too large, damaged or no table of settings."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: too large for a config ({path.stat().st_size} bytes)")
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the settings of a model")
+    return cast("dict[str, Any]", data)
+
+
 def write_json(obj: object, path: str | os.PathLike[str]) -> None:
     """Write `obj` as indented JSON in UTF-8, whole or not at all. Raises ValueError for NaN and infinities."""
     atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _in_folder(folder: Path, name: str) -> Located:
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{name}: this folder cannot be read ({error.strerror})") from error
     chosen = _choose(names, name)
     if chosen is None:
         some = ", ".join(sorted(names)[:8]) or "nothing"
@@ -159,7 +177,7 @@ def _config(weights: Path) -> dict[str, Any] | None:
         names.reverse()
     for name in names:
         if (weights.parent / name).is_file():
-            return _read_json(weights.parent / name)
+            return read_json(weights.parent / name)
     return None
 
 
@@ -186,7 +204,7 @@ def _choose(names: Collection[str], where: str) -> str | None:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     """The files that an index lists. They lie beside it: a name that leads elsewhere is refused."""
-    placed = _read_json(index).get("weight_map")
+    placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
     listed = list(cast("dict[str, Any]", placed).values())
@@ -205,18 +223,6 @@ def _shards(index: Path) -> tuple[Path, ...]:
             f"put them beside {index.name}"
         )
     return tuple(index.parent / file for file in sorted(files))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: too large for a config ({path.stat().st_size} bytes)")
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the settings of a model")
-    return cast("dict[str, Any]", data)
 
 
 # The hub.
@@ -369,8 +375,9 @@ def _did_you_mean(text: str) -> str:
 class _Tensors(Mapping[str, "Tensor"]):
     """Name -> tensor over several files; safetensors stay on disk until a tensor is asked for."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._places: dict[str, Any] = {}
+    def __init__(self, files: Sequence[Path], dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self._places: dict[str, Safetensors | dict[str, Tensor]] = {}
         homes: dict[str, Path] = {}
         for file in files:
             place = Safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
@@ -379,11 +386,13 @@ class _Tensors(Mapping[str, "Tensor"]):
                     raise CheckpointError(f"{file}: has tensor {name}, and so has {homes[name].name}")
                 self._places[name] = place
                 homes[name] = file
-        self._homes = homes
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        return place[name] if isinstance(place, dict) else place.get_tensor(name)
+        if isinstance(place, Safetensors):
+            return place.get_tensor(name, self._dtype)
+        tensor = place[name]
+        return tensor if self._dtype is None or not tensor.is_floating_point() else tensor.to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -414,8 +423,6 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors_only(data: Any, path: Path) -> dict[str, Tensor]:
-    import torch
-
     for wrapper in ("model", "state_dict"):
         inner = data.get(wrapper) if isinstance(data, dict) else None
         if isinstance(inner, dict):
@@ -423,8 +430,18 @@ def _tensors_only(data: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not data:
         raise CheckpointError(f"{path}: holds no tensors by name; it is not a checkpoint of a network")
     items = cast("dict[Any, Any]", data)
-    strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
+    strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not _is_plain(v)]
     if strange:
         raise CheckpointError(f"{path}: holds things that are no tensors ({', '.join(strange[:8])})")
     prefix = "module." if all(name.startswith("module.") for name in items) else ""
     return {name.removeprefix(prefix): value.detach() for name, value in items.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a thing is a tensor of which the file holds every number: none that is sparse, nor one stretched to a
+    size that its few bytes do not tell."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+        return False
+    return not value.is_quantized and value.nbytes <= value.untyped_storage().nbytes()

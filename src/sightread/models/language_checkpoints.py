@@ -27,6 +27,7 @@ _LLAMA: dict[str, Any] = {
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
 }
+_MOST_LAYERS = 1 << 10
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "intermediate_size": 14_336, "num_key_value_heads": 8, "sliding_window": 4096},
@@ -87,6 +88,8 @@ def language_config(
     full = _full(data, kind)
     gemma = kind.startswith("gemma")
     layers, heads = full["num_hidden_layers"], full["num_attention_heads"]
+    if not 0 < layers <= _MOST_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers={layers!r} is no number of layers")
     head = full.get("head_dim") or full["hidden_size"] // heads
     biased = kind != "mistral" and bool(full.get("attention_bias", False))
     attention = Heads(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightread.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-MAX_JSON_BYTES = 256 * 1024 * 1024
+# No header, config or index of a published checkpoint has a tenth of it; parsed, JSON is some thirty times as large.
+MAX_JSON_BYTES = 32 * 1024 * 1024
 
 # The names of number formats in safetensors files, and in torch.
 _DTYPES = {
@@ -28,6 +31,7 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_BLOCK = 1 << 20  # numbers that are converted at a time
 
 
 class Safetensors:
@@ -58,20 +62,37 @@ class Safetensors:
         """The names of its tensors."""
         return list(self._entries)
 
-    def get_tensor(self, name: str) -> Tensor:
-        """One tensor, in memory of its own. Raises CheckpointError where the file has become shorter."""
+    def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor, in memory of its own; numbers with a fraction become `dtype` while they are read, so that the
+        tensor never stands there in both. Raises CheckpointError where the file has become shorter."""
         import torch
 
         entry = self._entries[name]
+        stored: torch.dtype = getattr(torch, _DTYPES[entry["dtype"]])
         begin, end = entry["data_offsets"]
-        raw = torch.empty(end - begin, dtype=torch.uint8)
-        into, done = memoryview(raw.numpy().data), 0
-        while done < len(into):
-            count = os.preadv(self._file, [into[done:]], self._start + begin + done)
+        begin, count = self._start + begin, (end - begin) // stored.itemsize
+        if dtype is None or not stored.is_floating_point:
+            dtype = stored
+        whole = torch.empty(count, dtype=dtype)
+        if dtype == stored:
+            self._read(begin, whole)
+        else:
+            block = torch.empty(min(count, _BLOCK), dtype=stored)
+            for at in range(0, count, _BLOCK):
+                part = block[: count - at]
+                self._read(begin + at * stored.itemsize, part)
+                whole[at : at + _BLOCK] = part
+        return whole.view(entry["shape"])
+
+    def _read(self, begin: int, into: Tensor) -> None:
+        import torch
+
+        memory, done = memoryview(into.view(torch.uint8).numpy().data), 0
+        while done < len(memory):
+            count = os.preadv(self._file, [memory[done:]], begin + done)
             if not count:
                 raise CheckpointError(f"{self._path}: was cut short while it was read; download it again")
             done += count
-        return raw.view(getattr(torch, _DTYPES[entry["dtype"]])).view(entry["shape"])
 
 
 def check_start(path: Path) -> None:
@@ -94,11 +115,11 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     reader lets a name come twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise CheckpointError(f"{path}: holds {', '.join(twice[:8])} twice; it cannot be trusted")
-        return dict(pairs)
+        return found
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -111,4 +132,6 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         entries = json.loads(header, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged (its header is not JSON); download it again") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: damaged (its header is no table of tensors); download it again")
     return {name: entry for name, entry in entries.items() if name != "__metadata__"}, 8 + length

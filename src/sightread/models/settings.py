@@ -69,7 +69,7 @@ def open_clip_tower(ours: str, theirs: str) -> dict[str, Any]:
 def one_spelling(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The names of a language model beside an image tower in all files of the hub, as `transformers` 5 writes them:
     "language_model.model", "language_model.lm_head", "vision_tower", "multi_modal_projector"."""
-    return Renamed(tensors, _spelt)
+    return Renamed(tensors, {_spelt(name): name for name in tensors})
 
 
 def _spelt(name: str) -> str:

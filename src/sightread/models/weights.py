@@ -36,11 +36,11 @@ KeyMap = Mapping[str, "str | Rule"]
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors under other names, each still read when it is asked for."""
+    """Tensors under other names (names: other name -> their own), each still read when it is asked for."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._tensors = tensors
-        self._names = {rename(name): name for name in tensors}
+        self._names = names
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._names[name]]
@@ -57,17 +57,27 @@ class Renamed(Mapping[str, Tensor]):
 
 def cat(*names: str) -> Rule:
     """Our tensor is theirs, joined along the first dimension in equal parts (fused projections)."""
-    return Rule(names, torch.cat, lambda ours: [part.contiguous() for part in ours.chunk(len(names))])
+    return _joined(names, [1] * len(names))
 
 
 def grouped(heads: int, kv_heads: int, *names: str) -> Rule:
     """Queries, keys and values, joined; keys and values have `kv_heads` heads for the queries' `heads`."""
+    return _joined(names, [heads, kv_heads, kv_heads])
+
+
+def _joined(names: tuple[str, ...], shares: list[int]) -> Rule:
+    def read(parts: list[Tensor]) -> Tensor:
+        if any(
+            len(part) * shares[0] != len(parts[0]) * share for part, share in zip(parts, shares, strict=True)
+        ):
+            raise ValueError("the parts are not of their shares")
+        return torch.cat(parts)
 
     def write(ours: Tensor) -> list[Tensor]:
-        part = ours.shape[0] // (heads + 2 * kv_heads)
-        return [t.contiguous() for t in ours.split([heads * part, kv_heads * part, kv_heads * part])]
+        one = len(ours) // sum(shares)
+        return [part.contiguous() for part in ours.split([share * one for share in shares])]
 
-    return Rule(names, torch.cat, write)
+    return Rule(names, read, write)
 
 
 def transposed(name: str) -> Rule:
@@ -80,8 +90,10 @@ def rows(name: str, start: int, stop: int, of: int) -> Rule:
     projection that we keep in two)."""
 
     def read(parts: list[Tensor]) -> Tensor:
-        each = parts[0].shape[0] // of
-        return parts[0][start * each : stop * each]
+        each, left = divmod(len(parts[0]), of)
+        if left:
+            raise ValueError(f"{len(parts[0])} rows cannot be cut into {of}")
+        return parts[0][start * each : stop * each].clone()
 
     return Rule((name,), read, _alone, start)
 
@@ -123,34 +135,32 @@ def fill(
     """Give `net` (built on the meta device) its weights, each read once and nothing kept of it but what `net` holds.
 
     ignore: patterns of names that may be left over. take: is asked for each of our names with its value, and says
-    whether it has put it elsewhere (`nn.quantise`); the parameter then stays without memory.
+    whether it has put it elsewhere (`nn.quantise`, `nn.packing`); the parameter then stays without memory.
 
     Raises CheckpointError that lists every missing, misshapen and unknown tensor by name.
     """
     shared = aliases(net)
+    rules = {name: rule_for(name, keys) for name in net.state_dict()}
+    used = {name for rule in rules.values() for name in rule.names}
     wanted = {k: v for k, v in net.state_dict(keep_vars=True).items() if k not in shared}
-    missing: list[str] = []
+    missing = [name for ours in wanted for name in rules[ours].names if name not in tensors]
     misshapen: list[str] = []
-    used: set[str] = set()
     state: dict[str, Tensor] = {}
-    for ours, parameter in wanted.items():
-        rule = rule_for(ours, keys)
-        used.update(rule.names)
-        absent = [name for name in rule.names if name not in tensors]
-        if absent:
-            missing.extend(absent)
+    # The largest first: what it takes beside a weight, to put it together or to pack it, is then needed while there is
+    # room, and the process never holds much more than the weights.
+    for ours, parameter in sorted(wanted.items(), key=lambda item: -item[1].numel()):
+        if any(name not in tensors for name in rules[ours].names):
             continue
-        parts = [tensors[name] for name in rule.names]
-        value = _read(rule, parts)
-        if value is None or value.shape != parameter.shape:
-            shapes = ", ".join(
-                f"{name} {tuple(part.shape)}" for name, part in zip(rule.names, parts, strict=True)
-            )
-            misshapen.append(f"{shapes} (expected {tuple(parameter.shape)} for {ours})")
+        value = _value(rules[ours], tensors)
+        if value is None or not _fits(value, parameter):
+            misshapen.append(_misfit(ours, parameter, rules[ours], tensors))
             continue
-        state[ours] = parameter if take is not None and take(ours, value) else value
-    for alias, ours in shared.items():
-        used.update(_check_alias(rule_for(alias, keys), state.get(ours), tensors, misshapen))
+        for alias in (alias for alias, first in shared.items() if first == ours):
+            if _differs(rules[alias], value, tensors):
+                names = ", ".join(rules[alias].names)
+                misshapen.append(f"{names} (differs from the tensor that it is shared with)")
+        state[ours] = value.to("meta") if take is not None and take(ours, value) else value
+        del value  # before the next one is read
     left = [name for name in tensors if name not in used and not any(re.search(p, name) for p in ignore)]
     _complain(source, missing, misshapen, left)
     for alias, ours in shared.items():
@@ -217,23 +227,34 @@ def _alone(ours: Tensor) -> list[Tensor]:
     return [ours]
 
 
-def _read(rule: Rule, parts: list[Tensor]) -> Tensor | None:
+def _value(rule: Rule, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Our tensor; None where its parts do not fit together."""
     try:
-        return rule.read(parts)
-    except (RuntimeError, IndexError):  # parts that do not fit together: reported as misshapen
+        return rule.read([tensors[name] for name in rule.names])
+    except (RuntimeError, IndexError, TypeError, ValueError):
         return None
 
 
-def _check_alias(
-    rule: Rule, value: Tensor | None, tensors: Mapping[str, Tensor], misshapen: list[str]
-) -> Sequence[str]:
-    """A shared tensor may be absent from a checkpoint, but not differ from the one that it is shared with."""
-    parts = [tensors[name] for name in rule.names if name in tensors]
-    if value is not None and len(parts) == len(rule.names):
-        theirs = _read(rule, parts)
-        if theirs is None or theirs.shape != value.shape or not torch.equal(theirs, value):
-            misshapen.append(f"{', '.join(rule.names)} (differs from the tensor that it is shared with)")
-    return rule.names
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    return value.shape == parameter.shape and value.is_floating_point() == parameter.is_floating_point()
+
+
+def _misfit(ours: str, parameter: Tensor, rule: Rule, tensors: Mapping[str, Tensor]) -> str:
+    found = ", ".join(f"{name} {_told(tensors[name])}" for name in rule.names)
+    return f"{found} (expected {_told(parameter)} for {ours})"
+
+
+def _told(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
+def _differs(rule: Rule, value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint has a tensor again that is shared, and not the same. It may be absent."""
+    if any(name not in tensors for name in rule.names):
+        return False
+    theirs = _value(rule, tensors)
+    return theirs is None or theirs.shape != value.shape or not torch.equal(theirs, value)
 
 
 def _complain(source: str, missing: list[str], misshapen: list[str], left: list[str]) -> None:
@@ -243,7 +264,10 @@ def _complain(source: str, missing: list[str], misshapen: list[str], left: list[
         if names
     ]
     if found:
-        raise CheckpointError(f"{source}: the tensors do not fit the model. " + "; ".join(found))
+        raise CheckpointError(
+            f"{source}: the tensors do not fit the model that its config describes; put the config and the weights "
+            f"of one checkpoint together. {'; '.join(found)}"
+        )
 
 
 def _some(names: list[str], most: int = 12) -> str:

@@ -77,6 +77,8 @@ def add_lora(
     for name, layer in chosen.items():
         if layer.lora is not None or layer.merged is not None:
             raise UsageError(f"lora: {name} has an adapter already")
+        if layer.weight.is_meta:
+            raise UsageError(f"lora: {name} has its weight in few bits; load the model without `quantise`")
     network.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in chosen.values():

@@ -8,6 +8,8 @@ are the same up to rounding. The op has no gradient, so only inference packs.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,24 +36,34 @@ def pack(net: nn.Module) -> None:
     The plain weight is dropped unless another module shares it (tied words); one that is more than a tenth of the
     network then stays as it is, rather than there twice.
     """
-    if not can_pack():
-        return
     most = sum(p.numel() for p in net.parameters()) / 10
-    uses: dict[int, int] = {}
-    for module in net.modules():
-        for parameter in module.parameters(recurse=False):
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    uses = _uses(net)
     for module in net.modules():
         if isinstance(module, Linear) and module.packed is None and _packable(module.weight):
-            if uses[id(module.weight)] > 1 and module.weight.numel() > most:
-                continue
-            module.packed = _REORDER(module.weight.detach(), None)  # pyright: ignore[reportOptionalCall]
-            module.kernel = _product
-            if uses[id(module.weight)] == 1:
-                # The bytes now live in `packed`; `unpack` brings them back exactly.
-                module.weight = nn.Parameter(
-                    torch.empty_like(module.weight, device="meta"), requires_grad=False
-                )
+            alone = uses[id(module.weight)] == 1
+            if alone or module.weight.numel() <= most:
+                _pack(module, module.weight.detach())
+            if alone:  # the bytes now live in `packed`; `unpack` brings them back exactly
+                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+
+
+def packer(net: nn.Module) -> Callable[[str, Tensor], bool]:
+    """What packs the weights of a network one by one as they are read, so that none is ever there twice: (name,
+    weight) -> taken. It leaves to `pack` what modules share."""
+    uses = _uses(net)
+    layers = {
+        f"{name}.weight": module
+        for name, module in net.named_modules()
+        if isinstance(module, Linear) and uses[id(module.weight)] == 1
+    }
+
+    def take(name: str, weight: Tensor) -> bool:
+        taken = name in layers and _packable(weight)
+        if taken:
+            _pack(layers[name], weight)
+        return taken
+
+    return take
 
 
 def unpack(net: nn.Module) -> None:
@@ -71,9 +83,23 @@ def quicken(net: nn.Module) -> None:
                 module.kernel = _trained_product
 
 
+def _uses(net: nn.Module) -> dict[int, int]:
+    """id of each parameter -> how many modules have it."""
+    return Counter(
+        id(parameter) for module in net.modules() for parameter in module.parameters(recurse=False)
+    )
+
+
 def _packable(weight: Tensor) -> bool:
+    if not can_pack() or weight.device.type != "cpu":
+        return False
     half = weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.device.type == "cpu" and (half or weight.dtype == torch.float32)
+    return half or weight.dtype == torch.float32
+
+
+def _pack(layer: Linear, weight: Tensor) -> None:
+    layer.packed = _REORDER(weight, None)  # pyright: ignore[reportOptionalCall]
+    layer.kernel = _product
 
 
 def _trained_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,7 +11,8 @@ The error of a product, |y - y'| / |y| over normal inputs and weights: 0.7 % wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -23,15 +24,14 @@ from sightread.nn.attention import Linear
 Bits: TypeAlias = Literal["int8", "int4"]
 
 GROUP = 64
-_ROWS = (
-    1024  # of a matrix at a time, so that no large one stands in memory in full precision; a multiple of 64
-)
+# Weights of a matrix that are rounded, or made again, at a time: they fit into a processor's cache, and no large matrix
+# stands in memory in full precision.
+_BLOCK = 1 << 19
 _TINY = torch.finfo(torch.bfloat16).tiny
 _INT8 = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
 _INT4 = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 _PACK4 = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
-# Rows from which it is quicker to make a matrix of 8-bit weights again than to multiply with them as they are: measured
-# on one AVX-512 core, 4096 x 11008, bfloat16: 27 ms for 32 rows and 107 ms for 128, against 45 ms and the product.
+# Rows from which it is quicker to make the weights again, block by block, than to multiply with them as they are.
 _MANY = 64
 
 
@@ -40,21 +40,25 @@ class Int8(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        parts = [_in_8_bits(part) for part in weight.split(_ROWS)]
-        self.register_buffer("q", torch.cat([q for q, _ in parts]), persistent=False)
-        self.register_buffer("scale", torch.cat([scale for _, scale in parts]), persistent=False)
+        self.register_buffer("q", weight.new_empty(weight.shape, dtype=torch.int8), persistent=False)
+        self.register_buffer("scale", weight.new_empty(len(weight), dtype=torch.bfloat16), persistent=False)
         self.q: Tensor
         self.scale: Tensor
+        for part in _parts(weight.shape):
+            self.q[part], self.scale[part] = _in_8_bits(weight[part])
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if rows.device.type != "cpu" or _INT8 is None:
-            out = nn.functional.linear(rows, self.q.to(x.dtype)) * self.scale.to(x.dtype)
+            out = _by_parts(rows, self.q.shape, self._part)
         elif len(rows) < _MANY:
             out = _INT8(rows.bfloat16(), self.q, self.scale)
         else:
-            out = nn.functional.linear(rows.bfloat16(), self.q.bfloat16()) * self.scale
+            out = _by_parts(rows.bfloat16(), self.q.shape, self._part)
         return _finished(out, x, bias)
+
+    def _part(self, part: slice, dtype: torch.dtype) -> Tensor:
+        return (self.q[part].to(dtype) * self.scale[part, None].to(dtype)).t()
 
 
 class Int4(nn.Module):
@@ -66,25 +70,46 @@ class Int4(nn.Module):
     def __init__(self, weight: Tensor, *, packed: bool) -> None:
         super().__init__()
         self.packed = packed and _INT4 is not None and _PACK4 is not None
-        parts = [_in_4_bits(part, self.packed) for part in weight.split(_ROWS)]
-        self.register_buffer("q", torch.cat([q for q, _ in parts]), persistent=False)
+        rows, width = weight.shape
+        self.register_buffer("q", weight.new_empty(rows, width // 2, dtype=torch.uint8), persistent=False)
         # [in / GROUP, out, 2]
-        self.register_buffer("scale_zero", torch.cat([both for _, both in parts], dim=1), persistent=False)
+        both = weight.new_empty(width // GROUP, rows, 2, dtype=torch.bfloat16)
+        self.register_buffer("scale_zero", both, persistent=False)
         self.q: Tensor
         self.scale_zero: Tensor
+        for part in _parts(weight.shape):
+            self.q[part], self.scale_zero[:, part] = _in_4_bits(weight[part], self.packed)
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if self.packed and _INT4 is not None:
+        shape = torch.Size((len(self.q), x.shape[-1]))
+        if not self.packed or _INT4 is None:
+            out = _by_parts(rows, shape, self._part)
+        elif len(rows) < _MANY or not _rows_packed_together() or len(self.q) % _rows_packed_together():
             out = _INT4(rows.bfloat16(), self.q, GROUP, self.scale_zero)
         else:
-            out = nn.functional.linear(rows, self._weight().to(x.dtype))
+            out = _by_parts(rows.bfloat16(), shape, self._part)
         return _finished(out, x, bias)
 
-    def _weight(self) -> Tensor:
-        q = torch.stack([self.q & 15, self.q >> 4], dim=-1).flatten(1).unflatten(1, (-1, GROUP))
-        scale, zero = self.scale_zero.transpose(0, 1).float().unbind(-1)
-        return ((q.float() - 8) * scale[..., None] + zero[..., None]).flatten(1)
+    def _part(self, part: slice, dtype: torch.dtype) -> Tensor:
+        together = _rows_packed_together() if self.packed else 1
+        q = _unpacked(self.q[part], together).unflatten(0, (-1, GROUP))  # [in / GROUP, GROUP, rows]
+        scale, zero = self.scale_zero[:, None, part].movedim(-1, 0).to(dtype).contiguous()
+        return torch.addcmul(zero, (q - 8).view(torch.int8).to(dtype), scale).flatten(0, 1)
+
+
+def _parts(shape: torch.Size) -> Iterator[slice]:
+    """Rows of a matrix `[out, in]`, some at a time: as many as 64 divides."""
+    rows = max(_BLOCK // shape[1] // 64, 1) * 64
+    return (slice(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows))
+
+
+def _by_parts(x: Tensor, shape: torch.Size, part: Callable[[slice, torch.dtype], Tensor]) -> Tensor:
+    """x W^T, `[R, in]` -> `[R, out]`, of a W `[out, in]` of which no more than a part, `[in, rows]`, is ever made."""
+    out = x.new_empty(len(x), shape[0])
+    for rows in _parts(shape):
+        out[:, rows] = x @ part(rows, x.dtype)
+    return out
 
 
 def _in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,11 +133,31 @@ def _in_4_bits(weight: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
         .clamp_(0, 15)
         .flatten(1)
     )
-    both = torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous()
+    both = torch.stack([scale, zero], dim=-1).transpose(0, 1)
     if packed and _PACK4 is not None:
         return _PACK4(q.to(torch.int32), 1), both
     q = q.to(torch.uint8)
     return q[:, ::2] | q[:, 1::2] << 4, both
+
+
+def _unpacked(q: Tensor, together: int) -> Tensor:
+    """Bytes `[rows, in / 2]` -> weights 0..15 `[in, rows]`; together: rows of the layout of torch's kernel that lie
+    with each other, 1 for two weights a byte, as they follow."""
+    low, high = q & 15, q >> 4
+    if together == 1:
+        return torch.stack([low, high], dim=-1).flatten(1).t()
+    # Of each `together` rows: for each column, the first half in the low bits, the second in the high ones.
+    halves = [half.view(len(q) // together, -1, together // 2).transpose(0, 1) for half in (low, high)]
+    return torch.stack(halves, dim=2).flatten(1)
+
+
+@cache
+def _rows_packed_together() -> int:
+    """`together` of `_unpacked`, which differs between processors; 0 where the layout is another one."""
+    assert _PACK4 is not None
+    q = torch.arange(128 * GROUP).mul(40503).bitwise_right_shift(8).bitwise_and(15).view(128, GROUP)
+    packed = _PACK4(q.int(), 1)
+    return next((rows for rows in (64, 32) if torch.equal(_unpacked(packed, rows), q.t())), 0)
 
 
 def quantiser(net: nn.Module, bits: Bits, device: torch.device) -> Callable[[str, Tensor], bool]:

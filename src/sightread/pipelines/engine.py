@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +22,9 @@ from sightread.data.tokens import (
 from sightread.errors import CheckpointError, UsageError
 from sightread.models.catalog import BUNDLED
 from sightread.models.families import FAMILIES, Family, Taking, as_tuples, build, config_from_dict, recognise
-from sightread.models.files import Located, locate, read_tensors
+from sightread.models.files import Located, locate, read_json, read_tensors
 from sightread.models.segments import MaskDecoder
-from sightread.nn.packing import pack
+from sightread.nn.packing import pack, packer
 from sightread.nn.quantise import Bits, quantiser
 from sightread.pipelines.habits import habits_of
 from sightread.pipelines.memory import give_back_freed_memory
@@ -62,9 +60,9 @@ def load(
     where, kind = _device(device), _dtype(dtype)
     located = locate(source)
     config = located.config or {}
-    taking = None if quantise is None else partial(quantiser, bits=quantise, device=where)
+    taking = taking_for(quantise, where)
     with give_back_freed_memory():
-        tensors = _Converted(read_tensors(located.weights), kind)
+        tensors = read_tensors(located.weights, kind)
         load_network = _load_own if config.get("format") == FORMAT else _load_foreign
         family, network, spec = load_network(located, config, tensors, taking)
         tokenizer = _tokenizer(located, family, network.config)
@@ -86,6 +84,18 @@ def load(
     )
 
 
+def taking_for(quantise: Bits | None, device: torch.device) -> Taking:
+    """What puts weights where they are multiplied from as soon as they are read: in few bits, packed for a CPU."""
+
+    def taking(network: nn.Module) -> Callable[[str, Tensor], bool]:
+        takers = [] if quantise is None else [quantiser(network, quantise, device)]
+        if device.type == "cpu":
+            takers.append(packer(network))
+        return lambda name, weight: any(take(name, weight) for take in takers)
+
+    return taking
+
+
 def _move(network: nn.Module, device: torch.device) -> None:
     """`network.to(device)`, also where weights in few bits have left parameters without memory."""
     for module in network.modules():
@@ -96,27 +106,6 @@ def _move(network: nn.Module, device: torch.device) -> None:
             setattr(module, name, buffer.to(device))
 
 
-class _Converted(Mapping[str, Tensor]):
-    """The tensors of a checkpoint in one precision, converted one by one as they are read."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.tensors = tensors
-        self.dtype = dtype
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self.tensors[name]
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-
-    def __iter__(self) -> Any:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.tensors
-
-
 def _load_own(
     located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor], taking: Taking | None
 ) -> tuple[Family, Any, ImageSpec]:
@@ -124,7 +113,7 @@ def _load_own(
         family = FAMILIES[config["family"]]
         settings = config_from_dict(family.config, config["config"])
         spec = ImageSpec(**{key: as_tuples(value) for key, value in config["image"].items()})
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{located.name}: config.json is not one that this version wrote ({error!r})"
         ) from error
@@ -149,7 +138,7 @@ def _load_foreign(
         raise CheckpointError(f"{located.name}: config.json: is_causal=False is not supported")
     try:
         settings = layout.configure(described, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
     network = build(family, settings, tensors, layout, source=located.name, taking=taking)
     side = settings.vision.image_size
@@ -239,13 +228,7 @@ def _masks(located: Located, network: Any, named: str | PathLike[str] | None) ->
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name}: is no JSON file that can be read ({error})") from error
-    return data if isinstance(data, dict) else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _device(name: str) -> torch.device:

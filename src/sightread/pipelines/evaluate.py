@@ -124,7 +124,9 @@ def fingerprint(source: Source) -> str:
                 itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
             )
             for own, tensor in parts.items():
-                if tensor.is_meta:  # its bytes are in the layout that the CPU multiplies fastest
+                if tensor.is_meta:  # its bytes are in the layout that the CPU multiplies fastest, or fewer
+                    if module.packed is None:
+                        continue  # and buffers of the layer's kernel
                     tensor = module.packed.to_dense().reshape(tensor.shape)
                 digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
