@@ -147,8 +147,8 @@ def fill(
     misshapen: list[str] = []
     state: dict[str, Tensor] = {}
     # The largest first: what it takes beside a weight, to put it together or to pack it, is then needed while there is
-    # room, and the process never holds much more than the weights.
-    for ours, parameter in sorted(wanted.items(), key=lambda item: -item[1].numel()):
+    # room, and the process never holds much more than the weights. Of equals the last, as a head may become fewer bits.
+    for ours, parameter in sorted(reversed(wanted.items()), key=lambda item: -item[1].numel()):
         if any(name not in tensors for name in rules[ours].names):
             continue
         value = _value(rules[ours], tensors)
