@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -342,7 +343,7 @@ def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
     save_file({"a": A, "b": B}, tmp_path / "x.safetensors")
     tensors = read_tensors([tmp_path / "x.safetensors"])
     os.truncate(tmp_path / "x.safetensors", (tmp_path / "x.safetensors").stat().st_size - 4)
-    whole, cut = sorted(tensors, key=lambda name: tensors._places[name]._entries[name]["data_offsets"])
+    whole, cut = sorted(tensors, key=lambda name: tensors._places[name]._places[name].begin)
     tensors[whole]
     with pytest.raises(CheckpointError, match="cut short while it was read"):
         tensors[cut]
@@ -370,6 +371,27 @@ def test_numbers_become_another_kind_while_they_are_read(
             wanted = value.to(dtype) if value.is_floating_point() else value
             assert found[key].dtype == wanted.dtype
             assert torch.equal(found[key], wanted)
+
+
+@pytest.mark.parametrize("how", ["as it is", "repacked", "compressed", "other byte order"])
+def test_a_zip_that_torch_did_not_pack(tmp_path: Path, how: str) -> None:
+    """Tensors are read where they lie if that is sure, and by torch where it is not."""
+    torch.save({"first": B, "a": A, "view": A.t()[1:]}, tmp_path / "x.pth")
+    if how != "as it is":
+        kind = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+        (tmp_path / "x.pth").rename(tmp_path / "old.pth")
+        with (
+            zipfile.ZipFile(tmp_path / "old.pth") as old,
+            zipfile.ZipFile(tmp_path / "x.pth", "w", kind) as new,
+        ):
+            for entry in old.infolist():
+                swaps = how == "other byte order" and entry.filename.endswith("byteorder")
+                new.writestr(entry.filename, b"big" if swaps else old.read(entry))
+    tensors: Any = read_tensors([tmp_path / "x.pth"], torch.float32)
+    wanted = torch.from_numpy(A.numpy().byteswap()) if how == "other byte order" else A
+    assert isinstance(tensors._places["a"], safe.Stored) == (how == "as it is")
+    assert torch.equal(tensors["a"], wanted)
+    assert torch.equal(tensors["view"], wanted.t()[1:])
 
 
 @pytest.mark.parametrize(

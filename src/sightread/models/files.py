@@ -23,7 +23,7 @@ from urllib.request import getproxies
 from sightread.data.atomic import atomic_path, atomic_write
 from sightread.errors import CheckpointError
 from sightread.models.catalog import BUNDLED, close_names, find, pick_for
-from sightread.models.safe import MAX_JSON_BYTES, Safetensors, check_start
+from sightread.models.safe import MAX_JSON_BYTES, Stored, check_start, open_safetensors, places_of, records_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Lo
 
 
 def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
-    """The tensors of these files by name, on the CPU, each read when it is asked for (pickles: memory-mapped).
+    """The tensors of these files by name, on the CPU, each read when it is asked for.
 
     dtype: what numbers with a fraction become; as they are by default. Reads safetensors, and pickles that hold nothing
     but tensors; a training checkpoint's "model" or "state_dict" is opened and "module." before every name is dropped.
@@ -373,14 +373,14 @@ def _did_you_mean(text: str) -> str:
 
 
 class _Tensors(Mapping[str, "Tensor"]):
-    """Name -> tensor over several files; safetensors stay on disk until a tensor is asked for."""
+    """Name -> tensor over several files, which stay on disk until a tensor is asked for."""
 
     def __init__(self, files: Sequence[Path], dtype: torch.dtype | None) -> None:
         self._dtype = dtype
-        self._places: dict[str, Safetensors | dict[str, Tensor]] = {}
+        self._places: dict[str, Stored | dict[str, Tensor]] = {}
         homes: dict[str, Path] = {}
         for file in files:
-            place = Safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+            place = open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
             for name in place.keys():  # noqa: SIM118 (a safetensors file has keys() but is no mapping)
                 if name in self._places:
                     raise CheckpointError(f"{file}: has tensor {name}, and so has {homes[name].name}")
@@ -389,7 +389,7 @@ class _Tensors(Mapping[str, "Tensor"]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        if isinstance(place, Safetensors):
+        if isinstance(place, Stored):
             return place.get_tensor(name, self._dtype)
         tensor = place[name]
         return tensor if self._dtype is None or not tensor.is_floating_point() else tensor.to(self._dtype)
@@ -404,14 +404,21 @@ class _Tensors(Mapping[str, "Tensor"]):
         return name in self._places
 
 
-def _open_pickle(path: Path) -> dict[str, Tensor]:
+def _open_pickle(path: Path) -> Stored | dict[str, Tensor]:
+    check_start(path)
+    records = records_of(path)
+    if records:
+        places = places_of(_pickled(path, "meta"), records)
+        if places is not None:
+            return Stored(path, places)
+    return _pickled(path, "cpu")
+
+
+def _pickled(path: Path, device: str) -> dict[str, Tensor]:
     import torch
 
-    check_start(path)
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # files older than torch 1.6 cannot be mapped
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        data = torch.load(path, map_location=device, weights_only=True)
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     except Exception as error:  # torch names no type for what it refuses: a pickle's, its own, a zip's
@@ -419,10 +426,7 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read without running code from the file, or is damaged. It is not run; "
             f"convert it to safetensors where you trust it, and load that"
         ) from error
-    return _tensors_only(data, path)
 
-
-def _tensors_only(data: Any, path: Path) -> dict[str, Tensor]:
     for wrapper in ("model", "state_dict"):
         inner = data.get(wrapper) if isinstance(data, dict) else None
         if isinstance(inner, dict):
@@ -430,18 +434,18 @@ def _tensors_only(data: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not data:
         raise CheckpointError(f"{path}: holds no tensors by name; it is not a checkpoint of a network")
     items = cast("dict[Any, Any]", data)
-    strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not _is_plain(v)]
+    strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not _is_plain(v, device)]
     if strange:
         raise CheckpointError(f"{path}: holds things that are no tensors ({', '.join(strange[:8])})")
     prefix = "module." if all(name.startswith("module.") for name in items) else ""
     return {name.removeprefix(prefix): value.detach() for name, value in items.items()}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any, device: str) -> bool:
     """Whether a thing is a tensor of which the file holds every number: none that is sparse, nor one stretched to a
     size that its few bytes do not tell."""
     import torch
 
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
         return False
-    return not value.is_quantized and value.nbytes <= value.untyped_storage().nbytes()
+    return value.device.type == device and value.nbytes <= value.untyped_storage().nbytes()

@@ -132,7 +132,9 @@ class Florence(nn.Module):
 def _waves(rows: int, dim: int) -> Tensor:
     """Sines and cosines of each row's number in turn, `[rows, dim]` (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2
-    with torch.device("cpu"):  # to compute where no memory is ("meta"), torch loads its compiler: 75 MB and 0.7 s
+    with torch.device(
+        "cpu"
+    ):  # to compute where no memory is ("meta"), torch loads its compiler: 75 MB and 0.7 s
         speeds = torch.exp(torch.arange(half).float() * (-torch.log(torch.tensor(10_000.0)) / half))
         angles = torch.arange(rows)[:, None] * speeds
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

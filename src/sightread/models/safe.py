@@ -1,13 +1,16 @@
-"""Safetensors files, read tensor by tensor."""
+"""Weights files, read tensor by tensor: safetensors, and the zip files that `torch.save` makes."""
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 import weakref
+import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightread.errors import CheckpointError
 
@@ -34,55 +37,50 @@ _DTYPES = {
 _BLOCK = 1 << 20  # numbers that are converted at a time
 
 
-class Safetensors:
-    """A safetensors file. Tensors are read, not mapped: pages of a mapping count as memory beside what is made of them
+class Place(NamedTuple):
+    """Where a tensor lies in a file: its first byte, the kind of its numbers, how many of them from the first to the
+    last, and its form among them."""
+
+    begin: int
+    dtype: torch.dtype
+    reach: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Stored:
+    """The tensors of a file. They are read, not mapped: pages of a mapping count as memory beside what is made of them
     until something else wants it, and a file that shrinks while it is mapped takes the process down."""
 
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        check_start(path)
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
         self._path = path
-        self._entries, self._start = _header(path)
-        try:
-            with safe_open(path, framework="np"):  # checks sizes and places
-                pass
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or cut short ({error}); download it again") from error
-        strange = {entry["dtype"] for entry in self._entries.values()} - _DTYPES.keys()
-        if strange:
-            raise CheckpointError(
-                f"{path}: holds numbers of kinds that are not known ({', '.join(sorted(strange))})"
-            )
+        self._places = places
         # Held open: a checkpoint may be written anew over the file that it is being read from.
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
     def keys(self) -> list[str]:
         """The names of its tensors."""
-        return list(self._entries)
+        return list(self._places)
 
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, in memory of its own; numbers with a fraction become `dtype` while they are read, so that the
         tensor never stands there in both. Raises CheckpointError where the file has become shorter."""
         import torch
 
-        entry = self._entries[name]
-        stored: torch.dtype = getattr(torch, _DTYPES[entry["dtype"]])
-        begin, end = entry["data_offsets"]
-        begin, count = self._start + begin, (end - begin) // stored.itemsize
+        begin, stored, reach, shape, stride = self._places[name]
         if dtype is None or not stored.is_floating_point:
             dtype = stored
-        whole = torch.empty(count, dtype=dtype)
+        whole = torch.empty(reach, dtype=dtype)
         if dtype == stored:
             self._read(begin, whole)
         else:
-            block = torch.empty(min(count, _BLOCK), dtype=stored)
-            for at in range(0, count, _BLOCK):
-                part = block[: count - at]
+            block = torch.empty(min(reach, _BLOCK), dtype=stored)
+            for at in range(0, reach, _BLOCK):
+                part = block[: reach - at]
                 self._read(begin + at * stored.itemsize, part)
                 whole[at : at + _BLOCK] = part
-        return whole.view(entry["shape"])
+        return whole.as_strided(shape, stride)
 
     def _read(self, begin: int, into: Tensor) -> None:
         import torch
@@ -93,6 +91,68 @@ class Safetensors:
             if not count:
                 raise CheckpointError(f"{self._path}: was cut short while it was read; download it again")
             done += count
+
+
+def open_safetensors(path: Path) -> Stored:
+    """A safetensors file. Raises CheckpointError for a damaged one."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    check_start(path)
+    entries, start = _header(path)
+    try:
+        with safe_open(path, framework="np"):  # checks sizes and places
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or cut short ({error}); download it again") from error
+    strange = {entry["dtype"] for entry in entries.values()} - _DTYPES.keys()
+    if strange:
+        raise CheckpointError(
+            f"{path}: holds numbers of kinds that are not known ({', '.join(sorted(strange))})"
+        )
+    places: dict[str, Place] = {}
+    for name, entry in entries.items():
+        dtype: torch.dtype = getattr(torch, _DTYPES[entry["dtype"]])
+        form = torch.empty(entry["shape"], device="meta")
+        begin = start + entry["data_offsets"][0]
+        places[name] = Place(begin, dtype, form.numel(), tuple(form.shape), form.stride())
+    return Stored(path, places)
+
+
+def records_of(path: Path) -> dict[int, int]:
+    """Where the records of a file by `torch.save` begin -> their bytes. Empty for an old one, which is no zip, and for
+    one whose numbers do not lie there as they are (compressed, or of the other byte order)."""
+    found: dict[int, int] = {}
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    return {}
+                file.seek(info.header_offset + 26)
+                begin = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+                file.seek(begin)
+                if info.filename.endswith("byteorder") and file.read(info.file_size & 31) != b"little":
+                    return {}
+                found[begin] = info.file_size
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError):
+        return {}
+    return found
+
+
+def places_of(tensors: Mapping[str, Tensor], records: Mapping[int, int]) -> dict[str, Place] | None:
+    """Where tensors that torch has read from a file without their memory ("meta") lie in it; None where that is not
+    sure."""
+    found: dict[str, Place] = {}
+    for name, tensor in tensors.items():
+        memory, size, skipped = tensor.untyped_storage(), tensor.dtype.itemsize, int(tensor.storage_offset())
+        begin: int = getattr(memory, "_checkpoint_offset", -1)
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        reach = 1 + sum((n - 1) * step for n, step in pairs) if tensor.numel() else 0
+        if records.get(begin, -1) < max(memory.nbytes(), (skipped + reach) * size):
+            return None
+        place = Place(begin + skipped * size, tensor.dtype, reach, tuple(tensor.shape), tensor.stride())
+        found[name] = place
+    return found
 
 
 def check_start(path: Path) -> None:

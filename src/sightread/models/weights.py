@@ -148,7 +148,8 @@ def fill(
     state: dict[str, Tensor] = {}
     # The largest first: what it takes beside a weight, to put it together or to pack it, is then needed while there is
     # room, and the process never holds much more than the weights. Of equals the last, as a head may become fewer bits.
-    for ours, parameter in sorted(reversed(wanted.items()), key=lambda item: -item[1].numel()):
+    for ours in sorted(wanted, key=lambda name: wanted[name].numel())[::-1]:
+        parameter = wanted[ours]
         if any(name not in tensors for name in rules[ours].names):
             continue
         value = _value(rules[ours], tensors)
