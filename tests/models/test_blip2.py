@@ -412,9 +412,10 @@ def test_settings_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
     tensors = read_tensors([tmp_path / "t5" / "model.safetensors"])
     data = json.loads((tmp_path / "t5" / "config.json").read_text())
     configure = FAMILIES["blip2"].layouts["transformers"].configure
-    data["text_config"] |= {"pad_token_id": 3, "decoder_start_token_id": 0, "eos_token_id": [4, 5]}
+    data["text_config"] |= {"pad_token_id": 3, "decoder_start_token_id": 0}
     assert configure(data, tensors).start_ids == (0,)
-    assert configure(data, tensors).end_id == 4
     assert configure({**data, "image_token_id": 9}, tensors).image_id == 9
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        configure({**data, "text_config": {**data["text_config"], "eos_token_id": [4, 5]}}, tensors)
     with pytest.raises(CheckpointError, match="'gpt2' is not supported"):
         configure({**data, "text_config": {**data["text_config"], "model_type": "gpt2"}}, tensors)

@@ -67,10 +67,10 @@ def test_the_same_numbers(tmp_path: Path, shape: int) -> None:
     model.network.double()
     reference.double()
     model.dtype, wanted["pixel_values"] = torch.float64, wanted["pixel_values"].double()
-    given, length = prompted.prefix(
+    given, asked = prompted.prefix(
         model, [[one] for one in prompted.look(model, read)], [ask(model, task) for task in TASKS]
     )
-    assert length == wanted["input_ids"].shape[1]
+    assert asked.shape == wanted["input_ids"].shape
     states = reference.model.get_encoder()(
         inputs_embeds=_embedded(reference, wanted), attention_mask=wanted["attention_mask"]
     ).last_hidden_state

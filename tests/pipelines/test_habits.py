@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 
 import sightread
 from sightread import Message
-from sightread.errors import UsageError
+from sightread.errors import CheckpointError, UsageError
 from sightread.pipelines.habits import generation_config, habits_of, options
 from sightread.tasks.generate import Decoding, _warp
 from tests.florence_checkpoints import write_florence
@@ -33,6 +33,9 @@ FILES: list[dict[str, Any]] = [
     {"max_new_tokens": 9, "num_beams": 3, "length_penalty": -1.0},
     {"max_new_tokens": 12, "num_beams": 2, "no_repeat_ngram_size": 2, "early_stopping": True},
     {"max_new_tokens": 8, "repetition_penalty": 1.7, "min_new_tokens": 4},
+    {"max_new_tokens": 9, "num_beams": 3, "no_repeat_ngram_size": 1, "repetition_penalty": 1.3},
+    {"max_new_tokens": 9, "num_beams": 3, "length_penalty": 2.0, "early_stopping": "never"},
+    {"max_new_tokens": 9, "eos_token_id": [1, 2, *range(270, 300)], "suppress_tokens": [*range(5, 260)]},
     {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 1, "do_sample": False, "temperature": None},
 ]
 
@@ -107,6 +110,33 @@ def test_what_is_drawn_at_random(given: dict[str, Any]) -> None:
     assert torch.allclose((drawn / drawn.sum(-1, keepdim=True)).float(), scores.softmax(-1), atol=1e-6)
     back = generation_config(habits_of(said, {}), {}, 2)
     assert habits_of(back, {}) == habits_of(said, {})
+
+
+RULES: list[tuple[dict[str, Any], str]] = [
+    ({"bad_words_ids": [[3]]}, "bad_words_ids"),
+    ({"encoder_repetition_penalty": 1.2}, "encoder_repetition_penalty"),
+    ({"min_length": 9}, "min_length"),
+    ({"forced_eos_token_id": 7, "eos_token_id": 2}, "forced_eos_token_id"),
+    ({"renormalize_logits": True}, "renormalize_logits"),
+]
+
+
+@pytest.mark.parametrize(("said", "named"), RULES)
+def test_rules_that_are_not_known_are_named(said: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        habits_of(said, {}, end_id=2)
+    assert habits_of({**GenerationConfig().to_dict(), "max_new_tokens": 9}, {}, end_id=2) == {
+        "max_new_tokens": 9
+    }
+
+
+def test_where_texts_start_and_end() -> None:
+    about: dict[str, Any] = {"end_id": 2, "start_ids": (2,)}
+    assert habits_of({"min_length": 9}, {}, **about) == {"min_new_tokens": 8}
+    assert habits_of({"eos_token_id": 2}, {}, **about) == {}
+    assert habits_of({"eos_token_id": [2, 5]}, {}, **about) == {"end_ids": [2, 5]}
+    with pytest.raises(CheckpointError, match="decoder_start_token_id"):
+        habits_of({"decoder_start_token_id": 3}, {}, **about)
 
 
 def test_the_rule() -> None:

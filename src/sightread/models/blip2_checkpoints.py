@@ -12,7 +12,6 @@ from sightread.errors import CheckpointError, UnsupportedError
 from sightread.models.blip2 import Config
 from sightread.models.blip_checkpoints import VISION_KEYS
 from sightread.models.language_checkpoints import (
-    first_id,
     language_config,
     language_keys,
     opt_to_transformers,
@@ -95,9 +94,17 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         if picture is None
         else picture,
         start_ids=start,
-        end_id=first_id(text.get("eos_token_id", 2 if encoder is None else 1)),
+        end_id=_end(text, 2 if encoder is None else 1),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
     )
+
+
+def _end(text: Mapping[str, Any], usual: int) -> int:
+    """The one token that ends a text."""
+    ends = text.get("eos_token_id", usual)
+    if isinstance(ends, list):
+        raise CheckpointError(f"config.json: a BLIP-2 with eos_token_id={ends} is not supported; name one")
+    return ends
 
 
 def _language(

@@ -80,7 +80,9 @@ def load(
         device=where,
         dtype=kind,
         batch_size=8 if where.type == "cpu" else 32,
-        decoding=config.get("decoding", {}) if config.get("format") == FORMAT else _decoding(located, family),
+        decoding=config.get("decoding", {})
+        if config.get("format") == FORMAT
+        else _decoding(located, family, network.config),
     )
 
 
@@ -188,10 +190,12 @@ def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
         )
 
 
-def _decoding(located: Located, family: Family) -> dict[str, Any]:
+def _decoding(located: Located, family: Family, config: Any) -> dict[str, Any]:
     """How it writes where nobody says, of families whose reference reads it."""
     said = _json(located.folder / "generation_config.json")
-    return habits_of(said, located.config or {}) if family.generation else {}
+    if not family.generation:
+        return {}
+    return habits_of(said, located.config or {}, end_id=config.end_id, start_ids=config.start_ids)
 
 
 def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:

@@ -7,9 +7,10 @@ who says how many beams draws nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sightread.errors import CheckpointError
 from sightread.tasks.generate import Decoding
 
 # Our option -> the name in generation_config.json. Lengths that count the prompt (max_length) are not read.
@@ -21,29 +22,72 @@ _NAMES = {
     "min_new_tokens": "min_new_tokens",
     "max_new_tokens": "max_new_tokens",
     "first_id": "forced_bos_token_id",
+    "stop_early": "early_stopping",
+    "banned": "suppress_tokens",
+    "banned_first": "begin_suppress_tokens",
+}
+# Rules that are not known here, and what says there that there is none.
+_NO_RULE: Mapping[str, tuple[Any, ...]] = {
+    "bad_words_ids": (),
+    "diversity_penalty": (0.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "guidance_scale": (1.0,),
+    "min_length": (0,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0.0,),
+    "renormalize_logits": (False,),
+    "sequence_bias": (),
+    "stop_strings": (),
+    "watermarking_config": (),
 }
 _SAMPLING = ("temperature", "top_k", "top_p")
 _TOP_K = 50  # of the reference, where a file that wants sampling does not say
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def habits_of(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def habits_of(
+    given: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    end_id: int | None = None,
+    start_ids: Sequence[int] = (),
+) -> dict[str, Any]:
     """From a parsed generation_config.json or, where that is empty, a config.json of before there were such.
 
-    What is drawn at random there (`do_sample`) is drawn here, unless there are beams too.
+    end_id, start_ids: what the network ends texts with, and starts them from. What is drawn at random there
+    (`do_sample`) is drawn here, unless there are beams too. Raises CheckpointError that names a rule which is not
+    known.
     """
-    if not said:
-        said = {**(config.get("text_config") or {}), **{k: v for k, v in config.items() if v is not None}}
-    found = {ours: said[theirs] for ours, theirs in _NAMES.items() if said.get(theirs) is not None}
-    flags = {"stop_early": said.get("early_stopping") is True}
-    flags["end_last"] = said.get("forced_eos_token_id") is not None
-    found |= {name: True for name, on in flags.items() if on}
+    every = given or {**(config.get("text_config") or {}), **_stated(config)}
+    said = _stated(every)
+    ends = said.get("eos_token_id", end_id)
+    ends = ends if isinstance(ends, list) else [ends]
+    if start_ids and "min_length" in said:  # which counts the token that a text starts from
+        said["min_new_tokens"] = max(said.pop("min_length") - 1, said.get("min_new_tokens", 0))
+    rules = {**_NO_RULE, "forced_eos_token_id": (ends[0], ends[:1])}
+    rules |= {"decoder_start_token_id": tuple(start_ids)} if start_ids else {}
+    for name, none in rules.items():
+        if name in said and said[name] not in none:
+            raise CheckpointError(
+                f"generation_config.json: {name}={said[name]!r} is not supported; take it out to write without it"
+            )
+    found = {ours: said[theirs] for ours, theirs in _NAMES.items() if theirs in said}
+    found |= {"end_last": True} if "forced_eos_token_id" in said else {}
+    found |= {} if end_id is None or ends == [end_id] else {"end_ids": ends}
     if said.get("do_sample") and found.get("num_beams", 1) == 1:
         drawn = {"temperature": 1.0, "top_k": _TOP_K, "top_p": 1.0}
         drawn |= {name: said[name] for name in drawn if said.get(name) is not None}
         neutral = {"top_k": 0, "top_p": 1.0}
         found |= {name: value for name, value in drawn.items() if value != neutral.get(name)}
     return found
+
+
+def _stated(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value is not None}
 
 
 def options(habits: Mapping[str, Any], usual: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
@@ -64,5 +108,6 @@ def generation_config(habits: Mapping[str, Any], config: Mapping[str, Any], end_
     drawn = {name: habits[name] for name in _SAMPLING if name in habits}
     if drawn:
         out |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **drawn}
-    out |= {"early_stopping": True} if habits.get("stop_early") else {}
-    return out | ({"forced_eos_token_id": end_id} if habits.get("end_last") else {})
+    ends = list(habits.get("end_ids") or [end_id])
+    out["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return out | ({"forced_eos_token_id": ends[0]} if habits.get("end_last") else {})

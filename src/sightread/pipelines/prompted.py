@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -183,9 +183,8 @@ def write(
 
     pictures: of each prompt, in the order of its PICTURE places. keys: a number that names each row for sampling.
     """
-    given, start = _begun(model, pictures, prompts, options)
-    end_id = model.network.config.end_id
-    rows = describe.write(model.network.language, given, start, options, end_id=end_id, keys=keys)
+    given, start, about = _begun(model, pictures, prompts, options)
+    rows = describe.write(model.network.language, given, start, options, keys=keys, **about)
     return [row[start.shape[1] :] for row in rows]
 
 
@@ -193,10 +192,8 @@ def stream(
     model: Prompter, pictures: Sequence[Seen], prompt: str, options: Decoding, key: int
 ) -> Iterator[list[int]]:
     """`write` for one prompt: its ids after every token. What is wrong is said at once, and not with the first."""
-    given, start = _begun(model, [pictures], [prompt], options)
-    network = model.network
-    end_id = network.config.end_id
-    rows = describe.stream(network.language, given, start, options, end_id=end_id, keys=[key])
+    given, start, about = _begun(model, [pictures], [prompt], options)
+    rows = describe.stream(model.network.language, given, start, options, keys=[key], **about)
     return (row[start.shape[1] :] for row in rows)
 
 
@@ -209,33 +206,38 @@ def write_scored(
     keys: Sequence[int],
 ) -> list[tuple[list[int], list[float]]]:
     """`write`, and the log-probability of each id."""
-    given, start = _begun(model, pictures, prompts, options)
-    end_id = model.network.config.end_id
-    rows = describe.write_scored(model.network.language, given, start, options, end_id=end_id, keys=keys)
+    given, start, about = _begun(model, pictures, prompts, options)
+    rows = describe.write_scored(model.network.language, given, start, options, keys=keys, **about)
     return [(row[start.shape[1] :], log_p) for row, log_p in rows]
 
 
 @torch.inference_mode()
 def _begun(
     model: Prompter, pictures: Sequence[Sequence[Seen]], prompts: Sequence[str], options: Decoding
-) -> tuple[Encoded, Tensor]:
-    """What the language model starts from, and the ids that its texts start with. Raises UsageError without room."""
+) -> tuple[Encoded, Tensor, dict[str, int]]:
+    """What the language model starts from, the ids that its texts start with, and what `describe.write` must know of
+    them. Raises UsageError without room."""
     config = model.network.config
-    given, length = prefix(model, pictures, prompts)
-    most = config.text.positions
+    given, ids = prefix(model, pictures, prompts)
+    most, length = config.text.positions, ids.shape[1]
     room = most if config.start_ids else most - length  # after a prompt of its own, or after the prefix
     if most and options.max_new_tokens > room:
         raise UsageError(
             f"max_new_tokens={options.max_new_tokens}: this model has room for {room} after the prompt"
         )
     start = torch.tensor([config.start_ids] * len(prompts), dtype=torch.long, device=model.device)
-    return given, start
+    if not config.start_ids and (options.repetition_penalty != 1.0 or options.no_repeat_ngram):
+        # Rules about what was said know the prompt too; in place of padding its first token stands again.
+        real = cast(Tensor, given.mask)
+        first = ids.gather(1, real.long().argmax(dim=1, keepdim=True))
+        start = torch.where(real, ids, first).clamp(max=config.text.vocab - 1)
+    return given, start, {"end_id": config.end_id, "held": start.shape[1] - len(config.start_ids)}
 
 
 def prefix(
     model: Prompter, pictures: Sequence[Sequence[Seen]], prompts: Sequence[str]
-) -> tuple[Encoded, int]:
-    """What the language model starts from, and how many tokens the longest prompt has."""
+) -> tuple[Encoded, Tensor]:
+    """What the language model starts from, and the prompts' ids `[R, L]`, padded in front."""
     image_id = model.network.config.image_id
     rows: list[list[int]] = []
     encoded_texts = model.tokenizer.encode(list(prompts), max_length=_NEVER_CUT)
@@ -257,4 +259,5 @@ def prefix(
     real = torch.arange(length) >= length - lengths[:, None]
     flat = [one.tokens for row in pictures for one in row]
     joined = torch.cat(flat) if flat else torch.zeros(0, 1, device=model.device)
-    return model.network.begin(joined, ids.to(model.device), real.to(model.device)), length
+    ids = ids.to(model.device)
+    return model.network.begin(joined, ids, real.to(model.device)), ids
