@@ -64,7 +64,8 @@ NAMED: dict[str, set[str]] = {
     "data.reader": {"data.decoder", "data.images", "data.pixels"},
     "data.tokens": {"data.padding"},
     "data.world": {"data.atomic", "data.randomness"},
-    "data.samples": {"data.coco", "data.folders", "data.shards", "data.tables"},
+    "data.yolo": {"data.folders", "data.images"},
+    "data.samples": {"data.coco", "data.folders", "data.shards", "data.tables", "data.yolo"},
     "data.shards": {"data.folders", "data.images", "data.records"},
     "data.tables": {"data.records"},
     "nn.blocks": {"nn.attention"},
@@ -141,7 +142,7 @@ NAMED: dict[str, set[str]] = {
         "pipelines.run_events",
     },
     "pipelines.checkup": {"pipelines.metrics.captions", "pipelines.model", "pipelines.recipes"},
-    "pipelines.feed": {"pipelines.recipes"},
+    "pipelines.feed": {"pipelines.prompted", "pipelines.recipes"},
     "pipelines.recipes": {"pipelines.optimiser", "pipelines.typed"},
     "pipelines.terms": {"pipelines.features", "pipelines.feed", "pipelines.recipes"},
     "pipelines.train": {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from sightread.data.augment import OPERATIONS, Augment, augment, crop_box, guarded, randaugment
+from sightread.data.augment import OPERATIONS, Augment, View, augment, crop_box, guarded, randaugment, view_of
 from sightread.data.randomness import generator
 from sightread.errors import UsageError
 
@@ -272,3 +272,41 @@ def test_keys_are_told_apart() -> None:
     assert (
         len({first(1), first("1"), first(1, 1), first(11), first("1, 1"), first(0), first(-1), first()}) == 8
     )
+
+
+def test_boxes_follow_crops_and_flips() -> None:
+    """A patch of one colour is where its box says, whatever is shown of it; what is hardly there is left out."""
+    seen = {True: 0, False: 0, None: 0}
+    options = Augment(scale=(0.1, 0.9), flip=0.5, randaugment=None)
+    picture = np.zeros((120, 160, 3), np.uint8)
+    box = (96.0, 32.0, 144.0, 88.0)
+    picture[32:88, 96:144] = 255
+    for epoch in range(60):
+        about = {"seed": 3, "epoch": epoch, "key": "k"}
+        values = augment(picture, 64, options, **about)[0] > 127
+        view = view_of((120, 160), options, **about)
+        placed = view.place(box)
+        shown = float(values.mean()) * view.size[0] * view.size[1]  # in the picture's pixels
+        if placed is None:
+            seen[None] += 1
+            assert shown < 0.3 * 48 * 56
+            continue
+        seen[view.mirrored] += 1
+        left, top, right, bottom = placed
+        inside = np.zeros_like(values)
+        across, down = 64 / view.size[1], 64 / view.size[0]
+        inside[round(top * down) : round(bottom * down), round(left * across) : round(right * across)] = True
+        assert (inside & values).sum() >= 0.9 * (inside | values).sum()
+    assert min(seen.values()) > 3
+    whole = View((0, 0, 160, 120))
+    assert whole.place((-5, -5, 20, 20)) == (0, 0, 20, 20)
+    assert whole.place((5, 5, 5, 20)) is None
+    assert whole.place((-90, 0, 10, 10)) is None
+    assert View((0, 0, 160, 120), mirrored=True).place((10, 20, 30, 40)) == (130, 20, 150, 40)
+
+
+def test_words_about_sides_keep_boxes_unmirrored() -> None:
+    options = Augment(flip=1.0, randaugment=None)
+    about = {"seed": 0, "epoch": 0, "key": "k"}
+    assert view_of((10, 10), options, **about).mirrored
+    assert not view_of((10, 10), options, **about, texts=["left wing"]).mirrored

@@ -20,6 +20,7 @@ from sightread.data.coco import Coco
 from sightread.data.folders import Folder
 from sightread.data.shards import Pipe, Shard
 from sightread.data.tables import Table
+from sightread.data.yolo import Yolo
 from sightread.errors import ImageError, UsageError
 from sightread.types import Sample
 
@@ -181,7 +182,8 @@ def open_dataset(
 
     source: a folder of pictures with .txt or .json beside them, or with a folder for each class, or of shards; .csv,
     .tsv, .jsonl, .parquet (`records` has the names of columns); .json, a list of records or COCO's, of which several
-    about the same pictures merge; .tar shards as WebDataset and img2dataset write them, `{000..005}` and globs too;
+    about the same pictures merge; a folder with YOLO's `labels`; .tar shards as WebDataset and img2dataset write them,
+    `{000..005}` and globs too;
     .tar.gz, a named pipe or "-" (standard input), which can only be read in order.
     pictures: the folder that a table's or COCO's paths start from. classes: whether folders are classes (see `Folder`).
 
@@ -213,6 +215,8 @@ def _opened(path: Path, base: Path | None, classes: bool | None) -> list[Source 
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}.") from error
     name = path.name.lower()
     if stat.S_ISDIR(mode):
+        if Yolo.is_there(path):
+            return [Yolo(path, base)]
         folder = Folder(path, classes)
         if len(folder):
             return [folder]

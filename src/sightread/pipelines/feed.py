@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sightread.data.augment import augment
+from sightread.data.augment import View, augment, view_of
 from sightread.data.images import decode
 from sightread.data.masking import mask_words
 from sightread.data.order import position, share
@@ -23,11 +24,14 @@ from sightread.data.pixels import normalise, prepare
 from sightread.data.randomness import generator
 from sightread.data.samples import Dataset
 from sightread.data.tokens import Tokenizer
-from sightread.errors import ImageError
+from sightread.errors import ImageError, UsageError
+from sightread.pipelines.prompted import check_words
 from sightread.pipelines.recipes import DataSettings
+from sightread.tasks.regions import WRITERS, Box, Size, plain_label
 from sightread.types import ImageSpec, Limits, Sample
 
 _AHEAD = 2  # batches that are prepared while the networks work
+Thing: TypeAlias = tuple[str, Box]  # a label, and a box in pixels
 
 
 class TextRows(NamedTuple):
@@ -70,11 +74,20 @@ class Dialogues(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Forms:
     """How a network is asked that writes on from a prompt: its prompts by job, and the ids that begin and end what it
-    writes."""
+    writes. finds, joint: of one that finds things (see `pipelines.regions`)."""
 
     prompts: Mapping[str, str]
     end_id: int
     begin: tuple[int, ...] = ()
+    finds: Mapping[str, str] = field(default_factory=dict[str, str])
+    joint: str = ""
+
+    def detect(self, things: Sequence[Thing], size: Size, names: Sequence[str]) -> tuple[str, list[str]]:
+        """The prompt that asks for all things, or for those of these names (without any: the names that there are), and
+        the answer in pieces, one a thing."""
+        job = "detect" if "detect" in self.finds else "find"
+        asked = self.joint.join(names or dict.fromkeys(label for label, _ in things))
+        return self.prompts[job].replace("{}", asked), WRITERS[self.finds[job]](things, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,8 @@ class _Row(NamedTuple):
     values: NDArray[np.uint8]
     captions: list[str]
     questions: list[tuple[str, str]]
+    things: list[Thing]
+    size: Size  # of what is shown, in the pixels in which the things are
     label: int
 
 
@@ -177,19 +192,44 @@ class Feed:
             asked = _draw(random, list(sample.questions), self.settings.questions)
             questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in asked]
             label = -1 if sample.label is None else self.labels.get(sample.label, -1)
-            values = self._pixels(cache, index, sample, epoch)
+            things = self._things(sample, epoch, index)
+            if self.forms is not None:
+                _check_words(self.tokenizer, key, [*captions, *chain(*questions), *(n for n, _ in things)])
+            values, things, size = self._pixels(cache, index, sample, epoch, things)
         except ImageError as error:
             return _Skip(key, str(error))
-        return _Row(place, index, key, values, captions, questions, label)
+        return _Row(place, index, key, values, captions, questions, things, size, label)
 
-    def _pixels(self, cache: _Cache, index: int, sample: Sample, epoch: int) -> NDArray[np.uint8]:
+    def _things(self, sample: Sample, epoch: int, index: int) -> list[Thing]:
+        """Up to `regions` things of those that are to be named, in the sample's order."""
+        found = [(plain_label(region.label), region.box) for region in sample.regions]
+        names, most = self.settings.names, self.settings.regions
+        if most and not all(label for label, _ in found):
+            raise ImageError(sample.key, "one of its regions has no label: name it, or leave the region out")
+        found = [thing for thing in found if not names or thing[0] in names] if most else []
+        if len(found) > most:
+            some = generator("regions", self.seed, epoch, index).permutation(len(found))[:most]
+            found = [found[i] for i in sorted(some.tolist())]
+        return found
+
+    def _pixels(
+        self, cache: _Cache, index: int, sample: Sample, epoch: int, things: list[Thing]
+    ) -> tuple[NDArray[np.uint8], list[Thing], Size]:
+        """What is shown of a picture, the things in it, and its size in the pixels of their boxes."""
         options = self.settings.augment
         if options is None:
-            return cache.get(index, lambda: _plain(sample, self.spec))
-        size = (self.spec.crop or self.spec.resize or (224, 224))[0]
-        picture = cache.get(index, lambda: _decoded(sample, cache.side))
-        texts = [*sample.captions, *(q.question for q in sample.questions)]
-        return augment(picture, size, options, seed=self.seed, epoch=epoch, key=sample.key, texts=texts)
+            values, (height, width) = cache.get(index, lambda: _plain(sample, self.spec))
+            view, scale = View((0, 0, width, height)), (1.0, 1.0)
+        else:
+            side = (self.spec.crop or self.spec.resize or (224, 224))[0]
+            picture, (height, width) = cache.get(index, lambda: _decoded(sample, cache.side))
+            texts = [*sample.captions, *(q.question for q in sample.questions), *(name for name, _ in things)]
+            about: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
+            values = augment(picture, side, options, **about)
+            view = view_of((picture.shape[0], picture.shape[1]), options, **about)
+            scale = picture.shape[1] / width, picture.shape[0] / height
+        shown = [(label, view.place(_scaled(box, scale))) for label, box in things]
+        return values, [(label, box) for label, box in shown if box is not None], view.size
 
     def _collect(self, step: int, futures: Sequence[Future[_Row | _Skip]]) -> Batch:
         results = [future.result() for future in futures]
@@ -248,6 +288,15 @@ class Feed:
         )
         return rows._replace(read=torch.from_numpy(hidden.ids))
 
+    def _fitting(self, pieces: list[str]) -> str:
+        """As many whole pieces of a text as `max_tokens` has room for, its end included."""
+        begins, ends = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
+        for count in range(len(pieces), 0, -1):
+            text = "".join(pieces[:count])
+            if int(self.tokenizer.encode([text]).lengths[0]) - begins - ends < self.settings.max_tokens:
+                return text
+        return ""
+
     def _dialogues(self, forms: Forms, rows: Sequence[_Row]) -> Dialogues | None:
         """Each caption and answer after its prompt, and the id that ends it; texts are cut to `max_tokens`."""
         asked: list[tuple[int, str, str]] = []
@@ -258,6 +307,9 @@ class Feed:
         for place, row in enumerate(rows):
             asked += [(place, caption, text) for text in row.captions]
             asked += [(place, question.replace("{}", q), text) for q, text in row.questions]
+            if row.things or (self.settings.regions and self.settings.names):
+                ask, pieces = forms.detect(row.things, row.size, self.settings.names)
+                asked.append((place, ask, self._fitting(pieces)))
         if not asked:
             return None
         owners, before, after = zip(*asked, strict=True)
@@ -278,14 +330,16 @@ class Feed:
 
 
 class _Cache:
-    """Decoded pictures by index, shared by threads; side 0 keeps nothing."""
+    """Decoded pictures and their sizes by index, shared by threads; side 0 keeps nothing."""
 
     def __init__(self, side: int) -> None:
         self.side = side
-        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._kept: dict[int, tuple[NDArray[np.uint8], Size]] = {}
         self._lock = threading.Lock()
 
-    def get(self, index: int, make: Any) -> NDArray[np.uint8]:
+    def get(
+        self, index: int, make: Callable[[], tuple[NDArray[np.uint8], Size]]
+    ) -> tuple[NDArray[np.uint8], Size]:
         if (kept := self._kept.get(index)) is not None:
             return kept
         made = make()
@@ -295,23 +349,40 @@ class _Cache:
         return made
 
 
-def _plain(sample: Sample, spec: ImageSpec) -> NDArray[np.uint8]:
+def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
+    """Prepared, and the (height, width) that the picture had."""
     try:
-        return prepare(_source(sample), spec, limits=Limits()).values
+        pixels = prepare(_source(sample), spec, limits=Limits())
     except ImageError as error:
         raise ImageError(sample.key, error.reason) from None
+    return pixels.values, pixels.size
 
 
-def _decoded(sample: Sample, side: int) -> NDArray[np.uint8]:
-    """uint8 `[H, W, 3]`; with a side, made smaller so that the shorter edge is that long."""
+def _decoded(sample: Sample, side: int) -> tuple[NDArray[np.uint8], Size]:
+    """uint8 `[H, W, 3]`, with a side made smaller so that the shorter edge is that long; and the size before that."""
     try:
         picture = decode(_source(sample), Limits())
     except ImageError as error:
         raise ImageError(sample.key, error.reason) from None
-    if side and min(picture.size) > side:
-        scale = side / min(picture.size)
+    size = picture.height, picture.width
+    if side and min(size) > side:
+        scale = side / min(size)
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), 3)
-    return np.asarray(picture)
+    return np.asarray(picture), size
+
+
+def _scaled(box: Box, scale: tuple[float, float]) -> Box:
+    across, down = scale
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+
+
+def _check_words(tokenizer: Tokenizer, key: str, texts: Sequence[str]) -> None:
+    """Texts that hold a token of the model's own are not learned: its place would not be a picture's, or an end."""
+    try:
+        for text in texts:
+            check_words(tokenizer, text)
+    except UsageError as error:
+        raise ImageError(key, str(error)) from None
 
 
 def _source(sample: Sample) -> bytes | str:
@@ -320,7 +391,7 @@ def _source(sample: Sample) -> bytes | str:
 
 def _draw(random: np.random.Generator, items: list[Any], count: int) -> list[Any]:
     """`count` of the items, each as often as any other, in random order; none where there are none."""
-    if not items:
+    if not items or not count:
         return []
     order = np.concatenate([random.permutation(len(items)) for _ in range(-(-count // len(items)))])
     return [items[i] for i in order[:count].tolist()]

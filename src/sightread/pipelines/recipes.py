@@ -54,14 +54,19 @@ class DataSettings:
     one visit draws. prompt: words put before every caption, not learned. max_tokens: longer texts are cut.
     hidden_words: the share of a caption's words that networks do not get to read (they become as in MLM), though the
     decoder still has to write them: against learning few captions by heart.
-    augment: None for the plain resize of evaluation. cache: decode once, keep pictures of this many pixels a side in
-    memory, 0 for none. workers: threads that decode.
+    regions: how many of a picture's things one visit has written down, each with its label and box, behind the prompt
+    that asks for them (Florence-2, PaliGemma; as many as `max_tokens` holds); 0 for none. Pictures without any have no
+    such text. names: only things of these names, which are then asked of every picture; empty for all that there are.
+    augment: None for the plain resize of evaluation; boxes follow crops and flips. cache: decode once, keep pictures
+    of this many pixels a side in memory, 0 for none. workers: threads that decode.
     """
 
     batch: int = 64
     chunk: int = 0
     texts: int = 1
     questions: int = 1
+    regions: int = 0
+    names: tuple[str, ...] = ()
     prompt: str = ""
     max_tokens: int = 40
     hidden_words: float = 0.0
@@ -191,7 +196,19 @@ def _check(recipe: Recipe) -> None:
         "model.start, model.size: one of them is needed": not (recipe.model.start or recipe.model.size),
         "data.batch: must be at least 2, as pictures are told from each other": recipe.data.batch < 2,
         "data.chunk: must not be below 0": recipe.data.chunk < 0,
-        "data.texts, data.questions: must be at least 1": min(recipe.data.texts, recipe.data.questions) < 1,
+        "data.texts, data.questions: must be at least 1, or 0 with data.regions": (
+            min(recipe.data.texts, recipe.data.questions) < (not recipe.data.regions)
+        ),
+        "data.regions: must not be below 0": recipe.data.regions < 0,
+        "data.regions: only the objective `prompted` learns to write boxes; give it a weight": (
+            recipe.data.regions > 0 and not recipe.terms.get("prompted")
+        ),
+        "data.regions: boxes do not follow the shears and turns of RandAugment; set data.augment.randaugment=null, or "
+        "data.augment=null": (
+            recipe.data.regions > 0
+            and recipe.data.augment is not None
+            and recipe.data.augment.randaugment is not None
+        ),
         "data.hidden_words: must be in [0, 1)": not 0 <= recipe.data.hidden_words < 1,
         "data.workers: must be at least 1": recipe.data.workers < 1,
         "data.max_tokens: must be at least 3": recipe.data.max_tokens < 3,
@@ -225,11 +242,15 @@ _VARIED = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
 
 
 def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfig, **model: Any) -> Recipe:
+    regions = model.pop("regions", 0)
+    texts = 0 if regions else 1
     return Recipe(
         name,
         {"prompted": 1.0},
         model=ModelSettings(**model),
-        data=DataSettings(batch=32, max_tokens=max_tokens, augment=None),
+        data=DataSettings(
+            batch=32, texts=texts, questions=texts, regions=regions, max_tokens=max_tokens, augment=None
+        ),
         teacher=_NO_TEACHER,
         optimiser=optimiser,
         schedule=ScheduleConfig("cosine", warmup_steps=warmup),
@@ -361,6 +382,9 @@ RECIPES: dict[str, Recipe] = {
         _prompted("llava_projector", 2048, 65, _ALONE_ADAM, start=_LLAVA, frozen=_STILL),
         _prompted("llava", 2048, 156, _TOGETHER_ADAM, start=_LLAVA, frozen=_STILL[:1]),
         _prompted("florence", 256, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, frozen=("vision.*",)),
+        # Things and their boxes alone: of COCO's json, YOLO's labels, JSON lines.
+        _prompted("paligemma_detect", 512, 10, _GEMMA_ADAM, start=_PALIGEMMA, regions=60),
+        _prompted("florence_detect", 512, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, regions=60),
         # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
         Recipe(
             "classify",

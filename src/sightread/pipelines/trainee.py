@@ -56,7 +56,8 @@ class Trainee:
             return None
         config = self.network.config
         begin = (config.bos_id,) if isinstance(self.network, Florence) else ()
-        return Forms(self.network.prompts, config.end_id, begin)
+        finds, joint = getattr(self.network, "finds", {}), getattr(self.network, "joint", "")
+        return Forms(self.network.prompts, config.end_id, begin, finds, joint)
 
 
 class WordHead(LmHead):
@@ -231,6 +232,15 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         "mim": isinstance(config.vision, VitConfig) and not config.vision.any_size,
         "classes": not is_blip2,
     }
+    if recipe.data.regions and not {"boxes", "located"} & set(getattr(network, "finds", {}).values()):
+        raise UsageError(
+            f"data.regions: {recipe.model.start or recipe.model.size} writes no boxes; start from a Florence-2 or a "
+            "PaliGemma, or set data.regions=0"
+        )
+    if recipe.data.names and not getattr(network, "joint", ""):
+        raise UsageError(
+            f"data.names: {recipe.model.start or recipe.model.size} is asked for all things at once; leave them out"
+        )
     for term, weight in recipe.terms.items():
         if weight > 0 and not has[term]:
             raise UsageError(
