@@ -167,7 +167,12 @@ NAMED: dict[str, set[str]] = {
         "pipelines.trainee",
         "pipelines.watch",
     },
-    "pipelines.trainee": {"pipelines.engine", "pipelines.feed", "pipelines.recipes"},
+    "pipelines.trainee": {
+        "pipelines.engine",
+        "pipelines.feed",
+        "pipelines.prompted",
+        "pipelines.recipes",
+    },
     "apps.train": {"apps.training"},
     "pipelines.bootstrap.rules": {"pipelines.captions"},
     "pipelines.bootstrap.estimate": {"pipelines.bootstrap.unit"},

@@ -13,13 +13,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoProcessor, Blip2Config, Blip2ForImageTextRetrieval
+from transformers import (
+    AutoProcessor,
+    Blip2Config,
+    Blip2ForImageTextRetrieval,
+    OPTConfig,
+    OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightread
 from sightread.data.pixels import normalise
 from sightread.data.world import world, write_world
-from sightread.errors import CheckpointError, UnsupportedError
+from sightread.errors import CheckpointError, SightreadError, UnsupportedError
 from sightread.models.blip2 import Blip2
 from sightread.models.families import FAMILIES, build, keys_of, recognise
 from sightread.models.files import read_tensors
@@ -42,7 +50,7 @@ from tests.blip2_checkpoints import (
     write_processor,
     write_writer,
 )
-from tests.checkpoints import bert_tokenizer
+from tests.checkpoints import bert_tokenizer, sharpen
 from tests.models.test_against_reference import pictures
 
 WRITERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -419,3 +427,72 @@ def test_settings_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
         configure({**data, "text_config": {**data["text_config"], "eos_token_id": [4, 5]}}, tensors)
     with pytest.raises(CheckpointError, match="'gpt2' is not supported"):
         configure({**data, "text_config": {**data["text_config"], "model_type": "gpt2"}}, tensors)
+
+
+def write_language(folder: Path, kind: str) -> Any:
+    """A small OPT or T5 alone, as `transformers` keeps it, OPT's tokenizer in its first files' form."""
+    tokenizer = TOKENIZERS[kind]()
+    words = len(tokenizer) + 3  # a few rows that no word has, as the published ones
+    torch.manual_seed(5)
+    if kind == "opt":
+        model: Any = OPTForCausalLM(
+            OPTConfig(**{**OPT, "vocab_size": words, "eos_token_id": 2, "pad_token_id": 1})
+        )
+    else:
+        model = T5ForConditionalGeneration(T5Config(**{**T5, "vocab_size": words}))
+    sharpen(model.eval()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if kind == "opt":
+        whole = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(whole["vocab"]))
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["merges"]]
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs))
+        (folder / "tokenizer.json").unlink()
+        config = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "pad_token": "<pad>"}
+        config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path: Path, kind: str) -> None:
+    """Image tower and queries of a stage 1, words and weights of a language model alone; only the rest learns."""
+    losses("blip2_stage1", shard, tmp_path / "one", "model.size=world-blip2", "model.words=300", "steps=2")
+    reference, theirs = write_language(tmp_path / "words", kind)
+    start = f"model.start={tmp_path / 'one' / 'model'}"
+    frozen = "vision.*,language.*" + ",encoder.*" * (kind == "t5")
+    settings = (start, f"model.language={tmp_path / 'words'}", f"model.frozen={frozen}")
+    found = losses("blip2_stage2", shard, tmp_path / "two", *settings, "optimiser.lr=1e-2")
+    assert np.mean(found[-4:]) < np.mean(found[:3])
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert all(
+        torch.equal(second[name], value) for name, value in first.items() if name.startswith("vision.")
+    )
+    assert not torch.equal(first["queries.word.weight"], second["queries.word.weight"])
+    assert not any(name.startswith(("texts.", "head.")) for name in second)
+    model: Any = sightread.load(tmp_path / "two" / "model", device="cpu")
+    texts = ["a photo of the dog", "Qu é 犬", ""]
+    rows = model.tokenizer.encode(texts)
+    for text, row, length in zip(texts, rows.ids, rows.lengths, strict=True):
+        assert row[:length].tolist() == theirs(text).input_ids
+    # The language model is the one of the folder, logit for logit.
+    ids = torch.randint(3, 50, (2, 6))
+    network = model.network
+    with torch.inference_mode():
+        if kind == "opt":
+            wanted = reference(input_ids=ids).logits
+            states = network.language.text.read(network.language.text.words(ids), causal=True)
+        else:
+            wanted = reference(input_ids=ids, decoder_input_ids=ids).logits
+            tower = network.language.text
+            memory = tower.memory(network.encoder.read(network.encoder.words(ids)))
+            states = tower.read(tower.words(ids), causal=True, memory=memory)
+        assert torch.allclose(network.language.logits(states), wanted, atol=1e-4)
+    assert {"caption", "answer", "chat"} <= model.capabilities
+    assert len(model.caption(pictures(2), max_new_tokens=4)) == 2
+    for wrong, reason in (
+        ((f"model.start={tmp_path / 'two' / 'model'}", settings[1]), "stage 1 stands before it"),
+        ((start, f"model.language={tmp_path / 'one' / 'model'}"), "not supported"),
+    ):
+        with pytest.raises(SightreadError, match=reason):
+            losses("blip2_stage2", shard, tmp_path / reason, *wrong)

@@ -58,12 +58,13 @@ def load_pieces(
     """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
     tokenizer_config.json names.
 
-    Reads tokenizer.json, else spiece.model or tokenizer.model; SigLIP's own class prefers its spiece.model, as at the
-    hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less; `fill`: that many always, the
-    fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2 was trained so).
-    cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is added where the
-    files lack it. usual: the class where no file names one. places: as PaliGemma's processor has it, words of
-    places and segments are tokens, and rows have no first and no last. Raises `TokenizerError` that names the file.
+    Reads tokenizer.json, else spiece.model, tokenizer.model, or vocab.json with merges.txt; SigLIP's own class prefers
+    its spiece.model, as at the hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less;
+    `fill`: that many always, the fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2
+    was trained so). cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is
+    added where the files lack it. usual: the class where no file names one. places: as PaliGemma's processor has it,
+    words of places and segments are tokens, and rows have no first and no last. Raises `TokenizerError` that names the
+    file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     config |= {"add_bos_token": False, "add_eos_token": False} if places else {}
@@ -88,10 +89,12 @@ def load_pieces(
             backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="always", split=False)
     elif whole.is_file():
         backend = _backend(whole)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        backend = _byte_pairs(folder, bool(config.get("add_prefix_space")))
     else:
         raise TokenizerError(
-            f"{folder}: holds no tokenizer. Copy tokenizer.json, spiece.model or tokenizer.model of the "
-            "checkpoint into that folder."
+            f"{folder}: holds no tokenizer. Copy tokenizer.json, spiece.model or tokenizer.model, or vocab.json and "
+            "merges.txt, of the checkpoint into that folder."
         )
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
     _add_missing(backend, extra, places)
@@ -177,6 +180,18 @@ def _backend(path: Path) -> tokenizers.Tokenizer:
         raise TokenizerError(f"{path} is damaged or of another kind ({error}); fetch it again.") from error
     backend.no_padding()
     backend.no_truncation()
+    return backend
+
+
+def _byte_pairs(folder: Path, prefix_space: bool) -> tokenizers.Tokenizer:
+    """GPT-2's kind, as OPT's first files have it."""
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(f"{folder}: its vocab.json or merges.txt is damaged ({error}).") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.decoder = decoders.ByteLevel()
     return backend
 
 

@@ -42,7 +42,6 @@ _QFORMER: dict[str, Any] = {
     "activation": "gelu",
     "eps": 1e-12,
 }
-_HEAD, _WORDS = "language_model.lm_head.weight", "language_model.shared.weight"
 
 
 def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
@@ -80,7 +79,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
             pad_id=former.get("pad_token_id") or 0,
         )
     text: dict[str, Any] = {"model_type": "opt", **(data.get("text_config") or {})}
-    encoder, language, start = _language(text, tensors)
+    encoder, language, start = _language(text, tensors, "language_model.")
     picture = image_id(data, None)
     return Config(
         **shared,
@@ -99,6 +98,28 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     )
 
 
+def second_stage(
+    first: Config, text: Mapping[str, Any], tensors: Mapping[str, Tensor], picture: int
+) -> Config:
+    """The queries of a stage 1 in front of a language model: its config.json and tensors as it is alone; picture: the
+    id of "<image>" among its tokens. Raises CheckpointError for another kind than OPT and T5."""
+    encoder, language, start = _language(text, tensors, "")
+    return replace(
+        first,
+        texts=None,
+        language=language,
+        encoder=encoder,
+        embed_dim=None,
+        matching=False,
+        temperature=False,
+        writes=False,
+        image_id=picture,
+        start_ids=start,
+        end_id=_end(text, 2 if encoder is None else 1),
+        pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
+    )
+
+
 def _end(text: Mapping[str, Any], usual: int) -> int:
     """The one token that ends a text."""
     ends = text.get("eos_token_id", usual)
@@ -108,16 +129,17 @@ def _end(text: Mapping[str, Any], usual: int) -> int:
 
 
 def _language(
-    text: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    text: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
 ) -> tuple[TextConfig | None, LanguageConfig, tuple[int, ...]]:
-    """The encoder, if there is one, the language model and the ids that it starts from."""
-    if text["model_type"] == "opt":
+    """The encoder, if there is one, the language model and the ids that it starts from. prefix: of its tensors."""
+    if text.get("model_type") == "opt":
         return None, language_config(text), ()
-    if text["model_type"] != "t5":
+    if text.get("model_type") != "t5":
         raise CheckpointError(
-            f"config.json: a BLIP-2 that writes with {text['model_type']!r} is not supported"
+            f"config.json: a BLIP-2 that writes with {text.get('model_type')!r} is not supported"
         )
-    tied = _HEAD not in tensors or same(tensors, [(_HEAD, _WORDS)])
+    head, words = f"{prefix}lm_head.weight", f"{prefix}shared.weight"
+    tied = head not in tensors or same(tensors, [(head, words)])
     encoder, language = t5_configs(text, tied=tied)
     start = text.get("decoder_start_token_id")
     return encoder, language, ((text.get("pad_token_id") or 0) if start is None else start,)
@@ -210,16 +232,24 @@ _PARTS = ("vision_", "query_tokens", "qformer.", "embeddings.", "language_", "te
 
 def keys(config: Config) -> KeyMap:
     """The key map of a checkpoint of this config."""
+    return _KEYS if config.language is None else {**_KEYS, **language_model_keys(config, "language_model.")}
+
+
+def language_model_keys(config: Config, theirs: str) -> KeyMap:
+    """That of the language model in it; theirs: a prefix, "" for one that is alone."""
     if config.language is None:
-        return _KEYS
+        return {}
     if config.encoder is None:
-        body, head = "language_model.model", "language_model.lm_head"
-        return {**_KEYS, **language_keys(config.language, "language", body, head)}
-    return {**_KEYS, **t5_keys("encoder", "language", "language_model.", gated=config.encoder.gated)}
+        return language_keys(config.language, "language", f"{theirs}model", f"{theirs}lm_head")
+    return t5_keys("encoder", "language", theirs, gated=config.encoder.gated)
 
 
-# T5's second and third names of its one word table; buffers.
-IGNORED = (r"^language_model\.(en|de)coder\.embed_tokens\.weight$", r"\.position_ids$")
+# T5's second and third names of its one word table, what its oldest files have beside; buffers.
+IGNORED = (
+    r"^(language_model\.)?(en|de)coder\.embed_tokens\.weight$",
+    r"^(language_model\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+    r"\.position_ids$",
+)
 
 
 def processor(config: Config, _: tuple[int, int], __: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -34,7 +34,7 @@ from sightread.pipelines.saving import FORMAT
 from sightread.pipelines.segments import FILE, load_mask_decoder
 from sightread.types import ImageSpec
 
-_NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
+NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -203,10 +203,10 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     folder, most = located.folder, config.text.positions
     kind = family.tokenizer_of(config)
     if kind == "gemma":
-        return load_pieces(folder, max_length=_NO_LIMIT, extra=PICTURE, places=True)
+        return load_pieces(folder, max_length=NO_LIMIT, extra=PICTURE, places=True)
     if kind in ("language", "llama"):
         usual = "LlamaTokenizer" if kind == "llama" else ""
-        return load_pieces(folder, max_length=most or _NO_LIMIT, extra=PICTURE, usual=usual)
+        return load_pieces(folder, max_length=most or NO_LIMIT, extra=PICTURE, usual=usual)
     if kind == "pieces":
         about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None

@@ -24,7 +24,8 @@ class ModelSettings:
     """What is trained.
 
     start: a checkpoint that `load` reads; empty for random weights of `size`, a name in `models.sizes`.
-    vision: a checkpoint whose image tower (of the same shape) takes the place of the random one.
+    vision: a checkpoint whose image tower (of the same shape) takes the place of the random one. language: an OPT or a
+    T5 as `transformers` keeps it, which `start`, a BLIP-2 of stage 1, goes on before (stage 2).
     vocabulary: with random weights, a `vocab.txt` or a folder with tokenizer files; empty to learn `words` word pieces
     from the training texts. image_size: pixels a side, 0 for the model's own.
     frozen: patterns of parameters that stay as they are. lora: patterns of linear layers that get a LoRA of `lora_rank`
@@ -34,6 +35,7 @@ class ModelSettings:
     start: str = ""
     size: str = ""
     vision: str = ""
+    language: str = ""
     vocabulary: str = ""
     words: int = 4000
     image_size: int = 0
@@ -362,7 +364,8 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.1),
             steps=250_000,
         ),
-        # ... and then in front of a frozen language model (T5 has an encoder beside it, `encoder.*`).
+        # ... and then in front of a frozen language model (T5 has an encoder beside it, `encoder.*`): from your own
+        # stage 1 with model.start=RUN/model model.language=facebook/opt-2.7b.
         Recipe(
             "blip2_stage2",
             {"lm": 1.0},

@@ -23,15 +23,19 @@ from sightread.data.vocabulary import learn_byte_pairs, learn_pieces, learn_word
 from sightread.errors import SightreadError, UsageError
 from sightread.models.blip import Blip, LmHead
 from sightread.models.blip2 import Blip2
+from sightread.models.blip2_checkpoints import IGNORED, language_model_keys, second_stage
 from sightread.models.families import FAMILIES
+from sightread.models.files import locate, read_tensors
 from sightread.models.florence import Florence
 from sightread.models.sizes import SIZES, fitted
+from sightread.models.weights import fill
 from sightread.nn.attention import Linear
 from sightread.nn.initial import initialise
 from sightread.nn.packing import quicken, unpack
 from sightread.nn.training import regularise
-from sightread.pipelines.engine import load
+from sightread.pipelines.engine import NO_LIMIT, load
 from sightread.pipelines.feed import Forms
+from sightread.pipelines.prompted import PICTURE
 from sightread.pipelines.recipes import ModelSettings, Recipe
 from sightread.towers.vit import VitConfig
 from sightread.types import ImageSpec
@@ -84,6 +88,8 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
     else:
         network, family, tokenizer, spec = _from_random(recipe, dataset, folder)
         name = recipe.name
+    if settings.language:
+        network, tokenizer = _before_language(network, settings, recipe.seed)
     if settings.vision:
         _start_vision(network, settings.vision)
     _check_terms(recipe, network)
@@ -96,6 +102,36 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
     quicken(network)
     quicken(heads)
     return Trainee(name, family, network, tokenizer, spec, heads, labels)
+
+
+def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Blip2, Tokenizer]:
+    """BLIP-2's stage 2: the image tower and queries of a stage 1, a new projection, and a language model as
+    `transformers` keeps it alone, with its tokenizer."""
+    source = settings.language
+    if not isinstance(first, Blip2) or first.config.language is not None:
+        raise UsageError(
+            f"model.language={source}: a BLIP-2 of stage 1 stands before it; name one as model.start (the model of a "
+            "run of blip2_stage1)"
+        )
+    located = locate(source)
+    tensors, about = read_tensors(located.weights, torch.float32), located.config or {}
+    folder = Path(settings.vocabulary) if settings.vocabulary else located.folder
+    most = about.get("max_position_embeddings", NO_LIMIT)
+    tokenizer = load_pieces(folder, max_length=most, extra=PICTURE)
+    config = second_stage(first.config, about, tensors, tokenizer.token_id(PICTURE))
+    words = config.text.vocab
+    if config.image_id >= words:
+        raise UsageError(f"model.language={source}: its table of {words} words has no row left for pictures")
+    with torch.device("meta"):
+        network = Blip2(config)
+    part = nn.ModuleDict({"language": network.language})
+    if config.encoder is not None:
+        part["encoder"] = network.encoder
+    fill(part, tensors, language_model_keys(config, ""), ignore=IGNORED, source=located.name)
+    network.vision, network.queries = first.vision, first.queries
+    network.projection = Linear(config.queries.dim, config.text.dim)
+    initialise(network.projection, seed)
+    return network.eval(), tokenizer
 
 
 def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, str, Tokenizer, ImageSpec]:
