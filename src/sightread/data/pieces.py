@@ -77,16 +77,7 @@ def load_pieces(
     files: dict[str, bytes] = {}
     if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
         files = {bare.name: bare.read_bytes()}
-        piece_model = read_piece_model(files[bare.name], source=str(bare))
-        kind = kind or ("GemmaTokenizer" if piece_model.merged else "SiglipTokenizer")
-        if kind not in _PIPELINES:
-            raise TokenizerError(
-                f"{bare}: {kind} is read from tokenizer.json alone; copy it into that folder."
-            )
-        backend = _PIPELINES[kind](piece_model)
-        if kind == "LlamaTokenizer" and config.get("legacy"):
-            # Each part between special tokens starts a word.
-            backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="always", split=False)
+        backend, kind = _from_bare(bare, files[bare.name], kind, legacy=bool(config.get("legacy")))
     elif whole.is_file():
         backend = _backend(whole)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -181,6 +172,19 @@ def _backend(path: Path) -> tokenizers.Tokenizer:
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def _from_bare(path: Path, data: bytes, kind: str, *, legacy: bool) -> tuple[tokenizers.Tokenizer, str]:
+    """The pipeline of a SentencePiece file, and the class that it is, where none is named."""
+    piece_model = read_piece_model(data, source=str(path))
+    kind = kind or ("GemmaTokenizer" if piece_model.merged else "SiglipTokenizer")
+    if kind not in _PIPELINES:
+        raise TokenizerError(f"{path}: {kind} is read from tokenizer.json alone; copy it into that folder.")
+    backend = _PIPELINES[kind](piece_model)
+    if kind == "LlamaTokenizer" and legacy:
+        # Each part between special tokens starts a word.
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="always", split=False)
+    return backend, kind
 
 
 def _byte_pairs(folder: Path, prefix_space: bool) -> tokenizers.Tokenizer:
