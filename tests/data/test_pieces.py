@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GemmaTokenizer, Siglip2Tokenizer, SiglipTokenizer
+from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer, SiglipTokenizer
 
 from sightread.data.pieces import CLEANINGS, load_pieces, read_piece_model
 from sightread.data.tokens import Tokenizer
 from sightread.data.vocabulary import learn_pieces
 from sightread.errors import TokenizerError, UsageError
+from tests.blip2_checkpoints import opt_tokenizer
 
 WORDS = (
     "a an the two red blue small large dog dogs cat cats man woman tree trees car cars house street ball hat standing "
@@ -221,3 +223,27 @@ def test_a_vocabulary_of_ones_own(tmp_path: Path) -> None:
     assert found.ids.shape == (1, 30)
     assert ours.eos_id in found.ids
     Pair(tmp_path / "one", Siglip2Tokenizer.from_pretrained(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("flags", [{"add_bos_token": False, "add_eos_token": True}, {"add_eos_token": False}])
+def test_first_and_last_are_what_tokenizer_json_says(
+    pairs: dict[str, Pair], tmp_path: Path, flags: dict[str, bool]
+) -> None:
+    for name in ("gemma, first token", "siglip 2", "both ends"):
+        folder = Path(shutil.copytree(pairs[name].folder, tmp_path / name))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, **flags}))
+        theirs = AutoTokenizer.from_pretrained(folder)
+        (mine,) = load_pieces(folder, max_length=64).encode(["a dog"]).ids
+        assert mine.tolist() == theirs("a dog")["input_ids"]
+
+
+@pytest.mark.parametrize("space", [True, False])
+def test_a_space_in_front_of_bytes(tmp_path: Path, space: bool) -> None:
+    opt_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": space}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    mine = load_pieces(tmp_path, max_length=64)
+    for text in ("the dog", " the dog", "", "Q"):
+        assert mine.encode([text]).ids[0].tolist() == theirs(text)["input_ids"]

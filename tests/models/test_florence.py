@@ -15,7 +15,7 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 import sightread
 from sightread.data.pixels import normalise
-from sightread.errors import UsageError
+from sightread.errors import CheckpointError, UsageError
 from sightread.nn.packing import unpack
 from sightread.pipelines import prompted
 from sightread.pipelines.regions import regions_of
@@ -373,3 +373,14 @@ def test_the_processors_own_words_for_no_thing(tmp_path: Path) -> None:
             again: Any = sightread.load(tmp_path / f"{name}-{len(words)}", device="cpu")
             assert again.network.config == model.network.config
     assert reference is not None
+
+
+def test_words_that_the_decoder_has_for_itself_are_refused(tmp_path: Path) -> None:
+    write_florence(tmp_path / "hub", text={"tie_word_embeddings": False})
+    with pytest.raises(CheckpointError, match="one table of words"):
+        sightread.load(tmp_path / "hub", device="cpu")
+    write_florence(tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "bart"', '"model_type": "mbart"'))
+    with pytest.raises(CheckpointError, match="'mbart' is not supported"):
+        sightread.load(tmp_path / "other", device="cpu")

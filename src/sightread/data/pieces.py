@@ -67,7 +67,6 @@ def load_pieces(
     file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    config |= {"add_bos_token": False, "add_eos_token": False} if places else {}
     older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}
     for key, only in {"truncation_side": "right", "split_special_tokens": False}.items():
         if config.get(key, only) != only:
@@ -89,7 +88,7 @@ def load_pieces(
         )
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
     _add_missing(backend, extra, places)
-    _frame(backend, kind, names, config)
+    _frame(backend, kind, names, {} if places else config, bare=places or backend.post_processor is None)
     if (lower or config.get("do_lower_case")) and kind in _LEFT:
         kind = "Siglip2Tokenizer"
     if kind == "Siglip2Tokenizer":
@@ -232,15 +231,16 @@ def _token(token: str | Json) -> AddedToken:
     return AddedToken(**{key: value for key, value in token.items() if key not in ("id", "__type")})
 
 
-def _frame(backend: tokenizers.Tokenizer, kind: str, names: dict[str, str], config: Json) -> None:
-    """First and last token: as tokenizer_config.json says, else as tokenizer.json, else as the class has it."""
-    if kind == "SiglipTokenizer" and backend.post_processor is None:
-        first, last = False, True
-    elif backend.post_processor is None or "add_bos_token" in config or "add_eos_token" in config:
-        first = bool(config.get("add_bos_token", kind == "LlamaTokenizer"))
-        last = bool(config.get("add_eos_token"))
-    else:
+def _frame(
+    backend: tokenizers.Tokenizer, kind: str, names: dict[str, str], config: Json, *, bare: bool
+) -> None:
+    """First and last token: as tokenizer.json says; where it is silent (bare) as tokenizer_config.json, else as the
+    class has it."""
+    if not bare:
         return
+    config = {} if kind == "SiglipTokenizer" else config
+    first = "bos_token" in names and bool(config.get("add_bos_token", kind == "LlamaTokenizer"))
+    last = "eos_token" in names and bool(config.get("add_eos_token", kind == "SiglipTokenizer"))
     bos, eos = [names.get("bos_token", "")] * first, [names.get("eos_token", "")] * last
     backend.post_processor = processors.TemplateProcessing(
         single=[*bos, "$A", *eos],

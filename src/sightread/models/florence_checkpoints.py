@@ -36,6 +36,7 @@ _VISION: dict[str, tuple[str, Any]] = {
 def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
     """From the config.json of a hub checkpoint (`model_type: florence2`), and its processor's list as `no_things`."""
     vision: dict[str, Any] = data.get("vision_config") or {}
+    _one_table(tensors, "model.language_model")
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
     sizes = vision.get("max_position_embeddings", 50), vision.get("max_temporal_embeddings", 100)
     tied = head not in tensors or same(tensors, [(shared, head)])
@@ -49,6 +50,7 @@ def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor])
     if vision.get("image_feature_source", _SOURCES) != _SOURCES:
         raise CheckpointError(f"config.json: image_feature_source must be {_SOURCES}")
     vision["embed_dim"] = vision["dim_embed"]
+    _one_table(tensors, "language_model.model")
     head, shared = "language_model.lm_head.weight", "language_model.model.shared.weight"
     return _config(
         data,
@@ -58,6 +60,15 @@ def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor])
         head_bias=_BIAS in tensors and bool(tensors[_BIAS].any()),
         image_id=tensors[shared].shape[0],  # the first that has no word
     )
+
+
+def _one_table(tensors: Mapping[str, Tensor], body: str) -> None:
+    """Raises CheckpointError where encoder and decoder do not read the same words."""
+    shared = f"{body}.shared.weight"
+    for side in ("encoder", "decoder"):
+        own = f"{body}.{side}.embed_tokens.weight"
+        if own in tensors and not same(tensors, [(shared, own)]):
+            raise CheckpointError(f"{own} differs from {shared}: only one table of words is supported")
 
 
 def _config(

@@ -64,6 +64,8 @@ def habits_of(
     """
     every = given or {**(config.get("text_config") or {}), **_stated(config)}
     said = _stated(every)
+    if not start_ids:  # it says what follows one first token, and a prompt is longer
+        said.pop("forced_bos_token_id", None)
     ends = said.get("eos_token_id", end_id)
     ends = ends if isinstance(ends, list) else [ends]
     if start_ids and "min_length" in said:  # which counts the token that a text starts from
