@@ -78,7 +78,7 @@ def load_pieces(
         files = {bare.name: bare.read_bytes()}
         backend, kind = _from_bare(bare, files[bare.name], kind, legacy=bool(config.get("legacy")))
     elif whole.is_file():
-        backend = _backend(whole)
+        backend = _backend(whole, config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend = _byte_pairs(folder, bool(config.get("add_prefix_space")))
     else:
@@ -163,13 +163,15 @@ def _json(path: Path) -> Json:
         raise TokenizerError(f"{path} is damaged or of another kind ({error}); fetch it again.") from error
 
 
-def _backend(path: Path) -> tokenizers.Tokenizer:
+def _backend(path: Path, config: Json) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise TokenizerError(f"{path} is damaged or of another kind ({error}); fetch it again.") from error
     backend.no_padding()
     backend.no_truncation()
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and "add_prefix_space" in config:
+        backend.pre_tokenizer.add_prefix_space = bool(config["add_prefix_space"])
     return backend
 
 
