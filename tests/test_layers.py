@@ -141,7 +141,12 @@ NAMED: dict[str, set[str]] = {
         "pipelines.rerank",
         "pipelines.run_events",
     },
-    "pipelines.checkup": {"pipelines.metrics.captions", "pipelines.model", "pipelines.recipes"},
+    "pipelines.checkup": {
+        "pipelines.metrics.captions",
+        "pipelines.metrics.detection",
+        "pipelines.model",
+        "pipelines.recipes",
+    },
     "pipelines.feed": {"pipelines.prompted", "pipelines.recipes"},
     "pipelines.recipes": {"pipelines.optimiser", "pipelines.typed"},
     "pipelines.terms": {"pipelines.features", "pipelines.feed", "pipelines.recipes"},

@@ -155,6 +155,7 @@ def test_the_rule() -> None:
     assert options(drawn, {}, {"temperature": 0.2}) == Decoding(temperature=0.2, top_p=0.6)
     assert habits_of({"do_sample": True, "num_beams": 2}, {}) == {"num_beams": 2}
     assert habits_of({"forced_eos_token_id": None, "num_beams": None, "max_length": 90}, {}) == {}
+    assert options({"min_new_tokens": 9}, {}, {"max_new_tokens": 4}).min_new_tokens == 4
     with pytest.raises(UsageError, match="no such"):
         options(habits, {}, {"beams": 3})
 

@@ -17,9 +17,10 @@ from sightread.data.augment import Augment, view_of
 from sightread.data.world import world, write_world
 from sightread.errors import UsageError
 from sightread.pipelines.feed import Feed
+from sightread.pipelines.metrics.detection import detection_not_computed
 from sightread.pipelines.recipes import RECIPES, DataSettings, change
 from sightread.pipelines.regions import regions_of
-from sightread.pipelines.run_events import Stepped
+from sightread.pipelines.run_events import Evaluated, Stepped
 from sightread.pipelines.train import train
 from sightread.pipelines.trainee import prepare
 from sightread.tasks.regions import WRITERS
@@ -173,11 +174,14 @@ def test_it_learns(family: str, made: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = made
     settings = [
         f"model.start={folder / family}", "steps=10", "data.batch=6", "optimiser.lr=3e-3", "data.max_tokens=90",
-        "schedule.warmup_steps=0", "data.augment.randaugment=null",
+        "schedule.warmup_steps=0", "data.augment.randaugment=null", f"evaluation.data={folder / 'world.tar'}",
+        "evaluation.samples=2", "evaluation.leaks=false",
     ]  # fmt: skip
     out, data = tmp_path / "run", str(folder / "world.tar")
     events = list(train(f"{family}_detect", data, out, settings=settings, device="cpu"))
     losses = [event.loss for event in events if isinstance(event, Stepped)]
+    (checked,) = (event for event in events if isinstance(event, Evaluated))
+    assert detection_not_computed() or 0 <= checked.values["mAP"] <= checked.values["mAP@0.5"] <= 1
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     model = sightread.load(out / "model", device="cpu")
     names = None if family == "florence" else ["red circle"]

@@ -142,3 +142,45 @@ def test_a_prompt_is_never_cut(folders: Path) -> None:
         prompted.prefix(model, [[]], [model.network.dialogue([message])]) for message in (short, long)
     )
     assert many.shape[1] - few.shape[1] == 30
+
+
+@pytest.mark.parametrize("name", ["florence", "paligemma", "llava", "tiles"])
+def test_tiny_and_turned_pictures(folders: Path, name: str, tmp_path: Path) -> None:
+    if name == "tiles":
+        write_llava(tmp_path / "tiles", tiled=True, template=LLAVA_15)
+    model = sightread.load(tmp_path / "tiles" if name == "tiles" else folders / name, device="cpu")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    strip = Image.fromarray(np.arange(120, dtype=np.uint8).reshape(1, 40, 3))
+    strip.save(tmp_path / "turned.png", exif=exif)
+    strip.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "upright.png")
+    turned, upright = (str(tmp_path / f"{one}.png") for one in ("turned", "upright"))
+    shown: list[Any] = [Image.new("RGB", (1, 1)), np.zeros((1, 300, 3), np.uint8), upright, turned]
+    captions = model.caption(shown, max_new_tokens=3)
+    assert len(captions) == 4
+    assert captions[2] == captions[3]
+    if "locate" in model.capabilities:
+        found = model.locate(shown, "a dog", max_new_tokens=12)
+        assert found[2] == found[3]
+        for regions, (width, height) in zip(found, [(1, 1), (300, 1), (1, 40), (1, 40)], strict=True):
+            for region in regions:
+                assert 0 <= region.box[0] <= region.box[2] <= width
+                assert 0 <= region.box[1] <= region.box[3] <= height
+    if "chat" in model.capabilities:
+        turns = [sightread.Message("user", "a", (shown[0],)), sightread.Message("assistant", "")]
+        turns.append(sightread.Message("user", "and these", (shown[1], turned, shown[0])))
+        turns.append(sightread.Message("assistant", "b"))
+        assert isinstance(model.chat([*turns, sightread.Message("user", "")], max_new_tokens=3), str)
+
+
+def test_as_many_pictures_as_places(folders: Path) -> None:
+    model = sightread.load(folders / "llava", device="cpu")
+    (one,) = prompted.look(model, prompted.prepared(model, [folders / "0.png"]))
+    for given, prompt in (
+        ([one], "a"),
+        ([], "<image>"),
+        ([one, one], "<image> a"),
+        ([one], "<image><image>"),
+    ):
+        with pytest.raises(UsageError, match="places for pictures"):
+            prompted.prefix(model, [given], [prompt])

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,3 +168,11 @@ def test_how_sure_it_is() -> None:
     assert regions.sureness([(2, 4)], tokens, log_p) == pytest.approx(math.sqrt(0.9 * 0.4))
     assert regions.sureness([(15, 18)], tokens, log_p) == pytest.approx(0.5)
     assert regions.sureness([(18, 18)], tokens, log_p) is None
+
+
+def test_places_spelled_in_letters_break_nothing() -> None:
+    """Who reads a picture of such words gets them back as they are: a number may have any length."""
+    for digits in ("1000", "9" * 9, "9" * 30, "9" * 5000, "0" * 40):
+        text = "cat" + f"<loc_{digits}>" * 8 + "<poly>" + f"<loc_{digits}>" * 6 + "</poly>"
+        for parse in regions.PARSERS.values():
+            assert all(np.isfinite(one.box).all() for one in parse(text, (30, 40)))

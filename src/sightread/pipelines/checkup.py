@@ -11,21 +11,22 @@ from sightread.data.pixels import prepare
 from sightread.data.samples import Dataset
 from sightread.errors import ImageError
 from sightread.pipelines.metrics.captions import caption_scores
+from sightread.pipelines.metrics.detection import detection_not_computed, detection_scores
 from sightread.pipelines.model import Model
 from sightread.pipelines.recipes import EvaluationSettings
 from sightread.types import Limits, Pixels, Sample
 
 # Which of the values says what the best checkpoint is, the first that is there.
-_SCORES = ("CIDEr", "text_to_image_R@1", "answers", "classes")
+_SCORES = ("mAP", "CIDEr", "text_to_image_R@1", "answers", "classes")
 
 
 def measure(
-    model: Model, dataset: Dataset, settings: EvaluationSettings
+    model: Model, dataset: Dataset, settings: EvaluationSettings, *, boxes: bool = False
 ) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
     """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first pictures.
 
     The dataset's first `samples` pictures; what they lack (captions, questions, labels) or the model cannot do is left
-    out. Pictures that cannot be read are left out too.
+    out. Pictures that cannot be read are left out too. boxes: things are to be found as well, which takes a while.
     """
     was_training = model.network.training
     model.network.eval()
@@ -48,6 +49,8 @@ def measure(
             values |= _answers(model, samples, pictures)
         if model.labels:
             values |= _classes(model, samples, pictures)
+        if boxes:
+            values |= _boxes(model, samples, pictures)
         return values, texts
     finally:
         model.network.train(was_training)
@@ -152,3 +155,17 @@ def _classes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) ->
     best = model.classify([pictures[i] for i in known]).argmax(1).tolist()
     right = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
     return {"classes": float(np.mean(right))}
+
+
+def _boxes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+    """COCO's mAP of the things that people named; who is asked for names is asked for those of the picture."""
+    known = [i for i, sample in enumerate(samples) if sample.regions]
+    if not known or detection_not_computed():
+        return {}
+    if getattr(model.network, "joint", ""):
+        names = [list(dict.fromkeys(region.label for region in samples[i].regions)) for i in known]
+        found = [model.detect(pictures[i], asked)[0] for i, asked in zip(known, names, strict=True)]
+    else:
+        found = model.detect([pictures[i] for i in known])
+    scores = detection_scores(found, [samples[i].regions for i in known])
+    return {name: scores.get(name, 0.0) for name in ("mAP", "mAP@0.5")}

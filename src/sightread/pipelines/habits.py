@@ -99,6 +99,8 @@ def options(habits: Mapping[str, Any], usual: Mapping[str, Any], given: Mapping[
         own.pop("num_beams", None)
     elif "num_beams" in given:
         own = {name: value for name, value in own.items() if name not in _SAMPLING}
+    if isinstance(most := given.get("max_new_tokens"), int) and "min_new_tokens" in own:
+        own["min_new_tokens"] = min(own["min_new_tokens"], most)
     return Decoding.of({**own, **given})
 
 

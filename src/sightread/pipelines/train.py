@@ -389,7 +389,7 @@ def _evaluate(run: Run) -> Iterator[RunEvent]:
     if run.ranks.first:
         settings = run.recipe.evaluation
         data = open_dataset(settings.data)
-        values, texts = measure(model, data, settings)
+        values, texts = measure(model, data, settings, boxes=run.recipe.data.regions > 0)
         if texts:
             shown = {key for key, _ in texts}
             head = data.select(np.arange(min(settings.samples, len(data))))

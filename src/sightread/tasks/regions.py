@@ -20,7 +20,7 @@ Size: TypeAlias = tuple[int, int]  # (height, width) of the upright picture, as 
 Span: TypeAlias = tuple[int, int]  # from, to: characters of a text
 Box: TypeAlias = tuple[float, float, float, float]
 
-BINS = 1000
+BINS, _FAR = 1000, 10**6
 _LOC, _PART = r"<loc_(\d+)>", r"(?:<loc_\d+>|<sep>|<poly>|</poly>)"
 _BOX = re.compile(_LOC * 4)
 _BOXES, _BARE_BOXES = re.compile(r"[^<]+(?:<loc_\d+>){4,}"), re.compile(r"(?:<loc_\d+>){4,}")
@@ -70,7 +70,7 @@ def quads(text: str, size: Size) -> list[Found]:
     text = plain(text)
     out: list[Found] = []
     for match in _QUAD.finditer(text):
-        corners = _pixels([int(place) for place in match.groups()[1:]], size)
+        corners = _pixels([*map(_bin, match.groups()[1:])], size)
         spans = (match.span(1), (match.end(1), match.end()))
         out.append(Found(match.group(1).strip(), bounds([corners]), (corners,), spans))
     return out
@@ -183,7 +183,7 @@ def _labelled_boxes(
         # As the reference has it: what is not ASCII is dropped from labels of boxes.
         name = label.group().strip().encode("ascii", "ignore").decode("ascii")
         for box in _BOX.finditer(match.group()):
-            left, top, right, bottom = _pixels([int(place) for place in box.groups()], size)
+            left, top, right, bottom = _pixels([*map(_bin, box.groups())], size)
             spans = ((start, start + label.end()), (start + box.start(), start + box.end()))
             yield Found(name, (left, top, right, bottom), spans=spans)
 
@@ -201,11 +201,16 @@ def _labelled_outlines(text: str, size: Size, pattern: re.Pattern[str]) -> Itera
         for at, thing in things:
             polygons: list[tuple[float, ...]] = []
             for outline in _OUTLINE.finditer(thing):
-                bins = [int(place) for place in re.findall(_LOC, outline.group(1))]
+                bins = [*map(_bin, re.findall(_LOC, outline.group(1)))]
                 polygons.append(_pixels(bins[: len(bins) // 2 * 2], size))
             if polygons:
                 spans = (named, (start + at, start + at + len(thing)))
                 yield Found(label.group().strip(), bounds(polygons), tuple(polygons), spans)
+
+
+def _bin(digits: str) -> int:
+    """The number of a place; letters may spell larger ones than there are, but none that is too large to count with."""
+    return int(digits) if len(digits) < 7 else _FAR
 
 
 def _pixels(bins: Sequence[int], size: Size) -> tuple[float, ...]:
