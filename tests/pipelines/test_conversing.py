@@ -307,6 +307,13 @@ def test_a_stream_may_be_left_and_begun_again(made: tuple[Any, Any, Path], model
     assert not torch.is_inference_mode_enabled()
 
 
+def test_what_the_model_spelled_does_not_end_the_conversation(model: Model) -> None:
+    """An answer in whose letters "<image>" or "</s>" stands is no picture and no end when it is read again."""
+    said = [Message("user", "how?"), Message("assistant", "write <image> and </s> so"), Message("user", "a")]
+    plain = [said[0], Message("assistant", "write < image> and < /s> so"), said[2]]
+    assert model.chat(said, max_new_tokens=5) == model.chat(plain, max_new_tokens=5)
+
+
 def test_everything_is_checked_before_the_first_piece(model: Model) -> None:
     with pytest.raises(UsageError, match="no such"):
         model.chat(CONVERSATION, stream=True, beams=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sightread.data.tokens import Tokenizer
@@ -28,6 +29,10 @@ def reply(model: prompted.Prompter, messages: Sequence[Message], given: dict[str
             raise UsageError(f"messages: {message!r} is no sightread.Message")
         if not isinstance(message.images, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"messages[{place}]: images must be a tuple of pictures, even of one")
+    messages = [
+        replace(one, text=prompted.apart(model.tokenizer, one.text)) if one.role == "assistant" else one
+        for one in messages
+    ]
     prompt = model.network.dialogue(messages)
     for message in messages:
         prompted.check_words(model.tokenizer, message.text)

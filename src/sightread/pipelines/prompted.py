@@ -88,6 +88,11 @@ def check_words(tokenizer: Tokenizer, text: str) -> None:
         )
 
 
+def apart(tokenizer: Tokenizer, text: str) -> str:
+    """What a model wrote, to be read again: where its letters spell a token of its own, a space keeps them letters."""
+    return _controls(tokenizer).sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
+
+
 @lru_cache(maxsize=8)
 def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
     added = tokenizer.backend.get_added_tokens_decoder().values()
