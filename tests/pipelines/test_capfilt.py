@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sightread.types import ImageSpec
 from tests.checkpoints import write_blip, write_clip
 from tests.pipelines.failing import CALLS, failing
 
+LONG = bool(os.environ.get("SIGHTREAD_LONG"))
 COUNT, BLOCK = 22, 8  # shards of 8, 6 (the first source's end) and 8
 QUICK: dict[str, Any] = {"block": BLOCK, "group": 3, "threads": 1, "isolate": False, "max_tokens": 7}
 
@@ -326,44 +327,82 @@ def test_a_seed_draws_other_texts_and_only_those(place: Path, whole: Path, tmp_p
     assert [a["text"] for a in ours] != [b["text"] for b in theirs]
 
 
-CHILD = """
-import json, sys
+# One process is begun, and forked for each kill: [what it dies at, the how manieth, a little later].
+KILLER = """
+import json, os, signal, sys, time
+from sightread.pipelines.bootstrap import ledger
 from sightread.pipelines.capfilt import bootstrap
-if __name__ == "__main__":
-    place, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    print("go", flush=True)
-    bootstrap([f"{place}/a.tar", f"{place}/b.tar"], out=out, captioner=f"{place}/caption", filter=f"{place}/match",
-              watch=lambda event: print(type(event).__name__, event.name, flush=True), **options)
+
+def dying(call, left):
+    def called(*given):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = call(*given)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    return called
+
+def work(place, out, aim, count, delay, options):
+    left = [count]
+    if aim == "commit":
+        ledger.Lines.add = dying(ledger.Lines.add, left)
+    if aim == "replace":
+        os.replace = dying(os.replace, left)
+    def watch(event):
+        left[0] -= type(event).__name__ == "Done" and aim == "sample"
+        if left[0] == 0:
+            time.sleep(delay)
+            os.kill(os.getpid(), signal.SIGKILL)
+    bootstrap([f"{place}/a.tar", f"{place}/b.tar"], out=out, captioner=f"{place}/caption",
+              filter=f"{place}/match", watch=watch, **options)
+
+place, out, kills, options = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+for kill in kills:
+    child = os.fork()
+    if not child:
+        work(place, out, *kill, options)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
+# SIGHTREAD_LONG=1: 50 kills of a job over 2,000 pictures, ten of them at a commit.
+KILLS: list[tuple[str, int, float]] = [
+    ("sample", 3, 0.0),
+    ("replace", 3, 0.0),
+    ("commit", 1, 0.0),
+    ("sample", 9, 0.003),
+    ("commit", 2, 0.0),
+]
+if LONG:
+    draw = random.Random(0)
+    KILLS = [("sample", draw.randint(1, 70), 0.02 * draw.random()) for _ in range(40)]
+    KILLS += [(draw.choice(["commit", "replace"]), draw.randint(1, 6), 0.0) for _ in range(10)]
+    draw.shuffle(KILLS)
 
 
-def killed(place: Path, out: Path, after: int, delay: float = 0.0, **options: Any) -> None:
-    """A run that is killed when it has told of so many samples, and a little later."""
-    script = out.parent / "child.py"
-    script.write_text(CHILD)
-    words = [sys.executable, str(script), str(place), str(out), json.dumps(QUICK | options)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
-        assert child.stdout is not None
-        told = 0
-        for line in child.stdout:
-            told += line.startswith("Done")
-            if told == after:
-                time.sleep(delay)
-                child.send_signal(signal.SIGKILL)
-                break
-
-
-@pytest.mark.parametrize(("after", "delay"), [(3, 0.0), (8, 0.002), (15, 0.0)])
-def test_killed_anywhere_it_goes_on(
-    place: Path, whole: Path, tmp_path: Path, after: int, delay: float
-) -> None:
-    out = tmp_path / "out"
-    killed(place, out, after, delay)
+def test_killed_anywhere_it_goes_on(place: Path, whole: Path, tmp_path: Path) -> None:
+    out, options, count = tmp_path / "out", dict(QUICK), COUNT
+    if LONG:
+        larger, count = tmp_path / "larger", 2000
+        shutil.copytree(place, larger)
+        write_world(larger / "a.tar", world("train", 1300, 1))
+        write_world(larger / "b.tar", world("train", 700, 2))
+        place, whole, options = larger, tmp_path / "whole", options | {"block": 40}
+        run(place, whole, **options)
+    words = [sys.executable, "-c", KILLER, str(place), str(out), json.dumps(KILLS), json.dumps(options)]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert [int(status) for status in found.stdout.split()] == [signal.SIGKILL] * len(KILLS), found.stderr
+    lines = (out / "manifest.jsonl").read_bytes().count(b"\n")
     seen: list[Any] = []
-    done = run(place, out, watch=seen.append)
+    done = run(place, out, watch=seen.append, **options)
     assert content(out) == content(whole)
-    assert done.new >= COUNT - after - 1
-    assert len([event for event in seen if isinstance(event, Skipped)]) + done.new == COUNT
+    assert 0 < done.new < count
+    assert len([event for event in seen if isinstance(event, Skipped)]) + done.new == count
+    assert lines >= 1
+    keys = [sample.key for sample in open_dataset(out)]
+    assert len(set(keys)) == len(keys) == count
 
 
 def test_a_worker_that_dies_is_replaced(place: Path, whole: Path, tmp_path: Path) -> None:
@@ -403,7 +442,7 @@ def modelless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Which calls fail, and whether all after them fail too. SIGHTREAD_LONG=1: every one up to the 200th.
 FAULTS = [(2, True), (9, False), (47, True)]
-if os.environ.get("SIGHTREAD_LONG"):
+if LONG:
     FAULTS = [(n, n % 2 == 0) for n in range(1, 201)]
 
 

@@ -70,6 +70,7 @@ def test_guessing_is_called_guessing() -> None:
 
 
 def test_the_best_is_told_by_what_was_measured() -> None:
-    assert score({"CIDEr": 0.3, "answers": 0.9}) == 0.3
-    assert score({"answers": 0.9}) == 0.9
-    assert score({}) is None
+    assert score({"CIDEr": 0.3, "answers": 0.9}, {"lm", "vqa"}) == 0.3
+    assert score({"CIDEr": 0.3, "text_to_image_R@1": 0.1}, {"itc", "itm"}) == 0.1  # its writer learns nothing
+    assert score({"answers": 0.9}, {"lm"}) == 0.9
+    assert score({}, {"lm"}) is None

@@ -16,8 +16,14 @@ from sightread.pipelines.model import Model
 from sightread.pipelines.recipes import EvaluationSettings
 from sightread.types import Limits, Pixels, Sample
 
-# Which of the values says what the best checkpoint is, the first that is there.
-_SCORES = ("mAP", "CIDEr", "text_to_image_R@1", "answers", "classes")
+# Which of the values says what the best checkpoint is: the first that is there, of those that an objective trains.
+_SCORES = {
+    "mAP": {"prompted"},
+    "CIDEr": {"lm", "prompted"},
+    "text_to_image_R@1": {"itc", "clip", "siglip"},
+    "answers": {"vqa", "prompted"},
+    "classes": {"classes"},
+}
 
 
 def measure(
@@ -56,9 +62,11 @@ def measure(
         model.network.train(was_training)
 
 
-def score(values: Mapping[str, float]) -> float | None:
-    """The number by which checkpoints are compared, None where nothing of the kind was measured."""
-    return next((values[name] for name in _SCORES if name in values), None)
+def score(values: Mapping[str, float], terms: Collection[str]) -> float | None:
+    """The number by which checkpoints of a run with these objectives are compared, None where none was measured."""
+    there = [name for name in _SCORES if name in values]
+    trained = [name for name in there if _SCORES[name] & {*terms}]
+    return values[(trained or there)[0]] if there else None
 
 
 def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]) -> str:

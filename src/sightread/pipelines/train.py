@@ -394,12 +394,12 @@ def _evaluate(run: Run) -> Iterator[RunEvent]:
             shown = {key for key, _ in texts}
             head = data.select(np.arange(min(settings.samples, len(data))))
             write_samples(run.folder, (sample for sample in head.stream() if sample.key in shown))
-        reached = score(values)
+        trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
+        reached = score(values, trained)
         best = run.state.notes.get(_BEST)
         if reached is not None and (best is None or reached > best[1]):
             run.state.notes[_BEST] = [run.state.step, reached]
         yield Evaluated(run.state.step, values, texts)
-        trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
         said = at_chance(values, min(settings.samples, len(data)), trained)
         if said and run.state.step >= run.steps // 2:
             yield Warned(run.state.step, "evaluation", said)

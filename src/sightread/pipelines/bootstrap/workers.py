@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeAlias
@@ -231,8 +232,9 @@ def _serve(job: Job, pipe: Connection, place: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     server = Server(job, place)
-    while True:
-        pipe.send(server.answer(pipe.recv(), lambda key, reason: pipe.send(("item", (key, reason)))))
+    with suppress(EOFError, ConnectionError):  # the parent has gone
+        while True:
+            pipe.send(server.answer(pipe.recv(), lambda key, reason: pipe.send(("item", (key, reason)))))
 
 
 def _end_with_parent() -> None:
