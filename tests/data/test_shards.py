@@ -42,6 +42,28 @@ def test_webdataset_rules(tmp_path: Path) -> None:
     assert dataset.notes == ("x.tar: members of other kinds are left out: 1 .b.jpg, 1 .npy",)
 
 
+def test_a_second_member_of_a_kind_is_of_the_next_sample(tmp_path: Path) -> None:
+    """Samples of one key beside each other, as in shards that were put together, are not one."""
+    members = [
+        ("a.jpg", picture(1)),
+        ("a.txt", b"one"),
+        ("a.jpg", picture(2)),
+        ("a.json", b"{}"),
+        ("a.txt", b"two"),
+    ]
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    both = [(picture(1), ("one",)), (picture(2), ("two",))]
+    dataset = open_dataset(tmp_path / "x.tar")
+    assert [(s.picture, s.captions) for s in dataset] == both
+    assert [s.key for s in dataset] == ["a", "a#2"]
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    assert [(s.picture, s.captions) for s in open_dataset(tmp_path / "x.tar.gz")] == both
+
+
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_long_names(tmp_path: Path, format: int) -> None:
     name = "/".join(["d" * 60, "e" * 60, "n" * 60])

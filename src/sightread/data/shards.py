@@ -104,19 +104,20 @@ class Shard:
         self._path, self.name = path, path.name
         self._starts, self._ends, self._hashes = array("q"), array("q"), array("q")
         self._lost = ""
-        left_out = Counter[str]()
-        last = None
+        left_out, endings, last = Counter[str](), set[str](), None
         with path.open("rb") as file:
             try:
                 for member in _members(file, path.stat().st_size):
                     parts = member.split()
                     if parts is None:
                         continue
-                    if parts[0] != last:
+                    if parts[0] != last or parts[1] in endings:  # a second one of a kind is the next sample's
                         self._starts.append(member.start)
                         self._ends.append(member.end)
                         self._hashes.append(hash(parts[0]))
+                        endings.clear()
                     last, self._ends[-1] = parts[0], member.end
+                    endings.add(parts[1])
                     left_out[parts[1]] += parts[1] not in _TEXTS | _PICTURES
             except _EndError as error:
                 if last is not None and _is_torn(error, last):
@@ -189,7 +190,7 @@ class Pipe:
     def samples(self) -> Iterator[Sample | ImageError]:
         """Every sample, and for a broken one the error in its place."""
         parts: list[_Part] = []
-        key, count = None, 0
+        key, count, endings = None, 0, set[str]()
         error: Exception | None = None
         with self._open() as source:
             file = _Forward(source)
@@ -198,11 +199,13 @@ class Pipe:
                     split = member.split()
                     if split is None:
                         continue
-                    if split[0] != key and key is not None:
+                    if key is not None and (split[0] != key or split[1] in endings):
                         count += 1
                         yield _sample_or_error(key, parts)
                         parts = []
+                        endings.clear()
                     key = split[0]
+                    endings.add(split[1])
                     data = file.read(member.size) if _is_wanted(member) else b""
                     if _is_wanted(member) and len(data) < member.size:
                         raise _EndError(f"{member.name!r} is cut short", key=key)
