@@ -39,7 +39,7 @@ def train(
     set
         Settings of the recipe: --set optimiser.lr=1e-4 epochs=3. An unknown or ill-typed one is an error at once.
     evaluate
-        Data to measure on while it trains: the same as --set evaluation.data=...
+        Data to measure on while it trains, and to set a filter's threshold on: the same as --set evaluation.data=...
     device
         auto takes a GPU where there is one; or name it: cpu, cuda.
     tensorboard

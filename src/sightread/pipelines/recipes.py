@@ -115,7 +115,8 @@ class Recipe:
     pair counts in ITM than a false one. hard_negatives: the share of ITM's wrong pairs that are drawn by ITC's
     similarities, 1 in the papers; the others are drawn evenly from the batch, so that the judge also meets texts that
     are wholly wrong. calibrate: at the end ITM's threshold is set (`calibration`) on the evaluation data or, without,
-    on pictures that are kept out of the training. masked: the share of patches (MIM) and of words (MLM) to hide.
+    on pictures that are kept out of the training; `start` must not know them either. masked: the share of patches (MIM)
+    and of words (MLM) to hide.
     """
 
     name: str
