@@ -66,7 +66,8 @@ def bart_tokenizer(places: int = 1000) -> Any:
 
 
 def write_florence(folder: Path, *, side: int = 64, seed: int = 0, places: int = 1000, **shape: Any) -> Any:
-    """A random Florence-2 in `folder`; shape: vision, text (dicts over the small default config), generation."""
+    """A random Florence-2 in `folder`; shape: vision, text (dicts over the small default config), generation,
+    tied (the head)."""
     tokenizer = bart_tokenizer(places)
     tokenizer.add_tokens(AddedToken("<image>", special=True, normalized=False), special_tokens=True)
     tokenizer._set_model_specific_special_tokens({"image_token": "<image>"})
@@ -95,6 +96,7 @@ def write_florence(folder: Path, *, side: int = 64, seed: int = 0, places: int =
         vision_config={**vision, "projection_dim": text["d_model"]},
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=shape.get("tied", True),
     )
     torch.manual_seed(seed)
     model = sharpen(Florence2ForConditionalGeneration(config).eval())

@@ -375,10 +375,31 @@ def test_the_processors_own_words_for_no_thing(tmp_path: Path) -> None:
     assert reference is not None
 
 
-def test_words_that_the_decoder_has_for_itself_are_refused(tmp_path: Path) -> None:
-    write_florence(tmp_path / "hub", text={"tie_word_embeddings": False})
-    with pytest.raises(CheckpointError, match="one table of words"):
-        sightread.load(tmp_path / "hub", device="cpu")
+@pytest.mark.parametrize("tied", [True, False])
+def test_words_that_the_decoder_has_for_itself(tmp_path: Path, tied: bool) -> None:
+    reference = write_florence(tmp_path / "hub", seed=9, tied=tied, text={"tie_word_embeddings": False})
+    model: Any = sightread.load(tmp_path / "hub", device="cpu")
+    config = model.network.config
+    assert config.own_words
+    assert config.language.tied == tied
+    images, words = pictures(1), torch.randint(3, 500, (1, 7), generator=torch.Generator().manual_seed(1))
+    given = inputs(reference, images, TASKS[:1])
+    with torch.inference_mode():
+        seen = prompted.look(model, list(model.read(images, isolate=False)))
+        start, _ = prompted.prefix(model, [seen], [ask(model, TASKS[0])])
+        logits = model.network.language.all_logits(words, model.network.language.start(start, 7))
+        wanted = reference(**given, decoder_input_ids=words).logits
+        assert (logits - wanted).abs().max() < 1e-3
+        model.save(tmp_path / "back", layout="transformers")
+        back, about = Florence2ForConditionalGeneration.from_pretrained(
+            tmp_path / "back", output_loading_info=True
+        )
+        assert not about["missing_keys"]
+        assert torch.equal(back.eval()(**given, decoder_input_ids=words).logits, wanted)
+    assert sightread.load(tmp_path / "back", device="cpu").network.config == config
+
+
+def test_other_language_models_are_refused(tmp_path: Path) -> None:
     write_florence(tmp_path / "other")
     config = tmp_path / "other" / "config.json"
     config.write_text(config.read_text().replace('"model_type": "bart"', '"model_type": "mbart"'))

@@ -280,7 +280,7 @@ FAMILIES: dict[str, Family] = {
                 florence_checkpoints.config_from_transformers,
             ),
             "original": Layout(
-                florence_checkpoints.ORIGINAL_KEYS,
+                florence_checkpoints.original_keys,
                 florence_checkpoints.IGNORED,
                 as_it_is,
                 ("image_proj_norm.weight", "vision_tower.convs.0.proj.weight"),

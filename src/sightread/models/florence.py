@@ -23,7 +23,8 @@ class Config:
     """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
     picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
     the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
-    no_things: phrases that stand for no thing, whose boxes are left out; None for the usual ones.
+    no_things: phrases that stand for no thing, whose boxes are left out; None for the usual ones. own_words: the decoder
+    reads words in a table of its own.
     """
 
     vision: DavitConfig
@@ -37,6 +38,7 @@ class Config:
     bos_id: int = 0
     labels: tuple[str, ...] = ()
     no_things: tuple[str, ...] | None = None
+    own_words: bool = False
 
 
 _ASK: dict[str, str] = {
@@ -104,8 +106,8 @@ class Florence(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.encoder = TextTower(config.text)
         self.language = LanguageModel(config.language)
-        # One table of words for all.
-        self.language.text.word = self.encoder.word
+        if not config.own_words:
+            self.language.text.word = self.encoder.word
         if config.language.tied:
             self.language.head.weight = cast(nn.Parameter, self.encoder.word.weight)
 

@@ -36,12 +36,12 @@ _VISION: dict[str, tuple[str, Any]] = {
 def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
     """From the config.json of a hub checkpoint (`model_type: florence2`), and its processor's list as `no_things`."""
     vision: dict[str, Any] = data.get("vision_config") or {}
-    _one_table(tensors, "model.language_model")
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
     sizes = vision.get("max_position_embeddings", 50), vision.get("max_temporal_embeddings", 100)
     tied = head not in tensors or same(tensors, [(shared, head)])
     image_id = data.get("image_token_id", 51_289)
-    return _config(data, vision, sizes, tied=tied, head_bias=False, image_id=image_id)
+    config = _config(data, vision, sizes, tied=tied, head_bias=False, image_id=image_id)
+    return replace(config, own_words=_own_words(tensors, _BODY))
 
 
 def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
@@ -50,9 +50,8 @@ def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor])
     if vision.get("image_feature_source", _SOURCES) != _SOURCES:
         raise CheckpointError(f"config.json: image_feature_source must be {_SOURCES}")
     vision["embed_dim"] = vision["dim_embed"]
-    _one_table(tensors, "language_model.model")
     head, shared = "language_model.lm_head.weight", "language_model.model.shared.weight"
-    return _config(
+    config = _config(
         data,
         vision,
         (tensors[_ROWS].shape[0], tensors[_TIMES].shape[0]),
@@ -60,15 +59,13 @@ def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor])
         head_bias=_BIAS in tensors and bool(tensors[_BIAS].any()),
         image_id=tensors[shared].shape[0],  # the first that has no word
     )
+    return replace(config, own_words=_own_words(tensors, "language_model.model"))
 
 
-def _one_table(tensors: Mapping[str, Tensor], body: str) -> None:
-    """Raises CheckpointError where encoder and decoder do not read the same words."""
-    shared = f"{body}.shared.weight"
-    for side in ("encoder", "decoder"):
-        own = f"{body}.{side}.embed_tokens.weight"
-        if own in tensors and not same(tensors, [(shared, own)]):
-            raise CheckpointError(f"{own} differs from {shared}: only one table of words is supported")
+def _own_words(tensors: Mapping[str, Tensor], body: str) -> bool:
+    """Whether the decoder has words of its own. The encoder of either form reads the shared ones, whatever it holds."""
+    own = f"{body}.decoder.embed_tokens.weight"
+    return own in tensors and not same(tensors, [(f"{body}.shared.weight", own)])
 
 
 def _config(
@@ -121,6 +118,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
         },
         "text_config": {
             **bart_to_transformers(config.text, config.language),
+            "tie_word_embeddings": not config.own_words,
             "vocab_size": max(config.text.vocab, config.image_id + 1),
             "decoder_start_token_id": config.start_ids[0],
             "eos_token_id": config.end_id,
@@ -191,25 +189,39 @@ TRANSFORMERS_KEYS: KeyMap = {
     **bart_keys("encoder", "language", "model.language_model", "lm_head", ""),
 }
 
-_SHARED, _HEAD = "model.language_model.shared.weight", "lm_head.weight"
+_BODY = "model.language_model"
+_SHARED, _HEAD = f"{_BODY}.shared.weight", "lm_head.weight"
 
 
 def transformers_keys(config: Config) -> KeyMap:
     """The key map of the hub's layout, which has a word for pictures. A network without one is given the mean of all
     words, which is never the likeliest."""
-    if config.image_id < config.text.vocab:
+    more = int(config.image_id >= config.text.vocab)
+    if not more and not config.own_words:
         return TRANSFORMERS_KEYS
 
-    def longer(ours: Tensor) -> list[Tensor]:
-        return [torch.cat([ours, ours.float().mean(dim=0, keepdim=True).to(ours.dtype)])]
+    def table(*names: str) -> Rule:
+        def longer(ours: Tensor) -> list[Tensor]:
+            mean = ours.float().mean(dim=0, keepdim=True).to(ours.dtype)
+            return [torch.cat([ours, *[mean] * more]) for _ in names]
 
-    words, head = (Rule((name,), lambda theirs: theirs[0][:-1], longer) for name in (_SHARED, _HEAD))
+        return Rule(names, lambda theirs: theirs[0][: len(theirs[0]) - more], longer)
+
+    sides = (
+        [f"{_BODY}.{side}.embed_tokens.weight" for side in ("encoder", "decoder")] if config.own_words else []
+    )
     return {
         **TRANSFORMERS_KEYS,
-        "encoder.word.weight": words,
-        "language.text.word.weight": words,
-        "language.head.weight": head,
+        "encoder.word.weight": table(_SHARED, *sides[:1]),
+        "language.text.word.weight": table(sides[1] if sides else _SHARED),
+        "language.head.weight": table(_HEAD),
     }
+
+
+def original_keys(config: Config) -> KeyMap:
+    """The key map of microsoft/Florence-2-*."""
+    own = {"language.text.word": "language_model.model.decoder.embed_tokens"}
+    return {**ORIGINAL_KEYS, **own} if config.own_words else ORIGINAL_KEYS
 
 
 ORIGINAL_KEYS: KeyMap = {
