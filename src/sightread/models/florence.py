@@ -23,8 +23,8 @@ class Config:
     """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
     picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
     the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
-    no_things: phrases that stand for no thing, whose boxes are left out; None for the usual ones. own_words: the decoder
-    reads words in a table of its own.
+    no_things: phrases that stand for no thing, whose boxes are left out; None for the usual ones. own_words: the
+    decoder reads words in a table of its own.
     """
 
     vision: DavitConfig
