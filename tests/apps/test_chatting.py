@@ -79,3 +79,27 @@ def test_a_model_that_cannot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     err = capsys.readouterr().err
     assert status == 2
     assert "cannot chat" in err
+
+
+def test_an_answer_is_cut_short_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    class Interrupted(Talker):
+        def chat(self, messages: list[Message], *, stream: bool, **_: Any) -> Any:
+            self.heard.append(messages)
+            yield "a long"
+            if len(self.heard) == 1:
+                raise KeyboardInterrupt
+            yield " answer"
+
+    talker, lines = Interrupted(), iter(["what?", "and?", ""])
+    monkeypatch.setattr(running, "load", lambda source, **_: talker)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert cli.main(["chat", "a.jpg", "-m", "M"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a long", "a long answer"]
+    assert talker.heard[1][1:] == [Message("assistant", "a long"), Message("user", "and?")]

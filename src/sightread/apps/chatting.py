@@ -26,7 +26,8 @@ EPILOGUE = (
 )
 _DECODING, _MACHINE = Decoding(), Machine()
 _HELP = (
-    "Ask about the pictures. /picture FILE shows one more, /new starts again, an empty line or Ctrl-D ends."
+    "Ask about the pictures. /picture FILE shows one more, /new starts again, Ctrl-C cuts an answer short, an empty "
+    "line or Ctrl-D ends."
 )
 
 
@@ -80,10 +81,15 @@ def chat(
 
 def _answer(model: Model, asked: list[Message], options: dict[str, object], *, as_json: bool) -> str:
     pieces: list[str] = []
-    for piece in model.chat(asked, stream=True, **options):
-        pieces.append(piece)
-        if not as_json:
-            print(piece, end="", flush=True)
+    try:
+        for piece in model.chat(asked, stream=True, **options):
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        # On a terminal it cuts the answer short; what was shown stays said.
     answer = "".join(pieces)
     print(
         json.dumps({"question": asked[-1].text, "answer": answer}, ensure_ascii=False) if as_json else "",
