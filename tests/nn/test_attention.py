@@ -128,15 +128,22 @@ def test_packing_one_by_one_is_packing() -> None:
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in block.state_dict().items())
 
 
+@torch.inference_mode()
 def test_packing_leaves_shared_weights_in_place() -> None:
     words = nn.Embedding(11, 8)
     head = Linear(8, 11)
     head.weight = words.weight
     net = nn.ModuleDict({"words": words, "head": head})
     drawn(net)
+    x = torch.randn(5, 8)
+    wanted = head(x)
     pack(net)
     assert head.weight is words.weight
     assert not words.weight.is_meta
+    assert head.packed is None
+    assert torch.allclose(head(x), wanted, atol=1e-5)
+    unpack(net)
+    assert head.kernel is None
 
 
 @pytest.mark.parametrize("causal", [False, True])

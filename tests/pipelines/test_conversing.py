@@ -23,9 +23,11 @@ from sightread.data.pieces import load_pieces
 from sightread.data.tokens import Tokenizer as OurTokenizer
 from sightread.data.world import world, write_world
 from sightread.errors import CheckpointError, UnsupportedError, UsageError
+from sightread.nn.lora import add_lora
 from sightread.nn.packing import unpack
 from sightread.pipelines.conversing import _pieces
 from sightread.pipelines.engine import load
+from sightread.pipelines.evaluate import fingerprint
 from sightread.pipelines.model import Model
 from sightread.pipelines.run_events import Stepped
 from sightread.types import Pixels
@@ -172,8 +174,11 @@ def test_few_bits(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> 
     ]
     assert (states[0] - states[1]).norm() < 0.2 * states[0].norm()
     assert isinstance(small.chat(CONVERSATION, max_new_tokens=3), str)
+    assert fingerprint(small) != fingerprint(model)
     with pytest.raises(UsageError, match="quantise"):
         small.save(tmp_path / "small")
+    with pytest.raises(UsageError, match=r"few bits; load the model without `quantise`"):
+        add_lora(small.network, ["language.text.blocks.*.attn.qkv"])
     with pytest.raises(UsageError, match="language model"):
         load(device="cpu", quantise="int4")
 

@@ -321,8 +321,26 @@ def test_a_config_that_contradicts_the_weights_is_told(tmp_path: Path) -> None:
     write_clip(tmp_path / "hub")
     path = tmp_path / "hub" / "config.json"
     config = json.loads(path.read_text())
-    for change in ({"hidden_size": 64}, {"num_attention_heads": 0}, {"hidden_act": "gelu_of_nobody"}):
+    for change in (
+        {"hidden_size": 64},
+        {"num_attention_heads": 0},
+        {"hidden_act": "gelu_of_nobody"},
+        {"num_hidden_layers": 10**12},  # refused before any is made
+        {"num_hidden_layers": "12"},
+        {"patch_size": 0},
+        {"image_size": 10**9},
+    ):
         changed = {**config, "vision_config": {**config["vision_config"], **change}}
         path.write_text(json.dumps(changed))
         with pytest.raises(sightread.CheckpointError):
             sightread.load(tmp_path / "hub", device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"config": "x"}, {"config": []}, {"image": 3}, {"family": ["clip"]}])
+def test_an_own_config_that_is_none_is_told(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_clip(tmp_path / "hub")
+    sightread.load(tmp_path / "hub", device="cpu").save(tmp_path / "own")
+    path = tmp_path / "own" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(sightread.CheckpointError, match=r"config\.json is not one that this version wrote"):
+        sightread.load(tmp_path / "own", device="cpu")

@@ -1,9 +1,19 @@
-"""Memory is kept where the allocator can keep it. In a process of its own, as it is for good."""
+"""Memory is kept where the allocator can keep it, and loading a checkpoint takes little more than its weights. In
+processes of their own, as both are of a whole process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from sightread.models.language_checkpoints import language_config
+from sightread.towers.text import LanguageModel
 
 CODE = """
 import resource, sys
@@ -30,3 +40,63 @@ def test_freed_memory_is_used_again() -> None:
     can, kept = faults("keep")
     if can:
         assert kept < faults("as it is")[1] / 2
+
+
+LOAD = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from sightread.models.files import read_tensors
+from sightread.models.language_checkpoints import language_config
+from sightread.models.weights import fill
+from sightread.pipelines.engine import taking_for
+from sightread.pipelines.memory import give_back_freed_memory
+from sightread.towers.text import LanguageModel
+
+def memory(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+def load(width, file, dtype, bits):
+    shape = dict(hidden_size=width, intermediate_size=3 * width, num_attention_heads=4, num_hidden_layers=6)
+    with torch.device("meta"):
+        net = nn.ModuleDict({"language": LanguageModel(language_config(dict(shape, model_type="llama")))})
+    with give_back_freed_memory():
+        take = taking_for(bits, torch.device("cpu"))(net)
+        fill(net, read_tensors([file], dtype), None, take=take)
+    return net
+
+few = {"-": None}.get(sys.argv[3], sys.argv[3])
+kept = [load(64, Path(sys.argv[1]), torch.bfloat16, few)]
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+kept.append(load(512, Path(sys.argv[2]), torch.bfloat16, few))
+print(memory("VmHWM") - before)
+"""
+
+
+def write(width: int, file: Path) -> int:
+    """A random language model in float32; the bytes of its weights in bfloat16."""
+    shape = {"hidden_size": width, "intermediate_size": 3 * width}
+    shape |= {"num_attention_heads": 4, "num_hidden_layers": 6}
+    net = nn.ModuleDict({"language": LanguageModel(language_config({**shape, "model_type": "llama"}))})
+    tensors = {name: torch.randn(value.shape) for name, value in net.state_dict().items()}
+    if file.suffix == ".pth":
+        torch.save(tensors, file)
+    else:
+        save_file(tensors, file)
+    return sum(value.numel() for value in tensors.values()) * 2
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a process' peak"
+)
+@pytest.mark.parametrize(("suffix", "bits"), [("safetensors", "-"), ("safetensors", "int4"), ("pth", "-")])
+def test_loading_takes_little_more_than_the_weights(tmp_path: Path, suffix: str, bits: str) -> None:
+    small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
+    write(64, small)
+    weights = write(512, large)  # 103 MB in bfloat16
+    code = [sys.executable, "-c", LOAD, str(small), str(large), bits]
+    run = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1.15 * weights * (0.7 if bits == "int4" else 1)
