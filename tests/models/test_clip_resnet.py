@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import sightread
 from sightread.data.pixels import normalise
-from sightread.errors import UnsupportedError
+from sightread.errors import CheckpointError, UnsupportedError
 from sightread.models.clip_checkpoints import RESNET_KEYS, config_from_open_clip
 from sightread.models.families import FAMILIES
 from sightread.models.weights import export
@@ -130,3 +130,24 @@ def test_shape_from_a_bare_state_dict(tmp_path: Path) -> None:
     ours, theirs = one.network.config, other.network.config
     assert (ours.vision, ours.text, ours.embed_dim) == (theirs.vision, theirs.text, theirs.embed_dim)
     assert np.array_equal(one.embed_images(pictures(2)), other.embed_images(pictures(2)))
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [
+        ("text_cfg", {"pool_type": "eos", "eos_id": 2}),
+        ("vision_cfg", {"pool_type": "avg"}),
+        ("vision_cfg", {"act_kwargs": {"approximate": "tanh"}}),
+        ("text_cfg", {"norm_kwargs": {"eps": 1e-6}}),
+        ("text_cfg", {"hf_tokenizer_name": "facebook/xlm-v-base"}),
+        ("vision_cfg", {"final_ln_after_pool": True}),
+    ],
+)
+def test_other_models_of_open_clip_are_refused(part: str, setting: dict[str, Any]) -> None:
+    config = config_of(SHAPES[0], 90)
+    usual = {"pool_type": "tok", "attentional_pool": False, "ls_init_value": None, "patch_dropout": 0.5}
+    config["vision_cfg"] = {**config["vision_cfg"], **usual}
+    config_from_open_clip(config, {})
+    config[part] = {**config[part], **setting}
+    with pytest.raises(CheckpointError, match=next(iter(setting))):
+        config_from_open_clip(config, {})

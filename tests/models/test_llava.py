@@ -146,6 +146,8 @@ def test_older_files_have_other_names(pair: tuple[Any, Llava, Path], spelling: s
 def test_the_config_survives(pair: tuple[Any, Llava, Path]) -> None:
     _, net, _ = pair
     ((data, _),) = llava_checkpoints.exports(net.config).values()
+    layers = data["vision_feature_layer"]
+    assert all(layer < 0 for layer in (layers if isinstance(layers, list) else [layers]))
     again = llava_checkpoints.config_from_transformers(data)
     assert again == net.config
     assert FAMILIES["llava"].config is type(again)

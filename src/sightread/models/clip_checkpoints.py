@@ -76,6 +76,19 @@ def _config_to_transformers(config: Config) -> dict[str, Any]:
     }
 
 
+# What open_clip says of a plain CLIP: sizes, what is only for training, and choices that have a usual answer.
+_SIZES = set(
+    "image_size patch_size context_length vocab_size width heads head_width layers mlp_ratio".split()
+)
+_SIZES |= set("patch_dropout output_tokens pad_id eos_id attn_pooler_queries attn_pooler_heads".split())
+_USUAL = {
+    "pool_type": ("tok", "argmax"),
+    "pos_embed_type": ("learnable",),
+    "proj_type": ("linear",),
+    "block_type": ("default",),
+}
+
+
 def config_from_open_clip(
     data: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Config | clip_resnet.Config:
@@ -85,8 +98,12 @@ def config_from_open_clip(
     """
     data = data or _shapes(tensors)
     vision, text = data["vision_cfg"], data["text_cfg"]
-    unknown = [k for k in ("timm_model_name", "attentional_pool", "patch_dropout_prob") if vision.get(k)]
-    unknown += [k for k in ("hf_model_name", "embed_cls", "no_causal_mask") if text.get(k)]
+    unknown = [
+        f"{key}={value!r}"
+        for part in (vision, text)
+        for key, value in part.items()
+        if key not in _SIZES and value not in (None, False, {}, *_USUAL.get(key, ()))
+    ]
     if unknown:
         raise CheckpointError(
             f"this open_clip model is not a plain CLIP ({', '.join(unknown)}); no such model is known here"

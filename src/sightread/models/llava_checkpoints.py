@@ -110,12 +110,14 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
     """One model with all tensors."""
     kind = "LlavaNext" if config.tiles else "Llava"
     patches = (config.vision.image_size // config.vision.patch) ** 2
+    layers = [depth - config.vision.layers - 1 for depth in config.depths]
     data: dict[str, Any] = {
         "architectures": [f"{kind}ForConditionalGeneration"],
         "model_type": "llava_next" if config.tiles else "llava",
         "vision_config": {"model_type": "clip_vision_model", **described(config.vision, VISION)},
         "text_config": {**language_to_transformers(config.language), "eos_token_id": config.end_id},
-        "vision_feature_layer": config.depths[0] if len(config.depths) == 1 else list(config.depths),
+        # Counted from the end: so the reference knows the first, which stands before all blocks, too.
+        "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
         "vision_feature_select_strategy": "full" if config.class_token else "default",
         "projector_hidden_act": config.activation,
         "multimodal_projector_bias": config.projector_bias,
