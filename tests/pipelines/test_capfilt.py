@@ -13,6 +13,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from sightread.data.samples import open_dataset
 from sightread.data.world import world, write_world
 from sightread.errors import SightreadError, UnsupportedError, UsageError
 from sightread.pipelines import capfilt
-from sightread.pipelines.bootstrap import ledger, unit, workers
+from sightread.pipelines.bootstrap import cluster, ledger, unit, workers
 from sightread.pipelines.bootstrap.rules import Options, Text, decide, screen
 from sightread.pipelines.capfilt import bootstrap, estimate
 from sightread.pipelines.events import Done, Failed, Skipped
@@ -199,6 +200,26 @@ def test_a_cluster_changes_no_byte(place: Path, whole: Path, tmp_path: Path) -> 
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     run(place, tmp_path / "out", engine="ray", workers=2)
     assert content(tmp_path / "out") == content(whole)
+
+
+def test_ray_is_started_again_or_its_lack_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [2]
+
+    def init(**options: Any) -> None:
+        slow[0] -= 1
+        if slow[0] >= 0:
+            raise Exception("the node timed out\nmore of it")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "_WAIT", 0.0)
+    assert cluster._started() == (ray, True)
+    slow[0] = 3
+    with pytest.raises(SightreadError, match=r"did not start in 3 tries \(the node timed out\)"):
+        cluster._started()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'sightread\[ray\]'"):
+        cluster._started()
 
 
 @pytest.fixture(autouse=True)
@@ -625,6 +646,7 @@ def test_a_file_that_is_in_the_way_is_named(place: Path, tmp_path: Path) -> None
         {"mode": "x"},
         {"keep": "x"},
         {"captions": 0},
+        {"max_pixels": 0},
         {"ranker": "x"},
         {"top_p": 0},
         {"to": "csv"},

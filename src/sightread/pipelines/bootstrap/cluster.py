@@ -110,7 +110,7 @@ def _started() -> tuple[ModuleType, bool]:
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             return ray, True
-        except (RuntimeError, OSError, TimeoutError, ConnectionError) as error:
+        except Exception as error:  # which is what Ray raises of its own, where it starts too slowly
             why = str(error).strip().partition("\n")[0]
             ray.shutdown()
             time.sleep(_WAIT * (attempt + 1))
