@@ -77,10 +77,10 @@ def _config_to_transformers(config: Config) -> dict[str, Any]:
 
 
 # What open_clip says of a plain CLIP: sizes, what is only for training, and choices that have a usual answer.
-_SIZES = set(
-    "image_size patch_size context_length vocab_size width heads head_width layers mlp_ratio".split()
+_SIZES = frozenset(
+    "image_size patch_size context_length vocab_size width heads head_width layers mlp_ratio patch_dropout "
+    "output_tokens pad_id eos_id attn_pooler_queries attn_pooler_heads".split()
 )
-_SIZES |= set("patch_dropout output_tokens pad_id eos_id attn_pooler_queries attn_pooler_heads".split())
 _USUAL = {
     "pool_type": ("tok", "argmax"),
     "pos_embed_type": ("learnable",),
