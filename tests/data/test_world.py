@@ -17,6 +17,7 @@ from sightread.data.randomness import generator
 from sightread.data.world import (
     COLORS,
     NUMBERS,
+    Combination,
     combinations,
     questions,
     scene,
@@ -263,3 +264,15 @@ def test_the_command_writes_the_shard(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["world", str(target), "--count", "0"]) == 2
     for argument in cli.app["world"].assemble_argument_collection(parse_docstring=True):
         assert argument.parameter.help, argument.name
+
+
+@given(some)
+def test_a_part_of_a_caption_says_less_and_nothing_else(combination: Combination) -> None:
+    whole = str(combination)
+    assert combination.partly()
+    for text in combination.partly():
+        words = {"a" if word == "an" else word for word in text.split()}
+        assert text != whole
+        assert words < {*whole.replace("an ", "a ").split(), "a"}
+        nouns = [PLURALS.get(word, word) for word in text.split() if PLURALS.get(word, word) in SHAPES]
+        assert nouns and set(nouns) <= {group.shape for group in combination.groups}

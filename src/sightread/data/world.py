@@ -72,8 +72,15 @@ class Group:
     size: str = ""
 
     def __str__(self) -> str:
-        words = [word for word in (self.size, self.color, _noun(self.shape, self.count)) if word]
-        return " ".join([_article(words[0]) if self.count == 1 else NUMBERS[self.count], *words])
+        return self.told()
+
+    def told(self, without: str = "") -> str:
+        """Its words; without "color", or "number" (of one thing: its size), where less is to be said."""
+        color = "" if without == "color" else self.color
+        size = "" if without == "number" else self.size
+        words = [word for word in (size, color, _noun(self.shape, self.count)) if word]
+        number = _article(words[0]) if self.count == 1 else NUMBERS[self.count]
+        return " ".join(words if without == "number" and self.count > 1 else [number, *words])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,14 @@ class Combination:
     def groups(self) -> tuple[Group, ...]:
         """The first group, and the second where there is one."""
         return (self.first,) if self.second is None else (self.first, self.second)
+
+
+    def partly(self) -> tuple[str, ...]:
+        """Other true texts, which say less: each leaves out something that the caption says, and all the word."""
+        told = [self.first.told("number"), self.first.told("color")]
+        if self.second is not None:
+            told = [f"{told[1]} {self.relation} {self.second.told('color')}", str(self.first), str(self.second)]
+        return tuple(text for text in dict.fromkeys(told) if text != str(self))
 
 
 @dataclass(frozen=True, slots=True)
