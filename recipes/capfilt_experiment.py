@@ -77,12 +77,22 @@ SCALES = {
             "hard_negatives=0.75",  # a synthetic text is nearly right where it is wrong
             "precision=bfloat16",
             "smoothing=0",  # a nucleus of smoothed words holds words that fit nothing
+            "calibrate=false",
             *PLAIN,
         ),
         min_tokens=2,
     ),
     "photographs": Scale(
-        5000, 1000, 1000, 4000, 600, 600, "blip_pretrain", 3, ("model.size=blip-nano", "data.batch=64")
+        5000,
+        1000,
+        1000,
+        1500,
+        150,
+        150,
+        "nano",
+        3,
+        ("model.image_size=80",),
+        ("data.batch=128", "optimiser.lr=3e-4", "smoothing=0", "precision=bfloat16"),
     ),
 }
 # name -> how the noisy pairs become the second pre-training's; None: they stay as they are.
@@ -177,8 +187,8 @@ def arm(
 def make_data(folder: Path, scale: Scale, data: str | None, seed: int) -> dict[str, Path]:
     """web.tar (noisy, one text a picture), clean.tar and test.tar (other pictures; of scenes, other combinations).
 
-    Where a text of the web is true, it says what its writer cared for: any caption of a photograph; of a scene its whole
-    caption, or a part. People who were asked for the clean pairs say the whole.
+    Where a text of the web is true, it says what its writer cared for: any caption of a photograph; of a scene its
+    whole caption, or a part. People who were asked for the clean pairs say the whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.tar" for name in ("web", "clean", "test")}
@@ -201,7 +211,7 @@ def make_data(folder: Path, scale: Scale, data: str | None, seed: int) -> dict[s
 
 
 def complete(sample: Sample, data: str | None) -> Sample:
-    """What people who were asked would say: of a scene, all that is to be seen; of a photograph, every caption it has."""
+    """What people who are asked say: of a scene, all that is to be seen; of a photograph, every caption it has."""
     captions = sample.captions[:1] if data is None else sample.captions
     return replace(sample, captions=captions, questions=(), regions=())
 

@@ -275,4 +275,5 @@ def test_a_part_of_a_caption_says_less_and_nothing_else(combination: Combination
         assert text != whole
         assert words < {*whole.replace("an ", "a ").split(), "a"}
         nouns = [PLURALS.get(word, word) for word in text.split() if PLURALS.get(word, word) in SHAPES]
-        assert nouns and set(nouns) <= {group.shape for group in combination.groups}
+        assert nouns
+        assert set(nouns) <= {group.shape for group in combination.groups}

@@ -101,12 +101,15 @@ class Combination:
         """The first group, and the second where there is one."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
-
     def partly(self) -> tuple[str, ...]:
         """Other true texts, which say less: each leaves out something that the caption says, and all the word."""
         told = [self.first.told("number"), self.first.told("color")]
         if self.second is not None:
-            told = [f"{told[1]} {self.relation} {self.second.told('color')}", str(self.first), str(self.second)]
+            told = [
+                f"{told[1]} {self.relation} {self.second.told('color')}",
+                str(self.first),
+                str(self.second),
+            ]
         return tuple(text for text in dict.fromkeys(told) if text != str(self))
 
 
