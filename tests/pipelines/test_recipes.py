@@ -79,7 +79,7 @@ def test_from_nothing(name: str, shard: Path, tmp_path: Path) -> None:
 
 
 # Those of other families: tests/models/test_blip2.py, tests/pipelines/test_{florence,paligemma,conversing}.py.
-OTHERS = {"blip2_stage2", "florence", *(n for n in RECIPES if n.startswith(("paligemma", "llava")))}
+OTHERS = {"blip2_stage2", *(n for n in RECIPES if n.startswith(("florence", "paligemma", "llava")))}
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {*START_FROM_NOTHING} - OTHERS))
