@@ -104,7 +104,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "both, beam": {"num_beams": 3},
     "both, shared": {"shared": True},
 }
-# Of the web's texts: more than half are of other pictures, or say nothing.
+# Of the web's texts: half are of other pictures, say nothing, or are cut off.
 NOISE: dict[Noise, float] = {"mismatched": 0.35, "junk": 0.05, "truncated": 0.05, "generic": 0.05}
 # What the paper says of two rows: the first is better than the second.
 ORDER = (

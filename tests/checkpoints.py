@@ -29,6 +29,20 @@ WORDS = (
 ).split()
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789?.,!'-"
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def merged_words(vocab: list[str]) -> list[tuple[str, str]]:
+    """The merges that make WORDS of single letters, a space in front; `vocab` gets what they make."""
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        left = "▁"
+        for letter in word:
+            if left + letter not in vocab:
+                vocab.append(left + letter)
+                merges.append((left, letter))
+            left += letter
+    return merges
 
 
 def bert_words() -> list[str]:

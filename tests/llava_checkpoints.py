@@ -25,9 +25,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tests.checkpoints import LETTERS, WORDS
+from tests.checkpoints import BYTES, LETTERS, merged_words
 
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 GRIDS = [[14, 28], [28, 14], [28, 28], [42, 14], [14, 42]]
 
 # As the hub's processors have them.
@@ -54,14 +53,7 @@ LLAVA_16_MISTRAL = (
 def pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A Llama vocabulary: special tokens, bytes, single letters, merges that make words with a space in front."""
     vocab = ["<unk>", "<s>", "</s>", *BYTES, "▁", *LETTERS]
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        left = "▁"
-        for letter in word:
-            if left + letter not in vocab:
-                vocab.append(left + letter)
-                merges.append((left, letter))
-            left += letter
+    merges = merged_words(vocab)
     return {piece: i for i, piece in enumerate(vocab)}, merges
 
 

@@ -19,9 +19,8 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from tests.checkpoints import LETTERS, WORDS, sharpen
+from tests.checkpoints import BYTES, LETTERS, merged_words, sharpen
 
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PLACES = [*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))]
 SIDE, PATCH, END = 8, 4, 1
 
@@ -30,14 +29,7 @@ def gemma_tokenizer(*, places: bool = False, bos: bool = True) -> Any:
     """Special tokens, bytes, letters, merges that make words with a space in front. places: words of places are pieces
     already, as in the hub's files; bos: rows begin with one, as there."""
     vocab = ["<pad>", "<eos>", "<bos>", "<unk>", *BYTES, "\n", "▁", *LETTERS]
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        left = "▁"
-        for letter in word:
-            if left + letter not in vocab:
-                vocab.append(left + letter)
-                merges.append((left, letter))
-            left += letter
+    merges = merged_words(vocab)
     vocab += PLACES if places else []
     return GemmaTokenizer(
         vocab={piece: i for i, piece in enumerate(vocab)},

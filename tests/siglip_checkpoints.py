@@ -10,22 +10,13 @@ from transformers import Siglip2Config, Siglip2Model, Siglip2Tokenizer, SiglipCo
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from tests.checkpoints import LETTERS, WORDS, save_checkpoint, sharpen
-
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+from tests.checkpoints import BYTES, LETTERS, merged_words, save_checkpoint, sharpen
 
 
 def gemma_tokenizer(**settings: Any) -> Any:
     """The reference's SigLIP 2 tokenizer: single letters, bytes, and merges that make the words, spaces in front."""
     vocab = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *BYTES, "▁", *LETTERS]
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        left = "▁"
-        for letter in word:
-            if left + letter not in vocab:
-                vocab.append(left + letter)
-                merges.append((left, letter))
-            left += letter
+    merges = merged_words(vocab)
     settings = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"} | settings
     return Siglip2Tokenizer(vocab={word: i for i, word in enumerate(vocab)}, merges=merges, **settings)
 
