@@ -37,7 +37,7 @@ from sightread.types import Sample
 
 @dataclass(frozen=True)
 class Scale:
-    """Pictures of each set; steps of each training; the recipe to pre-train with; seeds."""
+    """Pictures of each set; steps of each training; the recipe to pre-train with; seeds; how many test sets."""
 
     web: int
     clean: int
@@ -51,16 +51,17 @@ class Scale:
     tuning: tuple[str, ...] = ("data.batch=8",)  # of every fine-tuning
     threshold: float = 0.5  # of the filter
     min_tokens: int = 5  # of a synthetic text
+    tests: int = 1
 
 
 # Crops and RandAugment change what a scene's caption tells: sizes, numbers, colours.
 PLAIN = ("data.augment.scale=[0.9,1.0]", "data.augment.randaugment=null")
 SCALES = {
     "test": Scale(
-        32, 12, 10, 3, 2, 2, "world", 1, ("data.batch=8", "schedule.warmup_steps=1"), threshold=0.0
+        32, 12, 10, 3, 2, 2, "world", 1, ("data.batch=8", "schedule.warmup_steps=1"), threshold=0.0, tests=2
     ),
     "world": Scale(
-        4000,
+        2000,
         1000,
         150,
         500,
@@ -81,6 +82,7 @@ SCALES = {
             *PLAIN,
         ),
         min_tokens=2,
+        tests=4,
     ),
     "photographs": Scale(
         5000,
@@ -115,7 +117,13 @@ ORDER = (
     ("both", "both, beam"),
     ("both", "both, shared"),
 )
-SHOWN = ("image-to-text recall@1, k=16", "text-to-image recall@1, k=16", "CIDEr")
+RECALL = ("image-to-text recall@1", "text-to-image recall@1")
+SHOWN = (
+    "recall@1",
+    "recall@1, k=16",
+    "recall@1, all",
+    "CIDEr",
+)  # both ways' means; by ITC, re-ranked by ITM, of both
 EVERY = {"itc": 1.0, "itm": 1.0, "lm": 1.0}
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 95 %, by the number of seeds
 
@@ -181,32 +189,39 @@ def arm(
         texts = dict(done.texts) | filter_quality(sets["web"], out)
         model = pretrained(folder / f"pretrain-{name}", out, scale, seed, device)
     final = tuned(folder / f"final-{name}", model, sets["clean"], EVERY, scale.tune, (scale, seed, device))
-    return evaluated(folder / f"evaluation-{name}", final, sets["test"], device), texts
+    tests = [sets[f"test-{number}"] for number in range(scale.tests)]
+    found = [evaluated(folder / f"evaluation-{name}" / path.stem, final, path, device) for path in tests]
+    return {number: statistics.mean(each[number] for each in found) for number in found[0]}, texts
 
 
 def make_data(folder: Path, scale: Scale, data: str | None, seed: int) -> dict[str, Path]:
-    """web.tar (noisy, one text a picture), clean.tar and test.tar (other pictures; of scenes, other combinations).
+    """web.tar (noisy, one text a picture), clean.tar and test-N.tar (other pictures; of scenes, other combinations).
 
     Where a text of the web is true, it says what its writer cared for: any caption of a photograph; of a scene its
     whole caption, or a part. People who were asked for the clean pairs say the whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.tar" for name in ("web", "clean", "test")}
+    tests = [f"test-{number}" for number in range(scale.tests)]
+    paths = {name: folder / f"{name}.tar" for name in ("web", "clean", *tests)}
     if all(path.exists() for path in paths.values()):
         return paths
+    rest = scale.web + scale.clean
     if data is None:
-        scenes = small_scenes("train", scale.web + scale.clean, seed)
-        test = small_scenes("unseen", scale.test, seed, different=True)
+        scenes = small_scenes("train", rest, seed)
+        drawn = [
+            small_scenes("unseen", scale.test, seed + 1000 * n, different=True) for n in range(scale.tests)
+        ]
     else:
         whole = sightread.open_dataset(data)
-        scenes = [whole[i] for i in range(scale.web + scale.clean + scale.test)]
-        test = scenes[scale.web + scale.clean :]
+        scenes = [whole[i] for i in range(rest + scale.test * scale.tests)]
+        drawn = [scenes[rest + scale.test * n :][: scale.test] for n in range(scale.tests)]
     random = generator("experiment", "told", seed)
     web = [replace(s, captions=(str(random.choice(s.captions)),)) for s in scenes[: scale.web]]
     clean = [complete(s, data) for s in scenes[scale.web :][: scale.clean]]
     write(paths["web"], noisy(web, seed, NOISE))
     write(paths["clean"], clean)
-    write(paths["test"], [complete(s, data) for s in test])
+    for name, pool in zip(tests, drawn, strict=True):
+        write(paths[name], [complete(s, data) for s in pool])
     return paths
 
 
@@ -218,7 +233,7 @@ def complete(sample: Sample, data: str | None) -> Sample:
 
 def small_scenes(part: Part, count: int, seed: int, different: bool = False) -> list[Sample]:
     """One thing, some alike, one inside another: what is learned in few steps. The first `count` of that kind."""
-    drawn = world(part, 6 * count, seed, different=different)
+    drawn = world(part, 8 * count, seed, different=different)
     fit = [i for i, c in enumerate(drawn.shown) if c.relation in ("", "inside") and not c.word]
     return [replace(drawn[i], captions=(str(drawn.shown[i]), *drawn.shown[i].partly())) for i in fit[:count]]
 
@@ -265,7 +280,9 @@ def evaluated(out: Path, model: Path, data: Path, device: str) -> dict[str, floa
     common: dict[str, Any] = {"model": str(model), "isolate": False, "device": device}
     found = dict(sightread.evaluate("retrieval", data, out=out / "retrieval", rerank=[16], **common))
     written = sightread.evaluate("captions", data, out=out / "captions", decoding={"num_beams": 3}, **common)
-    return found | dict(written)
+    by_itc, reranked = (statistics.mean(found[name + how] for name in RECALL) for how in ("", ", k=16"))
+    means = {"recall@1": by_itc, "recall@1, k=16": reranked, "recall@1, all": (by_itc + reranked) / 2}
+    return means | found | dict(written)
 
 
 def filter_quality(web: Path, out: Path) -> dict[str, float]:
@@ -282,14 +299,12 @@ def filter_quality(web: Path, out: Path) -> dict[str, float]:
 def table(results: dict[str, dict[str, list[float]]]) -> str:
     """Means over the seeds, with 95 % intervals of the mean (Student's t) where there are several; then the paper's
     order: by how much one row is above another, seed by seed."""
-    names = [name for row in results.values() for name in row if name in SHOWN]
-    names = list(dict.fromkeys(names))
-    rows = {row: [numbers[name] for name in names] for row, numbers in results.items()}
+    rows = {row: [numbers[name] for name in SHOWN] for row, numbers in results.items()}
     for better, worse in ORDER:
         if better in rows and worse in rows:
             pairs = zip(rows[better], rows[worse], strict=True)
             rows[f"{better} - {worse}"] = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
-    lines = ["| CapFilt | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = ["| CapFilt | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     lines += [f"| {row} | " + " | ".join(map(_cell, values)) + " |" for row, values in rows.items()]
     return "\n".join(lines) + "\n"
 
