@@ -128,7 +128,12 @@ SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Co
     "blip-nano": (
         "blip",
         _blip(
-            replace(_vit(112, 16, dim=256, layers=3, heads=4), mlp_dim=512, stem=(32, 64, 128, 256)),
+            replace(
+                _vit(112, 16, dim=256, layers=3, heads=4),
+                mlp_dim=512,
+                stem=(32, 64, 128, 256),
+                stem_norm="batch",
+            ),
             replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
             embed_dim=128,
             answers=True,
