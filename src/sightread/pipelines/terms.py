@@ -67,28 +67,41 @@ class Context:
         """The first caption of each picture that has one; no rows where none has."""
         return _first(self.batch.captions, self.pixels.device)
 
+    @property
+    def each(self) -> int:
+        """K: how many captions are read with each picture that has any (`data.texts`)."""
+        rows = self.batch.captions
+        return len(rows.ids) // len(rows.pictures) if rows is not None and len(rows.ids) else 1
+
     @cached_property
     def texts(self) -> Tensor:
-        """ITC embeddings of those captions `[c, P]`."""
-        rows = self.captioned
-        if not len(rows.ids):
+        """ITC embeddings of all captions `[c * K, P]`, those of one picture beside each other."""
+        rows = self.batch.captions
+        if rows is None or not len(rows.ids):
             return self._no_rows()
         return self.features.rows(self.network.embed_text, rows.read, rows.lengths)
 
     @cached_property
     def pictures(self) -> Tensor:
-        """ITC embeddings of the pictures that have captions `[c, P]`."""
-        if not len(self.captioned.ids):
+        """ITC embeddings of their pictures, one for each caption: `[c * K, P]`."""
+        rows = self.captioned
+        if not len(rows.ids):
             return self._no_rows()
         if isinstance(self.network, Blip):  # its first token is all, and other terms share them
-            tokens = pick(self.tokens, self.captioned.pictures)
-            return self.network.embed_image(Encoded(tokens, tokens[:, 0]))
-        return self.features.rows(partial(_embed, self.network), pick(self.pixels, self.captioned.pictures))
+            tokens = pick(self.tokens, rows.pictures)
+            return self.repeated(self.network.embed_image(Encoded(tokens, tokens[:, 0])))
+        return self.repeated(
+            self.features.rows(partial(_embed, self.network), pick(self.pixels, rows.pictures))
+        )
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """A row of each picture -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
+        return x if self.each == 1 else x.repeat_interleave(self.each, 0)
 
     @cached_property
     def groups(self) -> Tensor:
-        """int64 `[c]`: rows of one picture, or with one and the same caption, are no negatives of each other."""
-        return self.batch.identities[self.captioned.pictures]
+        """int64 `[c * K]`: rows of one picture, or with one and the same caption, are no negatives of each other."""
+        return self.repeated(self.batch.identities[self.captioned.pictures])
 
     def _no_rows(self) -> Tensor:
         return self.pixels.new_zeros(0, self.network.config.embed_dim)
@@ -121,29 +134,25 @@ def total(count: int) -> int:
 
 
 def itc(context: Context) -> None:
-    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, plain."""
-    network, teacher = context.network, context.teacher
-    image, text = context.pictures, context.texts
-    rows = context.captioned
+    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); with neither, CLIP's."""
+    network, teacher, queue = context.network, context.teacher, context.queue
+    image, text, ids = context.pictures, context.texts, context.groups
+    if teacher is None and not queue:
+        context.add("itc", contrastive.softmax_pairs(image, text, 1 / network.temperature, ids=ids))
+        return
     with torch.no_grad():
         if teacher is None:
             image_m, text_m = image.detach(), text.detach()
         else:
-            pixels = pick(context.pixels, rows.pictures)
-            image_m = _in_parts(context, partial(_embed, teacher), pixels)
-            text_m = _in_parts(context, teacher.embed_text, rows.ids, rows.lengths)
-        context.fresh = {"image": gather_rows(image_m), "text": gather_rows(text_m)}
-        ids = gather_rows(context.groups)
-        queue = context.queue
-        candidates = contrastive.Candidates(
-            image=torch.cat([context.fresh["image"], queue["image"]]) if queue else context.fresh["image"],
-            text=torch.cat([context.fresh["text"], queue["text"]]) if queue else context.fresh["text"],
-            batch=len(ids),
-            offset=row_offset(len(image))[0],
-            ids=torch.cat([ids, queue["ids"]]) if queue else ids,
-        )
-        context.fresh["ids"] = ids
-    if len(ids):
+            pixels, rows = pick(context.pixels, context.captioned.pictures), context.batch.captions
+            image_m = context.repeated(_in_parts(context, partial(_embed, teacher), pixels))
+            read = (context.captioned if rows is None else rows)[:2]
+            text_m = _in_parts(context, teacher.embed_text, *read)
+        context.fresh = {"image": gather_rows(image_m), "text": gather_rows(text_m), "ids": gather_rows(ids)}
+        both = {name: torch.cat([new, queue[name]]) if queue else new for name, new in context.fresh.items()}
+        count, offset = len(context.fresh["ids"]), row_offset(len(image))[0]
+        candidates = contrastive.Candidates(both["image"], both["text"], count, offset, both["ids"])
+    if count:
         context.add("itc", contrastive.itc(image, text, candidates, network.temperature, alpha=context.alpha))
 
 
@@ -159,8 +168,9 @@ def itm(context: Context) -> None:
     that were drawn evenly (`hard_negatives` of the recipe)."""
     rows, network, recipe = context.captioned, context.network, context.recipe
     with torch.no_grad():
-        image, text = context.pictures.detach(), context.texts.detach()
-        images, texts, ids = gather_rows(image), gather_rows(text), gather_rows(context.groups)
+        pairs = (context.pictures.detach(), context.texts.detach(), context.groups)
+        image, text, group = (x[:: context.each] for x in pairs)
+        images, texts, ids = gather_rows(image), gather_rows(text), gather_rows(group)
         if not len(ids) or bool((ids == ids[0]).all()):
             return  # nothing to mistake it for
         place = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}

@@ -32,8 +32,8 @@ class VitConfig:
 
     stem: widths of the convolutional stages before the projection, each of which halves the picture's sides and
     leaves less for the patches to cut: 2^len(stem) must divide `patch`. stem_blocks: residual blocks a stage.
-    stem_norm: "channel", of each position alone; "batch", which learns far faster from few pictures (Ioffe and Szegedy
-    2015); "fixed": a batch's whose statistics were folded into scale and shift when the training was done.
+    stem_norm: "channel", of each position; "batch" (Ioffe and Szegedy 2015), which learns faster from few pictures;
+    "fixed": the scale and shift that a trained batch norm comes to.
     """
 
     image_size: int
@@ -63,11 +63,11 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _scale_and_shift(width: int) -> nn.Module:
-    return nn.Conv2d(width, width, 1, groups=width)
-
-
-_STEM_NORMS = {"channel": ChannelNorm, "batch": nn.BatchNorm2d, "fixed": _scale_and_shift}
+_STEM_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "channel": ChannelNorm,
+    "batch": nn.BatchNorm2d,
+    "fixed": lambda width: nn.Conv2d(width, width, 1, groups=width),
+}
 
 
 class Convolutions(nn.Module):
@@ -75,9 +75,8 @@ class Convolutions(nn.Module):
 
     def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.norm1 = norm(width)
+        self.norm1, self.norm2 = norm(width), norm(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,9 +132,8 @@ class PatchEmbed(nn.Module):
         self.cut = cut
         self.class_token = nn.Parameter(torch.empty(config.dim)) if config.pooling == "class" else None
         self.grid = config.image_size // config.patch
-        self.position = nn.Parameter(
-            torch.empty((config.pooling == "class") + self.grid * self.grid, config.dim)
-        )
+        places = (config.pooling == "class") + self.grid * self.grid
+        self.position = nn.Parameter(torch.empty(places, config.dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels)
