@@ -133,6 +133,7 @@ SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Co
                 mlp_dim=512,
                 stem=(32, 64, 128, 256),
                 stem_norm="batch",
+                pooling="mean",
             ),
             replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
             embed_dim=128,

@@ -25,8 +25,9 @@ class VitConfig:
     SigLIP) and not to the class token alone (CLIP). patch_bias: the patch projection has a bias (BLIP, SigLIP).
     qkv_bias: queries, keys and values have one (all that are published).
 
-    pooling: what stands for the picture: "class", a token put before the patches (CLIP, BLIP); "attention", a learned
-    probe that reads all patches (SigLIP); "none": the patches are all there is (SigLIP's tower in PaliGemma).
+    pooling: what stands for the picture: "class", a token put before the patches (CLIP, BLIP); "mean", one that starts
+    as the patches' mean, which few pictures teach sooner; "attention", a learned probe that reads all patches (SigLIP);
+    "none": the patches are all there is (SigLIP's tower in PaliGemma).
     any_size: pictures of any height and width that `patch` divides, without a class token; the table of positions, a
     square of `image_size / patch` a side, is stretched to each (SigLIP 2's NaFlex, Tschannen et al. 2025, section 2.4).
 
@@ -50,7 +51,7 @@ class VitConfig:
     stem: tuple[int, ...] = ()
     stem_blocks: int = 1
     stem_norm: Literal["channel", "batch", "fixed"] = "channel"
-    pooling: Literal["class", "attention", "none"] = "class"
+    pooling: Literal["class", "mean", "attention", "none"] = "class"
     any_size: bool = False
     qkv_bias: bool = True
 
@@ -118,7 +119,7 @@ class PatchEmbed(nn.Module):
             raise ValueError(
                 f"a stem of {len(config.stem)} stages does not fit patches of {config.patch} pixels"
             )
-        if config.any_size and config.pooling == "class":
+        if config.any_size and config.pooling in ("class", "mean"):
             raise ValueError("pictures of any size have no class token")
         self.stem = ConvStem(config) if config.stem else nn.Identity()
         channels = config.stem[-1] if config.stem else 3
@@ -130,10 +131,10 @@ class PatchEmbed(nn.Module):
             else nn.Conv2d(channels, config.dim, cut, stride=cut, bias=config.patch_bias)
         )
         self.cut = cut
-        self.class_token = nn.Parameter(torch.empty(config.dim)) if config.pooling == "class" else None
+        self.mean, first = config.pooling == "mean", config.pooling in ("class", "mean")
+        self.class_token = nn.Parameter(torch.empty(config.dim)) if first else None
         self.grid = config.image_size // config.patch
-        places = (config.pooling == "class") + self.grid * self.grid
-        self.position = nn.Parameter(torch.empty(places, config.dim))
+        self.position = nn.Parameter(torch.empty(first + self.grid * self.grid, config.dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels)
@@ -143,7 +144,8 @@ class PatchEmbed(nn.Module):
             return tokens + self._stretched(grid.shape[2], grid.shape[4])
         tokens = self.proj(x).flatten(2).transpose(1, 2)
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+            first = self.class_token + (tokens.mean(1, keepdim=True) if self.mean else 0)
+            tokens = torch.cat([first.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         return tokens + self.position
 
     def _stretched(self, height: int, width: int) -> Tensor:
