@@ -167,9 +167,14 @@ def ranks(
     ]
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_any_number_of_processes_means_the_same(count: int, shard: Path, tmp_path: Path) -> None:
-    settings = ("data.batch=10", "hard_negatives=0.5", "data.hidden_words=0.2")
+PLAIN = ("teacher.momentum=0", "teacher.queue=0", "data.texts=2")  # ITC as CLIP has it, all captions read
+
+
+@pytest.mark.parametrize(("count", "how"), [(2, ()), (3, ()), (4, ()), (3, PLAIN)])
+def test_any_number_of_processes_means_the_same(
+    count: int, how: tuple[str, ...], shard: Path, tmp_path: Path
+) -> None:
+    settings = ("data.batch=10", "hard_negatives=0.5", "data.hidden_words=0.2", *how)
     one = ranks(1, shard, tmp_path / "one", *settings)
     many = ranks(count, shard, tmp_path / "many", *settings)  # 10 rows: uneven parts for 3 and 4
     for (ids, values), (their_ids, theirs) in zip(one, many, strict=True):
@@ -178,7 +183,8 @@ def test_any_number_of_processes_means_the_same(count: int, shard: Path, tmp_pat
             assert theirs[name] == pytest.approx(values[name], abs=1e-5)
 
 
-def test_chunks_of_pictures_some_without_captions(shard: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [(), PLAIN])
+def test_chunks_of_pictures_some_without_captions(how: tuple[str, ...], shard: Path, tmp_path: Path) -> None:
     convert(shard, tmp_path / "all.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     for row in rows[::3]:
@@ -187,7 +193,9 @@ def test_chunks_of_pictures_some_without_captions(shard: Path, tmp_path: Path) -
     losses = [
         [
             event.loss
-            for event in run(tmp_path / "some.jsonl", tmp_path / str(chunk), f"data.chunk={chunk}", "steps=2")
+            for event in run(
+                tmp_path / "some.jsonl", tmp_path / str(chunk), f"data.chunk={chunk}", "steps=2", *how
+            )
             if isinstance(event, Stepped)
         ]
         for chunk in (0, 5)

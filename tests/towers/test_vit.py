@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -26,11 +27,20 @@ def test_a_stem_leaves_the_grid_of_the_patches(stem: tuple[int, ...]) -> None:
     assert tower(replace(PLAIN, stem=stem))(pixels).tokens.shape == (2, 17, 128)
 
 
-def test_a_stem_looks_at_each_picture_alone() -> None:
-    net, pixels = tower(replace(PLAIN, stem=(8, 16), stem_blocks=2)), torch.randn(3, 3, 32, 32)
+@pytest.mark.parametrize("norm", ["channel", "batch", "fixed"])
+def test_a_stem_looks_at_each_picture_alone(norm: Literal["channel", "batch", "fixed"]) -> None:
+    config = replace(PLAIN, stem=(8, 16), stem_blocks=2, stem_norm=norm)
+    net, pixels = tower(config), torch.randn(3, 3, 32, 32)
     together = net(pixels).tokens
     for i in range(3):
         torch.testing.assert_close(net(pixels[i : i + 1]).tokens, together[i : i + 1])
+
+
+def test_the_class_token_may_start_as_the_mean_of_the_patches() -> None:
+    embed, pixels = tower(replace(PLAIN, pooling="mean")).embed, torch.randn(2, 3, 32, 32)
+    assert embed.class_token is not None
+    patches = embed.proj(pixels).flatten(2)
+    torch.testing.assert_close(embed(pixels)[:, 0], patches.mean(2) + embed.class_token + embed.position[0])
 
 
 def test_a_stem_that_does_not_fit_is_refused() -> None:

@@ -85,24 +85,14 @@ class Convolutions(nn.Module):
         return x + self.conv2(nn.functional.relu(self.norm2(hidden)))
 
 
-class ConvStem(nn.Module):
+def _stem(config: VitConfig) -> nn.Sequential:
     """n stages of a strided 3x3 convolution and residual blocks: `[B, 3, H, W]` -> `[B, C, H/2^n, W/2^n]`, normed."""
-
-    def __init__(self, config: VitConfig) -> None:
-        super().__init__()
-        norm = _STEM_NORMS[config.stem_norm]
-        layers: list[nn.Module] = []
-        for before, width in zip((3, *config.stem), config.stem, strict=False):
-            layers.append(nn.Conv2d(before, width, 3, stride=2, padding=1))
-            layers += [Convolutions(width, norm) for _ in range(config.stem_blocks)]
-        self.layers = nn.ModuleList(layers)
-        self.norm = norm(config.stem[-1])
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.contiguous(memory_format=torch.channels_last)
-        for layer in self.layers:
-            x = layer(x)
-        return nn.functional.relu(self.norm(x))
+    norm = _STEM_NORMS[config.stem_norm]
+    layers: list[nn.Module] = []
+    for before, width in zip((3, *config.stem), config.stem, strict=False):
+        layers.append(nn.Conv2d(before, width, 3, stride=2, padding=1))
+        layers += [Convolutions(width, norm) for _ in range(config.stem_blocks)]
+    return nn.Sequential(*layers, norm(config.stem[-1]), nn.ReLU()) if layers else nn.Sequential()
 
 
 class PatchEmbed(nn.Module):
@@ -121,7 +111,7 @@ class PatchEmbed(nn.Module):
             )
         if config.any_size and config.pooling in ("class", "mean"):
             raise ValueError("pictures of any size have no class token")
-        self.stem = ConvStem(config) if config.stem else nn.Identity()
+        self.stem = _stem(config)
         channels = config.stem[-1] if config.stem else 3
         self.any_size = config.any_size
         # The same product, which NaFlex's checkpoints have as one of whole patches.
@@ -137,7 +127,7 @@ class PatchEmbed(nn.Module):
         self.position = nn.Parameter(torch.empty(first + self.grid * self.grid, config.dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(pixels)
+        x = self.stem(pixels.contiguous(memory_format=torch.channels_last)) if self.stem else pixels
         if self.any_size:
             grid = x.unflatten(2, (-1, self.cut)).unflatten(4, (-1, self.cut))  # [B, C, h, p, w, p]
             tokens = self.proj(grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
