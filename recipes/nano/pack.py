@@ -52,7 +52,8 @@ def fixed(network: Blip) -> Blip:
         if isinstance(norm, nn.BatchNorm2d):
             for part in norm.state_dict():
                 del state[f"{name}.{part}"]
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
             state[f"{name}.weight"] = scale.view(-1, 1, 1, 1)
             state[f"{name}.bias"] = norm.bias - norm.running_mean * scale
