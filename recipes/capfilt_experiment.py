@@ -72,8 +72,10 @@ SCALES = {
         ("data.batch=64", "teacher.momentum=0", "schedule.warmup_steps=50", "precision=bfloat16"),
         (
             "data.batch=64",
-            "teacher.momentum=0",
-            "teacher.queue=0",
+            "model.dropout=0",
+            "model.drop_path=0",
+            "data.hidden_words=0",
+            "ema=0",
             "optimiser.lr=7e-4",
             "hard_negatives=0.75",  # a synthetic text is nearly right where it is wrong
             "precision=bfloat16",

@@ -134,24 +134,24 @@ def total(count: int) -> int:
 
 
 def itc(context: Context) -> None:
-    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); with neither, CLIP's."""
+    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, CLIP's."""
     network, teacher, queue = context.network, context.teacher, context.queue
     image, text, ids = context.pictures, context.texts, context.groups
-    if teacher is None and not queue:
+    if teacher is None:
         context.add("itc", contrastive.softmax_pairs(image, text, 1 / network.temperature, ids=ids))
         return
+    rows = context.batch.captions or context.captioned
     with torch.no_grad():
-        if teacher is None:
-            image_m, text_m = image.detach(), text.detach()
-        else:
-            pixels, rows = pick(context.pixels, context.captioned.pictures), context.batch.captions
-            image_m = context.repeated(_in_parts(context, partial(_embed, teacher), pixels))
-            read = (context.captioned if rows is None else rows)[:2]
-            text_m = _in_parts(context, teacher.embed_text, *read)
-        context.fresh = {"image": gather_rows(image_m), "text": gather_rows(text_m), "ids": gather_rows(ids)}
-        both = {name: torch.cat([new, queue[name]]) if queue else new for name, new in context.fresh.items()}
-        count, offset = len(context.fresh["ids"]), row_offset(len(image))[0]
-        candidates = contrastive.Candidates(both["image"], both["text"], count, offset, both["ids"])
+        pixels = pick(context.pixels, rows.pictures)
+        fresh = {
+            "image": context.repeated(_in_parts(context, partial(_embed, teacher), pixels)),
+            "text": _in_parts(context, teacher.embed_text, rows.ids, rows.lengths),
+            "ids": ids,
+        }
+        fresh = context.fresh = {name: gather_rows(x) for name, x in fresh.items()}
+        image_m, text_m, every = (torch.cat([x, queue[name]]) if queue else x for name, x in fresh.items())
+        count, offset = len(fresh["ids"]), row_offset(len(image))[0]
+        candidates = contrastive.Candidates(image_m, text_m, count, offset, every)
     if count:
         context.add("itc", contrastive.itc(image, text, candidates, network.temperature, alpha=context.alpha))
 

@@ -283,6 +283,11 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
                 f"terms.{term}: {recipe.model.start or recipe.model.size} lacks a part that this objective trains; "
                 f"set terms.{term}=0, or start from another model"
             )
+    if recipe.data.chunk and any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
+        raise UsageError(
+            f"data.chunk: {recipe.model.start or recipe.model.size} has batch norm, which would see one chunk at a "
+            "time; set data.chunk=0"
+        )
 
 
 def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer) -> nn.ModuleDict:
