@@ -54,7 +54,7 @@ class DataSettings:
     batch: pictures a step over all processes and chunks. chunk: pictures at once on one device, 0 for all; the gradient
     is that of the whole batch whatever the chunk. texts, questions: how many of a picture's captions and questions
     one visit draws; ITM and MLM read the first caption only. prompt: words put before every caption, not learned.
-    max_tokens: longer texts are cut. hidden_words: the share of words in captions that networks do not get to read (they
+    max_tokens: longer texts are cut. hidden_words: the share of words in captions that networks do not get to see (they
     become as in MLM), though the decoder still has to write them: against learning few captions by heart.
     regions: how many of a picture's things one visit has written down, each with its label and box, behind the prompt
     that asks for them (Florence-2, PaliGemma; as many as `max_tokens` holds); 0 for none. Pictures without any have no
