@@ -150,7 +150,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
 
     Raises UnsupportedError for a convolutional stem, which no model there has.
     """
-    if config.vision.stem:
+    if config.vision.stem or config.vision.pooling == "mean":
         raise UnsupportedError(
             "no BLIP-2 of transformers has a convolutional stem as this one has; save it in our own layout"
         )

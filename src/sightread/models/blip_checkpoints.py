@@ -131,7 +131,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
 
     Raises UnsupportedError for a convolutional stem, which no model there has.
     """
-    if config.vision.stem:
+    if config.vision.stem or config.vision.pooling == "mean":
         raise UnsupportedError(
             "transformers has no BLIP with a convolutional stem; save it in our own layout instead"
         )
