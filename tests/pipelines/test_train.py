@@ -96,6 +96,31 @@ def test_a_killed_run_goes_on_bit_equal(whole: tuple[Path, list[Any]], shard: Pa
     assert losses(out) == losses(whole[0])
 
 
+def test_running_statistics_go_on_too(shard: Path, tmp_path: Path) -> None:
+    """nano's stem learns with batch norm, whose means and variances are no parameters."""
+    small = (
+        "model.image_size=32",
+        "model.words=300",
+        "data.batch=6",
+        "data.cache=0",
+        "steps=4",
+        "save_every=2",
+    )
+
+    def learn(out: Path, last: int) -> None:
+        for event in train("nano", str(shard), out, settings=list(small), device="cpu"):
+            if isinstance(event, Stepped) and event.step == last:
+                return
+
+    learn(tmp_path / "whole", 9)
+    learn(tmp_path / "parts", 3)
+    assert not (tmp_path / "parts" / "model").exists()
+    learn(tmp_path / "parts", 9)
+    once, twice = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert any("running_mean" in name for name in once)
+    assert equal(once, twice)
+
+
 def test_the_result_is_a_model(whole: tuple[Path, list[Any]]) -> None:
     model = sightread.load(whole[0] / "model")
     assert {"caption", "answer", "match", "embed"} <= model.capabilities
