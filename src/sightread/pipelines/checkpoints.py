@@ -190,9 +190,9 @@ def _tensors(state: State) -> dict[str, Tensor]:
         if module is not None:
             out |= {f"{prefix}.{name}": parameter.detach() for name, parameter in module.named_parameters()}
     for prefix, module in (followers | {"network": state.network}).items():
-        for name, part in () if module is None else module.named_modules():
-            if isinstance(part, nn.BatchNorm2d):  # its running statistics
-                out |= {f"{prefix}.{name}.{key}": buffer for key, buffer in part.named_buffers()}
+        for name, layer in () if module is None else module.named_modules():
+            if isinstance(layer, nn.BatchNorm2d):  # its running statistics
+                out |= {f"{prefix}.{name}.{key}": buffer for key, buffer in layer.named_buffers()}
     out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
     for name, parameter in state.trained():
         moments = cast("Mapping[str, Any]", state.optimiser.state.get(parameter, {}))
