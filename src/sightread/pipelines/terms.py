@@ -134,20 +134,17 @@ def total(count: int) -> int:
 
 
 def itc(context: Context) -> None:
-    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, CLIP's."""
+    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, against the
+    network's own embeddings as they are: with a gradient on both sides small networks stay at chance for longer."""
     network, teacher, queue = context.network, context.teacher, context.queue
     image, text, ids = context.pictures, context.texts, context.groups
-    if teacher is None:
-        context.add("itc", contrastive.softmax_pairs(image, text, 1 / network.temperature, ids=ids))
-        return
     rows = context.batch.captions or context.captioned
     with torch.no_grad():
-        pixels = pick(context.pixels, rows.pictures)
-        fresh = {
-            "image": context.repeated(_in_parts(context, partial(_embed, teacher), pixels)),
-            "text": _in_parts(context, teacher.embed_text, rows.ids, rows.lengths),
-            "ids": ids,
-        }
+        fresh = {"image": image.detach(), "text": text.detach(), "ids": ids}
+        if teacher is not None:
+            pixels = pick(context.pixels, context.captioned.pictures)
+            fresh["image"] = context.repeated(_in_parts(context, partial(_embed, teacher), pixels))
+            fresh["text"] = _in_parts(context, teacher.embed_text, rows.ids, rows.lengths)
         fresh = context.fresh = {name: gather_rows(x) for name, x in fresh.items()}
         image_m, text_m, every = (torch.cat([x, queue[name]]) if queue else x for name, x in fresh.items())
         count, offset = len(fresh["ids"]), row_offset(len(image))[0]
