@@ -120,12 +120,8 @@ ORDER = (
     ("both", "both, shared"),
 )
 RECALL = ("image-to-text recall@1", "text-to-image recall@1")
-SHOWN = (
-    "recall@1",
-    "recall@1, k=16",
-    "recall@1, all",
-    "CIDEr",
-)  # both ways' means; by ITC, re-ranked by ITM, of both
+# Recall is the mean of both ways: by ITC, re-ranked by ITM, the mean of the two.
+SHOWN = ("recall@1", "recall@1, k=16", "recall@1, all", "CIDEr")
 EVERY = {"itc": 1.0, "itm": 1.0, "lm": 1.0}
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 95 %, by the number of seeds
 

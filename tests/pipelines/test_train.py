@@ -192,7 +192,7 @@ def ranks(
     ]
 
 
-PLAIN = ("teacher.momentum=0", "teacher.queue=0", "data.texts=2")  # ITC as CLIP has it, all captions read
+PLAIN = ("teacher.momentum=0", "teacher.queue=0", "data.texts=2")  # no momentum teacher, all captions read
 
 
 @pytest.mark.parametrize(("count", "how"), [(2, ()), (3, ()), (4, ()), (3, PLAIN)])

@@ -54,3 +54,8 @@ def test_channel_norm_is_layer_norm_of_each_position() -> None:
     norm, x = ChannelNorm(5), torch.randn(2, 5, 3, 4)
     expected = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(norm(x), expected)
+
+
+def test_a_stem_has_the_epsilon_of_its_config() -> None:
+    net = Vit(replace(PLAIN, stem=(8, 16), eps=1e-3))
+    assert {module.eps for module in net.embed.stem.modules() if isinstance(module, ChannelNorm)} == {1e-3}

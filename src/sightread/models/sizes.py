@@ -124,7 +124,8 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
 SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Config]] = {
-    # 8 million parameters with 4,000 words: 16 MB at half precision.
+    # 8 million parameters with 4,000 words: 16 MB at half precision. Batch norm counts a process's own rows, so that a
+    # training from scratch depends on the number of processes.
     "blip-nano": (
         "blip",
         _blip(

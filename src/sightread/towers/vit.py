@@ -64,19 +64,19 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-_STEM_NORMS: dict[str, Callable[[int], nn.Module]] = {
+_STEM_NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "channel": ChannelNorm,
     "batch": nn.BatchNorm2d,
-    "fixed": lambda width: nn.Conv2d(width, width, 1, groups=width),
+    "fixed": lambda width, eps: nn.Conv2d(width, width, 1, groups=width),
 }
 
 
 class Convolutions(nn.Module):
     """Two 3x3 convolutions beside a residual, norm and activation first (He et al. 2016, arXiv 1603.05027)."""
 
-    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, width: int, norm: Callable[[int, float], nn.Module], eps: float) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm(width), norm(width)
+        self.norm1, self.norm2 = norm(width, eps), norm(width, eps)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
@@ -91,8 +91,8 @@ def _stem(config: VitConfig) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, width in zip((3, *config.stem), config.stem, strict=False):
         layers.append(nn.Conv2d(before, width, 3, stride=2, padding=1))
-        layers += [Convolutions(width, norm) for _ in range(config.stem_blocks)]
-    return nn.Sequential(*layers, norm(config.stem[-1]), nn.ReLU()) if layers else nn.Sequential()
+        layers += [Convolutions(width, norm, config.eps) for _ in range(config.stem_blocks)]
+    return nn.Sequential(*layers, norm(config.stem[-1], config.eps), nn.ReLU()) if layers else nn.Sequential()
 
 
 class PatchEmbed(nn.Module):
