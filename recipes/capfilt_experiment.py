@@ -96,7 +96,13 @@ SCALES = {
         "nano",
         3,
         # A temperature that learns runs away at first (nano's LOG.md).
-        ("data.texts=1", "model.image_size=80", 'model.frozen=["temperature"]', "optimiser.lr=1e-3", "ema=0.99"),
+        (
+            "data.texts=1",
+            "model.image_size=80",
+            'model.frozen=["temperature"]',
+            "optimiser.lr=1e-3",
+            "ema=0.99",
+        ),
         ("data.batch=128", "optimiser.lr=3e-4", "smoothing=0", "precision=bfloat16"),
     ),
 }

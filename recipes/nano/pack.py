@@ -1,12 +1,10 @@
 """Put a finished model into the package at half precision: python recipes/nano/pack.py RUN/model src/sightread/nano
 
-A third value is the ITM threshold that `sightread evaluate matching` recommends: the judge's bias is moved so that it
-becomes 0.5.
+A third value are captioned pictures that were not learned from: the judge's verdict is set on them (`calibration`).
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from dataclasses import replace
@@ -17,7 +15,7 @@ from torch import nn
 import sightread
 from sightread.models.blip import Blip
 from sightread.nn.packing import unpack
-from sightread.pipelines.calibration import move_threshold
+from sightread.pipelines.calibration import calibrate
 
 KEPT = (
     "config.json",
@@ -27,7 +25,7 @@ KEPT = (
 )  # others can be made of these
 
 
-def main(source: str, target: str, threshold: str = "0.5") -> None:
+def main(source: str, target: str, data: str | None = None) -> None:
     """Write the four files that `load` needs, and say how large they are."""
     whole, folder = Path(target + ".whole"), Path(target)
     shutil.rmtree(whole, ignore_errors=True)
@@ -35,7 +33,10 @@ def main(source: str, target: str, threshold: str = "0.5") -> None:
     model.decoding = {"num_beams": 3, "length_penalty": 0.5}  # the best of five ways on dev
     model.name = "nano"
     unpack(model.network)
-    move_threshold(model.network, math.log(float(threshold) / (1 - float(threshold))))
+    if data is not None:
+        unseen = sightread.open_dataset(data)
+        told = calibrate(model, unseen, len(unseen), (0, data))
+        print(told.told() if told else "too few pictures to set the verdict on")
     model.network = fixed(model.network).half()
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,9 +14,10 @@ from safetensors.torch import load_file
 import sightread
 from sightread.data.samples import open_dataset
 from sightread.data.world import world, write_world
-from sightread.errors import UsageError
+from sightread.errors import UnsupportedError, UsageError
 from sightread.nn.packing import unpack
 from sightread.pipelines.calibration import calibrate, held_out
+from sightread.pipelines.metrics.matching import matching_scores
 from sightread.pipelines.run_events import Began, Calibrated, Ended, Stepped, Warned
 from sightread.pipelines.train import train
 from tests.checkpoints import write_blip
@@ -77,6 +80,51 @@ def test_half_is_where_the_shares_are_equal(shard: Path, tmp_path: Path) -> None
     assert again.before == pytest.approx(told.after, abs=1 / len(pairs))
     assert again.area == pytest.approx(told.area)
     assert model.network.match_head.bias.tolist() == pytest.approx(now, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_itc_counts_as_it_sorts_best(shard: Path, tmp_path: Path, seed: int) -> None:
+    write_blip(tmp_path / "match", head="match", seed=seed)
+    model = sightread.load(tmp_path / "match", device="cpu")
+    unpack(model.network)
+    samples = list(open_dataset(shard))[:40]
+    order = sorted(range(40), key=lambda i: blake2b(samples[i].key.encode(), digest_size=8).digest())
+    other = {i: order[(place + 1) % 40] for place, i in enumerate(order)}
+    pairs = [(i, text, True) for i, sample in enumerate(samples) for text in sample.captions]
+    pairs += [(other[i], text, False) for i, text, _ in pairs if text not in samples[other[i]].captions]
+    pictures, texts, match = (
+        [samples[i].picture for i, _, _ in pairs],
+        [t for _, t, _ in pairs],
+        [m for *_, m in pairs],
+    )
+    probability = model.match(pictures, texts).astype(float)
+    odds = np.log(probability) - np.log1p(-probability)
+    cosines = np.diagonal(model.similarity(pictures, texts)).astype(float)
+    areas = {
+        w: matching_scores(odds + w * cosines, match, logits=True)["roc_auc"] for w in (0, 5, 10, 20, 40)
+    }
+    told = calibrate(model, open_dataset(shard), 40, (1, ""))
+    assert told is not None
+    assert told.area == pytest.approx(max(areas.values()), abs=2e-4)
+    assert areas[int(told.cosine)] == pytest.approx(max(areas.values()), abs=2e-4)
+    now = model.match(pictures, texts).astype(float)
+    both = odds + told.cosine * cosines
+    threshold = both[now >= 0.5].min()
+    assert (both[now < 0.5] < threshold + 1e-3).all()
+    near = np.argmin(np.abs(now - 0.5))  # where the threshold is told most exactly
+    expected = 1 / (1 + np.exp(both[near] - both - np.log(now[near] / (1 - now[near]))))
+    assert now == pytest.approx(expected, abs=1e-3)
+    # However the texts are grouped, and after a way to the disk.
+    model.save(tmp_path / "own")
+    again = sightread.load(tmp_path / "own", device="cpu")
+    assert again.network.config.match_cosine == told.cosine
+    mine = [i for i, (picture, _, _) in enumerate(pairs) if picture == 0]
+    assert len(mine) > 1
+    one = again.match(samples[0].picture, [texts[i] for i in mine])
+    assert one == pytest.approx(now[mine], abs=1e-4)
+    if told.cosine:
+        with pytest.raises(UnsupportedError, match="ITC's cosine"):
+            model.save(tmp_path / "theirs", layout="transformers")
 
 
 def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import sightread
 from sightread.data.world import world, write_world
 from sightread.errors import UsageError
 from sightread.models.blip import Blip
@@ -35,6 +36,33 @@ def test_fixed_norms_compute_what_batch_norms_did() -> None:
         found = shipped.encode_image(pixels).tokens
     assert not any(isinstance(part, nn.BatchNorm2d) for part in shipped.modules())
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
+    data = tmp_path / "train.tar"
+    write_world(data, world("train", 60, seed=0))
+    settings = ["data.batch=8", "model.words=300", "model.image_size=32", "steps=2", "precision=float32"]
+    list(train("nano", str(data), tmp_path / "run", settings=settings, device="cpu"))
+    main: Any = runpy.run_path(str(REPOSITORY / "recipes" / "nano" / "pack.py"))["main"]
+    main(str(tmp_path / "run" / "model"), str(tmp_path / "nano"), str(data))
+    assert {path.name for path in (tmp_path / "nano").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "vocab.txt",
+        "tokenizer_config.json",
+    }
+    packed = sightread.load(tmp_path / "nano", device="cpu")
+    samples = list(sightread.open_dataset(data))
+    pairs = [(sample.picture, text) for sample in samples for text in sample.captions]
+    kept = packed.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
+    wrong = samples[1:] + samples[:1]
+    crossed = [
+        (other.picture, text)
+        for sample, other in zip(samples, wrong, strict=True)
+        for text in sample.captions
+    ]
+    taken = packed.match([picture for picture, _ in crossed], [text for _, text in crossed]) >= 0.5
+    assert kept.mean() == pytest.approx(1 - taken.mean(), abs=0.25)
 
 
 def test_chunks_are_refused_where_batch_norm_would_see_them(tmp_path: Path) -> None:

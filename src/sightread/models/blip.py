@@ -28,7 +28,8 @@ class Config:
     encoder_start: the id that the text encoder reads first when it looks at a picture, None to keep [CLS]: the
     original code puts [ENC] there, `transformers` does not. answers: beside captions, the one decoder also answers
     from the states of a question; it reads both, so pictures and texts then have one width (ValueError if not).
-    labels: classes of pictures that were learned, which one more layer tells apart.
+    labels: classes of pictures that were learned, which one more layer tells apart. match_cosine: what ITC's cosine
+    adds to ITM's logit of a match, times; 0 in the paper (`pipelines.calibration` sets it).
     """
 
     vision: VitConfig
@@ -47,14 +48,13 @@ class Config:
     encoder_start: int | None
     answers: bool = False
     labels: tuple[str, ...] = ()
+    match_cosine: float = 0.0
 
     def __post_init__(self) -> None:
         widths = {self.vision.dim, self.text.dim, self.decoder_memory_dim}
         if self.answers and (len(widths) > 1 or not (self.encoder and self.decoder)):
-            raise ValueError(
-                "answers: needs an encoder and a decoder, and one width for pictures, texts and what the decoder "
-                f"reads; here {self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
-            )
+            here = f"{self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
+            raise ValueError(f"answers: needs encoder, decoder and one width of all they read, not {here}")
 
 
 class LmHead(nn.Module):
@@ -168,7 +168,12 @@ class Blip(nn.Module):
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
         """ITM: `[R, 2]`, (no match, match), for R texts over B pictures, the texts of one picture together."""
-        return self.match_head(self.read_text(image, ids, lengths).pooled)
+        logits = self.match_head(self.read_text(image, ids, lengths).pooled)
+        if self.config.match_cosine:
+            texts = self.embed_text(ids, lengths).unflatten(0, (len(image.tokens), -1))
+            cosines = (texts @ self.embed_image(image)[..., None]).flatten()
+            logits[:, 1] += self.config.match_cosine * cosines
+        return logits
 
 
 def _share(encoder: TextTower, writer: Decoder) -> None:

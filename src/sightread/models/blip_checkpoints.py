@@ -129,11 +129,16 @@ def _with_parts(
 def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
 
-    Raises UnsupportedError for a convolutional stem, which no model there has.
+    Raises UnsupportedError for a convolutional stem, or a judge that counts ITC too: no model there has them.
     """
     if config.vision.stem or config.vision.pooling == "mean":
         raise UnsupportedError(
             "transformers has no BLIP with a convolutional stem; save it in our own layout instead"
+        )
+    if config.match_cosine:
+        raise UnsupportedError(
+            "this model's judge counts ITC's cosine beside ITM, as its calibration found best, and no BLIP of "
+            "transformers does; save it in our own layout instead, or train it with --set calibrate=false"
         )
     writes = ("vision_model.", "text_decoder.")
     judges = ("vision_model.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")

@@ -1,12 +1,15 @@
-"""ITM's threshold: 0.5 is moved to where, of unseen pairs, as large a share of true ones stays as of wrong ones goes.
+"""The judge's verdict is set on unseen pairs: how much ITC counts beside ITM, and where the threshold lies.
 
-Training pairs are judged better than others, so a judge that is fair to them says no to the world too often.
+Training pairs are judged better than others, so a judge that is fair to them says no to the world too often: 0.5 is
+moved to where as large a share of true pairs stays as of wrong ones goes. Where a network can count ITC's cosine too
+(`match_cosine` of BLIP), it does so as often as sorts the pairs best.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -17,13 +20,15 @@ from numpy.typing import NDArray
 from sightread.data.samples import Dataset
 from sightread.pipelines import rerank
 from sightread.pipelines.checkup import readable
-from sightread.pipelines.metrics.matching import balanced_threshold, matching_scores
+from sightread.pipelines.metrics.matching import balanced_threshold, matching_curves, roc_area
 from sightread.pipelines.model import Model
 from sightread.pipelines.run_events import Calibrated
+from sightread.tasks.embed import embed_images
 from sightread.types import Pixels, Sample
 
 FEWEST = 20  # pictures: from fewer, a threshold is a guess
 _PART, _LEAST, _MOST = 20, 50, 500
+_COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # that ITC may count beside ITM's logit
 
 Floats: TypeAlias = NDArray[np.float64]
 Truths: TypeAlias = NDArray[np.bool_]
@@ -45,7 +50,7 @@ def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def calibrate(model: Model, dataset: Dataset, most: int, about: tuple[int, str]) -> Calibrated | None:
-    """Moves the threshold of the model's judge, in place, and says what that changes; None where pairs are too few.
+    """Sets the verdict of the model's judge, in place, and says what that changes; None where pairs are too few.
 
     Of the dataset's first `most` samples every caption counts twice: with its own picture, and with another one.
     about: the step and the name of the data, for the event.
@@ -58,20 +63,35 @@ def calibrate(model: Model, dataset: Dataset, most: int, about: tuple[int, str])
         pairs, match = _pairs([samples[i] for i in told])
         if min(len(told), int((~match).sum())) < FEWEST:
             return None
-        odds = _judged(model, [pictures[i] for i in told], pairs)
+        was, itc = _judged(model, [pictures[i] for i in told], pairs)
     finally:
         model.network.train(was_training)
+    counted = getattr(model.network.config, "match_cosine", 0.0)
+    areas = {cosine: _area(was + (cosine - counted) * itc, match) for cosine in _allowed(model)}
+    cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
+    odds = was + (cosine - counted) * itc
     threshold = balanced_threshold(odds, match)
-    move_threshold(model.network, threshold)
-    area = matching_scores(odds, match, logits=True)["roc_auc"]
-    before, after = (_shares(odds >= limit, match) for limit in (0.0, threshold))
-    return Calibrated(about[0], about[1], len(told), len(pairs), area, before, after)
+    _set_verdict(model.network, cosine, threshold)
+    before, after = _shares(was >= 0, match), _shares(odds >= threshold, match)
+    return Calibrated(about[0], about[1], len(told), len(pairs), areas[cosine], before, after, cosine)
 
 
-def move_threshold(network: Any, odds: float) -> None:
-    """What has these odds now (the logit of "match" less that of "no match") gets the probability 0.5."""
+def _allowed(model: Model) -> Sequence[float]:
+    """How much ITC may count: not at all where the network does not embed, or its judge knows no cosine."""
+    able = "embed" in model.capabilities and hasattr(model.network.config, "match_cosine")
+    return _COSINES if able else _COSINES[:1]
+
+
+def _set_verdict(network: Any, cosine: float, odds: float) -> None:
+    """ITC counts so much; what then has these odds (the logit of "match" less that of "no match") gets 0.5."""
+    if hasattr(network.config, "match_cosine"):
+        network.config = replace(network.config, match_cosine=cosine)
     with torch.no_grad():
         network.match_head.bias[1] -= odds
+
+
+def _area(scores: Floats, match: Truths) -> float:
+    return roc_area(matching_curves(scores, match))
 
 
 def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
@@ -83,19 +103,31 @@ def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
     return [*true, *wrong], np.arange(len(true) + len(wrong)) < len(true)
 
 
-def _judged(model: Model, pictures: Sequence[Pixels], pairs: Sequence[tuple[int, str]]) -> Floats:
-    """The odds of each pair `[n]`; each picture is encoded once. Every picture is in a pair."""
+def _judged(
+    model: Model, pictures: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
+) -> tuple[Floats, Floats]:
+    """The odds of each pair `[n]` and ITC's cosine, 0 where that cannot count; each picture is encoded once.
+
+    Every picture is in a pair.
+    """
+    strings = [text for _, text in pairs]
+    embeds = len(_allowed(model)) > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a text that is longer than the model reads
-        texts = rerank.Texts(model, [text for _, text in pairs])
+        texts = rerank.Texts(model, strings)
+        words = model.embed_texts(strings) if embeds else None
     owner = np.array([picture for picture, _ in pairs])
-    odds = np.empty(len(pairs))
+    odds, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
     for start in range(0, len(pictures), model.batch_size):
         part = pictures[start : start + model.batch_size]
         rows = [np.flatnonzero(owner == start + place) for place in range(len(part))]
-        logits = np.concatenate(rerank.judge(model, model.encode(part), texts, rows)).astype(np.float64)
-        odds[np.concatenate(rows)] = logits[:, 1] - logits[:, 0]
-    return odds
+        image, mine = model.encode(part), np.concatenate(rows)
+        logits = np.concatenate(rerank.judge(model, image, texts, rows)).astype(np.float64)
+        odds[mine] = logits[:, 1] - logits[:, 0]
+        if words is not None:
+            seen = embed_images(model.network, image).cpu().numpy()
+            cosines[mine] = (seen[owner[mine] - start] * words[mine]).sum(axis=1)
+    return odds, cosines
 
 
 def _shares(taken: Truths, match: Truths) -> dict[str, float]:

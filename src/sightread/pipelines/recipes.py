@@ -114,9 +114,9 @@ class Recipe:
     between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. match_weight: how much more a true
     pair counts in ITM than a false one. hard_negatives: the share of ITM's wrong pairs that are drawn by ITC's
     similarities, 1 in the papers; the others are drawn evenly from the batch, so that the judge also meets texts that
-    are wholly wrong. calibrate: at the end ITM's threshold is set (`calibration`) on the evaluation data or, without,
-    on pictures that are kept out of the training; `start` must not know them either. masked: the share of patches (MIM)
-    and of words (MLM) to hide.
+    are wholly wrong. calibrate: at the end ITM's threshold, and for BLIP what ITC counts beside it, is set on the
+    evaluation data or, without, on pictures that are kept out of the training (`calibration`); `start` must not know
+    them either. masked: the share of patches (MIM) and of words (MLM) to hide.
     """
 
     name: str

@@ -61,7 +61,7 @@ class Calibrated:
     """The threshold of the judge was set. data: where the pairs come from; empty: kept out of the training.
 
     pictures, pairs: how many. area: under the ROC curve. before, after: at a probability of 0.5, the shares of true
-    pairs that were "kept" and of wrong ones that were "dropped".
+    pairs that were "kept" and of wrong ones that were "dropped". cosine: what ITC's cosine counts beside ITM's logit.
     """
 
     step: int
@@ -71,6 +71,7 @@ class Calibrated:
     area: float
     before: dict[str, float]
     after: dict[str, float]
+    cosine: float = 0.0
 
     def told(self) -> str:
         """In a sentence."""
@@ -79,6 +80,7 @@ class Calibrated:
             f"ITM's threshold is set: 0.5 keeps {now:.1%} of true texts and drops {gone:.1%} of wrong ones (before: "
             f"{kept:.1%} and {dropped:.1%}; ROC area {self.area:.3f}), measured on {self.pairs:,} pairs with "
             f"{self.pictures:,} pictures {f'of {self.data}' if self.data else 'kept out of the training'}"
+            + (f". ITC's cosine counts {self.cosine:g} times beside ITM's logit" if self.cosine else "")
         )
 
 

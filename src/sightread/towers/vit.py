@@ -106,9 +106,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         cut, left = divmod(config.patch, 2 ** len(config.stem))
         if left or not cut:
-            raise ValueError(
-                f"a stem of {len(config.stem)} stages does not fit patches of {config.patch} pixels"
-            )
+            raise ValueError(f"a stem of {len(config.stem)} stages does not fit patches of {config.patch}")
         if config.any_size and config.pooling in ("class", "mean"):
             raise ValueError("pictures of any size have no class token")
         self.stem = _stem(config)

@@ -58,9 +58,7 @@ def matching_scores(
     limit = (0.0 if logits else 0.5) if threshold is None else threshold
     curves = matching_curves(values, match)
     result = {
-        "roc_auc": float(
-            (np.diff(curves.false_positive_rate) * (curves.recall[1:] + curves.recall[:-1]) / 2).sum()
-        ),
+        "roc_auc": roc_area(curves),
         "average_precision": float((np.diff(curves.recall) * curves.precision[1:]).sum()),
         "accuracy": float(((values >= limit) == match).mean()),
     }
@@ -90,6 +88,12 @@ def matching_curves(scores: Any, labels: Any) -> MatchingCurves:
         np.append(0.0, true / match.sum()),
         np.append(1.0, true / taken),
     )
+
+
+def roc_area(curves: MatchingCurves) -> float:
+    """The area under recall over the false positive rate: how often a match scores higher than what is none."""
+    heights = (curves.recall[1:] + curves.recall[:-1]) / 2
+    return float((np.diff(curves.false_positive_rate) * heights).sum())
 
 
 def balanced_threshold(scores: Any, labels: Any) -> float:
