@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import sightread
+from sightread.data.pixels import normalise, prepare
 from sightread.data.world import world, write_world
 from sightread.errors import UsageError
 from sightread.models.blip import Blip
 from sightread.models.sizes import SIZES
 from sightread.nn.initial import initialise
 from sightread.pipelines.train import train
+from sightread.types import ImageSpec
 from tests.rules import REPOSITORY
 
 
@@ -63,6 +65,35 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
     ]
     taken = packed.match([picture for picture, _ in crossed], [text for _, text in crossed]) >= 0.5
     assert kept.mean() == pytest.approx(1 - taken.mean(), abs=0.25)
+
+
+def test_a_mean_has_statistics_of_its_own(tmp_path: Path) -> None:
+    data = tmp_path / "train.tar"
+    write_world(data, world("train", 100, seed=0))
+    settings = ["data.batch=4", "model.words=300", "model.image_size=32", "steps=1", "precision=float32"]
+    for seed in "01":
+        run = [*settings, f"seed={seed}"]
+        list(train("nano", str(data), tmp_path / seed, settings=run, device="cpu"))
+    names = [str(tmp_path / seed / "model") for seed in "01"]
+    main: Any = runpy.run_path(str(REPOSITORY / "recipes" / "nano" / "average.py"))["main"]
+    main(str(tmp_path / "mean"), [0.25, 0.75], names, str(data))
+    first, second, mean = (sightread.load(name, device="cpu").network for name in (*names, tmp_path / "mean"))
+    ours, theirs, found = (net.vision.embed.proj.weight for net in (first, second, mean))
+    torch.testing.assert_close(found, 0.25 * ours + 0.75 * theirs)
+    norm = mean.vision.embed.stem[1].norm1
+    seen: list[Any] = []
+
+    def look(_: Any, inputs: Any) -> None:
+        seen.append(inputs[0])
+
+    norm.register_forward_pre_hook(look)
+    mean.encode_image(normalised(data, sightread.load(names[0], device="cpu").image_spec))
+    torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def normalised(data: Path, spec: ImageSpec) -> torch.Tensor:
+    return normalise([prepare(sample.picture, spec) for sample in sightread.open_dataset(data)], spec)
 
 
 def test_chunks_are_refused_where_batch_norm_would_see_them(tmp_path: Path) -> None:
