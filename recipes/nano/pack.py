@@ -1,12 +1,13 @@
-"""Put a finished model into the package at half precision: python recipes/nano/pack.py RUN/model src/sightread/nano
+"""Put a finished model into the package: python recipes/nano/pack.py RUN/model src/sightread/nano
 
-A third value are captioned pictures that were not learned from: the judge's verdict is set on them (`calibration`).
+At half precision. --unseen: captioned pictures that it did not learn from, on which the judge's verdict is set.
+--learned: those that it did learn from, whose digests go with it, so that nothing is set on them again.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 import sightread
 from sightread.models.blip import Blip
 from sightread.nn.packing import unpack
-from sightread.pipelines.calibration import calibrate
+from sightread.pipelines.calibration import LEARNED, calibrate, digest
 
 KEPT = (
     "config.json",
@@ -25,25 +26,28 @@ KEPT = (
 )  # others can be made of these
 
 
-def main(source: str, target: str, data: str | None = None) -> None:
-    """Write the four files that `load` needs, and say how large they are."""
+def main(source: str, target: str, unseen: str | None = None, learned: str | None = None) -> None:
+    """Write the files that `load` and `train` need, and say how large they are."""
     whole, folder = Path(target + ".whole"), Path(target)
     shutil.rmtree(whole, ignore_errors=True)
     model = sightread.load(source, device="cpu")
     model.decoding = {"num_beams": 3, "length_penalty": 0.5}  # the best of five ways on dev
     model.name = "nano"
     unpack(model.network)
-    if data is not None:
-        unseen = sightread.open_dataset(data)
-        told = calibrate(model, unseen, len(unseen), (0, data))
-        print(told.told() if told else "too few pictures to set the verdict on")
+    if unseen is not None:
+        pairs = sightread.open_dataset(unseen)
+        told = calibrate(model, pairs, len(pairs), (0, unseen))
+        print(told.told() if told else f"{unseen}: too few pictures to set the verdict on")
     model.network = fixed(model.network).half()
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(whole / name, folder / name)
     shutil.rmtree(whole)
-    print(f"{sum((folder / name).stat().st_size for name in KEPT):,} bytes")
+    if learned is not None:
+        data = sightread.open_dataset(learned)
+        (folder / LEARNED).write_bytes(b"".join(sorted({digest(data, i) for i in range(len(data))})))
+    print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 
 
 def fixed(network: Blip) -> Blip:
@@ -65,4 +69,11 @@ def fixed(network: Blip) -> Blip:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("--unseen", metavar="DATA")
+    parser.add_argument("--learned", metavar="DATA")
+    main(**vars(parser.parse_args()))

@@ -16,7 +16,7 @@ from sightread.data.samples import open_dataset
 from sightread.data.world import world, write_world
 from sightread.errors import UnsupportedError, UsageError
 from sightread.nn.packing import unpack
-from sightread.pipelines.calibration import calibrate, held_out
+from sightread.pipelines.calibration import LEARNED, calibrate, digest, held_out, learned_from
 from sightread.pipelines.metrics.matching import matching_scores
 from sightread.pipelines.run_events import Began, Calibrated, Ended, Stepped, Warned
 from sightread.pipelines.train import train
@@ -57,6 +57,30 @@ def test_who_is_held_out_is_told_by_the_keys(shard: Path) -> None:
     turned = held_out(whole.select(range(99, -1, -1)))[1]
     assert {turned.key(i) for i in range(25)} == mine
     assert len(held_out(whole.select(range(79)))[1]) == 0
+
+
+def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> None:
+    whole = open_dataset(shard)
+    _, held = held_out(whole)
+    known = [digest(held, i) for i in range(4)]
+    rest, fresh = held_out(whole, frozenset(known))
+    assert (len(rest), len(fresh)) == (79, 21)
+    assert {fresh.key(i) for i in range(21)} == {held.key(i) for i in range(4, 25)}
+    assert len({rest.key(i) for i in range(79)} | {fresh.key(i) for i in range(21)}) == 100
+    rest, none = held_out(whole, frozenset(digest(held, i) for i in range(6)))
+    assert (len(rest), len(none)) == (100, 0)
+
+    assert one(run(shard, tmp_path / "one"), Calibrated).pictures == 25
+    start = tmp_path / "one" / "model"
+    (start / LEARNED).write_bytes(b"".join(known))
+    assert learned_from(str(start)) == frozenset(known)
+    assert one(run(shard, tmp_path / "two", f"model.start={start}"), Calibrated).pictures == 21
+    (start / LEARNED).write_bytes(b"".join(digest(whole, i) for i in range(100)))
+    events = run(shard, tmp_path / "three", f"model.start={start}")
+    assert one(events, Began).samples == 100
+    assert (
+        "learned from" in next(e for e in events if isinstance(e, Warned) and e.about == "calibration").text
+    )
 
 
 def test_half_is_where_the_shares_are_equal(shard: Path, tmp_path: Path) -> None:

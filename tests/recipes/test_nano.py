@@ -17,6 +17,7 @@ from sightread.errors import UsageError
 from sightread.models.blip import Blip
 from sightread.models.sizes import SIZES
 from sightread.nn.initial import initialise
+from sightread.pipelines.calibration import learned_from
 from sightread.pipelines.train import train
 from sightread.types import ImageSpec
 from tests.rules import REPOSITORY
@@ -46,13 +47,15 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
     settings = ["data.batch=8", "model.words=300", "model.image_size=32", "steps=2", "precision=float32"]
     list(train("nano", str(data), tmp_path / "run", settings=settings, device="cpu"))
     main: Any = runpy.run_path(str(REPOSITORY / "recipes" / "nano" / "pack.py"))["main"]
-    main(str(tmp_path / "run" / "model"), str(tmp_path / "nano"), str(data))
+    main(str(tmp_path / "run" / "model"), str(tmp_path / "nano"), str(data), str(data))
     assert {path.name for path in (tmp_path / "nano").iterdir()} == {
         "config.json",
+        "learned.bin",
         "model.safetensors",
         "vocab.txt",
         "tokenizer_config.json",
     }
+    assert len(learned_from(str(tmp_path / "nano"))) == 60
     packed = sightread.load(tmp_path / "nano", device="cpu")
     samples = list(sightread.open_dataset(data))
     pairs = [(sample.picture, text) for sample in samples for text in sample.captions]

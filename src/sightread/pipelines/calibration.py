@@ -2,7 +2,8 @@
 
 Training pairs are judged better than others, so a judge that is fair to them says no to the world too often: 0.5 is
 moved to where as large a share of true pairs stays as of wrong ones goes. Where a network can count ITC's cosine too
-(`match_cosine` of BLIP), it does so as often as sorts the pairs best.
+(`match_cosine` of BLIP), it does so as often as sorts the pairs best. A model may come with digests of the pictures
+that it has learned from (`nano` does), on which nothing can be set.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sightread.data.images import read_file
 from sightread.data.samples import Dataset
+from sightread.errors import ImageError
+from sightread.models.catalog import BUNDLED
+from sightread.models.files import BUNDLED_FOLDER
 from sightread.pipelines import rerank
 from sightread.pipelines.checkup import readable
 from sightread.pipelines.metrics.matching import balanced_threshold, matching_curves, roc_area
@@ -27,6 +33,7 @@ from sightread.tasks.embed import embed_images
 from sightread.types import Pixels, Sample
 
 FEWEST = 20  # pictures: from fewer, a threshold is a guess
+LEARNED, DIGEST = "learned.bin", 3  # a file in a model's folder; bytes of a picture's digest in it
 _PART, _LEAST, _MOST = 20, 50, 500
 _COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # that ITC may count beside ITM's logit
 
@@ -34,9 +41,9 @@ Floats: TypeAlias = NDArray[np.float64]
 Truths: TypeAlias = NDArray[np.bool_]
 
 
-def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+def held_out(dataset: Dataset, known: frozenset[bytes] = frozenset()) -> tuple[Dataset, Dataset]:
     """(to learn from, to calibrate on): the second has a twentieth of the samples, but 50 to 500, at most a quarter of
-    all, and none where that would be fewer than 20.
+    all, less those whose digest is `known`, and none where that would be fewer than 20.
 
     Their keys alone say which: a training that starts from the result of another one, with the same data or more,
     does not calibrate on what was learned before.
@@ -45,8 +52,28 @@ def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     held = min(max(count // _PART, _LEAST), _MOST, count // 4)
     if held < FEWEST:
         return dataset, dataset.select([])
-    order = np.array(sorted(range(count), key=lambda index: _hash(dataset.key(index))), np.int64)
-    return dataset.select(np.sort(order[held:])), dataset.select(order[:held])
+    order = sorted(range(count), key=lambda index: _hash(dataset.key(index)))
+    fresh = [index for index in order[:held] if not known or digest(dataset, index) not in known]
+    if len(fresh) < FEWEST:
+        return dataset, dataset.select([])
+    return dataset.select(sorted({*order} - {*fresh})), dataset.select(fresh)
+
+
+def learned_from(start: str) -> frozenset[bytes]:
+    """The digests of pictures it learned from that come with a model on this machine; mostly there are none."""
+    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / LEARNED
+    known = path.read_bytes() if start and path.is_file() else b""
+    return frozenset(known[at : at + DIGEST] for at in range(0, len(known), DIGEST))
+
+
+def digest(dataset: Dataset, index: int) -> bytes:
+    """What tells a picture from nearly every other, from its encoded bytes; empty where they cannot be read."""
+    try:
+        picture = dataset[index].picture
+        data = picture if isinstance(picture, bytes) else read_file(str(picture))
+    except ImageError:
+        return b""
+    return blake2b(data, digest_size=DIGEST).digest()
 
 
 def calibrate(model: Model, dataset: Dataset, most: int, about: tuple[int, str]) -> Calibrated | None:
