@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+_Members = dict[str, bytes | str] | Sequence[tuple[str, bytes | str]]
 
 
 def picture(number: int = 0, kind: str = "JPEG") -> bytes:
@@ -28,10 +31,10 @@ def put(path: Path, content: bytes | str | Any) -> Path:
     return path
 
 
-def tar(path: Path, members: dict[str, bytes | str], format: int = tarfile.GNU_FORMAT) -> Path:
+def tar(path: Path, members: _Members, format: int = tarfile.GNU_FORMAT) -> Path:
     """A tar as Python writes it."""
     with tarfile.open(path, "w", format=format) as file:
-        for name, content in members.items():
+        for name, content in members.items() if isinstance(members, dict) else members:
             data = content.encode() if isinstance(content, str) else content
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -7,12 +7,16 @@ import os
 import pickle
 import tarfile
 import threading
+from itertools import count
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sightread import Dataset, ImageError, open_dataset
 from sightread.data.folders import escaped, unescaped
@@ -33,6 +37,35 @@ def streamed(dataset: Dataset) -> tuple[list[Sample], dict[str, str]]:
 
 
 # Folders.
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "a#2", "a#3", "b#02", "a#2#2", "#", ""]), min_size=1), min_size=1
+    ),
+    st.randoms(),
+)
+def test_every_sample_has_a_name_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, sources: list[list[str]], random: Random
+) -> None:
+    """The first of a key has it, later ones also the next number that is free; the same names in any order."""
+    folder = tmp_path_factory.mktemp("keys")
+    files = [
+        put(folder / f"{i}.json", [{"key": key, "image": f"{i} {j}.jpg"} for j, key in enumerate(keys)])
+        for i, keys in enumerate(sources)
+    ]
+    dataset = open_dataset(files)
+    own = [key or f"{i} {j}" for i, keys in enumerate(sources) for j, key in enumerate(keys)]
+    names = [dataset.key(index) for index in range(len(dataset))]
+    expected: list[str] = []
+    for key in own:
+        tries = (f"{key}#{number}" for number in count(2))
+        expected.append(key if key not in expected else next(n for n in tries if n not in {*own, *expected}))
+    assert names == expected
+    assert len(set(names)) == len(names)
+    random.shuffle(files)
+    dataset = pickle.loads(pickle.dumps(open_dataset(files)))
+    assert sorted(names) == sorted(dataset.key(index) for index in range(len(dataset)))
 
 
 def test_a_folder_with_sidecars(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sightread import open_dataset
 from sightread.data.shards import Pipe, Shard
 from sightread.errors import ImageError
 from sightread.types import Sample
-from tests.data.sources import picture, tar
+from tests.data.sources import picture, put, tar
 from tests.data.test_samples import streamed
 
 
@@ -51,17 +51,13 @@ def test_a_second_member_of_a_kind_is_of_the_next_sample(tmp_path: Path) -> None
         ("a.json", b"{}"),
         ("a.txt", b"two"),
     ]
-    with tarfile.open(tmp_path / "x.tar", "w") as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    both = [(picture(1), ("one",)), (picture(2), ("two",))]
-    dataset = open_dataset(tmp_path / "x.tar")
-    assert [(s.picture, s.captions) for s in dataset] == both
-    assert [s.key for s in dataset] == ["a", "a#2"]
-    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
-    assert [(s.picture, s.captions) for s in open_dataset(tmp_path / "x.tar.gz")] == both
+    plain = tar(tmp_path / "x.tar", members)
+    zipped = put(tmp_path / "x.tar.gz", gzip.compress(plain.read_bytes()))
+    for path in (plain, zipped):
+        assert [(s.key, s.picture, s.captions) for s in open_dataset(path)] == [
+            ("a", picture(1), ("one",)),
+            ("a#2", picture(2), ("two",)),
+        ]
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import tarfile
 import tempfile
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightread import open_dataset
+from sightread.data.records import key_hash
 from sightread.errors import UsageError
 from sightread.pipelines.convert import convert
 from sightread.pipelines.events import Failed
@@ -104,7 +106,7 @@ class Given:
         return len(self.samples)
 
     def hashes(self) -> list[int]:
-        return [hash(sample.key) for sample in self.samples]
+        return [key_hash(sample.key) for sample in self.samples]
 
     def key(self, index: int) -> str:
         return self.samples[index].key
@@ -332,6 +334,27 @@ def test_keys_that_repeat_across_shards_stay_apart(tmp_path: Path) -> None:
         "0#2": ("number 1",),
         "0#3": ("number 2",),
     }
+
+
+KINDS = [kind for kind in TARGETS if kind != "shards"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_that_looks_like_a_repeated_one_costs_no_sample(tmp_path: Path, kind: str) -> None:
+    """From shards and from a stream; what stood between two of a key is broken, so they come to stand together."""
+    keys = ["0", "broken", "0", "0#2", "0", "0#2"]
+    members = [(f"{key}.jpg", picture(i) if i != 1 else b"") for i, key in enumerate(keys)]
+    shards = [tar(tmp_path / f"{i}.tar", [member]) for i, member in enumerate(members)]
+    stream = put(tmp_path / "x.tar.gz", gzip.compress(tar(tmp_path / "x.tar", members).read_bytes()))
+    for source, names in (
+        (shards, ["0", "0#3", "0#2", "0#4", "0#2#2"]),
+        (stream, ["0", "0#2", "0#2#2", "0#3", "0#2#3"]),
+    ):
+        done = convert(source, tmp_path / "made" / TARGETS[kind], overwrite=True)
+        back = read(where(tmp_path / "made", kind))
+        assert done.samples == 5
+        assert sorted(back) == sorted(names)
+        assert [back[name].picture for name in names] == [picture(i) for i in range(6) if i != 1]
 
 
 @pytest.mark.parametrize("target", ["out.tar", "out"])

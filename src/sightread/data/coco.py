@@ -69,8 +69,8 @@ class Coco:
         return len(self._numbers)
 
     def hashes(self) -> Iterator[int]:
-        """hash() of every key."""
-        return (hash(self.key(index)) for index in range(len(self)))
+        """key_hash() of every key."""
+        return (records.key_hash(self.key(index)) for index in range(len(self)))
 
     def key(self, index: int) -> str:
         """The key of a record."""

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def first_field(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The field that goes by the first of `names` under which there is something."""
     present = {field.lower(): field for field, value in fields.items() if value is not None}
     return next((present[name] for name in names if name in present), None)
+
+
+def key_hash(key: str) -> int:
+    """A hash of a key from which that of the key with "#2" behind it can be made: hash((key_hash(key), "2"))."""
+    first, *numbers = key.split("#")
+    return reduce(lambda before, number: hash((before, number)), numbers, hash(first))
 
 
 def sample_of(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sample:

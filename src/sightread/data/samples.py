@@ -40,7 +40,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def hashes(self) -> Iterable[int]:
-        """hash() of every key."""
+        """records.key_hash() of every key."""
         ...
 
     def key(self, index: int) -> str: ...
@@ -162,13 +162,17 @@ class Dataset:
         return source, within, source.key(within) + (f"#{count}" if count else "")
 
     def _repeated_keys(self) -> dict[int, int]:
-        """Which records have the key of an earlier one, as in shards that count alike, and which time it is."""
+        """Which records have the key of an earlier one, as in shards that count alike, and the number behind it: which
+        time it is, but for numbers with which it would be a key that a record has."""
         hashes = np.fromiter(chain.from_iterable(source.hashes() for source in self._sources), np.int64)
-        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+        keys, first, group = np.unique(hashes, return_index=True, return_inverse=True)
         times: dict[int, int] = {}
         repeated: dict[int, int] = {}
         for index in np.flatnonzero(first[group] != np.arange(len(hashes))).tolist():
-            times[group[index]] = repeated[index] = times.get(group[index], 1) + 1
+            key, number = int(keys[group[index]]), times.get(group[index], 1) + 1
+            while (name := hash((key, str(number)))) in keys[keys.searchsorted(name) :][:1]:
+                number += 1
+            times[group[index]] = repeated[index] = number
         return repeated
 
 

@@ -114,7 +114,7 @@ class Shard:
                     if parts[0] != last or parts[1] in endings:  # a second one of a kind is the next sample's
                         self._starts.append(member.start)
                         self._ends.append(member.end)
-                        self._hashes.append(hash(parts[0]))
+                        self._hashes.append(records.key_hash(parts[0]))
                         endings.clear()
                     last, self._ends[-1] = parts[0], member.end
                     endings.add(parts[1])
@@ -131,8 +131,8 @@ class Shard:
         return len(self._starts) + bool(self._lost)
 
     def hashes(self) -> Iterator[int]:
-        """hash() of every key."""
-        return chain(self._hashes, [hash(self._path.name)] * bool(self._lost))
+        """key_hash() of every key."""
+        return chain(self._hashes, [records.key_hash(self._path.name)] * bool(self._lost))
 
     def key(self, index: int) -> str:
         """The key of a record."""
@@ -172,7 +172,9 @@ class Shard:
 
 
 class Pipe:
-    """A source that can be read once and in order: a tar on standard input or in a named pipe, or a .tar.gz."""
+    """A source that can be read once and in order: a tar on standard input or in a named pipe, or a .tar.gz. Of keys it
+    remembers the hashes, to tell apart those that repeat; what is to come it cannot know, so "a#2" may become "a#2#2".
+    """
 
     notes: tuple[str, ...] = ()
 
@@ -191,6 +193,7 @@ class Pipe:
         """Every sample, and for a broken one the error in its place."""
         parts: list[_Part] = []
         key, count, endings = None, 0, set[str]()
+        seen: dict[int, int] = {}
         error: Exception | None = None
         with self._open() as source:
             file = _Forward(source)
@@ -201,7 +204,7 @@ class Pipe:
                         continue
                     if key is not None and (split[0] != key or split[1] in endings):
                         count += 1
-                        yield _sample_or_error(key, parts)
+                        yield _sample_or_error(_named(key, seen), parts)
                         parts = []
                         endings.clear()
                     key = split[0]
@@ -214,7 +217,7 @@ class Pipe:
                 error = caught
         if key is not None and (error is None or not _is_torn(error, key)):
             count += 1
-            yield _sample_or_error(key, parts)
+            yield _sample_or_error(_named(key, seen), parts)
         if error is not None:
             yield ImageError(self._name, _loss(error, count))
 
@@ -226,6 +229,17 @@ def _is_wanted(member: _Member) -> bool:
     ending = (member.split() or ("", ""))[1]
     largest = LARGEST if ending in _TEXTS else Limits().max_file_bytes if ending in _PICTURES else -1
     return not member.refused and member.size <= largest
+
+
+def _named(key: str, seen: dict[int, int]) -> str:
+    """The key, with a number behind it where one before it has it. seen: hash of a key -> the last number behind it."""
+    name, number = key, seen.get(hash(key), 1)
+    while hash(name) in seen:
+        number += 1
+        name = f"{key}#{number}"
+    seen[hash(key)] = number
+    seen.setdefault(hash(name), 1)
+    return name
 
 
 def _sample_or_error(key: str, parts: list[_Part]) -> Sample | ImageError:

@@ -58,7 +58,7 @@ class Table:
             for row, fields in enumerate(self._rows.scan()):
                 name = None if fields is None else _picture_name(fields)
                 pictures_seen.append(hash((row,) if name is None else name))
-                keys_seen.append(hash(self._key(row, fields)))
+                keys_seen.append(records.key_hash(self._key(row, fields)))
         except (OSError, ValueError, csv.Error, RecursionError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -84,7 +84,7 @@ class Table:
             return self._key(row, None)
 
     def hashes(self) -> Iterable[int]:
-        """hash() of every key."""
+        """key_hash() of every key."""
         return self._hashes.tolist()
 
     def _key(self, row: int, fields: _Fields | None) -> str:

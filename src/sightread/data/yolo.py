@@ -44,7 +44,7 @@ class Yolo:
         return len(self._folder)
 
     def hashes(self) -> Iterator[int]:
-        """hash() of every key."""
+        """key_hash() of every key."""
         return self._folder.hashes()
 
     def key(self, index: int) -> str:
