@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,13 +29,15 @@ COUNT = 5
 
 
 class Server:
-    """Answers with what `replies` say, one after the other, then with a caption. Each is a status and a body."""
+    """Answers with what `replies` say, one after the other, then with a caption. Each is a status and a body; with None
+    as the body there is no answer until the test ends."""
 
     def __init__(self) -> None:
         self.replies: list[tuple[int, Any]] = []
         self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.header: dict[str, str] = {}
         lock, mine = threading.Lock(), self
+        self.over = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -41,6 +47,9 @@ class Server:
                     status, said = mine.replies.pop(0) if mine.replies else (200, "a red dog")
                 if isinstance(said, str):
                     said = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+                if said is None:
+                    mine.over.wait()
+                    return
                 self.send_response(status)
                 for name, value in mine.header.items():
                     self.send_header(name, value)
@@ -56,6 +65,7 @@ class Server:
         self.address = f"http://127.0.0.1:{self.http.server_port}/v1#tiny-vlm"
 
     def close(self) -> None:
+        self.over.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -64,7 +74,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv(endpoint.KEY, raising=False)
-    monkeypatch.setattr(endpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.0)
     monkeypatch.setattr(endpoint, "_AT_ONCE", 1)
     found = Server()
     yield found
@@ -156,6 +166,46 @@ def test_a_server_that_does_not_work_ends_the_job(
     assert "127.0.0.1" not in str(caught.value)
     server.replies, server.header = [], {}
     assert not run(scenes, tmp_path / "out", server).failed  # the same command goes on
+
+
+def test_ctrl_c_waits_for_no_answer(scenes: Path, tmp_path: Path, server: Server) -> None:
+    """Of a first shard that is done nothing is asked again."""
+    command = (
+        f"bootstrap {scenes}/a.tar --mode captioner-only --block 2 --threads 1 --captioner {server.address}"
+    )
+
+    def start(out: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sightread", *command.split(), "--out", str(tmp_path / out)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def said(process: subprocess.Popen[str], seconds: float) -> str:
+        try:
+            return process.communicate(timeout=seconds)[1]
+        finally:
+            process.kill()
+
+    server.replies = [(200, "a red dog"), (200, "a red dog"), (200, None), (200, None)]
+    with start("out") as stopped:
+        deadline = time.monotonic() + 240
+        while len(server.asked) < 4 and stopped.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stopped.send_signal(signal.SIGINT)
+        last = said(stopped, 60)  # an answer is waited for twice as long, five times
+    assert stopped.returncode == 130
+    assert len(server.asked) == 4
+    assert "goes on from here" in last
+    assert "Traceback" not in last
+    for out in ("out", "unbroken"):
+        with start(out) as process:
+            assert "Traceback" not in said(process, 240)
+        assert process.returncode == 0
+    assert len(server.asked) == 4 + (COUNT - 2) + COUNT
+    for path in (tmp_path / "unbroken").glob("*.tar"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_nobody_there(scenes: Path, tmp_path: Path, server: Server) -> None:

@@ -16,8 +16,8 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from concurrent.futures import Future
+from threading import Event, Semaphore, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,6 +57,7 @@ class Endpoint:
         self._secure = parts.scheme.lower() == "https"
         self._path = parts.path.rstrip("/") + "/chat/completions"
         self.model = parts.fragment
+        self._left = Event()  # nobody waits for an answer any more
         try:
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError:
@@ -76,10 +77,28 @@ class Endpoint:
     ) -> list[list[str] | ImageError]:
         """`options.captions` texts for each picture, or why the server refused it.
 
-        Raises SightreadError where the server does not answer, or refuses everything.
+        Raises SightreadError where the server does not answer, or refuses everything. Whoever interrupts it, or such an
+        error, waits for no request: the threads are daemons, which a pool's are not, and go on to no other one.
         """
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(self._texts, pictures, keys, repeat(options)))
+        gate, waiting = Semaphore(_AT_ONCE), [Future[list[str] | ImageError]() for _ in keys]
+
+        def work(future: Future[list[str] | ImageError], picture: Pixels, key: str) -> None:
+            with gate:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self._texts(picture, key, options))
+                    except Exception as error:
+                        future.set_exception(error)
+
+        try:
+            for given in zip(waiting, pictures, keys, strict=True):
+                Thread(target=work, args=given, daemon=True).start()
+            return [future.result() for future in waiting]
+        except BaseException:
+            self._left.set()
+            for future in waiting:
+                future.cancel()
+            raise
 
     def _texts(self, picture: Pixels, key: str, options: Options) -> list[str] | ImageError:
         file = io.BytesIO()
@@ -118,9 +137,9 @@ class Endpoint:
                 wait = max(wait, after)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-            if left:
-                time.sleep(min(wait, _LONGEST_WAIT))
-                wait *= 2
+            if left and self._left.wait(min(wait, _LONGEST_WAIT)):
+                break
+            wait *= 2
         if why == "HTTP 500":
             raise ImageError(key, f"the captioner failed at its picture, {_TRIES} times ({why})")
         raise SightreadError(
