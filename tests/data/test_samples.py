@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from sightread import Dataset, ImageError, open_dataset
 from sightread.data.folders import escaped, unescaped
+from sightread.data.records import json_text
 from sightread.errors import UsageError
 from sightread.pipelines.captions import Caption
 from sightread.pipelines.sidecars import Sidecars
@@ -436,3 +437,10 @@ def test_python_reads_our_tars_as_we_do(shared_data: Path) -> None:
         names = [Path(name).stem for name in file.getnames()]
     dataset = open_dataset(path)
     assert [dataset.key(i) for i in range(len(dataset))] == list(dict.fromkeys(names))
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\nb\x1c", "\udcff", "ä \U0001f436"])
+def test_json_is_one_line(text: str) -> None:
+    made = json_text({"text": text})
+    assert made.encode().decode().splitlines() == [made]
+    assert json.loads(made) == {"text": text}

@@ -165,3 +165,29 @@ def test_a_sparse_or_huge_member_costs_its_sample_only(tmp_path: Path) -> None:
     assert list(streamed(open_dataset(path))[1]) == ["a", "b"]
     good, skipped = streamed(open_dataset(put))
     assert ([s.key for s in good], list(skipped)) == (["b"], ["a"])
+
+
+def test_what_is_behind_the_end_mark_is_read_or_named(tmp_path: Path) -> None:
+    one = tar(tmp_path / "1.tar", {"a.jpg": picture(1), "a.txt": "one", "b.jpg": picture(2)}).read_bytes()
+    two = tar(tmp_path / "2.tar", {"c.jpg": picture(3), "c.txt": "three"}).read_bytes()
+    (tmp_path / "joined.tar").write_bytes(one + two)  # as cat does
+    joined = open_dataset(tmp_path / "joined.tar")
+    assert [(s.key, s.picture, s.captions) for s in joined] == [
+        ("a", picture(1), ("one",)),
+        ("b", picture(2), ()),
+        ("c", picture(3), ("three",)),
+    ]
+    assert joined.fingerprint != open_dataset(tmp_path / "1.tar").fingerprint
+    wiped = bytearray(one)
+    wiped[1024:2048] = bytes(1024)
+    for name, data in (
+        ("wiped", bytes(wiped)),
+        ("junk", one + b"junk" * 200),
+        ("zeros", bytes(3 << 20)),
+        ("short", one + b"x"),
+    ):
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        skipped = streamed(open_dataset(tmp_path / f"{name}.tar"))[1]
+        assert "cannot be read beyond" in skipped[f"{name}.tar"]
+    (tmp_path / "padded.tar").write_bytes(one + bytes(100_100))
+    assert [s.key for s in open_dataset(tmp_path / "padded.tar")] == ["a", "b"]

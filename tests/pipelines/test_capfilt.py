@@ -332,8 +332,9 @@ def test_damaged_and_torn_lines_are_work_to_do_again(place: Path, whole: Path, t
     shutil.copytree(whole, out)
     lines = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     (out / "manifest.jsonl").write_bytes(
-        lines[0].replace(b'"written": 8', b'"written": 7') + lines[1] + lines[2][:50]
+        lines[0].replace(b'"written": 8', b'"written": 7') + b'["check"]\n"\xff"\n' + lines[1] + lines[2][:50]
     )
+    (out / "log.jsonl").write_bytes(b'\xff\n{"samples": "x"}\n')
     (out / f"{PREFIX}0.tmp").write_bytes(b"half")
     assert run(place, out).new == 16
     assert content(out) == content(whole)
@@ -558,6 +559,9 @@ def test_an_estimate_writes_nothing(place: Path, tmp_path: Path, monkeypatch: py
     assert made.cost is not None
     assert 14 / 6 * 1000 < made.bytes < 10_000_000
     assert sum(made.texts.values()) == 12
+    for price in (-1.0, float("nan")):
+        with pytest.raises(UsageError, match="price"):
+            estimate(place / "a.tar", price=price, **models, **QUICK)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -646,6 +650,7 @@ def test_a_file_that_is_in_the_way_is_named(place: Path, tmp_path: Path) -> None
         {"mode": "x"},
         {"keep": "x"},
         {"captions": 0},
+        {"num_beams": 0},
         {"max_pixels": 0},
         {"ranker": "x"},
         {"top_p": 0},

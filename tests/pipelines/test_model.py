@@ -62,6 +62,7 @@ def test_sampling_keeps_its_seed(captioner: Model) -> None:
     first = captioner.caption(image, seed=1, **options)
     assert captioner.caption(image, seed=1, **options) == first
     assert captioner.caption(image, seed=2, **options) != first
+    assert captioner.caption(image, seed=-1, **options) != captioner.caption(image, seed=-2, **options)
     assert len(set(first)) > 1
 
 

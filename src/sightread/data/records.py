@@ -168,9 +168,10 @@ def json_object(data: bytes, name: str) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """JSON that UTF-8 can hold, also where a name is not valid Unicode."""
+    """JSON on one line, also for `str.splitlines`, that UTF-8 can hold, also where a name is not valid Unicode."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if _is_unicode(text) else json.dumps(value)
+    plain = text.isascii() or not re.search("[\x85\u2028\u2029\ud800-\udfff]", text)
+    return text if plain else json.dumps(value)
 
 
 def _is_unicode(text: str) -> bool:

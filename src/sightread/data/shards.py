@@ -30,6 +30,7 @@ from sightread.types import Limits, Sample
 _BLOCK = 512
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # WebDataset's rule
 _MAX_NAME = 1 << 20  # bytes of an extended header
+_MAX_ZEROS = 1 << 21  # bytes of zeros: tar pads to a multiple of 10,240, or of what it is told
 _TEXTS = frozenset(("txt", "json", "cls"))
 _PICTURES = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
 _REFUSED = {
@@ -289,18 +290,28 @@ def _members(
 ) -> Iterator[_Member]:
     """The members from `start` until `stop` or the end mark. limit: where the archive ends, None for a stream.
 
-    Whoever takes a member may read its body first. Raises `_EndError` where the archive is damaged or cut short.
+    A file goes on behind its end mark where another archive was joined to it; what else is there is damage. Whoever
+    takes a member may read its body first. Raises `_EndError` where the archive is damaged or cut short.
     """
     position = first = start
+    zeros = 0
     name, size = "", None  # from extended headers, for the member behind them
     while stop is None or position < stop:
         file.seek(position)
         head = file.read(_BLOCK)
         if len(head) < _BLOCK:
             is_clean = not head.strip(b"\0")
+            if zeros and is_clean:
+                return
             raise _EndError("it has no end mark" if is_clean else "a header is cut short", is_clean)
         if not head.strip(b"\0"):
-            return
+            if limit is None:
+                return
+            position, first, zeros = position + _BLOCK, position + _BLOCK, zeros + _BLOCK
+            if zeros > _MAX_ZEROS:
+                raise _EndError("zeros follow, and nothing else", True)
+            continue
+        zeros = 0
         kind, stated = head[156:157], _checked_size(head)
         member = _Member(name or _name(head), "", first, position + _BLOCK, stated if size is None else size)
         if kind in _EXTENDED:

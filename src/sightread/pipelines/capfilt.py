@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -128,6 +129,8 @@ def estimate(
     """
     if samples < 1:
         raise UsageError(f"samples={samples}: must be at least 1")
+    if price is not None and not 0 <= price < math.inf:
+        raise UsageError(f"price={price}: must be 0 or more")
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     models = (os.fspath(captioner), os.fspath(filter))
     job, _ = _job(dataset, None, models, Options.of(options))

@@ -384,8 +384,9 @@ def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 def _uniforms(options: Decoding, keys: Sequence[int]) -> Tensor:
     """Numbers in [0, 1) for every row and step, `[B * num_return, max_new_tokens]`, from (seed, key) alone."""
+    seed = options.seed % 2**53  # NumPy makes float64 of a pair that int64 cannot hold
     draws = [
-        np.random.Generator(np.random.Philox(key=[options.seed % 2**64, key % 2**64])).random(
+        np.random.Generator(np.random.Philox(key=[seed, key % 2**64])).random(
             (options.num_return, options.max_new_tokens)
         )
         for key in keys

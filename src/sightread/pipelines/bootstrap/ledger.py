@@ -241,7 +241,7 @@ def _checked(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
         check = entry.pop(_CHECK)
-    except (ValueError, AttributeError, KeyError, RecursionError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
     return entry if check == _checksum(json_text(entry)) else None
 

@@ -150,7 +150,7 @@ def _throughput(job: Job) -> dict[str, Any]:
     """Of all runs so far, as log.jsonl tells."""
     path = job.out / "log.jsonl"
     samples = seconds = 0.0
-    for text in path.read_text("utf-8").splitlines() if path.exists() else ():
+    for text in path.read_bytes().splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
             samples, seconds = samples + line["samples"], seconds + line["seconds"]

@@ -75,7 +75,8 @@ class Options:
             raise UsageError(f"by_reference: to={self.to!r} holds the pictures; take parquet")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold={self.threshold}: must be from 0 to 1")
-        for name in "top captions block group threads workers batch_size readers max_pixels".split():
+        counts = "top captions num_beams block group threads workers batch_size readers max_pixels"
+        for name in counts.split():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
