@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from sightread.errors import CheckpointError
 from sightread.models import files, safe
@@ -457,6 +457,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_safetensors({"a": tensors["a"]}, tmp_path / "m.safetensors")  # over the file that it is read from
     assert torch.equal(tensors["a"], A)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_shared_memory_is_written_as_if_each_had_its_own(tmp_path: Path) -> None:
+    """The bytes are those that the library writes of copies: views, one tensor under two names, none, one number."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    tensors = {f"part {i}": part for i, part in enumerate(whole.split(1))} | {"é": whole, "again": whole}
+    tensors |= {"turned": whole.t(), "row": whole[:1].expand(3, 6), "last": whole[-1, -1], "none": whole[:0]}
+    kinds = (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.int8, torch.bool)
+    tensors |= {str(kind): whole.to(kind)[1:] for kind in kinds}
+    write_safetensors(tensors, tmp_path / "m.safetensors")
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    assert (tmp_path / "m.safetensors").read_bytes() == save(copies, {"format": "pt"})
 
 
 def test_json(tmp_path: Path) -> None:

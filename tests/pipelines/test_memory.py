@@ -1,5 +1,5 @@
-"""Memory is kept where the allocator can keep it, and loading a checkpoint takes little more than its weights. In
-processes of their own, as both are of a whole process."""
+"""Memory is kept where the allocator can keep it, loading a checkpoint takes little more than its weights, and writing
+one next to nothing. In processes of their own, as all this is of a whole process."""
 
 from __future__ import annotations
 
@@ -100,3 +100,45 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path, suffix: str,
     code = [sys.executable, "-c", LOAD, str(small), str(large), bits]
     run = subprocess.run(code, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 1.15 * weights * (0.7 if bits == "int4" else 1)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from sightread.models.files import write_safetensors
+from sightread.models.language_checkpoints import language_config, language_keys
+from sightread.models.weights import export, own_tensors
+from sightread.towers.text import LanguageModel
+
+def memory(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+def save(width, layout):
+    shape = dict(hidden_size=width, intermediate_size=3 * width, num_attention_heads=4, num_hidden_layers=6)
+    config = language_config(dict(shape, model_type="llama", vocab_size=9999))
+    net = nn.ModuleDict({"language": LanguageModel(config)})
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    keys = language_keys(config, "language", "model", "lm_head")
+    write_safetensors(own_tensors(net) if layout == "own" else export(net, keys), sys.argv[2])
+    return memory("VmHWM") - before
+
+save(64, sys.argv[1])
+print(save(512, sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a process' peak"
+)
+@pytest.mark.parametrize("layout", ["own", "theirs"])
+def test_saving_takes_next_to_nothing(tmp_path: Path, layout: str) -> None:
+    file = tmp_path / "model.safetensors"
+    run = subprocess.run(
+        [sys.executable, "-c", SAVE, layout, str(file)], capture_output=True, text=True, check=True
+    )
+    assert file.stat().st_size > 100e6
+    assert int(run.stdout) < 0.1 * file.stat().st_size

@@ -113,18 +113,18 @@ def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Map
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write one safetensors file, whole or not at all. Tensors that share memory are written one by one."""
-    from safetensors.torch import save_file
+    """Write one safetensors file, whole or not at all. A tensor is written from where it lies, whatever it shares; only
+    one that is not on the CPU, or not row by row, is copied."""
+    from safetensors import TensorSpec, serialize_file
 
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if memory in seen else value
-        seen.add(memory)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}  # holds the memory
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in plain.items()}
+    places = {
+        name: TensorSpec(dtype=kinds[name], shape=t.shape, data_ptr=t.data_ptr(), data_len=t.nbytes)
+        for name, t in plain.items()
+    }
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"})
+        serialize_file(places, temporary, metadata={"format": "pt"})
 
 
 def read_json(path: Path) -> dict[str, Any]:

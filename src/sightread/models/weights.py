@@ -175,7 +175,7 @@ def fill(
 
 
 def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
-    """The checkpoint's tensors again, each with memory of its own.
+    """The checkpoint's tensors again: the network's own memory, wherever theirs has the same numbers in the same order.
 
     Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
     shared modules are written under every name. Classes that were learned stay behind: no other layout has them.
@@ -189,7 +189,7 @@ def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
             if rule.first_row is not None:
                 pieces.setdefault(rule.names[0], {})[rule.first_row] = value
                 continue
-            out.update(zip(rule.names, (part.clone() for part in rule.write(value)), strict=True))
+            out.update(zip(rule.names, rule.write(value), strict=True))
     return out | {name: torch.cat([parts[row] for row in sorted(parts)]) for name, parts in pieces.items()}
 
 
