@@ -44,6 +44,7 @@ Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
 # What may differ from call to call of one job.
 _FREE = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
 _REPORT_EVERY = 300.0  # seconds
+_NOTES = 5  # on what the data holds that is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def _job(
     told = {part: f"{remote[part].model}, elsewhere" if part in remote else parts[part] for part in parts}
     about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": told}
     job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
-    about |= {"notes": _notes(stamps), "settings": settings, "units": len(job.units), "sources": sources}
+    about |= {"notes": _notes(stamps, dataset.notes), "settings": settings, "units": len(job.units), "sources": sources}
     return job, about
 
 
@@ -199,10 +200,13 @@ def _check(dataset: Dataset, options: Options, parts: Mapping[str, str]) -> None
         start += count
 
 
-def _notes(stamps: Mapping[str, str]) -> list[str]:
+def _notes(stamps: Mapping[str, str], left_out: Sequence[str]) -> list[str]:
+    more = [f"{len(left_out) - _NOTES:,} more sources like these"] if len(left_out) > _NOTES else []
+    notes = [*left_out[:_NOTES], *more]
     if stamps.get("captioner") is None or stamps["captioner"] != stamps.get("filter"):
-        return []
+        return notes
     return [
+        *notes,
         "captioner and filter have the same weights: such a filter takes more of the captioner's mistakes for right "
         "(Li et al. 2022, table 4: 8 % dropped, with separate weights 25 %); fine-tune two from one model"
     ]

@@ -25,6 +25,7 @@ _UNITS_SHOWN = 8  # from which pictures are taken
 _EACH = 8  # pictures of a kind
 _SIDE = 180  # px
 _MOST_NAMED = 200
+_LONGEST = 500  # characters of a caption on the page
 _MARKS = {"kept": "✓", "dropped": "✗"}
 _NOT_JUDGED = ("empty", "looping", "duplicate")
 _STYLE = """
@@ -234,6 +235,11 @@ def _text(value: object) -> str:
     return escape(str(value).encode("utf-8", "backslashreplace").decode())
 
 
+def _shown(text: str) -> str:
+    """The beginning of a caption, apart from what is written from right to left in it."""
+    return f"<bdi>{_text(text[:_LONGEST])}{'…' * (len(text) > _LONGEST)}</bdi>"
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
@@ -280,7 +286,7 @@ def _language_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         "vocabulary": "different words",
         "near_duplicates": "near duplicates (the same words as another)",
     }
-    repeated = [[text, f"{count:,}"] for text, count in after["most_repeated"]]
+    repeated = [[text[:_LONGEST], f"{count:,}"] for text, count in after["most_repeated"]]
     table = _table(["", "web", "kept"], [row(name, shown) for name, shown in names.items()])
     return table + (_table(["most repeated among the kept", "times"], repeated) if repeated else "")
 
@@ -310,7 +316,7 @@ def _color(kept: bool) -> str:
 
 def _figure(texts: Sequence[Line], images: Mapping[tuple[int, str], str]) -> str:
     said = "".join(
-        f'<p class="{line["verdict"]}">{_MARKS[line["verdict"]]} {_text(line["text"])} <small>{line["source"]}'
+        f'<p class="{line["verdict"]}">{_MARKS[line["verdict"]]} {_shown(line["text"])} <small>{line["source"]}'
         f"{_score(line)}, {line['reason']}</small></p>"
         for line in texts
     )
