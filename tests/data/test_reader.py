@@ -169,6 +169,17 @@ def test_a_hang_costs_one_picture(tmp_path: Path) -> None:
     assert results[1].name == str(slow)
 
 
+def test_waiting_for_the_processor_costs_no_picture(tmp_path: Path) -> None:
+    small = save(tmp_path / "a.png", 3)
+    stream = read_pictures([small] * 9, SPEC, limits=Limits(max_seconds=1), isolate=True, workers=1)
+    assert isinstance(next(stream), Pixels)
+    (child,) = children()
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(1.3)
+    os.kill(child, signal.SIGCONT)
+    assert all(isinstance(result, Pixels) for result in stream)
+
+
 def test_a_memory_bomb_costs_one_picture(tmp_path: Path) -> None:
     small, large = save(tmp_path / "a.png", 3), slow_png(tmp_path / "large.png", 6_000)
     limits = Limits(max_memory_bytes=100 * 2**20)  # the picture takes 144 MB in Pillow

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ from sightread.pipelines.capfilt import bootstrap, estimate
 from sightread.pipelines.events import Done, Failed, Skipped
 from sightread.types import ImageSpec
 from tests.checkpoints import write_blip, write_clip
+from tests.data.sources import tar
 from tests.pipelines.failing import CALLS, failing
 
 LONG = bool(os.environ.get("SIGHTREAD_LONG"))
@@ -541,6 +543,7 @@ def test_the_report_counts_what_the_evidence_says(whole: Path) -> None:
     assert told["throughput"]["pictures"] >= COUNT
     page = (whole / "report.html").read_text()
     assert page.count("data:image/jpeg") >= 8
+    assert f"<bdi>{escape(lines[0]['text'])}</bdi>" in page
     assert "<script" not in page
     assert "http" not in page
 
@@ -665,17 +668,20 @@ def test_wrong_options(options: dict[str, Any]) -> None:
 
 
 def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) -> None:
-    data = (place / "a.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(data[: len(data) * 2 // 3])
+    whole = (place / "a.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3])
     folder = tmp_path / "bad"
     folder.mkdir()
     for i, sample in enumerate(world("train", 4, 2)):
         assert isinstance(sample.picture, bytes)
         (folder / f"{i}.png").write_bytes(sample.picture if i != 2 else sample.picture[:200])
     (folder / "9.png").write_text("no picture")
+    more = tar(tmp_path / "more.tar", {"m.png": (folder / "0.png").read_bytes(), "m.npy": "left out"})
+    data = [tmp_path / "cut.tar", folder, more]
     options = QUICK | {"captioner": place / "caption", "filter": place / "match", "isolate": True}
     seen: list[Any] = []
-    done = bootstrap([tmp_path / "cut.tar", folder], out=tmp_path / "out", watch=seen.append, **options)
+    done = bootstrap(data, out=tmp_path / "out", watch=seen.append, **options)
+    assert done.notes == ("more.tar: members of other kinds are left out: 1 .npy",)
     assert [(shard, key) for shard, key, _ in done.failed] == [
         ("cut.tar", "cut.tar"),
         ("bad", "2"),
@@ -685,7 +691,7 @@ def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) 
     lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == ["cut.tar", "2", "9"]
     assert all(line["reason"] and line["shard"] in ("cut.tar", "bad") for line in lines)
-    assert bootstrap([tmp_path / "cut.tar", folder], out=tmp_path / "out", **options).new == 0
+    assert bootstrap(data, out=tmp_path / "out", **options).new == 0
 
 
 def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from sightread.types import ImageSource, ImageSpec, Limits, Pixels
 _NO_LIMITS: Final = Limits()
 _OBITUARIES: Final = ("took longer than", "the decoder process did not start", "crashed the decoder")
 _START_SECONDS: Final = 60.0  # for a child to come up on a busy machine; 0.15 s on an idle one
+_PATIENCE: Final = 10.0  # seconds by the clock for one of the processor's, which the child counts
+_OVERTIME: Final = -27  # exit status: SIGPROF
 
 
 def read_pictures(
@@ -43,9 +45,10 @@ def read_pictures(
     `sources` is read lazily, a few items (4 per worker) ahead of the results. Closing the iterator stops the workers.
 
     isolate=False: threads of this process; of `limits`, time and memory are not enforced.
-    isolate=True: child processes decode paths and bytes. One that takes longer than `limits.max_seconds` for a picture
-    or dies is replaced, and that picture becomes an ImageError; `limits.max_memory_bytes` caps each. Pictures that are
-    already in memory (PIL images, arrays, Pixels) are prepared in this process. Children always resize in "exact" mode.
+    isolate=True: child processes decode paths and bytes. One that takes more than `limits.max_seconds` of the
+    processor's time for a picture (or ten times as long by the clock) or dies is replaced, and that picture becomes an
+    ImageError; `limits.max_memory_bytes` caps each. Pictures that are already in memory (PIL images, arrays, Pixels)
+    are prepared in this process. Children always resize in "exact" mode.
 
     Raises UsageError for wrong arguments, and whatever iterating `sources` raises.
     """
@@ -183,7 +186,7 @@ class _Child:
                 to_child.write(payload)
                 to_child.flush()
                 self._read(from_child, 1)
-            with self._within(self._seconds):
+            with self._within(_PATIENCE * self._seconds):
                 head = self._read(from_child, decoder.RESPONSE.size)
                 status, height, width, *size, length = decoder.RESPONSE.unpack(head)
                 body = self._read(from_child, length)
@@ -210,7 +213,7 @@ class _Child:
 
     def _obituary(self) -> str:
         code = self.bury()
-        if self._late:
+        if self._late or code == _OVERTIME:
             return f"{_OBITUARIES[0]} the limit of {self._seconds:g} s"
         return f"{_OBITUARIES[2 if self._ready else 1]} (exit status {code})"
 

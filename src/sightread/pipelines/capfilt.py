@@ -178,7 +178,12 @@ def _job(
     told = {part: f"{remote[part].model}, elsewhere" if part in remote else parts[part] for part in parts}
     about = {"sightread": version("sightread"), "torch": str(torch.__version__), "models": told}
     job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
-    about |= {"notes": _notes(stamps, dataset.notes), "settings": settings, "units": len(job.units), "sources": sources}
+    about |= {
+        "notes": _notes(stamps, dataset.notes),
+        "settings": settings,
+        "units": len(job.units),
+        "sources": sources,
+    }
     return job, about
 
 
@@ -208,7 +213,7 @@ def _notes(stamps: Mapping[str, str], left_out: Sequence[str]) -> list[str]:
     return [
         *notes,
         "captioner and filter have the same weights: such a filter takes more of the captioner's mistakes for right "
-        "(Li et al. 2022, table 4: 8 % dropped, with separate weights 25 %); fine-tune two from one model"
+        "(Li et al. 2022, table 4: 8 % dropped, with separate weights 25 %); fine-tune two from one model",
     ]
 
 
