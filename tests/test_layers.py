@@ -136,6 +136,7 @@ NAMED: dict[str, set[str]] = {
     "pipelines.sharding": {"pipelines.feed", "pipelines.ranks"},
     "pipelines.calibration": {
         "pipelines.checkup",
+        "pipelines.engine",
         "pipelines.metrics.matching",
         "pipelines.model",
         "pipelines.rerank",

@@ -3,7 +3,8 @@
 Training pairs are judged better than others, so a judge that is fair to them says no to the world too often: 0.5 is
 moved to where as large a share of true pairs stays as of wrong ones goes. Where a network can count ITC's cosine too
 (`match_cosine` of BLIP), it does so as often as sorts the pairs best. A model may come with digests of the pictures
-that it has learned from (`nano` does), on which nothing can be set.
+that it has learned from (`nano` does): true pairs of these are known by heart and tell nothing, but wrong ones are
+still new, so that of those as many are to be dropped as before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from sightread.models.catalog import BUNDLED
 from sightread.models.files import BUNDLED_FOLDER
 from sightread.pipelines import rerank
 from sightread.pipelines.checkup import readable
+from sightread.pipelines.engine import load
 from sightread.pipelines.metrics.matching import balanced_threshold, matching_curves, roc_area
 from sightread.pipelines.model import Model
 from sightread.pipelines.run_events import Calibrated
@@ -41,9 +43,9 @@ Floats: TypeAlias = NDArray[np.float64]
 Truths: TypeAlias = NDArray[np.bool_]
 
 
-def held_out(dataset: Dataset, known: frozenset[bytes] = frozenset()) -> tuple[Dataset, Dataset]:
+def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """(to learn from, to calibrate on): the second has a twentieth of the samples, but 50 to 500, at most a quarter of
-    all, less those whose digest is `known`, and none where that would be fewer than 20.
+    all, and none where that would be fewer than 20.
 
     Their keys alone say which: a training that starts from the result of another one, with the same data or more,
     does not calibrate on what was learned before.
@@ -52,11 +54,8 @@ def held_out(dataset: Dataset, known: frozenset[bytes] = frozenset()) -> tuple[D
     held = min(max(count // _PART, _LEAST), _MOST, count // 4)
     if held < FEWEST:
         return dataset, dataset.select([])
-    order = sorted(range(count), key=lambda index: _hash(dataset.key(index)))
-    fresh = [index for index in order[:held] if not known or digest(dataset, index) not in known]
-    if len(fresh) < FEWEST:
-        return dataset, dataset.select([])
-    return dataset.select(sorted({*order} - {*fresh})), dataset.select(fresh)
+    order = np.array(sorted(range(count), key=lambda index: _hash(dataset.key(index))), np.int64)
+    return dataset.select(np.sort(order[held:])), dataset.select(order[:held])
 
 
 def learned_from(start: str) -> frozenset[bytes]:
@@ -76,12 +75,55 @@ def digest(dataset: Dataset, index: int) -> bytes:
     return blake2b(data, digest_size=DIGEST).digest()
 
 
-def calibrate(model: Model, dataset: Dataset, most: int, about: tuple[int, str]) -> Calibrated | None:
+def calibrate(
+    model: Model, dataset: Dataset, most: int, about: tuple[int, str], start: str = ""
+) -> Calibrated | None:
     """Sets the verdict of the model's judge, in place, and says what that changes; None where pairs are too few.
 
     Of the dataset's first `most` samples every caption counts twice: with its own picture, and with another one.
-    about: the step and the name of the data, for the event.
+    about: the step and the name of the data, for the event. start: the model that the training began with; pictures
+    that it has learned from are left out, and where too few are left, what share of wrong texts it drops is kept.
     """
+    known = learned_from(start)
+    if known:
+        seen = range(min(most, len(dataset)))
+        fresh = [index for index in seen if digest(dataset, index) not in known]
+        if len(fresh) < FEWEST <= len(seen):
+            return _carry_over(model, dataset.select(seen), about, start)
+        dataset = dataset.select(fresh)
+    pairs = _told(model, dataset, most)
+    if pairs is None:
+        return None
+    counted = getattr(model.network.config, "match_cosine", 0.0)
+    areas = {w: _area(pairs.odds + (w - counted) * pairs.itc, pairs.match) for w in _allowed(model)}
+    cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
+    pairs = pairs._replace(odds=pairs.odds + (cosine - counted) * pairs.itc)
+    return _set_verdict(model.network, pairs, cosine, balanced_threshold(pairs.odds, pairs.match), about)
+
+
+def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
+    """The share of wrong texts that is dropped stays what it was, with pictures that were known from the start."""
+    theirs = _told(load(start, device=str(model.device)), dataset, len(dataset))
+    pairs = _told(model, dataset, len(dataset))
+    if theirs is None or pairs is None:
+        return None
+    dropped = float((theirs.odds[~theirs.match] < 0).mean())
+    threshold = float(np.quantile(pairs.odds[~pairs.match], dropped))
+    cosine = getattr(model.network.config, "match_cosine", 0.0)
+    return replace(_set_verdict(model.network, pairs, cosine, threshold, about), start=start)
+
+
+class _Told(NamedTuple):
+    """Pairs `[n]`: the odds of the judge (the logit of "match" less that of "no match"), ITC's cosine (0 where it
+    cannot count), which are true; of how many pictures."""
+
+    odds: Floats
+    itc: Floats
+    match: Truths
+    pictures: int
+
+
+def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
     was_training = model.network.training
     model.network.eval()
     try:
@@ -90,17 +132,9 @@ def calibrate(model: Model, dataset: Dataset, most: int, about: tuple[int, str])
         pairs, match = _pairs([samples[i] for i in told])
         if min(len(told), int((~match).sum())) < FEWEST:
             return None
-        was, itc = _judged(model, [pictures[i] for i in told], pairs)
+        return _Told(*_judged(model, [pictures[i] for i in told], pairs), match, len(told))
     finally:
         model.network.train(was_training)
-    counted = getattr(model.network.config, "match_cosine", 0.0)
-    areas = {cosine: _area(was + (cosine - counted) * itc, match) for cosine in _allowed(model)}
-    cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
-    odds = was + (cosine - counted) * itc
-    threshold = balanced_threshold(odds, match)
-    _set_verdict(model.network, cosine, threshold)
-    before, after = _shares(was >= 0, match), _shares(odds >= threshold, match)
-    return Calibrated(about[0], about[1], len(told), len(pairs), areas[cosine], before, after, cosine)
 
 
 def _allowed(model: Model) -> Sequence[float]:
@@ -109,12 +143,18 @@ def _allowed(model: Model) -> Sequence[float]:
     return _COSINES if able else _COSINES[:1]
 
 
-def _set_verdict(network: Any, cosine: float, odds: float) -> None:
-    """ITC counts so much; what then has these odds (the logit of "match" less that of "no match") gets 0.5."""
+def _set_verdict(
+    network: Any, pairs: _Told, cosine: float, threshold: float, about: tuple[int, str]
+) -> Calibrated:
+    """ITC counts so much, and what then has odds of `threshold` gets a probability of 0.5."""
+    counted = getattr(network.config, "match_cosine", 0.0)
+    before = _shares(pairs.odds - (cosine - counted) * pairs.itc >= 0, pairs.match)
     if hasattr(network.config, "match_cosine"):
         network.config = replace(network.config, match_cosine=cosine)
     with torch.no_grad():
-        network.match_head.bias[1] -= odds
+        network.match_head.bias[1] -= threshold
+    area, after = _area(pairs.odds, pairs.match), _shares(pairs.odds >= threshold, pairs.match)
+    return Calibrated(*about, pairs.pictures, len(pairs.odds), area, before, after, cosine)
 
 
 def _area(scores: Floats, match: Truths) -> float:

@@ -326,7 +326,7 @@ RECIPES: dict[str, Recipe] = {
             model=ModelSettings(start="nano", dropout=0.1, drop_path=0.1),
             data=DataSettings(batch=32, hidden_words=0.15, augment=Augment(scale=(0.4, 1.0))),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            optimiser=OptimiserConfig(lr=2e-5, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=5,
             ema=0.99,

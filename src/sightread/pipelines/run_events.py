@@ -62,6 +62,7 @@ class Calibrated:
 
     pictures, pairs: how many. area: under the ROC curve. before, after: at a probability of 0.5, the shares of true
     pairs that were "kept" and of wrong ones that were "dropped". cosine: what ITC's cosine counts beside ITM's logit.
+    start: the model whose share of dropped texts was kept, as it has learned from these pictures; else empty.
     """
 
     step: int
@@ -72,10 +73,17 @@ class Calibrated:
     before: dict[str, float]
     after: dict[str, float]
     cosine: float = 0.0
+    start: str = ""
 
     def told(self) -> str:
-        """In a sentence."""
+        """In a sentence or two."""
         (kept, dropped), (now, gone) = ((at["kept"], at["dropped"]) for at in (self.before, self.after))
+        if self.start:
+            return (
+                f"ITM's threshold is carried over from {self.start}, which has learned from the {self.pictures:,} "
+                f"pictures that it could be set on: 0.5 drops {gone:.1%} of their wrong texts, as there (before: "
+                f"{dropped:.1%}). Pictures that are new to both would tell more: --evaluate DATA"
+            )
         return (
             f"ITM's threshold is set: 0.5 keeps {now:.1%} of true texts and drops {gone:.1%} of wrong ones (before: "
             f"{kept:.1%} and {dropped:.1%}; ROC area {self.area:.3f}), measured on {self.pairs:,} pairs with "

@@ -29,7 +29,7 @@ from sightread.nn.lora import add_lora, merge
 from sightread.nn.training import checkpoint_blocks
 from sightread.objectives.contrastive import enqueue
 from sightread.pipelines import checkpoints, optimiser
-from sightread.pipelines.calibration import FEWEST, calibrate, held_out, learned_from
+from sightread.pipelines.calibration import FEWEST, calibrate, held_out
 from sightread.pipelines.checkpoints import State
 from sightread.pipelines.checkup import at_chance, measure, score
 from sightread.pipelines.compiling import check_compiler, compile_blocks
@@ -134,9 +134,7 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
         check_compiler(ranks.device)
     if ranks.first:
         _claim(folder, recipe, dataset)
-    held = None
-    if _holds_out(recipe):
-        dataset, held = held_out(dataset, learned_from(recipe.model.start))
+    dataset, held = held_out(dataset) if _holds_out(recipe) else (dataset, None)
     if ranks.first:
         trainee = prepare(recipe, dataset, folder)
     wait(ranks)
@@ -437,12 +435,11 @@ def _calibrate(run: Run, model: Model) -> Iterator[RunEvent]:
     data = run.held if run.held is not None else open_dataset(settings.data)
     most = len(data) if run.held is not None else settings.samples
     about = run.state.step, "" if run.held is not None else settings.data
-    yield calibrate(model, data, most, about) or Warned(
+    yield calibrate(model, data, most, about, run.recipe.model.start) or Warned(
         run.state.step,
         "calibration",
         "ITM's threshold stays as it was learned, and unseen pairs will often fall below 0.5: setting it takes "
-        f"{FEWEST} captioned pictures of the evaluation data, or 80 to learn from, of which a quarter is kept out; "
-        "pictures that model.start has learned from do not count",
+        f"{FEWEST} captioned pictures of the evaluation data, or 80 to learn from, of which a quarter is kept out",
     )
 
 
