@@ -157,7 +157,8 @@ def test_odd_names(tmp_path: Path, isolate: bool, monkeypatch: pytest.MonkeyPatc
     assert [int(result.values[0, 0, 0]) for result in results if isinstance(result, Pixels)] == list(range(5))
 
 
-def test_a_hang_costs_one_picture(tmp_path: Path) -> None:
+def test_a_hang_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_PATIENCE", 1000.0)  # the child's own clock ends it
     small, slow = save(tmp_path / "a.png", 3), slow_png(tmp_path / "slow.png", 9_000)
     limits = Limits(max_seconds=0.2)
     start = time.monotonic()

@@ -27,7 +27,7 @@ from sightread.types import ImageSource, ImageSpec, Limits, Pixels
 _NO_LIMITS: Final = Limits()
 _OBITUARIES: Final = ("took longer than", "the decoder process did not start", "crashed the decoder")
 _START_SECONDS: Final = 60.0  # for a child to come up on a busy machine; 0.15 s on an idle one
-_PATIENCE: Final = 10.0  # seconds by the clock for one of the processor's, which the child counts
+_PATIENCE: Final = 30.0  # seconds by the clock for one of the processor's, which the child counts
 _OVERTIME: Final = -27  # exit status: SIGPROF
 
 
@@ -46,8 +46,8 @@ def read_pictures(
 
     isolate=False: threads of this process; of `limits`, time and memory are not enforced.
     isolate=True: child processes decode paths and bytes. One that takes more than `limits.max_seconds` of the
-    processor's time for a picture (or ten times as long by the clock) or dies is replaced, and that picture becomes an
-    ImageError; `limits.max_memory_bytes` caps each. Pictures that are already in memory (PIL images, arrays, Pixels)
+    processor's time for a picture (or thirty times as long by the clock) or dies is replaced, and that picture becomes
+    an ImageError; `limits.max_memory_bytes` caps each. Pictures that are already in memory (PIL images, arrays, Pixels)
     are prepared in this process. Children always resize in "exact" mode.
 
     Raises UsageError for wrong arguments, and whatever iterating `sources` raises.
