@@ -5,6 +5,12 @@ All of them are `SightreadError`, so `except sightread.SightreadError` is enough
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
 
 class SightreadError(Exception):
     """Base of every error that sightread raises on purpose."""
@@ -37,3 +43,15 @@ class UnsupportedError(SightreadError):
 
 class UsageError(SightreadError, ValueError):
     """An argument is wrong: its name, its value and what is allowed are in the message."""
+
+
+def from_options(kind: Callable[..., _T], given: Mapping[str, Any], what: str = "option") -> _T:
+    """`kind` made from keyword arguments. Raises UsageError for a name that it does not take, with those that it does.
+
+    what: how the message calls such a name.
+    """
+    known = signature(kind).parameters
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{name}: no such {what}; there are {', '.join(known)}")
+    return kind(**given)

@@ -28,7 +28,7 @@ from sightread.apps import cli
 from sightread.data.atomic import PREFIX
 from sightread.data.samples import open_dataset
 from sightread.data.world import world, write_world
-from sightread.errors import SightreadError, UnsupportedError, UsageError
+from sightread.errors import SightreadError, UnsupportedError, UsageError, from_options
 from sightread.pipelines import capfilt
 from sightread.pipelines.bootstrap import cluster, ledger, unit, workers
 from sightread.pipelines.bootstrap.rules import Options, Text, decide, screen
@@ -269,7 +269,7 @@ class Hand:
 
 def crew_of(place: Path, out: Path, deadly: Any, **options: Any) -> tuple[Any, Crew]:
     (out / "evidence").mkdir(parents=True)
-    given = Options.of(QUICK | {"workers": 3} | options)
+    given = from_options(Options, QUICK | {"workers": 3} | options)
     dataset = open_dataset([place / "a.tar", place / "b.tar"])
     job, _ = capfilt._job(dataset, out, (str(place / "caption"), str(place / "match")), given)
     return job, Crew(job, deadly)
@@ -664,7 +664,7 @@ def test_a_file_that_is_in_the_way_is_named(place: Path, tmp_path: Path) -> None
 )
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Options.of(options)
+        from_options(Options, options)
 
 
 def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_rule() -> None:
     assert habits_of({"do_sample": True, "num_beams": 2}, {}) == {"num_beams": 2}
     assert habits_of({"forced_eos_token_id": None, "num_beams": None, "max_length": 90}, {}) == {}
     assert options({"min_new_tokens": 9}, {}, {"max_new_tokens": 4}).min_new_tokens == 4
-    with pytest.raises(UsageError, match="no such"):
+    with pytest.raises(UsageError, match=r"beams: no such decoding option; there are .*num_beams, "):
         options(habits, {}, {"beams": 3})
 
 

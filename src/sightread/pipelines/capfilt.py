@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import torch
 
 from sightread.data.samples import Dataset, open_dataset
-from sightread.errors import ImageError, SightreadError, UsageError
+from sightread.errors import ImageError, SightreadError, UsageError, from_options
 from sightread.models.catalog import BUNDLED
 from sightread.pipelines.bootstrap.cluster import Cluster
 from sightread.pipelines.bootstrap.endpoint import Endpoint, is_address
@@ -87,7 +87,7 @@ def bootstrap(
     Raises UsageError where OUT holds another job or another process works on it; SightreadError where a file cannot be
     written: what is done stays done, and nothing is half written.
     """
-    given, folder = Options.of(options), Path(out)
+    given, folder = from_options(Options, options), Path(out)
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     try:
         with opened(folder):
@@ -134,7 +134,7 @@ def estimate(
         raise UsageError(f"price={price}: must be 0 or more")
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     models = (os.fspath(captioner), os.fspath(filter))
-    job, _ = _job(dataset, None, models, Options.of(options))
+    job, _ = _job(dataset, None, models, from_options(Options, options))
     return measure(job, samples, price)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from sightread.data.atomic import atomic_write, remove_stale_temporaries
 from sightread.data.samples import Dataset, open_dataset
-from sightread.errors import SightreadError, UnsupportedError, UsageError
+from sightread.errors import SightreadError, UnsupportedError, UsageError, from_options
 from sightread.models.files import locate
 from sightread.pipelines.engine import load
 from sightread.pipelines.evaluation.choosing import Classes, Features, Matching
@@ -80,7 +80,7 @@ def evaluate(
         raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
     found = [read_predictions(file) for file in files]
     told = found[0][0].get("options", {}) if found else {}
-    given = Options.of({**told, **options})
+    given = from_options(Options, {**told, **options}, "option of evaluate")
     material = Material(data, given.samples, given.seed)
     made = _task(task, given, material, train_data)
     material.samples = [sample for sample in material.samples if made.wants(sample)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightread.errors import CheckpointError
+from sightread.errors import CheckpointError, from_options
 from sightread.tasks.generate import Decoding
 
 # Our option -> the name in generation_config.json. Lengths that count the prompt (max_length) are not read.
@@ -101,7 +101,7 @@ def options(habits: Mapping[str, Any], usual: Mapping[str, Any], given: Mapping[
         own = {name: value for name, value in own.items() if name not in _SAMPLING}
     if isinstance(most := given.get("max_new_tokens"), int) and "min_new_tokens" in own:
         own["min_new_tokens"] = min(own["min_new_tokens"], most)
-    return Decoding.of({**own, **given})
+    return from_options(Decoding, {**own, **given}, "decoding option")
 
 
 def generation_config(habits: Mapping[str, Any], config: Mapping[str, Any], end_id: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ Sampling draws row by row from a generator keyed by (seed, row key), so that a t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -82,15 +82,6 @@ class Decoding:
     def samples(self) -> bool:
         """Whether tokens are drawn at random."""
         return not (self.top_p is None and self.top_k is None and self.temperature is None)
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Decoding:
-        """From keyword arguments; an unknown one raises UsageError with the known ones."""
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise UsageError(f"{name}: no such decoding option; there are {', '.join(known)}")
-        return cls(**options)
 
 
 class Rows(Protocol):

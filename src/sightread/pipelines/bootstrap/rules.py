@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from sightread.errors import UsageError
@@ -86,20 +86,11 @@ class Options:
             raise UsageError("ranker: is for keep=top-k-itc alone")
         self.decoding()
 
-    @classmethod
-    def of(cls, given: dict[str, Any]) -> Options:
-        """From keyword arguments; an unknown one raises `UsageError` with the known ones."""
-        known = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise UsageError(f"{name}: no such option; there are {', '.join(known)}")
-        return cls(**given)
-
     def decoding(self) -> dict[str, Any]:
         """The captioner's decoding, in the words of `tasks.generate.Decoding`."""
         how: dict[str, Any] = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
         how |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
-        return asdict(Decoding.of(how | {"num_return": self.captions, "seed": self.seed}))
+        return asdict(Decoding(**how, num_return=self.captions, seed=self.seed))
 
 
 @dataclass(slots=True)

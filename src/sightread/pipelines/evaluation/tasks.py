@@ -49,20 +49,13 @@ class Options:
     candidates: Sequence[str] | None = None
     judge: Literal["itm", "itc"] = "itm"
 
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Options:
-        """Raises `UsageError` for a name that is none of these, and for values that cannot be."""
-        known = [each.name for each in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise UsageError(f"{name}: no such option of evaluate; there are {', '.join(known)}")
-        options = cls(**given)
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for values that cannot be."""
         for name, allowed in (("mode", ("generate", "rank")), ("judge", ("itm", "itc"))):
-            if getattr(options, name) not in allowed:
-                raise UsageError(f"{name}={getattr(options, name)!r}: must be {' or '.join(allowed)}")
-        if any(k < 1 for k in options.rerank):
-            raise UsageError(f"rerank={list(options.rerank)}: each must be at least 1")
-        return options
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
+        if any(k < 1 for k in self.rerank):
+            raise UsageError(f"rerank={list(self.rerank)}: each must be at least 1")
 
     def told(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON values: with it, a file of predictions is scored as it was made."""
