@@ -37,7 +37,8 @@ what did not.
 On 1,000 held-out photographs of Flickr8k (`dev-000.tar`, 5 captions each), seed 0, float32 on a CPU,
 sightread {version}. In brackets: bootstrap 95 % interval. The training was watched on 300 of these photographs, and
 the shares of earlier runs in a mean, the beams, the length penalty, the threshold of `match` and how much ITC counts
-in it (10 x its cosine beside ITM's logit) were chosen on them, so unseen ones may do a little worse. One of the 1,000 is also in the training part.
+in it (10 x its cosine beside ITM's logit) were chosen on them, so unseen ones may do a little worse. One of the
+1,000 is also in the training part.
 """
 
 LIMITS = """
