@@ -186,7 +186,8 @@ class Model:
     def match(self, images: Images, texts: Texts) -> Floats:
         """ITM probability of each pair, float32 `[n]`; one picture goes with all texts, one text with all pictures.
 
-        Each distinct picture is encoded once, and its texts are scored together against it.
+        Each distinct picture is encoded once, and its texts are scored together against it. Of a judge that was set to
+        count ITC too (`match_cosine` in its config), the probability by both.
         """
         self._need("match")
         pictures, strings = as_pairs(images, as_strings(texts, "texts"), "texts")
