@@ -54,9 +54,7 @@ class Config:
         widths = {self.vision.dim, self.text.dim, self.decoder_memory_dim}
         if self.answers and (len(widths) > 1 or not (self.encoder and self.decoder)):
             here = f"{self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
-            raise ValueError(
-                f"answers: needs an encoder, a decoder and one width of all they read, not {here}"
-            )
+            raise ValueError(f"answers: needs an encoder, a decoder and one width of all, not {here}")
 
 
 class LmHead(nn.Module):
