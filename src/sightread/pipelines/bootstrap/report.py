@@ -35,7 +35,7 @@ th { border-bottom: 1px solid #999 } .n { text-align: right; font-variant-numeri
 .grid { display: flex; flex-wrap: wrap; gap: 1em } figure { width: 180px; margin: 0; font-size: 13px }
 figcaption { overflow-wrap: anywhere } figcaption p { margin: .3em 0 } .kept { color: #14602e }
 .dropped { color: #a3211a } small { color: #666 } .note { background: #fff4d6; padding: .4em .8em }
-svg { background: #fafafa; margin-right: 2em }
+svg { background: #fafafa; margin-right: 2em } pre { white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 _LEGEND = (
