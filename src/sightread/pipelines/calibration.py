@@ -88,8 +88,8 @@ def calibrate(
     if known:
         seen = range(min(most, len(dataset)))
         fresh = [index for index in seen if digest(dataset, index) not in known]
-        if len(fresh) < FEWEST <= len(seen):
-            return _carry_over(model, dataset.select(seen), about, start)
+        if len(fresh) < FEWEST:
+            return _carry_over(model, dataset.select(sorted({*seen} - {*fresh})), about, start)
         dataset = dataset.select(fresh)
     pairs = _told(model, dataset, most)
     if pairs is None:
