@@ -65,7 +65,7 @@ SCALES = {
         1000,
         150,
         500,
-        500,
+        1000,
         60,
         "world",
         3,
@@ -84,7 +84,7 @@ SCALES = {
             *PLAIN,
         ),
         min_tokens=2,
-        tests=4,
+        tests=8,
     ),
     "photographs": Scale(
         5000,
