@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from sightread.pipelines.events import Failed, Skipped
+from sightread.pipelines.events import Failed, Skipped, plain_reason
 from sightread.pipelines.inputs import find_pictures, is_picture_name
 
 
@@ -157,3 +158,19 @@ def test_endings() -> None:
     assert not is_picture_name("dir/._a.jpg")
     assert not is_picture_name("jpg")
     assert not is_picture_name(".jpg")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28]", "a.parquet"),
+            "no space left on device",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.jpg"), "no such file or directory"),
+        (OSError("a Sentence"), "a sentence"),
+        (OSError(), "oserror"),
+    ],
+)
+def test_what_went_wrong_is_said_in_the_systems_words(error: OSError, words: str) -> None:
+    assert plain_reason(error) == words

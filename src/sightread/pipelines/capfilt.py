@@ -36,7 +36,7 @@ from sightread.pipelines.bootstrap.rules import Options
 from sightread.pipelines.bootstrap.unit import Job, load_models, run_unit
 from sightread.pipelines.bootstrap.workers import Engine, Processes, run_units
 from sightread.pipelines.evaluate import fingerprint, prepared
-from sightread.pipelines.events import Done, Failed, Skipped
+from sightread.pipelines.events import Done, Failed, Skipped, plain_reason
 
 Watch: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
 Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
@@ -105,7 +105,7 @@ def bootstrap(
 
 
 def _stopped(out: Path, error: OSError) -> SightreadError:
-    what = (error.strerror or str(error) or type(error).__name__).lower()
+    what = plain_reason(error)
     if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(out):
         what += f" ({error.filename})"
     remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -36,5 +37,6 @@ Event: TypeAlias = "Done[T] | Skipped | Failed"
 
 
 def plain_reason(error: OSError) -> str:
-    """The cause of an `OSError` without its number and without the file name, which stands beside it already."""
-    return (error.strerror or str(error) or type(error).__name__).lower()
+    """The cause of an `OSError` in the system's words (Arrow has its own), without its number and file name."""
+    said = os.strerror(error.errno) if error.errno else error.strerror or str(error)
+    return (said or type(error).__name__).lower()
