@@ -16,10 +16,11 @@ import multiprocessing
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -129,6 +130,9 @@ ORDER = (
 # Recall is the mean of both ways: by ITC, re-ranked by ITM, the mean of the two; @10 by ITC.
 SHOWN = ("recall@1", "recall@1, k=16", "recall@1, all", "recall@10", "CIDEr")
 EVERY = {"itc": 1.0, "itm": 1.0, "lm": 1.0}
+TOOLS = {"captioner": {"lm": 1.0}, "filter": {"itc": 1.0, "itm": 1.0}, "shared": EVERY}
+Work: TypeAlias = tuple[Path, Scale, str | None, int, str]  # folder, scale, data, seed, device
+Result: TypeAlias = tuple[dict[str, float], dict[str, Any]]
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 95 %, by the number of seeds
 
 
@@ -140,19 +144,21 @@ def main(
     jobs: processes, each with its share of the cores.
     """
     work = [(runs / f"seed-{seed}", scale, data, seed, device) for seed in range(scale.seeds)]
-    rows = [(row, *each) for each in work for row in ROWS]
     if jobs == 1:
-        for each in work:
-            first_stage(*each)
-        found = [arm(*each) for each in rows]
+        found = [arm(row, *each) for each in work for row in ROWS]
     else:
         context, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // jobs)
-        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-            list(pool.map(first_stage, *zip(*work, strict=True)))
-            found = list(pool.map(arm, *zip(*rows, strict=True)))
+        pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,))
+        with pool, ThreadPoolExecutor(len(work)) as flows:
+            try:
+                found = [each for seed in flows.map(partial(_at_once, pool), work) for each in seed]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     results: dict[str, dict[str, list[float]]] = {}
     about: dict[str, Any] = {}
-    for (row, _, _, _, seed, _), (numbers, texts) in zip(rows, found, strict=True):
+    rows = [(row, seed) for seed in range(scale.seeds) for row in ROWS]
+    for (row, seed), (numbers, texts) in zip(rows, found, strict=True):
         about[f"{row}, seed {seed}"] = texts
         for number, value in numbers.items():
             results.setdefault(row, {}).setdefault(number, []).append(value)
@@ -162,34 +168,40 @@ def main(
     return whole
 
 
-def first_stage(
+def _at_once(pool: ProcessPoolExecutor, seed: Work) -> list[Result]:
+    """A seed's rows, each stage in whatever process is free."""
+    pool.submit(beginning, *seed).result()
+    for each in [pool.submit(tool, name, *seed) for name in reversed(TOOLS)]:  # the longest first
+        each.result()
+    return [each.result() for each in [pool.submit(arm, row, *seed) for row in ROWS]]
+
+
+def beginning(
     folder: Path, scale: Scale, data: str | None, seed: int, device: str
-) -> tuple[dict[str, Path], Path, dict[str, dict[str, Path]]]:
-    """What all rows of a seed stand on: the data, the first pre-training, captioners and filters made from it."""
+) -> tuple[dict[str, Path], Path]:
+    """What all of a seed stands on: its data, and the first pre-training."""
     sets = make_data(folder / "data", scale, data, seed)
-    first = pretrained(folder / "pretrain-none", sets["web"], scale, seed, device)
-
-    def tool(name: str, terms: dict[str, float]) -> Path:
-        return tuned(folder / name, first, sets["clean"], terms, scale.tools, (scale, seed, device))
-
-    pair = {"captioner": tool("captioner", {"lm": 1.0}), "filter": tool("filter", {"itc": 1.0, "itm": 1.0})}
-    shared = tool("shared", EVERY)
-    return sets, first, {"separate": pair, "shared": {"captioner": shared, "filter": shared}}
+    return sets, pretrained(folder / "pretrain-none", sets["web"], scale, seed, device)
 
 
-def arm(
-    row: str, folder: Path, scale: Scale, data: str | None, seed: int, device: str
-) -> tuple[dict[str, float], dict[str, Any]]:
+def tool(name: str, folder: Path, scale: Scale, data: str | None, seed: int, device: str) -> Path:
+    """A captioner, a filter, or a model that is both, made from the first pre-training on the clean pairs."""
+    sets, first = beginning(folder, scale, data, seed, device)
+    return tuned(folder / name, first, sets["clean"], TOOLS[name], scale.tools, (scale, seed, device))
+
+
+def arm(row: str, folder: Path, scale: Scale, data: str | None, seed: int, device: str) -> Result:
     """One row for one seed: bootstrap, pre-train from scratch, fine-tune, evaluate: numbers; what became of texts."""
-    sets, model, pairs = first_stage(folder, scale, data, seed, device)
+    sets, model = beginning(folder, scale, data, seed, device)
     name, how, texts = row.replace(", ", "-"), ROWS[row], dict[str, Any]()
     if how is not None:
         options = dict(how)
-        pair = pairs["shared" if options.pop("shared", False) else "separate"]
+        names = ("shared", "shared") if options.pop("shared", False) else ("captioner", "filter")
+        captioner, judge = (tool(each, folder, scale, data, seed, device) for each in names)
         out = folder / f"bootstrap-{name}"
         options |= {"seed": seed, "threshold": scale.threshold, "min_tokens": scale.min_tokens}
         options |= {"block": 250, "isolate": False, "device": device}
-        done = sightread.bootstrap(sets["web"], out=out, **pair, **options)
+        done = sightread.bootstrap(sets["web"], captioner=captioner, filter=judge, out=out, **options)
         texts = dict(done.texts) | filter_quality(sets["web"], out)
         model = pretrained(folder / f"pretrain-{name}", out, scale, seed, device)
     final = tuned(folder / f"final-{name}", model, sets["clean"], EVERY, scale.tune, (scale, seed, device))
