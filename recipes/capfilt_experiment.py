@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def main(
         found = [arm(row, *each) for each in work for row in ROWS]
     else:
         context, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // jobs)
-        pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,))
+        pool = ProcessPoolExecutor(jobs, context, _begin, (threads,))
         with pool, ThreadPoolExecutor(len(work)) as flows:
             try:
                 found = [each for seed in flows.map(partial(_at_once, pool), work) for each in seed]
@@ -166,6 +167,19 @@ def main(
     atomic_write(runs / "results.json", json.dumps(whole, indent=1) + "\n")
     atomic_write(runs / "table.md", table(results))
     return whole
+
+
+def _begin(threads: int) -> None:
+    """A process that ends with the one that started it, so that two never work at the same stage."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _at_once(pool: ProcessPoolExecutor, seed: Work) -> list[Result]:
