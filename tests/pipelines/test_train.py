@@ -135,6 +135,17 @@ def test_a_finished_run_only_says_so(whole: tuple[Path, list[Any]], shard: Path)
     assert equal(before, weights(whole[0]))
 
 
+def test_two_at_once_are_refused(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
+    first = train("world", str(shard), tmp_path / "run", settings=SMALL, device="cpu")
+    while not isinstance(next(first), Stepped):
+        pass
+    with pytest.raises(UsageError, match=r"run: another process is working on it now"):
+        run(shard, tmp_path / "run")
+    list(first)
+    run(shard, tmp_path / "run")
+    assert equal(weights(whole[0]), weights(tmp_path / "run"))
+
+
 def test_another_recipe_or_other_data_is_refused(
     whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from sightread.errors import UsageError
+
 try:
     import fcntl
 except ImportError:  # Windows has no flock: there the age of a temporary decides
@@ -79,6 +81,21 @@ def lock(file: int | IO[bytes]) -> bool:
         except OSError:
             pass  # no locks on this file system
     return True
+
+
+@contextmanager
+def working_in(folder: Path) -> Generator[None]:
+    """Holds a folder while it lasts, with no file of its own. Raises `UsageError` where another process works in it."""
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        if not lock(held):
+            raise UsageError(f"{folder}: another process is working on it now; wait for its end")
+        yield
+    finally:
+        os.close(held)
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> int:

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightread.data.atomic import working_in
 from sightread.data.samples import Dataset, open_dataset
 from sightread.errors import SightreadError, UsageError
 from sightread.models.files import write_json
@@ -102,18 +103,19 @@ def train(
     the same run, it goes on after its last checkpoint, as if it had never stopped. stop_after: steps of this call.
     Under `torchrun` every process calls this; the first one writes and yields.
 
-    Raises UsageError before anything starts where settings, data and model do not fit, or OUT holds another run;
-    SightreadError where the loss is no number any more.
+    Raises UsageError before anything starts where settings, data and model do not fit, or OUT holds another run or
+    one that is going on; SightreadError where the loss is no number any more.
     """
     recipe = change(find(recipe) if isinstance(recipe, str) else recipe, settings)
     ranks = join(device)
     if ranks.device.type == "cpu":
         keep_freed_memory()
-    run = _open(recipe, data, Path(out), ranks)
-    with (
-        _precision(recipe.precision),
-        RunLog(run.folder, run.state.step, tensorboard=tensorboard) if ranks.first else nullcontext() as log,
-    ):
+    with ExitStack() as held:
+        run = _open(recipe, data, Path(out), ranks, held)
+        held.enter_context(_precision(recipe.precision))
+        log = None
+        if ranks.first:
+            log = held.enter_context(RunLog(run.folder, run.state.step, tensorboard=tensorboard))
         for event in _events(run, stop_after):
             if log is not None:
                 log.write(event)
@@ -122,7 +124,7 @@ def train(
                 yield event
 
 
-def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks) -> Run:
+def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks, held: ExitStack) -> Run:
     dataset = open_dataset(data)
     if dataset.is_stream:
         raise UsageError(
@@ -133,8 +135,8 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
     if recipe.compile:
         check_compiler(ranks.device)
     if ranks.first:
-        _claim(folder, recipe, dataset)
-    dataset, held = held_out(dataset) if _holds_out(recipe) else (dataset, None)
+        held.enter_context(_claimed(folder, recipe, dataset))
+    dataset, kept_out = held_out(dataset) if _holds_out(recipe) else (dataset, None)
     if ranks.first:
         trainee = prepare(recipe, dataset, folder)
     wait(ranks)
@@ -149,10 +151,11 @@ def _open(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks)
         )
     bounds = optimiser.CLAMPS if "siglip" not in recipe.terms else {}
     watch = Watch(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return Run(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, held)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return Run(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, kept_out)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
+@contextmanager
+def _claimed(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
     """Make the folder this run's, or make sure that it is. How often it evaluates and saves may change."""
     path = folder / "recipe.json"
     ours = {"recipe": to_json(recipe), "data": dataset.fingerprint}
@@ -163,7 +166,9 @@ def _claim(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already and holds no run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(ours, path)
+    with working_in(folder):
+        write_json(ours, path)
+        yield
 
 
 def _essence(stored: Mapping[str, Any]) -> dict[str, Any]:
