@@ -25,7 +25,7 @@ from tests.rules import PACKAGE, REPOSITORY
 README = (REPOSITORY / "README.md").read_text("utf-8")
 PICTURES = re.compile(r"(?<![\w/])((?:[\w.-]+/)*[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?))(?![\w/])")
 FOLDERS = re.compile(r"(?<![\w./-])([\w-]+(?:/[\w-]+)*)/(?=[\s\"')]|$)")
-TIMEOUT = 120
+TIMEOUT = 600
 
 
 @dataclass(frozen=True)
