@@ -180,6 +180,8 @@ def test_ctrl_c_waits_for_no_answer(scenes: Path, tmp_path: Path, server: Server
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            # A suite that a shell put into the background has SIGINT ignored, and its children would, too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def said(process: subprocess.Popen[str], seconds: float) -> str:
