@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import statistics
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -217,7 +217,8 @@ def arm(row: str, folder: Path, scale: Scale, data: str | None, seed: int, devic
         options |= {"seed": seed, "threshold": scale.threshold, "min_tokens": scale.min_tokens}
         options |= {"block": 250, "isolate": False, "device": device}
         done = sightread.bootstrap(sets["web"], captioner=captioner, filter=judge, out=out, **options)
-        texts = dict(done.texts) | filter_quality(sets["web"], out)
+        scenes = small_scenes("train", scale.web + scale.clean, seed) if data is None else []
+        texts = dict(done.texts) | quality(sets["web"], out, {s.key: s.captions for s in scenes})
         model = pretrained(folder / f"pretrain-{name}", out, scale, seed, device)
     final = tuned(folder / f"final-{name}", model, sets["clean"], EVERY, scale.tune, (scale, seed, device))
     tests = [sets[f"test-{number}"] for number in range(scale.tests)]
@@ -319,15 +320,25 @@ def evaluated(out: Path, model: Path, data: Path, device: str) -> dict[str, floa
     return means | found | dict(written)
 
 
-def filter_quality(web: Path, out: Path) -> dict[str, float]:
-    """Of the web's texts, by the noise that was put in: the share that was kept."""
+def quality(web: Path, out: Path, told: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """The share that was kept of the web's texts, by the noise that was put in, and of the captioner's, where it is
+    known what is true of a picture (told), by right and wrong; and how many of the captioner's are right."""
     noise = {sample.key: sample.extra["noise"] or "true" for sample in sightread.open_dataset(web)}
     kept: dict[str, list[bool]] = {}
+    right: list[bool] = []
     for file in sorted((out / "evidence").glob("*.jsonl")):
         for line in map(json.loads, file.read_text("utf-8").splitlines()):
-            if line.get("source") == "web":
-                kept.setdefault(noise[line["key"]], []).append(line["verdict"] == "kept")
-    return {f"kept of {kind}": round(statistics.mean(found), 4) for kind, found in sorted(kept.items())}
+            kind = noise[line["key"]]
+            if line.get("source") == "synthetic" and line["key"] in told:
+                right.append(line["text"] in told[line["key"]])
+                kind = "right" if right[-1] else "wrong"
+            elif line.get("source") != "web":
+                continue
+            if line["reason"] != "duplicate":  # of a web text, which is judged in its stead
+                kept.setdefault(kind, []).append(line["verdict"] == "kept")
+    found = {f"kept of {kind}": each for kind, each in sorted(kept.items())}
+    found |= {"right of synthetic": right} if right else {}
+    return {name: round(statistics.mean(each), 4) for name, each in found.items()}
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,12 @@ def test_it_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(names, "train", no_more)
     assert main(tmp_path, scale, device="cpu") == found
+
+    out = tmp_path / "seed-0" / "bootstrap-both-shared"
+    lines = [
+        json.loads(x) for file in (out / "evidence").glob("*.jsonl") for x in file.read_text().splitlines()
+    ]
+    said = {line["key"]: (line["text"],) for line in lines if line.get("source") == "synthetic"}
+    true = dict(list(said.items())[: len(said) // 4])  # the others say what is not so
+    share = recipe["quality"](tmp_path / "seed-0" / "data" / "web.tar", out, dict.fromkeys(said, ()) | true)
+    assert share["right of synthetic"] == round(len(true) / len(said), 4)

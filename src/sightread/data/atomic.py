@@ -84,12 +84,13 @@ def lock(file: int | IO[bytes]) -> bool:
 
 
 @contextmanager
-def working_in(folder: Path) -> Generator[None]:
-    """Holds a folder while it lasts, with no file of its own. Raises `UsageError` where another process works in it."""
+def working_in(folder: Path, file: str | None = None) -> Generator[None]:
+    """Holds a folder while it lasts: by a file in it, which holds on NFS too, or by the folder itself. Raises
+    `UsageError` where another process works in it."""
     if fcntl is None:
         yield
         return
-    held = os.open(folder, os.O_RDONLY)
+    held = os.open(folder / file, os.O_RDWR | os.O_CREAT, 0o666) if file else os.open(folder, os.O_RDONLY)
     try:
         if not lock(held):
             raise UsageError(f"{folder}: another process is working on it now; wait for its end")

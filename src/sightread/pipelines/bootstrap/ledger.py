@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sightread.data.atomic import atomic_write, lock, remove_stale_temporaries, sync_folder
+from sightread.data.atomic import atomic_write, remove_stale_temporaries, sync_folder, working_in
 from sightread.data.records import json_text
 from sightread.errors import UsageError
 
@@ -160,13 +160,8 @@ def opened(out: Path) -> Generator[None]:
     if used and not (out / "job.json").exists():
         raise UsageError(f"{out} is there already and holds no bootstrap; name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    held = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not lock(held):
-            raise UsageError(f"{out}: another process is working on it now; wait for its end")
+    with working_in(out, ".lock"):
         yield
-    finally:
-        os.close(held)
 
 
 def stored_job(out: Path) -> dict[str, Any]:
