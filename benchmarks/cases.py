@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-Side = Literal["sightread", "transformers", "open_clip"]
+Side = Literal["sightloop", "transformers", "open_clip"]
 Unit = Literal["s", "pictures/s", "texts/s", "MB"]
 
 TOKENS = 20
@@ -40,7 +40,7 @@ class Job:
 class Case:
     """One thing that both sides do. items: how many of the unit one call does (unit "s" and "MB": not divided).
 
-    wanted: the least speed-up over each peer that sightread sets itself; limit: the most that its own figure may be.
+    wanted: the least speed-up over each peer that sightloop sets itself; limit: the most that its own figure may be.
     Neither is asserted. rounds: at most so many, for what hardly varies. cold: the first run counts. near: the
     difference of outputs up to which both sides said the same.
     """
@@ -92,7 +92,7 @@ def _matches(case: Case, pattern: str) -> bool:
 
 
 def _both(work: str, **options: Any) -> tuple[Job, tuple[Job]]:
-    return Job("sightread", work, options), (Job("transformers", work, options),)
+    return Job("sightloop", work, options), (Job("transformers", work, options),)
 
 
 def _captions() -> Iterator[Case]:
@@ -138,7 +138,7 @@ def _judging() -> Iterator[Case]:
         f"ITM: {TEXTS} texts against one encoded picture",
         "s",
         1,
-        Job("sightread", "judge_texts", {"texts": TEXTS}),
+        Job("sightloop", "judge_texts", {"texts": TEXTS}),
         (Job("transformers", "judge_texts", {"texts": TEXTS}, "encoded once, expanded"),),
         (2.5,),
     )
@@ -158,7 +158,7 @@ def _questions() -> Iterator[Case]:
         f"VQA: {TEXTS} questions about one picture, {ANSWER_TOKENS} tokens",
         "s",
         1,
-        Job("sightread", "ask", options),
+        Job("sightloop", "ask", options),
         (
             Job("transformers", "ask", options, "picture repeated"),
             Job("transformers", "ask_encoded", options, "encoded once, expanded"),
@@ -188,7 +188,7 @@ def _clip() -> Iterator[Case]:
             f"CLIP B/32 pictures, batch {batch}",
             "pictures/s",
             batch,
-            Job("sightread", "embed_pixels", options),
+            Job("sightloop", "embed_pixels", options),
             (Job("transformers", "embed_pixels", options), Job("open_clip", "embed_pixels", options)),
             (1.0, 1.0) if batch == 32 else (),
         )
@@ -200,7 +200,7 @@ def _clip() -> Iterator[Case]:
         "CLIP B/32 texts at caption length, batch 64",
         "texts/s",
         64,
-        Job("sightread", "embed_texts", options),
+        Job("sightloop", "embed_texts", options),
         (
             Job("transformers", "embed_texts", options | {"padding": "max_length"}, "padded to 77"),
             Job("open_clip", "embed_texts", options),
@@ -220,7 +220,7 @@ def _pixels() -> Iterator[Case]:
                     f"640 x 480 JPEG to {family.upper()}'s {size}, {mode}, {threads} thread{'s' * (threads > 1)}",
                     "pictures/s",
                     PICTURES,
-                    Job("sightread", "pixels", {**options, "mode": mode}),
+                    Job("sightloop", "pixels", {**options, "mode": mode}),
                     (Job("transformers", "pixels", options, "Pillow"),),
                     (goal,) if threads == 2 else (),
                     near=0.0 if mode == "exact" else ONE_STEP,
@@ -236,17 +236,17 @@ def _processes() -> Iterator[Case]:
         "import the package",
         "s",
         1,
-        process("sightread", "import", "seconds"),
+        process("sightloop", "import", "seconds"),
         (process("transformers", "import", "seconds"),),
         limit=0.1,
     )
-    yield Case("start-help", "sightread --help", "s", 1, process("sightread", "help", "wall"), (), limit=0.3)
+    yield Case("start-help", "sightloop --help", "s", 1, process("sightloop", "help", "wall"), (), limit=0.3)
     yield Case(
         "start-load",
         "import and load BLIP base",
         "s",
         1,
-        process("sightread", "caption", "ready", batch=0, beams=1),
+        process("sightloop", "caption", "ready", batch=0, beams=1),
         (process("transformers", "caption", "ready", batch=0, beams=1),),
         rounds=3,
     )
@@ -257,7 +257,7 @@ def _processes() -> Iterator[Case]:
             f"peak memory: load, caption {batch}" + (f", beam {beams}" if beams > 1 else ""),
             "MB",
             1,
-            process("sightread", "caption", "peak_mb", **options),
+            process("sightloop", "caption", "peak_mb", **options),
             (process("transformers", "caption", "peak_mb", **options),),
             rounds=1,
             cold=True,
@@ -271,7 +271,7 @@ def _training() -> Iterator[Case]:
         "CLIP B/32 training step, batch 64, texts at caption length",
         "s",
         1,
-        Job("sightread", "train_clip", clip),
+        Job("sightloop", "train_clip", clip),
         (
             Job("open_clip", "train_clip", clip),
             Job("transformers", "train_clip", clip | {"padding": "max_length"}, "padded to 77"),
@@ -285,7 +285,7 @@ def _training() -> Iterator[Case]:
         "BLIP caption fine-tuning step, batch 8",
         "s",
         1,
-        Job("sightread", "train_caption", blip),
+        Job("sightloop", "train_caption", blip),
         (Job("transformers", "train_caption", blip, "padded to the longest"),),
         (1.2,),
         near=1e-3,

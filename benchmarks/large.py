@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightread.models.families import FAMILIES, build, keys_of
-from sightread.models.files import read_tensors, write_json, write_safetensors
-from sightread.models.language_checkpoints import language_config
-from sightread.models.weights import aliases, rule_for
-from sightread.nn.packing import pack
-from sightread.nn.quantise import Bits, quantiser
-from sightread.pipelines.engine import taking_for
-from sightread.pipelines.memory import give_back_freed_memory
-from sightread.tasks.describe import write
-from sightread.tasks.generate import Decoding
-from sightread.towers.text import LanguageModel
-from sightread.types import Encoded
+from sightloop.checkpoints.key_map import aliases, rule_for
+from sightloop.checkpoints.language import language_config
+from sightloop.checkpoints.registry import FAMILIES, build, keys_of
+from sightloop.checkpoints.tensors import read_tensors, write_safetensors
+from sightloop.data.atomic import write_json
+from sightloop.inference.load import taking_for
+from sightloop.inference.malloc import give_back_freed_memory
+from sightloop.nn.prepack import pack
+from sightloop.nn.quantize import Bits, quantiser
+from sightloop.tasks.generate import Decoding, write
+from sightloop.towers.text import LanguageModel
+from sightloop.types import Encoded
 
 OPT = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240}
 CONFIGS: dict[str, dict[str, Any]] = {

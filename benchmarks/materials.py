@@ -29,7 +29,7 @@ _WORDS = (
     "street beach ball hat is are in on with of and what colour photo picture standing sitting running shirt sky "
     "door bag ground wall table water horse bike boat sign bird grass shoe cup"
 ).split()
-# Of one length in tokens: the reference looks at the padding of questions, sightread does not.
+# Of one length in tokens: the reference looks at the padding of questions, sightloop does not.
 QUESTIONS = [
     f"what colour is the {thing}?"
     for thing in "car dog hat shirt sky door bag ground wall table water horse bike boat sign bird".split()

@@ -1,4 +1,4 @@
-"""sightread's side of every case. A method prepares and returns the call that is timed; what it returns is compared."""
+"""sightloop's side of every case. A method prepares and returns the call that is timed; what it returns is compared."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from typing import Any
 import numpy as np
 import torch
 
-import sightread
+import sightloop
 from benchmarks.materials import Materials
-from sightread.data.pixels import normalise, spec_from_transformers
-from sightread.data.reader import read_pictures
-from sightread.data.samples import open_dataset
-from sightread.nn.packing import quicken, unpack
-from sightread.objectives.contrastive import softmax_pairs
-from sightread.objectives.language import lm, next_tokens
-from sightread.pipelines import optimiser
-from sightread.pipelines.bootstrap.rules import Options
-from sightread.pipelines.bootstrap.unit import load_models, run_unit
-from sightread.pipelines.capfilt import _job
-from sightread.pipelines.memory import keep_freed_memory
-from sightread.tasks import match
+from sightloop.capfilt.job import open_job
+from sightloop.capfilt.options import Options
+from sightloop.capfilt.shard import load_models, run_unit
+from sightloop.data.datasets.dataset import open_dataset
+from sightloop.data.images.preprocess import normalise, spec_from_transformers
+from sightloop.data.images.reader import read_pictures
+from sightloop.inference.malloc import keep_freed_memory
+from sightloop.nn.prepack import quicken, unpack
+from sightloop.objectives.contrastive import softmax_pairs
+from sightloop.objectives.language import lm, next_tokens
+from sightloop.tasks import match
+from sightloop.training import optimizer
 
 Call = Callable[[], Any]
 
 
-class Sightread:
+class Sightloop:
     """One checkpoint is held at a time."""
 
     def __init__(self, materials: Materials) -> None:
         self.given = materials
-        self.held: tuple[str, sightread.Model] | None = None
+        self.held: tuple[str, sightloop.Model] | None = None
 
-    def _model(self, name: str) -> sightread.Model:
+    def _model(self, name: str) -> sightloop.Model:
         if self.held is None or self.held[0] != name:
             self.held = None
-            self.held = (name, sightread.load(Path(self.given.folder) / name, device="cpu"))
+            self.held = (name, sightloop.load(Path(self.given.folder) / name, device="cpu"))
         return self.held[1]
 
     def caption(self, batch: int, beams: int, tokens: int) -> Call:
@@ -105,7 +105,7 @@ class Sightread:
             "".join(json.dumps({"image": i, "caption": c, "key": str(n)}) + "\n" for i, c, n in rows)
         )
         options = Options(group=batch, device="cpu")
-        job, _ = _job(open_dataset(data), None, models, options)
+        job, _ = open_job(open_dataset(data), None, models, options)
         loaded = load_models(job)
 
         def call() -> Any:
@@ -145,11 +145,11 @@ class Sightread:
 
         return _step(net, loss)
 
-    def _trained(self, name: str, batch: int) -> tuple[sightread.Model, torch.Tensor]:
+    def _trained(self, name: str, batch: int) -> tuple[sightloop.Model, torch.Tensor]:
         """A model of its own, which a training may change, and normalised pixels."""
         self.held = None
         keep_freed_memory()
-        model = sightread.load(Path(self.given.folder) / name, device="cpu")
+        model = sightloop.load(Path(self.given.folder) / name, device="cpu")
         unpack(model.network)
         quicken(model.network)
         model.network.requires_grad_(True).train()
@@ -177,21 +177,21 @@ class Sightread:
     def _files(self, count: int) -> list[str]:
         return (self.given.pictures * count)[:count]  # again and again, should there be fewer
 
-    def _prepared(self, model: sightread.Model, batch: int) -> list[Any]:
+    def _prepared(self, model: sightloop.Model, batch: int) -> list[Any]:
         """Resized uint8 pictures; the other sides are given normalised ones."""
         return [*model.read(self._files(batch), isolate=False)]
 
 
 def _step(net: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Call:
     """A whole step as the training loop takes it; the loss."""
-    change = optimiser.make(net, optimiser.OptimiserConfig(lr=1e-6))
+    change = optimizer.make(net, optimizer.OptimiserConfig(lr=1e-6))
 
     def call() -> list[Any]:
         value = loss()
         value.backward()
         change.step()
         change.zero_grad(set_to_none=True)
-        optimiser.clamp_parameters(net)
+        optimizer.clamp_parameters(net)
         return [value.detach().numpy()]
 
     return call

@@ -50,9 +50,9 @@ class Processes:
         if options["probe"] == "import":
             return {"seconds": float(_run([sys.executable, "-c", _IMPORT.format(side)]))}
         if options["probe"] == "help":
-            command = Path(sys.executable).with_name("sightread")
+            command = Path(sys.executable).with_name("sightloop")
             start = perf_counter()
-            _run([str(command) if command.exists() else shutil.which("sightread") or "sightread", "--help"])
+            _run([str(command) if command.exists() else shutil.which("sightloop") or "sightloop", "--help"])
             return {"wall": perf_counter() - start}
         settings = {"threads": self.threads, "batch": options["batch"], "beams": options["beams"]}
         settings |= {"tokens": options.get("tokens", 0), "side": side}
@@ -84,8 +84,8 @@ def main() -> None:
     given = parser.parse_args()
     materials = Materials(**json.loads(given.materials))
     start = perf_counter()
-    if given.side == "sightread":
-        from benchmarks.ours import Sightread as Kind
+    if given.side == "sightloop":
+        from benchmarks.ours import Sightloop as Kind
     else:
         os.environ["HF_HUB_OFFLINE"] = "1"
         from benchmarks.peer_transformers import Transformers as Kind

@@ -57,7 +57,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The peer's median over ours: above 1 where sightread is faster or smaller."""
+        """The peer's median over ours: above 1 where sightloop is faster or smaller."""
         return median(self.theirs) / median(self.ours) if self.ours and self.theirs else None
 
     @property
@@ -105,7 +105,7 @@ def compare(ours: Any, theirs: Any, near: float) -> Agreement:
 
 def machine() -> dict[str, Any]:
     """What ran: processor, cores, memory, versions, time."""
-    names = ("sightread", "torch", "transformers", "open_clip_torch", "tokenizers", "pillow", "numpy")
+    names = ("sightloop", "torch", "transformers", "open_clip_torch", "tokenizers", "pillow", "numpy")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -147,14 +147,14 @@ def table(head: dict[str, Any], rows: list[Row]) -> Table:
     """One line a row; the speed-up is red where it is less than wanted."""
     about, settings = head["machine"], head["settings"]
     out = Table(
-        title="sightread beside its peers: medians of runs that took turns",
+        title="sightloop beside its peers: medians of runs that took turns",
         caption=f"{about['processor']}, {settings['threads']} threads, float32, "
         + ", ".join(f"{name} {at or 'absent'}" for name, at in about["versions"].items())
         + "".join(f"\n{note}" for note in head["notes"]),
     )
     out.add_column("case", no_wrap=True)
     out.add_column("unit")
-    out.add_column("sightread", justify="right", no_wrap=True)
+    out.add_column("sightloop", justify="right", no_wrap=True)
     out.add_column("peer")
     out.add_column("peer's", justify="right", no_wrap=True)
     out.add_column("ratio", justify="right", no_wrap=True)

@@ -1,6 +1,6 @@
 """Re-ranked retrieval against the same pairs, judged one by one: `python -m benchmarks.rerank -d dev-000.tar`.
 
-Both sides use one model, sightread's own. The first is `evaluate retrieval` as people call it: all pictures and
+Both sides use one model, sightloop's own. The first is `evaluate retrieval` as people call it: all pictures and
 captions embedded, the top k of every picture and of every caption judged by ITM, recall counted. The other judges the
 same pairs with `match`, one call a pair, each picture decoded beforehand; from the time of some, that of all is told.
 Processor seconds are printed beside those of the clock, so that other work on the machine shows.
@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import numpy as np
 
-import sightread
-from sightread.pipelines.evaluation.predictions import integers, read_predictions
-from sightread.pipelines.model import Model
-from sightread.types import Pixels
+import sightloop
+from sightloop.evaluation.predictions import integers, read_predictions
+from sightloop.inference.model import Model
+from sightloop.types import Pixels
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float, float]:
     return result, time.perf_counter() - clock, time.process_time() - cores
 
 
-def chosen_pairs(file: Path, samples: list[sightread.Sample]) -> list[tuple[int, str]]:
+def chosen_pairs(file: Path, samples: list[sightloop.Sample]) -> list[tuple[int, str]]:
     """The pairs that the evaluation judged: a picture's place and a text, no pair twice."""
     records = read_predictions(file)[1]
     texts = list(dict.fromkeys(text for sample in samples for text in sample.captions))
@@ -55,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=2000, help="judged one by one (2000)")
     options = parser.parse_args(arguments)
     given = {"samples": options.samples, "device": "cpu", "isolate": False}
-    model: Model = sightread.load(options.model, device="cpu")
+    model: Model = sightloop.load(options.model, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         report, clock, cores = timed(
-            lambda: sightread.evaluate(
+            lambda: sightloop.evaluate(
                 "retrieval", options.data, model=model, rerank=[options.k], out=folder, **given
             )
         )
-        dataset = sightread.open_dataset(options.data)
+        dataset = sightloop.open_dataset(options.data)
         told = read_predictions(Path(folder, "predictions.jsonl"))[1]
         samples = [sample for sample in dataset if sample.key in told]
         pairs = chosen_pairs(Path(folder, "predictions.jsonl"), samples)

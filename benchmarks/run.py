@@ -99,7 +99,7 @@ class _Player:
 
 def _row(case: Case, ours: _Player, peer: _Player, wanted: float | None) -> Row:
     row = Row(case, peer.job.called, ours.figures, peer.figures, wanted)
-    row.not_run = (ours.failed and f"sightread: {ours.failed}") or peer.failed
+    row.not_run = (ours.failed and f"sightloop: {ours.failed}") or peer.failed
     if not row.not_run:
         row.agreement = compare(ours.output, peer.output, case.near)
     return row
@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tiny", action="store_true", help="tiny networks, few pictures: to try the benchmark itself")
     add("--threads", type=int, default=os.cpu_count() or 1, help="of both sides (all cores)")
     add("--out", type=Path, default=Path("bench.json"), help="where the figures go (bench.json)")
-    add("--cache", type=Path, default=Path("~/.cache/sightread-bench"), help="for 4 GB of random checkpoints")
+    add("--cache", type=Path, default=Path("~/.cache/sightloop-bench"), help="for 4 GB of random checkpoints")
     return parser
 
 

@@ -14,7 +14,7 @@ from benchmarks.cases import Job, Side
 from benchmarks.materials import Materials
 
 _CLASSES: dict[str, tuple[str, str]] = {
-    "sightread": ("benchmarks.ours", "Sightread"),
+    "sightloop": ("benchmarks.ours", "Sightloop"),
     "transformers": ("benchmarks.peer_transformers", "Transformers"),
     "open_clip": ("benchmarks.peer_open_clip", "OpenClip"),
 }

@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sightread.data.world import world, write_world
-from sightread.pipelines.run_events import Evaluated, Stepped, Warned
-from sightread.pipelines.train import train
+from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.training.events import Evaluated, Stepped, Warned
+from sightloop.training.trainer import train
 
 GOALS = {
     "text_to_image_R@1": 0.8,

@@ -25,16 +25,17 @@ from typing import Any, TypeAlias
 
 import torch
 
-import sightread
-from sightread.data.atomic import atomic_path, atomic_write
-from sightread.data.noise import Noise, noisy
-from sightread.data.randomness import generator
-from sightread.data.world import Part, world
-from sightread.pipelines.convert import encoded_picture
-from sightread.pipelines.recipes import Recipe, find
-from sightread.pipelines.train import train
-from sightread.pipelines.writers import Shards
-from sightread.types import Sample
+import sightloop
+from sightloop.data.atomic import atomic_path, atomic_write
+from sightloop.data.datasets.caption_noise import Noise, noisy
+from sightloop.data.datasets.convert import encoded_picture
+from sightloop.data.datasets.synthetic import Part, world
+from sightloop.data.datasets.writers import Shards
+from sightloop.data.rng import generator
+from sightloop.training.config import Recipe
+from sightloop.training.recipes import find
+from sightloop.training.trainer import train
+from sightloop.types import Sample
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def arm(row: str, folder: Path, scale: Scale, data: str | None, seed: int, devic
         out = folder / f"bootstrap-{name}"
         options |= {"seed": seed, "threshold": scale.threshold, "min_tokens": scale.min_tokens}
         options |= {"block": 250, "isolate": False, "device": device}
-        done = sightread.bootstrap(sets["web"], captioner=captioner, filter=judge, out=out, **options)
+        done = sightloop.bootstrap(sets["web"], captioner=captioner, filter=judge, out=out, **options)
         scenes = small_scenes("train", scale.web + scale.clean, seed) if data is None else []
         texts = dict(done.texts) | quality(sets["web"], out, {s.key: s.captions for s in scenes})
         model = pretrained(folder / f"pretrain-{name}", out, scale, seed, device)
@@ -244,7 +245,7 @@ def make_data(folder: Path, scale: Scale, data: str | None, seed: int) -> dict[s
             small_scenes("unseen", scale.test, seed + 1000 * n, different=True) for n in range(scale.tests)
         ]
     else:
-        whole = sightread.open_dataset(data)
+        whole = sightloop.open_dataset(data)
         scenes = [whole[i] for i in range(rest + scale.test * scale.tests)]
         drawn = [scenes[rest + scale.test * n :][: scale.test] for n in range(scale.tests)]
     random = generator("experiment", "told", seed)
@@ -310,8 +311,8 @@ def trained(recipe: Recipe, data: Path, run: Path, device: str, settings: Sequen
 def evaluated(out: Path, model: Path, data: Path, device: str) -> dict[str, float]:
     """Retrieval, re-ranked by ITM, and captions by 3 beams."""
     common: dict[str, Any] = {"model": str(model), "isolate": False, "device": device}
-    found = dict(sightread.evaluate("retrieval", data, out=out / "retrieval", rerank=[16], **common))
-    written = sightread.evaluate("captions", data, out=out / "captions", decoding={"num_beams": 3}, **common)
+    found = dict(sightloop.evaluate("retrieval", data, out=out / "retrieval", rerank=[16], **common))
+    written = sightloop.evaluate("captions", data, out=out / "captions", decoding={"num_beams": 3}, **common)
     means = {
         name: (found[f"image-to-text {name}"] + found[f"text-to-image {name}"]) / 2
         for name in ("recall@1", "recall@1, k=16", "recall@10")
@@ -323,7 +324,7 @@ def evaluated(out: Path, model: Path, data: Path, device: str) -> dict[str, floa
 def quality(web: Path, out: Path, told: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """The share that was kept of the web's texts, by the noise that was put in, and of the captioner's, where it is
     known what is true of a picture (told), by right and wrong; and how many of the captioner's are right."""
-    noise = {sample.key: sample.extra["noise"] or "true" for sample in sightread.open_dataset(web)}
+    noise = {sample.key: sample.extra["noise"] or "true" for sample in sightloop.open_dataset(web)}
     kept: dict[str, list[bool]] = {}
     right: list[bool] = []
     for file in sorted((out / "evidence").glob("*.jsonl")):

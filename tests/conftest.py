@@ -12,8 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # No test may fail by the clock: machines are slow and busy.
-settings.register_profile("sightread", deadline=None)
-settings.load_profile("sightread")
+settings.register_profile("sightloop", deadline=None)
+settings.load_profile("sightloop")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,45 @@ from functools import cached_property
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGE = REPOSITORY / "src" / "sightread"
+PACKAGE = REPOSITORY / "src" / "sightloop"
+
+
+CONTRACTS = {"errors", "types"}
+DATA = {"data", "data.images", "data.text", "data.datasets"}
+NETWORKS = {"nn", "towers", "models"}
+# Room -> the rooms that its files may import from, beside their own. Read downwards: no room imports from a later one.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "types": set(),
+    "data": CONTRACTS,
+    "data.images": CONTRACTS | {"data"},
+    "data.text": CONTRACTS | {"data"},
+    "data.datasets": CONTRACTS | {"data", "data.images"},
+    "nn": CONTRACTS,
+    "towers": CONTRACTS | {"nn"},
+    "models": CONTRACTS | {"nn", "towers"},
+    "objectives": CONTRACTS,
+    "tasks": CONTRACTS,
+    "checkpoints": CONTRACTS | NETWORKS | {"data"},
+    "inference": CONTRACTS | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "tasks"},
+    "annotation": CONTRACTS | DATA - {"data.text"},
+    "metrics": CONTRACTS,
+    "evaluation": CONTRACTS | {"data", "data.datasets", "data.images", "inference", "metrics", "tasks"},
+    "training": CONTRACTS | DATA | NETWORKS | {"checkpoints", "inference", "metrics", "objectives", "tasks"},
+    "capfilt": CONTRACTS | DATA - {"data.text"} | {"annotation", "checkpoints", "inference", "tasks"},
+    # sightloop/__init__.py, which hands out what the rooms make.
+    "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "training"},
+    "apps.cli": CONTRACTS
+    | {"", "annotation", "capfilt", "checkpoints", "data.datasets", "evaluation", "inference", "training"},
+    "apps.demo": CONTRACTS | DATA - {"data.text"} | {"annotation", "apps.cli", "checkpoints", "inference"},
+    "__main__": {"apps.cli"},
+}
+
+
+def room_of(name: str) -> str:
+    """The room of a module: "data.images" of "data.images.decode", "nn" of "nn.attention", "" of the package itself."""
+    head = ".".join(name.split(".")[:2])
+    return head if head in ROOMS else name.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -26,10 +64,6 @@ class Module:
     @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.source, str(self.path))
-
-    @property
-    def rung(self) -> str:
-        return self.name.partition(".")[0]
 
     def nodes(self) -> Iterator[ast.AST]:
         return ast.walk(self.tree)
@@ -73,9 +107,9 @@ def own_imports(module: Module, names: set[str]) -> Iterator[tuple[int, str]]:
     """(line, module) of the package's own modules that a module imports; `names` are all there are."""
     for line, dotted in imported(module):
         head, _, rest = dotted.partition(".")
-        if head != "sightread":
+        if head != "sightloop":
             continue
-        # `from sightread.a.b import c`: the module a.b.c, or something in a.b.
+        # `from sightloop.a.b import c`: the module a.b.c, or something in a.b.
         while rest and rest not in names:
             rest = rest.rpartition(".")[0]
         if rest != module.name:

@@ -1,4 +1,4 @@
-"""The public surface: what `import sightread` offers is there, sorted, documented and typed."""
+"""The public surface: what `import sightloop` offers is there, sorted, documented and typed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import sightread
+import sightloop
 from tests.rules import PACKAGE, REPOSITORY, Module, read_package, write_package
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
@@ -50,42 +50,42 @@ def test_an_unsorted_all_is_seen(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sightread.__all__)
+@pytest.mark.parametrize("name", sightloop.__all__)
 def test_every_public_name_is_there_and_documented(name: str) -> None:
-    value = getattr(sightread, name)
+    value = getattr(sightloop, name)
     assert name.startswith("__") or inspect.getdoc(value)
     if inspect.isclass(value) or inspect.isfunction(value):
-        assert value.__module__.startswith("sightread.")
+        assert value.__module__.startswith("sightloop.")
 
 
 @pytest.mark.parametrize(
     "module", [m for m in read_package() if exports(m) is not None], ids=lambda m: m.name
 )
 def test_what_a_module_exports_it_has(module: Module) -> None:
-    loaded = importlib.import_module(f"sightread.{module.name}".rstrip("."))
+    loaded = importlib.import_module(f"sightloop.{module.name}".rstrip("."))
     for name in exports(module) or []:
         assert hasattr(loaded, name)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        sightread.nothing  # noqa: B018
-    assert set(sightread.__all__) >= {"Model", "load", "SightreadError"}
+        sightloop.nothing  # noqa: B018
+    assert set(sightloop.__all__) >= {"Model", "load", "SightloopError"}
 
 
 def test_the_version_is_that_of_the_project_and_the_changelog_knows_it() -> None:
-    assert sightread.__version__ == PROJECT["project"]["version"]
+    assert sightloop.__version__ == PROJECT["project"]["version"]
     changelog = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
-    assert f"[{sightread.__version__}]" in changelog or "[Unreleased]" in changelog
+    assert f"[{sightloop.__version__}]" in changelog or "[Unreleased]" in changelog
 
 
 def test_types_and_licence_are_shipped() -> None:
     assert (PACKAGE / "py.typed").is_file()
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel == {"packages": ["src/sightread"]}  # the whole folder, nothing left out
+    assert wheel == {"packages": ["src/sightloop"]}  # the whole folder, nothing left out
     assert (REPOSITORY / PROJECT["project"]["license-files"][0]).is_file()
 
 
 def test_the_command_is_there() -> None:
-    module, _, function = PROJECT["project"]["scripts"]["sightread"].partition(":")
+    module, _, function = PROJECT["project"]["scripts"]["sightloop"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sightread
+import sightloop
 
 
 @pytest.fixture
@@ -17,10 +17,10 @@ def known(shared_data: Path) -> Path:
     return shared_data / "known_images"
 
 
-def official(name: str) -> sightread.Model:
+def official(name: str) -> sightloop.Model:
     try:
-        return sightread.load(name, device="cpu")
-    except sightread.CheckpointError as error:
+        return sightloop.load(name, device="cpu")
+    except sightloop.CheckpointError as error:
         pytest.skip(f"the official checkpoint is not on this machine: {error}")
 
 

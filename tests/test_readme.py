@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sightread.models.catalog import ENTRIES
-from sightread.models.files import BUNDLED_FOLDER
+from sightloop.checkpoints.catalog import ENTRIES
+from sightloop.checkpoints.hub import BUNDLED_FOLDER
 from tests.rules import PACKAGE, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -79,15 +79,15 @@ def strange_targets(markdown: str, makefile: str) -> list[str]:
 
 
 def strange_extras(markdown: str, extras: set[str]) -> list[str]:
-    named = re.findall(r"sightread\[([\w,\s-]+)\]", markdown)
+    named = re.findall(r"sightloop\[([\w,\s-]+)\]", markdown)
     return [extra for names in named for extra in re.split(r"\s*,\s*", names) if extra not in extras]
 
 
 def tree_in(markdown: str) -> set[str] | None:
-    """The files in a block that begins with `src/sightread/` (indented names, comments behind); None without one."""
+    """The files in a block that begins with `src/sightloop/` (indented names, comments behind); None without one."""
     for block in blocks(markdown):
         lines = block.text.splitlines()
-        if lines and lines[0].split() and lines[0].split()[0] == "src/sightread/":
+        if lines and lines[0].split() and lines[0].split()[0] == "src/sightloop/":
             return set(_listed(lines[1:]))
     return None
 
@@ -121,9 +121,9 @@ def real_tree(root: Path) -> set[str]:
 
 def furnish(folder: Path, text: str) -> None:
     """Put a checkpoint, a picture or a folder of pictures where `text` names one."""
-    from tests.checkpoints import write_blip, write_clip
-    from tests.florence_checkpoints import write_florence
-    from tests.llava_checkpoints import LLAVA_15, write_llava
+    from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
+    from tests.tiny_checkpoints.florence import write_florence
+    from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 
     for entry in ENTRIES:
         if entry.name in text and entry.family == "clip":
@@ -158,7 +158,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 def failures(markdown: str, folder: Path) -> list[str]:
     """What of a README's commands and Python does not run, with what it said."""
     found: list[str] = []
-    for line in commands(markdown, "sightread"):
+    for line in commands(markdown, "sightloop"):
         done = run(["bash", "-euo", "pipefail", "-c", line], folder)
         if done.returncode:
             found.append(f"{line}\n{done.stderr}")
@@ -171,7 +171,7 @@ def failures(markdown: str, folder: Path) -> list[str]:
 
 
 def test_what_the_readme_says_to_type_runs(tmp_path: Path) -> None:
-    runnable = "\n".join([*commands(README, "sightread"), python_of(README)])
+    runnable = "\n".join([*commands(README, "sightloop"), python_of(README)])
     if not runnable.strip():
         pytest.skip("the README has no command and no Python yet")
     if not BUNDLED_FOLDER.is_dir():
@@ -215,14 +215,14 @@ SAMPLE = """
 ```bash
 make test        # everything
 make demo MODEL=some/where
-sightread caption photos/ \\
+sightloop caption photos/ \\
     --model Salesforce/blip-vqa-base   # a comment
 git clone x && cd x
 ```
 
 ```console
-$ sightread models --json
-output sightread nothing
+$ sightloop models --json
+output sightloop nothing
 ```
 
 ```python
@@ -234,7 +234,7 @@ assert x == 1
 ```
 
 ```
-src/sightread/
+src/sightloop/
   __init__.py      the public surface
   data/            bytes to batches, see a.py
     a.py b.py      two
@@ -245,9 +245,9 @@ src/sightread/
 
 
 def test_commands_are_found() -> None:
-    assert [words(line) for line in commands(SAMPLE, "sightread")] == [
-        ["sightread", "caption", "photos/", "--model", "Salesforce/blip-vqa-base"],
-        ["sightread", "models", "--json"],
+    assert [words(line) for line in commands(SAMPLE, "sightloop")] == [
+        ["sightloop", "caption", "photos/", "--model", "Salesforce/blip-vqa-base"],
+        ["sightloop", "models", "--json"],
     ]
     assert len(commands(SAMPLE, "make")) == 2
 
@@ -259,20 +259,20 @@ def test_python_blocks_are_one_program(tmp_path: Path) -> None:
 
 
 def test_a_command_that_fails_is_seen(tmp_path: Path) -> None:
-    assert len(failures("```bash\nsightread --help\nsightread no-such-verb\n```\n", tmp_path)) == 1
+    assert len(failures("```bash\nsightloop --help\nsightloop no-such-verb\n```\n", tmp_path)) == 1
 
 
 def test_targets_and_extras_that_do_not_exist_are_seen() -> None:
     makefile = "test: lint\n\techo\nVENV := x\nbench:\n"
     assert make_targets(makefile) == {"test", "bench"}
     assert strange_targets(SAMPLE, makefile) == ["demo"]
-    assert strange_extras("pip install 'sightread[heif, nothing]'", {"heif"}) == ["nothing"]
+    assert strange_extras("pip install 'sightloop[heif, nothing]'", {"heif"}) == ["nothing"]
 
 
 def test_the_tree_is_read(tmp_path: Path) -> None:
     assert tree_in(SAMPLE) == {"__init__.py", "data/a.py", "data/b.py", "models/c.py"}
     assert tree_in("```\nsrc/other/\n```\n") is None
-    drawn = "```\nsrc/sightread/\n├── data/   x\n│   ├── a.py   y\n│   └── b.py\n└── c.py\n```\n"
+    drawn = "```\nsrc/sightloop/\n├── data/   x\n│   ├── a.py   y\n│   └── b.py\n└── c.py\n```\n"
     assert tree_in(drawn) == {"data/a.py", "data/b.py", "c.py"}
     for name, text in {"a.py": "", "b/__init__.py": "", "b/c.py": "x"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -287,6 +287,6 @@ def test_dead_links_are_seen(tmp_path: Path) -> None:
 
 
 def test_pictures_and_folders_are_noticed() -> None:
-    line = "sightread caption photos/ holiday/2024/ --out x.jsonl; model.caption('cat.jpg', \"a/b/dog.png\")"
+    line = "sightloop caption photos/ holiday/2024/ --out x.jsonl; model.caption('cat.jpg', \"a/b/dog.png\")"
     assert PICTURES.findall(line) == ["cat.jpg", "a/b/dog.png"]
     assert FOLDERS.findall(line) == ["photos", "holiday/2024"]

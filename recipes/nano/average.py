@@ -12,17 +12,17 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-import sightread
-from sightread.data.pixels import normalise, prepare
-from sightread.nn.packing import unpack
-from sightread.pipelines.model import Model
+import sightloop
+from sightloop.data.images.preprocess import normalise, prepare
+from sightloop.inference.model import Model
+from sightloop.nn.prepack import unpack
 
 COUNTED = 1500  # pictures, a hundred at a time
 
 
 def main(out: str, shares: list[float], folders: list[str], data: str | None = None) -> None:
     """Write OUT, a folder that `load` reads."""
-    models = [sightread.load(folder, device="cpu") for folder in folders]
+    models = [sightloop.load(folder, device="cpu") for folder in folders]
     states: list[dict[str, Tensor]] = []
     for model in models:
         unpack(model.network)
@@ -46,7 +46,7 @@ def count_anew(model: Model, data: str) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # every batch counts the same
-    whole, spec = sightread.open_dataset(data), model.image_spec
+    whole, spec = sightloop.open_dataset(data), model.image_spec
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:COUNTED].tolist()
     model.network.train()
     for start in range(0, len(order) - 99, 100):  # none smaller, which would count too much

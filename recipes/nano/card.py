@@ -1,6 +1,6 @@
-"""Write nano's model card from evaluation reports: python recipes/nano/card.py REPORT... > src/sightread/nano/CARD.md
+"""Write nano's model card from evaluation reports: python recipes/nano/card.py REPORT... > src/sightloop/nano/CARD.md
 
-Each REPORT is a folder that `sightread evaluate` wrote; no number is typed in by hand.
+Each REPORT is a folder that `sightloop evaluate` wrote; no number is typed in by hand.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ HEAD = """# nano
 
 A small BLIP (Li et al. 2022, arXiv 2201.12086) with all its heads: it embeds pictures and texts (ITC), judges
 whether a text fits a picture (ITM), writes captions and answers questions (LM). 7.95 million weights in half
-precision, 16 MB; pictures of 112 x 112 pixels. It comes with sightread so that every verb works the minute it
+precision, 16 MB; pictures of 112 x 112 pixels. It comes with sightloop so that every verb works the minute it
 is installed, without a network. It is small, it has seen 6,874 photographs, and it is often wrong: for real
 work take a large model, one flag away (`-m Salesforce/blip-image-captioning-base`).
 
@@ -35,7 +35,7 @@ what did not.
 ## Figures
 
 On 1,000 held-out photographs of Flickr8k (`dev-000.tar`, 5 captions each), seed 0, float32 on a CPU,
-sightread {version}. In brackets: bootstrap 95 % interval. The training was watched on 300 of these photographs, and
+sightloop {version}. In brackets: bootstrap 95 % interval. The training was watched on 300 of these photographs, and
 the shares of earlier runs in a mean, the beams, the length penalty, the threshold of `match` and how much ITC counts
 in it (10 x its cosine beside ITM's logit) were chosen on them, so unseen ones may do a little worse. One of the
 1,000 is also in the training part.
@@ -68,7 +68,7 @@ def main(folders: list[str]) -> None:
         version = about["version"]
         task = about["task"]
         flags = " --rerank 16" if task == "retrieval" else ""
-        parts.append(f"\n`sightread evaluate {task} -m nano -d dev-000.tar{flags} --out {task}`\n")
+        parts.append(f"\n`sightloop evaluate {task} -m nano -d dev-000.tar{flags} --out {task}`\n")
         parts.append("| measure | value | protocol |\n|---|---|---|")
         for number in numbers:
             if any(word in number["name"] for word in WANTED[task]):

@@ -8,18 +8,18 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import sightread
-from sightread.models.blip import Blip
-from sightread.models.sizes import SIZES
-from sightread.nn.initial import initialise
-from sightread.nn.packing import unpack
+import sightloop
+from sightloop.models.blip import Blip
+from sightloop.models.sizes import SIZES
+from sightloop.nn.init import initialise
+from sightloop.nn.prepack import unpack
 
 NEW = ("vision.", "image_projection.")
 
 
 def main(source: str, target: str) -> None:
     """Write the folder `target`, which a training starts from."""
-    model = sightread.load(source, device="cpu", dtype="float32")
+    model = sightloop.load(source, device="cpu", dtype="float32")
     unpack(model.network)
     vision = replace(SIZES["blip-nano"][1].vision, image_size=model.network.config.vision.image_size)
     network = Blip(replace(model.network.config, vision=vision))

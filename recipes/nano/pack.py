@@ -1,4 +1,4 @@
-"""Put a finished model into the package: python recipes/nano/pack.py RUN/model src/sightread/nano
+"""Put a finished model into the package: python recipes/nano/pack.py RUN/model src/sightloop/nano
 
 At half precision. --unseen: captioned pictures that it did not learn from, on which the judge's verdict is set.
 --learned: those that it did learn from, whose digests go with it, so that nothing is set on them again.
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import nn
 
-import sightread
-from sightread.models.blip import Blip
-from sightread.nn.packing import unpack
-from sightread.pipelines.calibration import LEARNED, calibrate, digest
+import sightloop
+from sightloop.models.blip import Blip
+from sightloop.nn.prepack import unpack
+from sightloop.training.calibration import LEARNED, calibrate, digest
 
 KEPT = (
     "config.json",
@@ -30,12 +30,12 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
     """Write the files that `load` and `train` need, and say how large they are."""
     whole, folder = Path(target + ".whole"), Path(target)
     shutil.rmtree(whole, ignore_errors=True)
-    model = sightread.load(source, device="cpu")
+    model = sightloop.load(source, device="cpu")
     model.decoding = {"num_beams": 3, "length_penalty": 0.5}  # the best of five ways on dev
     model.name = "nano"
     unpack(model.network)
     if unseen is not None:
-        pairs = sightread.open_dataset(unseen)
+        pairs = sightloop.open_dataset(unseen)
         told = calibrate(model, pairs, len(pairs), (0, unseen))
         print(told.told() if told else f"{unseen}: too few pictures to set the verdict on")
     model.network = fixed(model.network).half()
@@ -45,7 +45,7 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
         shutil.copyfile(whole / name, folder / name)
     shutil.rmtree(whole)
     if learned is not None:
-        data = sightread.open_dataset(learned)
+        data = sightloop.open_dataset(learned)
         (folder / LEARNED).write_bytes(b"".join(sorted({digest(data, i) for i in range(len(data))})))
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 

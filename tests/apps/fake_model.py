@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightread.errors import ImageError
-from sightread.types import ImageSpec, Pixels, Region
+from sightloop.errors import ImageError
+from sightloop.types import ImageSpec, Pixels, Region
 
 
 @dataclass

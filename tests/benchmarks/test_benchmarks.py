@@ -92,7 +92,7 @@ def test_differences_are_seen() -> None:
 
 
 def test_ratios_are_of_medians() -> None:
-    case = Case("x", "x", "s", 1, Job("sightread", "x"), ())
+    case = Case("x", "x", "s", 1, Job("sightloop", "x"), ())
     row = Row(case, "peer", ours=[1.0, 2.0, 9.0], theirs=[4.0, 6.0, 6.0])
     assert row.ratio == 3.0
     assert row.spread == (6 / 9, 4.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rerank import main
-from sightread.data.world import world, write_world
+from sightloop.data.datasets.synthetic import world, write_world
 
 
 def test_it_runs_and_counts_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

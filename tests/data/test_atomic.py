@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightread.data import atomic
-from sightread.data.atomic import atomic_path, atomic_write, lock, remove_stale_temporaries
+from sightloop.data import atomic
+from sightloop.data.atomic import atomic_path, atomic_write, lock, remove_stale_temporaries
 
 
 def names(folder: Path) -> set[str]:
@@ -124,7 +124,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, time
-from sightread.data.atomic import atomic_path
+from sightloop.data.atomic import atomic_path
 with atomic_path(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print("ready", flush=True)
@@ -145,13 +145,13 @@ def test_a_living_writer_is_left_alone_and_a_killed_one_is_cleaned_up(tmp_path: 
 
 
 def test_only_our_own_regular_files_are_removed(tmp_path: Path) -> None:
-    for name in ("a.tmp", ".sightread-1.txt", "sightread-1.tmp", ".sightread-dead.tmp"):
+    for name in ("a.tmp", ".sightloop-1.txt", "sightloop-1.tmp", ".sightloop-dead.tmp"):
         (tmp_path / name).write_text("x")
-    (tmp_path / ".sightread-folder.tmp").mkdir()
-    os.mkfifo(tmp_path / ".sightread-pipe.tmp")
-    (tmp_path / ".sightread-link.tmp").symlink_to(tmp_path / "a.tmp")
+    (tmp_path / ".sightloop-folder.tmp").mkdir()
+    os.mkfifo(tmp_path / ".sightloop-pipe.tmp")
+    (tmp_path / ".sightloop-link.tmp").symlink_to(tmp_path / "a.tmp")
     assert remove_stale_temporaries(tmp_path) == 1
-    assert not (tmp_path / ".sightread-dead.tmp").exists()
+    assert not (tmp_path / ".sightloop-dead.tmp").exists()
     assert len(names(tmp_path)) == 6
     assert remove_stale_temporaries(tmp_path / "no such folder") == 0
 
@@ -159,11 +159,11 @@ def test_only_our_own_regular_files_are_removed(tmp_path: Path) -> None:
 def test_without_locks_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic, "fcntl", None)
     for name in ("young", "old"):
-        (tmp_path / f".sightread-{name}.tmp").write_text("x")
+        (tmp_path / f".sightloop-{name}.tmp").write_text("x")
     yesterday = time.time() - 2 * 24 * 3600
-    os.utime(tmp_path / ".sightread-old.tmp", (yesterday, yesterday))
+    os.utime(tmp_path / ".sightloop-old.tmp", (yesterday, yesterday))
     assert remove_stale_temporaries(tmp_path) == 1
-    assert names(tmp_path) == {".sightread-young.tmp"}
+    assert names(tmp_path) == {".sightloop-young.tmp"}
     atomic_write(tmp_path / "x", "written")
     assert (tmp_path / "x").read_text() == "written"
 

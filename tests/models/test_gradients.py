@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import sightread
-from sightread.models.families import FAMILIES
-from sightread.models.weights import export
-from sightread.nn.packing import unpack
-from sightread.nn.training import checkpoint_blocks
-from sightread.objectives.contrastive import softmax_pairs
-from sightread.objectives.language import lm, next_tokens
-from tests.checkpoints import write_blip, write_clip
+import sightloop
+from sightloop.checkpoints.key_map import export
+from sightloop.checkpoints.registry import FAMILIES
+from sightloop.nn.prepack import unpack
+from sightloop.nn.regularization import checkpoint_blocks
+from sightloop.objectives.contrastive import softmax_pairs
+from sightloop.objectives.language import lm, next_tokens
+from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
 
 
 def trainable(folder: Path) -> tuple[Any, str]:
     """The network of a checkpoint as a training has it."""
-    model = sightread.load(folder, device="cpu")
+    model = sightloop.load(folder, device="cpu")
     unpack(model.network)
     return model.network.requires_grad_(True).train(), model.family
 

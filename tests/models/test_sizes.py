@@ -8,15 +8,15 @@ import json
 import pytest
 import torch
 
-from sightread.errors import UnsupportedError
-from sightread.models.blip import Blip, Config
-from sightread.models.blip_checkpoints import exports
-from sightread.models.clip import Clip
-from sightread.models.families import config_from_dict
-from sightread.models.sizes import SIZES, fitted
-from sightread.nn.initial import initialise
-from sightread.tasks.describe import choose, write
-from sightread.tasks.generate import Decoding
+from sightloop.checkpoints.blip import exports
+from sightloop.checkpoints.registry import config_from_dict
+from sightloop.errors import UnsupportedError
+from sightloop.models.blip import Blip, Config
+from sightloop.models.clip import Clip
+from sightloop.models.sizes import SIZES, fitted
+from sightloop.nn.init import initialise
+from sightloop.tasks.answer_ranking import choose
+from sightloop.tasks.generate import Decoding, write
 
 
 def blip(name: str) -> Config:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sightread.models.weights import fill
-from sightread.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
-from sightread.nn.blocks import Block, BlockConfig
-from sightread.nn.packing import can_pack, pack, packer, unpack
+from sightloop.checkpoints.key_map import fill
+from sightloop.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
+from sightloop.nn.blocks import Block, BlockConfig
+from sightloop.nn.prepack import can_pack, pack, packer, unpack
 
 
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightread.errors import CheckpointError, UsageError
-from sightread.models.weights import own_tensors
-from sightread.nn.attention import Linear
-from sightread.nn.blocks import Block, BlockConfig
-from sightread.nn.lora import adapter_config, adapter_tensors, add_lora, load_adapter, merge, unmerge
-from sightread.nn.packing import can_pack, pack, unpack
+from sightloop.checkpoints.key_map import own_tensors
+from sightloop.errors import CheckpointError, UsageError
+from sightloop.nn.attention import Linear
+from sightloop.nn.blocks import Block, BlockConfig
+from sightloop.nn.lora import adapter_config, adapter_tensors, add_lora, load_adapter, merge, unmerge
+from sightloop.nn.prepack import can_pack, pack, unpack
 
 
 class Net(nn.Module):

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sightread.objectives.contrastive import Candidates, itc, sigmoid_pairs, softmax_pairs
-from sightread.objectives.gather import Group, gather_rows, row_counts, row_offset
-from sightread.objectives.matching import hard_negatives, itm
-from sightread.types import Loss
+from sightloop.objectives.contrastive import Candidates, itc, sigmoid_pairs, softmax_pairs
+from sightloop.objectives.gather import Group, gather_rows, row_counts, row_offset
+from sightloop.objectives.matching import hard_negatives, itm
+from sightloop.types import Loss
 
 # Which of the four processes hold how many of the eleven rows; one process may hold none.
 DIVISIONS = [{0: 11}, {1: 4, 3: 7}, {0: 5, 2: 0, 3: 6}, {0: 1, 1: 3, 2: 0, 3: 7}]

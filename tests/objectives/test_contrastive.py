@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightread.errors import UsageError
-from sightread.objectives.contrastive import Candidates, enqueue, itc, sigmoid_pairs, softmax_pairs
-from sightread.types import Loss
+from sightloop.errors import UsageError
+from sightloop.objectives.contrastive import Candidates, enqueue, itc, sigmoid_pairs, softmax_pairs
+from sightloop.types import Loss
 
 SIZES = st.integers(1, 7)
 CHUNKS = st.integers(1, 9)

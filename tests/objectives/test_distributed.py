@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from sightread.objectives.gather import gather_rows, pass_on, row_counts, row_offset
+from sightloop.objectives.gather import gather_rows, pass_on, row_counts, row_offset
 from tests.objectives.distributed import DIVISIONS, PROCESSES, batch, results, work
 
 OF_ROWS = ("d_image", "d_text")

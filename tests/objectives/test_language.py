@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightread.objectives.language import lm, mlm, next_tokens, prefix_mask
+from sightloop.objectives.language import lm, mlm, next_tokens, prefix_mask
 
 TEXTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightread.objectives.masked import mim
+from sightloop.objectives.masked import mim
 
 
 @given(st.integers(0, 4), st.integers(1, 5), st.integers(2, 6), st.booleans(), st.integers(0, 9))

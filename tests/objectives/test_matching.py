@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightread.objectives.matching import IGNORED, binary_entropy, hard_negatives, itm
+from sightloop.objectives.matching import IGNORED, binary_entropy, hard_negatives, itm
 
 
 @given(st.integers(1, 9), st.integers(0, 5), st.integers(0, 2**40), st.integers(0, 99), st.booleans())

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-import sightread
-from sightread.data.pixels import normalise, prepare
-from sightread.data.world import world, write_world
-from sightread.errors import UsageError
-from sightread.models.blip import Blip
-from sightread.models.sizes import SIZES
-from sightread.nn.initial import initialise
-from sightread.pipelines.calibration import learned_from
-from sightread.pipelines.train import train
-from sightread.types import ImageSpec
+import sightloop
+from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.images.preprocess import normalise, prepare
+from sightloop.errors import UsageError
+from sightloop.models.blip import Blip
+from sightloop.models.sizes import SIZES
+from sightloop.nn.init import initialise
+from sightloop.training.calibration import learned_from
+from sightloop.training.trainer import train
+from sightloop.types import ImageSpec
 from tests.rules import REPOSITORY
 
 
@@ -56,8 +56,8 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
         "tokenizer_config.json",
     }
     assert len(learned_from(str(tmp_path / "nano"))) == 60
-    packed = sightread.load(tmp_path / "nano", device="cpu")
-    samples = list(sightread.open_dataset(data))
+    packed = sightloop.load(tmp_path / "nano", device="cpu")
+    samples = list(sightloop.open_dataset(data))
     pairs = [(sample.picture, text) for sample in samples for text in sample.captions]
     kept = packed.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
     wrong = samples[1:] + samples[:1]
@@ -80,7 +80,7 @@ def test_a_mean_has_statistics_of_its_own(tmp_path: Path) -> None:
     names = [str(tmp_path / seed / "model") for seed in "01"]
     main: Any = runpy.run_path(str(REPOSITORY / "recipes" / "nano" / "average.py"))["main"]
     main(str(tmp_path / "mean"), [0.25, 0.75], names, str(data))
-    first, second, mean = (sightread.load(name, device="cpu").network for name in (*names, tmp_path / "mean"))
+    first, second, mean = (sightloop.load(name, device="cpu").network for name in (*names, tmp_path / "mean"))
     ours, theirs, found = (net.vision.embed.proj.weight for net in (first, second, mean))
     torch.testing.assert_close(found, 0.25 * ours + 0.75 * theirs)
     norm = mean.vision.embed.stem[1].norm1
@@ -90,13 +90,13 @@ def test_a_mean_has_statistics_of_its_own(tmp_path: Path) -> None:
         seen.append(inputs[0])
 
     norm.register_forward_pre_hook(look)
-    mean.encode_image(normalised(data, sightread.load(names[0], device="cpu").image_spec))
+    mean.encode_image(normalised(data, sightloop.load(names[0], device="cpu").image_spec))
     torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
 def normalised(data: Path, spec: ImageSpec) -> torch.Tensor:
-    return normalise([prepare(sample.picture, spec) for sample in sightread.open_dataset(data)], spec)
+    return normalise([prepare(sample.picture, spec) for sample in sightloop.open_dataset(data)], spec)
 
 
 def test_chunks_are_refused_where_batch_norm_would_see_them(tmp_path: Path) -> None:

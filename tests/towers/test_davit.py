@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightread.nn.training import checkpoint_blocks, regularise
-from sightread.towers.davit import Davit, DavitConfig
+from sightloop.nn.regularization import checkpoint_blocks, regularise
+from sightloop.towers.davit import Davit, DavitConfig
 
 CONFIG = DavitConfig(
     (7, 3), (4, 2), (3, 1), (False, True), (6, 8), (1, 2), (2, 2), (3, 4), 3, 2.0, "gelu", True

@@ -12,16 +12,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sightread.errors import CheckpointError
-from sightread.models.language_checkpoints import language_config, language_keys
-from sightread.models.seq2seq_checkpoints import bart_configs, bart_keys, t5_configs, t5_keys
-from sightread.models.weights import export, fill
-from sightread.nn.attention import mask_of
-from sightread.tasks.describe import write
-from sightread.tasks.generate import Decoding
-from sightread.towers.text import LanguageModel, TextTower
-from sightread.types import Encoded
-from tests.checkpoints import sharpen
+from sightloop.checkpoints.key_map import export, fill
+from sightloop.checkpoints.language import language_config, language_keys
+from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, t5_configs, t5_keys
+from sightloop.errors import CheckpointError
+from sightloop.nn.attention import mask_of
+from sightloop.tasks.generate import Decoding, write
+from sightloop.towers.text import LanguageModel, TextTower
+from sightloop.types import Encoded
+from tests.tiny_checkpoints.clip_and_blip import sharpen
 
 LLAMA = {
     "vocab_size": 50,

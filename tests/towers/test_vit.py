@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 import torch
 
-from sightread.models.sizes import SIZES
-from sightread.nn.initial import initialise
-from sightread.towers.vit import ChannelNorm, Vit, VitConfig
+from sightloop.models.sizes import SIZES
+from sightloop.nn.init import initialise
+from sightloop.towers.vit import ChannelNorm, Vit, VitConfig
 
 PLAIN = replace(SIZES["world"][1].vision, image_size=32, patch=8, stem=(), layers=1)
 

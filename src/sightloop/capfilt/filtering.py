@@ -1,0 +1,73 @@
+"""What a bootstrap is asked for, and which texts it keeps (Li et al. 2022, section 3.3: CapFilt)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from sightloop.annotation.caption_filter import Rules, why_drop
+from sightloop.capfilt.options import Options
+
+Source: TypeAlias = Literal["web", "synthetic"]
+
+SOURCES: tuple[Source, ...] = ("web", "synthetic")
+DIGITS = 6  # decimals of a score: verdicts are made from what the evidence shows
+
+
+@dataclass(slots=True)
+class Text:
+    """A text of one picture and what was found about it. itm: probability of a match; itc: cosine; None: not asked.
+
+    reason: "" while undecided; matched, ranked or unjudged where kept; else empty, looping, duplicate, unmatched,
+    "not the best" or "not in the top k".
+    """
+
+    source: Source
+    text: str
+    itm: float | None = None
+    itc: float | None = None
+    kept: bool = False
+    reason: str = ""
+
+
+def screen(texts: Sequence[Text], prompt: str | None = None) -> list[Text]:
+    """Drop what no model needs to see, the web's texts standing first; returns what is left.
+
+    Of synthetic texts: empty ones (but for the prompt), loops and repetitions of an earlier text; of the web's: empty
+    ones.
+    """
+    seen, rules, left = set[str](), Rules(prompt=prompt), list[Text]()
+    for text in texts:
+        plain = " ".join(text.text.casefold().split())
+        if not plain:
+            text.reason = "empty"
+        elif text.source == "synthetic":
+            text.reason = "duplicate" if plain in seen else why_drop(text.text, rules)[0]
+        seen.add(plain)
+        if not text.reason:
+            left.append(text)
+    return left
+
+
+def decide(texts: Sequence[Text], options: Options) -> None:
+    """The verdicts of one picture's screened texts, from their scores; of equal texts the first wins."""
+    if options.mode == "captioner-only":
+        for text in texts:
+            text.kept, text.reason = True, "unjudged"
+        return
+    if options.keep == "top-k-itc":
+        order = sorted(texts, key=lambda text: -(text.itc if text.itc is not None else -1.0))
+        for place, text in enumerate(order):
+            text.kept = place < options.top
+            text.reason = "ranked" if text.kept else "not in the top k"
+        return
+    for text in texts:
+        text.kept = text.itm is not None and text.itm >= options.threshold
+        text.reason = "matched" if text.kept else "unmatched"
+    matching = [text for text in texts if text.kept]
+    if options.keep == "best" and matching:
+        best = max(matching, key=lambda text: text.itm or 0.0)
+        for text in matching:
+            if text is not best:
+                text.kept, text.reason = False, "not the best"

@@ -1,0 +1,68 @@
+"""Checkpoints of CLIP with a ResNet: the layout of open_clip and OpenAI, as data. Their configs are read in `clip`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sightloop.checkpoints.clip import (
+    IGNORED,
+    OPEN_CLIP_TEXT_KEYS,
+    config_from_open_clip,
+    default_image,
+    unnest,
+)
+from sightloop.checkpoints.key_map import KeyMap, cat
+from sightloop.checkpoints.layout import Family, Layout
+from sightloop.errors import UnsupportedError
+from sightloop.models.clip_resnet import ClipResnet, Config
+
+
+def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+    """Raises UnsupportedError: there is no such model."""
+    raise UnsupportedError("transformers has no CLIP with a ResNet; save it in our own layout")
+
+
+def _resnet_keys() -> dict[str, Any]:
+    """The ResNets of open_clip and OpenAI."""
+    keys: dict[str, Any] = {
+        "vision.position": "visual.attnpool.positional_embedding",
+        "vision.pool.q": "visual.attnpool.q_proj",
+        "vision.pool.kv": cat("visual.attnpool.k_proj", "visual.attnpool.v_proj"),
+        "vision.pool.out": "visual.attnpool.c_proj",
+    }
+    parts = {"first": 1, "second": 2, "third": 3}
+    for number in parts.values():
+        keys[f"vision.stem{number}.conv"] = f"visual.conv{number}"
+        keys[f"vision.stem{number}.norm"] = f"visual.bn{number}"
+    for stage in range(1, 5):
+        ours, theirs = f"vision.stage{stage}.{{}}", f"visual.layer{stage}.{{}}"
+        keys |= {
+            f"{ours}.shortcut.conv": f"{theirs}.downsample.0",
+            f"{ours}.shortcut.norm": f"{theirs}.downsample.1",
+        }
+        for part, number in parts.items():
+            keys[f"{ours}.{part}.conv"] = f"{theirs}.conv{number}"
+            keys[f"{ours}.{part}.norm"] = f"{theirs}.bn{number}"
+    return keys
+
+
+KEYS: KeyMap = {**OPEN_CLIP_TEXT_KEYS, **_resnet_keys()}
+
+FAMILY = Family(
+    name="clip_resnet",
+    network=ClipResnet,
+    config=Config,
+    layouts={
+        "open_clip": Layout(
+            keys=KEYS,
+            ignored=IGNORED,
+            prepare=unnest,
+            markers=("visual.attnpool.c_proj.weight",),
+            configure=config_from_open_clip,
+        ),
+    },
+    tokenizer="clip",
+    image_processor="CLIPImageProcessor",
+    to_transformers=exports,
+    default_image=default_image,
+)

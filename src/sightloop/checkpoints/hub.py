@@ -1,0 +1,341 @@
+"""Where a checkpoint's files are, and its tensors, read one by one without running anything that a file says.
+
+Local first: a folder, a file, the Hugging Face cache. The network is asked only for what is on none of them, and an
+answer that does not come within seconds is an error that says which files to put where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from sightloop.checkpoints.catalog import BUNDLED, close_names, find, pick_for
+from sightloop.checkpoints.tensors import (
+    MAX_JSON_BYTES,
+)
+from sightloop.errors import CheckpointError
+
+if TYPE_CHECKING:
+    pass
+
+PROBE_SECONDS = 3.0
+REQUEST_SECONDS = 6.0
+
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+# The names that weights have, the best first; after them, a file that is the only one of its kind.
+_KNOWN_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
+# What a training run leaves beside the weights.
+_NOT_WEIGHTS = (
+    "training_args*",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "random_states*",
+    "adapter_*",
+)
+BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
+
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.txt.gz", "*.model")
+_TOKENIZER_FILES = {
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "bpe_simple_vocab_16e6.txt.gz",
+    "spiece.model",
+    "tokenizer.model",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A checkpoint on this machine. `name` is for messages, `config` the parsed config file or None without one.
+
+    weights: one file, or the shards of one checkpoint in a fixed order.
+    """
+
+    name: str
+    folder: Path
+    weights: tuple[Path, ...]
+    config: dict[str, Any] | None
+
+
+def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Located:
+    """Find a checkpoint: a folder or a file of this machine, or a hub id `owner/name` (a `str`), cached or fetched.
+
+    The str "nano" is the model that comes with the package; a folder of that name is "./nano".
+    revision: branch, tag or commit of a hub id; "main" by default.
+    Raises CheckpointError that says what is missing and where it belongs. Waits for an absent network for some
+    seconds at most; HF_HUB_OFFLINE=1 forbids the network, HF_ENDPOINT names a mirror.
+    """
+    text = os.fspath(source)
+    if source == BUNDLED and BUNDLED_FOLDER.is_dir():
+        return _in_folder(BUNDLED_FOLDER, text)
+    path = Path(text).expanduser()
+    if text and os.path.isdir(path):
+        return _in_folder(path, text)
+    if text and os.path.isfile(path):
+        return _one_file(path, text)
+    if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
+        return _on_hub(text, revision)
+    raise CheckpointError(_no_such(text))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A config or an index. Raises CheckpointError for what is too large, damaged or no table of settings."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: too large for a config ({path.stat().st_size} bytes)")
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the settings of a model")
+    return cast("dict[str, Any]", data)
+
+
+def _in_folder(folder: Path, name: str) -> Located:
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{name}: this folder cannot be read ({error.strerror})") from error
+    chosen = _choose(names, name)
+    if chosen is None:
+        some = ", ".join(sorted(names)[:8]) or "nothing"
+        raise CheckpointError(
+            f"{name}: no weights in this folder (it holds {some}). "
+            f"Put model.safetensors and config.json there, or name the weights file itself."
+        )
+    return _one_file(folder / chosen, name)
+
+
+def _one_file(path: Path, name: str) -> Located:
+    if path.name.endswith(".index.json"):
+        weights = _shards(path)
+    elif path.suffix in _SUFFIXES:
+        weights = (path,)
+    else:
+        raise CheckpointError(f"{name}: is no checkpoint; weights end in {', '.join(_SUFFIXES)}")
+    return Located(name, path.parent, weights, _config(path))
+
+
+def _config(weights: Path) -> dict[str, Any] | None:
+    """The config that belongs to these weights: open_clip's own name for open_clip's files, else config.json."""
+    names = ["config.json", "open_clip_config.json"]
+    if weights.name.startswith("open_clip"):
+        names.reverse()
+    for name in names:
+        if (weights.parent / name).is_file():
+            return read_json(weights.parent / name)
+    return None
+
+
+def _choose(names: Collection[str], where: str) -> str | None:
+    """The weights (or their index) among a folder's file names, safetensors first; None where there are none."""
+    for known in _KNOWN_WEIGHTS:
+        if known in names:
+            return known
+    for suffixes in (_SUFFIXES[:1], _SUFFIXES[1:]):
+        found = sorted(
+            name
+            for name in names
+            if name.endswith(suffixes) and not any(fnmatch(name, p) for p in _NOT_WEIGHTS)
+        )
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{where}: several weights files ({', '.join(found[:8])}); name the one to load, "
+                f"for example {where.rstrip('/')}/{found[0]}"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index lists. They lie beside it: a name that leads elsewhere is refused."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise CheckpointError(f"{index}: has no weight_map; download it again")
+    listed = list(cast("dict[str, Any]", placed).values())
+    for file in listed:
+        if (
+            not isinstance(file, str)
+            or not re.fullmatch(r"[\w][\w. -]*", file)
+            or not file.endswith(_SUFFIXES)
+        ):
+            raise CheckpointError(f"{index}: names {file!r}, which is no weights file of its own folder")
+    files = set(listed)
+    missing = sorted(file for file in files if not (index.parent / file).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{index.parent}: {len(missing)} of {len(files)} shards are missing ({', '.join(missing[:8])}); "
+            f"put them beside {index.name}"
+        )
+    return tuple(index.parent / file for file in sorted(files))
+
+
+# The hub.
+
+
+def _on_hub(name: str, revision: str | None) -> Located:
+    """From the cache if the cache has all of it, else from the network, else what the cache has of it."""
+    cached = _in_cache(name, revision)
+    if cached is not None and cached.config is not None and _has_tokenizer(cached.folder):
+        return cached
+    try:
+        return _fetch(name, revision)
+    except CheckpointError:
+        if cached is None:
+            raise
+        return cached
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).exists() for file in _TOKENIZER_FILES)
+
+
+def _in_cache(name: str, revision: str | None) -> Located | None:
+    """The cached snapshot, None where its weights are not all there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, revision=revision, local_files_only=True)
+    except (
+        LocalEntryNotFoundError
+    ) as error:  # a snapshot of which some file is not wanted counts as incomplete
+        folder = getattr(error, "snapshot_path", None)
+    except HFValidationError as error:
+        raise CheckpointError(_no_such(name)) from error
+    if folder is None:
+        return None
+    try:
+        return _in_folder(Path(folder), name)
+    except CheckpointError:
+        return None
+
+
+def _fetch(name: str, revision: str | None) -> Located:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(_put_where(name, "HF_HUB_OFFLINE forbids asking the hub"))
+    if not _reachable(constants.ENDPOINT):
+        raise CheckpointError(_put_where(name, f"{constants.ENDPOINT} cannot be reached"))
+    with _hub_errors(name, revision):
+        info = HfApi().model_info(name, revision=revision, timeout=REQUEST_SECONDS)
+    wanted = _wanted([file.rfilename for file in info.siblings or []], name)
+    with _hub_errors(name, revision):
+        folder = snapshot_download(name, revision=revision, allow_patterns=wanted)
+    return _in_folder(Path(folder), name)
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Generator[None]:
+    """What can go wrong between here and the hub, in plain words."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except GatedRepoError as error:
+        remedy = f"accept its licence at {constants.ENDPOINT}/{name} and log in with `hf auth login`"
+        raise CheckpointError(f"{name}: the owner asks for an agreement first; {remedy}") from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{name}: has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        private = "and no model of that name on the hub, or a private one (then: `hf auth login`)"
+        raise CheckpointError(_no_such(name, private)) from error
+    # Anything else: the hub's client has changed its HTTP library, and with it these types, before.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(_put_where(name, f"{constants.ENDPOINT} failed ({reason})")) from error
+
+
+def _wanted(names: list[str], where: str) -> list[str]:
+    """Of a repository's files, one copy of the weights and the small files beside them."""
+    top = [name for name in names if "/" not in name]
+    chosen = _choose(top, where)
+    if chosen is None:
+        raise CheckpointError(
+            f"{where}: its repository has no weights that can be read ({', '.join(_SUFFIXES)})"
+        )
+    kept = {name for name in top if any(fnmatch(name, pattern) for pattern in _BESIDE_WEIGHTS)} | {chosen}
+    if chosen.endswith(".index.json"):
+        stem, suffix = os.path.splitext(chosen.removesuffix(".index.json"))
+        kept |= {name for name in top if fnmatch(name, f"{stem}-*{suffix}")}
+    return sorted(re.sub(r"([*?[])", r"[\1]", name) for name in kept)
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether anything answers there. Behind a proxy only the hub's own client can tell."""
+    proxies = getproxies()
+    parts = urlsplit(endpoint)
+    if parts.hostname is None or parts.scheme in proxies or "all" in proxies:
+        return True
+    address = (parts.hostname, parts.port or (80 if parts.scheme == "http" else 443))
+    answered: list[bool] = []
+
+    def knock() -> None:
+        try:
+            socket.create_connection(address, timeout=PROBE_SECONDS).close()
+        except OSError:
+            return
+        answered.append(True)
+
+    # A thread, because looking up a name has no time limit of its own.
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(answered)
+
+
+def _put_where(name: str, why: str) -> str:
+    entry, folder = find(name), name.split("/")[-1]
+    vocabulary = "vocab.json, merges.txt" if entry is not None and entry.family == "clip" else "vocab.txt"
+    return (
+        f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download "
+        f"config.json, preprocessor_config.json, tokenizer.json (or {vocabulary}) and model.safetensors (or "
+        f"pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
+        f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_did_you_mean(name)}"
+    )
+
+
+def _no_such(text: str, hub: str = "and a hub model is called owner/name") -> str:
+    entry = find(text)
+    if entry is not None and entry.name == BUNDLED:
+        return (
+            f"{text}: this copy of sightloop lacks the model that comes with it; install the package, or name another "
+            f"model, such as {pick_for('caption').name}"
+        )
+    if entry is not None and entry.url:
+        return f"{text}: no such file here; download it from {entry.url} and name its path"
+    return f"{text or '(empty)'}: no such folder or file here, {hub}{_did_you_mean(text)}"
+
+
+def _did_you_mean(text: str) -> str:
+    close = [] if find(text) else close_names(text)
+    return f". Did you mean {' or '.join(close)}?" if close else ""
+
+
+# The tensors.

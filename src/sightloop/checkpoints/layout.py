@@ -1,0 +1,69 @@
+"""What a family tells `load`: its network, its config, its layouts, its tokenizer."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sightloop.checkpoints.key_map import KeyMap
+
+TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama", "gemma"]
+
+
+# A network -> what is asked to take each of its weights (see `weights.fill`).
+Taking: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which a family's checkpoints are written.
+
+    markers: tensors that every checkpoint of this layout has, and none of another layout or family.
+    ignored: patterns of names that carry nothing for us. prepare: brings names with a second spelling to one.
+    configure: from the parsed config (may be empty) and the tensors to the family's Config. keys: the map, or what
+    makes it of a Config where families have more than one kind of tower.
+    """
+
+    keys: KeyMap | Callable[[Any], KeyMap]
+    ignored: Sequence[str]
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    markers: Sequence[str]
+    configure: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family: its network, its config, its layouts by name, the kind of its tokenizer and image processor."""
+
+    name: str
+    network: Callable[[Any], Any]
+    config: type[Any]
+    layouts: Mapping[str, Layout]
+    # A family with several kinds says which one by its config.
+    tokenizer: TokenizerKind | Callable[[Any], TokenizerKind]
+    image_processor: str
+    # Each model that `transformers` makes of it: folder ("" where there is one) -> (config.json, tensor prefixes).
+    to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
+    # The processor settings that original checkpoints were trained with (they carry none themselves).
+    default_image: Callable[[Any], dict[str, Any]]
+
+    # Whether the reference reads how it writes in generation_config.json.
+    generation: bool = False
+    # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
+    # config, the size of pictures, and the words that stand for no thing.
+    processor: (
+        Callable[[Any, tuple[int, int], Sequence[str]], tuple[dict[str, Any], dict[str, Any]]] | None
+    ) = None
+
+    def tokenizer_of(self, config: Any) -> TokenizerKind:
+        """The kind of a checkpoint of this config."""
+        return self.tokenizer(config) if callable(self.tokenizer) else self.tokenizer
+
+
+def as_it_is(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """For layouts in which every name has one spelling."""
+    return tensors

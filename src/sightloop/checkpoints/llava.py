@@ -1,0 +1,180 @@
+"""LLaVA's checkpoints in the hub's layouts (`llava-hf/*`), as data: LlavaForConditionalGeneration (1.5) and
+LlavaNextForConditionalGeneration (1.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sightloop.checkpoints.clip import default_image
+from sightloop.checkpoints.hf_config import (
+    VISION,
+    described,
+    image_id,
+    one_spelling,
+    sizes,
+    transformers_tower,
+)
+from sightloop.checkpoints.key_map import KeyMap
+from sightloop.checkpoints.language import (
+    first_id,
+    language_config,
+    language_keys,
+    language_to_transformers,
+    tied_words,
+)
+from sightloop.checkpoints.layout import Family, Layout
+from sightloop.errors import CheckpointError
+from sightloop.models.chat_templates import PICTURE, form_of, template_of
+from sightloop.models.llava import Config, Llava
+from sightloop.towers.vit import VitConfig
+
+# Where config.json is silent about the image tower it is CLIP's L/14 for 336 pixels, about its sizes CLIP's usual one.
+_L14 = {"image_size": 336, "patch": 14, "dim": 1024, "layers": 24, "heads": 16, "mlp_dim": 4096}
+_B32 = {"image_size": 224, "patch": 32, "dim": 768, "layers": 12, "heads": 12, "mlp_dim": 3072}
+_USUAL = {"activation": "quick_gelu", "eps": 1e-5}
+_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+# Buffers that old checkpoints store beside the weights.
+IGNORED = (r"\.position_ids$", r"\.rotary_emb\.inv_freq$")
+
+
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Config:
+    """From a config.json, and the text of the checkpoint's chat template as `chat_template` where it has one.
+
+    Raises CheckpointError for towers other than CLIP's and those of Llama and Mistral.
+    """
+    vision: Mapping[str, Any] = data.get("vision_config") or {}
+    words: Mapping[str, Any] = {"model_type": "llama", **(data.get("text_config") or {})}
+    if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
+        raise CheckpointError(f"config.json: a LLaVA over {vision['model_type']!r} is not supported")
+    if words["model_type"] not in ("llama", "mistral"):
+        raise CheckpointError(
+            f"config.json: a LLaVA that writes with {words['model_type']!r} is not supported"
+        )
+    tower = VitConfig(
+        **sizes(vision, VISION, {**(_B32 if vision else _L14), **_USUAL}),
+        norm_first=True,
+        norm_tokens=False,
+        patch_bias=False,
+    )
+    layers: int | list[int] = data.get("vision_feature_layer", -2)
+    tied = any(part.get("tie_word_embeddings", False) for part in (data, words))
+    tiled = data.get("model_type") == "llava_next"
+    if tiled and data.get("vision_feature_select_strategy") == "full":
+        raise CheckpointError(
+            "config.json: tiles with vision_feature_select_strategy='full' are not supported"
+        )
+    grids = (data.get("image_grid_pinpoints") or _GRIDS) if tiled else []
+    return Config(
+        vision=tower,
+        language=language_config(words, tied=tied_words(tied, tensors)),
+        depths=tuple(
+            _depth(layer, tower.layers) for layer in (layers if isinstance(layers, list) else [layers])
+        ),
+        class_token=data.get("vision_feature_select_strategy", "default") == "full",
+        activation=data.get("projector_hidden_act", "gelu"),
+        projector_bias=data.get("multimodal_projector_bias", True),
+        image_id=image_id(data, 32_000),
+        end_id=first_id(words.get("eos_token_id", 2)),
+        tiles=tuple((int(height), int(width)) for height, width in grids),
+        dialogue=_dialogue(data.get("chat_template"), words["model_type"], tiled),
+    )
+
+
+def _depth(layer: int, layers: int) -> int:
+    depth = layer if layer >= 0 else layers + 1 + layer
+    if not 0 <= depth <= layers:
+        raise CheckpointError(f"config.json: vision_feature_layer {layer} of a tower of {layers} layers")
+    return depth
+
+
+def _dialogue(template: str | None, language: str, tiled: bool) -> str:
+    """The form of its prompts; without a template, that in which the published models were trained."""
+    if template is not None:
+        return form_of(template)
+    return "mistral" if language == "mistral" else "vicuna_curious" if tiled else "vicuna"
+
+
+def transformers_keys(config: Config) -> KeyMap:
+    """The key map of a checkpoint after `settings.one_spelling`."""
+    embed = "vision_tower.embeddings"
+    return {
+        "newline": "image_newline",
+        "projector.fc1": "multi_modal_projector.linear_1",
+        "projector.fc2": "multi_modal_projector.linear_2",
+        "vision.embed.class_token": f"{embed}.class_embedding",
+        "vision.embed.position": f"{embed}.position_embedding.weight",
+        "vision.embed.proj": f"{embed}.patch_embedding",
+        "vision.norm_in": "vision_tower.pre_layrnorm",
+        "vision.norm_out": "vision_tower.post_layernorm",
+        **transformers_tower("vision", "vision_tower"),
+        **language_keys(config.language, "language", "language_model.model", "language_model.lm_head"),
+    }
+
+
+def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+    """One model with all tensors."""
+    kind = "LlavaNext" if config.tiles else "Llava"
+    patches = (config.vision.image_size // config.vision.patch) ** 2
+    layers = [depth - config.vision.layers - 1 for depth in config.depths]
+    data: dict[str, Any] = {
+        "architectures": [f"{kind}ForConditionalGeneration"],
+        "model_type": "llava_next" if config.tiles else "llava",
+        "vision_config": {"model_type": "clip_vision_model", **described(config.vision, VISION)},
+        "text_config": {**language_to_transformers(config.language), "eos_token_id": config.end_id},
+        # Counted from the end: so the reference knows the first, which stands before all blocks, too.
+        "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
+        "vision_feature_select_strategy": "full" if config.class_token else "default",
+        "projector_hidden_act": config.activation,
+        "multimodal_projector_bias": config.projector_bias,
+        "image_token_index": config.image_id,
+        "image_seq_length": patches + config.class_token,
+        "tie_word_embeddings": config.language.tied,
+    }
+    if config.tiles:
+        data["image_grid_pinpoints"] = [list(grid) for grid in config.tiles]
+    return {"": (data, ("",))}
+
+
+def processor(config: Config, _: tuple[int, int], __: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What processor_config.json says beside the pictures."""
+    known = {"chat_template": template_of(config.dialogue)} if config.dialogue else {}
+    about = {
+        "processor_class": "LlavaNextProcessor" if config.tiles else "LlavaProcessor",
+        "image_token": PICTURE,
+        "num_additional_image_tokens": 1,
+        "patch_size": config.vision.patch,
+        "vision_feature_select_strategy": "full" if config.class_token else "default",
+    }
+    return {**about, **known}, {}
+
+
+def _layout(marker: str) -> Layout:
+    """The hub's layout; `transformers` 4.52 put one more prefix before every name."""
+    return Layout(
+        keys=transformers_keys,
+        ignored=IGNORED,
+        prepare=one_spelling,
+        markers=(marker,),
+        configure=config_from_transformers,
+    )
+
+
+FAMILY = Family(
+    name="llava",
+    network=Llava,
+    config=Config,
+    layouts={
+        "transformers": _layout("multi_modal_projector.linear_1.weight"),
+        "transformers 4.52": _layout("model.multi_modal_projector.linear_1.weight"),
+    },
+    tokenizer="llama",
+    image_processor="CLIPImageProcessor",
+    to_transformers=exports,
+    default_image=default_image,
+    generation=True,
+    processor=processor,
+)

@@ -1,0 +1,118 @@
+"""The families that `load` knows, and how each of their checkpoint layouts is recognised."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
+from sightloop.checkpoints.key_map import KeyMap, fill
+from sightloop.checkpoints.layout import Family, Layout, Taking
+from sightloop.errors import CheckpointError
+from sightloop.nn.blocks import ACTIVATIONS
+
+# In the order in which `recognise` tries them: BLIP-2 before BLIP, which has an image tower of the same names.
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        clip.FAMILY,
+        clip_resnet.FAMILY,
+        blip2.FAMILY,
+        blip.FAMILY,
+        siglip.FAMILY,
+        florence.FAMILY,
+        llava.FAMILY,
+        paligemma.FAMILY,
+    )
+}
+
+
+def recognise(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
+    """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
+    for family in FAMILIES.values():
+        for name, layout in family.layouts.items():
+            if all(marker in tensors for marker in layout.markers):
+                return family, name
+    raise CheckpointError(
+        f"{source}: no known kind of checkpoint (known: {', '.join(_known())}). "
+        f"Its first tensors are {', '.join(sorted(tensors)[:4])}"
+    )
+
+
+def build(
+    family: Family,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    layout: Layout | None,
+    *,
+    source: str,
+    taking: Taking | None = None,
+) -> nn.Module:
+    """The network with its weights; layout None: our own. Raises CheckpointError that names what does not fit.
+
+    taking: puts weights elsewhere than in the network, as few bits.
+    """
+    try:
+        if _layers(config) > len(tensors):  # before any is made
+            raise ValueError(f"{_layers(config)} layers of {len(tensors)} tensors")
+        with torch.device("meta"):
+            net: nn.Module = family.network(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{source}: the activation {error} in its config is not known; known: {', '.join(ACTIVATIONS)}"
+        ) from error
+    except (IndexError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source}: its config describes no {family.name} model that can be built ({error!r})"
+        ) from error
+    take = None if taking is None else taking(net)
+    if layout is None:
+        fill(net, tensors, None, source=source, take=take)
+    else:
+        fill(net, tensors, keys_of(layout, config), ignore=layout.ignored, source=source, take=take)
+    return net.eval()
+
+
+def _layers(config: Any) -> int:
+    """How many layers a config asks for, of the part of it that asks for most."""
+    most = 0
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            most = max(most, _layers(value))
+        elif field.name in ("layers", "depths"):
+            most = max(most, *(value if isinstance(value, tuple) else (value,)))
+    return most
+
+
+def keys_of(layout: Layout, config: Any) -> KeyMap:
+    """The key map of a checkpoint of this layout and config."""
+    return layout.keys(config) if callable(layout.keys) else layout.keys
+
+
+def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError."""
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        parts = [
+            part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)
+        ]
+        if parts and value is not None:
+            value = config_from_dict(typing.cast(type[Any], parts[0]), value)
+        values[name] = as_tuples(value)
+    return kind(**values)
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists, of lists too, as tuples: JSON knows none."""
+    return tuple(map(as_tuples, cast("list[Any]", value))) if isinstance(value, list) else value
+
+
+def _known() -> list[str]:
+    return [f"{family.name} as {name} writes it" for family in FAMILIES.values() for name in family.layouts]

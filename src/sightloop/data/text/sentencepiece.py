@@ -1,0 +1,483 @@
+"""SentencePiece tokenizers (Kudo and Richardson 2018): SigLIP's, Gemma's, Llama's, and all of a tokenizer.json.
+
+`load_pieces` reads a checkpoint's folder and makes the same `Tokenizer` as `tokens` does:
+
+    load_pieces(folder, max_length=64, fill=True)   # SigLIP, SigLIP 2: rows of 64, what fills them counts as text
+    load_pieces(folder, max_length=2048)            # Gemma's and Llama's: rows as long as their texts
+
+A tokenizer.json is run as it stands. A bare `spiece.model` or `tokenizer.model` is read by the small reader below and
+gets the pipeline of its class in `_PIPELINES`; a new class is one more function there.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import string
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from sightloop.data.text.padding import Padding
+from sightloop.data.text.tokenizer import Tokenizer
+from sightloop.errors import TokenizerError
+
+Json = dict[str, Any]
+
+_MARK = "▁"  # stands for a space
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMES: dict[str, dict[str, str]] = {
+    "SiglipTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
+    "GemmaTokenizer": {f"{role}_token": f"<{role}>" for role in ("bos", "eos", "unk", "pad", "mask")},
+}
+_NAMES["LlamaTokenizer"] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_NAMES["Siglip2Tokenizer"] = _NAMES["GemmaTokenizer"]
+_LEFT = {"GemmaTokenizer", "Siglip2Tokenizer"}  # padded on the left where tokenizer_config.json does not say
+_PLACES = [*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))]
+_CLEANING = "sightloop_cleaning"  # a key of CLEANINGS in tokenizer_config.json; other readers ignore it
+
+
+def load_pieces(
+    folder: Path,
+    *,
+    max_length: int,
+    fill: bool = False,
+    lower: bool = False,
+    cleaning: str | None = None,
+    extra: str = "",
+    usual: str = "",
+    places: bool = False,
+) -> Tokenizer:
+    """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
+    tokenizer_config.json names.
+
+    Reads tokenizer.json, else spiece.model, tokenizer.model, or vocab.json with merges.txt; SigLIP's own class prefers
+    its spiece.model, as at the hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less;
+    `fill`: that many always, the fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2
+    was trained so). cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is
+    added where the files lack it. usual: the class where no file names one. places: as PaliGemma's processor has it,
+    words of places and segments are tokens, and rows have no first and no last. Raises `TokenizerError` that names the
+    file.
+    """
+    config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}
+    for key, only in {"truncation_side": "right", "split_special_tokens": False}.items():
+        if config.get(key, only) != only:
+            raise TokenizerError(f"{folder}: {key}={config[key]!r} is not supported, only {only!r} is.")
+    kind = str(config.get("tokenizer_class") or usual).removesuffix("Fast")
+    whole, bare = folder / "tokenizer.json", _bare(folder)
+    files: dict[str, bytes] = {}
+    if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
+        files = {bare.name: bare.read_bytes()}
+        backend, kind = _from_bare(bare, files[bare.name], kind, legacy=bool(config.get("legacy")))
+    elif whole.is_file():
+        backend = _backend(whole, config)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        backend = _byte_pairs(folder, bool(config.get("add_prefix_space")))
+    else:
+        raise TokenizerError(
+            f"{folder}: holds no tokenizer. Copy tokenizer.json, spiece.model or tokenizer.model, or vocab.json and "
+            "merges.txt, of the checkpoint into that folder."
+        )
+    names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
+    _add_missing(backend, extra, places)
+    _frame(backend, kind, names, {} if places else config, bare=places or backend.post_processor is None)
+    if (lower or config.get("do_lower_case")) and kind in _LEFT:
+        kind = "Siglip2Tokenizer"
+    if kind == "Siglip2Tokenizer":
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *_parts(backend.normalizer)])
+    settings = {key: value for key, value in config.items() if key != "added_tokens_decoder"}
+    settings |= {"tokenizer_class": kind or "PreTrainedTokenizerFast", **names}
+    settings |= {} if cleaning is None else {_CLEANING: cleaning}
+    return _assemble(folder, backend, settings, files, (max_length, fill))
+
+
+def _assemble(
+    folder: Path,
+    backend: tokenizers.Tokenizer,
+    settings: Json,
+    files: dict[str, bytes],
+    shape: tuple[int, bool],
+) -> Tokenizer:
+    max_length, fill = shape
+    if isinstance(limit := settings.get("model_max_length"), (int, float)) and limit > 0:
+        max_length = int(min(max_length, limit))
+    kind, ids = settings["tokenizer_class"], backend.get_vocab(with_added_tokens=True)
+    cleaning = settings.get(_CLEANING)
+    if cleaning is not None and cleaning not in CLEANINGS:
+        raise TokenizerError(f"{folder}: cleaning {cleaning!r} is not known; known: {', '.join(CLEANINGS)}.")
+    if kind == "SiglipTokenizer" and not files:
+        settings["tokenizer_class"] = (
+            "PreTrainedTokenizerFast"  # that class cannot do without its spiece.model
+        )
+    own = None
+    if files and kind == "SiglipTokenizer":
+        names = [token.content for token in backend.get_added_tokens_decoder().values()]
+        lower, end = bool(settings.get("do_lower_case", True)), str(settings["eos_token"])
+        own = _siglip_cleaning(read_piece_model(*files.values()), names, lower, end)
+    pad_name = settings.get("pad_token") or settings.get("eos_token")
+    if pad_name not in ids:
+        raise TokenizerError(
+            f"{folder}: {pad_name!r} (pad_token) is not in the vocabulary. Fetch its files again."
+        )
+    framed = backend.encode("").ids  # what every row has: nothing, the first, the last token or both
+    bos, eos = (ids.get(str(settings.get(role))) for role in ("bos_token", "eos_token"))
+    side = settings.get("padding_side") or ("left" if kind in _LEFT else "right")
+    return Tokenizer(
+        kind="pieces",
+        bos_id=bos if bos in framed[:1] else None,
+        eos_id=eos if eos in framed[-1:] else None,
+        padding=Padding(ids[pad_name], fill, side if fill else "right", end=eos in framed[-1:]),
+        vocab_size=1 + max(ids.values()),
+        max_length=max_length,
+        backend=backend,
+        settings=settings,
+        clean=own if cleaning is None else _after(CLEANINGS[cleaning], own),
+        files=files,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _has_older(folder: Path, config: Json) -> bool:
+    """Files from before `added_tokens_decoder` name the special tokens in a file of their own, which then wins."""
+    return "added_tokens_decoder" not in config and (folder / "special_tokens_map.json").is_file()
+
+
+def _bare(folder: Path) -> Path | None:
+    return next((folder / n for n in ("spiece.model", "tokenizer.model") if (folder / n).is_file()), None)
+
+
+def _json(path: Path) -> Json:
+    try:
+        return {**json.loads(path.read_text("utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise TokenizerError(f"{path} is damaged or of another kind ({error}); fetch it again.") from error
+
+
+def _backend(path: Path, config: Json) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(f"{path} is damaged or of another kind ({error}); fetch it again.") from error
+    backend.no_padding()
+    backend.no_truncation()
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and "add_prefix_space" in config:
+        backend.pre_tokenizer.add_prefix_space = bool(config["add_prefix_space"])
+    return backend
+
+
+def _from_bare(path: Path, data: bytes, kind: str, *, legacy: bool) -> tuple[tokenizers.Tokenizer, str]:
+    """The pipeline of a SentencePiece file, and the class that it is, where none is named."""
+    piece_model = read_piece_model(data, source=str(path))
+    kind = kind or ("GemmaTokenizer" if piece_model.merged else "SiglipTokenizer")
+    if kind not in _PIPELINES:
+        raise TokenizerError(f"{path}: {kind} is read from tokenizer.json alone; copy it into that folder.")
+    backend = _PIPELINES[kind](piece_model)
+    if kind == "LlamaTokenizer" and legacy:
+        # Each part between special tokens starts a word.
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="always", split=False)
+    return backend, kind
+
+
+def _byte_pairs(folder: Path, prefix_space: bool) -> tokenizers.Tokenizer:
+    """GPT-2's kind, as OPT's first files have it."""
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(f"{folder}: its vocab.json or merges.txt is damaged ({error}).") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _add_tokens(folder: Path, backend: tokenizers.Tokenizer, config: Json) -> dict[str, str]:
+    """Adds what tokenizer_config.json lists beyond the vocabulary; returns the names of the special tokens by role."""
+    listed: dict[str, Any] = config.get("added_tokens_decoder") or {}
+    stated = {int(index): _token(token) for index, token in listed.items()}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for _, token in sorted(stated.items()) if token.content not in known])
+    for index, token in stated.items():
+        if (found := backend.token_to_id(token.content)) != index:
+            raise TokenizerError(
+                f"{folder}: {token.content!r} should be token {index}, but the vocabulary makes it {found}: these "
+                "are files of different checkpoints. Fetch them again."
+            )
+    roles = {role: config[role] for role in _ROLES if config.get(role) is not None}
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    every = [*roles.values(), *(extra.values() if isinstance(extra, dict) else extra)]
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing = [token for token in map(_token, every) if token.content not in known]
+    backend.add_tokens(list({token.content: token for token in missing}.values()))
+    return {role: _token(value).content for role, value in roles.items()}
+
+
+def _add_missing(backend: tokenizers.Tokenizer, extra: str, places: bool) -> None:
+    if extra and backend.token_to_id(extra) is None:
+        backend.add_tokens([AddedToken(extra, special=True, normalized=False)])
+    backend.add_tokens(_PLACES if places else [])
+
+
+def _token(token: str | Json) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, special=True, normalized=False)
+    return AddedToken(**{key: value for key, value in token.items() if key not in ("id", "__type")})
+
+
+def _frame(
+    backend: tokenizers.Tokenizer, kind: str, names: dict[str, str], config: Json, *, bare: bool
+) -> None:
+    """First and last token: as tokenizer.json says; where it is silent (bare) as tokenizer_config.json, else as the
+    class has it."""
+    if not bare:
+        return
+    config = {} if kind == "SiglipTokenizer" else config
+    first = "bos_token" in names and bool(config.get("add_bos_token", kind == "LlamaTokenizer"))
+    last = "eos_token" in names and bool(config.get("add_eos_token", kind == "SiglipTokenizer"))
+    bos, eos = [names.get("bos_token", "")] * first, [names.get("eos_token", "")] * last
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*bos, "$A", *eos],
+        pair=[*bos, "$A", *eos, *(f"{name}:1" for name in bos), "$B:1", *(f"{name}:1" for name in eos)],
+        special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys(bos + eos)],
+    )
+
+
+def _parts(normalizer: normalizers.Normalizer | None) -> list[normalizers.Normalizer]:
+    return [] if normalizer is None else [normalizer]
+
+
+# ------------------------------------------------------------------------------------------------ .model files
+
+
+@dataclass(frozen=True, slots=True)
+class PieceModel:
+    """What a SentencePiece file holds: pieces with their scores and types, and how a text is made ready.
+
+    merged: byte-pair encoding, else Unigram. charsmap: a compiled table of characters and what becomes of them.
+    """
+
+    pieces: tuple[tuple[str, float, int], ...]
+    merged: bool
+    byte_fallback: bool
+    unk_id: int
+    charsmap: bytes
+
+
+# Types of pieces and of models in sentencepiece_model.proto.
+_CONTROL, _USER_DEFINED = 3, 4
+_UNIGRAM, _BPE = 1, 2
+
+
+def read_piece_model(data: bytes, *, source: str = "<bytes>") -> PieceModel:
+    """Reads the protocol buffer of sentencepiece_model.proto. Raises TokenizerError for anything else."""
+    try:
+        model = _message(data)
+        trainer, normal = (_message(model.get(number, [b""])[-1]) for number in (2, 3))
+        kind = trainer.get(3, [_UNIGRAM])[-1]
+        if kind not in (_UNIGRAM, _BPE):
+            raise ValueError(f"type {kind}, neither Unigram nor BPE")
+        return PieceModel(
+            pieces=tuple(_piece(_message(piece)) for piece in model[1]),
+            merged=kind == _BPE,
+            byte_fallback=bool(trainer.get(35, [0])[-1]),
+            unk_id=trainer.get(40, [0])[-1],
+            charsmap=normal.get(2, [b""])[-1],
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise TokenizerError(f"{source} is no SentencePiece model ({error!r}); fetch it again.") from error
+
+
+def _piece(fields: dict[int, list[Any]]) -> tuple[str, float, int]:
+    return fields[1][-1].decode("utf-8"), struct.unpack("<f", fields[2][-1])[0], fields.get(3, [1])[-1]
+
+
+def _message(data: bytes) -> dict[int, list[Any]]:
+    """Field number -> its values: numbers as int, all else as bytes (protocol buffers, wire format)."""
+    out: dict[int, list[Any]] = {}
+    at = 0
+    while at < len(data):
+        tag, at = _number(data, at)
+        if tag & 7 == 0:
+            value, at = _number(data, at)
+        else:
+            length, at = _number(data, at) if tag & 7 == 2 else ({1: 8, 5: 4}[tag & 7], at)
+            value, at = data[at : at + length], at + length
+            if at > len(data):
+                raise ValueError("cut short")
+        out.setdefault(tag >> 3, []).append(value)
+    return out
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A variable-length number and where the next field starts: seven bits a byte, the lowest first."""
+    value, shift = 0, 0
+    while data[at] & 0x80:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return value | data[at] << shift, at + 1
+
+
+def _siglip_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
+    """The most likely pieces of words, each with the space before it; `_siglip_cleaning` comes first."""
+    vocabulary = [(piece, score) for piece, score, _ in model.pieces]
+    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=model.unk_id, byte_fallback=False))
+    backend.normalizer = normalizers.Replace(" ", _MARK)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="never")
+    backend.decoder = decoders.Metaspace(_MARK, prepend_scheme="always")
+    return backend
+
+
+def _gemma_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
+    vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    backend = gemma_backend(vocabulary, _merges(vocabulary), model.pieces[model.unk_id][0])
+    added = [(piece, kind) for piece, _, kind in model.pieces if kind in (_CONTROL, _USER_DEFINED)]
+    backend.add_tokens([AddedToken(t, normalized=False, special=kind == _CONTROL) for t, kind in added])
+    return backend
+
+
+def gemma_backend(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: str = "<unk>"
+) -> tokenizers.Tokenizer:
+    """Byte-pair encoding over the whole text, spaces as they are; what has no piece is written in bytes."""
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", _MARK)
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return backend
+
+
+def _llama_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
+    """Byte-pair encoding over the whole text, a space in front of it; what has no piece is written in bytes."""
+    vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, _merges(vocabulary), fuse_unk=True, byte_fallback=True)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return backend
+
+
+def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to put a piece together from two others, earlier pieces first, then by the length of the first."""
+    found: list[tuple[int, int, int, int, str, str]] = []
+    for piece, index in vocabulary.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocabulary and right in vocabulary:
+                found.append((index, cut, vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+_PIPELINES: dict[str, Callable[[PieceModel], tokenizers.Tokenizer]] = {
+    "SiglipTokenizer": _siglip_pipeline,
+    "GemmaTokenizer": _gemma_pipeline,
+    "LlamaTokenizer": _llama_pipeline,
+    "Siglip2Tokenizer": _gemma_pipeline,
+}
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _siglip_cleaning(model: PieceModel, names: list[str], lower: bool, end: str) -> Callable[[str], str]:
+    """big_vision's canonical text, between special tokens: lower case, no punctuation, single spaces; then what
+    SentencePiece makes of its characters.
+
+    A space stands in front of the text, and an end token that it brings along is not put there twice.
+    """
+    special = re.compile(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})")
+    mapped = _charsmap(model.charsmap)
+
+    def clean(text: str) -> str:
+        parts = special.split(_MARK + text.replace(_MARK, " "))  # every second one is a special token
+        for i in range(0, len(parts), 2):
+            plain = (parts[i].lower() if lower else parts[i]).translate(_NO_PUNCTUATION)
+            plain = mapped(re.sub(r"\s+", " ", plain).strip())
+            parts[i] = re.sub(" {2,}", " ", plain).rstrip(f" {_MARK}")
+        if parts[-1] == "" and parts[-2:-1] == [end]:
+            del parts[-2:]
+        return "".join(parts)
+
+    return clean
+
+
+def _charsmap(data: bytes) -> Callable[[str], str]:
+    """SentencePiece's compiled table of replacements: the longest entry that a text goes on with is replaced.
+
+    The table is a double-array trie over UTF-8 (32-bit units: label, offset to the children, whether a value hangs
+    there), then the replacements, each ended by a zero byte.
+    """
+    if not data:
+        return str
+    (size,) = struct.unpack_from("<I", data)
+    units = struct.unpack_from(f"<{size // 4}I", data, 4)
+    texts = data[4 + size :]
+
+    def find(text: bytes, start: int) -> tuple[int, bytes]:
+        """How many bytes the longest entry takes, and what they become; one letter as it is where there is none."""
+        length = next(
+            (n for n in range(1, 4) if (text[start + n : start + n + 1] or b"\0")[0] & 0xC0 != 0x80), 4
+        )
+        found = text[start : start + length]
+        node = _children(units[0])
+        for at in range(start, len(text)):
+            unit = units[node ^ text[at]]
+            if unit & 0x800000FF != text[at]:
+                break
+            node = node ^ text[at] ^ _children(unit)
+            if unit >> 8 & 1:
+                value = units[node] & 0x7FFFFFFF
+                length, found = at + 1 - start, texts[value : texts.index(b"\0", value)]
+        return length, found
+
+    def replace(text: str) -> str:
+        source, out, at = text.encode(), bytearray(), 0
+        while at < len(source):
+            length, found = find(source, at)
+            out += found
+            at += length
+        return out.decode()
+
+    return replace
+
+
+def _children(unit: int) -> int:
+    return (unit >> 10) << ((unit & 0x200) >> 6)
+
+
+def _mended(text: str) -> str:
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def _canonical(text: str) -> str:
+    plain = _mended(text).replace("_", " ").translate(_NO_PUNCTUATION).lower()
+    return " ".join(plain.split())
+
+
+# open_clip's, by the names of its configs ("tokenizer_kwargs": {"clean": ...}).
+CLEANINGS: dict[str, Callable[[str], str]] = {
+    "canonicalize": _canonical,
+    "lower": lambda text: " ".join(_mended(text).split()).lower(),
+    "whitespace": lambda text: " ".join(_mended(text).split()),
+}
+
+
+def _after(first: Callable[[str], str], second: Callable[[str], str] | None) -> Callable[[str], str]:
+    return first if second is None else lambda text: second(first(text))

@@ -1,0 +1,243 @@
+"""Retrieval between pictures and captions: ITC alone, and with the top k judged anew by ITM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sightloop.errors import SightloopError, UsageError
+from sightloop.evaluation.predictions import Records, floats, integers, packed
+from sightloop.evaluation.results import Case, Measure, Scored
+from sightloop.evaluation.task import Events, Options, Phase, Work, row
+from sightloop.inference.rerank import Memories, Texts, cosines, judge, pairs_to_judge, top
+from sightloop.metrics.retrieval import RetrievalScores, score_retrieval
+from sightloop.tasks import embed
+from sightloop.types import Done, Encoded, Failed, Pixels, Sample
+
+Floats: TypeAlias = NDArray[np.float32]
+Integers: TypeAlias = NDArray[np.int64]
+
+_SAMPLES_AT_ONCE = 256  # whose texts are embedded together, those of like length in one pass
+_KS = (1, 5, 10)
+_ITC_ALONE = " For ITC alone, without re-ranking: rerank=[], --rerank 0."
+
+
+class Retrieval:
+    """Every picture against every caption. Equal captions are embedded and judged once, and count each for itself."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.most = max(options.rerank, default=0)
+        self.settings: dict[str, Any] = {"judged": self.most}
+        self._memories = Memories()
+
+    def wants(self, sample: Sample) -> bool:
+        """It needs captions."""
+        return bool(sample.captions)
+
+    def phases(self) -> Sequence[Phase]:
+        """Texts, pictures, then the pairs that ITC chose. Asked for once a model."""
+        self._memories = Memories()
+        all_of_them = [
+            Phase("embedding pictures", "image", self._embed_pictures, "embed"),
+            Phase("embedding texts", "texts", self._embed_texts, "embed"),
+            Phase("judging pairs", "judged", self._judge, "rank", _ITC_ALONE),
+        ]
+        return all_of_them[: 2 + bool(self.most)]
+
+    def _embed_texts(self, work: Work, samples: list[Sample]) -> Events:
+        model = work.model()
+        known: dict[str, Floats] = {}
+        for sample in work.good():
+            if "texts" in (record := work.records.get(sample.key, {})):
+                rows = floats(record["texts"]).reshape(len(sample.captions), -1)
+                known |= dict(zip(sample.captions, rows, strict=True))
+        for low in range(0, len(samples), _SAMPLES_AT_ONCE):
+            some = samples[low : low + _SAMPLES_AT_ONCE]
+            new = list(dict.fromkeys(t for sample in some for t in sample.captions if t not in known))
+            if new:
+                known |= dict(zip(new, model.embed_texts(new), strict=True))
+            for sample in some:
+                yield Done(sample.key, {"texts": packed(np.stack([known[text] for text in sample.captions]))})
+
+    def _embed_pictures(self, work: Work, samples: list[Sample]) -> Events:
+        model = work.model()
+
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+            image = model.encode(pictures)
+            for place, sample in enumerate(some):
+                if self.most:
+                    self._memories.keep(sample.key, image, place)
+            embedded = embed.embed_images(model.network, image).cpu().numpy()
+            return [{"image": packed(vector)} for vector in embedded]
+
+        return work.pictures(samples, verb)
+
+    def _judge(self, work: Work, samples: list[Sample]) -> Events:
+        model = work.model()
+        space = _Space.of(work.good(), work.records)
+        chosen = pairs_to_judge(*space.candidates(space.similarity(), self.most))
+        rows_of = {key: space.number[rows] for key, rows in zip(space.keys, chosen, strict=True)}
+        texts = Texts(model, space.distinct)
+
+        def found(some: Sequence[Sample], image: Encoded) -> list[dict[str, Any]]:
+            rows = [np.unique(rows_of[sample.key]) for sample in some]
+            logits = judge(model, image, texts, rows)
+            return [
+                {"judged": packed(mine), "logits": packed(values[:, 1])}
+                for mine, values in zip(rows, logits, strict=True)
+            ]
+
+        def kept() -> Iterator[Done[dict[str, Any]]]:
+            for sample in samples:
+                if (image := self._memories.take(sample.key)) is None:
+                    again.append(sample)
+                else:
+                    yield Done(sample.key, found([sample], image)[0])
+
+        again: list[Sample] = []
+        yield from kept()
+        for event in work.pictures(again, lambda some, pictures: found(some, model.encode(pictures))):
+            if isinstance(event, Failed):  # it has its place among the candidates already
+                raise SightloopError(f"{event.name}: it was read before, and now it is not: {event.reason}")
+            yield event
+
+    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+        """Recall and median rank both ways, for ITC and for each k."""
+        space = _Space.of(samples, records)
+        similarity = space.similarity()
+        rankings = {"": (score_retrieval(similarity, space.owner, _KS), "ITC: cosine of the embeddings")}
+        for k in sorted(set(self.options.rerank)):
+            if k > self.most:
+                raise UsageError(f"rerank={k}: the predictions have the top {self.most} only")
+            texts_of, pictures_of = space.candidates(similarity, k)
+            pairs = space.judged(records)
+            by_picture = (texts_of, pairs(np.arange(len(space.keys))[:, None], texts_of, similarity))
+            by_text = (pictures_of, pairs(pictures_of, np.arange(len(space.owner))[:, None], similarity))
+            scores = score_retrieval(similarity, space.owner, _KS, "expected", by_picture, by_text)
+            words = f"the {k} best by ITC re-ranked by ITM logit + ITC cosine, as the BLIP code does"
+            rankings[f", k={k}"] = (scores, words)
+        measures = [
+            measure
+            for name, (scores, words) in rankings.items()
+            for measure in _measures(name, scores, words, space)
+        ]
+        how = "ITC cosine of the best own caption less that of the best other; disputed: both are close"
+        return Scored(tuple(measures), cases=_cases(samples, similarity, space), ranked=how)
+
+
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """Pictures and texts of the samples. keys: of the pictures; owner: each text's picture; number: each text's place
+    in `distinct`, which has every text once; rows: what each text is called."""
+
+    keys: list[str]
+    owner: Integers
+    number: Integers
+    distinct: list[str]
+    rows: list[str]
+    images: Floats
+    texts: Floats
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], records: Records) -> _Space:
+        place: dict[str, int] = {}
+        vectors: list[Floats] = []
+        number: list[int] = []
+        for sample in samples:
+            embedded = floats(records[sample.key]["texts"]).reshape(len(sample.captions), -1)
+            for text, vector in zip(sample.captions, embedded, strict=True):
+                if text not in place:
+                    place[text] = len(vectors)
+                    vectors.append(vector)
+                number.append(place[text])
+        images = np.stack([floats(records[sample.key]["image"]) for sample in samples])
+        width = len(vectors[0])
+        if images.shape[1] > width:  # several vectors a picture
+            images = images.reshape(len(images), -1, width)
+        return cls(
+            [sample.key for sample in samples],
+            np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples]),
+            np.array(number, np.int64),
+            list(place),
+            [row(sample.key, i) for sample in samples for i in range(len(sample.captions))],
+            images,
+            np.stack(vectors),
+        )
+
+    def similarity(self) -> Floats:
+        """`[pictures, texts]`; equal texts have equal columns, to the bit."""
+        table = cosines(self.images, self.texts)
+        return table if len(self.distinct) == len(self.number) else np.take(table, self.number, axis=1)
+
+    def candidates(self, similarity: Floats, k: int) -> tuple[Integers, Integers]:
+        """The k best texts of each picture, and the k best pictures of each text."""
+        _, first = np.unique(self.number, return_index=True)
+        columns = similarity.T if len(first) == len(self.number) else similarity.T[first]
+        return top(similarity, k), top(columns, k)[self.number]
+
+    def judged(self, records: Records) -> Any:
+        """A function (picture, text, similarity) -> ITM logit + ITC cosine of pairs of any shape."""
+        texts = [integers(records[key]["judged"]) for key in self.keys]
+        logits = np.concatenate([floats(records[key]["logits"]) for key in self.keys])
+        width = len(self.distinct)
+        known = np.concatenate([mine + i * width for i, mine in enumerate(texts)])
+
+        def scores(picture: Integers, text: Integers, similarity: Floats) -> Floats:
+            wanted = picture * width + self.number[text]
+            place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+            if (known[place] != wanted).any():
+                raise UsageError("the predictions lack pairs that their embeddings ask for: remove the file")
+            return logits[place] + similarity[picture, text]
+
+        return scores
+
+
+def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> Iterator[Measure]:
+    ties = "equal scores count as the mean over their orders"
+    size = f"{len(space.keys):,} pictures x {len(space.owner):,} texts; {ties}"
+    for way, unit, rows in (
+        ("image-to-text", "pictures", space.keys),
+        ("text-to-image", "texts", space.rows),
+    ):
+        for k in _KS:
+            yield Measure(
+                f"{way} recall@{k}{name}",
+                f"share of {unit} with one of their own among the first {k}; {words}; {size}",
+                unit,
+                rows,
+                scores.each[f"{way} recall@{k}"],
+            )
+        yield Measure(
+            f"{way} median rank{name}",
+            f"median rank of the best of their own; {words}; {size}",
+            unit,
+            rows,
+            scores.each[f"{way} rank"],
+            of_rows=lambda table: float(np.median(table)),
+        )
+
+
+def _cases(samples: Sequence[Sample], similarity: Floats, space: _Space) -> tuple[Case, ...]:
+    """Quality is by how much the best caption of a picture beats the best of the others; disputed are near ties."""
+    starts = np.concatenate([[0], np.cumsum(np.bincount(space.owner, minlength=len(samples)))])
+    texts = [text for sample in samples for text in sample.captions]
+    cases: list[Case] = []
+    for i, sample in enumerate(samples):
+        others = similarity[i].copy()
+        others[starts[i] : starts[i + 1]] = -np.inf
+        best = int(others.argmax())
+        own = starts[i] + int(similarity[i, starts[i] : starts[i + 1]].argmax())
+        if not np.isfinite(others[best]):
+            continue
+        margin = float(similarity[i, own] - others[best])
+        lines = (
+            (f"own {similarity[i, own]:.3f}", texts[own]),
+            (f"other {others[best]:.3f}", texts[best]),
+        )
+        cases.append(Case(sample.key, margin, -abs(margin), lines))
+    return tuple(cases)

@@ -1,0 +1,72 @@
+"""Pictures and texts as callers hand them over: one or many, in pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from os import PathLike
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from sightloop.errors import UsageError
+from sightloop.types import ImageSource, Pixels
+
+Images: TypeAlias = "ImageSource | Iterable[ImageSource]"
+Texts: TypeAlias = "str | Sequence[str]"
+
+
+def as_pictures(images: Images) -> Iterable[ImageSource]:
+    """One picture as a list of one; many as they come (an array of four dimensions is many)."""
+    one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
+    if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
+        return [images]  # pyright: ignore[reportReturnType]
+    return images  # pyright: ignore[reportReturnType]
+
+
+def as_strings(texts: Texts, what: str) -> list[str]:
+    """One string as a list of one. UsageError, naming `what`, for none or for what is no string."""
+    out = [texts] if isinstance(texts, str) else list(texts)
+    if not out:
+        raise UsageError(f"{what}: none were given")
+    for text in out:
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"{what}: {text!r} is no string")
+    return out
+
+
+def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
+    """The prompts of the pictures from `start`; one prompt serves all, too few are noticed at the end."""
+    if len(prompts) == 1:
+        return prompts * count
+    if start + count > len(prompts):
+        raise UsageError(f"prompt: {len(prompts)} prompts for more pictures; give one, or one a picture")
+    return prompts[start : start + count]
+
+
+def as_pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
+    """As many pictures as texts: one of either goes with all of the other. UsageError names `what` if neither fits."""
+    pictures = list(as_pictures(images))
+    if len(pictures) == 1:
+        return pictures * len(texts), texts
+    if len(texts) == 1:
+        return pictures, texts * len(pictures)
+    if len(pictures) != len(texts):
+        raise UsageError(f"{len(pictures)} pictures and {len(texts)} {what}: give as many, or one of either")
+    return pictures, texts
+
+
+def places_of(pictures: Sequence[ImageSource]) -> list[list[int]]:
+    """Where each distinct picture stands, in the order in which they come first: one object, or one path, is one."""
+    places: dict[Hashable, list[int]] = {}
+    for i, picture in enumerate(pictures):
+        key = os.fspath(picture) if isinstance(picture, (str, PathLike)) else id(picture)
+        places.setdefault(key, []).append(i)
+    return list(places.values())
+
+
+def digest(data: bytes) -> int:
+    """A number that names the content: seeds of sampling depend on it, not on the place in a batch."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

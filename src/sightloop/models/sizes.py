@@ -1,0 +1,207 @@
+"""Named sizes to train from random weights: the official ones where there are any, and small ones of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sightloop.models import blip, blip2, clip, siglip
+from sightloop.towers.text import TextConfig
+from sightloop.towers.vit import VitConfig
+
+Sized = TypeVar("Sized", blip.Config, blip2.Config, clip.Config, siglip.Config)
+
+
+def _blip(vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False) -> blip.Config:
+    """All heads of BLIP's pre-training, with the ids of BERT's vocabulary and the two tokens behind it."""
+    return blip.Config(
+        vision=vision,
+        text=replace(text, memory_dim=vision.dim),
+        decoder_memory_dim=vision.dim,
+        encoder=True,
+        decoder=True,
+        matching=True,
+        embed_dim=embed_dim,
+        temperature=True,
+        shared=True,
+        tied_words=True,
+        start_id=30522,
+        end_id=102,
+        pad_id=0,
+        encoder_start=30523,
+        answers=answers,
+    )
+
+
+def _vit(image_size: int, patch: int, dim: int, layers: int, heads: int) -> VitConfig:
+    """BLIP's kind of tower."""
+    return VitConfig(
+        image_size=image_size,
+        patch=patch,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        mlp_dim=4 * dim,
+        activation="gelu",
+        eps=1e-6,
+        norm_first=False,
+        norm_tokens=True,
+        patch_bias=True,
+    )
+
+
+def _bert(dim: int, layers: int, heads: int, *, positions: int) -> TextConfig:
+    return TextConfig(
+        vocab=30524,
+        positions=positions,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        mlp_dim=4 * dim,
+        activation="gelu",
+        eps=1e-12,
+        post_norm=True,
+    )
+
+
+def _clip(patch: int) -> clip.Config:
+    """OpenAI's ViT-B (Radford et al. 2021, table 20)."""
+    tower = _vit(224, patch, dim=768, layers=12, heads=12)
+    vision = replace(
+        tower, activation="quick_gelu", eps=1e-5, norm_first=True, norm_tokens=False, patch_bias=False
+    )
+    text = TextConfig(
+        vocab=49408,
+        positions=77,
+        dim=512,
+        layers=12,
+        heads=8,
+        mlp_dim=2048,
+        activation="quick_gelu",
+        eps=1e-5,
+        post_norm=False,
+    )
+    return clip.Config(vision, text, embed_dim=512, end_id=49407, end_is_largest_id=False)
+
+
+def _siglip(image_size: int, patch: int, dim: int, layers: int, heads: int) -> siglip.Config:
+    """Towers of one width (Zhai et al. 2023, section 4.1)."""
+    how: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
+    vision = replace(_vit(image_size, patch, dim, layers, heads), pooling="attention", **how)
+    text = replace(_bert(dim, layers, heads, positions=64), vocab=32_000, post_norm=False, **how)
+    return siglip.Config(vision, text, embed_dim=dim)
+
+
+_SMALL_SIGLIP = _siglip(64, 16, dim=128, layers=3, heads=4)
+_SMALL_CLIP = replace(
+    _clip(16),
+    vision=replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96), norm_tokens=False),
+    text=replace(_clip(16).text, positions=40, dim=128, layers=3, heads=4, mlp_dim=512),
+    embed_dim=64,
+)
+_BASE = _bert(dim=768, layers=12, heads=12, positions=512)
+
+
+def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int) -> blip2.Config:
+    """Stage 1 of BLIP-2 (Li et al. 2023, section 3.2), all three of its heads."""
+    return blip2.Config(
+        vision=vision,
+        queries=replace(texts, vocab=queries, positions=0, memory_dim=vision.dim, cross_every=2),
+        texts=texts,
+        language=None,
+        encoder=None,
+        embed_dim=embed_dim,
+        matching=True,
+        temperature=True,
+        image_id=-1,
+        start_ids=(30522,),
+        end_id=102,
+        pad_id=0,
+        writes=True,
+    )
+
+
+# name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
+SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Config]] = {
+    # 8 million parameters with 4,000 words: 16 MB at half precision. Batch norm counts a process's own rows, so that a
+    # training from scratch depends on the number of processes.
+    "blip-nano": (
+        "blip",
+        _blip(
+            replace(
+                _vit(112, 16, dim=256, layers=3, heads=4),
+                mlp_dim=512,
+                stem=(32, 64, 128, 256),
+                stem_norm="batch",
+                pooling="mean",
+            ),
+            replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
+            embed_dim=128,
+            answers=True,
+        ),
+    ),
+    "blip-base": ("blip", _blip(_vit(224, 16, dim=768, layers=12, heads=12), _BASE)),
+    "blip-large": ("blip", _blip(_vit(224, 16, dim=1024, layers=24, heads=16), _BASE)),
+    "clip-vit-b-32": ("clip", _clip(32)),
+    "clip-vit-b-16": ("clip", _clip(16)),
+    "siglip-base": ("siglip", _siglip(224, 16, dim=768, layers=12, heads=12)),
+    # EVA's ViT-g without its last block, and a BERT-base of 32 queries.
+    "blip2-vit-g": (
+        "blip2",
+        _blip2(
+            replace(_vit(224, 14, dim=1408, layers=39, heads=16), mlp_dim=6144),
+            _BASE,
+            queries=32,
+            embed_dim=256,
+        ),
+    ),
+    # For rendered scenes of 64 pixels, in minutes on two cores.
+    "world-clip": ("clip", _SMALL_CLIP),
+    "world-siglip": (
+        "siglip",
+        replace(
+            _SMALL_SIGLIP,
+            vision=replace(_SMALL_SIGLIP.vision, stem=(32, 64, 96)),
+            text=replace(_SMALL_SIGLIP.text, positions=40),
+        ),
+    ),
+    "world-blip2": (
+        "blip2",
+        _blip2(
+            replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96)),
+            _bert(dim=128, layers=4, heads=4, positions=40),
+            queries=8,
+            embed_dim=64,
+        ),
+    ),
+    "world": (
+        "blip",
+        _blip(
+            replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96)),
+            _bert(dim=128, layers=3, heads=4, positions=40),
+            embed_dim=64,
+            answers=True,
+        ),
+    ),
+}
+
+
+def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
+    """The config for a tokenizer: its number of ids, and `token_id` from the name of a special token to its id."""
+    text = replace(config.text, vocab=vocab)
+    if isinstance(config, clip.Config):
+        return replace(config, text=text, end_id=token_id("<|endoftext|>"))
+    if isinstance(config, siglip.Config):
+        return replace(config, text=text)
+    if isinstance(config, blip2.Config):
+        start, end, pad = (token_id(name) for name in ("[DEC]", "[SEP]", "[PAD]"))
+        return replace(config, texts=text, start_ids=(start,), end_id=end, pad_id=pad)
+    return replace(
+        config,
+        text=text,
+        start_id=token_id("[DEC]"),
+        end_id=token_id("[SEP]"),
+        pad_id=token_id("[PAD]"),
+        encoder_start=None if config.encoder_start is None else token_id("[ENC]"),
+    )

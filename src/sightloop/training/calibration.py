@@ -1,0 +1,205 @@
+"""The judge's verdict is set on unseen pairs: how much ITC counts beside ITM, and where the threshold lies.
+
+Training pairs are judged better than others, so a judge that is fair to them says no to the world too often: 0.5 is
+moved to where as large a share of true pairs stays as of wrong ones goes. Where a network can count ITC's cosine too
+(`match_cosine` of BLIP), it does so as often as sorts the pairs best. A model may come with digests of the pictures
+that it has learned from (`nano` does): true pairs of these are known by heart and tell nothing, but wrong ones are
+still new, so that of those as many are to be dropped as before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sightloop.checkpoints.catalog import BUNDLED
+from sightloop.checkpoints.hub import BUNDLED_FOLDER
+from sightloop.data.datasets.dataset import Dataset
+from sightloop.data.images.decode import read_file
+from sightloop.errors import ImageError
+from sightloop.inference import rerank
+from sightloop.inference.load import load
+from sightloop.inference.model import Model
+from sightloop.metrics.matching import balanced_threshold, matching_curves, roc_area
+from sightloop.tasks.embed import embed_images
+from sightloop.training.events import Calibrated
+from sightloop.training.validation import readable
+from sightloop.types import Pixels, Sample
+
+FEWEST = 20  # pictures: from fewer, a threshold is a guess
+LEARNED, DIGEST = "learned.bin", 3  # a file in a model's folder; bytes of a picture's digest in it
+_PART, _LEAST, _MOST = 20, 50, 500
+_COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # that ITC may count beside ITM's logit
+
+Floats: TypeAlias = NDArray[np.float64]
+Truths: TypeAlias = NDArray[np.bool_]
+
+
+def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """(to learn from, to calibrate on): the second has a twentieth of the samples, but 50 to 500, at most a quarter of
+    all, and none where that would be fewer than 20.
+
+    Their keys alone say which: a training that starts from the result of another one, with the same data or more,
+    does not calibrate on what was learned before.
+    """
+    count = len(dataset)
+    held = min(max(count // _PART, _LEAST), _MOST, count // 4)
+    if held < FEWEST:
+        return dataset, dataset.select([])
+    order = np.array(sorted(range(count), key=lambda index: _hash(dataset.key(index))), np.int64)
+    return dataset.select(np.sort(order[held:])), dataset.select(order[:held])
+
+
+def learned_from(start: str) -> frozenset[bytes]:
+    """The digests of pictures it learned from that come with a model on this machine; mostly there are none."""
+    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / LEARNED
+    known = path.read_bytes() if start and path.is_file() else b""
+    return frozenset(known[at : at + DIGEST] for at in range(0, len(known), DIGEST))
+
+
+def digest(dataset: Dataset, index: int) -> bytes:
+    """What tells a picture from nearly every other, from its encoded bytes; empty where they cannot be read."""
+    try:
+        picture = dataset[index].picture
+        data = picture if isinstance(picture, bytes) else read_file(str(picture))
+    except ImageError:
+        return b""
+    return blake2b(data, digest_size=DIGEST).digest()
+
+
+def calibrate(
+    model: Model, dataset: Dataset, most: int, about: tuple[int, str], start: str = ""
+) -> Calibrated | None:
+    """Sets the verdict of the model's judge, in place, and says what that changes; None where pairs are too few.
+
+    Of the dataset's first `most` samples every caption counts twice: with its own picture, and with another one.
+    about: the step and the name of the data, for the event. start: the model that the training began with; pictures
+    that it has learned from are left out, and where too few are left, what share of wrong texts it drops is kept.
+    """
+    known = learned_from(start)
+    if known:
+        seen = range(min(most, len(dataset)))
+        fresh = [index for index in seen if digest(dataset, index) not in known]
+        if len(fresh) < FEWEST:
+            return _carry_over(model, dataset.select(sorted({*seen} - {*fresh})), about, start)
+        dataset = dataset.select(fresh)
+    pairs = _told(model, dataset, most)
+    if pairs is None:
+        return None
+    counted = getattr(model.network.config, "match_cosine", 0.0)
+    areas = {w: _area(pairs.odds + (w - counted) * pairs.itc, pairs.match) for w in _allowed(model)}
+    cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
+    pairs = pairs._replace(odds=pairs.odds + (cosine - counted) * pairs.itc)
+    return _set_verdict(model.network, pairs, cosine, balanced_threshold(pairs.odds, pairs.match), about)
+
+
+def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
+    """The share of wrong texts that is dropped stays what it was, with pictures that were known from the start."""
+    theirs = _told(load(start, device=str(model.device)), dataset, len(dataset))
+    pairs = _told(model, dataset, len(dataset))
+    if theirs is None or pairs is None:
+        return None
+    dropped = float((theirs.odds[~theirs.match] < 0).mean())
+    threshold = float(np.quantile(pairs.odds[~pairs.match], dropped))
+    cosine = getattr(model.network.config, "match_cosine", 0.0)
+    return replace(_set_verdict(model.network, pairs, cosine, threshold, about), start=start)
+
+
+class _Told(NamedTuple):
+    """Pairs `[n]`: the odds of the judge (the logit of "match" less that of "no match"), ITC's cosine (0 where it
+    cannot count), which are true; of how many pictures."""
+
+    odds: Floats
+    itc: Floats
+    match: Truths
+    pictures: int
+
+
+def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
+    was_training = model.network.training
+    model.network.eval()
+    try:
+        samples, pictures = readable(model, dataset, most)
+        told = [i for i, sample in enumerate(samples) if sample.captions]
+        pairs, match = _pairs([samples[i] for i in told])
+        if min(len(told), int((~match).sum())) < FEWEST:
+            return None
+        return _Told(*_judged(model, [pictures[i] for i in told], pairs), match, len(told))
+    finally:
+        model.network.train(was_training)
+
+
+def _allowed(model: Model) -> Sequence[float]:
+    """How much ITC may count: not at all where the network does not embed, or its judge knows no cosine."""
+    able = "embed" in model.capabilities and hasattr(model.network.config, "match_cosine")
+    return _COSINES if able else _COSINES[:1]
+
+
+def _set_verdict(
+    network: Any, pairs: _Told, cosine: float, threshold: float, about: tuple[int, str]
+) -> Calibrated:
+    """ITC counts so much, and what then has odds of `threshold` gets a probability of 0.5."""
+    counted = getattr(network.config, "match_cosine", 0.0)
+    before = _shares(pairs.odds - (cosine - counted) * pairs.itc >= 0, pairs.match)
+    if hasattr(network.config, "match_cosine"):
+        network.config = replace(network.config, match_cosine=cosine)
+    with torch.no_grad():
+        network.match_head.bias[1] -= threshold
+    area, after = _area(pairs.odds, pairs.match), _shares(pairs.odds >= threshold, pairs.match)
+    return Calibrated(*about, pairs.pictures, len(pairs.odds), area, before, after, cosine)
+
+
+def _area(scores: Floats, match: Truths) -> float:
+    return roc_area(matching_curves(scores, match))
+
+
+def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
+    """(picture, text): all captions with their own, then with the next picture in the order of the keys' hashes."""
+    order = sorted(range(len(samples)), key=lambda i: _hash(samples[i].key))
+    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    true = [(i, text) for i, sample in enumerate(samples) for text in sample.captions]
+    wrong = [(other[i], text) for i, text in true if text not in samples[other[i]].captions]
+    return [*true, *wrong], np.arange(len(true) + len(wrong)) < len(true)
+
+
+def _judged(
+    model: Model, pictures: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
+) -> tuple[Floats, Floats]:
+    """The odds of each pair `[n]` and ITC's cosine, 0 where that cannot count; each picture is encoded once.
+
+    Every picture is in a pair.
+    """
+    strings = [text for _, text in pairs]
+    embeds = len(_allowed(model)) > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a text that is longer than the model reads
+        texts = rerank.Texts(model, strings)
+        words = model.embed_texts(strings) if embeds else None
+    owner = np.array([picture for picture, _ in pairs])
+    odds, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
+    for start in range(0, len(pictures), model.batch_size):
+        part = pictures[start : start + model.batch_size]
+        rows = [np.flatnonzero(owner == start + place) for place in range(len(part))]
+        image, mine = model.encode(part), np.concatenate(rows)
+        logits = np.concatenate(rerank.judge(model, image, texts, rows)).astype(np.float64)
+        odds[mine] = logits[:, 1] - logits[:, 0]
+        if words is not None:
+            seen = embed_images(model.network, image).cpu().numpy()
+            cosines[mine] = (seen[owner[mine] - start] * words[mine]).sum(axis=1)
+    return odds, cosines
+
+
+def _shares(taken: Truths, match: Truths) -> dict[str, float]:
+    return {"kept": float(taken[match].mean()), "dropped": float(1 - taken[~match].mean())}
+
+
+def _hash(key: str) -> bytes:
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()

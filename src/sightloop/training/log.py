@@ -1,0 +1,192 @@
+"""RUN/metrics.jsonl: every event of a training run, a line each, whole after a kill; TensorBoard beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from sightloop.data.atomic import atomic_path, atomic_write
+from sightloop.errors import SightloopError, UsageError
+from sightloop.training.events import (
+    Began,
+    Ended,
+    Evaluated,
+    RunEvent,
+    Saved,
+    Skipped,
+    Stepped,
+    from_json,
+    to_json,
+)
+
+METRICS = "metrics.jsonl"
+_SYNCED = (Began, Evaluated, Saved, Ended)
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def read_log(run: Path) -> Iterator[RunEvent]:
+    """The events of RUN/metrics.jsonl in order; of a run that goes on, or was killed, up to the last whole line.
+
+    Raises SightloopError where there is no log or a line in it is damaged.
+    """
+    for _, event in _lines(run / METRICS):
+        yield event
+
+
+class RunLog:
+    """Appends events to RUN/metrics.jsonl; each line is handed to the system at once, and synced at evaluations and
+    checkpoints. Folders inside RUN are written relative to it.
+
+    A run that goes on behind step k has `resume_step` k: lines of later steps are cut, and what the run repeats of its
+    start is not written twice. So the log of an interrupted run is that of an unbroken one, but for times.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None, *, tensorboard: bool = False) -> None:
+        """Opens the log. tensorboard: also write RUN/tensorboard.
+
+        Raises UsageError where a run begins (`resume_step` None) in a folder that has a log, or TensorBoard is not
+        installed; SightloopError where the log to go on with is damaged.
+        """
+        self._folder = folder
+        self._known: set[str] = set()
+        path = folder / METRICS
+        writer = _writer() if tensorboard else None
+        if resume_step is None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, b"", exclusive=True)
+            except FileExistsError:
+                raise UsageError(
+                    f"{folder} holds a run already: resume it, or name another folder."
+                ) from None
+        else:
+            self._cut(path, resume_step)
+        self._board = None if writer is None else _Board(writer, folder)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, event: RunEvent) -> None:
+        """Appends one event. Raises OSError where the disk is full or gone."""
+        line = self._line(event)
+        if _without_times(line) in self._known:
+            return
+        self._file.write(line.encode())
+        if isinstance(event, _SYNCED):
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.write(event)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _line(self, event: RunEvent) -> str:
+        if isinstance(event, Saved | Ended) and event.folder is not None:
+            folder = event.folder
+            if folder.is_relative_to(self._folder):
+                event = replace(event, folder=folder.relative_to(self._folder))
+        return json.dumps(to_json(event)) + "\n"
+
+    def _cut(self, path: Path, last: int) -> None:
+        """Keeps what an unbroken run would have written before its step `last` + 1."""
+        saved = last == 0
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            waiting: list[str] = []  # samples skipped on the way to a step belong to it
+            for line, event in _lines(path) if path.exists() else ():
+                if isinstance(event, Skipped):
+                    waiting.append(line)
+                    continue
+                step = 0 if isinstance(event, Began) else event.step
+                if step > last:
+                    break
+                if isinstance(event, Ended):  # this run goes on
+                    continue
+                for kept in (*waiting, line):
+                    file.write(kept.encode())
+                self._known.update(map(_without_times, waiting))  # each sample is named once
+                waiting.clear()
+                saved = saved or (isinstance(event, Saved) and step == last)
+                if step in (0, last) and not isinstance(event, Stepped):
+                    self._known.add(_without_times(line))
+            # Killed when the checkpoint was whole and its line was not yet written.
+            folder = checkpoint_folder(self._folder, last)
+            if not saved and folder.is_dir():
+                file.write(self._line(Saved(last, folder)).encode())
+
+
+def _without_times(line: str) -> str:
+    """A line without what a resumed run says differently."""
+    record = json.loads(line)
+    return json.dumps({name: record[name] for name in record if name not in ("seconds", "first_step")})
+
+
+def _lines(path: Path) -> Iterator[tuple[str, RunEvent]]:
+    if not path.is_file():
+        raise SightloopError(f"{path}: no such file; a training run writes it into its folder")
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                line = raw.decode()
+                yield line, from_json(json.loads(line))
+            except (ValueError, AttributeError, SightloopError) as error:
+                remedy = "remove that line, or begin the run anew"
+                raise SightloopError(f"{path}, line {number}: {error}; {remedy}") from error
+
+
+def _writer() -> Any:
+    try:
+        from tensorboard.summary import Writer
+    except ImportError:
+        raise UsageError(
+            'TensorBoard needs one more package: pip install "sightloop[train]"; or go without it: metrics.jsonl and '
+            "report.html hold the same."
+        ) from None
+    return cast("Any", Writer)
+
+
+class _Board:
+    """The same events as TensorBoard's scalars, written anew from the log, so that nothing is in them twice."""
+
+    def __init__(self, writer: Any, run: Path) -> None:
+        folder = run / "tensorboard"
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = writer(str(folder))
+        for event in read_log(run):
+            self.write(event)
+
+    def write(self, event: RunEvent) -> None:
+        if isinstance(event, Stepped):
+            numbers = {"loss": event.loss, "rate": event.rate, **event.values}
+            if event.seconds > 0:
+                numbers["samples_per_second"] = event.samples / event.seconds
+            self._add({f"train/{name}": number for name, number in numbers.items()}, event.step)
+        elif isinstance(event, Evaluated):
+            self._add({f"evaluation/{name}": number for name, number in event.values.items()}, event.step)
+            self._writer.flush()
+
+    def _add(self, numbers: dict[str, float], step: int) -> None:
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,295 @@
+"""The truth about a run while it goes on: what the numbers of its steps mean when they look wrong, and what to try.
+
+Contrastive trainings sit at chance for days and look like training; this says so. Deterministic, and its state is
+JSON, so that a resumed run warns as an unbroken one would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from sightloop.training.events import Stepped, Warned
+
+# A term has left chance when its mean over a window lies below by this many standard errors and this share of chance.
+# The errors are those of the means of blocks, which are nearly independent where single steps are not.
+_ERRORS, _SHARE, _BLOCKS = 4.0, 0.005, 20
+# A learning rate that is still warming up excuses a term at chance, but not for longer than so many patiences.
+_EXCUSES = 5
+# The loss explodes when the mean of so many steps has risen above the best such mean by half of it, by six standard
+# deviations of single steps, and by a tenth of all that was gained.
+_BLOCK = 20
+_NO_SPREAD, _ONE_SIDED = 0.01, 0.01
+_SCALES: Final = (1e-2, 1e4)
+
+_AT_CHANCE: Final = (
+    "Nothing is being learned from it yet. Try: look whether each caption belongs to its picture (shuffled pairs look "
+    "exactly like this), a learning rate 10 times lower or higher, a longer warm-up, a larger batch"
+)
+_REMEDIES: Final[dict[str, str]] = {
+    "itm": _AT_CHANCE + "; ITM also waits for ITC, whose hard negatives it is given",
+    "lm": "The decoder does not even know which words are frequent. Try: a learning rate 10 times lower or higher, and "
+    "look at the captions as the tokenizer cuts them (an empty or cut text teaches nothing)",
+}
+
+
+def patience_for(steps: int) -> int:
+    """After how many steps a run of `steps` steps should have left chance: a fifth of it, 20 to 200."""
+    return max(20, min(200, steps // 5))
+
+
+class Watch:
+    """Sees every step and warns: terms at chance, NaN, dead temperatures, collapsed embeddings, one-sided judges,
+    exploding losses, gradients of zero. Each warning is said at once, again after twice the time, and when it is over.
+
+    What it looks at in `Stepped.values`, by the last part of the name: the terms that have a chance value;
+    `gradient_norm`; `temperature` (logits are divided by it) or `logit_scale` (its logarithm's inverse: logits are
+    multiplied by its exponential); `spread`, 1 - the mean cosine of different embeddings; `matched`, the share of pairs
+    that ITM calls matching. Facts that are not there are not looked at.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: int = 200,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """patience: steps before a term at chance is worth a warning, at least 20. bounds: what facts are clamped to,
+        by the last part of their name. state: what `state()` of the run to go on with returned."""
+        self._patience = max(patience, 20)
+        self._window = self._patience // 2
+        self._bounds = dict(bounds or {})
+        state = state or {}
+        self._seen = int(state.get("seen", 0))
+        self._steady = int(state.get("steady", 0))
+        self._rate = float(state.get("rate", 0.0))
+        self._last: float | None = state.get("last")
+        self._first: float | None = state.get("first")
+        self._best: list[float] = list(
+            state.get("best", [])
+        )  # mean and deviation of the best block of losses
+        self._windows: dict[str, list[float]] = {k: list(v) for k, v in state.get("windows", {}).items()}
+        self._alarms: dict[str, int] = dict(
+            state.get("alarms", {})
+        )  # name -> steps seen when to say it again
+        self._back: dict[str, int] = dict(
+            state.get("back", {})
+        )  # term -> windows at chance after it had left
+        self._left: list[str] = list(state.get("left", []))
+        self.fatal = bool(state.get("fatal", False))
+
+    def state(self) -> dict[str, Any]:
+        """JSON values from which another `Watch` goes on as this one would."""
+        return {
+            "seen": self._seen,
+            "steady": self._steady,
+            "rate": self._rate,
+            "last": self._last,
+            "first": self._first,
+            "best": list(self._best),
+            "windows": {name: list(values) for name, values in self._windows.items()},
+            "alarms": dict(self._alarms),
+            "back": dict(self._back),
+            "left": list(self._left),
+            "fatal": self.fatal,
+        }
+
+    def see(self, event: Stepped) -> list[Warned]:
+        """What is to be said after this step. Afterwards `fatal` says whether the run should stop: it is NaN."""
+        if broken := self._not_finite(event):
+            self.fatal = True
+            return [broken]
+        self._seen += 1
+        self._steady += event.rate <= self._rate or self._seen == 1
+        self._rate, self._last = event.rate, event.loss
+        found = [self._explodes(event)]
+        found += [self._chance(event, term) for term in event.chances if term in event.values]
+        found += [self._fact(event, name) for name in event.values if name not in event.chances]
+        return [warning for warning in found if warning is not None]
+
+    def _not_finite(self, event: Stepped) -> Warned | None:
+        facts = ("gradient_norm",) if "gradient_norm" in event.values else ()
+        numbers = {name: event.values[name] for name in (*event.chances, *facts) if name in event.values}
+        numbers["loss"] = event.loss
+        for name, number in numbers.items():
+            if math.isfinite(number):
+                continue
+            before = "from the first step" if self._last is None else f"the loss before was {self._last:.4g}"
+            return Warned(
+                event.step,
+                name,
+                f"{name} is {number} ({before}, learning rate {event.rate:.3g}). The weights are lost from here on: "
+                "the run stops. Try: resume from the last checkpoint with a lower learning rate, clip the gradient "
+                "(optimiser.clip_norm=1), a longer warm-up, precision float32",
+            )
+        return None
+
+    def _chance(self, event: Stepped, term: str) -> Warned | None:
+        chance = event.chances[term]
+        window = self._filled(term, event.values[term] - chance)
+        if window is None:
+            return None
+        mean, error, again = fmean(window), _standard_error(window), term in self._left
+        below = mean < -max(_ERRORS * error, _SHARE * abs(chance))
+        there = not below
+        if again:  # what has left chance is back only when it cannot be told from it at all, twice running
+            near = mean > -max(error, _SHARE * abs(chance))
+            self._back[term] = self._back.get(term, 0) + 1 if near else 0
+            there = self._back[term] > 1
+        waited = self._steady >= self._patience or self._seen >= _EXCUSES * self._patience
+        said = self._say(f"{term} at chance", there and waited, over=below)
+        if below and not again:
+            self._left.append(term)
+        if said is None:
+            return None
+        now = f"{term} is {chance + mean:.4g} and chance is {_in_words(chance)}"
+        if not said:
+            return Warned(event.step, term, f"{term} has left chance: {now}", over=True)
+        if again:
+            text = f"{term} has fallen back to chance: {now}. Try: a lower learning rate from the last good checkpoint"
+        else:
+            where = "is worse than chance" if mean > 0.05 * abs(chance) else "has not left chance"
+            text = f"{term} {where} in {event.step} steps: {now}. {_REMEDIES.get(term, _AT_CHANCE)}"
+        return Warned(event.step, term, text)
+
+    def _explodes(self, event: Stepped) -> Warned | None:
+        block = self._filled("loss", event.loss, _BLOCK)
+        if block is None:
+            return None
+        mean, deviation = fmean(block), _deviation(block)
+        if not self._best or self._first is None:
+            self._first, self._best = mean, [mean, deviation]
+            return None
+        best, noise = self._best
+        risen = mean - best > max(0.5 * abs(best), 6 * noise, 0.1 * (self._first - best))
+        if mean < best:
+            self._best = [mean, deviation]
+        said = self._say("loss explodes", risen)
+        if said is None:
+            return None
+        text = f"the loss has come back to {mean:.4g}"
+        if said:
+            text = (
+                f"the loss has risen to {mean:.4g}; it has been {best:.4g}. Training diverges. Try: a lower learning "
+                "rate, a longer warm-up, clip the gradient (optimiser.clip_norm=1)"
+            )
+        return Warned(event.step, "loss", text, over=not said)
+
+    def _fact(self, event: Stepped, name: str) -> Warned | None:
+        kind = name.rpartition(".")[2]
+        judge = {
+            "gradient_norm": _gradient,
+            "spread": _spread,
+            "matched": _matched,
+            "temperature": self._temperature,
+            "logit_scale": self._temperature,
+        }.get(kind)
+        number = event.values[name]
+        window = self._filled(name, number) if judge and math.isfinite(number) else None
+        if judge is None or window is None:
+            return None
+        wrong = judge(name, window) if self._seen >= self._patience else ""
+        said = self._say(name, bool(wrong))
+        if said is None:
+            return None
+        text = f"{name} {wrong}" if said else f"{name} is well again: {fmean(window):.4g}"
+        return Warned(event.step, name, text, over=not said)
+
+    def _temperature(self, name: str, window: Sequence[float]) -> str:
+        kind = name.rpartition(".")[2]
+        scales = [
+            math.exp(min(v, 700)) if kind == "logit_scale" else 1 / v if v else math.inf for v in window
+        ]
+        if fmean(scales) > _SCALES[1] or fmean(scales) < _SCALES[0]:
+            return (
+                f"has run away to {fmean(window):.4g}: the contrast sees only noise or nothing at all. Try: a clamp, a "
+                "lower rate for it (optimiser.multipliers), no weight decay on it"
+            )
+        for bound in self._bounds.get(kind, ()):
+            if not all(math.isclose(v, bound, rel_tol=0.01, abs_tol=1e-6) for v in window):
+                continue
+            low, high = self._bounds[kind]
+            sharp = bound == (high if kind == "logit_scale" else low)
+            # A good contrast ends at its sharpest; that is bad only where nothing was learned.
+            if sharp and not any(alarm.endswith(" at chance") for alarm in self._alarms):
+                return ""
+            return (
+                f"lies dead at its bound {bound:.4g} for {len(window)} steps: "
+                + (
+                    "the contrast is certain of what is wrong"
+                    if sharp
+                    else "the contrast gives up telling pairs apart"
+                )
+                + ". Try: a lower learning rate, a larger batch, and look whether each caption belongs to its picture"
+            )
+        return ""
+
+    def _filled(self, name: str, value: float, size: int = 0) -> list[float] | None:
+        """Collects; the whole window when it is full, which begins the next."""
+        window = self._windows.setdefault(name, [])
+        window.append(value)
+        if len(window) < (size or self._window):
+            return None
+        return self._windows.pop(name)
+
+    def _say(self, alarm: str, bad: bool, over: bool = True) -> bool | None:
+        """True: say it; False: say that it is over; None: nothing new."""
+        if bad:
+            if self._seen < self._alarms.get(alarm, 0):
+                return None
+            self._alarms[alarm] = 2 * self._seen
+            return True
+        if over and self._alarms.pop(alarm, None) is not None:
+            return False
+        return None
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _standard_error(window: Sequence[float]) -> float:
+    size = max(1, len(window) // _BLOCKS)
+    means = [fmean(window[start : start + size]) for start in range(0, len(window) - size + 1, size)]
+    return _deviation(means) / math.sqrt(len(means))
+
+
+def _gradient(_: str, window: Sequence[float]) -> str:
+    if max(window) > 0:
+        return ""
+    return (
+        f"is zero for {len(window)} steps: nothing is learned. Try: look which parts are frozen, and whether the "
+        "samples have what the terms need"
+    )
+
+
+def _spread(_: str, window: Sequence[float]) -> str:
+    if fmean(window) >= _NO_SPREAD:
+        return ""
+    return (
+        f"is {fmean(window):.2g}: all embeddings point the same way (collapse). Try: a lower learning rate, a longer "
+        "warm-up, a larger batch, and look whether all pictures or captions are the same"
+    )
+
+
+def _matched(_: str, window: Sequence[float]) -> str:
+    share = fmean(window)
+    if _ONE_SIDED <= share <= 1 - _ONE_SIDED:
+        return ""
+    verdict = "matching" if share > 0.5 else "not matching"
+    return (
+        f"is {share:.3f}: ITM calls every pair {verdict} and looks at none. Try: a lower learning rate, and look "
+        "whether each caption belongs to its picture; ITM waits for ITC, whose hard negatives it is given"
+    )
+
+
+def _in_words(chance: float) -> str:
+    """4.852 = ln 128."""
+    choices = math.exp(chance) if 0 < chance < 20 else 0.0
+    whole = round(choices)
+    of = f" = ln {whole:,}" if whole > 1 and abs(choices - whole) < 1e-6 * choices else ""
+    return f"{chance:.4g}{of}"

@@ -1,0 +1,233 @@
+"""Recipes: a training run as data. Frozen values with names, saved as JSON, changed by `--set a.b=value`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from sightloop.data.images.augment import Augment
+from sightloop.errors import UsageError
+from sightloop.training.config import DataSettings, ModelSettings, Recipe, TeacherSettings, from_json
+from sightloop.training.optimizer import OptimiserConfig
+from sightloop.training.schedule import ScheduleConfig
+
+
+def find(name: str) -> Recipe:
+    """A shipped recipe by name, or one from a JSON file, such as the `recipe.json` of a run."""
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{name}: is no JSON file that can be read ({error})") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"{name}: holds no recipe; a run's recipe.json shows what one looks like")
+        return from_json(cast("dict[str, Any]", data))
+    raise UsageError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or the .json file of one")
+
+
+_NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
+_PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
+_CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+_GEMMA_ADAM = OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
+_PALIGEMMA, _FLORENCE = "google/paligemma-3b-pt-224", "florence-community/Florence-2-base"
+_ALONE_ADAM, _TOGETHER_ADAM = (OptimiserConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
+_LLAVA, _STILL = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
+_QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
+_CROP_ONLY, _FINE = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
+_VARIED = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
+
+
+def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfig, **model: Any) -> Recipe:
+    regions = model.pop("regions", 0)
+    texts = 0 if regions else 1
+    return Recipe(
+        name,
+        {"prompted": 1.0},
+        model=ModelSettings(**model),
+        data=DataSettings(
+            batch=32, texts=texts, questions=texts, regions=regions, max_tokens=max_tokens, augment=None
+        ),
+        teacher=_NO_TEACHER,
+        optimiser=optimiser,
+        schedule=ScheduleConfig("cosine", warmup_steps=warmup),
+        smoothing=0.0,
+        epochs=1,
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        # Li et al. 2022, section 4.1, with the values of the released code.
+        Recipe(
+            "blip_pretrain",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0},
+            model=ModelSettings(size="blip-base", words=30_522),
+            data=DataSettings(batch=600, max_tokens=30),
+            optimiser=OptimiserConfig(lr=3e-4, weight_decay=0.05, decay_on="all"),
+            schedule=_PAPER,
+            epochs=20,
+        ),
+        # Radford et al. 2021, table 18 and section 2.5, at open_clip's usual batch for one machine.
+        Recipe(
+            "clip_pretrain",
+            {"clip": 1.0},
+            model=ModelSettings(size="clip-vit-b-32", words=49_408),
+            data=DataSettings(batch=1024, max_tokens=77, augment=_CROP_ONLY),
+            teacher=_NO_TEACHER,
+            optimiser=_CLIP_ADAM,
+            schedule=ScheduleConfig("cosine", warmup_steps=2000),
+            epochs=32,
+        ),
+        # Zhai et al. 2023, sections 3 and 4: sigmoid loss, beta2 0.95.
+        Recipe(
+            "siglip_pretrain",
+            {"siglip": 1.0},
+            model=ModelSettings(size="siglip-base", words=32_000),
+            data=DataSettings(batch=1024, max_tokens=64, augment=_CROP_ONLY),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
+            schedule=ScheduleConfig("cosine", warmup_steps=2000),
+            epochs=32,
+        ),
+        # SimMIM's and BERT's masking, on BLIP's towers.
+        Recipe(
+            "masked_pretrain",
+            {"mim": 1.0, "mlm": 1.0},
+            model=ModelSettings(size="blip-base", words=30_522),
+            data=DataSettings(batch=256),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=2e-4, betas=(0.9, 0.98), clip_norm=3.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=1000, final=0.01),
+            epochs=20,
+        ),
+        # The two fine-tunings of CapFilt (section 3.3), from one pre-trained model.
+        Recipe(
+            "captioner",
+            {"lm": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=32, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=5,
+        ),
+        # Few clean pairs are soon known by heart: what works against that was worth .02 of ROC area (nano's LOG.md).
+        Recipe(
+            "filter",
+            {"itc": 1.0, "itm": 1.0},
+            model=ModelSettings(start="nano", dropout=0.1, drop_path=0.1),
+            data=DataSettings(batch=32, hidden_words=0.15, augment=Augment(scale=(0.4, 1.0))),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=2e-5, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=5,
+            ema=0.99,
+            # Web texts are wholly wrong where they are wrong: even negatives, and 0.5 as the fair threshold.
+            match_weight=2.0,
+            hard_negatives=0.0,
+            calibrate=True,
+        ),
+        # Li et al. 2022, table 14: retrieval and VQA fine-tuning.
+        Recipe(
+            "retrieval",
+            {"itc": 1.0, "itm": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=64, max_tokens=35, augment=_FINE),
+            teacher=TeacherSettings(queue=8192, alpha_epochs=0.0),
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine"),
+            epochs=6,
+        ),
+        Recipe(
+            "vqa",
+            {"vqa": 1.0},
+            model=ModelSettings(start="nano"),
+            data=DataSettings(batch=32, questions=4, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=10,
+        ),
+        # Li et al. 2023, section 3.4: the queries learn beside a frozen image tower (give it as model.vision)...
+        Recipe(
+            "blip2_stage1",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0},
+            model=ModelSettings(size="blip2-vit-g", words=30_522, frozen=("vision.*",)),
+            data=DataSettings(batch=1680, max_tokens=32, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=_QUERIES_ADAM,
+            schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.1),
+            steps=250_000,
+        ),
+        # ... and then in front of a frozen language model (T5 has an encoder beside it, `encoder.*`): from your own
+        # stage 1 with model.start=RUN/model model.language=facebook/opt-2.7b.
+        Recipe(
+            "blip2_stage2",
+            {"lm": 1.0},
+            model=ModelSettings(start="Salesforce/blip2-opt-2.7b", frozen=_STILL),
+            data=DataSettings(batch=1520, max_tokens=32, augment=_FINE),
+            teacher=_NO_TEACHER,
+            optimiser=_QUERIES_ADAM,
+            schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.5),
+            steps=80_000,
+            smoothing=0.0,
+        ),
+        # Beyer et al. 2024, section 3.2: 224 pixels; a while at a higher resolution, with longer texts; one task.
+        _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, start=_PALIGEMMA),
+        _prompted("paligemma_resolution", 512, 100, _GEMMA_ADAM, start=_PALIGEMMA, image_size=448),
+        _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, start=_PALIGEMMA),
+        # Liu et al. 2023 (2310.03744): the projector alone, then it and the language model. Florence: all but vision.
+        _prompted("llava_projector", 2048, 65, _ALONE_ADAM, start=_LLAVA, frozen=_STILL),
+        _prompted("llava", 2048, 156, _TOGETHER_ADAM, start=_LLAVA, frozen=_STILL[:1]),
+        _prompted("florence", 256, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, frozen=("vision.*",)),
+        # Things and their boxes alone: of COCO's json, YOLO's labels, JSON lines.
+        _prompted("paligemma_detect", 512, 10, _GEMMA_ADAM, start=_PALIGEMMA, regions=60),
+        _prompted("florence_detect", 512, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, regions=60),
+        # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
+        Recipe(
+            "classify",
+            {"classes": 1.0},
+            model=ModelSettings(start="nano", frozen=("*",)),
+            data=DataSettings(batch=64, augment=_CROP_ONLY),
+            teacher=_NO_TEACHER,
+            optimiser=OptimiserConfig(lr=1e-2, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine"),
+            epochs=20,
+        ),
+        # Rendered scenes of 64 pixels, all heads, minutes on two cores.
+        Recipe(
+            "world",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 1.0},
+            model=ModelSettings(size="world", words=1000),
+            data=DataSettings(
+                batch=64, questions=2, max_tokens=30, cache=64, augment=Augment((0.9, 1.0), randaugment=None)
+            ),
+            teacher=TeacherSettings(queue=0, alpha_epochs=4.0),
+            optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
+            schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
+            epochs=20,
+        ),
+        # The bundled model; recipes/nano/LOG.md has the settings of its runs and what was tried.
+        Recipe(
+            "nano",
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
+            model=ModelSettings(size="blip-nano", words=4000, dropout=0.1, drop_path=0.05),
+            data=DataSettings(
+                batch=128, texts=2, questions=4, max_tokens=24, cache=128, workers=1, augment=_VARIED
+            ),
+            teacher=TeacherSettings(momentum=0.0, queue=0, alpha_epochs=4.0),
+            optimiser=OptimiserConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
+            precision="bfloat16",
+            ema=0.998,
+            match_weight=2.0,
+            hard_negatives=0.5,
+            epochs=50,
+        ),
+    )
+}

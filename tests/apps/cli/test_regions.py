@@ -1,0 +1,128 @@
+"""detect, locate, segment and read on the command line: rows, files and drawings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import sightloop
+from sightloop.apps.cli import common, main
+from sightloop.data.images.decode import decode
+from tests.apps.fake_model import FakeModel
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    fake = FakeModel()
+    monkeypatch.setattr(common, "load", lambda source, **_: fake)
+    return fake
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two pictures of one name, one of them on its side, and one that is broken."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "gray").save(folder / "a.png", exif=exif)
+    Image.new("RGB", (60, 30), "gray").save(folder / "more" / "a.png")
+    (folder / "b.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return main.main([str(argument) for argument in arguments])
+
+
+def test_detect_writes_rows_files_and_drawings(
+    model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, drawn = tmp_path / "found.jsonl", tmp_path / "drawn"
+    status = run(
+        *("detect", photos, "-m", "M", "--phrases", "cat,dog", "--out", out, "--draw", drawn, "--json"),
+        *("--num-beams", 2),
+    )
+    assert status == 1  # b.jpg
+    assert model.calls[0] == ("detect", ["cat", "dog"], False, {"num_beams": 2})
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [[region["label"] for region in row["regions"]] for row in rows] == [["cat", "dog"]] * 2
+    assert [sample.regions[1].label for sample in sightloop.open_dataset(out)] == ["dog"] * 2
+    assert {path.name: decode(path).size for path in drawn.iterdir()} in (
+        {"a.jpg": (20, 40), "a-2.jpg": (60, 30)},
+        {"a.jpg": (60, 30), "a-2.jpg": (20, 40)},
+    )
+    assert run("detect", photos, "-m", "M", "--out", out) == 2
+    assert run("detect", photos, "-m", "M", "--draw", drawn) == 2
+
+
+def test_rows_for_people(model: FakeModel, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("detect", photos / "more", "-m", "M", "--describe") == 0
+    name = str(photos / "more" / "a.png")
+    assert capsys.readouterr().out == f"{name}\ta thing\t0 0 30 15\t0.5000\n"
+    assert run("read", photos / "more", "-m", "M") == 0
+    assert "a\t0 0 30 15" in capsys.readouterr().out
+
+
+def test_all_phrases_are_asked_of_each_picture(
+    model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("locate", photos, "-m", "M", "-p", "a cat", "-p", "two dogs", "--out", tmp_path / "x.json", "--json")
+    assert model.calls == [("locate", ["a cat", "two dogs"] * 2, {})]
+    assert len(json.loads((tmp_path / "x.json").read_text())["annotations"]) == 4
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [[region["label"] for region in row["regions"]] for row in rows] == [["a cat", "two dogs"]] * 2
+    run("segment", photos, "-m", "M", "--box", "1,2,3,4.5", "--out", tmp_path / "labels")
+    assert model.calls[-1] == ("segment", [(1.0, 2.0, 3.0, 4.5)] * 2, {})
+    assert (tmp_path / "labels" / "classes.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "detect P --phrases a,b --describe",
+        "detect P --out x.txt",
+        "locate P",
+        "locate P -p ' '",
+        "segment P",
+        "segment P -p a --box 1,2,3,4",
+        "segment P --box 1,2,3",
+        "segment P --box 3,2,1,4",
+        "segment P --box 0,0,inf,4",
+        "detect P --box 1,2,3",
+        "detect P --box 1,2,3,4 --phrases a",
+        "read P --box 1,2,1,4",
+        "caption P --box a",
+        "caption P --box 1,2,3,4 --length long",
+        "caption P --box 1,2,3,4 --prompt a",
+    ],
+)
+def test_wrong_usage(model: FakeModel, photos: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(photos) if word == "P" else word.strip("'") for word in line.split()]
+    assert run(*words, "-m", "M") == 2
+    assert capsys.readouterr().err.startswith("sightloop: ")
+    assert not model.calls
+
+
+def test_a_length_of_captions(model: FakeModel, photos: Path) -> None:
+    run("caption", photos / "more", "-m", "M", "--length", "long")
+    assert model.calls[0][3] == {"length": "long"}
+
+
+def test_a_box_of_a_picture(
+    model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, region = photos / "more", {"region": (1.0, 2.0, 30.0, 20.5)}
+    assert run("caption", more, "-m", "M", "--box", "1,2,30,20.5", "--out", tmp_path / "x.jsonl") == 0
+    assert model.calls[-1][2:] == (None, region)
+    assert run("detect", more, "-m", "M", "--box", "1,2,30,20.5", "--num-beams", 2) == 0
+    assert model.calls[-1] == ("detect", None, False, {"num_beams": 2, **region})
+    assert run("read", more, "-m", "M", "--box", "1,2,30,20.5") == 0
+    assert model.calls[-1] == ("read", region)
+    for command in ("caption", "detect", "read"):
+        capsys.readouterr()
+        assert run(command, "--help") == 0
+        assert "--box" in capsys.readouterr().out

@@ -1,0 +1,242 @@
+"""A captioner behind an address: what is sent, what goes wrong, and what is never said."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sightloop.capfilt import remote_captioner
+from sightloop.capfilt.bootstrap import bootstrap
+from sightloop.data.datasets.dataset import open_dataset
+from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.errors import SightloopError, UsageError
+from tests.tiny_checkpoints.clip_and_blip import write_blip
+
+COUNT = 5
+
+
+class Server:
+    """Answers with what `replies` say, one after the other, then with a caption. Each is a status and a body; with None
+    as the body there is no answer until the test ends."""
+
+    def __init__(self) -> None:
+        self.replies: list[tuple[int, Any]] = []
+        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        self.header: dict[str, str] = {}
+        lock, mine = threading.Lock(), self
+        self.over = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    mine.asked.append((self.path, dict(self.headers), body))
+                    status, said = mine.replies.pop(0) if mine.replies else (200, "a red dog")
+                if isinstance(said, str):
+                    said = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+                if said is None:
+                    mine.over.wait()
+                    return
+                self.send_response(status)
+                for name, value in mine.header.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever)
+        self.thread.start()
+        self.address = f"http://127.0.0.1:{self.http.server_port}/v1#tiny-vlm"
+
+    def close(self) -> None:
+        self.over.set()
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv(remote_captioner.KEY, raising=False)
+    monkeypatch.setattr(remote_captioner, "_LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(remote_captioner, "_AT_ONCE", 1)
+    found = Server()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_world(folder / "a.tar", world("train", COUNT, 1))
+    write_blip(folder / "match", head="match")
+    return folder
+
+
+def run(scenes: Path, out: Path, server: Server, **options: Any) -> Any:
+    given = {"mode": "captioner-only", "isolate": False, "threads": 1, **options}
+    return bootstrap(scenes / "a.tar", out=out, captioner=server.address, filter=scenes / "match", **given)
+
+
+def test_texts_are_judged_as_any(scenes: Path, tmp_path: Path, server: Server, monkeypatch: Any) -> None:
+    monkeypatch.setenv(remote_captioner.KEY, "secret-key")
+    done = run(scenes, tmp_path, server, mode="both", captions=2, prompt="What is it?", seed=4)
+    assert not done.failed
+    assert len(server.asked) == 2 * COUNT
+    for path, headers, body in server.asked:
+        assert path == "/v1/chat/completions"
+        assert headers["Authorization"] == "Bearer secret-key"
+        assert (body["model"], body["max_tokens"], body["top_p"]) == ("tiny-vlm", 20, 0.9)
+        text, picture = body["messages"][0]["content"]
+        assert text["text"] == "What is it?"
+        data = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.size == (384, 384)
+            assert not image.getexif()
+    assert len({body["seed"] for _, _, body in server.asked}) == 2 * COUNT
+    lines = [json.loads(line) for line in (tmp_path / "evidence" / "000000.jsonl").read_text().splitlines()]
+    written = [line for line in lines if line["source"] == "synthetic"]
+    assert {line["text"] for line in written} == {"a red dog"}
+    assert [line["reason"] == "duplicate" for line in written] == [False, True] * COUNT
+    assert all(line["itm"] is not None for line in written if line["reason"] != "duplicate")
+    assert all(line["captioner"].startswith("tiny-vlm ") for line in written)
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert b"127.0.0.1" not in file.read_bytes()
+        assert b"secret-key" not in file.read_bytes()
+
+
+def test_what_passes_is_tried_again(scenes: Path, tmp_path: Path, server: Server) -> None:
+    server.replies = [
+        (429, b""),
+        (503, b"busy"),
+        (200, b"no json"),
+        (200, b'{"choices": []}'),
+        (200, "a cat"),
+    ]
+    server.header = {"Retry-After": "1"}
+    assert not run(scenes, tmp_path, server).failed
+    assert len(server.asked) == COUNT + 4
+
+
+def test_a_refused_picture_costs_itself(scenes: Path, tmp_path: Path, server: Server) -> None:
+    server.replies = [(400, b"cannot read it"), *[(500, b"")] * 5, (200, "x" * 5000)]
+    done = run(scenes, tmp_path, server)
+    assert [reason for _, _, reason in done.failed] == [
+        "the captioner refused its picture (HTTP 400)",
+        "the captioner failed at its picture, 5 times (HTTP 500)",
+        "the captioner's text is too long",
+    ]
+    assert {shard for shard, _, _ in done.failed} == {"a.tar"}
+    assert len(open_dataset(tmp_path)) == COUNT - 3
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "refuses the key"),
+        (404, "no such model"),
+        (302, "refuses to work"),
+        (503, r"no answer in 5 tries \(HTTP 503\)"),
+        (200, "no answer in 5 tries"),
+    ],
+)
+def test_a_server_that_does_not_work_ends_the_job(
+    scenes: Path, tmp_path: Path, server: Server, status: int, words: str
+) -> None:
+    server.replies = [(status, b"x" * (2 << 20) if status == 200 else b"")] * 20
+    server.header = {"Location": "http://127.0.0.1:9/elsewhere"} if status == 302 else {}
+    with pytest.raises(SightloopError, match=words) as caught:
+        run(scenes, tmp_path / "out", server)
+    assert "127.0.0.1" not in str(caught.value)
+    server.replies, server.header = [], {}
+    assert not run(scenes, tmp_path / "out", server).failed  # the same command goes on
+
+
+def test_ctrl_c_waits_for_no_answer(scenes: Path, tmp_path: Path, server: Server) -> None:
+    """Of a first shard that is done nothing is asked again."""
+    command = (
+        f"bootstrap {scenes}/a.tar --mode captioner-only --block 2 --threads 1 --captioner {server.address}"
+    )
+
+    def start(out: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sightloop", *command.split(), "--out", str(tmp_path / out)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            # A suite that a shell put into the background has SIGINT ignored, and its children would, too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def said(process: subprocess.Popen[str], seconds: float) -> str:
+        try:
+            return process.communicate(timeout=seconds)[1]
+        finally:
+            process.kill()
+
+    server.replies = [(200, "a red dog"), (200, "a red dog"), (200, None), (200, None)]
+    with start("out") as stopped:
+        deadline = time.monotonic() + 240
+        while len(server.asked) < 4 and stopped.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stopped.send_signal(signal.SIGINT)
+        last = said(stopped, 60)  # an answer is waited for twice as long, five times
+    assert stopped.returncode == 130
+    assert len(server.asked) == 4
+    assert "goes on from here" in last
+    assert "Traceback" not in last
+    for out in ("out", "unbroken"):
+        with start(out) as process:
+            assert "Traceback" not in said(process, 240)
+        assert process.returncode == 0
+    assert len(server.asked) == 4 + (COUNT - 2) + COUNT
+    for path in (tmp_path / "unbroken").glob("*.tar"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_nobody_there(scenes: Path, tmp_path: Path, server: Server) -> None:
+    server.address = "http://127.0.0.1:9/v1#m"
+    with pytest.raises(SightloopError, match=r"no answer in 5 tries \(Connection refused") as caught:
+        run(scenes, tmp_path, server)
+    assert "127.0.0.1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://host/v1", "incomplete"),
+        ("http://#m", "incomplete"),
+        ("http://host:99999/v1#m", "incomplete"),
+        ("https://me:word@host/v1#m", "no password"),
+        ("https://host/v1?key=1#m", "no password"),
+        ("http://example.org/v1#m", "unencrypted"),
+    ],
+)
+def test_addresses(address: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(remote_captioner.KEY, "k")
+    with pytest.raises(UsageError, match=words):
+        remote_captioner.Endpoint(address)
+    assert remote_captioner.Endpoint("https://example.org/v1#m").model == "m"
+
+
+def test_a_filter_is_never_elsewhere(scenes: Path, tmp_path: Path, server: Server) -> None:
+    with pytest.raises(UsageError, match="must be a model"):
+        bootstrap(scenes / "a.tar", out=tmp_path, filter=server.address)
+    with pytest.raises(UsageError, match="draws its texts"):
+        run(scenes, tmp_path, server, num_beams=3)

@@ -1,0 +1,98 @@
+"""Weights in few bits: their error as the module states it, both layouts, what is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sightloop.errors import UsageError
+from sightloop.nn import quantize
+from sightloop.nn.attention import Linear
+from sightloop.nn.quantize import Int4, Int8, quantised, quantiser
+
+CPU = torch.device("cpu")
+
+
+def error(kernel: nn.Module, weight: torch.Tensor, rows: int, dtype: torch.dtype) -> float:
+    x = torch.randn(2, rows, weight.shape[1])
+    bias = torch.randn(weight.shape[0])
+    exact = x @ weight.T
+    found = kernel(x.to(dtype), torch.empty(0), bias.to(dtype))
+    assert found.dtype == dtype
+    return float((found.float() - bias - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 50])
+@pytest.mark.parametrize(("width_out", "width_in"), [(64, 64), (2080, 128), (48, 512)])
+def test_the_error_is_the_stated_one(width_out: int, width_in: int, rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(width_out, width_in)
+    assert error(Int8(weight), weight, rows, dtype) < 0.01
+    for packed in (True, False):
+        assert 0.05 < error(Int4(weight, packed=packed), weight, rows, dtype) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width_out", "width_in"), [(64, 64), (2112, 1088), (48, 512)])
+def test_many_rows_are_multiplied_as_few_are(width_out: int, width_in: int, dtype: torch.dtype) -> None:
+    """Many rows by weights that are made again, few by torch's kernels: the same up to bfloat16."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(width_out, width_in), torch.randn(width_out).to(dtype)
+    x = torch.randn(3, 100, width_in).to(dtype)
+    for kernel in (Int8(weight), Int4(weight, packed=True), Int4(weight, packed=False)):
+        many = kernel(x, weight, bias).float()
+        few = torch.cat([kernel(part, weight, bias) for part in x.split(5, dim=1)], dim=1).float()
+        assert many.shape == (3, 100, width_out)
+        assert (many - few).norm() < 0.005 * few.norm()
+
+
+def test_the_layout_of_this_processor_is_known() -> None:
+    """Where it is not, many rows are only slow."""
+    together = quantize._rows_packed_together()
+    if together == 0:
+        pytest.skip("torch packs 4-bit weights otherwise here")
+    assert 64 % together == 0
+
+
+def test_both_layouts_hold_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(80, 192)
+    weight[3] = 0
+    weight[4, :64] = 5.0
+    x = torch.eye(192)
+    plain, packed = (Int4(weight, packed=packed)(x, weight, None) for packed in (False, True))
+    assert torch.allclose(plain, packed, rtol=0.01, atol=0.01)
+    assert (plain[:, 3].abs().max(), plain[:64, 4].unique().tolist()) == (0, [5.0])
+
+
+class Small(nn.Module):
+    """A language model's shape: a tied table, layers, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = Linear(64, 64)
+        self.language = nn.Module()
+        self.language.table = nn.Embedding(32, 64)
+        self.language.tied = Linear(64, 32, bias=False)
+        self.language.tied.weight = self.language.table.weight
+        self.language.fc = Linear(64, 32)
+        self.language.narrow = Linear(40, 32)
+        self.language.head = Linear(64, 32, bias=False)
+
+
+def test_what_is_taken() -> None:
+    net = Small()
+    take = quantiser(net, "int4", CPU)
+    taken = {name for name, value in net.state_dict().items() if take(name, torch.randn(value.shape))}
+    assert taken == {"language.fc.weight", "language.narrow.weight", "language.head.weight"}
+    assert isinstance(net.language.fc.kernel, Int4)
+    assert isinstance(net.language.narrow.kernel, Int8)
+    assert isinstance(net.language.head.kernel, Int8)
+    assert not quantised(net.vision)
+    assert "language.fc.kernel.q" not in net.state_dict()
+    with pytest.raises(UsageError, match="int8"):
+        quantiser(net, "int3", CPU)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="language model"):
+        quantiser(nn.Module(), "int8", CPU)

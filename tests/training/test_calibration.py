@@ -1,0 +1,207 @@
+"""The judge's threshold is set on pairs that were not learned from, and what is said about it is so."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sightloop
+from sightloop.data.datasets.dataset import open_dataset
+from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.errors import UnsupportedError, UsageError
+from sightloop.metrics.matching import matching_scores
+from sightloop.nn.prepack import unpack
+from sightloop.training.calibration import LEARNED, calibrate, digest, held_out, learned_from
+from sightloop.training.events import Began, Calibrated, Ended, Stepped, Warned
+from sightloop.training.trainer import train
+from tests.tiny_checkpoints.clip_and_blip import write_blip
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("world") / "train.tar"
+    write_world(path, world("train", 100, seed=0, different=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("world") / "unseen.tar"
+    write_world(path, world("unseen", 24, seed=1, different=True))
+    return path
+
+
+def run(shard: Path, out: Path, *settings: str, **options: Any) -> list[Any]:
+    given = ["data.batch=8", "teacher.momentum=0", "terms.lm=0", "terms.vqa=0", "steps=4", "save_every=2"]
+    return list(train("world", str(shard), out, settings=[*given, "calibrate=true", *settings], **options))
+
+
+def one(events: list[Any], kind: type) -> Any:
+    (found,) = [event for event in events if isinstance(event, kind)]
+    return found
+
+
+def test_who_is_held_out_is_told_by_the_keys(shard: Path) -> None:
+    whole = open_dataset(shard)
+    rest, held = held_out(whole)
+    assert (len(rest), len(held)) == (75, 25)
+    mine = {held.key(i) for i in range(25)}
+    assert {rest.key(i) for i in range(75)} | mine == {whole.key(i) for i in range(100)}
+    assert [rest.key(i) for i in range(75)] == [key for key in map(whole.key, range(100)) if key not in mine]
+    turned = held_out(whole.select(range(99, -1, -1)))[1]
+    assert {turned.key(i) for i in range(25)} == mine
+    assert len(held_out(whole.select(range(79)))[1]) == 0
+
+
+def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> None:
+    _, held = held_out(open_dataset(shard))
+    known = [digest(held, i) for i in range(25)]
+    assert one(run(shard, tmp_path / "one"), Calibrated).pictures == 25
+    start = tmp_path / "one" / "model"
+    (start / LEARNED).write_bytes(b"".join(known[:4]))
+    assert learned_from(str(start)) == frozenset(known[:4])
+    told = one(run(shard, tmp_path / "two", f"model.start={start}"), Calibrated)
+    assert (told.pictures, told.start) == (21, "")
+
+    (start / LEARNED).write_bytes(b"".join(known))
+    out = tmp_path / "three"
+    told = one(run(shard, out, f"model.start={start}"), Calibrated)
+    assert (told.pictures, told.start) == (25, str(start))
+    assert "has learned from the 25 pictures" in told.told()
+    samples = [held[i] for i in range(25)]
+    order = sorted(samples, key=lambda sample: blake2b(sample.key.encode(), digest_size=8).digest())
+    wrong = [
+        (other.picture, text)
+        for sample, other in zip(order, [*order[1:], *order[:1]], strict=True)
+        for text in sample.captions
+        if text not in other.captions
+    ]
+    dropped = [
+        float((sightloop.load(model, device="cpu").match(*zip(*wrong, strict=True)) < 0.5).mean())
+        for model in (start, out / "model")
+    ]
+    assert dropped[0] == pytest.approx(dropped[1], abs=1.5 / len(wrong))
+    assert dropped[1] == pytest.approx(told.after["dropped"], abs=1.5 / len(wrong))
+
+
+def test_half_is_where_the_shares_are_equal(shard: Path, tmp_path: Path) -> None:
+    write_blip(tmp_path / "match", head="match")
+    model = sightloop.load(tmp_path / "match", device="cpu")
+    unpack(model.network)
+    before = model.network.match_head.bias.tolist()
+    told = calibrate(model, open_dataset(shard), 40, (7, "there"))
+    assert told is not None
+    assert (told.step, told.data, told.pictures) == (7, "there", 40)
+    assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 40
+    now = model.network.match_head.bias.tolist()
+    assert now[0] == before[0]
+    assert now[1] != before[1]
+    samples = list(open_dataset(shard))[:40]
+    pairs = [(s.picture, text) for s in samples for text in s.captions]
+    kept = model.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
+    assert kept.mean() == pytest.approx(told.after["kept"], abs=1 / len(pairs))
+    again = calibrate(model, open_dataset(shard), 40, (7, "there"))
+    assert again is not None
+    assert again.before == pytest.approx(told.after, abs=1 / len(pairs))
+    assert again.area == pytest.approx(told.area)
+    assert model.network.match_head.bias.tolist() == pytest.approx(now, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_itc_counts_as_it_sorts_best(shard: Path, tmp_path: Path, seed: int) -> None:
+    write_blip(tmp_path / "match", head="match", seed=seed)
+    model = sightloop.load(tmp_path / "match", device="cpu")
+    unpack(model.network)
+    samples = list(open_dataset(shard))[:40]
+    order = sorted(range(40), key=lambda i: blake2b(samples[i].key.encode(), digest_size=8).digest())
+    other = {i: order[(place + 1) % 40] for place, i in enumerate(order)}
+    pairs = [(i, text, True) for i, sample in enumerate(samples) for text in sample.captions]
+    pairs += [(other[i], text, False) for i, text, _ in pairs if text not in samples[other[i]].captions]
+    pictures, texts, match = (
+        [samples[i].picture for i, _, _ in pairs],
+        [t for _, t, _ in pairs],
+        [m for *_, m in pairs],
+    )
+    probability = model.match(pictures, texts).astype(float)
+    odds = np.log(probability) - np.log1p(-probability)
+    cosines = np.diagonal(model.similarity(pictures, texts)).astype(float)
+    areas = {
+        w: matching_scores(odds + w * cosines, match, logits=True)["roc_auc"] for w in (0, 5, 10, 20, 40)
+    }
+    told = calibrate(model, open_dataset(shard), 40, (1, ""))
+    assert told is not None
+    assert told.area == pytest.approx(max(areas.values()), abs=2e-4)
+    assert areas[int(told.cosine)] == pytest.approx(max(areas.values()), abs=2e-4)
+    now = model.match(pictures, texts).astype(float)
+    both = odds + told.cosine * cosines
+    threshold = both[now >= 0.5].min()
+    assert (both[now < 0.5] < threshold + 1e-3).all()
+    near = np.argmin(np.abs(now - 0.5))  # where the threshold is told most exactly
+    expected = 1 / (1 + np.exp(both[near] - both - np.log(now[near] / (1 - now[near]))))
+    assert now == pytest.approx(expected, abs=1e-3)
+    # However the texts are grouped, and after a way to the disk.
+    model.save(tmp_path / "own")
+    again = sightloop.load(tmp_path / "own", device="cpu")
+    assert again.network.config.match_cosine == told.cosine
+    mine = [i for i, (picture, _, _) in enumerate(pairs) if picture == 0]
+    assert len(mine) > 1
+    one = again.match(samples[0].picture, [texts[i] for i in mine])
+    assert one == pytest.approx(now[mine], abs=1e-4)
+    if told.cosine:
+        with pytest.raises(UnsupportedError, match="ITC's cosine"):
+            model.save(tmp_path / "theirs", layout="transformers")
+
+
+def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    events = run(shard, out)
+    told = one(events, Calibrated)
+    assert one(events, Began).samples == 75
+    assert (told.pictures, told.data, told.step) == (25, "", 4)
+    assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 25
+    learned = load_file(out / "checkpoints" / "step-000004" / "state.safetensors")
+    result = load_file(out / "model" / "model.safetensors")
+    moved = learned["network.match_head.bias"] - result["match_head.bias"]
+    assert moved[0] == 0
+    assert moved[1] != 0
+    assert torch.equal(learned["network.match_head.weight"], result["match_head.weight"])
+    assert "kept out of the training" in told.told()
+    assert f"0.5 keeps {told.after['kept']:.1%}" in (out / "report.html").read_text()
+
+    cut = tmp_path / "cut"
+    run(shard, cut, stop_after=2)
+    assert [event.step for event in run(shard, cut) if isinstance(event, Stepped)] == [3, 4]
+    again = load_file(cut / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], result[name]) for name in result)
+    log = (out / "metrics.jsonl").read_text().splitlines()
+    assert one(run(shard, out), Calibrated) == told
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(log)
+
+
+def test_evaluation_data_is_taken_where_there_is_some(shard: Path, unseen: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    events = run(shard, out, f"evaluation.data={unseen}")
+    told = one(events, Calibrated)
+    assert one(events, Began).samples == 100
+    assert (told.pictures, told.data) == (24, str(unseen))
+    with pytest.raises(UsageError, match="another recipe"):
+        run(shard, out)  # it would learn from fewer pictures
+
+
+def test_too_few_pictures_are_said(unseen: Path, tmp_path: Path) -> None:
+    events = run(unseen, tmp_path / "run")
+    assert one(events, Began).samples == 24
+    assert [event.about for event in events if isinstance(event, Warned)][-1:] == ["calibration"]
+    assert isinstance(events[-1], Ended)
+
+
+def test_a_judge_alone_has_a_threshold(shard: Path, tmp_path: Path) -> None:
+    events = run(shard, tmp_path / "run", "terms.itm=0", "terms.itc=0", "terms.lm=1")
+    assert one(events, Began).samples == 100
+    assert not [event for event in events if isinstance(event, Calibrated | Warned)]

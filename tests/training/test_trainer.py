@@ -1,0 +1,320 @@
+"""The training loop: goes on bit-equal after a kill, means the same on any number of processes, refuses nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sightloop
+from sightloop.data.datasets.convert import convert
+from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.errors import UsageError
+from sightloop.training.config import change, from_json, to_json
+from sightloop.training.events import Ended, Evaluated, Skipped, Stepped
+from sightloop.training.recipes import RECIPES, find
+from sightloop.training.trainer import train
+
+# All of BLIP's pre-training, small: teacher, a queue that wraps around, augmentation, hard negatives, answers.
+SMALL = (
+    "data.batch=12",
+    "data.augment.randaugment=[2, 5]",
+    "teacher.queue=40",
+    "teacher.momentum=0.9",
+    "steps=40",
+    "save_every=17",
+    "schedule.warmup_steps=5",
+)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("world") / "train.tar"
+    write_world(path, world("train", 60, seed=0))
+    return path
+
+
+def run(shard: Path, out: Path, *settings: str, **options: Any) -> list[Any]:
+    return list(train("world", str(shard), out, settings=[*SMALL, *settings], device="cpu", **options))
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, run(shard, out)
+
+
+def test_a_killed_run_goes_on_bit_equal(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = json.dumps([*SMALL])
+    script = (
+        "import json, sys, torch; from sightloop.training.trainer import train\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums are the same bits for one number of threads
+        "for event in train('world', sys.argv[1], sys.argv[2], settings=json.loads(sys.argv[3]), device='cpu'):\n"
+        "    print(type(event).__name__, getattr(event, 'step', ''), flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(shard), str(out), settings], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.split() == ["Stepped", "20"]:  # three steps behind the checkpoint of step 17
+                child.send_signal(signal.SIGKILL)
+                break
+    assert not (out / "model").exists()
+    events = run(shard, out)
+    steps = [event.step for event in events if isinstance(event, Stepped)]
+    assert steps == list(range(18, 41))
+    assert equal(weights(out), weights(whole[0]))
+    theirs = load_file(whole[0] / "checkpoints" / "step-000040" / "state.safetensors")
+    assert equal(load_file(out / "checkpoints" / "step-000040" / "state.safetensors"), theirs)
+    assert any(name.startswith("teacher.") for name in theirs)
+    assert any(name.startswith("queue.") for name in theirs)
+
+    def losses(folder: Path) -> list[float]:
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if line["kind"] == "step"]
+
+    assert losses(out) == losses(whole[0])
+
+
+def test_running_statistics_go_on_too(shard: Path, tmp_path: Path) -> None:
+    """nano's stem learns with batch norm, whose means and variances are no parameters."""
+    small = (
+        "model.image_size=32",
+        "model.words=300",
+        "data.batch=6",
+        "data.cache=0",
+        "steps=4",
+        "save_every=2",
+    )
+
+    def learn(out: Path, last: int) -> None:
+        for event in train("nano", str(shard), out, settings=list(small), device="cpu"):
+            if isinstance(event, Stepped) and event.step == last:
+                return
+
+    learn(tmp_path / "whole", 9)
+    learn(tmp_path / "parts", 3)
+    assert not (tmp_path / "parts" / "model").exists()
+    learn(tmp_path / "parts", 9)
+    once, twice = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert any("running_mean" in name for name in once)
+    assert equal(once, twice)
+
+
+def test_the_result_is_a_model(whole: tuple[Path, list[Any]]) -> None:
+    model = sightloop.load(whole[0] / "model")
+    assert {"caption", "answer", "match", "embed"} <= model.capabilities
+    picture = np.zeros((64, 64, 3), np.uint8)
+    assert isinstance(model.caption(picture)[0], str)
+    assert isinstance(whole[1][-1], Ended)
+
+
+def test_a_finished_run_only_says_so(whole: tuple[Path, list[Any]], shard: Path) -> None:
+    before = weights(whole[0])
+    assert not [event for event in run(shard, whole[0]) if isinstance(event, Stepped)]
+    assert equal(before, weights(whole[0]))
+
+
+def test_two_at_once_are_refused(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
+    first = train("world", str(shard), tmp_path / "run", settings=SMALL, device="cpu")
+    while not isinstance(next(first), Stepped):
+        pass
+    with pytest.raises(UsageError, match=r"run: another process is working on it now"):
+        run(shard, tmp_path / "run")
+    list(first)
+    run(shard, tmp_path / "run")
+    assert equal(weights(whole[0]), weights(tmp_path / "run"))
+
+
+def test_another_recipe_or_other_data_is_refused(
+    whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="another recipe"):
+        run(shard, whole[0], "optimiser.lr=0.5")
+    other = tmp_path / "other.tar"
+    write_world(other, world("train", 30, seed=5))
+    with pytest.raises(UsageError, match="other data"):
+        run(other, whole[0])
+
+
+WORKER = """
+import json, sys
+from sightloop.training import trainer as module
+seen = []
+take = module.take_step
+def spy(run, batch):
+    values = take(run, batch)
+    seen.append(([int(i) for i in batch.identities], values[0]))
+    return values
+module.take_step = spy
+for event in module.train("world", sys.argv[1], sys.argv[2], settings=json.loads(sys.argv[3]), device="cpu"):
+    pass
+import torch.distributed as dist
+rank = dist.get_rank() if dist.is_initialized() else 0
+open(sys.argv[2] + f"/rank-{rank}.json", "w").write(json.dumps(seen))
+"""
+
+
+def ranks(
+    world_size: int, shard: Path, out: Path, *settings: str
+) -> list[tuple[list[int], dict[str, float]]]:
+    """Each step's sample ids in global order, and the values that the first process reports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(shard), str(out), json.dumps([*SMALL, "steps=6", *settings])],
+            env=os.environ
+            | {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(world_size)
+    ]
+    assert [child.wait(timeout=240) for child in children] == [0] * world_size
+    parts = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
+    return [
+        ([i for part in parts for i in part[step][0]], parts[0][step][1]) for step in range(len(parts[0]))
+    ]
+
+
+PLAIN = ("teacher.momentum=0", "teacher.queue=0", "data.texts=2")  # no momentum teacher, all captions read
+
+
+@pytest.mark.parametrize(("count", "how"), [(2, ()), (3, ()), (4, ()), (3, PLAIN)])
+def test_any_number_of_processes_means_the_same(
+    count: int, how: tuple[str, ...], shard: Path, tmp_path: Path
+) -> None:
+    settings = ("data.batch=10", "hard_negatives=0.5", "data.hidden_words=0.2", *how)
+    one = ranks(1, shard, tmp_path / "one", *settings)
+    many = ranks(count, shard, tmp_path / "many", *settings)  # 10 rows: uneven parts for 3 and 4
+    for (ids, values), (their_ids, theirs) in zip(one, many, strict=True):
+        assert ids == their_ids
+        for name in ("itc", "itm", "lm", "vqa"):
+            assert theirs[name] == pytest.approx(values[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("how", [(), PLAIN])
+def test_chunks_of_pictures_some_without_captions(how: tuple[str, ...], shard: Path, tmp_path: Path) -> None:
+    convert(shard, tmp_path / "all.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    for row in rows[::3]:
+        del row["captions"]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = [
+        [
+            event.loss
+            for event in run(
+                tmp_path / "some.jsonl", tmp_path / str(chunk), f"data.chunk={chunk}", "steps=2", *how
+            )
+            if isinstance(event, Stepped)
+        ]
+        for chunk in (0, 5)
+    ]
+    assert np.allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_chunks_change_rounding_only(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
+    steps = [
+        event
+        for event in run(shard, tmp_path / "run", "data.chunk=5", "steps=6")
+        if isinstance(event, Stepped)
+    ]
+    for ours, theirs in zip(steps, (e for e in whole[1] if isinstance(e, Stepped)), strict=False):
+        assert ours.loss == pytest.approx(theirs.loss, abs=2e-4)
+
+
+def test_a_broken_picture_is_named_once(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for index in range(8):
+        Image.fromarray(np.full((64, 64, 3), index * 20, np.uint8)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"shade number {index}")
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    out = tmp_path.with_name("run")
+    events = list(
+        train("world", str(tmp_path), out, settings=[*SMALL, "steps=4", "data.batch=8"], device="cpu")
+    )
+    skipped = [event for event in events if isinstance(event, Skipped)]
+    assert len(skipped) == 1
+    assert "3" in skipped[0].key
+
+
+def test_evaluation_on_the_way(shard: Path, tmp_path: Path) -> None:
+    unseen = tmp_path / "unseen.tar"
+    write_world(unseen, world("unseen", 10, seed=1))
+    settings = (f"evaluation.data={unseen}", "evaluation.every=2", "steps=4", "ema=0.9")
+    events = run(shard, tmp_path / "run", *settings)
+    found = [event for event in events if isinstance(event, Evaluated)]
+    assert [event.step for event in found] == [2, 4]
+    best = max(found, key=lambda event: event.values["CIDEr"]).step
+    assert (tmp_path / "run" / "checkpoints" / f"step-{best:06d}").is_dir()
+    assert {"CIDEr", "text_to_image_R@1", "image_to_text_R@10", "itm_hard", "answers"} <= set(found[0].values)
+    assert all(0 <= value <= 10 for value in found[0].values.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("optimiser.lrr=1", "lr"),
+        ("optimiser.lr=fast", "number"),
+        ("data.batch=1.5", "whole"),
+        ("nothing.at=1", "no such"),
+        ("terms.itx=1", "itc"),
+        ("terms.clip=1", "lacks"),
+        ("precision=half", "float32"),
+        ("data.batch", "name=value"),
+        ("model.size=huge", "world"),
+        ("ema=2", "ema"),
+        ("hard_negatives=1.5", "from 0 to 1"),
+        ("data.hidden_words=1", "hidden_words"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_starts(
+    setting: str, word: str, shard: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=word):
+        run(shard, tmp_path / "run", setting)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name: str) -> None:
+    recipe = find(name)
+    assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
+    assert change(recipe, ["seed=7"]).seed == 7
+
+
+def test_time_is_not_part_of_a_result(shard: Path, tmp_path: Path) -> None:
+    """Two runs of one recipe are bit-equal."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    run(shard, one, "steps=5")
+    time.sleep(0.01)
+    run(shard, other, "steps=5")
+    assert equal(weights(one), weights(other))

@@ -1,0 +1,76 @@
+"""What is said about a model on pictures that it does not learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sightloop.training.config import EvaluationSettings
+
+import sightloop
+from sightloop.data.datasets.dataset import open_dataset
+from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.training.validation import at_chance, measure, score
+from tests.tiny_checkpoints.clip_and_blip import write_blip
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("world") / "unseen.tar"
+    write_world(path, world("unseen", 12, seed=0, different=True))
+    return path
+
+
+@pytest.mark.parametrize("head", ["caption", "match", "answer"])
+def test_each_head_is_measured_by_what_it_can_do(head: str, shard: Path, tmp_path: Path) -> None:
+    write_blip(tmp_path / "model", head=head)
+    model = sightloop.load(tmp_path / "model", device="cpu")
+    values, texts = measure(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
+    expected = {
+        "caption": {"CIDEr", "BLEU-4", "captions_exact"},
+        "match": {
+            *(f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 10)),
+            *("itm_random", "itm_hard"),
+        },
+        "answer": {"answers"},
+    }
+    assert set(values) == expected[head]
+    assert len(texts) == (3 if head == "caption" else 0)
+    assert not model.network.training
+
+
+def test_the_network_goes_on_in_its_own_mode(shard: Path, tmp_path: Path) -> None:
+    write_blip(tmp_path / "model", head="match")
+    model = sightloop.load(tmp_path / "model", device="cpu")
+    model.network.train()
+    measure(model, open_dataset(str(shard)), EvaluationSettings(samples=4))
+    assert model.network.training
+
+
+def test_recall_against_counting(shard: Path, tmp_path: Path) -> None:
+    write_blip(tmp_path / "model", head="match")
+    model = sightloop.load(tmp_path / "model", device="cpu")
+    samples = list(open_dataset(str(shard)))
+    texts = [sample.captions[0] for sample in samples]
+    similarity = torch.from_numpy(model.similarity([sample.picture for sample in samples], texts))
+    values, _ = measure(model, open_dataset(str(shard)), EvaluationSettings(samples=12))
+    place = similarity.argsort(1, descending=True)
+    hits = [i in place[i, :1].tolist() for i in range(len(samples))]
+    assert values["image_to_text_R@1"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_guessing_is_called_guessing() -> None:
+    both = {"itc", "itm"}
+    assert "0.010" in at_chance({"text_to_image_R@1": 0.01, "itm_random": 0.9}, 100, both)
+    assert "itm_random" in at_chance({"text_to_image_R@1": 0.6, "itm_random": 0.52}, 100, both)
+    assert at_chance({"text_to_image_R@1": 0.6, "itm_random": 0.9}, 100, both) == ""
+    assert at_chance({"text_to_image_R@1": 0.01, "itm_random": 0.5}, 100, {"lm"}) == ""
+    assert at_chance({"CIDEr": 0.0}, 100, both) == ""
+
+
+def test_the_best_is_told_by_what_was_measured() -> None:
+    assert score({"CIDEr": 0.3, "answers": 0.9}, {"lm", "vqa"}) == 0.3
+    assert score({"CIDEr": 0.3, "text_to_image_R@1": 0.1}, {"itc", "itm"}) == 0.1  # its writer learns nothing
+    assert score({"answers": 0.9}, {"lm"}) == 0.9
+    assert score({}, {"lm"}) is None
