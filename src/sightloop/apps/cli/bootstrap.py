@@ -17,7 +17,7 @@ from sightloop.checkpoints.catalog import BUNDLED
 if TYPE_CHECKING:
     from sightloop.capfilt.estimate import Estimate
 
-EPILOGUE = (
+_EPILOGUE = (
     "Examples:\n"
     "  sightloop bootstrap web.tar --captioner run-c/model --filter run-f/model --out better\n"
     "  sightloop bootstrap photos --mode filter-only --threshold 0.7 --out better\n"
@@ -195,3 +195,6 @@ def _time(hours: float) -> str:
 
 def _given(group: Any) -> dict[str, Any]:
     return {field.name: getattr(group, field.name) for field in fields(group)}
+
+
+COMMANDS = {bootstrap: _EPILOGUE}

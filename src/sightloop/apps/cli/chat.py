@@ -18,7 +18,7 @@ from sightloop.types import Message
 if TYPE_CHECKING:
     from sightloop.inference.load import Model
 
-EPILOGUE = (
+_EPILOGUE = (
     "Examples:\n"
     "  sightloop chat photo.jpg -m llava-hf/llava-1.5-7b-hf --quantise int4 --dtype bfloat16\n"
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
@@ -108,3 +108,6 @@ def _lines() -> Iterator[str]:
         if not line.strip():
             return
         yield line.strip()
+
+
+COMMANDS = {chat: _EPILOGUE}

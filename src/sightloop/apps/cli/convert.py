@@ -14,7 +14,7 @@ from sightloop.apps.cli.options import whole
 from sightloop.apps.cli.output import Rows, Screen
 from sightloop.errors import UsageError
 
-EPILOGUE = (
+_EPILOGUE = (
     "Examples:\n"
     "  sightloop convert photos 'shards/{000..}.tar' --shard-size 1000\n"
     "  sightloop convert 'shards/{000..005}.tar' captions.jsonl\n"
@@ -70,3 +70,6 @@ def convert(
     if json:
         print(jsonlib.dumps(asdict(done)))
     return screen.status
+
+
+COMMANDS = {convert: _EPILOGUE}

@@ -19,7 +19,7 @@ from sightloop.types import Event
 if TYPE_CHECKING:
     from sightloop.evaluation.results import Evaluation, Run
 
-EPILOGUE = (
+_EPILOGUE = (
     "Examples:\n"
     "  sightloop evaluate captions -m Salesforce/blip-image-captioning-base -d captions.json -o report\n"
     "  sightloop evaluate retrieval -m M -d photos --rerank 16 --rerank 128 -o report\n"
@@ -261,3 +261,6 @@ def _side_by_side(result: Evaluation) -> None:
             values = {"A": number.value, "B": other[number.name]}
             rows.row({"number": number.name, **values, "A - B (95 %)": words, "p": p})
     say(f"A: {first.name}; B: {second.name}; p: paired bootstrap, two-sided.")
+
+
+COMMANDS = {evaluate: _EPILOGUE}

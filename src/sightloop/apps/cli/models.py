@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from itertools import groupby
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from sightloop.apps.cli.output import Column, Rows
 from sightloop.checkpoints import catalog
+from sightloop.errors import UsageError
 
 _COLUMNS = [Column(key) for key in ("model", "can do", "pixels", "parameters", "memory", "licence")]
 
@@ -52,3 +56,27 @@ def _show_to_people(entries: list[catalog.Entry], job: str | None) -> None:
         if job in (None, name):
             print(f"  {name:<10} {catalog.pick_for(name).name}")
             print(f"  {'':<10} {what}")
+
+
+def models(
+    *,
+    job: Annotated[str | None, Parameter(metavar="VERB")] = None,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> int:
+    """List the known models: what each can do, its size, licence and memory, and which to pick for which job.
+
+    Parameters
+    ----------
+    job
+        Only the models for this verb (caption, detect, ...): the one to start with first, with the figures that are
+        published for them.
+    json
+        Print one JSON object a line instead of a table.
+    """
+    if job not in (None, "ask", *catalog.JOBS):
+        raise UsageError(f"--job {job}: must be one of {', '.join(catalog.JOBS)}.")
+    show_models("answer" if job == "ask" else job, as_json=json)
+    return 0
+
+
+COMMANDS = {models: "Examples:\n  sightloop models\n  sightloop models --job caption --json"}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sightloop.annotation.region_files import RegionFile
     from sightloop.types import Region
 
-EPILOGUES = {
+_EPILOGUES = {
     "detect": (
         "Examples:\n"
         "  sightloop detect photos -m florence-community/Florence-2-base-ft --draw found\n"
@@ -240,3 +240,6 @@ def _asked(phrases: list[str] | None) -> list[str]:
     if not phrases or any(not text.strip() for text in phrases):
         raise UsageError("-p: say what to look for.")
     return phrases
+
+
+COMMANDS = {verb: _EPILOGUES[verb.__name__] for verb in (detect, locate, segment, read)}

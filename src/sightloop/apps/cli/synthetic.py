@@ -50,3 +50,6 @@ def world(
     write_world(dst, scenes)
     say(f"{dst}: {count:,} scenes.")
     return 0
+
+
+COMMANDS = {world: "Examples:\n  sightloop world world.tar --count 3000 --seed 1"}

@@ -56,3 +56,13 @@ def train(
         settings.append(f"evaluation.data={evaluate}")
     events = run(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
     return show_training(events, json=json)
+
+
+COMMANDS = {
+    train: (
+        "Examples:\n"
+        "  sightloop train captioner --data photos --out run\n"
+        "  sightloop train blip_pretrain --data 'shards/{000..099}.tar' --out run --set optimiser.lr=1e-4 epochs=3\n"
+        "  torchrun --nproc-per-node 8 -m sightloop train clip_pretrain --data pairs.csv --out run"
+    )
+}
