@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import sightloop
 from sightloop.models.blip import Blip
-from sightloop.models.sizes import SIZES
 from sightloop.nn.init import initialise
 from sightloop.nn.prepack import unpack
+from sightloop.training.model_sizes import SIZES
 
 NEW = ("vision.", "image_projection.")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sightloop.annotation.caption_filter import Rules, find_loop, why_drop
 
 from sightloop.annotation import runner
 from sightloop.annotation.captioning import Caption, caption_pictures
+from sightloop.tasks.caption_filter import Rules, find_loop, why_drop
 from sightloop.types import Done, Failed, Pixels, Skipped
 
 

@@ -34,10 +34,10 @@ from sightloop.errors import CheckpointError, SightloopError, UnsupportedError
 from sightloop.inference import prompting
 from sightloop.inference.rerank import cosines
 from sightloop.models.blip2 import Blip2
-from sightloop.models.sizes import SIZES, fitted
 from sightloop.nn.init import initialise
 from sightloop.tasks.generate import Decoding, write
 from sightloop.training.events import Stepped
+from sightloop.training.model_sizes import SIZES, fitted
 from sightloop.training.trainer import train
 from sightloop.types import Encoded, Message, Pixels
 from tests.checkpoints.test_against_reference import pictures

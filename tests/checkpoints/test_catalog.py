@@ -25,13 +25,10 @@ from sightloop.checkpoints.llava import config_from_transformers as llava_config
 from sightloop.checkpoints.paligemma import config_from_transformers as paligemma_config
 from sightloop.checkpoints.registry import config_from_dict
 from sightloop.checkpoints.siglip import config_from_transformers as siglip_config
-from sightloop.models.blip import Blip
-from sightloop.models.blip import Config as BlipConfig
+from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.blip2 import Blip2
-from sightloop.models.clip import Clip
-from sightloop.models.clip import Config as ClipConfig
-from sightloop.models.clip_resnet import ClipResnet
-from sightloop.models.clip_resnet import Config as ResnetClipConfig
+from sightloop.models.clip import Clip, ClipConfig, ClipResnet
+from sightloop.models.clip import ClipResnetConfig as ResnetClipConfig
 from sightloop.models.florence import Florence
 from sightloop.models.llava import Llava
 from sightloop.models.paligemma import PaliGemma

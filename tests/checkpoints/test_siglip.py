@@ -18,9 +18,9 @@ import sightloop
 from sightloop.data.images.preprocess import normalise, prepare, spec_from_transformers, spec_to_transformers
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.models import siglip
-from sightloop.models.sizes import SIZES
 from sightloop.nn.init import initialise
 from sightloop.objectives.contrastive import sigmoid_pairs
+from sightloop.training.model_sizes import SIZES
 from tests.checkpoints.test_against_reference import TEXTS, pictures
 from tests.tiny_checkpoints.clip_and_blip import write_clip
 from tests.tiny_checkpoints.siglip import gemma_tokenizer, write_siglip
@@ -149,7 +149,7 @@ def test_learns() -> None:
     contrast = torch.rand(12, 3, 1, 1)
     pixels = torch.rand(12, 3, 64, 64) * contrast * 2 - 0.5 + 0.5 * torch.randn(12, 3, 1, 1)
     ids = torch.nn.functional.pad(torch.randint(5, 99, (12, 8)), (0, 32))
-    config = cast(siglip.Config, SIZES["world-siglip"][1])
+    config = cast(siglip.SiglipConfig, SIZES["world-siglip"][1])
     net = siglip.Siglip(replace(config, text=replace(config.text, vocab=99)))
     initialise(net, 0)
     net.logit_bias.data.fill_(-math.log(12))

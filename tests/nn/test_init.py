@@ -10,8 +10,8 @@ import torch
 
 from sightloop.models.blip import Blip
 from sightloop.models.clip import Clip
-from sightloop.models.sizes import SIZES
 from sightloop.nn.init import initialise
+from sightloop.training.model_sizes import SIZES
 
 
 def network(name: str, seed: int = 0) -> Any:

@@ -15,9 +15,9 @@ from sightloop.data.datasets.synthetic import world, write_world
 from sightloop.data.images.preprocess import normalise, prepare
 from sightloop.errors import UsageError
 from sightloop.models.blip import Blip
-from sightloop.models.sizes import SIZES
 from sightloop.nn.init import initialise
 from sightloop.training.calibration import learned_from
+from sightloop.training.model_sizes import SIZES
 from sightloop.training.trainer import train
 from sightloop.types import ImageSpec
 from tests.rules import REPOSITORY

@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 import torch
 
-from sightloop.models.sizes import SIZES
 from sightloop.nn.init import initialise
 from sightloop.towers.vit import ChannelNorm, Vit, VitConfig
+from sightloop.training.model_sizes import SIZES
 
 PLAIN = replace(SIZES["world"][1].vision, image_size=32, patch=8, stem=(), layers=1)
 

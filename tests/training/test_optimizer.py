@@ -12,15 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sightloop.training.ema import copied, ema, follow
-from sightloop.training.schedule import ScheduleConfig, rate
 from torch import nn
 
 from sightloop.errors import UsageError
 from sightloop.models import blip, clip
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.training.ema import copied, ema, follow
 from sightloop.training.optimizer import OptimiserConfig, clamp_parameters, freeze, groups, make, set_rate
+from sightloop.training.schedule import ScheduleConfig, rate
 
 VISION = VitConfig(32, 16, 8, 3, 2, 16, "gelu", 1e-6, False, True, True)
 TEXT = TextConfig(20, 10, 8, 2, 2, 16, "gelu", 1e-6, True, 8)
@@ -36,13 +36,13 @@ def drawn(network: Any) -> Any:
 
 def a_blip() -> blip.Blip:
     return drawn(
-        blip.Blip(blip.Config(VISION, TEXT, 8, True, True, True, 6, True, True, True, 2, 3, 0, None))
+        blip.Blip(blip.BlipConfig(VISION, TEXT, 8, True, True, True, 6, True, True, True, 2, 3, 0, None))
     )
 
 
 def a_clip() -> clip.Clip:
     text = dataclasses.replace(TEXT, post_norm=False, memory_dim=None)
-    return drawn(clip.Clip(clip.Config(VISION, text, 6, 3, False)))
+    return drawn(clip.Clip(clip.ClipConfig(VISION, text, 6, 3, False)))
 
 
 def scales(network: nn.Module, config: OptimiserConfig, **options: Any) -> dict[str, tuple[float, float]]:

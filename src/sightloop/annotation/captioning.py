@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sightloop.annotation import runner
-from sightloop.annotation.caption_filter import Rules, why_drop
+from sightloop.tasks.caption_filter import Rules, why_drop
 from sightloop.types import Done, Event, Failed, Pixels, Skipped
 
 

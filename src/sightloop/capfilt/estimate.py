@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sightloop.capfilt.shard import Job, load_models, run_unit
-from sightloop.data.datasets.shuffle import position
+from sightloop.data.shuffle import position
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from sightloop.annotation.caption_filter import Rules, why_drop
 from sightloop.capfilt.options import Options
+from sightloop.tasks.caption_filter import Rules, why_drop
 
 Source: TypeAlias = Literal["web", "synthetic"]
 

@@ -14,7 +14,7 @@ from sightloop.checkpoints.hf_config import TEXT, VISION, described, sizes
 from sightloop.checkpoints.key_map import KeyMap, Renamed, Rule, batched, cat, count_layers, same
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
-from sightloop.models.blip import Blip, Config
+from sightloop.models.blip import Blip, BlipConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 
@@ -42,7 +42,7 @@ _VISION_DEFAULTS = {
 _TEXT_DEFAULTS = {**_VISION_DEFAULTS, "vocab": 30524, "positions": 512, "heads": 8, "eps": 1e-12}
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BlipConfig:
     """From the config.json of a hub checkpoint (`model_type: blip`) and the names of its tensors."""
     vision: dict[str, Any] = data.get("vision_config") or {}
     text: dict[str, Any] = data.get("text_config") or {}
@@ -58,7 +58,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     return _with_parts(image_tower, text_tower, tensors, ids, encoder_start=None)
 
 
-def config_from_tensors(tensors: Mapping[str, Tensor]) -> Config:
+def config_from_tensors(tensors: Mapping[str, Tensor]) -> BlipConfig:
     """From the shapes in a checkpoint of the original repository (heads are 64 wide there; its norms' eps)."""
     dim, _, patch, _ = tensors["visual_encoder.patch_embed.proj.weight"].shape
     prefix = (
@@ -101,7 +101,7 @@ def _with_parts(
     ids: tuple[int, int, int],
     *,
     encoder_start: int | None,
-) -> Config:
+) -> BlipConfig:
     encoder = "text_encoder.embeddings.word_embeddings.weight" in tensors
     decoder = "text_decoder.bert.embeddings.word_embeddings.weight" in tensors
     words, table = (
@@ -110,7 +110,7 @@ def _with_parts(
     )
     projection = tensors.get("vision_proj.weight")
     cross_key = tensors.get("text_decoder.bert.encoder.layer.0.crossattention.self.key.weight")
-    return Config(
+    return BlipConfig(
         vision=vision,
         text=text,
         decoder_memory_dim=None if cross_key is None else cross_key.shape[1],
@@ -128,7 +128,7 @@ def _with_parts(
     )
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: BlipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
 
     Raises UnsupportedError for a convolutional stem, or a judge that counts ITC too: no model there has them.
@@ -153,7 +153,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
     return {"": captioning if config.decoder else retrieval}
 
 
-def _config_to_transformers(config: Config, architecture: str) -> dict[str, Any]:
+def _config_to_transformers(config: BlipConfig, architecture: str) -> dict[str, Any]:
     return {
         "architectures": [architecture],
         "model_type": "blip",
@@ -279,7 +279,7 @@ def default_image(config: Any) -> dict[str, Any]:
 FAMILY = Family(
     name="blip",
     network=Blip,
-    config=Config,
+    config=BlipConfig,
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

@@ -15,7 +15,7 @@ from sightloop.checkpoints.language import language_config, language_keys, opt_t
 from sightloop.checkpoints.layout import Family, Layout, as_it_is
 from sightloop.checkpoints.seq2seq import t5_configs, t5_keys, t5_to_transformers
 from sightloop.errors import CheckpointError, UnsupportedError
-from sightloop.models.blip2 import Blip2, Config
+from sightloop.models.blip2 import Blip2, Blip2Config
 from sightloop.towers.text import LanguageConfig, TextConfig
 from sightloop.towers.vit import VitConfig
 
@@ -41,7 +41,7 @@ _QFORMER: dict[str, Any] = {
 }
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Blip2Config:
     """From the config.json of a hub checkpoint (`model_type: blip-2`) and the names of its tensors."""
     vision: dict[str, Any] = data.get("vision_config") or {}
     former: dict[str, Any] = data.get("qformer_config") or {}
@@ -63,7 +63,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     shared: dict[str, Any] = {"vision": tower, "queries": queries, "temperature": "temp" in tensors}
     if "language_projection.weight" not in tensors:
         projection = tensors.get("vision_projection.weight")
-        return Config(
+        return Blip2Config(
             **shared,
             texts=texts,
             language=None,
@@ -78,7 +78,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     text: dict[str, Any] = {"model_type": "opt", **(data.get("text_config") or {})}
     encoder, language, start = _language(text, tensors, "language_model.")
     picture = image_id(data, None)
-    return Config(
+    return Blip2Config(
         **shared,
         texts=None,
         language=language,
@@ -96,8 +96,8 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def second_stage(
-    first: Config, text: Mapping[str, Any], tensors: Mapping[str, Tensor], picture: int
-) -> Config:
+    first: Blip2Config, text: Mapping[str, Any], tensors: Mapping[str, Tensor], picture: int
+) -> Blip2Config:
     """The queries of a stage 1 in front of a language model: its config.json and tensors as it is alone; picture: the
     id of "<image>" among its tokens. Raises CheckpointError for another kind than OPT and T5."""
     encoder, language, start = _language(text, tensors, "")
@@ -142,7 +142,7 @@ def _language(
     return encoder, language, ((text.get("pad_token_id") or 0) if start is None else start,)
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """The model of `transformers` that holds this checkpoint's parts.
 
     Raises UnsupportedError for a convolutional stem, which no model there has.
@@ -227,12 +227,12 @@ _KEYS: dict[str, Any] = {
 _PARTS = ("vision_", "query_tokens", "qformer.", "embeddings.", "language_", "text_projection", "itm_head")
 
 
-def keys(config: Config) -> KeyMap:
+def keys(config: Blip2Config) -> KeyMap:
     """The key map of a checkpoint of this config."""
     return _KEYS if config.language is None else {**_KEYS, **language_model_keys(config, "language_model.")}
 
 
-def language_model_keys(config: Config, theirs: str) -> KeyMap:
+def language_model_keys(config: Blip2Config, theirs: str) -> KeyMap:
     """That of the language model in it; theirs: a prefix, "" for one that is alone."""
     if config.language is None:
         return {}
@@ -249,7 +249,9 @@ IGNORED = (
 )
 
 
-def processor(config: Config, _: tuple[int, int], __: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def processor(
+    config: Blip2Config, _: tuple[int, int], __: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What processor_config.json says beside the pictures: for how many queries a prompt has places."""
     queries = {} if config.language is None else {"num_query_tokens": config.queries.vocab}
     return {"processor_class": "Blip2Processor", **queries}, {}
@@ -258,7 +260,7 @@ def processor(config: Config, _: tuple[int, int], __: Sequence[str]) -> tuple[di
 FAMILY = Family(
     name="blip2",
     network=Blip2,
-    config=Config,
+    config=Blip2Config,
     layouts={
         "transformers": Layout(
             keys=keys,

@@ -18,8 +18,7 @@ from sightloop.checkpoints.hf_config import (
 from sightloop.checkpoints.key_map import KeyMap, Renamed, count_layers, transposed
 from sightloop.checkpoints.layout import Family, Layout, as_it_is
 from sightloop.errors import CheckpointError
-from sightloop.models import clip_resnet
-from sightloop.models.clip import Clip, Config
+from sightloop.models.clip import Clip, ClipConfig, ClipResnetConfig
 from sightloop.towers.resnet import ResnetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
@@ -36,7 +35,7 @@ _VISION_DEFAULTS = {
 _TEXT_DEFAULTS = {"vocab": 49408, "positions": 77, "dim": 512, "heads": 8, "mlp_dim": 2048, **_TOWER_DEFAULTS}
 
 
-def config_from_transformers(data: Mapping[str, Any]) -> Config:
+def config_from_transformers(data: Mapping[str, Any]) -> ClipConfig:
     """From the config.json of a hub checkpoint (`model_type: clip`)."""
     # The first files say all of it in a dict of another name, which then decides alone.
     vision, text = (
@@ -45,7 +44,7 @@ def config_from_transformers(data: Mapping[str, Any]) -> Config:
     )
     end_id = text.get("eos_token_id", 49407)
     embed_dim = data.get("projection_dim", 512)
-    return Config(
+    return ClipConfig(
         vision=VitConfig(
             **sizes(vision, VISION, _VISION_DEFAULTS), norm_first=True, norm_tokens=False, patch_bias=False
         ),
@@ -57,12 +56,12 @@ def config_from_transformers(data: Mapping[str, Any]) -> Config:
     )
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: ClipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """One model, `CLIPModel`, with all tensors."""
     return {"": (_config_to_transformers(config), ("",))}
 
 
-def _config_to_transformers(config: Config) -> dict[str, Any]:
+def _config_to_transformers(config: ClipConfig) -> dict[str, Any]:
     width = {"projection_dim": config.embed_dim}
     end_id = 2 if config.end_is_largest_id else config.end_id
     return {
@@ -94,7 +93,7 @@ _USUAL = {
 
 def config_from_open_clip(
     data: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> Config | clip_resnet.Config:
+) -> ClipConfig | ClipResnetConfig:
     """From the `model_cfg` of an open_clip_config.json: ViTs and ResNets with CLIP's own text tower.
 
     Without one, from the tensors' shapes alone (heads of 64 wide; OpenAI's QuickGELU is assumed).
@@ -129,9 +128,9 @@ def config_from_open_clip(
         tower = ResnetConfig(
             vision["image_size"], tuple(layers), first, 32 * first // head, data["embed_dim"]
         )
-        return clip_resnet.Config(tower, words)
+        return ClipResnetConfig(tower, words)
     dim = vision.get("width", 768)
-    return Config(
+    return ClipConfig(
         vision=VitConfig(
             image_size=vision["image_size"],
             patch=vision["patch_size"],
@@ -258,7 +257,7 @@ def default_image(config: Any) -> dict[str, Any]:
 FAMILY = Family(
     name="clip",
     network=Clip,
-    config=Config,
+    config=ClipConfig,
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

@@ -14,7 +14,8 @@ from sightloop.checkpoints.clip import (
 from sightloop.checkpoints.key_map import KeyMap, cat
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
-from sightloop.models.clip_resnet import ClipResnet, Config
+from sightloop.models.clip import ClipResnet
+from sightloop.models.clip import ClipResnetConfig as Config
 
 
 def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:

@@ -14,7 +14,7 @@ from sightloop.checkpoints.language import first_id
 from sightloop.checkpoints.layout import Family, Layout, as_it_is
 from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, bart_to_transformers
 from sightloop.errors import CheckpointError, UnsupportedError
-from sightloop.models.florence import Config, Florence
+from sightloop.models.florence import Florence, FlorenceConfig
 from sightloop.towers.davit import DavitConfig
 
 # Our field -> their name, and the reference's default.
@@ -34,7 +34,7 @@ _VISION: dict[str, tuple[str, Any]] = {
 }
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlorenceConfig:
     """From the config.json of a hub checkpoint (`model_type: florence2`), and its processor's list as `no_things`."""
     vision: dict[str, Any] = data.get("vision_config") or {}
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
@@ -45,7 +45,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     return replace(config, own_words=_own_words(tensors, _BODY))
 
 
-def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlorenceConfig:
     """From the config.json of microsoft/Florence-2-*. Raises CheckpointError for what transformers' form lacks."""
     vision: dict[str, Any] = dict(data["vision_config"])
     if vision.get("image_feature_source", _SOURCES) != _SOURCES:
@@ -77,7 +77,7 @@ def _config(
     tied: bool,
     head_bias: bool,
     image_id: int,
-) -> Config:
+) -> FlorenceConfig:
     text: dict[str, Any] = data.get("text_config") or {}
     if (kind := text.get("model_type", "bart")) not in ("bart", "florence2_language"):
         raise CheckpointError(f"config.json: a Florence-2 that writes with {kind!r} is not supported")
@@ -86,7 +86,7 @@ def _config(
     shape: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
     }
-    return Config(
+    return FlorenceConfig(
         DavitConfig(**shape),
         encoder,
         replace(language, tied=tied, head_bias=head_bias),
@@ -99,7 +99,7 @@ def _config(
     )
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: FlorenceConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """The one model of `transformers` that this is. Raises UnsupportedError for a bias that it does not have."""
     if config.language.head_bias:
         raise UnsupportedError(
@@ -130,7 +130,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
 
 
 def processor(
-    config: Config, size: tuple[int, int], no_things: Sequence[str]
+    config: FlorenceConfig, size: tuple[int, int], no_things: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The reference's processor_config.json, and what its image processor must know of the network."""
     vision, (height, width) = config.vision, size
@@ -194,7 +194,7 @@ _BODY = "model.language_model"
 _SHARED, _HEAD = f"{_BODY}.shared.weight", "lm_head.weight"
 
 
-def transformers_keys(config: Config) -> KeyMap:
+def transformers_keys(config: FlorenceConfig) -> KeyMap:
     """The key map of the hub's layout, which has a word for pictures. A network without one is given the mean of all
     words, which is never the likeliest."""
     more = int(config.image_id >= config.text.vocab)
@@ -219,7 +219,7 @@ def transformers_keys(config: Config) -> KeyMap:
     }
 
 
-def original_keys(config: Config) -> KeyMap:
+def original_keys(config: FlorenceConfig) -> KeyMap:
     """The key map of microsoft/Florence-2-*."""
     own = {"language.text.word": "language_model.model.decoder.embed_tokens"}
     return {**ORIGINAL_KEYS, **own} if config.own_words else ORIGINAL_KEYS
@@ -256,7 +256,7 @@ IGNORED = (
 )
 
 
-def default_image(_: Config) -> dict[str, Any]:
+def default_image(_: FlorenceConfig) -> dict[str, Any]:
     """The processor settings that the models were trained with: 768 x 768, ImageNet's mean and std."""
     return {
         "size": {"height": 768, "width": 768},
@@ -270,7 +270,7 @@ def default_image(_: Config) -> dict[str, Any]:
 FAMILY = Family(
     name="florence",
     network=Florence,
-    config=Config,
+    config=FlorenceConfig,
     layouts={
         "transformers": Layout(
             keys=transformers_keys,

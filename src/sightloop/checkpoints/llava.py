@@ -28,7 +28,7 @@ from sightloop.checkpoints.language import (
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import CheckpointError
 from sightloop.models.chat_templates import PICTURE, form_of, template_of
-from sightloop.models.llava import Config, Llava
+from sightloop.models.llava import Llava, LlavaConfig
 from sightloop.towers.vit import VitConfig
 
 # Where config.json is silent about the image tower it is CLIP's L/14 for 336 pixels, about its sizes CLIP's usual one.
@@ -41,7 +41,9 @@ _GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 IGNORED = (r"\.position_ids$", r"\.rotary_emb\.inv_freq$")
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Config:
+def config_from_transformers(
+    data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> LlavaConfig:
     """From a config.json, and the text of the checkpoint's chat template as `chat_template` where it has one.
 
     Raises CheckpointError for towers other than CLIP's and those of Llama and Mistral.
@@ -68,7 +70,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
             "config.json: tiles with vision_feature_select_strategy='full' are not supported"
         )
     grids = (data.get("image_grid_pinpoints") or _GRIDS) if tiled else []
-    return Config(
+    return LlavaConfig(
         vision=tower,
         language=language_config(words, tied=tied_words(tied, tensors)),
         depths=tuple(
@@ -98,7 +100,7 @@ def _dialogue(template: str | None, language: str, tiled: bool) -> str:
     return "mistral" if language == "mistral" else "vicuna_curious" if tiled else "vicuna"
 
 
-def transformers_keys(config: Config) -> KeyMap:
+def transformers_keys(config: LlavaConfig) -> KeyMap:
     """The key map of a checkpoint after `settings.one_spelling`."""
     embed = "vision_tower.embeddings"
     return {
@@ -115,7 +117,7 @@ def transformers_keys(config: Config) -> KeyMap:
     }
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: LlavaConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """One model with all tensors."""
     kind = "LlavaNext" if config.tiles else "Llava"
     patches = (config.vision.image_size // config.vision.patch) ** 2
@@ -139,7 +141,9 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
     return {"": (data, ("",))}
 
 
-def processor(config: Config, _: tuple[int, int], __: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def processor(
+    config: LlavaConfig, _: tuple[int, int], __: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What processor_config.json says beside the pictures."""
     known = {"chat_template": template_of(config.dialogue)} if config.dialogue else {}
     about = {
@@ -166,7 +170,7 @@ def _layout(marker: str) -> Layout:
 FAMILY = Family(
     name="llava",
     network=Llava,
-    config=Config,
+    config=LlavaConfig,
     layouts={
         "transformers": _layout("multi_modal_projector.linear_1.weight"),
         "transformers 4.52": _layout("model.multi_modal_projector.linear_1.weight"),

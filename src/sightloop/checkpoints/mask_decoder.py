@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightloop.checkpoints.key_map import KeyMap, export, fill
 from sightloop.errors import CheckpointError
-from sightloop.models.mask_decoder import MaskDecoder
+from sightloop.models.paligemma import MaskDecoder
 
 FILE = "vae-oid.npz"  # as it was published
 

@@ -20,7 +20,7 @@ from sightloop.checkpoints.language import (
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.checkpoints.siglip import default_image, vision_from_transformers, vision_keys
 from sightloop.errors import CheckpointError
-from sightloop.models.paligemma import Config, PaliGemma
+from sightloop.models.paligemma import PaliGemma, PaliGemmaConfig
 
 # Buffers that old checkpoints store beside the weights, and a pooling head that nothing reads.
 IGNORED = (r"\.position_ids$", r"\.rotary_emb\.inv_freq$", r"^vision_tower\.head\.")
@@ -45,7 +45,9 @@ _GEMMA: dict[str, Any] = {
 }
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Config:
+def config_from_transformers(
+    data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> PaliGemmaConfig:
     """From a config.json. Raises CheckpointError for towers other than SigLIP's and those of Gemma and Gemma 2."""
     vision: Mapping[str, Any] = data.get("vision_config") or _SO400M
     words: Mapping[str, Any] = data.get("text_config") or _GEMMA
@@ -55,7 +57,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     if kind not in ("gemma", "gemma2"):
         raise CheckpointError(f"config.json: a PaliGemma that writes with {kind!r} is not supported")
     tied = tied_words(data.get("tie_word_embeddings", True), tensors)
-    return Config(
+    return PaliGemmaConfig(
         # Its states are taken before any pooling head.
         vision=vision_from_transformers({**vision, "vision_use_head": False}),
         language=language_config({**words, "model_type": kind}, whole_prefix=True, tied=tied),
@@ -64,7 +66,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     )
 
 
-def transformers_keys(config: Config) -> KeyMap:
+def transformers_keys(config: PaliGemmaConfig) -> KeyMap:
     """The key map of a checkpoint after `settings.one_spelling`."""
     return {
         "projector": "multi_modal_projector.linear",
@@ -73,7 +75,7 @@ def transformers_keys(config: Config) -> KeyMap:
     }
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: PaliGemmaConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """One model with all tensors."""
     data: dict[str, Any] = {
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -95,7 +97,7 @@ def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]
 
 
 def processor(
-    config: Config, size: tuple[int, int], _: Sequence[str]
+    config: PaliGemmaConfig, size: tuple[int, int], _: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its processor_config.json, and what that adds to the image processor's settings."""
     patches = (size[0] // config.vision.patch) * (size[1] // config.vision.patch)
@@ -116,7 +118,7 @@ def _layout(marker: str) -> Layout:
 FAMILY = Family(
     name="paligemma",
     network=PaliGemma,
-    config=Config,
+    config=PaliGemmaConfig,
     layouts={
         "transformers": _layout("multi_modal_projector.linear.weight"),
         "transformers 4.52": _layout("model.multi_modal_projector.linear.weight"),

@@ -19,7 +19,7 @@ from sightloop.checkpoints.hf_config import (
 from sightloop.checkpoints.key_map import KeyMap, batched, count_layers, rows
 from sightloop.checkpoints.layout import Family, Layout, as_it_is
 from sightloop.errors import CheckpointError
-from sightloop.models.siglip import Config, Siglip
+from sightloop.models.siglip import Siglip, SiglipConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 
@@ -54,11 +54,11 @@ def _vision(any_size: bool = False, pool: bool = True, **found: Any) -> VitConfi
     )
 
 
-def config_from_transformers(data: Mapping[str, Any]) -> Config:
+def config_from_transformers(data: Mapping[str, Any]) -> SiglipConfig:
     """From the config.json of a hub checkpoint (`model_type`: siglip, or siglip2 for NaFlex)."""
     text: dict[str, Any] = data.get("text_config") or {}
     found = TextConfig(**sizes(text, TEXT, _TEXT_DEFAULTS), post_norm=False)
-    return Config(
+    return SiglipConfig(
         vision=vision_from_transformers(
             data.get("vision_config") or {}, naflex=data.get("model_type") == "siglip2"
         ),
@@ -67,7 +67,7 @@ def config_from_transformers(data: Mapping[str, Any]) -> Config:
     )
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: SiglipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """One model, `SiglipModel` or, for pictures of any size, `Siglip2Model`, with all tensors."""
     kind, vision = "siglip", described(config.vision, VISION)
     if config.vision.any_size:
@@ -104,7 +104,7 @@ _TIMM_TANH = {
 }
 
 
-def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Config:
+def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SiglipConfig:
     """From the `model_cfg` of an open_clip_config.json and the shapes of timm's image tower, which it only names."""
     if not data:
         raise CheckpointError("open_clip_config.json is missing; put the checkpoint's own beside its weights")
@@ -117,7 +117,7 @@ def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]
         raise CheckpointError(f"this open_clip model is no SigLIP that is known here ({what})")
     dim, _, patch, _ = tensors["visual.trunk.patch_embed.proj.weight"].shape
     width = text.get("width", 512)
-    return Config(
+    return SiglipConfig(
         vision=_vision(
             image_size=vision["image_size"],
             patch=patch,
@@ -235,7 +235,7 @@ def default_image(config: Any) -> dict[str, Any]:
 FAMILY = Family(
     name="siglip",
     network=Siglip,
-    config=Config,
+    config=SiglipConfig,
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import Case, Measure, Number, Scored
 from sightloop.evaluation.task import Events, Options, Phase, Work
-from sightloop.metrics.captions import bleu, caption_facts, score_captions
-from sightloop.metrics.meteor_spice import not_computed
-from sightloop.metrics.ptb_tokenizer import tokenize
+from sightloop.metrics import bleu, caption_facts, not_computed, score_captions, tokenize
 from sightloop.types import Pixels, Sample
 
 _CLIP_PROMPT = "A photo depicts "

@@ -16,7 +16,7 @@ from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import Case, Measure, Number, Scored, remembered
 from sightloop.evaluation.task import Events, Options, Phase, Work, row
-from sightloop.metrics.detection import detection_scores, mask_overlap, paired_iou
+from sightloop.metrics import detection_scores, mask_overlap, paired_iou
 from sightloop.types import Pixels, Region, Sample
 
 Floats: TypeAlias = NDArray[np.float64]

@@ -28,7 +28,7 @@ from sightloop.evaluation.vqa import Answers
 from sightloop.inference.fingerprint import Source, fingerprint, prepared
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
-from sightloop.metrics.bootstrap_ci import Difference
+from sightloop.metrics import Difference
 from sightloop.types import Done, Event, Skipped
 
 Name = Literal[

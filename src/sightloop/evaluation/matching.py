@@ -13,8 +13,7 @@ from sightloop.evaluation.classification import Floats
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import Case, Measure, Scored, remembered
 from sightloop.evaluation.task import Events, Options, Phase, Work, row
-from sightloop.metrics.matching import matching_curves, matching_scores
-from sightloop.metrics.ptb_tokenizer import tokenize
+from sightloop.metrics import matching_curves, matching_scores, tokenize
 from sightloop.types import Pixels, Sample
 
 _POOL = 200  # captions that a hard mismatch is chosen among

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.datasets.leakage import Leaks
-from sightloop.metrics.bootstrap_ci import Difference, Statistic, bootstrap_interval, paired_bootstrap
+from sightloop.metrics import Difference, Statistic, bootstrap_interval, paired_bootstrap
 from sightloop.types import Region
 
 Floats: TypeAlias = NDArray[np.float64]

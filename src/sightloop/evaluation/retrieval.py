@@ -14,7 +14,7 @@ from sightloop.evaluation.predictions import Records, floats, integers, packed
 from sightloop.evaluation.results import Case, Measure, Scored
 from sightloop.evaluation.task import Events, Options, Phase, Work, row
 from sightloop.inference.rerank import Memories, Texts, cosines, judge, pairs_to_judge, top
-from sightloop.metrics.retrieval import RetrievalScores, score_retrieval
+from sightloop.metrics import RetrievalScores, score_retrieval
 from sightloop.tasks import embed
 from sightloop.types import Done, Encoded, Failed, Pixels, Sample
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import Case, Measure, Scored
 from sightloop.evaluation.task import Events, Options, Phase, Work, row
-from sightloop.metrics.vqa import exact_match, normal, vqa_accuracies, wups, wups_not_computed
+from sightloop.metrics import exact_match, normal, vqa_accuracies, wups, wups_not_computed
 from sightloop.types import Pixels, Sample
 
 _FEWEST_ANSWERS = 4  # with fewer, leaving one out, nobody can reach 1

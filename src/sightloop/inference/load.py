@@ -31,7 +31,7 @@ from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
 from sightloop.inference.prompting import PICTURE
 from sightloop.inference.save import FORMAT
-from sightloop.models.mask_decoder import MaskDecoder
+from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.prepack import pack, packer
 from sightloop.nn.quantize import Bits, quantiser
 from sightloop.types import ImageSpec

@@ -32,7 +32,7 @@ from sightloop.inference.chat import reply
 from sightloop.inference.image_encoding import encode
 from sightloop.inference.regions import Asked
 from sightloop.inference.save import save
-from sightloop.models.mask_decoder import MaskDecoder
+from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks import answer_ranking, embed, match
 from sightloop.tasks.generate import Decoding
 from sightloop.tasks.region_parser import Box

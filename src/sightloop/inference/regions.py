@@ -24,7 +24,7 @@ from sightloop.errors import UnsupportedError, UsageError
 from sightloop.inference import prompting
 from sightloop.inference.arguments import Images, Texts, as_pictures, as_strings
 from sightloop.inference.masks import masks_of
-from sightloop.models.mask_decoder import MaskDecoder
+from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks.generate import Decoding
 from sightloop.tasks.region_parser import PARSERS, Box, Size, Span, places, sureness
 from sightloop.tasks.region_parser import phrases as grounded

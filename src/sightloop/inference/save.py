@@ -21,7 +21,7 @@ from sightloop.data.images.preprocess import spec_to_transformers
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
 from sightloop.inference.generation_config import generation_config
-from sightloop.models.mask_decoder import MaskDecoder
+from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.attention import Linear
 from sightloop.nn.prepack import pack, unpack
 from sightloop.nn.quantize import quantised

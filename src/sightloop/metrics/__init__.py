@@ -6,7 +6,13 @@ sightloop.metrics.caption_scores(["a dog runs"], [["a dog is running", "the dog 
 
 from __future__ import annotations
 
-from sightloop.metrics.bootstrap_ci import Difference, Interval, bootstrap_interval, paired_bootstrap
+from sightloop.metrics.bootstrap_ci import (
+    Difference,
+    Interval,
+    Statistic,
+    bootstrap_interval,
+    paired_bootstrap,
+)
 from sightloop.metrics.captions import CaptionScores, bleu, caption_facts, caption_scores, score_captions
 from sightloop.metrics.detection import (
     detection_not_computed,
@@ -19,15 +25,17 @@ from sightloop.metrics.detection import (
 )
 from sightloop.metrics.matching import (
     MatchingCurves,
+    balanced_threshold,
     calibration_error,
     fitted_temperature,
     matching_curves,
     matching_scores,
+    roc_area,
 )
 from sightloop.metrics.meteor_spice import not_computed
 from sightloop.metrics.ptb_tokenizer import tokenize
 from sightloop.metrics.retrieval import RetrievalScores, retrieval_scores, score_retrieval
-from sightloop.metrics.vqa import exact_match, vqa_accuracies, vqa_accuracy, wups, wups_not_computed
+from sightloop.metrics.vqa import exact_match, normal, vqa_accuracies, vqa_accuracy, wups, wups_not_computed
 
 __all__ = [
     "CaptionScores",
@@ -35,6 +43,8 @@ __all__ = [
     "Interval",
     "MatchingCurves",
     "RetrievalScores",
+    "Statistic",
+    "balanced_threshold",
     "bleu",
     "bootstrap_interval",
     "calibration_error",
@@ -50,10 +60,12 @@ __all__ = [
     "mask_scores",
     "matching_curves",
     "matching_scores",
+    "normal",
     "not_computed",
     "paired_bootstrap",
     "paired_iou",
     "retrieval_scores",
+    "roc_area",
     "score_captions",
     "score_retrieval",
     "tokenize",

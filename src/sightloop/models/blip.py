@@ -19,7 +19,7 @@ from sightloop.types import Encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class BlipConfig:
     """The towers' sizes, which parts there are, and the special tokens.
 
     decoder_memory_dim: width of what the decoder reads: a picture's tokens, or in VQA the states of the question.
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
 class Blip(nn.Module):
     """All heads of BLIP over one image tower; what a checkpoint lacks is absent."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.config = config
         self.vision = Vit(config.vision)

@@ -22,7 +22,7 @@ from sightloop.types import Encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class Blip2Config:
     """queries: the Q-Former, whose "words" are the queries. texts: its other side, which reads words (stage 1), with
     ITC's width `embed_dim` and, if `matching`, the ITM head. language: what writes (stage 2), and `encoder`, T5's.
 
@@ -63,7 +63,7 @@ class Blip2(nn.Module):
     prompts = QUESTIONS
     dialogue = staticmethod(in_questions)
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Blip2Config) -> None:
         super().__init__()
         self.config = config
         self.vision = Vit(config.vision)

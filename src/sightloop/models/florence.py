@@ -19,7 +19,7 @@ from sightloop.types import Encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class FlorenceConfig:
     """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
     picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
     the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
@@ -94,7 +94,7 @@ class Florence(nn.Module):
     prompts: ClassVar[dict[str, str]] = {job: f"<image><s>{text}</s>" for job, text in _ASK.items()}
     finds: ClassVar[dict[str, str]] = _FINDS
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: FlorenceConfig) -> None:
         super().__init__()
         self.config = config
         dim, width = config.vision.dims[-1], config.text.dim

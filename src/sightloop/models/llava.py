@@ -22,7 +22,7 @@ from sightloop.types import Encoded, Message
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class LlavaConfig:
     """Both towers, and what stands between them.
 
     depths: after how many blocks of the image tower its states are taken; several stand side by side. class_token:
@@ -53,7 +53,7 @@ class Config:
 class Projector(nn.Module):
     """Patches to vectors that stand among words: two linear layers (section 3.3), `[B, N, V]` -> `[B, N, D]`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         dim = config.text.dim
         self.fc1 = Linear(config.vision.dim * len(config.depths), dim, bias=config.projector_bias)
@@ -67,7 +67,7 @@ class Projector(nn.Module):
 class Llava(nn.Module):
     """Image tower, projector, language model; with tiles also a learned vector that ends each row of patches."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         self.config = config
         self.vision = Vit(config.vision)

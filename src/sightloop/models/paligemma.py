@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ _FINDS = {"find": "located", "locate": "located", "segment": "segments"}
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class PaliGemmaConfig:
     """Both towers. image_id: the id in whose place a picture's tokens stand; it may lie beyond the word table."""
 
     vision: VitConfig
@@ -55,7 +56,7 @@ class PaliGemma(nn.Module):
     finds: ClassVar[Mapping[str, str]] = _FINDS
     joint = " ; "
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
         self.config = config
         self.vision = Vit(config.vision)
@@ -71,3 +72,41 @@ class PaliGemma(nn.Module):
         of all their pictures in place of `image_id`."""
         words = self.language.text.words(ids.masked_fill(ids == self.config.image_id, 0))
         return Encoded(with_pictures(words, image_tokens, ids, self.config.image_id, real), mask=real)
+
+
+_GRID = 4
+
+
+class Residual(nn.Module):
+    """Convolutions of 3x3, 3x3 and 1x1, beside a residual: `[B, C, H, W]` -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+class MaskDecoder(nn.Module):
+    """Decoder of segmentation tokens: the codebook and decoder of a VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937;
+    Ning et al. 2023, arXiv 2301.02229), as PaliGemma reads them (section 3.2.4); weights: the published `vae-oid.npz`.
+
+    Segment words `[B, 16]`, row by row -> how much of each place is the thing's: `[B, 64, 64]`, 0..1.
+
+    words: how many there are. code: the width of a word's vector. width: of the first layers; each but the first of the
+    four that double the sides halves it.
+    """
+
+    def __init__(self, words: int, code: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, code)
+        layers: list[nn.Module] = [nn.Conv2d(code, width, 1), nn.ReLU(), Residual(width), Residual(width)]
+        for before, after in pairwise((width, width, width // 2, width // 4, width // 8)):
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(width // 8, 1, 1))
+
+    def forward(self, segments: Tensor) -> Tensor:
+        grid = self.words(segments).unflatten(1, (_GRID, _GRID)).permute(0, 3, 1, 2)  # [B, C, 4, 4]
+        return (self.decoder(grid)[:, 0] * 0.5 + 0.5).clamp(0, 1)

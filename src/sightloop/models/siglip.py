@@ -15,7 +15,7 @@ from sightloop.types import Encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class SiglipConfig:
     """embed_dim: width of the shared embedding, which is the image tower's own.
 
     labels: classes of pictures that were learned, which one more layer tells apart.
@@ -33,7 +33,7 @@ class Siglip(nn.Module):
     jobs = frozenset({"embed", "similarity", "classify"})
     reading = "sigmoid"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
         if config.embed_dim != config.vision.dim:
             raise ValueError(f"texts of width {config.embed_dim} and pictures of width {config.vision.dim}")

@@ -31,7 +31,6 @@ from sightloop.inference.prompting import PICTURE
 from sightloop.models.blip import Blip, LmHead
 from sightloop.models.blip2 import Blip2
 from sightloop.models.florence import Florence
-from sightloop.models.sizes import SIZES, fitted
 from sightloop.nn.attention import Linear
 from sightloop.nn.init import initialise
 from sightloop.nn.prepack import quicken, unpack
@@ -39,6 +38,7 @@ from sightloop.nn.regularization import regularise
 from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import Forms
+from sightloop.training.model_sizes import SIZES, fitted
 from sightloop.types import ImageSpec
 
 

@@ -28,7 +28,7 @@ from sightloop.errors import ImageError
 from sightloop.inference import rerank
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
-from sightloop.metrics.matching import balanced_threshold, matching_curves, roc_area
+from sightloop.metrics import balanced_threshold, matching_curves, roc_area
 from sightloop.tasks.embed import embed_images
 from sightloop.training.events import Calibrated
 from sightloop.training.validation import readable

@@ -25,7 +25,7 @@ _MADE = {"data.augment": lambda: dataclasses.asdict(Augment())}
 class ModelSettings:
     """What is trained.
 
-    start: a checkpoint that `load` reads; empty for random weights of `size`, a name in `models.sizes`.
+    start: a checkpoint that `load` reads; empty for random weights of `size`, a name in `training.model_sizes`.
     vision: a checkpoint whose image tower (of the same shape) takes the place of the random one. language: an OPT or a
     T5 as `transformers` keeps it, which `start`, a BLIP-2 of stage 1, goes on before (stage 2).
     vocabulary: with random weights, a `vocab.txt` or a folder with tokenizer files; empty to learn `words` word pieces

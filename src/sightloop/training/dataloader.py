@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.datasets.shuffle import position, share
 from sightloop.data.images.augment import View, augment, view_of
 from sightloop.data.images.decode import decode
 from sightloop.data.images.preprocess import normalise, prepare
 from sightloop.data.rng import generator
+from sightloop.data.shuffle import position, share
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.prompting import check_words

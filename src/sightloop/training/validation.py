@@ -11,8 +11,7 @@ from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.preprocess import prepare
 from sightloop.errors import ImageError
 from sightloop.inference.model import Model
-from sightloop.metrics.captions import caption_scores
-from sightloop.metrics.detection import detection_not_computed, detection_scores
+from sightloop.metrics import caption_scores, detection_not_computed, detection_scores
 from sightloop.training.config import EvaluationSettings
 from sightloop.types import Limits, Pixels, Sample
 

@@ -12,10 +12,10 @@ from sightloop.errors import UsageError
 from sightloop.types import Done
 
 if TYPE_CHECKING:
-    from sightloop.annotation.caption_filter import Rules
     from sightloop.annotation.caption_table import CaptionTable
     from sightloop.annotation.sidecars import Sidecars
     from sightloop.inference.load import Model
+    from sightloop.tasks.caption_filter import Rules
 
 _WRITING, _KEEPING, _DECODING, _MACHINE = Writing(), Keeping(), Decoding(), Machine()
 _AGAIN = "The same command goes on from here."
@@ -56,8 +56,8 @@ def caption(
     box
         Say what lies in this box, in pixels of the picture as it is seen; as --length.
     """
-    from sightloop.annotation.caption_filter import Rules
     from sightloop.annotation.captioning import caption_pictures
+    from sightloop.tasks.caption_filter import Rules
 
     machine.check()
     rules = Rules(

@@ -11,17 +11,17 @@ import torch
 from sightloop.checkpoints.blip import exports
 from sightloop.checkpoints.registry import config_from_dict
 from sightloop.errors import UnsupportedError
-from sightloop.models.blip import Blip, Config
+from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.clip import Clip
-from sightloop.models.sizes import SIZES, fitted
 from sightloop.nn.init import initialise
 from sightloop.tasks.answer_ranking import choose
 from sightloop.tasks.generate import Decoding, write
+from sightloop.training.model_sizes import SIZES, fitted
 
 
-def blip(name: str) -> Config:
+def blip(name: str) -> BlipConfig:
     config = SIZES[name][1]
-    assert isinstance(config, Config)
+    assert isinstance(config, BlipConfig)
     return config
 
 

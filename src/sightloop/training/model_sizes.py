@@ -10,12 +10,14 @@ from sightloop.models import blip, blip2, clip, siglip
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 
-Sized = TypeVar("Sized", blip.Config, blip2.Config, clip.Config, siglip.Config)
+Sized = TypeVar("Sized", blip.BlipConfig, blip2.Blip2Config, clip.ClipConfig, siglip.SiglipConfig)
 
 
-def _blip(vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False) -> blip.Config:
+def _blip(
+    vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False
+) -> blip.BlipConfig:
     """All heads of BLIP's pre-training, with the ids of BERT's vocabulary and the two tokens behind it."""
-    return blip.Config(
+    return blip.BlipConfig(
         vision=vision,
         text=replace(text, memory_dim=vision.dim),
         decoder_memory_dim=vision.dim,
@@ -65,7 +67,7 @@ def _bert(dim: int, layers: int, heads: int, *, positions: int) -> TextConfig:
     )
 
 
-def _clip(patch: int) -> clip.Config:
+def _clip(patch: int) -> clip.ClipConfig:
     """OpenAI's ViT-B (Radford et al. 2021, table 20)."""
     tower = _vit(224, patch, dim=768, layers=12, heads=12)
     vision = replace(
@@ -82,15 +84,15 @@ def _clip(patch: int) -> clip.Config:
         eps=1e-5,
         post_norm=False,
     )
-    return clip.Config(vision, text, embed_dim=512, end_id=49407, end_is_largest_id=False)
+    return clip.ClipConfig(vision, text, embed_dim=512, end_id=49407, end_is_largest_id=False)
 
 
-def _siglip(image_size: int, patch: int, dim: int, layers: int, heads: int) -> siglip.Config:
+def _siglip(image_size: int, patch: int, dim: int, layers: int, heads: int) -> siglip.SiglipConfig:
     """Towers of one width (Zhai et al. 2023, section 4.1)."""
     how: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
     vision = replace(_vit(image_size, patch, dim, layers, heads), pooling="attention", **how)
     text = replace(_bert(dim, layers, heads, positions=64), vocab=32_000, post_norm=False, **how)
-    return siglip.Config(vision, text, embed_dim=dim)
+    return siglip.SiglipConfig(vision, text, embed_dim=dim)
 
 
 _SMALL_SIGLIP = _siglip(64, 16, dim=128, layers=3, heads=4)
@@ -103,9 +105,9 @@ _SMALL_CLIP = replace(
 _BASE = _bert(dim=768, layers=12, heads=12, positions=512)
 
 
-def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int) -> blip2.Config:
+def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int) -> blip2.Blip2Config:
     """Stage 1 of BLIP-2 (Li et al. 2023, section 3.2), all three of its heads."""
-    return blip2.Config(
+    return blip2.Blip2Config(
         vision=vision,
         queries=replace(texts, vocab=queries, positions=0, memory_dim=vision.dim, cross_every=2),
         texts=texts,
@@ -123,7 +125,7 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
 
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
-SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Config]] = {
+SIZES: dict[str, tuple[str, blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig]] = {
     # 8 million parameters with 4,000 words: 16 MB at half precision. Batch norm counts a process's own rows, so that a
     # training from scratch depends on the number of processes.
     "blip-nano": (
@@ -190,11 +192,11 @@ SIZES: dict[str, tuple[str, blip.Config | blip2.Config | clip.Config | siglip.Co
 def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
     """The config for a tokenizer: its number of ids, and `token_id` from the name of a special token to its id."""
     text = replace(config.text, vocab=vocab)
-    if isinstance(config, clip.Config):
+    if isinstance(config, clip.ClipConfig):
         return replace(config, text=text, end_id=token_id("<|endoftext|>"))
-    if isinstance(config, siglip.Config):
+    if isinstance(config, siglip.SiglipConfig):
         return replace(config, text=text)
-    if isinstance(config, blip2.Config):
+    if isinstance(config, blip2.Blip2Config):
         start, end, pad = (token_id(name) for name in ("[DEC]", "[SEP]", "[PAD]"))
         return replace(config, texts=text, start_ids=(start,), end_id=end, pad_id=pad)
     return replace(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.data.datasets.shuffle import batch_indices, position, share, steps_per_epoch
+from sightloop.data.shuffle import batch_indices, position, share, steps_per_epoch
 from sightloop.errors import UsageError
 
 SEEDS = st.integers(0, 2**40)
