@@ -1,4 +1,4 @@
-"""Large models on one machine: `python -m benchmarks.large blip2 --dtype bfloat16`, `... llava --quantise int4`.
+"""Large models on one machine: `python -m benchmarks.large blip2 --dtype bfloat16`, `... llava --quantize int4`.
 
 A checkpoint of the official size with random weights is written in shards (bfloat16 but for `--stored`, 2 to 14 GB of
 disk while it runs), loaded as `load` does it, and decoded with. `llama` is a language model of 1.1 B weights alone,
@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightloop.checkpoints.key_map import aliases, rule_for
+from sightloop.checkpoints.key_map import rule_for, tied_names
 from sightloop.checkpoints.language import language_config
-from sightloop.checkpoints.registry import FAMILIES, build, keys_of
+from sightloop.checkpoints.registry import FAMILIES, build_network, key_map_of
 from sightloop.checkpoints.tensors import read_tensors, write_safetensors
 from sightloop.data.atomic import write_json
-from sightloop.inference.load import taking_for
+from sightloop.inference.load import weight_hook_for
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.nn.prepack import pack
-from sightloop.nn.quantize import Bits, quantiser
+from sightloop.nn.quantize import Bits, quantize_hook
 from sightloop.tasks.generate import Decoding, write
 from sightloop.towers.text import LanguageModel
 from sightloop.types import Encoded
@@ -64,10 +64,10 @@ def write_checkpoint(family: str, folder: Path, stored: torch.dtype) -> tuple[An
     config = layout.configure(CONFIGS[family], dict.fromkeys(TOLD, torch.empty(0)))
     with torch.device("meta"):
         net: nn.Module = FAMILIES[family].network(config)
-    tied, shapes = aliases(net), dict[str, torch.Size]()
+    tied, shapes = tied_names(net), dict[str, torch.Size]()
     for ours, value in net.state_dict().items():
         if ours not in tied:
-            rule = rule_for(ours, keys_of(layout, config))
+            rule = rule_for(ours, key_map_of(layout, config))
             shapes |= {name: part.shape for name, part in zip(rule.names, rule.write(value), strict=True)}
     files: list[Path] = []
     shard: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def memory(what: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9
 
 
-def load_large(family: str, stored: torch.dtype, dtype: torch.dtype, quantise: Bits | None) -> nn.Module:
+def load_large(family: str, stored: torch.dtype, dtype: torch.dtype, quantize: Bits | None) -> nn.Module:
     """Writes a checkpoint, loads it, says what that took."""
     with tempfile.TemporaryDirectory() as folder:
         with give_back_freed_memory():  # what writing leaves behind would hold a part of what is loaded
@@ -97,10 +97,10 @@ def load_large(family: str, stored: torch.dtype, dtype: torch.dtype, quantise: B
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before, start, clock = memory("VmRSS"), time.process_time(), time.perf_counter()
         tensors = read_tensors(files, dtype)
-        taking = taking_for(quantise, torch.device("cpu"))
+        taking = weight_hook_for(quantize, torch.device("cpu"))
         layout = FAMILIES[family].layouts["transformers"]
         with give_back_freed_memory():
-            net = build(FAMILIES[family], config, tensors, layout, source=family, taking=taking)
+            net = build_network(FAMILIES[family], config, tensors, layout, source=family, weight_hook=taking)
             pack(net)
         print(
             f"{family}: checkpoint {total * stored.itemsize / 1e9:.2f} GB, {total * dtype.itemsize / 1e9:.2f} GB in "
@@ -132,16 +132,16 @@ def ours(language: LanguageModel) -> float:
     def decode(count: int) -> None:
         options = Decoding(max_new_tokens=count, min_new_tokens=count)
         first = ids[:, : language.config.text.memory_dim is not None]
-        write(language, Encoded(language.text.words(ids)), first, options, end_id=2)
+        write(language, Encoded(language.text.embed_tokens(ids)), first, options, end_id=2)
 
     return rate(decode)
 
 
-def llama(dtype: torch.dtype, quantise: Bits | None) -> LanguageModel:
+def llama(dtype: torch.dtype, quantize: Bits | None) -> LanguageModel:
     """A language model of 1.1 B random weights."""
     with torch.device("meta"):
         net = nn.ModuleDict({"language": LanguageModel(language_config({"model_type": "llama", **LLAMA}))})
-    take = quantiser(net, quantise, torch.device("cpu")) if quantise else None
+    take = quantize_hook(net, quantize, torch.device("cpu")) if quantize else None
     for name, value in list(net.state_dict().items()):
         weight = drawn(name, value.shape, dtype)
         if take is None or not take(name, weight):
@@ -169,18 +169,18 @@ def main() -> None:
     parser.add_argument(
         "--stored", choices=["float32", "bfloat16"], default="bfloat16", help="what the file holds"
     )
-    parser.add_argument("--quantise", choices=["int8", "int4"])
+    parser.add_argument("--quantize", choices=["int8", "int4"])
     parser.add_argument("--peer", action="store_true", help="llama: transformers instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dtype = getattr(torch, given.dtype)
     if given.model == "llama":
-        speed = peer(dtype) if given.peer else ours(llama(dtype, given.quantise))
+        speed = peer(dtype) if given.peer else ours(llama(dtype, given.quantize))
     else:
-        net = load_large(given.model, getattr(torch, given.stored), dtype, given.quantise)
+        net = load_large(given.model, getattr(torch, given.stored), dtype, given.quantize)
         speed = ours(net.language)  # pyright: ignore[reportArgumentType]
-    print(f"{given.model}, {given.quantise or given.dtype}: {speed:.1f} tokens/s")
+    print(f"{given.model}, {given.quantize or given.dtype}: {speed:.1f} tokens/s")
 
 
 if __name__ == "__main__":

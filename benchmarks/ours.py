@@ -16,15 +16,15 @@ import torch
 import sightloop
 from benchmarks.materials import Materials
 from sightloop.capfilt.job import open_job
-from sightloop.capfilt.options import Options
-from sightloop.capfilt.shard import load_models, run_unit
+from sightloop.capfilt.options import CapFiltOptions
+from sightloop.capfilt.shard import load_models, process_shard
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.images.preprocess import normalise, spec_from_transformers
-from sightloop.data.images.reader import read_pictures
+from sightloop.data.images.preprocess import normalize, spec_from_transformers
+from sightloop.data.images.reader import read_images
 from sightloop.inference.malloc import keep_freed_memory
-from sightloop.nn.prepack import quicken, unpack
-from sightloop.objectives.contrastive import softmax_pairs
-from sightloop.objectives.language import lm, next_tokens
+from sightloop.nn.prepack import unpack, use_training_kernels
+from sightloop.objectives.contrastive import clip_loss
+from sightloop.objectives.language import lm_loss, next_tokens
 from sightloop.tasks import match
 from sightloop.training import optimizer
 
@@ -104,7 +104,7 @@ class Sightloop:
         data.write_text(
             "".join(json.dumps({"image": i, "caption": c, "key": str(n)}) + "\n" for i, c, n in rows)
         )
-        options = Options(group=batch, device="cpu")
+        options = CapFiltOptions(group=batch, device="cpu")
         job, _ = open_job(open_dataset(data), None, models, options)
         loaded = load_models(job)
 
@@ -112,7 +112,7 @@ class Sightloop:
             with TemporaryDirectory() as out:
                 (Path(out) / "evidence").mkdir()
                 placed = replace(job, out=Path(out))
-                run_unit(placed, loaded, 0, {})
+                process_shard(placed, loaded, 0, {})
                 lines = [json.loads(line) for line in placed.evidence(0).read_text("utf-8").splitlines()]
             return np.array([line["itm"] for line in lines if line["source"] == "web"])[None]
 
@@ -126,7 +126,7 @@ class Sightloop:
 
         def loss() -> torch.Tensor:
             image, text = net.embed_image(net.encode_image(pixels)), net.embed_text(ids, lengths)
-            return softmax_pairs(image, text, net.logit_scale.exp()).value
+            return clip_loss(image, text, net.logit_scale.exp()).value
 
         return _step(net, loss)
 
@@ -141,7 +141,7 @@ class Sightloop:
             memory = tower.memory(net.encode_image(pixels).tokens)
             states = tower(ids, causal=True, memory=memory).tokens.flatten(0, 1)[kept.where]
             # transformers smooths no labels.
-            return lm(net.decoder.head(states), kept.targets, len(kept.where), smoothing=0).value
+            return lm_loss(net.decoder.head(states), kept.targets, len(kept.where), smoothing=0).value
 
         return _step(net, loss)
 
@@ -151,9 +151,9 @@ class Sightloop:
         keep_freed_memory()
         model = sightloop.load(Path(self.given.folder) / name, device="cpu")
         unpack(model.network)
-        quicken(model.network)
+        use_training_kernels(model.network)
         model.network.requires_grad_(True).train()
-        return model, normalise(self._prepared(model, batch), model.image_spec)
+        return model, normalize(self._prepared(model, batch), model.image_spec)
 
     def pixels(self, family: str, pictures: int, mode: Any, threads: int) -> Call:
         """Files to normalised float32 batches of 8, on threads."""
@@ -165,10 +165,10 @@ class Sightloop:
         def call() -> list[Any]:
             out: list[Any] = []
             batch: list[Any] = []
-            for picture in read_pictures(files, spec, mode=mode, workers=threads):
+            for picture in read_images(files, spec, mode=mode, workers=threads):
                 batch.append(picture)
                 if len(batch) == 8:
-                    out.append(normalise(batch, spec).numpy())
+                    out.append(normalize(batch, spec).numpy())
                     batch = []
             return out
 
@@ -184,7 +184,7 @@ class Sightloop:
 
 def _step(net: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Call:
     """A whole step as the training loop takes it; the loss."""
-    change = optimizer.make(net, optimizer.OptimiserConfig(lr=1e-6))
+    change = optimizer.build_optimizer(net, optimizer.OptimizerConfig(lr=1e-6))
 
     def call() -> list[Any]:
         value = loss()

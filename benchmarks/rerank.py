@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = np.random.default_rng(0).choice(len(pairs), min(options.pairs, len(pairs)), replace=False)
     some = [pairs[index] for index in drawn.tolist()]
     needed = sorted({place for place, _ in some})
-    read = model.read((samples[place].picture for place in needed), isolate=False)
+    read = model.read((samples[place].image for place in needed), isolate=False)
     pictures = {
         place: pixels for place, pixels in zip(needed, read, strict=True) if isinstance(pixels, Pixels)
     }

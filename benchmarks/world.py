@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from sightloop.data.datasets.synthetic import world, write_world
-from sightloop.training.events import Evaluated, Stepped, Warned
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.training.events import Evaluated, StepDone, WarningRaised
 from sightloop.training.trainer import train
 
 GOALS = {
@@ -29,18 +29,18 @@ def learn(
 ) -> tuple[dict[str, float], list[str], float]:
     """Train on `scenes` rendered scenes and measure on 100 unseen ones: values, warnings, seconds."""
     data, unseen = folder / "train.tar", folder / "unseen.tar"
-    write_world(data, world("train", scenes, seed=1, shuffled=shuffled))
-    write_world(unseen, world("unseen", 100, seed=2, different=True))
+    write_synthetic_world(data, synthetic_world("train", scenes, seed=1, shuffled=shuffled))
+    write_synthetic_world(unseen, synthetic_world("unseen", 100, seed=2, different=True))
     values: dict[str, float] = {}
     warnings: list[str] = []
     began = time.monotonic()
     settings = [f"evaluation.data={unseen}", "evaluation.samples=100", *settings]
     for event in train("world", str(data), folder / "run", settings=settings, device="cpu"):
         match event:
-            case Stepped() if event.step % 100 == 0:
+            case StepDone() if event.step % 100 == 0:
                 terms = "  ".join(f"{name} {event.values[name]:.3f}" for name in event.chances)
                 print(f"  step {event.step}  {terms}  {time.monotonic() - began:.0f} s", flush=True)
-            case Warned():
+            case WarningRaised():
                 warnings.append(event.text)
                 print(f"  step {event.step}: {event.text}", flush=True)
             case Evaluated():

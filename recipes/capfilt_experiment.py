@@ -27,13 +27,13 @@ import torch
 
 import sightloop
 from sightloop.data.atomic import atomic_path, atomic_write
-from sightloop.data.datasets.caption_noise import Noise, noisy
-from sightloop.data.datasets.convert import encoded_picture
-from sightloop.data.datasets.synthetic import Part, world
-from sightloop.data.datasets.writers import Shards
+from sightloop.data.datasets.caption_noise import Noise, add_caption_noise
+from sightloop.data.datasets.convert import encoded_image
+from sightloop.data.datasets.synthetic import Part, synthetic_world
+from sightloop.data.datasets.writers import ShardWriter
 from sightloop.data.rng import generator
 from sightloop.training.config import Recipe
-from sightloop.training.recipes import find
+from sightloop.training.recipes import find_recipe
 from sightloop.training.trainer import train
 from sightloop.types import Sample
 
@@ -77,12 +77,12 @@ SCALES = {
             "data.batch=64",
             "model.dropout=0",
             "model.drop_path=0",
-            "data.hidden_words=0",
+            "data.caption_dropout=0",
             "ema=0",
-            "optimiser.lr=7e-4",
+            "optimizer.lr=7e-4",
             "hard_negatives=0.75",  # a synthetic text is nearly right where it is wrong
             "precision=bfloat16",
-            "smoothing=0",  # a nucleus of smoothed words holds words that fit nothing
+            "label_smoothing=0",  # a nucleus of smoothed words holds words that fit nothing
             "calibrate=false",
             *PLAIN,
         ),
@@ -103,10 +103,10 @@ SCALES = {
             "data.texts=1",
             "model.image_size=80",
             'model.frozen=["temperature"]',
-            "optimiser.lr=1e-3",
+            "optimizer.lr=1e-3",
             "ema=0.99",
         ),
-        ("data.batch=128", "optimiser.lr=3e-4", "smoothing=0", "precision=bfloat16"),
+        ("data.batch=128", "optimizer.lr=3e-4", "label_smoothing=0", "precision=bfloat16"),
     ),
 }
 # name -> how the noisy pairs become the second pre-training's; None: they stay as they are.
@@ -251,7 +251,7 @@ def make_data(folder: Path, scale: Scale, data: str | None, seed: int) -> dict[s
     random = generator("experiment", "told", seed)
     web = [replace(s, captions=(str(random.choice(s.captions)),)) for s in scenes[: scale.web]]
     clean = [complete(s, data) for s in scenes[scale.web :][: scale.clean]]
-    write(paths["web"], noisy(web, seed, NOISE))
+    write(paths["web"], add_caption_noise(web, seed, NOISE))
     write(paths["clean"], clean)
     for name, pool in zip(tests, drawn, strict=True):
         write(paths[name], [complete(s, data) for s in pool])
@@ -266,7 +266,7 @@ def complete(sample: Sample, data: str | None) -> Sample:
 
 def small_scenes(part: Part, count: int, seed: int, different: bool = False) -> list[Sample]:
     """One thing, some alike, one inside another: what is learned in few steps. The first `count` of that kind."""
-    drawn = world(part, 8 * count, seed, different=different)
+    drawn = synthetic_world(part, 8 * count, seed, different=different)
     fit = [i for i, c in enumerate(drawn.shown) if c.relation in ("", "inside") and not c.word]
     return [replace(drawn[i], captions=(str(drawn.shown[i]), *drawn.shown[i].partly())) for i in fit[:count]]
 
@@ -275,16 +275,16 @@ def write(path: Path, samples: Iterable[Sample]) -> None:
     """One shard, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.unlink()
-        shard = Shards(path.parent, lambda _: temporary.name, 0)
+        shard = ShardWriter(path.parent, lambda _: temporary.name, 0)
         for sample in samples:
-            data, ending = encoded_picture(sample, whole=True)
+            data, ending = encoded_image(sample, whole=True)
             shard.add(sample, data, ending)
         shard.close()
 
 
 def pretrained(run: Path, data: Path, scale: Scale, seed: int, device: str) -> Path:
     """From random weights, with all three objectives."""
-    recipe = replace(find(scale.recipe), terms=EVERY, steps=scale.pretrain, seed=seed)
+    recipe = replace(find_recipe(scale.recipe), terms=EVERY, steps=scale.pretrain, seed=seed)
     return trained(recipe, data, run, device, scale.settings)
 
 
@@ -293,9 +293,9 @@ def tuned(
 ) -> Path:
     """From a pre-trained model, on clean pairs. how: scale, seed, device."""
     scale, seed, device = how
-    base = find("captioner" if set(terms) == {"lm"} else "filter")
+    base = find_recipe("captioner" if set(terms) == {"lm"} else "filter")
     recipe = replace(base, terms=terms, steps=steps, seed=seed)
-    recipe = replace(recipe, model=replace(recipe.model, start=str(start)))
+    recipe = replace(recipe, model=replace(recipe.model, init_from=str(start)))
     return trained(recipe, data, run, device, scale.tuning)
 
 
@@ -303,7 +303,7 @@ def trained(recipe: Recipe, data: Path, run: Path, device: str, settings: Sequen
     """The model that a run ends with; a finished run is not run again."""
     if not (run / "model").exists():
         for event in train(recipe, str(data), run, settings=settings, device=device):
-            if type(event).__name__ in ("Warned", "Ended"):
+            if type(event).__name__ in ("WarningRaised", "RunEnded"):
                 print(f"{run.name}: {event}", flush=True)
     return run / "model"
 

@@ -30,15 +30,25 @@ ROOMS: dict[str, set[str]] = {
     "tasks": CONTRACTS,
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
     "inference": CONTRACTS | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "tasks"},
-    "annotation": CONTRACTS | DATA - {"data.text"},
+    "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
     "metrics": CONTRACTS,
     "evaluation": CONTRACTS | {"data", "data.datasets", "data.images", "inference", "metrics", "tasks"},
     "training": CONTRACTS | DATA | NETWORKS | {"checkpoints", "inference", "metrics", "objectives", "tasks"},
-    "capfilt": CONTRACTS | DATA - {"data.text"} | {"annotation", "checkpoints", "inference", "tasks"},
+    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "tasks"},
     # sightloop/__init__.py, which hands out what the rooms make.
     "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "training"},
     "apps.cli": CONTRACTS
-    | {"", "annotation", "capfilt", "checkpoints", "data.datasets", "evaluation", "inference", "training"},
+    | {
+        "",
+        "annotation",
+        "capfilt",
+        "checkpoints",
+        "data.datasets",
+        "evaluation",
+        "inference",
+        "tasks",
+        "training",
+    },
     "apps.demo": CONTRACTS | DATA - {"data.text"} | {"annotation", "apps.cli", "checkpoints", "inference"},
     "__main__": {"apps.cli"},
 }

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sightloop.checkpoints.catalog import ENTRIES
+from sightloop.checkpoints.catalog import CATALOG
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
 from tests.rules import PACKAGE, REPOSITORY
 
@@ -125,7 +125,7 @@ def furnish(folder: Path, text: str) -> None:
     from tests.tiny_checkpoints.florence import write_florence
     from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 
-    for entry in ENTRIES:
+    for entry in CATALOG:
         if entry.name in text and entry.family == "clip":
             write_clip(folder / entry.name)
         elif entry.name in text and entry.family == "florence":
@@ -133,7 +133,7 @@ def furnish(folder: Path, text: str) -> None:
         elif entry.name in text and entry.family == "llava":
             write_llava(folder / entry.name, tiled=False, template=LLAVA_15)
         elif entry.name in text and entry.layout != "original":
-            head = next(head for head in ("answer", "match", "caption") if head in entry.jobs)
+            head = next(head for head in ("answer", "match", "caption") if head in entry.capabilities)
             write_blip(folder / entry.name, head=head)
     for name in set(PICTURES.findall(text)):
         draw(folder / name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sightloop
-from sightloop.data.images.preprocess import normalise, prepare
+from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.inference.model import Model
 from sightloop.nn.prepack import unpack
 
@@ -50,8 +50,8 @@ def count_anew(model: Model, data: str) -> None:
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:COUNTED].tolist()
     model.network.train()
     for start in range(0, len(order) - 99, 100):  # none smaller, which would count too much
-        pictures = [prepare(whole[index].picture, spec) for index in order[start : start + 100]]
-        model.network.encode_image(normalise(pictures, spec))
+        pictures = [preprocess(whole[index].image, spec) for index in order[start : start + 100]]
+        model.network.encode_image(normalize(pictures, spec))
     model.network.eval()
 
 

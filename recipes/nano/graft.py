@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import sightloop
 from sightloop.models.blip import Blip
-from sightloop.nn.init import initialise
+from sightloop.nn.init import initialize
 from sightloop.nn.prepack import unpack
 from sightloop.training.model_sizes import SIZES
 
@@ -23,7 +23,7 @@ def main(source: str, target: str) -> None:
     unpack(model.network)
     vision = replace(SIZES["blip-nano"][1].vision, image_size=model.network.config.vision.image_size)
     network = Blip(replace(model.network.config, vision=vision))
-    initialise(network, seed=0)
+    initialize(network, seed=0)
     kept = {name: x for name, x in model.network.state_dict().items() if not name.startswith(NEW)}
     network.load_state_dict(network.state_dict() | kept)
     model.network, model.decoding = network, {}

@@ -16,7 +16,7 @@ from torch import nn
 import sightloop
 from sightloop.models.blip import Blip
 from sightloop.nn.prepack import unpack
-from sightloop.training.calibration import LEARNED, calibrate, digest
+from sightloop.training.calibration import LEARNED, calibrate, image_digest
 
 KEPT = (
     "config.json",
@@ -46,7 +46,7 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
     shutil.rmtree(whole)
     if learned is not None:
         data = sightloop.open_dataset(learned)
-        (folder / LEARNED).write_bytes(b"".join(sorted({digest(data, i) for i in range(len(data))})))
+        (folder / LEARNED).write_bytes(b"".join(sorted({image_digest(data, i) for i in range(len(data))})))
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 
 

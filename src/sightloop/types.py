@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -86,6 +86,21 @@ class Encoded:
     mask: Tensor | None = None
 
 
+class ImageTowerConfig(Protocol):
+    """Sizes of an image tower.
+
+    image_size: pixels a side. patch: pixels between the positions of its output. dim: width of the pooled state.
+    """
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def patch(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    def build(self) -> nn.Module: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question about a picture and the answers that people gave, at least one; equal answers may repeat."""
@@ -132,7 +147,7 @@ class Sample:
     """
 
     key: str
-    picture: bytes | Path
+    image: bytes | Path
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     regions: tuple[Region, ...] = ()

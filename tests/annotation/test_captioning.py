@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightloop.annotation import runner
-from sightloop.annotation.captioning import Caption, caption_pictures
-from sightloop.tasks.caption_filter import Rules, find_loop, why_drop
+from sightloop.annotation.captioning import Caption, caption_images
+from sightloop.tasks.caption_filter import CaptionFilter, drop_reason, find_loop
 from sightloop.types import Done, Failed, Pixels, Skipped
 
 
@@ -64,17 +64,17 @@ def test_loops_are_those_of_the_definition(words: list[str]) -> None:
 
 
 def test_kinds_of_drops() -> None:
-    rules = Rules(prompt="A photo of", drop_if=re.compile("water(mark|print)"))
-    assert why_drop("a photo of a dog", rules)[0] == ""
-    assert why_drop("", rules)[0] == "empty"
-    assert why_drop(" .,- ", rules)[0] == "empty"
-    assert why_drop("a photo of", rules)[0] == "empty"
-    assert why_drop("a watermark", rules)[0] == "unwanted"
-    assert why_drop("no no no no", rules)[0] == "looping"
-    everything = Rules(keep_all=True, drop_if=re.compile("x"))
-    assert why_drop("", everything)[0] == ""
-    assert why_drop("no no no no", everything)[0] == ""
-    assert why_drop("x", everything)[0] == "unwanted"
+    rules = CaptionFilter(prompt="A photo of", drop_if=re.compile("water(mark|print)"))
+    assert drop_reason("a photo of a dog", rules)[0] == ""
+    assert drop_reason("", rules)[0] == "empty"
+    assert drop_reason(" .,- ", rules)[0] == "empty"
+    assert drop_reason("a photo of", rules)[0] == "empty"
+    assert drop_reason("a watermark", rules)[0] == "unwanted"
+    assert drop_reason("no no no no", rules)[0] == "looping"
+    everything = CaptionFilter(keep_all=True, drop_if=re.compile("x"))
+    assert drop_reason("", everything)[0] == ""
+    assert drop_reason("no no no no", everything)[0] == ""
+    assert drop_reason("x", everything)[0] == "unwanted"
 
 
 class Writer:
@@ -133,9 +133,9 @@ def test_captions_are_judged_dressed_and_kept(own: bool) -> None:
     judge = Judge()
     writer = judge if own else Writer()
     sink = Shelf(done=["old"])
-    rules = Rules(prefix="<", suffix=">", min_match=0.5)
+    rules = CaptionFilter(prefix="<", suffix=">", min_match=0.5)
     inputs = ["a_dog", "old", "a_cat", "no_no_no_no", Failed("x", "torn"), "full"]
-    events = list(caption_pictures((writer, judge), inputs, sink, rules, runner.Reading(2)))
+    events = list(caption_images((writer, judge), inputs, sink, rules, runner.LoaderConfig(2)))
     assert [(type(event), event.name) for event in events] == [
         (Done, "a_dog"),
         (Skipped, "old"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sightloop.annotation.drawing import draw
+from sightloop.annotation.drawing import draw_regions
 from sightloop.data.images.decode import decode
 from sightloop.types import Region
 
@@ -21,7 +21,7 @@ def gray(width: int = 200, height: int = 160) -> Image.Image:
 
 def changed(regions: list[Region], picture: Image.Image | None = None) -> np.ndarray:
     picture = picture or gray()
-    return (np.array(draw(picture, regions)) != np.array(picture)).any(axis=2)
+    return (np.array(draw_regions(picture, regions)) != np.array(picture)).any(axis=2)
 
 
 def test_a_box_is_its_edge_and_no_more() -> None:
@@ -40,7 +40,7 @@ def test_a_mask_is_tinted_and_rimmed() -> None:
     mask = np.zeros((160, 200), bool)
     mask[40:100, 50:130] = True
     region = Region("", (50, 40, 130, 100), mask=mask)
-    picture = np.array(draw(gray(), [region]))
+    picture = np.array(draw_regions(gray(), [region]))
     assert ((picture != GRAY).any(axis=2) == mask).all()
     inside, rim = picture[70, 90], picture[70, 50]
     assert np.allclose(inside, np.array(GRAY) * 0.6 + rim * 0.4, atol=1)
@@ -58,7 +58,7 @@ def test_outlines_are_filled_and_turned_boxes_are_not() -> None:
 
 def test_colours_go_by_label() -> None:
     boxes = [Region(label, (10 + 60 * i, 60, 60 + 60 * i, 110)) for i, label in enumerate("aba")]
-    picture = draw(gray(), boxes)
+    picture = draw_regions(gray(), boxes)
     one, two, three = (picture.getpixel((12 + 60 * i, 109)) for i in range(3))
     assert one == three != two
 
@@ -82,12 +82,12 @@ def test_nothing_breaks_it(
     rows: list[tuple[str, float, float, float, float, float | None]], w: int, h: int
 ) -> None:
     regions = [Region(label, (a, b, c, d), ((a, b, c, d, b, a),), score) for label, a, b, c, d, score in rows]
-    assert draw(gray(w, h), regions).size == (w, h)
+    assert draw_regions(gray(w, h), regions).size == (w, h)
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="a mask of"):
-        draw(gray(), [Region("a", (0, 0, 1, 1), mask=np.ones((3, 3), bool))])
+        draw_regions(gray(), [Region("a", (0, 0, 1, 1), mask=np.ones((3, 3), bool))])
 
 
 def test_a_picture_that_lies_on_its_side() -> None:

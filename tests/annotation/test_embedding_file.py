@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightloop.annotation import embedding_file
-from sightloop.annotation.embedding_file import VectorFile
+from sightloop.annotation.embedding_file import EmbeddingFile
 from sightloop.errors import UsageError
 
 
 @pytest.mark.parametrize("n", [1, 7, 12_345])
 def test_npy(tmp_path: Path, n: int) -> None:
     values = np.random.default_rng(0).standard_normal((n, 3)).astype(np.float32)
-    with VectorFile(tmp_path / "x.npy") as file:
+    with EmbeddingFile(tmp_path / "x.npy") as file:
         for start in range(0, n, 1000):
             rows = values[start : start + 1000]
             file.add([f"{start + i}\n\udcff" for i in range(len(rows))], rows)
@@ -29,7 +29,7 @@ def test_npy(tmp_path: Path, n: int) -> None:
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_file, "_GROUP", 4)
     values = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
-    with VectorFile(tmp_path / "x.parquet", "some/model") as file:
+    with EmbeddingFile(tmp_path / "x.parquet", "some/model") as file:
         for i in range(10):
             file.add([f"{i}.jpg"], values[i : i + 1])
     table = pq.read_table(tmp_path / "x.parquet")
@@ -44,9 +44,9 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whole_or_not_at_all(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"older")
-    with VectorFile(path):
+    with EmbeddingFile(path):
         pass  # no rows: the older file stays
-    with pytest.raises(KeyboardInterrupt), VectorFile(path) as file:
+    with pytest.raises(KeyboardInterrupt), EmbeddingFile(path) as file:
         file.add(["a"], np.ones((1, 3), np.float32))
         raise KeyboardInterrupt
     assert path.read_bytes() == b"older"
@@ -57,4 +57,4 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.npy").mkdir()
     for name in ("x.txt", "d.npy", "gone/x.npy"):
         with pytest.raises(UsageError, match="--out"):
-            VectorFile(tmp_path / name)
+            EmbeddingFile(tmp_path / name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sightloop.annotation.inputs import find_pictures, is_picture_name
+from sightloop.annotation.inputs import find_images, is_image_name
 from sightloop.errors import plain_reason
 from sightloop.types import Failed, Skipped
 
@@ -22,7 +22,7 @@ def found(root: Path, *arguments: str | Path) -> list[str]:
     """The paths that were found, relative to root; failures as "!name", skips as "-name"."""
     marks = {Failed: "!", Skipped: "-"}
     out = []
-    for item in find_pictures([root / argument for argument in arguments]):
+    for item in find_images([root / argument for argument in arguments]):
         path = item if isinstance(item, str) else item.name
         out.append(marks.get(type(item), "") + os.path.relpath(path, root))
     return out
@@ -100,7 +100,7 @@ def test_what_cannot_be_read_fails_in_its_place(tmp_path: Path) -> None:
         "!gone",
     ]
     assert found(tmp_path, "p/b.jpg", "p/c.jpg", "p/a.jpg/x") == ["!p/b.jpg", "!p/c.jpg", "!p/a.jpg/x"]
-    assert list(find_pictures([""])) == [Failed("", "no such file or folder")]
+    assert list(find_images([""])) == [Failed("", "no such file or folder")]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
@@ -148,17 +148,17 @@ def test_relative_globs_and_names_with_odd_bytes(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "a\nb.jpg", "é.jpg")
     (Path(os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff.jpg"))).write_bytes(b"x")
-    assert list(find_pictures(["*.jpg"])) == ["a\nb.jpg", "é.jpg", "\udcff.jpg"]
-    assert list(find_pictures(["."])) == ["./a\nb.jpg", "./é.jpg", "./\udcff.jpg"]
+    assert list(find_images(["*.jpg"])) == ["a\nb.jpg", "é.jpg", "\udcff.jpg"]
+    assert list(find_images(["."])) == ["./a\nb.jpg", "./é.jpg", "./\udcff.jpg"]
 
 
 def test_endings() -> None:
-    assert is_picture_name("a.JPG")
-    assert is_picture_name("dir/x.tiff")
-    assert not is_picture_name("._a.jpg")
-    assert not is_picture_name("dir/._a.jpg")
-    assert not is_picture_name("jpg")
-    assert not is_picture_name(".jpg")
+    assert is_image_name("a.JPG")
+    assert is_image_name("dir/x.tiff")
+    assert not is_image_name("._a.jpg")
+    assert not is_image_name("dir/._a.jpg")
+    assert not is_image_name("jpg")
+    assert not is_image_name(".jpg")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sightloop
-from sightloop.annotation.region_files import RegionFile, Row, write_regions
+from sightloop.annotation.region_files import RegionFile, RegionRow, write_regions
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Region
 
@@ -19,7 +19,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
+def rows(tmp_path: Path) -> list[RegionRow]:
     """Two pictures, the second to be turned upright, and one in which nothing is."""
     (tmp_path / "photos" / "more").mkdir(parents=True)
     exif = Image.Exif()
@@ -42,11 +42,11 @@ def rows(tmp_path: Path) -> list[Row]:
 
 
 @pytest.mark.parametrize("kind", ["coco", "jsonl"])
-def test_our_own_reader_reads_them_back(rows: list[Row], kind: RegionFile, tmp_path: Path) -> None:
+def test_our_own_reader_reads_them_back(rows: list[RegionRow], kind: RegionFile, tmp_path: Path) -> None:
     path = tmp_path / ("x.json" if kind == "coco" else "x.jsonl")
     assert write_regions(path, kind, rows) == 3
     samples = list(sightloop.open_dataset(path))
-    assert [(str(Path(str(s.picture)).resolve()), s.regions) for s in samples] == [
+    assert [(str(Path(str(s.image)).resolve()), s.regions) for s in samples] == [
         (p, tuple(r)) for p, r in rows
     ]
     for sample, (_, regions) in zip(samples, rows, strict=True):
@@ -56,7 +56,7 @@ def test_our_own_reader_reads_them_back(rows: list[Row], kind: RegionFile, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-def test_coco_as_pycocotools_reads_it(rows: list[Row], tmp_path: Path) -> None:
+def test_coco_as_pycocotools_reads_it(rows: list[RegionRow], tmp_path: Path) -> None:
     reader = pytest.importorskip("pycocotools.coco")
     write_regions(tmp_path / "x.json", "coco", rows)
     coco = reader.COCO(str(tmp_path / "x.json"))
@@ -78,7 +78,7 @@ def test_coco_as_pycocotools_reads_it(rows: list[Row], tmp_path: Path) -> None:
     assert notes[2]["area"] == mask.sum()
 
 
-def test_yolo(rows: list[Row], tmp_path: Path) -> None:
+def test_yolo(rows: list[RegionRow], tmp_path: Path) -> None:
     out = tmp_path / "yolo"
     assert write_regions(out, "yolo", rows) == 3
     assert (out / "classes.txt").read_text("utf-8") == "cat\ndog: a \u00fc\n"
@@ -95,8 +95,8 @@ def test_yolo(rows: list[Row], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["coco", "jsonl", "yolo"])
-def test_whole_or_not_at_all(rows: list[Row], kind: RegionFile, tmp_path: Path) -> None:
-    def broken() -> Iterator[Row]:
+def test_whole_or_not_at_all(rows: list[RegionRow], kind: RegionFile, tmp_path: Path) -> None:
+    def broken() -> Iterator[RegionRow]:
         yield rows[0]
         raise RuntimeError("the model died")
 
@@ -116,7 +116,7 @@ def test_whole_or_not_at_all(rows: list[Row], kind: RegionFile, tmp_path: Path) 
             write_regions(tmp_path / "y", kind, rows)
 
 
-def test_two_pictures_of_one_name_are_not_mixed_up(rows: list[Row], tmp_path: Path) -> None:
+def test_two_pictures_of_one_name_are_not_mixed_up(rows: list[RegionRow], tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.jpg")
     with pytest.raises(UsageError, match="rename one"):
         write_regions(tmp_path / "x", "yolo", [*rows, (str(tmp_path / "photos" / "a.jpg"), [])])
@@ -126,9 +126,9 @@ def test_two_pictures_of_one_name_are_not_mixed_up(rows: list[Row], tmp_path: Pa
 def test_coco_comes_back_as_coco(tmp_path: Path) -> None:
     source = DATA / "coco_mini" / "annotations" / "instances_train2017.json"
     samples = list(sightloop.open_dataset(source))
-    write_regions(tmp_path / "x.json", "coco", [(str(s.picture), s.regions) for s in samples])
-    again = {Path(str(s.picture)).name: s.regions for s in sightloop.open_dataset(tmp_path / "x.json")}
-    assert again == {Path(str(s.picture)).name: s.regions for s in samples}
+    write_regions(tmp_path / "x.json", "coco", [(str(s.image), s.regions) for s in samples])
+    again = {Path(str(s.image)).name: s.regions for s in sightloop.open_dataset(tmp_path / "x.json")}
+    assert again == {Path(str(s.image)).name: s.regions for s in samples}
     sizes = {i["file_name"]: (i["width"], i["height"]) for i in json.loads(source.read_text())["images"]}
     written = json.loads((tmp_path / "x.json").read_text())["images"]
     assert {Path(i["file_name"]).name: (i["width"], i["height"]) for i in written} == sizes

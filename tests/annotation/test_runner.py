@@ -63,7 +63,7 @@ def test_one_event_for_each_input_in_order(ahead: int, batch_size: int) -> None:
         sizes.append(len(pictures))
         return names(pictures)
 
-    events = list(runner.run([Shelf(ahead)], INPUTS, verb, runner.Reading(batch_size)))
+    events = list(runner.run([Shelf(ahead)], INPUTS, verb, runner.LoaderConfig(batch_size)))
     wanted = [
         item
         if not isinstance(item, str)
@@ -80,7 +80,7 @@ def test_one_event_for_each_input_in_order(ahead: int, batch_size: int) -> None:
 def test_nothing_is_read_where_nothing_is_wanted() -> None:
     shelf = Shelf()
     inputs = [Skipped(str(i), "") for i in range(100)]
-    assert list(runner.run([shelf], inputs, names, runner.Reading())) == inputs
+    assert list(runner.run([shelf], inputs, names, runner.LoaderConfig())) == inputs
     assert shelf.sessions == 0
 
 
@@ -95,10 +95,10 @@ def test_long_runs_of_skips_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> N
             taken = i
             yield "good" if i % 500 == 0 else Skipped(str(i), "")
 
-    first = next(runner.run([shelf], inputs(), names, runner.Reading()))
+    first = next(runner.run([shelf], inputs(), names, runner.LoaderConfig()))
     assert first == Done("good", "GOOD")
     assert taken == 10
-    events = list(runner.run([shelf], inputs(), names, runner.Reading()))
+    events = list(runner.run([shelf], inputs(), names, runner.LoaderConfig()))
     assert len(events) == 1000
     assert [i for i, event in enumerate(events) if isinstance(event, Done)] == [0, 500]
 
@@ -114,7 +114,7 @@ def test_two_readers_stay_side_by_side() -> None:
         seen.append((names(mine), names(theirs)))
         return names(mine)
 
-    events = list(runner.run([Shelf(2), Picky(7)], INPUTS, verb, runner.Reading(2)))
+    events = list(runner.run([Shelf(2), Picky(7)], INPUTS, verb, runner.LoaderConfig(2)))
     assert [event.name for event in events] == [i if isinstance(i, str) else i.name for i in INPUTS]
     assert events[4] == Failed("good4", "not for me")
     assert all(mine == theirs for mine, theirs in seen)
@@ -126,13 +126,13 @@ def test_errors_of_the_verb_come_through_and_end_the_reading() -> None:
 
     shelf = Shelf()
     with pytest.raises(MemoryError):
-        list(runner.run([shelf], INPUTS, verb, runner.Reading(2)))
+        list(runner.run([shelf], INPUTS, verb, runner.LoaderConfig(2)))
     assert shelf.closed == 1
 
 
 def test_closing_ends_the_reading() -> None:
     shelf = Shelf()
-    events = runner.run([shelf], INPUTS, names, runner.Reading(1))
+    events = runner.run([shelf], INPUTS, names, runner.LoaderConfig(1))
     next(events)
     next(events)
     events.close()
@@ -141,4 +141,4 @@ def test_closing_ends_the_reading() -> None:
 
 def test_a_verb_must_give_one_value_a_picture() -> None:
     with pytest.raises(RuntimeError, match="1 values for 2"):
-        list(runner.run([Shelf()], ["good1", "good2"], lambda pictures: ["x"], runner.Reading()))
+        list(runner.run([Shelf()], ["good1", "good2"], lambda pictures: ["x"], runner.LoaderConfig()))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.annotation.sidecars import Sidecars, joined_lines
+from sightloop.annotation.sidecars import SidecarSink, joined_lines
 from sightloop.types import Failed, Skipped
 
 
@@ -18,8 +18,8 @@ def picture(folder: Path, name: str = "a.jpg") -> str:
 
 def test_a_caption_is_one_line_of_utf8(tmp_path: Path) -> None:
     name = picture(tmp_path)
-    assert Sidecars().check(name) is None
-    assert Sidecars().write(name, "ein Bär \U0001f43b") is None
+    assert SidecarSink().check(name) is None
+    assert SidecarSink().write(name, "ein Bär \U0001f43b") is None
     assert (tmp_path / "a.txt").read_bytes() == "ein Bär \U0001f43b\n".encode()
     assert sorted(os.listdir(tmp_path)) == ["a.jpg", "a.txt"]
 
@@ -28,14 +28,14 @@ def test_a_caption_is_one_line_of_utf8(tmp_path: Path) -> None:
 def test_skip_never_touches_what_is_there(tmp_path: Path, present: bytes) -> None:
     name = picture(tmp_path)
     (tmp_path / "a.txt").write_bytes(present)
-    assert isinstance(Sidecars().check(name), Skipped)
-    assert isinstance(Sidecars().write(name, "new"), Skipped)
+    assert isinstance(SidecarSink().check(name), Skipped)
+    assert isinstance(SidecarSink().write(name, "new"), Skipped)
     assert (tmp_path / "a.txt").read_bytes() == present
 
 
 def test_skip_survives_a_file_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = picture(tmp_path)
-    sidecars = Sidecars()
+    sidecars = SidecarSink()
     monkeypatch.setattr(sidecars, "check", lambda _: None)  # the look came before the person
     (tmp_path / "a.txt").write_text("by hand")
     assert isinstance(sidecars.write(name, "new"), Skipped)
@@ -44,13 +44,13 @@ def test_skip_survives_a_file_made_meanwhile(tmp_path: Path, monkeypatch: pytest
 
 def test_overwrite_append_prepend(tmp_path: Path) -> None:
     name, target = picture(tmp_path), tmp_path / "a.txt"
-    assert Sidecars("append").write(name, "one") is None
-    assert Sidecars("append").write(name, "two") is None
-    assert isinstance(Sidecars("append").write(name, "two"), Skipped)
-    assert Sidecars("prepend").write(name, "zero") is None
-    assert isinstance(Sidecars("prepend").write(name, "zero"), Skipped)
+    assert SidecarSink("append").write(name, "one") is None
+    assert SidecarSink("append").write(name, "two") is None
+    assert isinstance(SidecarSink("append").write(name, "two"), Skipped)
+    assert SidecarSink("prepend").write(name, "zero") is None
+    assert isinstance(SidecarSink("prepend").write(name, "zero"), Skipped)
     assert target.read_text() == "zero\none\ntwo\n"
-    assert Sidecars("overwrite").write(name, "new") is None
+    assert SidecarSink("overwrite").write(name, "new") is None
     assert target.read_text() == "new\n"
 
 
@@ -82,9 +82,9 @@ def test_what_is_no_plain_file_fails(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.txt")
     for mode in ("overwrite", "append", "prepend"):
         for name in names:
-            assert isinstance(Sidecars(mode).check(name), Failed), (mode, name)
-            assert isinstance(Sidecars(mode).write(name, "new"), Failed), (mode, name)
-    kinds = [type(Sidecars("skip").check(name)) for name in names]
+            assert isinstance(SidecarSink(mode).check(name), Failed), (mode, name)
+            assert isinstance(SidecarSink(mode).write(name, "new"), Failed), (mode, name)
+    kinds = [type(SidecarSink("skip").check(name)) for name in names]
     assert kinds == [Failed, Skipped, Failed, Failed]  # a link to a caption is a caption
     assert (tmp_path / "target").read_text() == "t"
 
@@ -92,9 +92,9 @@ def test_what_is_no_plain_file_fails(tmp_path: Path) -> None:
 def test_read_only_and_foreign_encodings_fail(tmp_path: Path) -> None:
     name, target = picture(tmp_path), tmp_path / "a.txt"
     target.write_bytes(b"\xff\xfea\0")
-    assert "UTF-8" in Sidecars("append").write(name, "new").reason  # type: ignore[union-attr]
+    assert "UTF-8" in SidecarSink("append").write(name, "new").reason  # type: ignore[union-attr]
     target.chmod(0o444)
-    assert "read-only" in Sidecars("overwrite").check(name).reason  # type: ignore[union-attr]
+    assert "read-only" in SidecarSink("overwrite").check(name).reason  # type: ignore[union-attr]
     assert target.read_bytes() == b"\xff\xfea\0"
 
 
@@ -116,7 +116,7 @@ def test_pictures_that_differ_in_their_ending_only(tmp_path: Path) -> None:
     for name in names:
         picture(tmp_path, name)
     (tmp_path / "e").mkdir()
-    sidecars = Sidecars(notify=said.append)
+    sidecars = SidecarSink(notify=said.append)
     paths = [os.path.relpath(sidecars.path(str(tmp_path / name)), tmp_path) for name in names]
     assert paths == [
         "a.jpg.txt",
@@ -138,10 +138,10 @@ def test_pictures_that_differ_in_their_ending_only(tmp_path: Path) -> None:
 def test_temporaries_of_killed_runs_are_cleared(tmp_path: Path) -> None:
     name = picture(tmp_path)
     (tmp_path / ".sightloop-0123456789abcdef.tmp").write_bytes(b"half")
-    Sidecars().write(name, "a")
+    SidecarSink().write(name, "a")
     assert sorted(os.listdir(tmp_path)) == ["a.jpg", "a.txt"]
 
 
 def test_a_missing_folder_fails(tmp_path: Path) -> None:
-    assert isinstance(Sidecars().check(str(tmp_path / "gone" / "a.jpg")), Failed)
-    assert isinstance(Sidecars().check(str(tmp_path / ("x" * 250 + ".weird"))), Failed)
+    assert isinstance(SidecarSink().check(str(tmp_path / "gone" / "a.jpg")), Failed)
+    assert isinstance(SidecarSink().check(str(tmp_path / ("x" * 250 + ".weird"))), Failed)

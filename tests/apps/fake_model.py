@@ -90,9 +90,9 @@ class FakeModel:
         height, width = image.size
         return Region(label, (0.0, 0.0, width / 2, height / 2), score=0.5)
 
-    reading = "softmax"
+    activation = "softmax"
 
-    def classify(self, images, labels, templates=("a photo of a {}.",), *, reading=None):
+    def classify(self, images, labels, templates=("a photo of a {}.",), *, activation=None):
         self.calls.append(("classify", tuple(labels), tuple(templates)))
         weights = np.arange(1, len(labels) + 1, dtype=np.float32)
         return np.tile(weights / weights.sum(), (len(images), 1))

@@ -27,12 +27,12 @@ import sightloop
 from sightloop.apps.cli import main
 from sightloop.capfilt import manifest, ray_workers, shard, workers
 from sightloop.capfilt.bootstrap import bootstrap, estimate
-from sightloop.capfilt.filtering import Text, decide, screen
+from sightloop.capfilt.filtering import CandidateText, decide, drop_unusable
 from sightloop.capfilt.job import open_job
-from sightloop.capfilt.options import Options
+from sightloop.capfilt.options import CapFiltOptions
 from sightloop.data.atomic import PREFIX
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.types import Done, Failed, ImageSpec, Skipped
 from tests.capfilt.failing import CALLS, failing
@@ -51,8 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_blip(folder / "caption")
     write_blip(folder / "match", head="match")
     write_clip(folder / "clip")
-    write_world(folder / "a.tar", world("train", 14, 1))
-    write_world(folder / "b.tar", world("unseen", 8, 1, shuffled=True))
+    write_synthetic_world(folder / "a.tar", synthetic_world("train", 14, 1))
+    write_synthetic_world(folder / "b.tar", synthetic_world("unseen", 8, 1, shuffled=True))
     return folder
 
 
@@ -90,7 +90,7 @@ def test_the_output_is_the_kept_texts_of_the_same_pictures(place: Path, whole: P
     assert list(after) == list(before)  # each has questions, so it stays even without a text
     lines = evidence(whole)
     for key, sample in after.items():
-        assert sample.picture == before[key].picture
+        assert sample.image == before[key].image
         assert sample.questions == before[key].questions
         mine = [line for line in lines if line["key"] == key]
         assert [line["source"] for line in mine] == ["web", "synthetic"]
@@ -103,7 +103,7 @@ def test_the_output_is_the_kept_texts_of_the_same_pictures(place: Path, whole: P
 
 def test_scores_are_the_verbs_scores(place: Path, whole: Path) -> None:
     model = sightloop.load(place / "match")
-    pictures = {s.key: s.picture for s in open_dataset([place / "a.tar", place / "b.tar"])}
+    pictures = {s.key: s.image for s in open_dataset([place / "a.tar", place / "b.tar"])}
     for line in evidence(whole)[:12]:
         picture = pictures[line["key"]]
         if line["itm"] is not None:
@@ -132,16 +132,16 @@ def test_top_k_by_a_ranker(place: Path, tmp_path: Path) -> None:
         best = sorted(ranked, key=lambda line: -line["itc"])[:2]
         assert sorted(sample.captions) == sorted(line["text"] for line in best)
     model = sightloop.load(place / "clip")
-    picture = next(iter(open_dataset(place / "a.tar"))).picture
+    picture = next(iter(open_dataset(place / "a.tar"))).image
     assert lines[0]["itc"] == pytest.approx(model.similarity(picture, lines[0]["text"])[0, 0], abs=2e-5)
 
 
 def test_a_picture_without_anything_left_is_left_out(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for i, sample in enumerate(world("train", 4, 1)):
-        assert isinstance(sample.picture, bytes)
-        (folder / f"{i}.png").write_bytes(sample.picture)
+    for i, sample in enumerate(synthetic_world("train", 4, 1)):
+        assert isinstance(sample.image, bytes)
+        (folder / f"{i}.png").write_bytes(sample.image)
         (folder / f"{i}.txt").write_text("a dog\n")
     options = QUICK | {"captioner": place / "caption", "filter": place / "match", "threshold": 1.0}
     done = bootstrap(folder, out=tmp_path / "out", **options)
@@ -152,7 +152,7 @@ def test_a_picture_without_anything_left_is_left_out(place: Path, tmp_path: Path
 
 
 texts = st.builds(
-    Text,
+    CandidateText,
     st.sampled_from(["web", "synthetic"]),
     st.text("ab ", max_size=4),
     st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]),
@@ -161,10 +161,10 @@ texts = st.builds(
 
 
 @given(st.lists(texts, max_size=6), st.sampled_from(["matching", "best", "top-k-itc"]), st.integers(1, 3))
-def test_rules(found: list[Text], keep: Any, top: int) -> None:
+def test_rules(found: list[CandidateText], keep: Any, top: int) -> None:
     found.sort(key=lambda text: text.source == "synthetic")
-    left = screen(found)
-    decide(left, Options(keep=keep, top=top))
+    left = drop_unusable(found)
+    decide(left, CapFiltOptions(keep=keep, top=top))
     assert all(text.reason for text in found)
     kept = [text for text in found if text.kept]
     assert all(text.text.strip() for text in kept)
@@ -181,11 +181,15 @@ def test_rules(found: list[Text], keep: Any, top: int) -> None:
 
 
 def test_loops_and_repetitions_are_dropped_unseen() -> None:
-    web, same, loop = Text("web", "A dog"), Text("synthetic", "a  dog"), Text("synthetic", "so so so so so")
-    assert screen([web, same, loop, Text("synthetic", " ")]) == [web]
+    web, same, loop = (
+        CandidateText("web", "A dog"),
+        CandidateText("synthetic", "a  dog"),
+        CandidateText("synthetic", "so so so so so"),
+    )
+    assert drop_unusable([web, same, loop, CandidateText("synthetic", " ")]) == [web]
     assert (same.reason, loop.reason) == ("duplicate", "looping")
-    bare = Text("synthetic", "A photo of.")
-    assert screen([bare], "a photo of") == []
+    bare = CandidateText("synthetic", "A photo of.")
+    assert drop_unusable([bare], "a photo of") == []
     assert bare.reason == "empty"
 
 
@@ -269,7 +273,7 @@ class Hand:
 
 def crew_of(place: Path, out: Path, deadly: Any, **options: Any) -> tuple[Any, Crew]:
     (out / "evidence").mkdir(parents=True)
-    given = from_options(Options, QUICK | {"workers": 3} | options)
+    given = from_options(CapFiltOptions, QUICK | {"workers": 3} | options)
     dataset = open_dataset([place / "a.tar", place / "b.tar"])
     job, _ = open_job(dataset, out, (str(place / "caption"), str(place / "match")), given)
     return job, Crew(job, deadly)
@@ -288,7 +292,7 @@ def test_a_sample_that_takes_workers_down_is_left_out(
     told: list[tuple[str, str, str]] = []
     loads: list[Any] = []
     monkeypatch.setattr(workers, "load_models", lambda job: loads.append(job) or shard.load_models(job))
-    found = list(workers.run_units(job, crew, [0, 1, 2], {}, lambda *what: told.append(what)))
+    found = list(workers.process_shards(job, crew, [0, 1, 2], {}, lambda *what: told.append(what)))
     entries = {each["unit"]: each for each in found if isinstance(each, dict)}
     reason = "took a worker down twice (exit status -9)"
     assert told == [("a.tar", key, reason)]
@@ -303,14 +307,14 @@ def test_a_sample_that_takes_workers_down_is_left_out(
 def test_workers_that_die_without_cause_end_the_job(place: Path, tmp_path: Path) -> None:
     job, crew = crew_of(place, tmp_path, lambda request: request[:2] == ("unit", 1))
     with pytest.raises(SightloopError, match=r"000001\.tar: 3 workers ended there.*fewer --workers"):
-        list(workers.run_units(job, crew, [0, 1, 2], {}, lambda *what: None))
+        list(workers.process_shards(job, crew, [0, 1, 2], {}, lambda *what: None))
 
 
 def test_a_worker_s_error_is_the_job_s(place: Path, tmp_path: Path) -> None:
     job, crew = crew_of(place, tmp_path, lambda request: False)
     job.models["captioner"] = str(place / "clip")
     with pytest.raises(UnsupportedError, match="cannot caption"):
-        list(workers.run_units(job, crew, [0, 1, 2], {}, lambda *what: None))
+        list(workers.process_shards(job, crew, [0, 1, 2], {}, lambda *what: None))
     assert crew.started < 0
 
 
@@ -318,7 +322,7 @@ def test_a_finished_job_does_nothing_and_proves_it(place: Path, whole: Path, tmp
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     seen: list[Any] = []
-    done = run(place, out, watch=seen.append)
+    done = run(place, out, on_event=seen.append)
     assert (done.new, done.samples) == (0, COUNT)
     assert all(isinstance(event, Skipped) for event in seen)
     data = bytearray((out / "000001.tar").read_bytes())
@@ -354,7 +358,7 @@ def test_a_seed_draws_other_texts_and_only_those(place: Path, whole: Path, tmp_p
 # One process is begun, and forked for each kill: [what it dies at, the how manieth, a little later].
 KILLER = """
 import json, os, signal, sys, time
-from sightloop.capfilt import manifest as ledger
+from sightloop.capfilt import manifest
 from sightloop.capfilt.bootstrap import bootstrap
 
 def dying(call, left):
@@ -372,7 +376,7 @@ def dying(call, left):
 def work(place, out, aim, count, delay, options):
     left = [count]
     if aim == "commit":
-        ledger.Lines.add = dying(ledger.Lines.add, left)
+        manifest.JournalFile.add = dying(manifest.JournalFile.add, left)
     if aim == "replace":
         os.replace = dying(os.replace, left)
     def watch(event):
@@ -381,7 +385,7 @@ def work(place, out, aim, count, delay, options):
             time.sleep(delay)
             os.kill(os.getpid(), signal.SIGKILL)
     bootstrap([f"{place}/a.tar", f"{place}/b.tar"], out=out, captioner=f"{place}/caption",
-              filter=f"{place}/match", watch=watch, **options)
+              filter=f"{place}/match", on_event=watch, **options)
 
 place, out, kills, options = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 for kill in kills:
@@ -411,8 +415,8 @@ def test_killed_anywhere_it_goes_on(place: Path, whole: Path, tmp_path: Path) ->
     if LONG:
         larger, count = tmp_path / "larger", 2000
         shutil.copytree(place, larger)
-        write_world(larger / "a.tar", world("train", 1300, 1))
-        write_world(larger / "b.tar", world("train", 700, 2))
+        write_synthetic_world(larger / "a.tar", synthetic_world("train", 1300, 1))
+        write_synthetic_world(larger / "b.tar", synthetic_world("train", 700, 2))
         place, whole, options = larger, tmp_path / "whole", options | {"block": 40}
         run(place, whole, **options)
     words = [sys.executable, "-c", KILLER, str(place), str(out), json.dumps(KILLS), json.dumps(options)]
@@ -420,7 +424,7 @@ def test_killed_anywhere_it_goes_on(place: Path, whole: Path, tmp_path: Path) ->
     assert [int(status) for status in found.stdout.split()] == [signal.SIGKILL] * len(KILLS), found.stderr
     lines = (out / "manifest.jsonl").read_bytes().count(b"\n")
     seen: list[Any] = []
-    done = run(place, out, watch=seen.append, **options)
+    done = run(place, out, on_event=seen.append, **options)
     assert content(out) == content(whole)
     assert 0 < done.new < count
     assert len([event for event in seen if isinstance(event, Skipped)]) + done.new == count
@@ -442,7 +446,7 @@ def test_a_worker_that_dies_is_replaced(place: Path, whole: Path, tmp_path: Path
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers.Process, "__init__", start)
-        done = run(place, tmp_path / "out", workers=2, isolate=True, watch=seen.append)
+        done = run(place, tmp_path / "out", workers=2, isolate=True, on_event=seen.append)
     assert len(victims) == 3
     assert content(tmp_path / "out") == content(whole)
     assert done.new == done.samples == COUNT
@@ -455,8 +459,11 @@ def modelless(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def work(job: Any, models: Any, items: Any) -> None:
         for item in items:
-            web = [Text("web", text, 0.75, 0.25, True, "matched") for text in item.sample.captions]
-            item.texts = [*web, Text("synthetic", f"a dog in {item.key}", 0.25, 0.125, False, "unmatched")]
+            web = [CandidateText("web", text, 0.75, 0.25, True, "matched") for text in item.sample.captions]
+            item.texts = [
+                *web,
+                CandidateText("synthetic", f"a dog in {item.key}", 0.25, 0.125, False, "unmatched"),
+            ]
 
     models = shard.Models(None, None, None)
     monkeypatch.setattr(shard.Models, "specs", [ImageSpec(resize=(16, 16))])
@@ -594,7 +601,7 @@ def test_another_job_a_strange_folder_and_a_second_process_are_refused(
         run(place, whole, threshold=0.7)
     with pytest.raises(UsageError, match="filter"):
         run(place, whole, filter=place / "clip", keep="top-k-itc")
-    with manifest.opened(whole), pytest.raises(UsageError, match="another process"):
+    with manifest.open_manifest(whole), pytest.raises(UsageError, match="another process"):
         run(place, whole)
     assert content(whole) == before
     (tmp_path / "mine.txt").write_text("x")
@@ -616,8 +623,8 @@ def test_what_is_another_job_is_said_by_name(place: Path, tmp_path: Path) -> Non
     given = {**QUICK, "mode": "filter-only", "filter": tmp_path / "match"}
     bootstrap(data, out=out, **given)
     shutil.copytree(data, tmp_path / "more")
-    write_world(tmp_path / "more" / "b.tar", world("unseen", 8, 2))
-    write_world(tmp_path / "more" / "c.tar", world("unseen", 2, 3))
+    write_synthetic_world(tmp_path / "more" / "b.tar", synthetic_world("unseen", 8, 2))
+    write_synthetic_world(tmp_path / "more" / "c.tar", synthetic_world("unseen", 2, 3))
     (tmp_path / "more" / "a.tar").unlink()
     with pytest.raises(UsageError, match=r"DATA: b\.tar has changed, a\.tar is gone, c\.tar is new"):
         bootstrap(tmp_path / "more", out=out, **given)
@@ -664,7 +671,7 @@ def test_a_file_that_is_in_the_way_is_named(place: Path, tmp_path: Path) -> None
 )
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        from_options(Options, options)
+        from_options(CapFiltOptions, options)
 
 
 def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) -> None:
@@ -672,15 +679,15 @@ def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) 
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3])
     folder = tmp_path / "bad"
     folder.mkdir()
-    for i, sample in enumerate(world("train", 4, 2)):
-        assert isinstance(sample.picture, bytes)
-        (folder / f"{i}.png").write_bytes(sample.picture if i != 2 else sample.picture[:200])
+    for i, sample in enumerate(synthetic_world("train", 4, 2)):
+        assert isinstance(sample.image, bytes)
+        (folder / f"{i}.png").write_bytes(sample.image if i != 2 else sample.image[:200])
     (folder / "9.png").write_text("no picture")
     more = tar(tmp_path / "more.tar", {"m.png": (folder / "0.png").read_bytes(), "m.npy": "left out"})
     data = [tmp_path / "cut.tar", folder, more]
     options = QUICK | {"captioner": place / "caption", "filter": place / "match", "isolate": True}
     seen: list[Any] = []
-    done = bootstrap(data, out=tmp_path / "out", watch=seen.append, **options)
+    done = bootstrap(data, out=tmp_path / "out", on_event=seen.append, **options)
     assert done.notes == ("more.tar: members of other kinds are left out: 1 .npy",)
     assert [(shard, key) for shard, key, _ in done.failed] == [
         ("cut.tar", "cut.tar"),
@@ -716,26 +723,26 @@ def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> Non
 def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos" / "in"
     folder.mkdir(parents=True)
-    for i, sample in enumerate(world("train", 4, 1)):
-        assert isinstance(sample.picture, bytes)
-        (folder / f"{i}.png").write_bytes(sample.picture)
+    for i, sample in enumerate(synthetic_world("train", 4, 1)):
+        assert isinstance(sample.image, bytes)
+        (folder / f"{i}.png").write_bytes(sample.image)
         (folder / f"{i}.txt").write_text("a dog\n")
     options = QUICK | {"mode": "captioner-only", "captioner": place / "caption"}
     options |= {"to": "parquet", "by_reference": True}
     bootstrap(tmp_path / "photos", out=tmp_path / "out", **options)
     found = list(open_dataset(tmp_path / "out"))
     assert [s.key for s in found] == [f"in/{i}" for i in range(4)]
-    assert all(isinstance(s.picture, Path) and s.picture.samefile(folder / f"{s.key[3:]}.png") for s in found)
+    assert all(isinstance(s.image, Path) and s.image.samefile(folder / f"{s.key[3:]}.png") for s in found)
     assert all(s.captions[0] == "a dog" for s in found)
     real = tmp_path / "far" / "away"
     real.mkdir(parents=True)
     (tmp_path / "link").symlink_to(real)
     bootstrap(tmp_path / "photos", out=tmp_path / "link" / "out", **options)
     behind = list(open_dataset(tmp_path / "link" / "out"))
-    assert [Path(str(s.picture)).read_bytes() for s in behind] == [
-        Path(str(s.picture)).read_bytes() for s in found
+    assert [Path(str(s.image)).read_bytes() for s in behind] == [
+        Path(str(s.image)).read_bytes() for s in found
     ]
     with pytest.raises(UsageError, match=r"the pictures of a\.tar lie inside it"):
         bootstrap(place / "a.tar", out=tmp_path / "out2", **options)
     with pytest.raises(UsageError, match="take parquet"):
-        Options(by_reference=True)
+        CapFiltOptions(by_reference=True)

@@ -21,7 +21,7 @@ from PIL import Image
 from sightloop.capfilt import remote_captioner
 from sightloop.capfilt.bootstrap import bootstrap
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import SightloopError, UsageError
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
@@ -84,7 +84,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_world(folder / "a.tar", world("train", COUNT, 1))
+    write_synthetic_world(folder / "a.tar", synthetic_world("train", COUNT, 1))
     write_blip(folder / "match", head="match")
     return folder
 
@@ -231,8 +231,8 @@ def test_nobody_there(scenes: Path, tmp_path: Path, server: Server) -> None:
 def test_addresses(address: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(remote_captioner.KEY, "k")
     with pytest.raises(UsageError, match=words):
-        remote_captioner.Endpoint(address)
-    assert remote_captioner.Endpoint("https://example.org/v1#m").model == "m"
+        remote_captioner.RemoteCaptioner(address)
+    assert remote_captioner.RemoteCaptioner("https://example.org/v1#m").model == "m"
 
 
 def test_a_filter_is_never_elsewhere(scenes: Path, tmp_path: Path, server: Server) -> None:

@@ -25,18 +25,18 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightloop
-from sightloop.checkpoints.key_map import export
-from sightloop.checkpoints.registry import FAMILIES, build, keys_of, recognise
+from sightloop.checkpoints.key_map import export_state_dict
+from sightloop.checkpoints.registry import FAMILIES, build_network, key_map_of, recognize
 from sightloop.checkpoints.tensors import read_tensors
-from sightloop.data.datasets.synthetic import world, write_world
-from sightloop.data.images.preprocess import normalise
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.data.images.preprocess import normalize
 from sightloop.errors import CheckpointError, SightloopError, UnsupportedError
 from sightloop.inference import prompting
 from sightloop.inference.rerank import cosines
 from sightloop.models.blip2 import Blip2
-from sightloop.nn.init import initialise
+from sightloop.nn.init import initialize
 from sightloop.tasks.generate import Decoding, write
-from sightloop.training.events import Stepped
+from sightloop.training.events import StepDone
 from sightloop.training.model_sizes import SIZES, fitted
 from sightloop.training.trainer import train
 from sightloop.types import Encoded, Message, Pixels
@@ -76,12 +76,12 @@ JUDGES: list[dict[str, Any]] = [
 def ours(folder: Path) -> Blip2:
     """The checkpoint as our network; its tensors come back as they were."""
     tensors = read_tensors([folder / "model.safetensors"])
-    family, name = recognise(tensors, "test")
+    family, name = recognize(tensors, "test")
     assert (family.name, name) == ("blip2", "transformers")
     layout = family.layouts[name]
     config = layout.configure(json.loads((folder / "config.json").read_text()), tensors)
-    network = build(family, config, tensors, layout, source="test")
-    back = export(network, keys_of(layout, config))
+    network = build_network(family, config, tensors, layout, source="test")
+    back = export_state_dict(network, key_map_of(layout, config))
     assert set(back) == set(tensors)
     assert all(torch.equal(back[key], tensors[key]) for key in back)
     return network  # pyright: ignore[reportReturnType]
@@ -114,10 +114,10 @@ def test_logits(tmp_path: Path, name: str) -> None:
     tokens = network.encode_image(images).tokens
     wanted = reference.get_image_features(images, return_dict=True).pooler_output
     assert (tokens - wanted).abs().max() < 1e-5
-    given = network.begin(tokens.flatten(0, 1), ids, real)
+    given = network.build_prefix(tokens.flatten(0, 1), ids, real)
     kwargs: dict[str, Any] = {"pixel_values": images, "input_ids": ids, "attention_mask": real.long()}
     if name.startswith("opt"):
-        got = network.language.logits(network.language.text.read(given.tokens, real=real, causal=True))
+        got = network.language.logits(network.language.text.read(given.tokens, valid_mask=real, causal=True))
         wanted = reference(**kwargs).logits
         assert (got - wanted)[real].abs().max() < 1e-4
         return
@@ -150,7 +150,7 @@ def test_words(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     )
     start = ids.shape[1] if name.startswith("opt") else 1
     with torch.inference_mode():
-        given = network.begin(network.encode_image(images).tokens.flatten(0, 1), ids, real)
+        given = network.build_prefix(network.encode_image(images).tokens.flatten(0, 1), ids, real)
     prompt = torch.tensor([network.config.start_ids] * 4, dtype=torch.int64).view(4, -1)
     options = {"max_new_tokens": 9, **options}
     got = write(network.language, given, prompt, Decoding(**options), end_id=network.config.end_id)
@@ -208,21 +208,21 @@ def test_ids_and_pixels(tmp_path: Path, kind: str) -> None:
     seen: dict[str, Tensor] = {}
 
     def begin(image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
-        seen.update(ids=ids, real=real)
+        seen.update(ids=ids, valid_mask=real)
         raise KeyboardInterrupt
 
-    model.network.begin = begin
+    model.network.build_prefix = begin
     for ask in ("Question: {} Answer:", "{}"):
         wanted = processor(images, [ask.format(text) for text in QUESTIONS])["input_ids"]
         forms = [f"<image>{ask}".format(text) for text in QUESTIONS]
         ready = [picture for picture in model.read(images) if isinstance(picture, Pixels)]
         with pytest.raises(KeyboardInterrupt):
-            prompting.prefix(model, [[one] for one in prompting.look(model, ready)], forms)
-        for ids, real, theirs in zip(seen["ids"], seen["real"], wanted, strict=True):
+            prompting.build_prefix(model, [[one] for one in prompting.encode_images(model, ready)], forms)
+        for ids, real, theirs in zip(seen["ids"], seen["valid_mask"], wanted, strict=True):
             # The network puts the picture first; the tokenizer has its first token there.
             assert sorted(ids[real].tolist(), key=lambda i: i != reference.config.image_token_index) == theirs
     wanted = processor(images, [""] * 5, return_tensors="pt")["pixel_values"]
-    mine = normalise(ready, model.image_spec, device=model.device, dtype=model.dtype)
+    mine = normalize(ready, model.image_spec, device=model.device, dtype=model.dtype)
     assert torch.equal(mine, wanted)
 
 
@@ -263,12 +263,12 @@ def test_conversations(tmp_path: Path) -> None:
     _, _, model = loaded(tmp_path / "m", "opt")
     picture = pictures(1)[0]
     first = [Message("user", "what is the dog?", (picture,))]
-    assert model.network.dialogue(first) == "<image>Question: what is the dog? Answer:"
+    assert model.network.render_chat(first) == "<image>Question: what is the dog? Answer:"
     answer = model.chat(first, max_new_tokens=5)
     assert answer == model.answer(picture, "what is the dog?", max_new_tokens=5)[0]
     more = [*first, Message("assistant", "a"), Message("user", "where?")]
     text = "Question: what is the dog? Answer: a. Question: where? Answer:"
-    assert model.network.dialogue(more) == f"<image>{text}"
+    assert model.network.render_chat(more) == f"<image>{text}"
     assert model.chat(more, max_new_tokens=5) == model.caption(picture, text, max_new_tokens=5)[0]
 
 
@@ -341,7 +341,7 @@ def test_judges_judge_as_the_reference_does(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 24, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 24, seed=0))
     return path
 
 
@@ -350,26 +350,26 @@ QUICK = (
     "data.augment=null",
     "data.cache=64",
     "steps=16",
-    "optimiser.lr=2e-3",
+    "optimizer.lr=2e-3",
     "schedule.warmup_steps=3",
 )
 
 
 def losses(recipe: str, shard: Path, out: Path, *settings: str) -> list[float]:
     events = train(recipe, str(shard), out, settings=[*QUICK, *settings], device="cpu")
-    return [event.loss for event in events if isinstance(event, Stepped)]
+    return [event.loss for event in events if isinstance(event, StepDone)]
 
 
 def test_the_first_stage_learns(shard: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    found = losses("blip2_stage1", shard, out, "model.size=world-blip2", "model.words=400")
+    found = losses("blip2_stage1", shard, out, "model.size=world-blip2", "model.vocab_size=400")
     assert np.mean(found[-4:]) < 0.7 * np.mean(found[:3])
     model = sightloop.load(out / "model", device="cpu")
     assert {"match", "rank", "embed", "classify"} <= model.capabilities
     # The image tower is as it was drawn.
     family, config = SIZES["world-blip2"]
     fresh = FAMILIES[family].network(fitted(config, model.tokenizer.vocab_size, model.tokenizer.token_id))
-    initialise(fresh, 0)
+    initialize(fresh, 0)
     mine = load_file(out / "model" / "model.safetensors")
     for name, value in fresh.state_dict().items():
         if name in mine:
@@ -379,7 +379,7 @@ def test_the_first_stage_learns(shard: Path, tmp_path: Path) -> None:
     plain = replace(fresh.config, vision=replace(config.vision, stem=()))
     data, parts = FAMILIES[family].to_transformers(plain)[""]
     reference = Blip2ForImageTextRetrieval(Blip2Config(**data))
-    back = export(Blip2(plain), keys_of(FAMILIES[family].layouts["transformers"], plain))
+    back = export_state_dict(Blip2(plain), key_map_of(FAMILIES[family].layouts["transformers"], plain))
     reference.load_state_dict({name: value for name, value in back.items() if name.startswith(parts)})
 
 
@@ -387,8 +387,11 @@ def test_the_first_stage_learns(shard: Path, tmp_path: Path) -> None:
 def test_the_second_stage_learns(shard: Path, tmp_path: Path, kind: str) -> None:
     _, _, model = loaded(tmp_path / "m", kind)
     frozen = ("vision.", "language.", "encoder.")[: 2 + (kind == "t5")]
-    settings = (f"model.start={tmp_path / 'm'}", f"model.frozen={','.join(f'{part}*' for part in frozen)}")
-    found = losses("blip2_stage2", shard, tmp_path / "run", *settings, "optimiser.lr=1e-2")
+    settings = (
+        f"model.init_from={tmp_path / 'm'}",
+        f"model.frozen={','.join(f'{part}*' for part in frozen)}",
+    )
+    found = losses("blip2_stage2", shard, tmp_path / "run", *settings, "optimizer.lr=1e-2")
     assert np.mean(found[-4:]) < np.mean(found[:3]) - 0.2
     model.save(tmp_path / "before")
     before = load_file(tmp_path / "before" / "model.safetensors")
@@ -401,14 +404,14 @@ def test_the_second_stage_learns(shard: Path, tmp_path: Path, kind: str) -> None
 def test_words_see_the_queries_and_what_came_before() -> None:
     family, config = SIZES["world-blip2"]
     network = FAMILIES[family].network(config).eval()
-    initialise(network, 0)
+    initialize(network, 0)
     image = network.encode_image(torch.randn(1, 3, 64, 64))
     ids = torch.randint(5, 900, (2, 6))
     changed = ids.clone()
     changed[:, 4] += 1
     with torch.inference_mode():
-        first, second = network.write_states(image, ids), network.write_states(image, changed)
-        other = network.write_states(network.encode_image(torch.randn(1, 3, 64, 64)), ids)
+        first, second = network.decoder_states(image, ids), network.decoder_states(image, changed)
+        other = network.decoder_states(network.encode_image(torch.randn(1, 3, 64, 64)), ids)
     assert torch.allclose(first[:, :4], second[:, :4], atol=1e-6)
     assert not torch.allclose(first[:, 4:], second[:, 4:], atol=1e-3)
     assert not torch.allclose(first[:, 0], other[:, 0], atol=1e-6)
@@ -456,12 +459,14 @@ def write_language(folder: Path, kind: str) -> Any:
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path: Path, kind: str) -> None:
     """Image tower and queries of a stage 1, words and weights of a language model alone; only the rest learns."""
-    losses("blip2_stage1", shard, tmp_path / "one", "model.size=world-blip2", "model.words=300", "steps=2")
+    losses(
+        "blip2_stage1", shard, tmp_path / "one", "model.size=world-blip2", "model.vocab_size=300", "steps=2"
+    )
     reference, theirs = write_language(tmp_path / "words", kind)
-    start = f"model.start={tmp_path / 'one' / 'model'}"
+    start = f"model.init_from={tmp_path / 'one' / 'model'}"
     frozen = "vision.*,language.*" + ",encoder.*" * (kind == "t5")
     settings = (start, f"model.language={tmp_path / 'words'}", f"model.frozen={frozen}")
-    found = losses("blip2_stage2", shard, tmp_path / "two", *settings, "optimiser.lr=1e-2")
+    found = losses("blip2_stage2", shard, tmp_path / "two", *settings, "optimizer.lr=1e-2")
     assert np.mean(found[-4:]) < np.mean(found[:3])
     first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert all(
@@ -480,17 +485,17 @@ def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path:
     with torch.inference_mode():
         if kind == "opt":
             wanted = reference(input_ids=ids).logits
-            states = network.language.text.read(network.language.text.words(ids), causal=True)
+            states = network.language.text.read(network.language.text.embed_tokens(ids), causal=True)
         else:
             wanted = reference(input_ids=ids, decoder_input_ids=ids).logits
             tower = network.language.text
-            memory = tower.memory(network.encoder.read(network.encoder.words(ids)))
-            states = tower.read(tower.words(ids), causal=True, memory=memory)
+            memory = tower.memory(network.encoder.read(network.encoder.embed_tokens(ids)))
+            states = tower.read(tower.embed_tokens(ids), causal=True, memory=memory)
         assert torch.allclose(network.language.logits(states), wanted, atol=1e-4)
     assert {"caption", "answer", "chat"} <= model.capabilities
     assert len(model.caption(pictures(2), max_new_tokens=4)) == 2
     for wrong, reason in (
-        ((f"model.start={tmp_path / 'two' / 'model'}", settings[1]), "stage 1 stands before it"),
+        ((f"model.init_from={tmp_path / 'two' / 'model'}", settings[1]), "stage 1 stands before it"),
         ((start, f"model.language={tmp_path / 'one' / 'model'}"), "not supported"),
     ):
         with pytest.raises(SightloopError, match=reason):

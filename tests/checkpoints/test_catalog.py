@@ -11,13 +11,13 @@ import torch
 from sightloop.checkpoints.blip2 import config_from_transformers
 from sightloop.checkpoints.catalog import (
     BUNDLED,
-    ENTRIES,
-    JOBS,
+    CAPABILITIES,
+    CATALOG,
     RECOMMENDED,
-    Entry,
+    CatalogEntry,
     close_names,
     find,
-    pick_for,
+    recommended_for,
     who_can,
 )
 from sightloop.checkpoints.florence import config_from_transformers as florence_config
@@ -27,8 +27,7 @@ from sightloop.checkpoints.registry import config_from_dict
 from sightloop.checkpoints.siglip import config_from_transformers as siglip_config
 from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.blip2 import Blip2
-from sightloop.models.clip import Clip, ClipConfig, ClipResnet
-from sightloop.models.clip import ClipResnetConfig as ResnetClipConfig
+from sightloop.models.clip import Clip, ClipConfig
 from sightloop.models.florence import Florence
 from sightloop.models.llava import Llava
 from sightloop.models.paligemma import PaliGemma
@@ -40,42 +39,42 @@ from tests.rules import PACKAGE
 
 
 def test_names_are_unique_and_found_whatever_their_case() -> None:
-    assert len({entry.name.lower() for entry in ENTRIES}) == len(ENTRIES)
+    assert len({entry.name.lower() for entry in CATALOG}) == len(CATALOG)
     assert find("SALESFORCE/BLIP-VQA-BASE") is find("Salesforce/blip-vqa-base")
     assert find("nobody/nothing") is None
 
 
 def test_every_job_has_a_recommended_entry_that_can_do_it() -> None:
-    assert set(RECOMMENDED) == set(JOBS) == {job for entry in ENTRIES for job in entry.jobs}
-    for job in JOBS:
-        entry = pick_for(job)
-        assert job in entry.jobs
+    assert set(RECOMMENDED) == set(CAPABILITIES) == {job for entry in CATALOG for job in entry.capabilities}
+    for job in CAPABILITIES:
+        entry = recommended_for(job)
+        assert job in entry.capabilities
         able = who_can(job)
         assert able[0] == entry.name
-        assert set(able) == {e.name for e in ENTRIES if job in e.jobs}
+        assert set(able) == {e.name for e in CATALOG if job in e.capabilities}
     assert who_can("fly") == []
     with pytest.raises(KeyError):
-        pick_for("fly")
+        recommended_for("fly")
 
 
 def test_the_bundled_model_comes_first_and_needs_no_download() -> None:
-    entry = ENTRIES[0]
+    entry = CATALOG[0]
     assert (entry.name, entry.where, entry.download_mb) == (BUNDLED, "comes with the package", 0)
-    assert set(entry.jobs) <= set(JOBS)
+    assert set(entry.capabilities) <= set(CAPABILITIES)
     assert entry.licence == "research use"
     assert BUNDLED not in RECOMMENDED.values()
 
 
-PUBLISHED = ENTRIES[1:]
+PUBLISHED = CATALOG[1:]
 
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
-def test_entries_are_complete(entry: Entry) -> None:
+def test_entries_are_complete(entry: CatalogEntry) -> None:
     assert entry.licence
     assert entry.paper[4] == "."
     assert entry.where.startswith("https://")
     assert entry.image_size % 14 == 0 or entry.image_size % 32 == 0
-    assert set(entry.jobs) <= set(JOBS)
+    assert set(entry.capabilities) <= set(CAPABILITIES)
     assert all("(" in figure or "no published figure" in figure for figure in entry.quality)
     if entry.download_mb is not None:  # every hub file is in float32
         assert 0.99 < entry.download_mb / (4 * entry.parameters) < 1.12
@@ -133,7 +132,7 @@ def text(dim: int, layers: int, vocab: int, positions: int, memory_dim: int | No
     )
 
 
-def clip_network(entry: Entry) -> torch.nn.Module:
+def clip_network(entry: CatalogEntry) -> torch.nn.Module:
     match = re.search(r"-(base|large|B|L|H|g)-(?:patch)?(\d+)", entry.name)
     assert match is not None
     size, patch = match.group(1), int(match.group(2))
@@ -152,10 +151,11 @@ RESNETS = {  # blocks, width, embedding, text width
 }
 
 
-def resnet_network(entry: Entry) -> torch.nn.Module:
+def resnet_network(entry: CatalogEntry) -> torch.nn.Module:
     blocks, width, embed_dim, dim = RESNETS[entry.name.partition("/")[2].partition("_")[0]]
     vision = ResnetConfig(entry.image_size, blocks, width, width // 2, embed_dim)
-    return ClipResnet(ResnetClipConfig(vision, text(dim, 12, 49408, 77, None)))
+    words = text(dim, 12, 49408, 77, None)
+    return Clip(ClipConfig(vision, words, vision.dim, 49407, True, image_projection=False))
 
 
 SIGLIPS = {
@@ -166,7 +166,7 @@ SIGLIPS = {
 }
 
 
-def siglip_network(entry: Entry) -> torch.nn.Module:
+def siglip_network(entry: CatalogEntry) -> torch.nn.Module:
     found = re.search(r"/siglip(2?)-(\w+?)-(?:opt-)?patch(\d+)-", entry.name)
     assert found is not None
     second, size, patch = found.group(1), found.group(2), int(found.group(3))
@@ -181,19 +181,19 @@ def siglip_network(entry: Entry) -> torch.nn.Module:
     return Siglip(siglip_config({"model_type": kind, "vision_config": vision, "text_config": words}))
 
 
-def blip_network(entry: Entry) -> torch.nn.Module:
+def blip_network(entry: CatalogEntry) -> torch.nn.Module:
     size = "large" if re.search(r"(captioning|itm|model)[-_]large", entry.name) else "base"
     image = vit(size, 16, entry.image_size, blip=True)
-    answers, original = entry.jobs == ("answer",), entry.layout == "original"
+    answers, original = entry.capabilities == ("answer",), entry.layout == "original"
     return Blip(
         BlipConfig(
             vision=image,
             text=text(768, 12, 30524, 512, image.dim),
             decoder_memory_dim=768 if answers else image.dim,
-            encoder=entry.jobs != ("caption",),
-            decoder=original or answers or entry.jobs == ("caption",),
-            matching="match" in entry.jobs,
-            embed_dim=256 if "embed" in entry.jobs else None,
+            encoder=entry.capabilities != ("caption",),
+            decoder=original or answers or entry.capabilities == ("caption",),
+            matching="match" in entry.capabilities,
+            embed_dim=256 if "embed" in entry.capabilities else None,
             temperature=original,
             shared=original,
             tied_words=True,
@@ -205,7 +205,7 @@ def blip_network(entry: Entry) -> torch.nn.Module:
     )
 
 
-def blip2_network(entry: Entry) -> torch.nn.Module:
+def blip2_network(entry: CatalogEntry) -> torch.nn.Module:
     """At the sizes of the hub's configs; what they leave out is the reference's default."""
     kind = next(kind for kind in ("2.7b", "6.7b", "xxl", "xl", "itm") if kind in entry.name)
     opt = {"model_type": "opt", "vocab_size": 50304, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -229,7 +229,7 @@ def blip2_network(entry: Entry) -> torch.nn.Module:
     return Blip2(config_from_transformers({**data, "text_config": texts.get(kind)}, tensors))
 
 
-def llava_network(entry: Entry) -> torch.nn.Module:
+def llava_network(entry: CatalogEntry) -> torch.nn.Module:
     words = {"model_type": "llama", "vocab_size": 32064}
     if "13b" in entry.name:
         words |= {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
@@ -240,7 +240,7 @@ def llava_network(entry: Entry) -> torch.nn.Module:
     return Llava(llava_config({"model_type": kind, "text_config": words}))
 
 
-def florence_network(entry: Entry) -> torch.nn.Module:
+def florence_network(entry: CatalogEntry) -> torch.nn.Module:
     dim, layers, last = (1024, 12, 2048) if "large" in entry.name else (768, 6, 1024)
     dims = [last // 8, last // 4, last // 2, last]
     heads = [width // 32 for width in dims]
@@ -266,7 +266,7 @@ GEMMAS: dict[str, dict[str, int]] = {
 GEMMA_HEADS = {"gemma2-3b": (8, 4), "gemma2-10b": (16, 8), "gemma2-28b": (32, 16)}
 
 
-def paligemma_network(entry: Entry) -> torch.nn.Module:
+def paligemma_network(entry: CatalogEntry) -> torch.nn.Module:
     size = entry.name.partition("/pali")[2].rsplit("-", 2)[0]
     words: dict[str, object] = {"vocab_size": 257_216, **GEMMAS[size]}
     if size in GEMMA_HEADS:
@@ -298,9 +298,9 @@ def test_the_bundled_model_is_what_its_entry_says() -> None:
         pytest.skip("this source tree has no bundled model")
     with torch.device("meta"):
         network = Blip(config_from_dict(BlipConfig, json.loads(path.read_text("utf-8"))["config"]))
-    entry = ENTRIES[0]
+    entry = CATALOG[0]
     assert entry.parameters == round(sum(p.numel() for p in network.parameters()) / 1e6, 1)
-    assert set(entry.jobs) == network.jobs
+    assert set(entry.capabilities) == network.capabilities
     assert entry.image_size == network.config.vision.image_size
     card = (PACKAGE / BUNDLED / "CARD.md").read_text("utf-8")
     table = {
@@ -316,12 +316,12 @@ def test_the_bundled_model_is_what_its_entry_says() -> None:
 
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
-def test_parameters_and_jobs_are_those_of_the_network(entry: Entry) -> None:
+def test_parameters_and_jobs_are_those_of_the_network(entry: CatalogEntry) -> None:
     with torch.device("meta"):
         network = NETWORKS[entry.family](entry)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert entry.parameters == round(count / 1e6, 1)
-    assert set(entry.jobs) == network.jobs
+    assert set(entry.capabilities) == network.capabilities
 
 
 def test_near_misses_are_named() -> None:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import sightloop
 from sightloop.checkpoints.clip import config_from_open_clip
 from sightloop.checkpoints.clip_resnet import KEYS as RESNET_KEYS
-from sightloop.checkpoints.key_map import export
+from sightloop.checkpoints.key_map import export_state_dict
 from sightloop.checkpoints.registry import FAMILIES
-from sightloop.data.images.preprocess import normalise
+from sightloop.data.images.preprocess import normalize
 from sightloop.errors import CheckpointError, UnsupportedError
 from tests.checkpoints.test_against_reference import TEXTS, pictures
 from tests.tiny_checkpoints.clip_and_blip import clip_tokenizer
@@ -48,7 +48,7 @@ def write(folder: Path, shape: dict[str, Any], seed: int) -> dict[str, Tensor]:
             tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
         if ".norm." in name and name.endswith(("weight", "running_var")):
             tensor.abs_().add_(0.7)
-    tensors = export(network, RESNET_KEYS)
+    tensors = export_state_dict(network, RESNET_KEYS)
     save_file(tensors, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     return tensors
@@ -97,7 +97,7 @@ def test_as_defined(tmp_path: Path, shape: int) -> None:
     tensors = write(tmp_path / "rn", SHAPES[shape], seed=shape)
     model = sightloop.load(tmp_path / "rn", device="cpu")
     images = pictures(5, seed=shape)
-    pixels = normalise(list(model.read(images, isolate=False)), model.image_spec)  # pyright: ignore
+    pixels = normalize(list(model.read(images, isolate=False)), model.image_spec)  # pyright: ignore
     with torch.inference_mode():
         wanted = picture_embeddings(pixels, tensors, SHAPES[shape])
     found = model.embed_images(images)

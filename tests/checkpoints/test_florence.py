@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 import sightloop
-from sightloop.data.images.preprocess import normalise
+from sightloop.data.images.preprocess import normalize
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.inference import prompting
 from sightloop.inference.regions import regions_of
@@ -58,7 +58,7 @@ def test_the_same_numbers(tmp_path: Path, shape: int) -> None:
     images = pictures(len(TASKS), seed=shape)
     wanted = inputs(reference, images, TASKS)
     read = list(model.read(images, isolate=False))
-    assert torch.equal(normalise(read, model.image_spec), wanted["pixel_values"])
+    assert torch.equal(normalize(read, model.image_spec), wanted["pixel_values"])
     assert (
         model.encode(read).tokens - reference.get_image_features(wanted["pixel_values"]).pooler_output
     ).abs().max() < 1e-5
@@ -67,8 +67,8 @@ def test_the_same_numbers(tmp_path: Path, shape: int) -> None:
     model.network.double()
     reference.double()
     model.dtype, wanted["pixel_values"] = torch.float64, wanted["pixel_values"].double()
-    given, asked = prompting.prefix(
-        model, [[one] for one in prompting.look(model, read)], [ask(model, task) for task in TASKS]
+    given, asked = prompting.build_prefix(
+        model, [[one] for one in prompting.encode_images(model, read)], [ask(model, task) for task in TASKS]
     )
     assert asked.shape == wanted["input_ids"].shape
     states = reference.model.get_encoder()(
@@ -110,11 +110,11 @@ def test_the_same_words(tmp_path: Path, beams: int, rules: dict[str, Any]) -> No
         options = model.options({"max_new_tokens": count, "num_beams": beams})
         read = list(model.read(images, isolate=False))
         asked = [ask(model, task) for task in TASKS]
-        seen = prompting.look(model, read)
-        rows = prompting.write(model, [[one] for one in seen], asked, options, [0] * len(TASKS))
+        seen = prompting.encode_images(model, read)
+        rows = prompting.generate_ids(model, [[one] for one in seen], asked, options, [0] * len(TASKS))
         assert rows == [_text(row[1:]) for row in wanted.tolist()]
         for row, picture, prompt in zip(rows, seen, asked, strict=True):
-            assert prompting.write(model, [[picture]], [prompt], options, [0]) == [row]
+            assert prompting.generate_ids(model, [[picture]], [prompt], options, [0]) == [row]
 
 
 def _text(row: list[int]) -> list[int]:
@@ -227,8 +227,8 @@ def test_how_likely_each_token_was(tmp_path: Path, beams: int) -> None:
     read = list(model.read(images, isolate=False))
     prompts = [ask(model, task) for task in TASKS[:3]]
     options = model.options({"num_beams": beams, "max_new_tokens": 20})
-    seen = prompting.look(model, read)
-    rows = prompting.write_scored(model, [[one] for one in seen], prompts, options, [0, 0, 0])
+    seen = prompting.encode_images(model, read)
+    rows = prompting.generate_scored(model, [[one] for one in seen], prompts, options, [0, 0, 0])
     given = inputs(reference, images, TASKS[:3])
     for place, (ids, log_p) in enumerate(rows):
         assert len(ids) == len(log_p)
@@ -354,7 +354,7 @@ def test_the_processors_own_words_for_no_thing(tmp_path: Path) -> None:
             text, task="<CAPTION_TO_PHRASE_GROUNDING>", image_size=(90, 40)
         )["<CAPTION_TO_PHRASE_GROUNDING>"]["labels"]
         model: Any = sightloop.load(tmp_path / "hub", device="cpu")
-        assert model.network.config.no_things == tuple(words)
+        assert model.network.config.ignored_phrases == tuple(words)
         ids = model.tokenizer.encode([text]).ids[0].tolist()
         found = regions_of(
             model.tokenizer,
@@ -364,7 +364,7 @@ def test_the_processors_own_words_for_no_thing(tmp_path: Path) -> None:
             (40, 90),
             "",
             None,
-            model.network.config.no_things,
+            model.network.config.ignored_phrases,
         )
         assert [region.label for region in found] == wanted
         model.save(tmp_path / f"own-{len(words)}")
@@ -380,13 +380,13 @@ def test_words_that_the_decoder_has_for_itself(tmp_path: Path, tied: bool) -> No
     reference = write_florence(tmp_path / "hub", seed=9, tied=tied, text={"tie_word_embeddings": False})
     model: Any = sightloop.load(tmp_path / "hub", device="cpu")
     config = model.network.config
-    assert config.own_words
+    assert config.untied_decoder
     assert config.language.tied == tied
     images, words = pictures(1), torch.randint(3, 500, (1, 7), generator=torch.Generator().manual_seed(1))
     given = inputs(reference, images, TASKS[:1])
     with torch.inference_mode():
-        seen = prompting.look(model, list(model.read(images, isolate=False)))
-        start, _ = prompting.prefix(model, [seen], [ask(model, TASKS[0])])
+        seen = prompting.encode_images(model, list(model.read(images, isolate=False)))
+        start, _ = prompting.build_prefix(model, [seen], [ask(model, TASKS[0])])
         logits = model.network.language.all_logits(words, model.network.language.start(start, 7))
         wanted = reference(**given, decoder_input_ids=words).logits
         assert (logits - wanted).abs().max() < 1e-3

@@ -392,7 +392,7 @@ def test_a_zip_that_torch_did_not_pack(tmp_path: Path, how: str) -> None:
                 new.writestr(entry.filename, b"big" if swaps else old.read(entry))
     tensors: Any = read_tensors([tmp_path / "x.pth"], torch.float32)
     wanted = torch.from_numpy(A.numpy().byteswap()) if how == "other byte order" else A
-    assert isinstance(tensors._places["a"], tensor_files.Stored) == (how == "as it is")
+    assert isinstance(tensors._places["a"], tensor_files.TensorFile) == (how == "as it is")
     assert torch.equal(tensors["a"], wanted)
     assert torch.equal(tensors["view"], wanted.t()[1:])
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from sightloop.checkpoints.key_map import (
     Rule,
-    aliases,
     batched,
     cat,
     count_layers,
-    export,
-    fill,
+    export_state_dict,
     grouped,
+    load_weights,
     rows,
+    tied_names,
     transposed,
 )
 from sightloop.errors import CheckpointError
@@ -67,32 +67,34 @@ def empty() -> Net:
 
 def test_there_and_back() -> None:
     net, given = empty(), tensors()
-    assert aliases(net) == {"head.words.weight": "words.weight"}
-    fill(net, given, KEYS)
+    assert tied_names(net) == {"head.words.weight": "words.weight"}
+    load_weights(net, given, KEYS)
     assert net.head.words.weight is net.words.weight
     assert torch.equal(net.layers[11].weight, given["model.layer_11.dense.weight"])
     assert torch.equal(net.fused.weight, torch.cat([given["model.q.weight"], given["model.k.weight"]]))
-    out = export(net, KEYS)
+    out = export_state_dict(net, KEYS)
     assert out.keys() == given.keys()
     assert all(torch.equal(out[name], given[name]) for name in given)
 
 
 def test_a_tied_tensor_may_be_repeated_but_not_differ() -> None:
     given = tensors()
-    fill(empty(), given | {"lm.weight": given["embed.weight"].clone()}, KEYS)
+    load_weights(empty(), given | {"lm.weight": given["embed.weight"].clone()}, KEYS)
     with pytest.raises(CheckpointError, match=r"lm\.weight \(differs"):
-        fill(empty(), given | {"lm.weight": given["embed.weight"] + 1}, KEYS)
+        load_weights(empty(), given | {"lm.weight": given["embed.weight"] + 1}, KEYS)
 
 
 @pytest.mark.parametrize("name", sorted(tensors()))
 def test_every_missing_and_every_misshapen_tensor_is_named(name: str) -> None:
     given = tensors()
     with pytest.raises(CheckpointError, match="missing") as caught:
-        fill(empty(), {key: value for key, value in given.items() if key != name}, KEYS, source="a file")
+        load_weights(
+            empty(), {key: value for key, value in given.items() if key != name}, KEYS, source="a file"
+        )
     assert name in str(caught.value)
     assert str(caught.value).startswith("a file: ")
     with pytest.raises(CheckpointError, match="misshapen") as caught:
-        fill(empty(), given | {name: torch.zeros(2, 2, 2)}, KEYS)
+        load_weights(empty(), given | {name: torch.zeros(2, 2, 2)}, KEYS)
     assert name in str(caught.value)
 
 
@@ -101,7 +103,7 @@ def test_weights_that_are_no_numbers_with_a_fraction(kind: torch.dtype) -> None:
     given = tensors() | {"proj": torch.ones(3, 5, dtype=kind)}
     name = str(kind).removeprefix("torch.")
     with pytest.raises(CheckpointError, match=rf"proj \(3, 5\) of {name} \(expected \(5, 3\) for projection"):
-        fill(empty(), given, KEYS)
+        load_weights(empty(), given, KEYS)
 
 
 def test_parts_that_only_add_up_do_not_fit() -> None:
@@ -109,7 +111,7 @@ def test_parts_that_only_add_up_do_not_fit() -> None:
     with pytest.raises(
         CheckpointError, match=r"model\.q\.weight \(3, 3\), model\.k\.weight \(5, 3\) \(expected \(8"
     ):
-        fill(empty(), given, KEYS)
+        load_weights(empty(), given, KEYS)
     rule = grouped(4, 1, "q", "k", "v")
     assert rule.read([torch.zeros(8, 3), torch.zeros(2, 3), torch.zeros(2, 3)]).shape == (12, 3)
     with pytest.raises(ValueError, match="shares"):
@@ -143,7 +145,7 @@ def test_the_largest_come_first_and_what_is_taken_is_let_go() -> None:
         taken[name] = value + 0
         return name != "token"
 
-    fill(net, given, KEYS, take=take)
+    load_weights(net, given, KEYS, weight_hook=take)
     fused = KEYS["fused"]
     assert isinstance(fused, Rule)
     assert given.most <= len(fused.names) + 1
@@ -155,8 +157,8 @@ def test_the_largest_come_first_and_what_is_taken_is_let_go() -> None:
 def test_unknown_tensors_are_named_unless_ignored() -> None:
     given = tensors() | {"a.position_ids": torch.zeros(1), "b": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"2 unknown: a\.position_ids, b"):
-        fill(empty(), given, KEYS)
-    fill(empty(), given, KEYS, ignore=[r"\.position_ids$", "^b$"])
+        load_weights(empty(), given, KEYS)
+    load_weights(empty(), given, KEYS, ignore=[r"\.position_ids$", "^b$"])
 
 
 def test_counting_layers() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sightloop.checkpoints import llava
-from sightloop.checkpoints.registry import FAMILIES, build, recognise
+from sightloop.checkpoints.registry import FAMILIES, build_network, recognize
 from sightloop.data.images import tiles
 from sightloop.models.llava import Llava
 from sightloop.tasks.generate import Decoding, write
@@ -23,10 +23,10 @@ def ours(folder: Path, rename: Any = str) -> Llava:
     import json
 
     tensors = {rename(name): value for name, value in load_file(folder / "model.safetensors").items()}
-    family, name = recognise(tensors, "test")
+    family, name = recognize(tensors, "test")
     layout = family.layouts[name]
     config = layout.configure(json.loads((folder / "config.json").read_text()), tensors)
-    return build(family, config, layout.prepare(tensors), layout, source="test")  # pyright: ignore[reportReturnType]
+    return build_network(family, config, layout.prepare(tensors), layout, source="test")  # pyright: ignore[reportReturnType]
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -111,8 +111,8 @@ def test_it_reads_and_writes_as_the_reference(pair: tuple[Any, Llava, Path]) -> 
     ).pooler_output
     for place, i in enumerate(flat):
         assert (features[place] - encoded[i]).abs().max() <= 1e-5 * features[place].abs().max()
-    begun = net.begin(torch.cat([encoded[i] for i in flat]), ids, real)
-    states = net.language.text.read(begun.tokens, real=real, causal=True)
+    begun = net.build_prefix(torch.cat([encoded[i] for i in flat]), ids, real)
+    states = net.language.text.read(begun.tokens, valid_mask=real, causal=True)
     wanted = theirs(**given).logits
     assert (net.language.logits(states) - wanted)[real].abs().max() <= 1e-4
     for beams in (1, 3):

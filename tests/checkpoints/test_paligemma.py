@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import PaliGemmaConfig
 
 from sightloop.checkpoints import paligemma
-from sightloop.checkpoints.key_map import export
-from sightloop.checkpoints.registry import FAMILIES, build, recognise
+from sightloop.checkpoints.key_map import export_state_dict
+from sightloop.checkpoints.registry import FAMILIES, build_network, recognize
 from sightloop.errors import CheckpointError
 from sightloop.models.paligemma import PaliGemma
 from sightloop.tasks.generate import Decoding, write
@@ -33,11 +33,11 @@ Pair = tuple[Any, PaliGemma, Path]
 
 def ours(folder: Path, rename: Any = str) -> PaliGemma:
     tensors = {rename(name): value for name, value in load_file(folder / "model.safetensors").items()}
-    family, name = recognise(tensors, "test")
+    family, name = recognize(tensors, "test")
     assert family.name == "paligemma"
     layout = family.layouts[name]
     config = layout.configure(json.loads((folder / "config.json").read_text()), tensors)
-    net = build(family, config, layout.prepare(tensors), layout, source="test")
+    net = build_network(family, config, layout.prepare(tensors), layout, source="test")
     assert isinstance(net, PaliGemma)
     return net
 
@@ -78,9 +78,9 @@ def test_it_reads_and_writes_as_the_reference(pair: Pair) -> None:
     encoded = net.encode_image(given["pixel_values"]).tokens
     features = theirs.get_image_features(given["pixel_values"]).pooler_output
     assert (features - encoded).abs().max() <= 1e-5 * max(1.0, float(features.abs().max()))
-    begun = net.begin(encoded.flatten(0, 1), ids, real)
+    begun = net.build_prefix(encoded.flatten(0, 1), ids, real)
     whole = torch.ones_like(real)
-    states = net.language.text.read(begun.tokens, real=real, whole=whole, causal=True)
+    states = net.language.text.read(begun.tokens, valid_mask=real, prefix_mask=whole, causal=True)
     wanted = theirs(**given).logits
     assert (net.language.logits(states) - wanted)[real].abs().max() <= 1e-4
     for beams in (1, 3):
@@ -89,7 +89,7 @@ def test_it_reads_and_writes_as_the_reference(pair: Pair) -> None:
         found = write(net.language, begun, torch.zeros(3, 0, dtype=torch.long), options, end_id=END)
         for row, expected in zip(found, text[:, ids.shape[1] :].tolist(), strict=True):
             assert row == (expected[: expected.index(END)] if END in expected else expected)
-    alone = net.begin(encoded[:1].flatten(0, 1), ids[:1, -8:], real[:1, -8:])
+    alone = net.build_prefix(encoded[:1].flatten(0, 1), ids[:1, -8:], real[:1, -8:])
     options = Decoding(max_new_tokens=9)
     row = write(net.language, alone, torch.zeros(1, 0, dtype=torch.long), options, end_id=END)[0]
     single = {"pixel_values": given["pixel_values"][:1]}
@@ -118,7 +118,7 @@ def test_it_goes_back(pair: Pair, tmp_path: Path) -> None:
     theirs, net, folder = pair
     ((data, _),) = paligemma.exports(net.config).values()
     assert paligemma.config_from_transformers(json.loads(json.dumps(data))) == net.config
-    tensors = export(net, paligemma.transformers_keys(net.config))
+    tensors = export_state_dict(net, paligemma.transformers_keys(net.config))
     known = load_file(folder / "model.safetensors")
     assert all(torch.equal(value, known[name]) for name, value in tensors.items())
     assert {name for name in set(known) - set(tensors) if "vision_tower.head." not in name} == set()

@@ -15,11 +15,16 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 import sightloop
-from sightloop.data.images.preprocess import normalise, prepare, spec_from_transformers, spec_to_transformers
+from sightloop.data.images.preprocess import (
+    normalize,
+    preprocess,
+    spec_from_transformers,
+    spec_to_transformers,
+)
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.models import siglip
-from sightloop.nn.init import initialise
-from sightloop.objectives.contrastive import sigmoid_pairs
+from sightloop.nn.init import initialize
+from sightloop.objectives.contrastive import siglip_loss
 from sightloop.training.model_sizes import SIZES
 from tests.checkpoints.test_against_reference import TEXTS, pictures
 from tests.tiny_checkpoints.clip_and_blip import write_clip
@@ -74,17 +79,17 @@ def test_readings(tmp_path: Path) -> None:
     images = pictures(3)
     with torch.inference_mode():
         logits = reference(**reference_inputs(reference, images, TEXTS)).logits_per_image
-    usual, chosen = (model.classify(images, TEXTS, "{}", **how) for how in ({}, {"reading": "softmax"}))
-    assert (usual.reading, chosen.reading, usual[:2].reading) == ("sigmoid", "softmax", "sigmoid")
+    usual, chosen = (model.classify(images, TEXTS, "{}", **how) for how in ({}, {"activation": "softmax"}))
+    assert (usual.activation, chosen.activation, usual[:2].activation) == ("sigmoid", "softmax", "sigmoid")
     assert np.abs(chosen - logits.softmax(dim=-1).numpy()).max() < 1e-5
     assert np.abs(usual - logits.sigmoid().numpy()).max() < 1e-5
     write_clip(tmp_path / "clip")
     clip = sightloop.load(tmp_path / "clip", device="cpu")
-    assert clip.classify(images, TEXTS).reading == "softmax"
+    assert clip.classify(images, TEXTS).activation == "softmax"
     with pytest.raises(UsageError, match="trained to choose"):
-        clip.classify(images, TEXTS, reading="sigmoid")
+        clip.classify(images, TEXTS, activation="sigmoid")
     with pytest.raises(UsageError, match="must be"):
-        model.classify(images, TEXTS, reading="raw")  # pyright: ignore[reportArgumentType]
+        model.classify(images, TEXTS, activation="raw")  # pyright: ignore[reportArgumentType]
 
 
 def patches(picture: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
@@ -107,7 +112,7 @@ def test_naflex_pixels(side: int, most: int) -> None:
     for image in images:
         wanted = processor([image], return_tensors="np")
         height, width = wanted["spatial_shapes"][0]
-        picture = normalise([prepare(image, spec)], spec)[0].numpy()
+        picture = normalize([preprocess(image, spec)], spec)[0].numpy()
         assert picture.shape == (3, height * side, width * side)
         assert np.array_equal(patches(picture, side), wanted["pixel_values"][0, : height * width])
         assert wanted["pixel_attention_mask"][0].sum() == height * width <= most
@@ -151,17 +156,17 @@ def test_learns() -> None:
     ids = torch.nn.functional.pad(torch.randint(5, 99, (12, 8)), (0, 32))
     config = cast(siglip.SiglipConfig, SIZES["world-siglip"][1])
     net = siglip.Siglip(replace(config, text=replace(config.text, vocab=99)))
-    initialise(net, 0)
+    initialize(net, 0)
     net.logit_bias.data.fill_(-math.log(12))
-    optimiser = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.95), weight_decay=1e-4)
     losses: list[float] = []
     for step in range(60):
-        optimiser.param_groups[0]["lr"] = 5e-4 * min(1, (step + 1) / 10)
+        optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (step + 1) / 10)
         image, text = net.embed_image(net.encode_image(pixels)), net.embed_text(ids, torch.full((12,), 40))
-        loss = sigmoid_pairs(image, text, net.logit_scale.exp(), net.logit_bias).value
-        optimiser.zero_grad()
+        loss = siglip_loss(image, text, net.logit_scale.exp(), net.logit_bias).value
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     blind = math.log(12) + 11 * math.log(12 / 11)
     assert losses[-1] < 0.7 * blind < losses[0]

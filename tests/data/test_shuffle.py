@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.data.shuffle import batch_indices, position, share, steps_per_epoch
+from sightloop.data.shuffle import batch_indices, rank_slice, shuffled_index, steps_per_epoch
 from sightloop.errors import UsageError
 
 SEEDS = st.integers(0, 2**40)
@@ -13,7 +13,7 @@ SEEDS = st.integers(0, 2**40)
 
 @given(st.integers(1, 3000), SEEDS, st.integers(0, 1000))
 def test_every_epoch_is_a_bijection(count: int, seed: int, epoch: int) -> None:
-    order = position(np.arange(count), count=count, seed=seed, epoch=epoch)
+    order = shuffled_index(np.arange(count), count=count, seed=seed, epoch=epoch)
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(count))
 
@@ -21,22 +21,22 @@ def test_every_epoch_is_a_bijection(count: int, seed: int, epoch: int) -> None:
 @given(st.integers(1, 10**12), SEEDS, st.lists(st.integers(0, 10**12 - 1), min_size=1, max_size=50))
 def test_large_counts_stay_inside_and_apart(count: int, seed: int, raw: list[int]) -> None:
     index = np.unique(np.array(raw, np.int64) % count)
-    order = position(index, count=count, seed=seed, epoch=3)
+    order = shuffled_index(index, count=count, seed=seed, epoch=3)
     assert order.min() >= 0
     assert order.max() < count
     assert len(np.unique(order)) == len(index)
 
 
 def test_a_part_is_what_the_whole_says_there() -> None:
-    whole = position(np.arange(1000), count=1000, seed=1, epoch=2)
+    whole = shuffled_index(np.arange(1000), count=1000, seed=1, epoch=2)
     places = np.array([[999, 0], [17, 512]])
-    np.testing.assert_array_equal(position(places, count=1000, seed=1, epoch=2), whole[places])
-    assert position(np.array([], np.int64), count=5, seed=0, epoch=0).size == 0
+    np.testing.assert_array_equal(shuffled_index(places, count=1000, seed=1, epoch=2), whole[places])
+    assert shuffled_index(np.array([], np.int64), count=5, seed=0, epoch=0).size == 0
 
 
 def test_epochs_and_seeds_differ() -> None:
     orders = {
-        position(np.arange(100), count=100, seed=seed, epoch=epoch).tobytes()
+        shuffled_index(np.arange(100), count=100, seed=seed, epoch=epoch).tobytes()
         for seed in range(5)
         for epoch in range(5)
     }
@@ -47,7 +47,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_it_is_roughly_uniform(count: int) -> None:
     epochs = 1500
     orders = np.stack(
-        [position(np.arange(count), count=count, seed=7, epoch=epoch) for epoch in range(epochs)]
+        [shuffled_index(np.arange(count), count=count, seed=7, epoch=epoch) for epoch in range(epochs)]
     )
     expected = epochs / count
     for place in range(count):  # who stands at each place, over the epochs: chi-squared, 5 sigma
@@ -60,7 +60,7 @@ def test_it_is_roughly_uniform(count: int) -> None:
 
 
 def test_a_large_order_looks_like_noise() -> None:
-    order = position(np.arange(20_000), count=10**9, seed=3, epoch=0) / 10**9
+    order = shuffled_index(np.arange(20_000), count=10**9, seed=3, epoch=0) / 10**9
     assert abs(order.mean() - 0.5) < 0.01
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.03
     assert abs(np.corrcoef(order, np.arange(20_000))[0, 1]) < 0.03
@@ -85,7 +85,7 @@ def test_each_sample_comes_once_an_epoch(batch: int, count: int, seed: int, drop
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_the_ranks_make_up_the_batch(size: int, world: int) -> None:
     indices = np.arange(size)
-    parts = [share(indices, rank, world) for rank in range(world)]
+    parts = [rank_slice(indices, rank, world) for rank in range(world)]
     np.testing.assert_array_equal(np.concatenate(parts), indices)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -93,8 +93,8 @@ def test_the_ranks_make_up_the_batch(size: int, world: int) -> None:
 def test_what_is_out_of_range_is_refused() -> None:
     for index, count in (([5], 5), ([-1], 5), ([0], 0)):
         with pytest.raises(UsageError):
-            position(np.array(index), count=count, seed=0, epoch=0)
+            shuffled_index(np.array(index), count=count, seed=0, epoch=0)
     with pytest.raises(UsageError):
-        share(np.arange(3), 2, 2)
+        rank_slice(np.arange(3), 2, 2)
     with pytest.raises(UsageError):
         steps_per_epoch(0, 5, drop_last=False)

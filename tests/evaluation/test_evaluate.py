@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sightloop.evaluation.matching import mismatches
-from sightloop.inference.fingerprint import fingerprint
 
 import sightloop
-from sightloop.data.datasets.schema import fields_of_region
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.schema import fields_from_region
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.evaluation import retrieval
+from sightloop.evaluation.matching import mismatches
 from sightloop.evaluation.predictions import packed, read_predictions
-from sightloop.evaluation.results import Measure
+from sightloop.evaluation.results import MetricTable
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.inference.rerank import Memories
+from sightloop.inference.fingerprint import fingerprint
+from sightloop.inference.rerank import ImageCache
 from sightloop.metrics.captions import caption_scores
 from sightloop.metrics.detection import detection_scores
 from sightloop.metrics.retrieval import retrieval_scores
@@ -45,17 +45,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for head in ("caption", "answer", "match"):
         write_blip(folder / head, head=head)
     write_clip(folder / "clip")
-    write_world(folder / "world.tar", [replace(s, captions=(*s.captions, "a scene")) for s in scenes()])
+    write_synthetic_world(
+        folder / "world.tar", [replace(s, captions=(*s.captions, "a scene")) for s in scenes()]
+    )
     for sample in scenes():
         file = folder / "classes" / sample.captions[0].split()[0] / f"{sample.key}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        assert isinstance(sample.picture, bytes)
-        file.write_bytes(sample.picture)
+        assert isinstance(sample.image, bytes)
+        file.write_bytes(sample.image)
     return folder
 
 
 def scenes(seed: int = 1) -> list[Sample]:
-    return [world("train", COUNT, seed)[i] for i in range(COUNT)]
+    return [synthetic_world("train", COUNT, seed)[i] for i in range(COUNT)]
 
 
 def run(place: Path, task: Any, model: str, out: Path | None = None, **options: Any) -> sightloop.Evaluation:
@@ -79,11 +81,11 @@ def test_captions_are_scored_as_the_measures_do(place: Path, tmp_path: Path) -> 
     samples = loaded(place)
     written = [records[sample.key]["caption"] for sample in samples]
     model = sightloop.load(place / "caption", device="cpu")
-    assert written == model.caption([sample.picture for sample in samples], **SHORT)
+    assert written == model.caption([sample.image for sample in samples], **SHORT)
     expected = caption_scores(written, [list(sample.captions) for sample in samples])
     assert all(numbers[name] == pytest.approx(value, abs=1e-12) for name, value in expected.items())
     clip = sightloop.load(place / "clip", device="cpu")
-    images = clip.embed_images([sample.picture for sample in samples])
+    images = clip.embed_images([sample.image for sample in samples])
     own = clip.embed_texts([f"A photo depicts {text}" for text in written])
     cosine = (images * own).sum(1).clip(0)
     near = [
@@ -105,7 +107,7 @@ def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
     distinct = sorted(set(texts))  # "a scene" is everybody's, and counts once for each
     owner = np.repeat(np.arange(COUNT), 2)
     column = [distinct.index(text) for text in texts]
-    pictures = [sample.picture for sample in samples]
+    pictures = [sample.image for sample in samples]
     similarity = model.similarity(pictures, distinct)[:, column]
     judged = model.rank(pictures, distinct, k=len(distinct))[:, column]
     near = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
@@ -128,7 +130,7 @@ def test_pictures_that_memory_has_no_room_for_are_encoded_again(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(run(place, "retrieval", "match", rerank=[5]))
-    monkeypatch.setattr(retrieval, "Memories", lambda: Memories(3 * 17 * 32 * 4))
+    monkeypatch.setattr(retrieval, "ImageCache", lambda: ImageCache(3 * 17 * 32 * 4))
     assert list(run(place, "retrieval", "match", rerank=[5])) == expected
 
 
@@ -168,12 +170,12 @@ def test_what_was_interrupted_goes_on(place: Path, tmp_path: Path, task: str) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(place, task, model, tmp_path / "cut", watch=stop, **options)
+        run(place, task, model, tmp_path / "cut", on_sample=stop, **options)
     file = tmp_path / "cut" / "predictions.jsonl"
     with file.open("ab") as opened:
         opened.write(b'{"key": "train-1-0000')
     events: list[Any] = []
-    again = run(place, task, model, tmp_path / "cut", watch=lambda *args: events.append(args), **options)
+    again = run(place, task, model, tmp_path / "cut", on_sample=lambda *args: events.append(args), **options)
     mine = [event for what, _, event in events if what.startswith(last)]
     assert Counter(type(event) for event in mine) == {Skipped: 7, Done: COUNT - 7}
     for (name, value), (other, expected) in zip(again, whole, strict=True):
@@ -190,7 +192,7 @@ def watch(what, total, event):
     print(event.name, flush=True)
     sys.stdin.readline()
 sightloop.evaluate("captions", sys.argv[1], model=sys.argv[2], out=sys.argv[3], device="cpu", isolate=False,
-    decoding={"max_new_tokens": 6}, watch=watch)
+    decoding={"max_new_tokens": 6}, on_sample=watch)
 """
     arguments = [str(place / "world.tar"), str(place / "caption"), str(tmp_path / "killed")]
     process = subprocess.Popen(
@@ -217,7 +219,7 @@ sightloop.evaluate("captions", sys.argv[1], model=sys.argv[2], out=sys.argv[3], 
         "caption",
         tmp_path / "killed",
         decoding=SHORT,
-        watch=lambda *a: events.append(a[2]),
+        on_sample=lambda *a: events.append(a[2]),
     )
     assert Counter(type(event) for event in events) == {Skipped: 9, Done: COUNT - 9}
     assert list(again) == list(run(place, "captions", "caption", decoding=SHORT))
@@ -235,7 +237,7 @@ def test_files_are_not_mixed_up(place: Path, tmp_path: Path) -> None:
     write_blip(place / "other", seed=1)
     with pytest.raises(UsageError, match=r"another model \(.*caption.*now .*other"):
         run(place, "captions", "other", tmp_path, decoding=SHORT)
-    write_world(tmp_path / "other.tar", scenes(2))
+    write_synthetic_world(tmp_path / "other.tar", scenes(2))
     with pytest.raises(UsageError, match="other data"):
         sightloop.evaluate("captions", tmp_path / "other.tar", predictions=file)
     with pytest.raises(UsageError, match="another task"):
@@ -282,7 +284,7 @@ def write_found(file: Path, samples: list[Sample], move: float, *, score: float 
                 )
                 for region in sample.regions
             ]
-            fields = [fields_of_region(region) for region in regions if place % 2 == 0]
+            fields = [fields_from_region(region) for region in regions if place % 2 == 0]
             out.write(json.dumps({"key": sample.key, "regions": fields}) + "\n")
 
 
@@ -371,8 +373,8 @@ def test_broken_pictures_are_named_and_left_out(place: Path, tmp_path: Path) -> 
     data = tmp_path / "data"
     data.mkdir()
     for i, sample in enumerate(scenes()[:6]):
-        assert isinstance(sample.picture, bytes)
-        (data / f"{i}.png").write_bytes(sample.picture if i != 2 else sample.picture[:60])
+        assert isinstance(sample.image, bytes)
+        (data / f"{i}.png").write_bytes(sample.image if i != 2 else sample.image[:60])
         (data / f"{i}.txt").write_text(f"{sample.captions[0]} <b>&")
     events: list[Any] = []
     result = sightloop.evaluate(
@@ -382,7 +384,7 @@ def test_broken_pictures_are_named_and_left_out(place: Path, tmp_path: Path) -> 
         out=tmp_path / "out",
         isolate=False,
         device="cpu",
-        watch=lambda *args: events.append(args[2]),
+        on_sample=lambda *args: events.append(args[2]),
     )
     assert list(result.runs[0].failed) == ["2"]
     assert [event.name for event in events if isinstance(event, Failed)] == ["2"]
@@ -402,7 +404,7 @@ def test_classes_are_those_of_the_verb(place: Path) -> None:
     labels = sorted({sample.label or "" for sample in samples})
     model = sightloop.load(place / "clip", device="cpu")
     templates = result.runs[0].about["settings"]["templates"]
-    found = model.classify([sample.picture for sample in samples], labels, templates)
+    found = model.classify([sample.image for sample in samples], labels, templates)
     hits = [labels[row.argmax()] == sample.label for row, sample in zip(found, samples, strict=True)]
     numbers = dict(result)
     assert len(templates) == 7
@@ -437,7 +439,7 @@ def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, mode: Any) -
     for sample in samples:
         asked = [q.question for q in sample.questions]
         candidates = own if mode == "rank" else None
-        answers = model.answer(sample.picture, asked, candidates=candidates, **SHORT)
+        answers = model.answer(sample.image, asked, candidates=candidates, **SHORT)
         assert records[sample.key]["answers"] == answers
         written += answers
         given += [list(q.answers) for q in sample.questions]
@@ -526,9 +528,9 @@ def test_differences_of_rows_are_paired() -> None:
     values = random.random(40)
     rows = [str(i) for i in range(40)]
 
-    def measure(table: np.ndarray, names: list[str]) -> Measure:
+    def measure(table: np.ndarray, names: list[str]) -> MetricTable:
         median = lambda drawn: float(np.median(drawn))  # noqa: E731
-        return Measure("m", "p", "u", names, table, of_rows=median)
+        return MetricTable("m", "p", "u", names, table, of_rows=median)
 
     same = measure(values, rows).less(measure(values[::-1].copy(), rows[::-1]), 0)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)

@@ -12,24 +12,24 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sightloop.inference.fingerprint import fingerprint
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import AutoProcessor, LlamaTokenizer
 
 import sightloop
 from sightloop import Message
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.data.text.padding import Padding
-from sightloop.data.text.sentencepiece import load_pieces
+from sightloop.data.text.sentencepiece import load_sentencepiece
 from sightloop.data.text.tokenizer import Tokenizer as OurTokenizer
 from sightloop.errors import CheckpointError, UnsupportedError, UsageError
 from sightloop.inference.chat import _pieces
+from sightloop.inference.fingerprint import fingerprint
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.nn.lora import add_lora
 from sightloop.nn.prepack import unpack
-from sightloop.training.events import Stepped
+from sightloop.training.events import StepDone
 from sightloop.types import Pixels
 from tests.tiny_checkpoints.llava import LLAVA_15, LLAVA_16_MISTRAL, as_older_files, pieces, write_llava
 
@@ -90,7 +90,7 @@ def as_theirs(messages: list[Message]) -> list[dict[str, Any]]:
 def test_prompts_are_those_of_the_checkpoints_template(made: tuple[Any, Any, Path], model: Model) -> None:
     for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[3:]):
         wanted = made[1].apply_chat_template(as_theirs(messages), add_generation_prompt=True)
-        assert model.network.dialogue(messages) == wanted
+        assert model.network.render_chat(messages) == wanted
 
 
 def test_chat_as_the_reference(made: tuple[Any, Any, Path], model: Model) -> None:
@@ -127,12 +127,12 @@ def test_ids_are_those_of_the_reference(made: tuple[Any, Any, Path], model: Mode
 
 
 def test_pixels_are_those_of_the_reference(made: tuple[Any, Any, Path], model: Model) -> None:
-    from sightloop.data.images.preprocess import normalise
+    from sightloop.data.images.preprocess import normalize
 
     wanted = made[1].image_processor(PICTURES, return_tensors="pt")["pixel_values"]
     for i, pixels in enumerate(model.read(PICTURES, isolate=False)):
         assert not isinstance(pixels, Exception)
-        found = normalise([pixels], model.image_spec)[0]
+        found = normalize([pixels], model.image_spec)[0]
         if model.image_spec.tiles:
             found = found.unflatten(1, (-1, 14)).transpose(0, 1)
             assert torch.equal(found, wanted[i][: len(found)])
@@ -154,7 +154,7 @@ def test_older_files_and_saving(made: tuple[Any, Any, Path], model: Model, tmp_p
         assert torch.equal(value, made[0].state_dict()[name])
     processor = AutoProcessor.from_pretrained(tmp_path / "theirs")
     prompt = processor.apply_chat_template(as_theirs(CONVERSATION), add_generation_prompt=True)
-    assert prompt == model.network.dialogue(CONVERSATION)
+    assert prompt == model.network.render_chat(CONVERSATION)
     given, before = (
         p(images=PICTURES[:1], text="a<image>b", return_tensors="pt") for p in (processor, made[1])
     )
@@ -164,23 +164,23 @@ def test_older_files_and_saving(made: tuple[Any, Any, Path], model: Model, tmp_p
 
 
 def test_few_bits(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> None:
-    small = load(made[2], device="cpu", quantise="int8", dtype="bfloat16")
+    small = load(made[2], device="cpu", quantize="int8", dtype="bfloat16")
     assert small.network.language.text.blocks[0].mlp.fc1.weight.is_meta
     ids, real = torch.arange(3, 40)[None], torch.ones(1, 37, dtype=torch.bool)
     nothing = torch.zeros(0, 1)
     states = [
-        m.network.language.text.read(m.network.begin(nothing, ids, real).tokens, causal=True).float()
+        m.network.language.text.read(m.network.build_prefix(nothing, ids, real).tokens, causal=True).float()
         for m in (model, small)
     ]
     assert (states[0] - states[1]).norm() < 0.2 * states[0].norm()
     assert isinstance(small.chat(CONVERSATION, max_new_tokens=3), str)
     assert fingerprint(small) != fingerprint(model)
-    with pytest.raises(UsageError, match="quantise"):
+    with pytest.raises(UsageError, match="quantize"):
         small.save(tmp_path / "small")
-    with pytest.raises(UsageError, match=r"few bits; load the model without `quantise`"):
+    with pytest.raises(UsageError, match=r"few bits; load the model without `quantize`"):
         add_lora(small.network, ["language.text.blocks.*.attn.qkv"])
     with pytest.raises(UsageError, match="language model"):
-        load(device="cpu", quantise="int4")
+        load(device="cpu", quantize="int4")
 
 
 def test_what_cannot_be_said(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> None:
@@ -219,13 +219,13 @@ def test_a_template_is_never_run(made: tuple[Any, Any, Path], tmp_path: Path) ->
 def test_the_stages_learn(recipe: str, tmp_path: Path) -> None:
     """The projector alone, then with the language model: the loss falls, what is frozen stays."""
     write_llava(tmp_path / "start", tiled=False, template=LLAVA_15)
-    write_world(tmp_path / "train.tar", world("train", 12, seed=0))
+    write_synthetic_world(tmp_path / "train.tar", synthetic_world("train", 12, seed=0))
     settings = [
-        f"model.start={tmp_path / 'start'}", "data.batch=6", "optimiser.lr=0.003", "schedule.warmup_steps=0",
+        f"model.init_from={tmp_path / 'start'}", "data.batch=6", "optimizer.lr=0.003", "schedule.warmup_steps=0",
         "epochs=1", "steps=12",
     ]  # fmt: skip
     events = list(sightloop.train(recipe, tmp_path / "train.tar", tmp_path / "run", settings=settings))
-    losses = [event.loss for event in events if isinstance(event, Stepped)]
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
     assert sum(losses[-3:]) < sum(losses[:3])
     before, after = (load(tmp_path / name, device="cpu") for name in ("start", "run/model"))
     unpack(before.network)
@@ -259,7 +259,7 @@ def test_a_bare_piece_model(legacy: bool, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = LlamaTokenizer.from_pretrained(tmp_path)
     theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    ours = load_pieces(tmp_path, max_length=1000, extra="<image>", usual="LlamaTokenizer")
+    ours = load_sentencepiece(tmp_path, max_length=1000, extra="<image>", usual="LlamaTokenizer")
     texts = ["a dog", " the  zebra\n", "USER: <image>\nwhat is it? ASSISTANT:", "é 犬", "", "</s> dog"]
     rows = ours.encode(texts)
     for text, row, length in zip(texts, rows.ids, rows.lengths, strict=True):
@@ -272,7 +272,7 @@ def test_pictures_made_square(tmp_path: Path) -> None:
     from transformers import LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    from sightloop.data.images.preprocess import normalise
+    from sightloop.data.images.preprocess import normalize
 
     write_llava(tmp_path / "m", tiled=False, template=LLAVA_15)
     sizes: Any = {"size": {"shortest_edge": 14}, "crop_size": {"height": 14, "width": 14}}
@@ -288,7 +288,7 @@ def test_pictures_made_square(tmp_path: Path) -> None:
         model = load(tmp_path / folder, device="cpu")
         for isolate in (False, True):
             read = [one for one in model.read(shown, isolate=isolate) if isinstance(one, Pixels)]
-            assert torch.equal(normalise(read, model.image_spec), wanted)
+            assert torch.equal(normalize(read, model.image_spec), wanted)
         assert [one.size for one in read] == [(one.height, one.width) for one in shown]
     theirs = AutoProcessor.from_pretrained(tmp_path / "theirs").image_processor
     assert torch.equal(torch.as_tensor(np.stack(theirs(shown)["pixel_values"])), wanted)

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from sightloop.training.config import DataSettings, ModelSettings
 
 import sightloop
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.nn.prepack import unpack
-from sightloop.training.build import prepare
-from sightloop.training.dataloader import Feed, on_device
-from sightloop.training.events import Stepped
-from sightloop.training.grad_cache import Features
-from sightloop.training.loss_terms import TERMS, Context
-from sightloop.training.optimizer import OptimiserConfig
+from sightloop.training.build import build_model
+from sightloop.training.config import DataSettings, ModelSettings
+from sightloop.training.dataloader import BatchLoader, on_device
+from sightloop.training.events import StepDone
+from sightloop.training.grad_cache import GradCache
+from sightloop.training.loss_terms import LOSS_TERMS, LossContext
+from sightloop.training.optimizer import OptimizerConfig
 from sightloop.training.recipes import RECIPES
 from sightloop.training.trainer import train
 from tests.tiny_checkpoints.florence import write_florence
@@ -27,27 +27,27 @@ from tests.tiny_checkpoints.florence import write_florence
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 24, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 24, seed=0))
     return path
 
 
 def test_the_loss_is_the_references(tmp_path: Path, shard: Path) -> None:
     theirs = write_florence(tmp_path / "hub", seed=1)
     settings = DataSettings(batch=6, max_tokens=40, augment=None)
-    recipe = replace(RECIPES["florence"], model=ModelSettings(start=str(tmp_path / "hub")), data=settings)
+    recipe = replace(RECIPES["florence"], model=ModelSettings(init_from=str(tmp_path / "hub")), data=settings)
     dataset = sightloop.open_dataset(shard)
-    trainee = prepare(recipe, dataset, tmp_path)
-    feed = Feed(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    trainee = build_model(recipe, dataset, tmp_path)
+    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
     (batch,) = feed.batches(0, 1)
     rows, network = batch.dialogues, trainee.network.train()
     assert rows is not None
     found: list[torch.Tensor] = []
     for chunk in (0, 4):
         network.zero_grad()
-        features = Features(chunk)
+        features = GradCache(chunk)
         moved, pixels = on_device(batch, trainee.image_spec, torch.device("cpu"))
-        context = Context(network, None, trainee.heads, recipe, moved, pixels, {}, 0.0, features)
-        TERMS["prompted"](context)
+        context = LossContext(network, None, trainee.heads, recipe, moved, pixels, {}, 0.0, features)
+        LOSS_TERMS["prompted"](context)
         features.finish()
         found += [context.values["prompted"], network.projection.weight.grad.clone()]
     theirs.zero_grad()
@@ -71,16 +71,16 @@ def test_it_learns_and_frozen_parts_stay(tmp_path: Path, shard: Path) -> None:
     write_florence(tmp_path / "hub", seed=2)
     recipe = replace(
         RECIPES["florence"],
-        model=ModelSettings(start=str(tmp_path / "hub"), frozen=("vision.*",)),
+        model=ModelSettings(init_from=str(tmp_path / "hub"), frozen=("vision.*",)),
         data=DataSettings(batch=8, max_tokens=40, augment=None),
-        optimiser=OptimiserConfig(lr=3e-3, clip_norm=1.0),
+        optimizer=OptimizerConfig(lr=3e-3, clip_norm=1.0),
         epochs=0,
         steps=12,
     )
     losses = [
         event.loss
         for event in train(recipe, shard, tmp_path / "run", device="cpu")
-        if isinstance(event, Stepped)
+        if isinstance(event, StepDone)
     ]
     assert sum(losses[-3:]) < 0.85 * sum(losses[:3])
     before, after = (

@@ -20,8 +20,8 @@ from transformers.generation.logits_process import (
 import sightloop
 from sightloop import Message
 from sightloop.errors import CheckpointError, UsageError
-from sightloop.inference.generation_config import generation_config, habits_of, options
-from sightloop.tasks.generate import Decoding, _warp
+from sightloop.inference.generation_config import decoding_defaults, decoding_options, generation_config
+from sightloop.tasks.generate import Decoding, _sampling_probs
 from tests.tiny_checkpoints.florence import write_florence
 from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 from tests.tiny_checkpoints.paligemma import write_paligemma
@@ -65,7 +65,7 @@ def test_every_verb_writes_as_the_files_say(family: str, given: dict[str, Any], 
         return out.strip()
 
     if family == "llava":
-        prompt = model.network.dialogue([Message("user", "what?", (image,))])
+        prompt = model.network.render_chat([Message("user", "what?", (image,))])
         assert model.chat([Message("user", "what?", (image,))], max_new_tokens=7) == wanted(
             prompt, max_new_tokens=7
         )
@@ -99,17 +99,17 @@ DRAWN: list[dict[str, Any]] = [
 def test_what_is_drawn_at_random(given: dict[str, Any]) -> None:
     """The probabilities are the reference's, its own defaults included."""
     said = GenerationConfig(do_sample=True, **given).to_dict()
-    made = options(habits_of(said, {}), {}, {})
+    made = decoding_options(decoding_defaults(said, {}), {}, {})
     assert made.samples
     usual = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | given
     logits = torch.randn(4, 90, generator=torch.Generator().manual_seed(0)) * 3
     scores = TemperatureLogitsWarper(usual["temperature"])(None, logits)
     scores = TopKLogitsWarper(usual["top_k"])(None, scores) if usual["top_k"] else scores
     scores = TopPLogitsWarper(usual["top_p"])(None, scores) if usual["top_p"] < 1 else scores
-    drawn = _warp(logits, made)
+    drawn = _sampling_probs(logits, made)
     assert torch.allclose((drawn / drawn.sum(-1, keepdim=True)).float(), scores.softmax(-1), atol=1e-6)
-    back = generation_config(habits_of(said, {}), {}, 2)
-    assert habits_of(back, {}) == habits_of(said, {})
+    back = generation_config(decoding_defaults(said, {}), {}, 2)
+    assert decoding_defaults(back, {}) == decoding_defaults(said, {})
 
 
 RULES: list[tuple[dict[str, Any], str]] = [
@@ -124,49 +124,49 @@ RULES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("said", "named"), RULES)
 def test_rules_that_are_not_known_are_named(said: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
-        habits_of(said, {}, end_id=2)
-    assert habits_of({**GenerationConfig().to_dict(), "max_new_tokens": 9}, {}, end_id=2) == {
+        decoding_defaults(said, {}, end_id=2)
+    assert decoding_defaults({**GenerationConfig().to_dict(), "max_new_tokens": 9}, {}, end_id=2) == {
         "max_new_tokens": 9
     }
 
 
 def test_where_texts_start_and_end() -> None:
     about: dict[str, Any] = {"end_id": 2, "start_ids": (2,)}
-    assert habits_of({"min_length": 9}, {}, **about) == {"min_new_tokens": 8}
-    assert habits_of({"eos_token_id": 2}, {}, **about) == {}
-    assert habits_of({"eos_token_id": [2, 5]}, {}, **about) == {"end_ids": [2, 5]}
+    assert decoding_defaults({"min_length": 9}, {}, **about) == {"min_new_tokens": 8}
+    assert decoding_defaults({"eos_token_id": 2}, {}, **about) == {}
+    assert decoding_defaults({"eos_token_id": [2, 5]}, {}, **about) == {"end_ids": [2, 5]}
     with pytest.raises(CheckpointError, match="decoder_start_token_id"):
-        habits_of({"decoder_start_token_id": 3}, {}, **about)
+        decoding_defaults({"decoder_start_token_id": 3}, {}, **about)
 
 
 def test_the_rule() -> None:
     """The checkpoint, over it the verb, over it the caller; beams and sampling exclude each other."""
     habits = {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 30}
-    assert options(habits, {}, {}) == Decoding(num_beams=3, length_penalty=0.5, max_new_tokens=30)
-    assert options(habits, {"max_new_tokens": 512}, {}).max_new_tokens == 512
-    assert options(habits, {"max_new_tokens": 512}, {"max_new_tokens": 7}).max_new_tokens == 7
-    assert options(habits, {}, {"num_beams": 2}) == Decoding(
+    assert decoding_options(habits, {}, {}) == Decoding(num_beams=3, length_penalty=0.5, max_new_tokens=30)
+    assert decoding_options(habits, {"max_new_tokens": 512}, {}).max_new_tokens == 512
+    assert decoding_options(habits, {"max_new_tokens": 512}, {"max_new_tokens": 7}).max_new_tokens == 7
+    assert decoding_options(habits, {}, {"num_beams": 2}) == Decoding(
         num_beams=2, length_penalty=0.5, max_new_tokens=30
     )
-    assert options(habits, {}, {"top_p": 0.9}).num_beams == 1
+    assert decoding_options(habits, {}, {"top_p": 0.9}).num_beams == 1
     drawn = {"temperature": 0.9, "top_p": 0.6}
-    assert options(drawn, {}, {"num_beams": 2}) == Decoding(num_beams=2)
-    assert options(drawn, {}, {"num_beams": 1}) == Decoding()
-    assert options(drawn, {}, {"temperature": 0.2}) == Decoding(temperature=0.2, top_p=0.6)
-    assert habits_of({"do_sample": True, "num_beams": 2}, {}) == {"num_beams": 2}
-    assert habits_of({"forced_eos_token_id": None, "num_beams": None, "max_length": 90}, {}) == {}
-    assert options({"min_new_tokens": 9}, {}, {"max_new_tokens": 4}).min_new_tokens == 4
+    assert decoding_options(drawn, {}, {"num_beams": 2}) == Decoding(num_beams=2)
+    assert decoding_options(drawn, {}, {"num_beams": 1}) == Decoding()
+    assert decoding_options(drawn, {}, {"temperature": 0.2}) == Decoding(temperature=0.2, top_p=0.6)
+    assert decoding_defaults({"do_sample": True, "num_beams": 2}, {}) == {"num_beams": 2}
+    assert decoding_defaults({"forced_eos_token_id": None, "num_beams": None, "max_length": 90}, {}) == {}
+    assert decoding_options({"min_new_tokens": 9}, {}, {"max_new_tokens": 4}).min_new_tokens == 4
     with pytest.raises(UsageError, match=r"beams: no such decoding option; there are .*num_beams, "):
-        options(habits, {}, {"beams": 3})
+        decoding_options(habits, {}, {"beams": 3})
 
 
 def test_older_files_say_it_in_config(tmp_path: Path) -> None:
     config = {"num_beams": 2, "length_penalty": None, "text_config": {"num_beams": 5, "length_penalty": 0.3}}
-    assert habits_of({}, config) == {"num_beams": 2, "length_penalty": 0.3}
+    assert decoding_defaults({}, config) == {"num_beams": 2, "length_penalty": 0.3}
     write_florence(tmp_path / "m", generation={"num_beams": 3, "forced_eos_token_id": 2})
     model = sightloop.load(tmp_path / "m", device="cpu")
     assert model.decoding["num_beams"] == 3
-    assert model.decoding["end_last"]
+    assert model.decoding["force_eos"]
     model.save(tmp_path / "back", layout="transformers")
     said = json.loads((tmp_path / "back" / "generation_config.json").read_text())
     assert (said["num_beams"], said["forced_eos_token_id"]) == (3, 2)

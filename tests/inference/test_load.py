@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save, save_file
 
 import sightloop
 from sightloop.checkpoints import hub
-from sightloop.checkpoints.catalog import ENTRIES
-from sightloop.checkpoints.key_map import own_tensors
+from sightloop.checkpoints.catalog import CATALOG
+from sightloop.checkpoints.key_map import native_state_dict
 from sightloop.nn.prepack import unpack
 from tests.checkpoints.test_against_reference import TEXTS, pictures, reference_inputs
 from tests.tiny_checkpoints.clip_and_blip import BLIP_HEADS, write_blip, write_clip
@@ -36,7 +36,7 @@ def test_round_trips(tmp_path: Path, kind: str) -> None:
     again = sightloop.load(tmp_path / "own", device="cpu")
     unpack(model.network)
     unpack(again.network)
-    first, second = own_tensors(model.network), own_tensors(again.network)
+    first, second = native_state_dict(model.network), native_state_dict(again.network)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert again.image_spec == model.image_spec
@@ -62,7 +62,7 @@ def test_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = sightloop.load(device="cpu")
     assert (model.name, model.family) == ("nano", "blip")
-    assert model.capabilities == set(ENTRIES[0].jobs)
+    assert model.capabilities == set(CATALOG[0].capabilities)
     images = pictures(2)
     assert all(model.caption(images))
     assert model.match(images, ["a dog", "a man"]).shape == (2,)
@@ -293,7 +293,7 @@ def test_original_blip_with_all_heads(tmp_path: Path) -> None:
     assert model.caption(images) == captions
     model.save(tmp_path / "own")
     assert sightloop.load(tmp_path / "own", device="cpu").caption(images) == captions
-    assert len(load_file(tmp_path / "own" / "model.safetensors")) == len(own_tensors(network))
+    assert len(load_file(tmp_path / "own" / "model.safetensors")) == len(native_state_dict(network))
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:

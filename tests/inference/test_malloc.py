@@ -49,8 +49,8 @@ import torch
 from torch import nn
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.checkpoints.language import language_config
-from sightloop.checkpoints.key_map import fill
-from sightloop.inference.load import taking_for
+from sightloop.checkpoints.key_map import load_weights
+from sightloop.inference.load import weight_hook_for
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.towers.text import LanguageModel
 
@@ -63,8 +63,8 @@ def load(width, file, dtype, bits):
     with torch.device("meta"):
         net = nn.ModuleDict({"language": LanguageModel(language_config(dict(shape, model_type="llama")))})
     with give_back_freed_memory():
-        take = taking_for(bits, torch.device("cpu"))(net)
-        fill(net, read_tensors([file], dtype), None, take=take)
+        take = weight_hook_for(bits, torch.device("cpu"))(net)
+        load_weights(net, read_tensors([file], dtype), None, weight_hook=take)
     return net
 
 few = {"-": None}.get(sys.argv[3], sys.argv[3])
@@ -109,7 +109,7 @@ import torch
 from torch import nn
 from sightloop.checkpoints.tensors import write_safetensors
 from sightloop.checkpoints.language import language_config, language_keys
-from sightloop.checkpoints.key_map import export, own_tensors
+from sightloop.checkpoints.key_map import export_state_dict, native_state_dict
 from sightloop.towers.text import LanguageModel
 
 def memory(what):
@@ -123,7 +123,7 @@ def save(width, layout):
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     keys = language_keys(config, "language", "model", "lm_head")
-    write_safetensors(own_tensors(net) if layout == "own" else export(net, keys), sys.argv[2])
+    write_safetensors(native_state_dict(net) if layout == "own" else export_state_dict(net, keys), sys.argv[2])
     return memory("VmHWM") - before
 
 save(64, sys.argv[1])

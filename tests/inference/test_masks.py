@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sightloop.checkpoints.mask_decoder import load_mask_decoder, save_mask_decoder
 
+from sightloop.checkpoints.mask_decoder import load_mask_decoder, save_mask_decoder
 from sightloop.errors import CheckpointError
-from sightloop.inference.masks import masks_of
-from sightloop.tasks.region_parser import Found, located
+from sightloop.inference.masks import decode_masks
+from sightloop.tasks.region_parser import ParsedRegion, parse_location_tokens
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -99,10 +99,10 @@ def test_masks_fill_their_boxes(tmp_path: Path) -> None:
     decoder = load_mask_decoder(stored(tmp_path, given))
     segments = "".join(f"<seg{i:03d}>" for i in range(16))
     text = f"<loc0256><loc0128><loc0512><loc0999>{segments} cat ; <loc0000><loc0000><loc0010><loc0010> dog"
-    found = located(text, (100, 200))
-    far = Found("far", (0.0, 0.0, 9.0, 9.0), segments=(*range(15), 999))
-    empty = Found("empty", (5.0, 5.0, 5.2, 90.0), segments=tuple(range(16)))
-    first, second, third, fourth = masks_of(decoder, [*found, far, empty], (100, 200))
+    found = parse_location_tokens(text, (100, 200))
+    far = ParsedRegion("far", (0.0, 0.0, 9.0, 9.0), segments=(*range(15), 999))
+    empty = ParsedRegion("empty", (5.0, 5.0, 5.2, 90.0), segments=tuple(range(16)))
+    first, second, third, fourth = decode_masks(decoder, [*found, far, empty], (100, 200))
     wanted = np.zeros((100, 200), bool)
     wanted[25:50, 25:195] = True
     assert first is not None
@@ -111,7 +111,7 @@ def test_masks_fill_their_boxes(tmp_path: Path) -> None:
     assert third is None
     assert fourth is not None
     assert not fourth.any()
-    assert masks_of(decoder, [], (1, 1)) == []
+    assert decode_masks(decoder, [], (1, 1)) == []
 
 
 def test_it_is_saved_as_it_was_published(tmp_path: Path) -> None:

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from sightloop.training.config import DataSettings, ModelSettings, Recipe
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
 import sightloop
-from sightloop.data.datasets.synthetic import world, write_world
-from sightloop.data.images.preprocess import normalise
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.data.images.preprocess import normalize
 from sightloop.inference.regions import regions_of
-from sightloop.training.build import prepare
-from sightloop.training.dataloader import Feed, Forms, on_device
-from sightloop.training.events import Stepped
-from sightloop.training.grad_cache import Features
-from sightloop.training.loss_terms import TERMS, Context
+from sightloop.training.build import build_model
+from sightloop.training.config import DataSettings, ModelSettings, Recipe
+from sightloop.training.dataloader import BatchLoader, PromptFormat, on_device
+from sightloop.training.events import StepDone
+from sightloop.training.grad_cache import GradCache
+from sightloop.training.loss_terms import LOSS_TERMS, LossContext
 from sightloop.training.trainer import train
 from tests.inference.test_masks import stored, weights
 from tests.tiny_checkpoints.paligemma import END, PATCH, SIDE, write_paligemma
@@ -66,7 +66,7 @@ def test_ids_and_pixels(loaded: Loaded, pictures: list[Image.Image]) -> None:
         assert mine == theirs[real.bool()].tolist()
         assert model.tokenizer.decode([mine]) == processor.batch_decode([mine], skip_special_tokens=True)
     read = [p for p in model.read(pictures) if not isinstance(p, sightloop.ImageError)]
-    pixels = normalise(read, model.image_spec, device=torch.device("cpu"), dtype=torch.float32)
+    pixels = normalize(read, model.image_spec, device=torch.device("cpu"), dtype=torch.float32)
     assert torch.equal(pixels, wanted["pixel_values"])
 
 
@@ -117,7 +117,7 @@ def test_save_round_trips(loaded: Loaded, pictures: list[Image.Image], layout: A
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 24, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 24, seed=0))
     return path
 
 
@@ -126,11 +126,15 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
     theirs, _, _, folder = loaded
     settings = DataSettings(batch=6, max_tokens=12, augment=None)
     recipe = Recipe(
-        "test", {"prompted": 1.0}, model=ModelSettings(start=str(folder)), data=settings, smoothing=0
+        "test",
+        {"prompted": 1.0},
+        model=ModelSettings(init_from=str(folder)),
+        data=settings,
+        label_smoothing=0,
     )
     dataset = sightloop.open_dataset(shard)
-    trainee = prepare(recipe, dataset, folder)
-    feed = Feed(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    trainee = build_model(recipe, dataset, folder)
+    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
     (batch,) = feed.batches(0, 1)
     rows = batch.dialogues
     assert rows is not None
@@ -139,10 +143,10 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
     found: list[torch.Tensor] = []
     for chunk in (0, 4):
         network.zero_grad()
-        features = Features(chunk)
+        features = GradCache(chunk)
         moved, pixels = on_device(batch, trainee.image_spec, torch.device("cpu"))
-        context = Context(network, None, trainee.heads, recipe, moved, pixels, {}, 0.0, features)
-        TERMS["prompted"](context)
+        context = LossContext(network, None, trainee.heads, recipe, moved, pixels, {}, 0.0, features)
+        LOSS_TERMS["prompted"](context)
         features.finish()
         found += [context.values["prompted"], network.projector.weight.grad.clone()]
     each, image_id = (SIDE // PATCH) ** 2, network.config.image_id
@@ -168,9 +172,11 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
 def test_prompts_and_texts_are_those_of_the_processor(loaded: Loaded, shard: Path) -> None:
     _, processor, model, _ = loaded
     dataset = sightloop.open_dataset(shard)
-    forms = Forms(model.network.prompts, END)
+    forms = PromptFormat(model.network.prompts, END)
     settings = DataSettings(batch=5, augment=None, prompt="")
-    (batch,) = Feed(dataset, settings, model.tokenizer, model.image_spec, 0, {}, forms=forms).batches(0, 1)
+    (batch,) = BatchLoader(dataset, settings, model.tokenizer, model.image_spec, 0, {}, forms=forms).batches(
+        0, 1
+    )
     rows = batch.dialogues
     assert rows is not None
     picture = Image.new("RGB", (9, 9))
@@ -187,14 +193,14 @@ def test_prompts_and_texts_are_those_of_the_processor(loaded: Loaded, shard: Pat
 def test_it_learns_and_frozen_parts_stay(loaded: Loaded, shard: Path, tmp_path: Path) -> None:
     before = load_file(loaded[3] / "model.safetensors")
     settings = [
-        f"model.start={loaded[3]}",
+        f"model.init_from={loaded[3]}",
         "model.frozen=vision.*",
         "steps=12",
         "data.batch=8",
-        "optimiser.lr=1e-2",
+        "optimizer.lr=1e-2",
     ]
     events = list(train("paligemma_transfer", str(shard), tmp_path / "run", settings=settings, device="cpu"))
-    losses = [event.loss for event in events if isinstance(event, Stepped)]
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
     assert losses[-1] < 0.8 * losses[0]
     model = sightloop.load(tmp_path / "run" / "model")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")

@@ -15,7 +15,7 @@ from PIL import Image
 import sightloop
 from sightloop.errors import UsageError
 from sightloop.inference import prompting
-from sightloop.inference.arguments import places_of
+from sightloop.inference.arguments import duplicate_groups
 from sightloop.inference.model import Model
 from tests.tiny_checkpoints.florence import write_florence
 from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
@@ -98,7 +98,7 @@ def test_pictures_are_not_kept_longer_than_needed(folders: Path, counted: dict[s
 
 def test_one_path_or_object_is_one_picture() -> None:
     array = np.zeros((2, 2), np.uint8)
-    assert places_of(["a", Path("a"), array, array, array.copy(), "b"]) == [[0, 1], [2, 3], [4], [5]]
+    assert duplicate_groups(["a", Path("a"), array, array, array.copy(), "b"]) == [[0, 1], [2, 3], [4], [5]]
 
 
 @pytest.mark.parametrize("name", ["florence", "paligemma", "llava"])
@@ -121,16 +121,18 @@ def test_words_never_become_tokens_of_control(folders: Path, name: str) -> None:
                 call()
     assert model.caption(picture, "a <b> dog", max_new_tokens=2)
     place = "<loc_3>" if name == "florence" else "<loc0003>"  # words of places are words
-    assert "a " + place in prompting.form(model, "caption", "a " + place)
+    assert "a " + place in prompting.format_prompt(model, "caption", "a " + place)
 
 
 def test_phrases_that_are_called_as_prompts_are(folders: Path) -> None:
     model = sightloop.load(folders / "florence", device="cpu")
-    assert prompting.form(model, "locate", "region").endswith("Locate the phrases in the caption: region</s>")
-    assert prompting.form(model, "find", "<OD>").endswith("Locate <OD> in the image.</s>")
-    assert prompting.form(model, "caption", "<OD>") == model.network.prompts["detect"]
-    assert prompting.form(model, "caption", "<REGION_TO_OCR>").endswith("<s><REGION_TO_OCR></s>")
-    assert prompting.form(model, "caption", "detect") == "<image><s>detect</s>"
+    assert prompting.format_prompt(model, "locate", "region").endswith(
+        "Locate the phrases in the caption: region</s>"
+    )
+    assert prompting.format_prompt(model, "find", "<OD>").endswith("Locate <OD> in the image.</s>")
+    assert prompting.format_prompt(model, "caption", "<OD>") == model.network.prompts["detect"]
+    assert prompting.format_prompt(model, "caption", "<REGION_TO_OCR>").endswith("<s><REGION_TO_OCR></s>")
+    assert prompting.format_prompt(model, "caption", "detect") == "<image><s>detect</s>"
 
 
 def test_a_prompt_is_never_cut(folders: Path) -> None:
@@ -139,7 +141,8 @@ def test_a_prompt_is_never_cut(folders: Path) -> None:
     short, long = (sightloop.Message("user", "dog " * count) for count in (10, 40))
     assert model.chat([long], max_new_tokens=4) != ""
     (_, few), (_, many) = (
-        prompting.prefix(model, [[]], [model.network.dialogue([message])]) for message in (short, long)
+        prompting.build_prefix(model, [[]], [model.network.render_chat([message])])
+        for message in (short, long)
     )
     assert many.shape[1] - few.shape[1] == 30
 
@@ -175,7 +178,7 @@ def test_tiny_and_turned_pictures(folders: Path, name: str, tmp_path: Path) -> N
 
 def test_as_many_pictures_as_places(folders: Path) -> None:
     model = sightloop.load(folders / "llava", device="cpu")
-    (one,) = prompting.look(model, prompting.prepared(model, [folders / "0.png"]))
+    (one,) = prompting.encode_images(model, prompting.read_distinct(model, [folders / "0.png"]))
     for given, prompt in (
         ([one], "a"),
         ([], "<image>"),
@@ -183,4 +186,4 @@ def test_as_many_pictures_as_places(folders: Path) -> None:
         ([one], "<image><image>"),
     ):
         with pytest.raises(UsageError, match="places for pictures"):
-            prompting.prefix(model, [given], [prompt])
+            prompting.build_prefix(model, [given], [prompt])

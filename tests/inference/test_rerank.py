@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 import sightloop
 from sightloop.inference import rerank
 from sightloop.inference.model import Model
-from sightloop.inference.rerank import Memories, Texts, cosines, judge, pairs_to_judge, top
+from sightloop.inference.rerank import (
+    ImageCache,
+    TokenizedTexts,
+    cosines,
+    match_scores,
+    pairs_to_judge,
+    top_k,
+)
 from tests.checkpoints.test_against_reference import pictures
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
@@ -30,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_texts_of_a_picture_together_are_what_they_are_alone(model: Model, rows: list[list[int]]) -> None:
     images = list(model.read(pictures(len(rows)), isolate=False))
     chosen = [np.array(mine, np.int64) for mine in rows]
-    found = judge(model, model.encode(images), Texts(model, TEXTS), chosen)
+    found = match_scores(model, model.encode(images), TokenizedTexts(model, TEXTS), chosen)
     for image, mine, logits in zip(images, rows, found, strict=True):
         assert logits.shape == (len(mine), 2)
         for text, (no, yes) in zip(mine, logits, strict=True):
@@ -40,10 +47,10 @@ def test_texts_of_a_picture_together_are_what_they_are_alone(model: Model, rows:
 
 def test_a_cap_on_tokens_changes_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     image = model.encode(list(model.read(pictures(1), isolate=False)))
-    rows, texts = [np.arange(len(TEXTS))], Texts(model, TEXTS)
-    whole = judge(model, image, texts, rows)[0]
+    rows, texts = [np.arange(len(TEXTS))], TokenizedTexts(model, TEXTS)
+    whole = match_scores(model, image, texts, rows)[0]
     monkeypatch.setattr(rerank, "_TOKENS_AT_ONCE", 10)
-    assert np.abs(judge(model, image, texts, rows)[0] - whole).max() < 1e-5
+    assert np.abs(match_scores(model, image, texts, rows)[0] - whole).max() < 1e-5
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(0, 300))
@@ -65,13 +72,13 @@ def test_every_text_goes_once_and_no_split_is_dearer_than_none(lengths: list[int
 def test_of_equal_scores_the_first_are_the_top(rows: list[list[int]], k: int) -> None:
     table = np.array(rows, np.float32)
     expected = np.argsort(-table, axis=1, kind="stable")[:, :k]
-    assert np.array_equal(top(table, k), expected)
+    assert np.array_equal(top_k(table, k), expected)
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000))
 def test_both_directions_meet_in_one_list_of_pairs(pictures: int, texts: int, k: int, seed: int) -> None:
     table = np.random.default_rng(seed).random((pictures, texts))
-    texts_of, pictures_of = top(table, k), top(table.T, k)
+    texts_of, pictures_of = top_k(table, k), top_k(table.T, k)
     expected = {(p, int(t)) for p in range(pictures) for t in texts_of[p]}
     expected |= {(int(p), t) for t in range(texts) for p in pictures_of[t]}
     found = pairs_to_judge(texts_of, pictures_of)
@@ -91,7 +98,7 @@ def test_similarities_in_blocks_are_similarities(monkeypatch: pytest.MonkeyPatch
 def test_memories_keep_what_fits_and_hand_it_out_once(model: Model) -> None:
     image = model.encode(list(model.read(pictures(3), isolate=False)))
     size = image.tokens[0].numel() * 4
-    kept = Memories(2 * size)
+    kept = ImageCache(2 * size)
     for row in range(3):
         kept.keep(str(row), image, row)
     found = [kept.take(str(row)) for row in range(3)]

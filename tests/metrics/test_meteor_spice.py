@@ -11,7 +11,7 @@ import pytest
 
 from sightloop import SightloopError
 from sightloop.metrics.captions import caption_scores, score_captions
-from sightloop.metrics.meteor_spice import FOLDER_VARIABLE, not_computed
+from sightloop.metrics.meteor_spice import FOLDER_VARIABLE, meteor_spice_not_computed
 
 # Speaks METEOR's protocol (a statistic a SCORE line, then every number and the corpus') and SPICE's files.
 JAVA = """#!{python}
@@ -52,8 +52,8 @@ def jars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_jars_there_is_a_reason_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
-    assert set(not_computed()) == {"METEOR", "SPICE"}
-    assert all(FOLDER_VARIABLE in reason for reason in not_computed().values())
+    assert set(meteor_spice_not_computed()) == {"METEOR", "SPICE"}
+    assert all(FOLDER_VARIABLE in reason for reason in meteor_spice_not_computed().values())
     assert {"METEOR", "SPICE"}.isdisjoint(caption_scores(["a"], [["a"]]))
 
 
@@ -61,20 +61,20 @@ def test_the_folders_of_the_coco_package_are_known(jars: Path, tmp_path: Path) -
     package = tmp_path / "pycocoevalcap"
     package.mkdir()
     (package / "meteor").symlink_to(jars)
-    assert "METEOR" not in not_computed(package)
-    assert "SPICE" in not_computed(package)
+    assert "METEOR" not in meteor_spice_not_computed(package)
+    assert "SPICE" in meteor_spice_not_computed(package)
     assert caption_scores(["a b"], [["a"]], jars=package)["METEOR"] == pytest.approx(0.2)
 
 
 def test_a_missing_file_is_named(jars: Path) -> None:
     (jars / "data/paraphrase-en.gz").unlink()
-    assert list(not_computed(jars)) == ["METEOR"]
-    assert "paraphrase-en.gz" in not_computed(jars)["METEOR"]
+    assert list(meteor_spice_not_computed(jars)) == ["METEOR"]
+    assert "paraphrase-en.gz" in meteor_spice_not_computed(jars)["METEOR"]
 
 
 def test_without_java_there_is_a_reason(jars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert all("no java" in reason for reason in not_computed(jars).values())
+    assert all("no java" in reason for reason in meteor_spice_not_computed(jars).values())
 
 
 def test_numbers_are_the_programs(jars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_numbers_are_the_programs(jars: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scored.corpus["METEOR"] == pytest.approx(0.5)
     np.testing.assert_allclose(scored.each["SPICE"], [0.25, 0.5])
     monkeypatch.setenv(FOLDER_VARIABLE, str(jars))
-    assert not_computed() == {}
+    assert meteor_spice_not_computed() == {}
     assert caption_scores(["a b"], [["a"]])["METEOR"] == pytest.approx(0.2)
 
 

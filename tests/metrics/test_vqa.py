@@ -13,13 +13,22 @@ from hypothesis import strategies as st
 
 from sightloop import UsageError
 from sightloop.metrics import vqa
-from sightloop.metrics.vqa import exact_match, normal, vqa_accuracies, vqa_accuracy, wups, wups_not_computed
+from sightloop.metrics.vqa import (
+    exact_match,
+    normalize_answer,
+    vqa_accuracies,
+    vqa_accuracy,
+    wups,
+    wups_not_computed,
+)
 
 KNOWN: list[tuple[str, str]] = json.loads(Path(__file__).with_name("vqa_answers.json").read_text("utf-8"))
 
 
 def test_answers_are_normalised_as_officially() -> None:
-    assert [(text, normal(text)) for text, _ in KNOWN] == [(text, expected) for text, expected in KNOWN]
+    assert [(text, normalize_answer(text)) for text, _ in KNOWN] == [
+        (text, expected) for text, expected in KNOWN
+    ]
 
 
 def slow_accuracy(prediction: str, answers: list[str]) -> float:
@@ -27,7 +36,7 @@ def slow_accuracy(prediction: str, answers: list[str]) -> float:
     answers = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
     prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
     if len(set(answers)) > 1:
-        answers, prediction = [normal(answer) for answer in answers], normal(prediction)
+        answers, prediction = [normalize_answer(answer) for answer in answers], normalize_answer(prediction)
     scores = []
     for left_out in range(len(answers)):
         rest = answers[:left_out] + answers[left_out + 1 :]

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sightloop.models.chat_templates import FORMS, dialogue, form_of, prompts_of, template_of
+from sightloop.models.chat_templates import (
+    CHAT_TEMPLATES,
+    jinja_template,
+    render_chat,
+    template_name,
+    template_prompts,
+)
 from sightloop.types import Message
 
 MESSAGES = [
@@ -16,9 +22,9 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_own_templates_write_the_form_and_are_known(name: str) -> None:
-    assert form_of(template_of(name)) == name
+    assert template_name(jinja_template(name)) == name
     for messages in (MESSAGES, MESSAGES[1:], MESSAGES[3:]):
         theirs = [
             {
@@ -28,11 +34,11 @@ def test_own_templates_write_the_form_and_are_known(name: str) -> None:
             for m in messages
         ]
         (written,), _ = render_jinja_template(
-            [theirs], chat_template=template_of(name), add_generation_prompt=True
+            [theirs], chat_template=jinja_template(name), add_generation_prompt=True
         )
-        assert written == dialogue(name, messages)
-    one = dialogue(name, [Message("user", "what?", ("a.jpg",))])
-    assert prompts_of(name)["answer"].replace("{}", "what?") == one
+        assert written == render_chat(name, messages)
+    one = render_chat(name, [Message("user", "what?", ("a.jpg",))])
+    assert template_prompts(name)["answer"].replace("{}", "what?") == one
 
 
 @pytest.mark.parametrize(
@@ -46,4 +52,4 @@ def test_own_templates_write_the_form_and_are_known(name: str) -> None:
     ],
 )
 def test_other_templates_are_not_known(template: str) -> None:
-    assert form_of(template) == ""
+    assert template_name(template) == ""

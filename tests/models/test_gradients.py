@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import sightloop
-from sightloop.checkpoints.key_map import export
+from sightloop.checkpoints.key_map import export_state_dict
 from sightloop.checkpoints.registry import FAMILIES
 from sightloop.nn.prepack import unpack
-from sightloop.nn.regularization import checkpoint_blocks
-from sightloop.objectives.contrastive import softmax_pairs
-from sightloop.objectives.language import lm, next_tokens
+from sightloop.nn.regularization import set_activation_checkpointing
+from sightloop.objectives.contrastive import clip_loss
+from sightloop.objectives.language import lm_loss, next_tokens
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
 
 
@@ -32,7 +32,7 @@ def gradients(network: nn.Module, family: str) -> dict[str, Tensor]:
     shapes = copy.deepcopy(network)
     for parameter, ours in zip(shapes.parameters(), network.parameters(), strict=True):
         parameter.data = torch.zeros_like(ours) if ours.grad is None else ours.grad
-    return export(shapes, FAMILIES[family].layouts["transformers"].keys)
+    return export_state_dict(shapes, FAMILIES[family].layouts["transformers"].keys)
 
 
 def check(ours: dict[str, Tensor], reference: nn.Module) -> None:
@@ -51,7 +51,7 @@ def check(ours: dict[str, Tensor], reference: nn.Module) -> None:
 def test_clip(tmp_path: Path, recompute: bool) -> None:
     reference = write_clip(tmp_path).train()
     network, family = trainable(tmp_path)
-    checkpoint_blocks(network, recompute)
+    set_activation_checkpointing(network, recompute)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(5, 3, 32, 32, generator=generator)
     end = network.config.end_id
@@ -64,7 +64,7 @@ def test_clip(tmp_path: Path, recompute: bool) -> None:
     theirs = reference(pixel_values=pixels, input_ids=ids, attention_mask=mask, return_loss=True).loss
     theirs.backward()
     image, text = network.embed_image(network.encode_image(pixels)), network.embed_text(ids, lengths)
-    loss = softmax_pairs(image, text, network.logit_scale.exp()).value
+    loss = clip_loss(image, text, network.logit_scale.exp()).value
     loss.backward()
     assert torch.allclose(loss, theirs, rtol=1e-5)
     check(gradients(network, family), reference)
@@ -74,7 +74,7 @@ def test_clip(tmp_path: Path, recompute: bool) -> None:
 def test_blips_captioner(tmp_path: Path, recompute: bool) -> None:
     reference = write_blip(tmp_path).train()
     network, family = trainable(tmp_path)
-    checkpoint_blocks(network, recompute)
+    set_activation_checkpointing(network, recompute)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(3, 3, 32, 32, generator=generator)
     ids, lengths = torch.randint(5, 60, (3, 8), generator=generator), torch.tensor([8, 3, 5])
@@ -88,7 +88,7 @@ def test_blips_captioner(tmp_path: Path, recompute: bool) -> None:
     states = tower(ids, causal=True, memory=tower.memory(network.encode_image(pixels).tokens)).tokens
     logits = network.decoder.head(states.flatten(0, 1)[kept.where])
     smoothing = reference.config.text_config.label_smoothing
-    loss = lm(logits, kept.targets, len(kept.where), smoothing=smoothing).value
+    loss = lm_loss(logits, kept.targets, len(kept.where), smoothing=smoothing).value
     loss.backward()
     assert torch.allclose(loss, theirs, rtol=1e-5)
     check(gradients(network, family), reference)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sightloop.checkpoints.key_map import fill
+from sightloop.checkpoints.key_map import load_weights
 from sightloop.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
 from sightloop.nn.blocks import Block, BlockConfig
-from sightloop.nn.prepack import can_pack, pack, packer, unpack
+from sightloop.nn.prepack import can_pack, pack, pack_hook, unpack
 
 
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -119,7 +119,12 @@ def test_packing_one_by_one_is_packing() -> None:
     x = torch.randn(4, 5, 48)
     with torch.device("meta"):
         block = Block(BlockConfig(48, 3, 70, "gelu", 1e-5, True))
-    fill(block, {name: value.clone() for name, value in plain.state_dict().items()}, None, take=packer(block))
+    load_weights(
+        block,
+        {name: value.clone() for name, value in plain.state_dict().items()},
+        None,
+        weight_hook=pack_hook(block),
+    )
     assert block.attn.qkv.weight.is_meta
     pack(plain)
     assert torch.equal(block(x), plain(x))

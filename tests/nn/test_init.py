@@ -10,7 +10,7 @@ import torch
 
 from sightloop.models.blip import Blip
 from sightloop.models.clip import Clip
-from sightloop.nn.init import initialise
+from sightloop.nn.init import initialize
 from sightloop.training.model_sizes import SIZES
 
 
@@ -20,7 +20,7 @@ def network(name: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(math.nan)
-    initialise(net, seed)
+    initialize(net, seed)
     return net
 
 
@@ -65,4 +65,4 @@ def test_a_network_without_memory_is_refused() -> None:
     with torch.device("meta"):
         net = Blip(SIZES["world"][1])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="real device"):
-        initialise(net, 0)
+        initialize(net, 0)

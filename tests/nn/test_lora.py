@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightloop.checkpoints.key_map import own_tensors
+from sightloop.checkpoints.key_map import native_state_dict
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import Block, BlockConfig
-from sightloop.nn.lora import adapter_config, adapter_tensors, add_lora, load_adapter, merge, unmerge
+from sightloop.nn.lora import adapter_config, adapter_tensors, add_lora, load_adapter, merge_lora, unmerge
 from sightloop.nn.prepack import can_pack, pack, unpack
 
 
@@ -50,11 +50,11 @@ IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 def learn(net: nn.Module) -> None:
     """A few steps that change all that can change."""
     trained = [p for p in net.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(trained, lr=0.05)
+    optimizer = torch.optim.SGD(trained, lr=0.05)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(IDS).logsumexp(-1).sum().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def test_a_new_adapter_changes_nothing_and_learns_alone(net: Net) -> None:
@@ -77,14 +77,14 @@ def test_the_formula(net: Net) -> None:
 
 
 def test_merging_and_back(net: Net) -> None:
-    before = copy.deepcopy(own_tensors(net))
+    before = copy.deepcopy(native_state_dict(net))
     add_lora(net, ["blocks"], rank=2, alpha=2)
     learn(net)
     learned, adapters = net(IDS), copy.deepcopy(adapter_tensors(net))
     for _ in range(2):  # a second time changes nothing
-        merge(net)
+        merge_lora(net)
     assert (net(IDS) - learned).abs().max() <= 1e-6 * learned.abs().max()
-    merged = own_tensors(net)
+    merged = native_state_dict(net)
     assert merged.keys() == before.keys()
     assert not torch.equal(merged["blocks.0.attn.qkv.weight"], before["blocks.0.attn.qkv.weight"])
     assert all(torch.equal(value, adapters[name]) for name, value in adapter_tensors(net).items())
@@ -99,7 +99,7 @@ def test_merging_and_back(net: Net) -> None:
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN packed linear layers")
 def test_packing(net: Net) -> None:
-    before = copy.deepcopy(own_tensors(net))
+    before = copy.deepcopy(native_state_dict(net))
     pack(net)
     add_lora(net, ["blocks"])
     learn(net)
@@ -107,7 +107,7 @@ def test_packing(net: Net) -> None:
         learned = net(IDS)
         pack(net)
         assert torch.allclose(net(IDS), learned, atol=1e-5)
-        merge(net)
+        merge_lora(net)
         pack(net)
         assert torch.allclose(net(IDS), learned, atol=1e-5)
         unmerge(net)
@@ -129,7 +129,7 @@ def test_adapters_in_pefts_names(net: Net) -> None:
     assert sorted(config["target_modules"]) == names
     assert sorted(load_adapter(other, tensors, config)) == names
     assert torch.equal(other(IDS), net(IDS))
-    merge(net)
+    merge_lora(net)
     assert adapter_config(net) == config
 
 

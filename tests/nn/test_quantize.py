@@ -9,7 +9,7 @@ from torch import nn
 from sightloop.errors import UsageError
 from sightloop.nn import quantize
 from sightloop.nn.attention import Linear
-from sightloop.nn.quantize import Int4, Int8, quantised, quantiser
+from sightloop.nn.quantize import Int4, Int8, is_quantized, quantize_hook
 
 CPU = torch.device("cpu")
 
@@ -84,15 +84,15 @@ class Small(nn.Module):
 
 def test_what_is_taken() -> None:
     net = Small()
-    take = quantiser(net, "int4", CPU)
+    take = quantize_hook(net, "int4", CPU)
     taken = {name for name, value in net.state_dict().items() if take(name, torch.randn(value.shape))}
     assert taken == {"language.fc.weight", "language.narrow.weight", "language.head.weight"}
     assert isinstance(net.language.fc.kernel, Int4)
     assert isinstance(net.language.narrow.kernel, Int8)
     assert isinstance(net.language.head.kernel, Int8)
-    assert not quantised(net.vision)
+    assert not is_quantized(net.vision)
     assert "language.fc.kernel.q" not in net.state_dict()
     with pytest.raises(UsageError, match="int8"):
-        quantiser(net, "int3", CPU)  # pyright: ignore[reportArgumentType]
+        quantize_hook(net, "int3", CPU)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="language model"):
-        quantiser(nn.Module(), "int8", CPU)
+        quantize_hook(nn.Module(), "int8", CPU)

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from sightloop.errors import UsageError
 from sightloop.nn import prepack
 from sightloop.nn.attention import Cache, Linear
-from sightloop.nn.blocks import Block, BlockConfig, quick_gelu, thinned
-from sightloop.nn.regularization import checkpoint_blocks, regularise
+from sightloop.nn.blocks import Block, BlockConfig, drop_branch, quick_gelu
+from sightloop.nn.regularization import set_activation_checkpointing, set_regularization
 
 
 def linear(width_in: int, width_out: int, *, bias: bool = True) -> Linear:
@@ -21,7 +21,7 @@ def linear(width_in: int, width_out: int, *, bias: bool = True) -> Linear:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(0, 0.3)
-    prepack.quicken(layer)
+    prepack.use_training_kernels(layer)
     return layer
 
 
@@ -158,28 +158,28 @@ def test_nothing_is_left_out_by_default_or_in_evaluation() -> None:
     blocks, x = stack(), torch.randn(3, 5, 8)
     wanted = through(blocks, x)
     assert torch.equal(through(blocks.eval(), x), wanted)
-    regularise(blocks, dropout=0.5, drop_path=0.5)
+    set_regularization(blocks, dropout=0.5, drop_path=0.5)
     assert torch.equal(through(blocks, x), wanted)
     assert not torch.equal(through(blocks.train(), x), wanted)
-    regularise(blocks)
+    set_regularization(blocks)
     assert torch.equal(through(blocks, x), wanted)
     for wrong in ({"dropout": 1.0}, {"drop_path": -0.1}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            regularise(blocks, **wrong)
+            set_regularization(blocks, **wrong)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
 def test_drop_path_leaves_out_branches_of_rows(post_norm: bool) -> None:
     blocks = stack(3, post_norm=post_norm)
-    regularise(blocks, drop_path=0.5)
+    set_regularization(blocks, drop_path=0.5)
     assert [block.drop_path for block in blocks] == [0.0, 0.25, 0.5]
     torch.manual_seed(0)
     rows, branch = 4000, torch.randn(4000, 2, 8)
-    kept = thinned(branch, blocks[2])
+    kept = drop_branch(branch, blocks[2])
     left = (kept == 0).flatten(1).all(1)
     assert torch.equal(kept[~left], branch[~left] * 2)
     assert abs(left.float().mean() - 0.5) < 4 * 0.5 / rows**0.5
-    assert torch.equal(thinned(branch, blocks[0]), branch)
+    assert torch.equal(drop_branch(branch, blocks[0]), branch)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -188,10 +188,10 @@ def test_recomputed_blocks_train_the_same(post_norm: bool, random: bool) -> None
     blocks = stack(post_norm=post_norm, memory_dim=6)
     x, tokens = torch.randn(4, 3, 8), torch.randn(2, 5, 6, requires_grad=True)
     if random:
-        regularise(blocks, dropout=0.2, drop_path=0.3)
+        set_regularization(blocks, dropout=0.2, drop_path=0.3)
     found: list[list[Tensor]] = []
     for on in (False, True):
-        checkpoint_blocks(blocks, on)
+        set_activation_checkpointing(blocks, on)
         torch.manual_seed(1)
         out = through(blocks, x, tokens=tokens)
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [tokens, *blocks.parameters()])])
@@ -208,7 +208,7 @@ def test_recomputed_blocks_keep_less() -> None:
 
     totals = []
     for on in (False, True):
-        checkpoint_blocks(blocks, on)
+        set_activation_checkpointing(blocks, on)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             through(blocks, torch.randn(3, 5, 8, requires_grad=True))
@@ -218,6 +218,6 @@ def test_recomputed_blocks_keep_less() -> None:
 
 def test_recomputation_leaves_decoding_alone() -> None:
     block, x = stack(1)[0], torch.randn(2, 3, 8)
-    checkpoint_blocks(block)
+    set_activation_checkpointing(block)
     cache = Cache((2, 2, 3, 4), x)
     assert torch.allclose(block(x, cache=(cache, 0)), block(x, causal=True), atol=1e-6)

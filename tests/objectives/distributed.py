@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sightloop.objectives.contrastive import Candidates, itc, sigmoid_pairs, softmax_pairs
+from sightloop.objectives.contrastive import Candidates, clip_loss, itc_loss, siglip_loss
 from sightloop.objectives.gather import Group, gather_rows, row_counts, row_offset
-from sightloop.objectives.matching import hard_negatives, itm
+from sightloop.objectives.matching import hard_negatives, itm_loss
 from sightloop.types import Loss
 
 # Which of the four processes hold how many of the eleven rows; one process may hold none.
@@ -33,19 +33,19 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def clip(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: Group) -> Loss:
-    return softmax_pairs(image, text, a, group=group, chunk=2)
+    return clip_loss(image, text, a, group=group, chunk=2)
 
 
 def clip_ids(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: Group) -> Loss:
-    return softmax_pairs(image, text, a, ids=ids, group=group)
+    return clip_loss(image, text, a, ids=ids, group=group)
 
 
 def siglip(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: Group) -> Loss:
-    return sigmoid_pairs(image, text, a, b, group=group, chunk=3)
+    return siglip_loss(image, text, a, b, group=group, chunk=3)
 
 
 def siglip_ids(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: Group) -> Loss:
-    return sigmoid_pairs(image, text, a, b, ids=ids, group=group)
+    return siglip_loss(image, text, a, b, ids=ids, group=group)
 
 
 def blip(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: Group) -> Loss:
@@ -55,7 +55,7 @@ def blip(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: 
     queue = torch.linspace(-1, 1, 4 * WIDTH, dtype=torch.float64).view(4, WIDTH)
     every = torch.cat([gather_rows(ids, group), torch.tensor([-1, -2, 0, -3])])
     known = Candidates(torch.cat([images, queue]), torch.cat([texts, queue]), total, start, every)
-    return itc(image, text, known, 1 / a)
+    return itc_loss(image, text, known, 1 / a)
 
 
 def match(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group: Group) -> Loss:
@@ -67,7 +67,7 @@ def match(image: Tensor, text: Tensor, ids: Tensor, a: Tensor, b: Tensor, group:
         pictures = hard_negatives(a * text @ images.T, offset=start, seed=1, step=2, ids=every, stream=1)
     judged = torch.cat([(image * text), (image * texts[words]), (images[pictures] * text)]).sum(1)
     labels = torch.arange(3).repeat_interleave(len(image)).eq(0).long()
-    loss = itm(torch.stack([b * judged, a * judged], 1), labels, 3 * total)
+    loss = itm_loss(torch.stack([b * judged, a * judged], 1), labels, 3 * total)
     return Loss(loss.value, loss.chance, {**loss.facts, "drawn": words.sum() + 100 * pictures.sum()})
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightloop.errors import UsageError
-from sightloop.objectives.contrastive import Candidates, enqueue, itc, sigmoid_pairs, softmax_pairs
+from sightloop.objectives.contrastive import Candidates, clip_loss, enqueue, itc_loss, siglip_loss
 from sightloop.types import Loss
 
 SIZES = st.integers(1, 7)
@@ -79,7 +79,7 @@ def slow_itc(
 def test_softmax_pairs(rows: int, chunk: int, grouped: bool, seed: int) -> None:
     image, text, scale = unit(rows, seed), unit(rows, seed + 100), scalar(7.0)
     ids = [i // 2 for i in range(rows)] if grouped else list(range(rows))
-    got = softmax_pairs(image, text, scale, ids=torch.tensor(ids) if grouped else None, chunk=chunk)
+    got = clip_loss(image, text, scale, ids=torch.tensor(ids) if grouped else None, chunk=chunk)
     same_with_gradients(got.value, slow_softmax(image, text, scale, ids), [image, text, scale])
     assert got.chance == pytest.approx(math.log(rows))
 
@@ -89,7 +89,7 @@ def test_softmax_pairs(rows: int, chunk: int, grouped: bool, seed: int) -> None:
 def test_sigmoid_pairs(rows: int, chunk: int, grouped: bool, seed: int) -> None:
     image, text, scale, bias = unit(rows, seed), unit(rows, seed + 100), scalar(7.0), scalar(-2.0)
     ids = [i // 2 for i in range(rows)] if grouped else list(range(rows))
-    got = sigmoid_pairs(image, text, scale, bias, ids=torch.tensor(ids) if grouped else None, chunk=chunk)
+    got = siglip_loss(image, text, scale, bias, ids=torch.tensor(ids) if grouped else None, chunk=chunk)
     same_with_gradients(got.value, slow_sigmoid(image, text, scale, bias, ids), [image, text, scale, bias])
     best = [ids[int((x * text).sum(1).argmax())] == ids[i] for i, x in enumerate(image)]
     assert float(got.facts["accuracy"]) == pytest.approx(sum(best) / rows)
@@ -113,7 +113,7 @@ def test_itc(rows: int, queued: int, chunk: int, grouped: bool, alpha: float, se
         batch=rows,
         ids=torch.tensor(ids) if grouped else None,
     )
-    got = itc(image, text, known, temperature, alpha=alpha, chunk=chunk)
+    got = itc_loss(image, text, known, temperature, alpha=alpha, chunk=chunk)
     want = slow_itc(image, text, known, temperature, ids, alpha)
     same_with_gradients(got.value, want, [image, text, temperature])
     assert got.chance == pytest.approx(math.log(rows + queued))
@@ -127,12 +127,12 @@ def test_shares_of_itc_sum_to_the_whole(parts: list[int]) -> None:
         return
     image, text, temperature = unit(total, 1), unit(total, 2), scalar(0.3)
     everything = (unit(total + 3, 3).detach(), unit(total + 3, 4).detach(), total)
-    whole = itc(image, text, Candidates(*everything), temperature)
+    whole = itc_loss(image, text, Candidates(*everything), temperature)
     shares: list[Loss] = []
     start = 0
     for part in parts:
         own = slice(start, start + part)
-        shares.append(itc(image[own], text[own], Candidates(*everything, offset=start), temperature))
+        shares.append(itc_loss(image[own], text[own], Candidates(*everything, offset=start), temperature))
         start += part
     summed = torch.stack([share.value for share in shares]).sum()
     same_with_gradients(summed, whole.value, [image, text, temperature])
@@ -163,14 +163,14 @@ def test_chance_is_what_knowing_nothing_costs(rows: int) -> None:
     """All embeddings alike: the softmax losses sit at chance; the sigmoid's best bias does."""
     same = nn.functional.normalize(torch.ones(rows, 4, dtype=torch.float64), dim=1)
     scale = scalar(10.0)
-    clip = softmax_pairs(same, same, scale)
+    clip = clip_loss(same, same, scale)
     assert clip.value.item() == pytest.approx(clip.chance)
     candidates = torch.cat([same, same])
-    blip = itc(same, same, Candidates(candidates, candidates, rows), scalar(0.07))
+    blip = itc_loss(same, same, Candidates(candidates, candidates, rows), scalar(0.07))
     assert blip.value.item() == pytest.approx(blip.chance) == pytest.approx(math.log(2 * rows))
 
     def constant(logit: float, ids: Tensor | None = None) -> Loss:
-        return sigmoid_pairs(same, same, scale, scalar(logit - 10.0), ids=ids)
+        return siglip_loss(same, same, scale, scalar(logit - 10.0), ids=ids)
 
     best = min(constant(math.log(1 / (rows - 1)) + d).value.item() for d in (-0.01, 0.0, 0.01))
     assert best == pytest.approx(constant(0.0).chance, rel=1e-12)
@@ -185,11 +185,11 @@ def test_chance_is_what_knowing_nothing_costs(rows: int) -> None:
 
 def test_perfect_embeddings_are_right() -> None:
     x = torch.eye(6)
-    assert softmax_pairs(x, x, torch.tensor(50.0)).facts["accuracy"] == 1
-    assert sigmoid_pairs(x, x, torch.tensor(50.0), torch.tensor(-25.0)).facts["accuracy"] == 1
-    assert itc(x, x, Candidates(x, x, 6), torch.tensor(0.01)).facts["accuracy"] == 1
+    assert clip_loss(x, x, torch.tensor(50.0)).facts["accuracy"] == 1
+    assert siglip_loss(x, x, torch.tensor(50.0), torch.tensor(-25.0)).facts["accuracy"] == 1
+    assert itc_loss(x, x, Candidates(x, x, 6), torch.tensor(0.01)).facts["accuracy"] == 1
     turned = x.roll(1, 0)
-    assert softmax_pairs(x, turned, torch.tensor(50.0)).facts["accuracy"] == 0
+    assert clip_loss(x, turned, torch.tensor(50.0)).facts["accuracy"] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -198,9 +198,9 @@ def test_low_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     scale, bias, wide = torch.tensor(20.0), torch.tensor(-5.0), (image.float(), text.float())
     known = Candidates(image.detach(), text.detach(), 9)
     makers: list[Callable[[Tensor, Tensor], Loss]] = [
-        lambda x, y: softmax_pairs(x, y, scale),
-        lambda x, y: sigmoid_pairs(x, y, scale, bias),
-        lambda x, y: itc(x, y, known, 1 / scale),
+        lambda x, y: clip_loss(x, y, scale),
+        lambda x, y: siglip_loss(x, y, scale, bias),
+        lambda x, y: itc_loss(x, y, known, 1 / scale),
     ]
     for make in makers:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -214,18 +214,18 @@ def test_low_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 def test_without_a_gradient() -> None:
     x = unit(3, 1).detach()
     with torch.no_grad():
-        assert not sigmoid_pairs(x, x, torch.tensor(1.0), torch.tensor(0.0)).value.requires_grad
-        assert not softmax_pairs(x, x, torch.tensor(1.0), chunk=1).value.requires_grad
+        assert not siglip_loss(x, x, torch.tensor(1.0), torch.tensor(0.0)).value.requires_grad
+        assert not clip_loss(x, x, torch.tensor(1.0), chunk=1).value.requires_grad
 
 
 def test_what_is_wrong_is_said() -> None:
     x, one = torch.eye(3), torch.tensor(1.0)
     with pytest.raises(UsageError, match="pairs"):
-        softmax_pairs(x, x[:2], one)
+        clip_loss(x, x[:2], one)
     with pytest.raises(UsageError, match="no rows"):
-        sigmoid_pairs(x[:0], x[:0], one, one)
+        siglip_loss(x[:0], x[:0], one, one)
     with pytest.raises(UsageError, match="candidates"):
-        itc(x, x, Candidates(x, x, 3, offset=1), one)
+        itc_loss(x, x, Candidates(x, x, 3, offset=1), one)
 
 
 class Largest(TorchDispatchMode):
@@ -246,11 +246,11 @@ def test_no_more_than_a_chunk_of_logits_is_held(kind: str) -> None:
     image, text, scale = unit(rows, 1), unit(rows, 2), scalar(9.0)
     with Largest() as largest:
         if kind == "clip":
-            loss = softmax_pairs(image, text, scale, chunk=chunk)
+            loss = clip_loss(image, text, scale, chunk=chunk)
         elif kind == "siglip":
-            loss = sigmoid_pairs(image, text, scale, scalar(-3.0), chunk=chunk)
+            loss = siglip_loss(image, text, scale, scalar(-3.0), chunk=chunk)
         else:
-            loss = itc(image, text, Candidates(image.detach(), text.detach(), rows), scale, chunk=chunk)
+            loss = itc_loss(image, text, Candidates(image.detach(), text.detach(), rows), scale, chunk=chunk)
         loss.value.backward()
     assert largest.elements <= rows * max(chunk, 2 * 5)  # [b, 2P] is what travels
 
@@ -274,10 +274,10 @@ def test_gradients_through_cached_embeddings(kind: str) -> None:
 
     def objective(image: Tensor, text: Tensor) -> Tensor:
         if kind == "clip":
-            return softmax_pairs(image, text, scale).value
+            return clip_loss(image, text, scale).value
         if kind == "siglip":
-            return sigmoid_pairs(image, text, scale, torch.tensor(-5.0), chunk=100).value
-        return itc(image, text, known, 1 / scale).value
+            return siglip_loss(image, text, scale, torch.tensor(-5.0), chunk=100).value
+        return itc_loss(image, text, known, 1 / scale).value
 
     def embed(at: slice) -> list[Tensor]:
         inputs = (pictures[at], texts[at])

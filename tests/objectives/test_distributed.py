@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from sightloop.objectives.gather import gather_rows, pass_on, row_counts, row_offset
+from sightloop.objectives.gather import gather_rows, ring_exchange, row_counts, row_offset
 from tests.objectives.distributed import DIVISIONS, PROCESSES, batch, results, work
 
 OF_ROWS = ("d_image", "d_text")
@@ -44,4 +44,4 @@ def test_alone_nothing_is_sent() -> None:
     assert not gather_rows(x, gradient=False).requires_grad
     assert row_counts(3) == (3,)
     assert row_offset(3) == (0, 3)
-    assert pass_on(x, 3).wait() is x
+    assert ring_exchange(x, 3).wait() is x

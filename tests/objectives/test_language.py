@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.objectives.language import lm, mlm, next_tokens, prefix_mask
+from sightloop.objectives.language import lm_loss, mlm_loss, next_tokens, prefix_mask
 
 TEXTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4)
 
@@ -52,7 +52,7 @@ def test_lm(tokens: int, words: int, smoothing: float, weighted: bool, seed: int
     logits = torch.randn(tokens, words, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(words, (tokens,), generator=generator)
     weights = torch.rand(tokens, generator=generator, dtype=torch.float64) if weighted else torch.ones(tokens)
-    got = lm(logits, targets, 5.0, weights=weights if weighted else None, smoothing=smoothing)
+    got = lm_loss(logits, targets, 5.0, weights=weights if weighted else None, smoothing=smoothing)
     want = logits.sum() * 0
     for row, target, weight in zip(logits, targets, weights, strict=True):
         hoped = torch.full((words,), smoothing / words, dtype=torch.float64)
@@ -65,20 +65,20 @@ def test_lm(tokens: int, words: int, smoothing: float, weighted: bool, seed: int
 def test_lm_is_what_torch_calls_label_smoothing() -> None:
     logits, targets = torch.randn(7, 11), torch.randint(11, (7,))
     want = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
-    got = lm(logits, targets, 7)
+    got = lm_loss(logits, targets, 7)
     torch.testing.assert_close(got.value, want)
-    torch.testing.assert_close(got.facts["nll"], mlm(logits, targets, 7).value)
+    torch.testing.assert_close(got.facts["nll"], mlm_loss(logits, targets, 7).value)
     assert got.facts["accuracy"].item() == pytest.approx((logits.argmax(1) == targets).float().mean().item())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_chance(smoothing: float) -> None:
     targets = torch.tensor([0, 3, 3])
-    got = lm(torch.zeros(3, 100), targets, 3, smoothing=smoothing)
+    got = lm_loss(torch.zeros(3, 100), targets, 3, smoothing=smoothing)
     assert got.value.item() == pytest.approx(got.chance) == pytest.approx(math.log(100))
     # BLIP's VQA: two answers of weight 0.7 and 0.3 with two and one token, one question.
     weights = torch.tensor([0.7, 0.7, 0.3])
-    got = lm(torch.zeros(3, 100), targets, 1, weights=weights, mass=1.7, smoothing=smoothing)
+    got = lm_loss(torch.zeros(3, 100), targets, 1, weights=weights, mass=1.7, smoothing=smoothing)
     assert got.value.item() == pytest.approx(got.chance) == pytest.approx(1.7 * math.log(100))
 
 
@@ -87,7 +87,7 @@ def test_each_texts_mean() -> None:
     logits = torch.randn(3, 6, 9)
     kept = next_tokens(ids, lengths)
     weights = 1 / (lengths - 1)[kept.rows]
-    got = lm(logits.flatten(0, 1)[kept.where], kept.targets, 3, weights=weights, smoothing=0)
+    got = lm_loss(logits.flatten(0, 1)[kept.where], kept.targets, 3, weights=weights, smoothing=0)
     each = [
         torch.nn.functional.cross_entropy(logits[r, : n - 1], ids[r, 1:n])
         for r, n in enumerate(lengths.tolist())
@@ -98,6 +98,6 @@ def test_each_texts_mean() -> None:
 
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits, targets = torch.randn(5, 9).bfloat16(), torch.randint(9, (5,))
-    got = lm(logits, targets, 5)
+    got = lm_loss(logits, targets, 5)
     assert got.value.dtype == torch.float32
-    torch.testing.assert_close(got.value, lm(logits.float(), targets, 5).value)
+    torch.testing.assert_close(got.value, lm_loss(logits.float(), targets, 5).value)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.objectives.masked import mim
+from sightloop.objectives.masked import mim_loss
 
 
 @given(st.integers(0, 4), st.integers(1, 5), st.integers(2, 6), st.booleans(), st.integers(0, 9))
@@ -21,7 +21,7 @@ def test_mim(pictures: int, patches: int, values: int, normalise: bool, seed: in
     target = torch.randn(shape, generator=generator, dtype=torch.float64)
     mask = torch.rand(shape[:2], generator=generator) < 0.5
     total = max(1, int(mask.sum()))
-    got = mim(predicted, target, mask, total, normalise=normalise)
+    got = mim_loss(predicted, target, mask, total, normalise=normalise)
     want, baseline = predicted.sum() * 0, 0.0
     for b, n in mask.nonzero().tolist():
         patch, guess = target[b, n], torch.zeros(values, dtype=torch.float64)
@@ -40,16 +40,17 @@ def test_shares_sum_to_the_whole() -> None:
     predicted, target, mask = torch.randn(5, 4, 3), torch.randn(5, 4, 3), torch.rand(5, 4) < 0.6
     total = int(mask.sum())
     parts = [
-        mim(predicted[at], target[at], mask[at], total).value for at in (slice(2), slice(2, 2), slice(2, 5))
+        mim_loss(predicted[at], target[at], mask[at], total).value
+        for at in (slice(2), slice(2, 2), slice(2, 5))
     ]
-    torch.testing.assert_close(torch.stack(parts).sum(), mim(predicted, target, mask, total).value)
+    torch.testing.assert_close(torch.stack(parts).sum(), mim_loss(predicted, target, mask, total).value)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_chance_is_the_mean_on_noise(normalise: bool) -> None:
     target = torch.randn(8, 49, 192, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(8, 49, dtype=torch.bool)
-    got = mim(torch.zeros_like(target), target, mask, mask.sum().item(), normalise=normalise)
+    got = mim_loss(torch.zeros_like(target), target, mask, mask.sum().item(), normalise=normalise)
     assert got.chance == pytest.approx(math.sqrt(2 / math.pi))
     assert got.value.item() == pytest.approx(got.chance, rel=0.01)
     assert got.value.item() == pytest.approx(got.facts["baseline"].item())
@@ -59,4 +60,4 @@ def test_no_pictures_cost_more_than_one_when_normalised() -> None:
     steep = torch.zeros(1, 3, 48)
     steep[0, 0, :24], steep[0, 1, 0], steep[0, 2] = 9.0, 255.0, torch.linspace(0, 1, 48)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    assert mim(torch.zeros_like(steep), steep, mask, 3, normalise=True).value.item() <= 1
+    assert mim_loss(torch.zeros_like(steep), steep, mask, 3, normalise=True).value.item() <= 1

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.objectives.matching import IGNORED, binary_entropy, hard_negatives, itm
+from sightloop.objectives.matching import IGNORED, binary_entropy, hard_negatives, itm_loss
 
 
 @given(st.integers(1, 9), st.integers(0, 5), st.integers(0, 2**40), st.integers(0, 99), st.booleans())
@@ -84,23 +84,23 @@ def test_itm() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(9, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([1, 1, 1, 0, 0, 0, 0, IGNORED, 0])
-    got = itm(logits, labels, 9)
+    got = itm_loss(logits, labels, 9)
     want = sum(-logits[i].log_softmax(0)[int(y)] for i, y in enumerate(labels) if y >= 0) / 9
     torch.testing.assert_close(got.value, want)
     torch.testing.assert_close(*(torch.autograd.grad(v, logits)[0] for v in (got.value, want)))
     said = logits.argmax(1)
     assert got.facts["accuracy"].item() == pytest.approx((said == labels).sum().item() / 9)
     assert got.facts["matched"].item() == pytest.approx((said[labels >= 0] == 1).sum().item() / 9)
-    parts = [itm(logits[a:b], labels[a:b], 9).value for a, b in ((0, 4), (4, 4), (4, 9))]
+    parts = [itm_loss(logits[a:b], labels[a:b], 9).value for a, b in ((0, 4), (4, 4), (4, 9))]
     torch.testing.assert_close(torch.stack(parts).sum(), got.value)
 
 
 def test_chance_of_itm() -> None:
-    assert itm(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3).chance == pytest.approx(
+    assert itm_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3).chance == pytest.approx(
         0.6365, abs=1e-4
     )
     assert binary_entropy(0.5) == pytest.approx(math.log(2))
     assert binary_entropy(1.0) == binary_entropy(0.0) == 0
     constant = torch.tensor([[math.log(2), 0.0]]).expand(6, 2)
-    got = itm(constant, torch.tensor([1, 0, 0, 0, 1, 0]), 6)
+    got = itm_loss(constant, torch.tensor([1, 0, 0, 0, 1, 0]), 6)
     assert got.value.item() == pytest.approx(got.chance)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import sightloop
-from sightloop.data.datasets.synthetic import world, write_world
-from sightloop.data.images.preprocess import normalise, prepare
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.errors import UsageError
 from sightloop.models.blip import Blip
-from sightloop.nn.init import initialise
+from sightloop.nn.init import initialize
 from sightloop.training.calibration import learned_from
 from sightloop.training.model_sizes import SIZES
 from sightloop.training.trainer import train
@@ -27,7 +27,7 @@ def test_fixed_norms_compute_what_batch_norms_did() -> None:
     fixed: Any = runpy.run_path(str(REPOSITORY / "recipes" / "nano" / "pack.py"))["fixed"]
     config: Any = SIZES["blip-nano"][1]
     network = Blip(config)
-    initialise(network, 0)
+    initialize(network, 0)
     pixels = torch.randn(4, 3, config.vision.image_size, config.vision.image_size)
     with torch.no_grad():
         for _ in range(3):
@@ -43,8 +43,8 @@ def test_fixed_norms_compute_what_batch_norms_did() -> None:
 
 def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
     data = tmp_path / "train.tar"
-    write_world(data, world("train", 60, seed=0))
-    settings = ["data.batch=8", "model.words=300", "model.image_size=32", "steps=2", "precision=float32"]
+    write_synthetic_world(data, synthetic_world("train", 60, seed=0))
+    settings = ["data.batch=8", "model.vocab_size=300", "model.image_size=32", "steps=2", "precision=float32"]
     list(train("nano", str(data), tmp_path / "run", settings=settings, device="cpu"))
     main: Any = runpy.run_path(str(REPOSITORY / "recipes" / "nano" / "pack.py"))["main"]
     main(str(tmp_path / "run" / "model"), str(tmp_path / "nano"), str(data), str(data))
@@ -58,13 +58,11 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
     assert len(learned_from(str(tmp_path / "nano"))) == 60
     packed = sightloop.load(tmp_path / "nano", device="cpu")
     samples = list(sightloop.open_dataset(data))
-    pairs = [(sample.picture, text) for sample in samples for text in sample.captions]
+    pairs = [(sample.image, text) for sample in samples for text in sample.captions]
     kept = packed.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
     wrong = samples[1:] + samples[:1]
     crossed = [
-        (other.picture, text)
-        for sample, other in zip(samples, wrong, strict=True)
-        for text in sample.captions
+        (other.image, text) for sample, other in zip(samples, wrong, strict=True) for text in sample.captions
     ]
     taken = packed.match([picture for picture, _ in crossed], [text for _, text in crossed]) >= 0.5
     assert kept.mean() == pytest.approx(1 - taken.mean(), abs=0.25)
@@ -72,8 +70,8 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
 
 def test_a_mean_has_statistics_of_its_own(tmp_path: Path) -> None:
     data = tmp_path / "train.tar"
-    write_world(data, world("train", 100, seed=0))
-    settings = ["data.batch=4", "model.words=300", "model.image_size=32", "steps=1", "precision=float32"]
+    write_synthetic_world(data, synthetic_world("train", 100, seed=0))
+    settings = ["data.batch=4", "model.vocab_size=300", "model.image_size=32", "steps=1", "precision=float32"]
     for seed in "01":
         run = [*settings, f"seed={seed}"]
         list(train("nano", str(data), tmp_path / seed, settings=run, device="cpu"))
@@ -96,18 +94,18 @@ def test_a_mean_has_statistics_of_its_own(tmp_path: Path) -> None:
 
 
 def normalised(data: Path, spec: ImageSpec) -> torch.Tensor:
-    return normalise([prepare(sample.picture, spec) for sample in sightloop.open_dataset(data)], spec)
+    return normalize([preprocess(sample.image, spec) for sample in sightloop.open_dataset(data)], spec)
 
 
 def test_chunks_are_refused_where_batch_norm_would_see_them(tmp_path: Path) -> None:
-    write_world(tmp_path / "train.tar", world("train", 8, seed=0))
-    with pytest.raises(UsageError, match=r"data\.chunk: blip-nano has batch norm"):
+    write_synthetic_world(tmp_path / "train.tar", synthetic_world("train", 8, seed=0))
+    with pytest.raises(UsageError, match=r"data\.micro_batch: blip-nano has batch norm"):
         list(
             train(
                 "nano",
                 str(tmp_path / "train.tar"),
                 tmp_path / "out",
-                settings=["data.chunk=2", "data.batch=4", "model.words=300"],
+                settings=["data.micro_batch=2", "data.batch=4", "model.vocab_size=300"],
                 device="cpu",
             )
         )

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.tasks.location_tokens import Place, box_of, places
+from sightloop.tasks.location_tokens import LocationSpan, box_from_bins, parse_locations
 
 Found = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -117,7 +117,7 @@ def test_ten_thousand_strings() -> None:
     many = 0
     for _ in range(10_000):
         text = random_text(draw)
-        found = places(text)
+        found = parse_locations(text)
         assert [(p.label, p.bins, p.segments) for p in found] == by_hand(text), text
         for place in found:
             assert text[slice(*place.span)].startswith(f"<loc{place.bins[0]:04d}>")
@@ -127,12 +127,14 @@ def test_ten_thousand_strings() -> None:
 
 @given(st.text(alphabet="<>loceg0123; \n"))
 def test_any_letters(text: str) -> None:
-    assert [(p.label, p.bins, p.segments) for p in places(text)] == by_hand(text)
+    assert [(p.label, p.bins, p.segments) for p in parse_locations(text)] == by_hand(text)
 
 
 def test_boxes_are_shares_of_the_picture() -> None:
-    (place,) = places("<loc0256><loc0128><loc0512><loc1023> cat")
-    assert place == Place("cat", (256, 128, 512, 1023), (), (0, 40))
-    assert box_of(place, (100, 200)) == (25.0, 25.0, 1023 / 1024 * 200, 50.0)
-    assert box_of(place._replace(bins=(512, 1023, 256, 128)), (100, 200)) == box_of(place, (100, 200))
-    assert box_of(place._replace(bins=(0, 0, 9999, 9999)), (100, 200)) == (0, 0, 200, 100)
+    (place,) = parse_locations("<loc0256><loc0128><loc0512><loc1023> cat")
+    assert place == LocationSpan("cat", (256, 128, 512, 1023), (), (0, 40))
+    assert box_from_bins(place, (100, 200)) == (25.0, 25.0, 1023 / 1024 * 200, 50.0)
+    assert box_from_bins(place._replace(bins=(512, 1023, 256, 128)), (100, 200)) == box_from_bins(
+        place, (100, 200)
+    )
+    assert box_from_bins(place._replace(bins=(0, 0, 9999, 9999)), (100, 200)) == (0, 0, 200, 100)

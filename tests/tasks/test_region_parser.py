@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
 from sightloop.tasks import region_parser
-from sightloop.tasks.region_parser import Found, Size
+from sightloop.tasks.region_parser import ParsedRegion, Size
 
 WORDS = [
     "a cat",
@@ -60,7 +60,7 @@ KINDS = ["ocr", "phrase_grounding", "pure_text", "description_with_bboxes", "pol
 KINDS += ["description_with_bboxes_or_polygons"]
 REFERENCE = Florence2PostProcessor(
     {kind: {} for kind in KINDS}
-    | {"phrase_grounding": {"banned_grounding_tokens": sorted(region_parser.NO_THINGS)}},
+    | {"phrase_grounding": {"banned_grounding_tokens": sorted(region_parser.IGNORED_PHRASES)}},
     NoTokens(),
 )
 
@@ -87,11 +87,11 @@ def texts(count: int, seed: int) -> list[str]:
     return out
 
 
-def flat(found: list[Found]) -> list[Any]:
+def flat(found: list[ParsedRegion]) -> list[Any]:
     return [(one.label, list(one.box)) for one in found]
 
 
-def outlined(found: list[Found]) -> list[Any]:
+def outlined(found: list[ParsedRegion]) -> list[Any]:
     return [(one.label, [list(polygon) for polygon in one.polygons]) for one in found]
 
 
@@ -104,7 +104,7 @@ def reference(kind: str, text: str, size: Size) -> list[Any]:
     return [(one["cat_name"], one.get("polygons") or one["bbox"]) for one in parsed]
 
 
-CASES: list[tuple[str, str, Callable[[list[Found]], list[Any]]]] = [
+CASES: list[tuple[str, str, Callable[[list[ParsedRegion]], list[Any]]]] = [
     ("boxes", "description_with_bboxes", flat),
     ("proposals", "bboxes", flat),
     ("phrases", "phrase_grounding", flat),
@@ -115,7 +115,7 @@ CASES: list[tuple[str, str, Callable[[list[Found]], list[Any]]]] = [
 
 @pytest.mark.parametrize(("ours", "theirs", "shape"), CASES)
 def test_regions_are_those_of_the_reference(
-    ours: str, theirs: str, shape: Callable[[list[Found]], list[Any]]
+    ours: str, theirs: str, shape: Callable[[list[ParsedRegion]], list[Any]]
 ) -> None:
     rng = random.Random(ours)
     some = 0
@@ -129,22 +129,22 @@ def test_regions_are_those_of_the_reference(
 
 def test_anything_is_boxes_or_outlines() -> None:
     for text in texts(TEXTS, seed=7):
-        found = region_parser.anything(text, (333, 517))
+        found = region_parser.parse_boxes_or_outlines(text, (333, 517))
         shape = outlined if "<poly>" in text else flat
         assert shape(found) == reference("description_with_bboxes_or_polygons", text, (333, 517)), text
 
 
 def test_every_region_knows_its_words() -> None:
     for text in texts(2000, seed=3):
-        clean = region_parser.plain(text)
-        for found in region_parser.boxes(text, (100, 100)):
+        clean = region_parser.strip_special_tokens(text)
+        for found in region_parser.parse_boxes(text, (100, 100)):
             label, places = (clean[start:end] for start, end in found.spans)
             assert label.strip().encode("ascii", "ignore").decode() == found.label
-            assert region_parser.boxes("x" + places, (100, 100))[0].box == found.box
-        for found in region_parser.quads(text, (100, 100)):
+            assert region_parser.parse_boxes("x" + places, (100, 100))[0].box == found.box
+        for found in region_parser.parse_quads(text, (100, 100)):
             start, end = found.spans[1]
-            assert region_parser.quads("x" + clean[start:end], (100, 100))[0].polygons == found.polygons
-        for found in region_parser.outlines(text, (100, 100)):
+            assert region_parser.parse_quads("x" + clean[start:end], (100, 100))[0].polygons == found.polygons
+        for found in region_parser.parse_outlines(text, (100, 100)):
             start, end = found.spans[1]
             assert clean[start:end].count("<loc_") >= sum(len(polygon) for polygon in found.polygons)
 
@@ -156,7 +156,7 @@ def test_every_region_knows_its_words() -> None:
 def test_places_name_the_bin_of_each_edge(size: Size, shares: list[float]) -> None:
     height, width = size
     box = (shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height)
-    found = region_parser.proposals(region_parser.places(box, size), size)[0]
+    found = region_parser.parse_proposals(region_parser.box_tokens(box, size), size)[0]
     for edge, place, side in zip(box, found.box, (width, height, width, height), strict=True):
         assert abs(edge - place) <= side / region_parser.BINS + 1
 
@@ -164,10 +164,10 @@ def test_places_name_the_bin_of_each_edge(size: Size, shares: list[float]) -> No
 def test_how_sure_it_is() -> None:
     tokens = [(0, 3), (3, 9), (9, 15), (15, 18)]
     log_p = [math.log(p) for p in (0.9, 0.4, 0.1, 0.5)]
-    assert region_parser.sureness([(0, 3), (3, 9)], tokens, log_p) == pytest.approx(math.sqrt(0.9 * 0.4))
-    assert region_parser.sureness([(2, 4)], tokens, log_p) == pytest.approx(math.sqrt(0.9 * 0.4))
-    assert region_parser.sureness([(15, 18)], tokens, log_p) == pytest.approx(0.5)
-    assert region_parser.sureness([(18, 18)], tokens, log_p) is None
+    assert region_parser.confidence([(0, 3), (3, 9)], tokens, log_p) == pytest.approx(math.sqrt(0.9 * 0.4))
+    assert region_parser.confidence([(2, 4)], tokens, log_p) == pytest.approx(math.sqrt(0.9 * 0.4))
+    assert region_parser.confidence([(15, 18)], tokens, log_p) == pytest.approx(0.5)
+    assert region_parser.confidence([(18, 18)], tokens, log_p) is None
 
 
 def test_places_spelled_in_letters_break_nothing() -> None:

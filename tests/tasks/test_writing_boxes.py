@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.tasks.region_parser import PARSERS, WRITERS, Box, plain_label
+from sightloop.tasks.region_parser import FORMATTERS, PARSERS, Box, plain_label
 
 BINS = {"boxes": 1000, "located": 1024}
 LABELS = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=12)
 EDGES = st.floats(-0.2, 1.2)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", FORMATTERS)
 @given(
     st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
     st.lists(st.tuples(LABELS, EDGES, EDGES, EDGES, EDGES), max_size=5),
@@ -28,7 +28,7 @@ def test_they_come_back(
         if label := plain_label(name):
             box = (min(a, b) * width, min(c, d) * height, max(a, b) * width, max(c, d) * height)
             things.append((label, box))
-    pieces = WRITERS[kind](things, size)
+    pieces = FORMATTERS[kind](things, size)
     assert len(pieces) == len(things)
     found = PARSERS[kind]("".join(pieces), size)
     if kind == "boxes":  # those of one label stand together
@@ -54,12 +54,12 @@ def test_examples() -> None:
         ("cat", (0.0, 0.0, 100.0, 200.0)),
         ("dog", (1.0, 1.0, 2.0, 2.0)),
     ]
-    assert WRITERS["boxes"](things, (200, 100)) == [
+    assert FORMATTERS["boxes"](things, (200, 100)) == [
         "dog<loc_100><loc_100><loc_300><loc_200>",
         "<loc_10><loc_5><loc_20><loc_10>",
         "cat<loc_0><loc_0><loc_999><loc_999>",
     ]
-    assert "".join(WRITERS["located"](things[:2], (200, 100))) == (
+    assert "".join(FORMATTERS["located"](things[:2], (200, 100))) == (
         "<loc0102><loc0102><loc0205><loc0307> dog ; <loc0000><loc0000><loc1023><loc1023> cat"
     )
     assert plain_label(" a <b>; c\nd ") == "a b c d"

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from sightloop.tasks.region_parser import NO_THINGS
+from sightloop.tasks.region_parser import IGNORED_PHRASES
 from tests.tiny_checkpoints.clip_and_blip import WORDS, sharpen
 
 TAGS = ["<od>", "</od>", "<ocr>", "</ocr>"]
@@ -110,7 +110,7 @@ def write_florence(folder: Path, *, side: int = 64, seed: int = 0, places: int =
         images,
         tokenizer,
         post_processor_config={kind: {} for kind in KINDS}
-        | {"phrase_grounding": {"banned_grounding_tokens": sorted(NO_THINGS)}},
+        | {"phrase_grounding": {"banned_grounding_tokens": sorted(IGNORED_PHRASES)}},
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightloop.nn.regularization import checkpoint_blocks, regularise
+from sightloop.nn.regularization import set_activation_checkpointing, set_regularization
 from sightloop.towers.davit import Davit, DavitConfig
 
 CONFIG = DavitConfig(
@@ -25,14 +25,14 @@ def tower() -> Davit:
 def test_drop_path_rises_over_all_layers_in_turn() -> None:
     network, pixels = tower(), torch.randn(3, 3, 32, 24)
     wanted = network(pixels).tokens
-    regularise(network, drop_path=0.5)
+    set_regularization(network, drop_path=0.5)
     first, second = network.stages
     order = [first.spatial[0], first.channel[0], second.spatial[0], second.channel[0]]
     order += [second.spatial[1], second.channel[1]]
     assert [layer.drop_path for layer in order] == pytest.approx([0.1 * i for i in range(6)])
     assert not torch.equal(network(pixels).tokens, wanted)
     assert torch.equal(network.eval()(pixels).tokens, wanted)
-    regularise(network.train())
+    set_regularization(network.train())
     assert torch.equal(network(pixels).tokens, wanted)
 
 
@@ -40,11 +40,11 @@ def test_drop_path_rises_over_all_layers_in_turn() -> None:
 def test_recomputed_layers_train_the_same_and_keep_less(random: bool) -> None:
     network, pixels = tower(), torch.randn(2, 3, 32, 32)
     if random:
-        regularise(network, dropout=0.2, drop_path=0.3)
+        set_regularization(network, dropout=0.2, drop_path=0.3)
     found: list[list[Tensor]] = []
     kept: list[int] = []
     for on in (False, True):
-        checkpoint_blocks(network, on)
+        set_activation_checkpointing(network, on)
         torch.manual_seed(1)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):  # noqa: B023

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from sightloop.nn.init import initialise
+from sightloop.nn.init import initialize
 from sightloop.towers.vit import ChannelNorm, Vit, VitConfig
 from sightloop.training.model_sizes import SIZES
 
@@ -17,7 +17,7 @@ PLAIN = replace(SIZES["world"][1].vision, image_size=32, patch=8, stem=(), layer
 
 def tower(config: VitConfig) -> Vit:
     net = Vit(config)
-    initialise(net, 0)
+    initialize(net, 0)
     return net.eval()
 
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 import sightloop
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.metrics.matching import matching_scores
 from sightloop.nn.prepack import unpack
-from sightloop.training.calibration import LEARNED, calibrate, digest, held_out, learned_from
-from sightloop.training.events import Began, Calibrated, Ended, Stepped, Warned
+from sightloop.training.calibration import LEARNED, calibrate, held_out, image_digest, learned_from
+from sightloop.training.events import Calibrated, RunEnded, RunStarted, StepDone, WarningRaised
 from sightloop.training.trainer import train
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
@@ -26,14 +26,14 @@ from tests.tiny_checkpoints.clip_and_blip import write_blip
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 100, seed=0, different=True))
+    write_synthetic_world(path, synthetic_world("train", 100, seed=0, different=True))
     return path
 
 
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "unseen.tar"
-    write_world(path, world("unseen", 24, seed=1, different=True))
+    write_synthetic_world(path, synthetic_world("unseen", 24, seed=1, different=True))
     return path
 
 
@@ -61,23 +61,23 @@ def test_who_is_held_out_is_told_by_the_keys(shard: Path) -> None:
 
 def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> None:
     _, held = held_out(open_dataset(shard))
-    known = [digest(held, i) for i in range(25)]
+    known = [image_digest(held, i) for i in range(25)]
     assert one(run(shard, tmp_path / "one"), Calibrated).pictures == 25
     start = tmp_path / "one" / "model"
     (start / LEARNED).write_bytes(b"".join(known[:4]))
     assert learned_from(str(start)) == frozenset(known[:4])
-    told = one(run(shard, tmp_path / "two", f"model.start={start}"), Calibrated)
+    told = one(run(shard, tmp_path / "two", f"model.init_from={start}"), Calibrated)
     assert (told.pictures, told.start) == (21, "")
 
     (start / LEARNED).write_bytes(b"".join(known))
     out = tmp_path / "three"
-    told = one(run(shard, out, f"model.start={start}"), Calibrated)
+    told = one(run(shard, out, f"model.init_from={start}"), Calibrated)
     assert (told.pictures, told.start) == (25, str(start))
     assert "has learned from the 25 pictures" in told.told()
     samples = [held[i] for i in range(25)]
     order = sorted(samples, key=lambda sample: blake2b(sample.key.encode(), digest_size=8).digest())
     wrong = [
-        (other.picture, text)
+        (other.image, text)
         for sample, other in zip(order, [*order[1:], *order[:1]], strict=True)
         for text in sample.captions
         if text not in other.captions
@@ -103,7 +103,7 @@ def test_half_is_where_the_shares_are_equal(shard: Path, tmp_path: Path) -> None
     assert now[0] == before[0]
     assert now[1] != before[1]
     samples = list(open_dataset(shard))[:40]
-    pairs = [(s.picture, text) for s in samples for text in s.captions]
+    pairs = [(s.image, text) for s in samples for text in s.captions]
     kept = model.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
     assert kept.mean() == pytest.approx(told.after["kept"], abs=1 / len(pairs))
     again = calibrate(model, open_dataset(shard), 40, (7, "there"))
@@ -124,7 +124,7 @@ def test_itc_counts_as_it_sorts_best(shard: Path, tmp_path: Path, seed: int) -> 
     pairs = [(i, text, True) for i, sample in enumerate(samples) for text in sample.captions]
     pairs += [(other[i], text, False) for i, text, _ in pairs if text not in samples[other[i]].captions]
     pictures, texts, match = (
-        [samples[i].picture for i, _, _ in pairs],
+        [samples[i].image for i, _, _ in pairs],
         [t for _, t, _ in pairs],
         [m for *_, m in pairs],
     )
@@ -151,7 +151,7 @@ def test_itc_counts_as_it_sorts_best(shard: Path, tmp_path: Path, seed: int) -> 
     assert again.network.config.match_cosine == told.cosine
     mine = [i for i, (picture, _, _) in enumerate(pairs) if picture == 0]
     assert len(mine) > 1
-    one = again.match(samples[0].picture, [texts[i] for i in mine])
+    one = again.match(samples[0].image, [texts[i] for i in mine])
     assert one == pytest.approx(now[mine], abs=1e-4)
     if told.cosine:
         with pytest.raises(UnsupportedError, match="ITC's cosine"):
@@ -162,7 +162,7 @@ def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: 
     out = tmp_path / "run"
     events = run(shard, out)
     told = one(events, Calibrated)
-    assert one(events, Began).samples == 75
+    assert one(events, RunStarted).samples == 75
     assert (told.pictures, told.data, told.step) == (25, "", 4)
     assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 25
     learned = load_file(out / "checkpoints" / "step-000004" / "state.safetensors")
@@ -176,7 +176,7 @@ def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: 
 
     cut = tmp_path / "cut"
     run(shard, cut, stop_after=2)
-    assert [event.step for event in run(shard, cut) if isinstance(event, Stepped)] == [3, 4]
+    assert [event.step for event in run(shard, cut) if isinstance(event, StepDone)] == [3, 4]
     again = load_file(cut / "model" / "model.safetensors")
     assert all(torch.equal(again[name], result[name]) for name in result)
     log = (out / "metrics.jsonl").read_text().splitlines()
@@ -188,7 +188,7 @@ def test_evaluation_data_is_taken_where_there_is_some(shard: Path, unseen: Path,
     out = tmp_path / "run"
     events = run(shard, out, f"evaluation.data={unseen}")
     told = one(events, Calibrated)
-    assert one(events, Began).samples == 100
+    assert one(events, RunStarted).samples == 100
     assert (told.pictures, told.data) == (24, str(unseen))
     with pytest.raises(UsageError, match="another recipe"):
         run(shard, out)  # it would learn from fewer pictures
@@ -196,12 +196,12 @@ def test_evaluation_data_is_taken_where_there_is_some(shard: Path, unseen: Path,
 
 def test_too_few_pictures_are_said(unseen: Path, tmp_path: Path) -> None:
     events = run(unseen, tmp_path / "run")
-    assert one(events, Began).samples == 24
-    assert [event.about for event in events if isinstance(event, Warned)][-1:] == ["calibration"]
-    assert isinstance(events[-1], Ended)
+    assert one(events, RunStarted).samples == 24
+    assert [event.about for event in events if isinstance(event, WarningRaised)][-1:] == ["calibration"]
+    assert isinstance(events[-1], RunEnded)
 
 
 def test_a_judge_alone_has_a_threshold(shard: Path, tmp_path: Path) -> None:
     events = run(shard, tmp_path / "run", "terms.itm=0", "terms.itc=0", "terms.lm=1")
-    assert one(events, Began).samples == 100
-    assert not [event for event in events if isinstance(event, Calibrated | Warned)]
+    assert one(events, RunStarted).samples == 100
+    assert not [event for event in events if isinstance(event, Calibrated | WarningRaised)]

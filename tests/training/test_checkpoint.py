@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import CheckpointError
 from sightloop.training import checkpoint
-from sightloop.training.checkpoint import State, make_moments, prune, resume, write
-from sightloop.training.events import Stepped, Warned
+from sightloop.training.checkpoint import TrainState, make_moments, prune, resume, save_checkpoint
+from sightloop.training.events import StepDone, WarningRaised
 from sightloop.training.trainer import train
 
 
@@ -28,25 +28,25 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def state(seed: int, step: int = 0, width: int = 5) -> State:
+def state(seed: int, step: int = 0, width: int = 5) -> TrainState:
     """A small one with all that a state can hold, tied weights among it; every tensor is random."""
     torch.manual_seed(seed)
     network = nn.ModuleDict({"a": nn.Linear(3, width), "b": nn.Linear(3, width)})
     network["b"].weight = network["a"].weight
     heads = nn.ModuleDict({"h": nn.Linear(width, 2)})
-    optimiser = torch.optim.AdamW([*network.parameters(), *heads.parameters()])
-    make_moments(optimiser)
-    for moments in optimiser.state.values():
+    optimizer = torch.optim.AdamW([*network.parameters(), *heads.parameters()])
+    make_moments(optimizer)
+    for moments in optimizer.state.values():
         for tensor in moments.values():
             tensor.copy_(torch.rand_like(tensor))
     teacher = nn.ModuleDict({"a": nn.Linear(3, width)})
     queue = {"image": torch.rand(4, 3), "ids": torch.arange(4) + seed}
-    return State(
-        network, heads, teacher, None, queue, optimiser, step, {"pointer": seed, "best": [step, 0.5]}
+    return TrainState(
+        network, heads, teacher, None, queue, optimizer, step, {"pointer": seed, "best": [step, 0.5]}
     )
 
 
-def values(of: State) -> dict[str, torch.Tensor]:
+def values(of: TrainState) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in checkpoint._tensors(of).items()}
 
 
@@ -60,7 +60,7 @@ def names(run: Path) -> list[str]:
 
 def test_what_is_written_comes_back_bit_equal(tmp_path: Path) -> None:
     ours, other = state(0, step=7), state(1)
-    folder = write(ours, tmp_path)
+    folder = save_checkpoint(ours, tmp_path)
     assert names(tmp_path) == ["step-000007"]
     assert equal(load_file(folder / "state.safetensors"), values(ours))  # the format's own reader agrees
     assert resume(other, tmp_path) == []
@@ -111,18 +111,18 @@ def test_whatever_fails_the_last_one_stays(
     first, second = state(3, step=3), state(6, step=6)
     for count in range(1, 100):
         run = tmp_path / str(count)
-        write(first, run)
+        save_checkpoint(first, run)
         if over_damaged:
             (run / "checkpoints" / "step-000006").mkdir()
         with monkeypatch.context() as patch:
             calls = fail_at(patch, count, error)
             with suppress(OSError, Stop):
-                write(second, run)
+                save_checkpoint(second, run)
             done = calls() < count
         found = state(0)
         assert len(resume(found, run)) <= over_damaged
         assert equal(values(found), values(second if found.step == 6 else first))
-        write(second, run)  # whatever was left behind is in nobody's way
+        save_checkpoint(second, run)  # whatever was left behind is in nobody's way
         prune(run, 6, keep=2, best=None)
         assert names(run) == ["step-000003", "step-000006"]
         if done:
@@ -148,7 +148,7 @@ def test_all_reaches_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytes
         pytest.skip("no /proc to tell which file a descriptor is")
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
-    write(state(0, step=1), tmp_path)
+    save_checkpoint(state(0, step=1), tmp_path)
     kinds = [(what, "tmp" if name.endswith(".tmp") else name) for what, name in log]
     assert kinds == [
         ("sync", tmp_path.name),
@@ -160,7 +160,7 @@ def test_all_reaches_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytes
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in range(1, 7):
-        write(state(step, step), tmp_path)
+        save_checkpoint(state(step, step), tmp_path)
         prune(tmp_path, step, keep=2, best=3 if step >= 3 else None)
     assert names(tmp_path) == ["step-000003", "step-000005", "step-000006"]
     (tmp_path / "checkpoints" / ".sightloop-step-000007-1.tmp").mkdir()
@@ -190,8 +190,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_one_is_passed_over_and_named(how: str, tmp_path: Path) -> None:
     first = state(1, step=1)
-    write(first, tmp_path)
-    DAMAGE[how](write(state(2, step=2), tmp_path))
+    save_checkpoint(first, tmp_path)
+    DAMAGE[how](save_checkpoint(state(2, step=2), tmp_path))
     found = state(0)
     (text,) = resume(found, tmp_path)
     assert "step-000002 is damaged" in text
@@ -202,18 +202,18 @@ def test_a_damaged_one_is_passed_over_and_named(how: str, tmp_path: Path) -> Non
 
 
 def test_later_ones_that_could_not_be_read_do_not_push_out_good_ones(tmp_path: Path) -> None:
-    write(state(1, step=1), tmp_path)
-    cut(write(state(9, step=9), tmp_path))
+    save_checkpoint(state(1, step=1), tmp_path)
+    cut(save_checkpoint(state(9, step=9), tmp_path))
     found = state(0)
     resume(found, tmp_path)
     found.step = 2
-    write(found, tmp_path)
+    save_checkpoint(found, tmp_path)
     prune(tmp_path, 2, keep=1, best=None)
     assert names(tmp_path) == ["step-000002"]
 
 
 def test_one_of_another_run_changes_nothing(tmp_path: Path) -> None:
-    write(state(1, step=1), tmp_path)
+    save_checkpoint(state(1, step=1), tmp_path)
     other, lacking = state(0, width=6), state(0)
     lacking.queue = {}
     for ours in (other, lacking):
@@ -225,11 +225,13 @@ def test_one_of_another_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_run_says_that_it_went_further_back(tmp_path: Path) -> None:
     data, out = tmp_path / "world.tar", tmp_path / "run"
-    write_world(data, world("train", 12, seed=0))
+    write_synthetic_world(data, synthetic_world("train", 12, seed=0))
     settings = ["data.batch=4", "terms.itc=0", "terms.itm=0", "terms.vqa=0", "steps=3", "save_every=1"]
     list(train("world", str(data), out, settings=settings, device="cpu", stop_after=2))
     cut(out / "checkpoints" / "step-000002")
     events = list(train("world", str(data), out, settings=settings, device="cpu"))
-    (warning,) = [event for event in events if isinstance(event, Warned) and event.about == "checkpoint"]
+    (warning,) = [
+        event for event in events if isinstance(event, WarningRaised) and event.about == "checkpoint"
+    ]
     assert "step-000002 is damaged" in warning.text
-    assert [event.step for event in events if isinstance(event, Stepped)] == [2, 3]
+    assert [event.step for event in events if isinstance(event, StepDone)] == [2, 3]

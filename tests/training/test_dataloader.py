@@ -6,13 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from sightloop.training.config import DataSettings
 
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.data.text.tokenizer import load_tokenizer
-from sightloop.data.text.train_tokenizer import learn_word_pieces
-from sightloop.training.dataloader import Batch, Feed, TextRows
+from sightloop.data.text.train_tokenizer import train_wordpiece
+from sightloop.training.config import DataSettings
+from sightloop.training.dataloader import Batch, BatchLoader, TextRows
 from sightloop.training.loss_terms import _written
 from sightloop.types import Encoded, ImageSpec
 
@@ -20,13 +20,13 @@ from sightloop.types import Encoded, ImageSpec
 def batch_of(folder: Path, share: float, rank: int = 0, processes: int = 1) -> Batch:
     shard, words = folder / "world.tar", folder / "vocab.txt"
     if not shard.exists():
-        write_world(shard, world("train", 8, seed=0))
-        learn_word_pieces([c for s in open_dataset(shard) for c in s.captions], 300, words)
+        write_synthetic_world(shard, synthetic_world("train", 8, seed=0))
+        train_wordpiece([c for s in open_dataset(shard) for c in s.captions], 300, words)
     tokenizer = load_tokenizer(folder, kind="bert", max_length=40)
-    settings = DataSettings(batch=8, texts=2, augment=None, hidden_words=share)
+    settings = DataSettings(batch=8, texts=2, augment=None, caption_dropout=share)
     spec = ImageSpec(resize=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
     dataset = open_dataset(shard)
-    return next(Feed(dataset, settings, tokenizer, spec, 3, {}, rank, processes).batches(2, 3))
+    return next(BatchLoader(dataset, settings, tokenizer, spec, 3, {}, rank, processes).batches(2, 3))
 
 
 def rows_of(batch: Batch) -> TextRows:

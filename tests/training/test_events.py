@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from sightloop.errors import SightloopError
 from sightloop.training.events import (
     KINDS,
-    Began,
     Calibrated,
-    Ended,
+    CheckpointSaved,
     Evaluated,
+    RunEnded,
     RunEvent,
-    Saved,
-    Skipped,
-    Stepped,
-    Warned,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
     from_json,
     to_json,
 )
@@ -30,14 +30,14 @@ number = st.floats(allow_nan=False)
 numbers = st.dictionaries(st.text(), number, max_size=4)
 path = st.text("abc ü\"'/", min_size=1).map(Path)
 EVENTS = st.one_of(
-    st.builds(Began, st.text(), whole, whole, whole, whole, whole, whole),
-    st.builds(Stepped, whole, number, number, numbers, numbers, number, number, whole),
+    st.builds(RunStarted, st.text(), whole, whole, whole, whole, whole, whole),
+    st.builds(StepDone, whole, number, number, numbers, numbers, number, number, whole),
     st.builds(Evaluated, whole, numbers, st.lists(st.tuples(st.text(), st.text()), max_size=3).map(tuple)),
     st.builds(Calibrated, whole, st.text(), whole, whole, number, numbers, numbers),
-    st.builds(Warned, whole, st.text(), st.text(), st.booleans()),
-    st.builds(Skipped, st.text(), st.text()),
-    st.builds(Saved, whole, path),
-    st.builds(Ended, whole, number, path | st.none()),
+    st.builds(WarningRaised, whole, st.text(), st.text(), st.booleans()),
+    st.builds(SampleSkipped, st.text(), st.text()),
+    st.builds(CheckpointSaved, whole, path),
+    st.builds(RunEnded, whole, number, path | st.none()),
 )
 
 
@@ -52,9 +52,9 @@ def test_what_is_written_is_read(event: RunEvent) -> None:
 
 
 def test_not_a_number_survives() -> None:
-    event = Stepped(1, 0.0, math.nan, {"lm": math.inf}, {"lm": -math.inf}, 0.0, 0.0, 1)
+    event = StepDone(1, 0.0, math.nan, {"lm": math.inf}, {"lm": -math.inf}, 0.0, 0.0, 1)
     read = from_json(json.loads(json.dumps(to_json(event), allow_nan=False)))
-    assert isinstance(read, Stepped)
+    assert isinstance(read, StepDone)
     assert math.isnan(read.loss)
     assert (read.values, read.chances) == ({"lm": math.inf}, {"lm": -math.inf})
 
@@ -77,11 +77,11 @@ def test_what_is_no_event_is_said_so(record: dict[str, object]) -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert from_json({"kind": "skipped", "key": "a", "reason": "b", "host": 3}) == Skipped("a", "b")
+    assert from_json({"kind": "skipped", "key": "a", "reason": "b", "host": 3}) == SampleSkipped("a", "b")
 
 
 def test_fields_with_a_default_may_be_missing() -> None:
-    assert from_json({"kind": "warning", "step": 1, "about": "a", "text": "b"}) == Warned(1, "a", "b")
+    assert from_json({"kind": "warning", "step": 1, "about": "a", "text": "b"}) == WarningRaised(1, "a", "b")
 
 
 def test_a_calibration_is_a_sentence() -> None:

@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sightloop
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UsageError
-from sightloop.training.events import Stepped
+from sightloop.training.events import StepDone
 from sightloop.training.trainer import train
 
 # All of BLIP, small: teacher, queue, average, clipped gradients; encoder and decoder share modules and words.
@@ -33,7 +33,7 @@ SMALL = (
     "teacher.queue=20",
     "teacher.momentum=0.9",
     "ema=0.9",
-    "optimiser.clip_norm=5",
+    "optimizer.clip_norm=5",
     "schedule.warmup_steps=2",
     "steps=4",
     "save_every=2",
@@ -41,22 +41,22 @@ SMALL = (
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
-from sightloop.training.events import Evaluated, Stepped
+from sightloop.training.events import Evaluated, StepDone
 from sightloop.training.trainer import train
 import sightloop.training.fsdp as sharding
 
 alike = []
-are_alike = sharding.Shards.are_alike
+are_alike = sharding.FSDP.are_alike
 def spy(*given):
     alike.append(are_alike(*given))
     return alike[-1]
-sharding.Shards.are_alike = spy
+sharding.FSDP.are_alike = spy
 
 for data, out, settings, stop in json.loads(sys.argv[1]):
     alike.clear()
     found = {"losses": [], "norms": [], "evaluated": [], "alike": alike}
     for event in train("world", data, out, settings=settings, device="cpu", stop_after=stop):
-        if isinstance(event, Stepped):
+        if isinstance(event, StepDone):
             found["losses"].append(event.loss)
             found["norms"].append(event.values["gradient_norm"])
         if isinstance(event, Evaluated):
@@ -121,7 +121,7 @@ def last(out: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 40, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 40, seed=0))
     return path
 
 
@@ -136,9 +136,9 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-UNEVEN = ("data.batch=9", "data.chunk=4", "steps=2")  # rows 5 and 4: two parts and one
-SPARSE = ("data.batch=4", "terms.vqa=0", "model.words=40", "steps=4")
-LORA = ('model.lora=["*.attn.qkv", "*.cross.kv"]', "ema=0", "steps=2", "recompute=true")
+UNEVEN = ("data.batch=9", "data.micro_batch=4", "steps=2")  # rows 5 and 4: two parts and one
+SPARSE = ("data.batch=4", "terms.vqa=0", "model.vocab_size=40", "steps=4")
+LORA = ('model.lora=["*.attn.qkv", "*.cross.kv"]', "ema=0", "steps=2", "activation_checkpointing=true")
 MIM = (
     "terms.itc=0",
     "terms.itm=0",
@@ -156,7 +156,7 @@ def found(data: Path, sparse: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Each pair of runs, replicated and sharded; and sharded runs that stop after step 3, one of which goes on."""
     out = tmp_path_factory.mktemp("runs")
     unseen = out / "unseen.tar"
-    write_world(unseen, world("unseen", 4, seed=1))
+    write_synthetic_world(unseen, synthetic_world("unseen", 4, seed=1))
     jobs: dict[str, Job] = {}
     for name, settings in PAIRS.items():
         source = sparse if name == "sparse" else data
@@ -230,7 +230,7 @@ def test_it_goes_on_alone_and_whole(found: tuple[Path, dict[str, Any]], data: Pa
     out, seen = found
     shutil.copytree(out / "other", tmp_path / "run")
     events = list(train("world", str(data), tmp_path / "run", settings=SMALL, device="cpu"))
-    losses = [event.loss for event in events if isinstance(event, Stepped)]
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
     assert losses == pytest.approx(seen["whole true"]["losses"][2:], abs=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_a_killed_run_goes_on(found: tuple[Path, dict[str, Any]], data: Path, tm
     children = start([Job(data, out, ("shard=true",))])
     try:
         assert children[0].stderr is not None
-        assert any(line.split() == ["Stepped", "3"] for line in children[0].stderr)
+        assert any(line.split() == ["StepDone", "3"] for line in children[0].stderr)
     finally:
         for child in children:
             child.send_signal(signal.SIGKILL)

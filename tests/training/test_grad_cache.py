@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sightloop.objectives.contrastive import Candidates, itc, sigmoid_pairs, softmax_pairs
-from sightloop.training.grad_cache import Features
+from sightloop.objectives.contrastive import Candidates, clip_loss, itc_loss, siglip_loss
+from sightloop.training.grad_cache import GradCache
 
 
 class Towers(nn.Module):
@@ -25,18 +25,18 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.bias = nn.Parameter(torch.tensor(-3.0))
 
-    def embed(self, features: Features, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, features: GradCache, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         image = features.rows(self.image, pictures)
         text = features.rows(self.text, texts)
         return nn.functional.normalize(image, dim=1), nn.functional.normalize(text, dim=1)
 
 
 def clip(towers: Towers, image: Tensor, text: Tensor) -> Tensor:
-    return softmax_pairs(image, text, towers.scale).value
+    return clip_loss(image, text, towers.scale).value
 
 
 def siglip(towers: Towers, image: Tensor, text: Tensor) -> Tensor:
-    return sigmoid_pairs(image, text, towers.scale, towers.bias).value
+    return siglip_loss(image, text, towers.scale, towers.bias).value
 
 
 def momentum(towers: Towers, image: Tensor, text: Tensor) -> Tensor:
@@ -44,14 +44,14 @@ def momentum(towers: Towers, image: Tensor, text: Tensor) -> Tensor:
     rows = torch.randn(len(image) + 40, 16, generator=generator)
     rows = nn.functional.normalize(rows, dim=1)
     candidates = Candidates(image=rows, text=rows.flip(1), batch=len(image))
-    return itc(image, text, candidates, 1 / towers.scale).value
+    return itc_loss(image, text, candidates, 1 / towers.scale).value
 
 
 def gradients(loss: Callable[..., Tensor], rows: int, chunk: int) -> list[Tensor]:
     towers = Towers().eval()
     generator = torch.Generator().manual_seed(2)
     pictures, texts = torch.randn(rows, 12, generator=generator), torch.randn(rows, 9, generator=generator)
-    features = Features(chunk)
+    features = GradCache(chunk)
     features.add(loss(towers, *towers.embed(features, pictures, texts)))
     features.finish()
     return [p.grad if p.grad is not None else torch.zeros_like(p) for p in towers.parameters()]
@@ -75,7 +75,7 @@ def test_dropout_draws_the_same_masks_again() -> None:
     """The second pass must be through the network of the first, or its gradient belongs to another one."""
     towers = Towers().train()
     pictures, texts = torch.randn(12, 12), torch.randn(12, 9)
-    features = Features(4)
+    features = GradCache(4)
     made: list[Tensor] = []
 
     def image(x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_dropout_draws_the_same_masks_again() -> None:
 
     leaf = features.rows(image, pictures)
     text = features.rows(towers.text, texts)
-    features.add(softmax_pairs(leaf, text, towers.scale).value)
+    features.add(clip_loss(leaf, text, towers.scale).value)
     torch.rand(7)  # others draw in between
     features.finish()
     first, second = torch.cat(made[:3]), torch.cat(made[3:])

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 import sightloop
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.data.images.augment import Augment, view_of
 from sightloop.errors import UsageError
 from sightloop.inference.regions import regions_of
 from sightloop.metrics.detection import detection_not_computed
-from sightloop.tasks.region_parser import WRITERS
-from sightloop.training.build import prepare
-from sightloop.training.config import DataSettings, change
-from sightloop.training.dataloader import Feed
-from sightloop.training.events import Evaluated, Stepped
+from sightloop.tasks.region_parser import FORMATTERS
+from sightloop.training.build import build_model
+from sightloop.training.config import DataSettings, apply_settings
+from sightloop.training.dataloader import BatchLoader
+from sightloop.training.events import Evaluated, StepDone
 from sightloop.training.recipes import RECIPES
 from sightloop.training.trainer import train
 from sightloop.types import Region
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("boxes")
     write_florence(folder / "florence", seed=1, text={"max_position_embeddings": 300})
     _, processor = write_paligemma(folder / "paligemma")
-    write_world(folder / "world.tar", world("train", 16, seed=0))
+    write_synthetic_world(folder / "world.tar", synthetic_world("train", 16, seed=0))
     return folder, processor
 
 
@@ -48,9 +48,9 @@ def targets(
     """The model, and for each text the sample, the prompt, its ids and those of the answer."""
     settings = DataSettings(**{"batch": 8, "texts": 0, "questions": 0, "regions": 9, "augment": None, **data})
     recipe = replace(RECIPES[f"{family}_detect"], data=settings)
-    recipe = change(recipe, [f"model.start={folder / family}"])
-    trainee = prepare(recipe, dataset, folder)
-    feed = Feed(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    recipe = apply_settings(recipe, [f"model.init_from={folder / family}"])
+    trainee = build_model(recipe, dataset, folder)
+    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
     (batch,) = feed.batches(0, 1)
     rows = batch.dialogues
     assert rows is not None
@@ -86,7 +86,7 @@ def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) ->
     for index, text, asked, said in found:
         sample, forms = dataset[index], trainee.forms
         things = [(region.label, region.box) for region in sample.regions]
-        written = "".join(WRITERS[KINDS[family]](things, (64, 64)))
+        written = "".join(FORMATTERS[KINDS[family]](things, (64, 64)))
         assert said[-1] == forms.end_id
         if family == "florence":
             assert text == "Locate the objects with category name in the image."
@@ -120,7 +120,7 @@ def test_boxes_follow_what_is_shown(made: tuple[Path, Any]) -> None:
             texts += [region.label for region in sample.regions]
             view = view_of((side, side), options, seed=0, epoch=0, key=sample.key, texts=texts)
             scaled = [[edge * side / 64 for edge in region.box] for region in sample.regions]
-            boxes = [view.place((a, b, c, d)) for a, b, c, d in scaled]
+            boxes = [view.map_box((a, b, c, d)) for a, b, c, d in scaled]
             lost += boxes.count(None)
             shown = [box for box in boxes if box is not None]
             regions = regions_of(
@@ -136,7 +136,7 @@ def test_names_that_are_always_asked_for_and_room(made: tuple[Path, Any], tmp_pa
     folder, _ = made
     regions = [{"label": f"dog {i}", "box": [i, i, i + 2, i + 2]} for i in range(8)]
     dataset = table(tmp_path, many={"regions": regions}, none={})
-    trainee, found = targets(folder, "paligemma", dataset, batch=2, names=("dog 3", "dog 5", "cat"))
+    trainee, found = targets(folder, "paligemma", dataset, batch=2, classes=("dog 3", "dog 5", "cat"))
     said = {dataset[i].key: (text, trainee.tokenizer.decode([ids])[0]) for i, text, _, ids in found}
     assert said["none"] == ("detect dog 3 ; dog 5 ; cat\n", "")
     assert said["many"][1].endswith("dog 5")
@@ -162,9 +162,9 @@ def test_samples_that_cannot_be_learned_are_named(made: tuple[Path, Any], tmp_pa
         shows={"qa": [{"question": "an <image>?", "answer": "yes"}]},
     )
     settings = DataSettings(batch=4, regions=9, augment=None)
-    recipe = change(RECIPES["florence_detect"], [f"model.start={folder / 'florence'}"])
-    trainee = prepare(recipe, dataset, folder)
-    feed = Feed(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    recipe = apply_settings(RECIPES["florence_detect"], [f"model.init_from={folder / 'florence'}"])
+    trainee = build_model(recipe, dataset, folder)
+    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
     (batch,) = feed.batches(0, 1)
     assert batch.keys == ("good",)
     assert {key for key, _ in batch.skipped} == {"nameless", "ends", "shows"}
@@ -174,13 +174,13 @@ def test_samples_that_cannot_be_learned_are_named(made: tuple[Path, Any], tmp_pa
 def test_it_learns(family: str, made: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = made
     settings = [
-        f"model.start={folder / family}", "steps=10", "data.batch=6", "optimiser.lr=3e-3", "data.max_tokens=90",
+        f"model.init_from={folder / family}", "steps=10", "data.batch=6", "optimizer.lr=3e-3", "data.max_tokens=90",
         "schedule.warmup_steps=0", "data.augment.randaugment=null", f"evaluation.data={folder / 'world.tar'}",
         "evaluation.samples=2", "evaluation.leaks=false",
     ]  # fmt: skip
     out, data = tmp_path / "run", str(folder / "world.tar")
     events = list(train(f"{family}_detect", data, out, settings=settings, device="cpu"))
-    losses = [event.loss for event in events if isinstance(event, Stepped)]
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
     (checked,) = (event for event in events if isinstance(event, Evaluated))
     assert detection_not_computed() or 0 <= checked.values["mAP"] <= checked.values["mAP@0.5"] <= 1
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
@@ -196,7 +196,7 @@ def test_it_learns(family: str, made: tuple[Path, Any], tmp_path: Path) -> None:
         ("captioner", ["data.regions=3"], "only the objective `prompted`"),
         ("florence_detect", ["data.regions=0"], "at least 1"),
         ("florence_detect", ["data.regions=-1"], "below 0"),
-        ("florence_detect", ["data.names=cat"], "all things at once"),
+        ("florence_detect", ["data.classes=cat"], "all things at once"),
         ("llava", ["data.regions=2"], "writes no boxes"),
     ],
 )
@@ -216,6 +216,6 @@ def test_what_does_not_fit_is_said_at_once(
                 recipe,
                 str(folder / "world.tar"),
                 tmp_path / "run",
-                settings=[f"model.start={start}", *settings],
+                settings=[f"model.init_from={start}", *settings],
             )
         )

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from sightloop.errors import SightloopError, UsageError
 from sightloop.training.events import (
-    Began,
     Calibrated,
-    Ended,
+    CheckpointSaved,
     Evaluated,
+    RunEnded,
     RunEvent,
-    Saved,
-    Skipped,
-    Stepped,
-    Warned,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
     to_json,
 )
 from sightloop.training.log import METRICS, RunLog, checkpoint_folder, read_log
@@ -32,19 +32,22 @@ STEPS, EVERY = 12, 4
 
 def run(folder: Path, first: int, seconds: float = 1.0) -> list[RunEvent]:
     """What a loop that goes on behind step `first` says; skips and warnings are where the data and curves have them."""
-    events: list[RunEvent] = [Began("r", STEPS, 8, 96, 10, 10, first), Warned(0, "leakage", "two copies")]
+    events: list[RunEvent] = [
+        RunStarted("r", STEPS, 8, 96, 10, 10, first),
+        WarningRaised(0, "leakage", "two copies"),
+    ]
     for step in range(first + 1, STEPS + 1):
         key = f"{step % 6}.jpg"  # each is named once in the life of a process
-        if step % 3 == 1 and Skipped(key, "damaged") not in events:
-            events.append(Skipped(key, "damaged"))
-        events.append(Stepped(step, step / 12, 1 / step, {"lm": 1 / step}, {"lm": 3.0}, 0.1, seconds, 8))
-        events += [Warned(step, "lm", "chance")] * (step % 5 == 0)
+        if step % 3 == 1 and SampleSkipped(key, "damaged") not in events:
+            events.append(SampleSkipped(key, "damaged"))
+        events.append(StepDone(step, step / 12, 1 / step, {"lm": 1 / step}, {"lm": 3.0}, 0.1, seconds, 8))
+        events += [WarningRaised(step, "lm", "chance")] * (step % 5 == 0)
         if step % EVERY == 0:
             events.append(Evaluated(step, {"cider": step / 10}, (("a", "a dog"),)))
-            events.append(Saved(step, checkpoint_folder(folder, step)))
+            events.append(CheckpointSaved(step, checkpoint_folder(folder, step)))
     shares = {"kept": 0.75, "dropped": 0.75}
     events.append(Calibrated(STEPS, "", 50, 200, 0.8, shares | {"kept": 0.5}, shares))
-    return [*events, Ended(STEPS, seconds * STEPS, folder / "model")]
+    return [*events, RunEnded(STEPS, seconds * STEPS, folder / "model")]
 
 
 def records(folder: Path) -> list[dict[str, object]]:
@@ -68,7 +71,7 @@ def test_an_interrupted_log_is_an_unbroken_one(tmp_path_factory, kills: list[int
     for attempt, count in enumerate([*kills, 10**6]):
         with RunLog(folder, first) as log:
             for event in run(folder, first or 0, seconds=2.0 + attempt)[:count]:
-                if isinstance(event, Saved):
+                if isinstance(event, CheckpointSaved):
                     event.folder.mkdir(parents=True, exist_ok=True)
                     first = event.step
                 log.write(event)
@@ -83,7 +86,7 @@ def test_a_checkpoint_whose_line_was_lost_is_written_down(tmp_path: Path) -> Non
     expected = whole(tmp_path / "whole")
     folder = tmp_path / "killed"
     events = run(folder, 0)
-    cut = events.index(Saved(8, checkpoint_folder(folder, 8)))
+    cut = events.index(CheckpointSaved(8, checkpoint_folder(folder, 8)))
     with RunLog(folder) as log:
         for event in events[:cut]:
             log.write(event)
@@ -96,11 +99,11 @@ def test_a_checkpoint_whose_line_was_lost_is_written_down(tmp_path: Path) -> Non
 
 def test_folders_are_relative_to_the_run(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
-        log.write(Saved(4, tmp_path / "checkpoints" / "step-000004"))
-        log.write(Ended(4, 1.0, Path("/elsewhere")))
+        log.write(CheckpointSaved(4, tmp_path / "checkpoints" / "step-000004"))
+        log.write(RunEnded(4, 1.0, Path("/elsewhere")))
     assert list(read_log(tmp_path)) == [
-        Saved(4, Path("checkpoints/step-000004")),
-        Ended(4, 1.0, Path("/elsewhere")),
+        CheckpointSaved(4, Path("checkpoints/step-000004")),
+        RunEnded(4, 1.0, Path("/elsewhere")),
     ]
 
 
@@ -112,26 +115,26 @@ def test_a_run_is_not_begun_twice_in_one_folder(tmp_path: Path) -> None:
 
 def test_another_length_is_written_down(tmp_path: Path) -> None:
     whole(tmp_path)
-    longer = Began("r", 2 * STEPS, 8, 96, 10, 10, STEPS)
+    longer = RunStarted("r", 2 * STEPS, 8, 96, 10, 10, STEPS)
     with RunLog(tmp_path, STEPS) as log:
         log.write(longer)
     events = list(read_log(tmp_path))
     assert events[-1] == longer
-    assert not any(isinstance(event, Ended) for event in events)
+    assert not any(isinstance(event, RunEnded) for event in events)
 
 
 def test_reading_a_run_that_goes_on(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
-        log.write(Skipped("a", "b"))
-        assert list(read_log(tmp_path)) == [Skipped("a", "b")]  # on its way to the disk at once
+        log.write(SampleSkipped("a", "b"))
+        assert list(read_log(tmp_path)) == [SampleSkipped("a", "b")]  # on its way to the disk at once
         with (tmp_path / METRICS).open("ab") as file:
             file.write(b'{"kind": "sk')
-        assert list(read_log(tmp_path)) == [Skipped("a", "b")]
+        assert list(read_log(tmp_path)) == [SampleSkipped("a", "b")]
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"\xff\n", b"\n", b'{"kind": "saved"}\n'])
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
-    good = json.dumps(to_json(Skipped("a", "b"))).encode() + b"\n"
+    good = json.dumps(to_json(SampleSkipped("a", "b"))).encode() + b"\n"
     (tmp_path / METRICS).write_bytes(good + line + good)
     with pytest.raises(SightloopError, match=r"metrics\.jsonl, line 2: .*remove that line"):
         list(read_log(tmp_path))
@@ -151,9 +154,9 @@ def test_no_log(tmp_path: Path) -> None:
 def test_nothing_written_is_lost_by_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from sightloop.training.log import RunLog; from sightloop.training.events import Skipped\n"
+        "from sightloop.training.log import RunLog; from sightloop.training.events import SampleSkipped\n"
         "log = RunLog(Path(sys.argv[1]))\n"
-        "for i in range(50): log.write(Skipped(str(i), 'x'))\n"
+        "for i in range(50): log.write(SampleSkipped(str(i), 'x'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ)

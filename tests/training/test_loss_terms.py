@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from sightloop.training.config import ModelSettings
 
 import sightloop
-from sightloop.data.datasets.synthetic import world, write_world
-from sightloop.training.build import prepare
-from sightloop.training.dataloader import Feed, on_device
-from sightloop.training.grad_cache import Features
-from sightloop.training.loss_terms import TERMS, Context
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.training.build import build_model
+from sightloop.training.config import ModelSettings
+from sightloop.training.dataloader import BatchLoader, on_device
+from sightloop.training.grad_cache import GradCache
+from sightloop.training.loss_terms import LOSS_TERMS, LossContext
 from sightloop.training.recipes import RECIPES
 
 
@@ -22,21 +22,21 @@ from sightloop.training.recipes import RECIPES
 def test_every_caption_of_a_picture_is_read(chunk: int, tmp_path: Path) -> None:
     """A row is a picture with one of its captions; what it must find is any row of the same picture."""
     shard = tmp_path / "train.tar"
-    scenes = list(world("train", 8, seed=0))
+    scenes = list(synthetic_world("train", 8, seed=0))
     told = [replace(s, captions=(*s.captions[:1], *(f"{n} {s.captions[0]}" for n in "ab"))) for s in scenes]
     told[5] = replace(told[5], captions=told[2].captions)  # the same texts, which are then no negatives
-    write_world(shard, told)
+    write_synthetic_world(shard, told)
     world_ = RECIPES["world"]
     data = replace(world_.data, batch=8, texts=3, augment=None)
-    recipe = replace(world_, data=data, model=ModelSettings(size="world", words=300))
+    recipe = replace(world_, data=data, model=ModelSettings(size="world", vocab_size=300))
     dataset = sightloop.open_dataset(shard)
-    trainee = prepare(recipe, dataset, tmp_path)
-    feed = Feed(dataset, data, trainee.tokenizer, trainee.image_spec, 0, {})
+    trainee = build_model(recipe, dataset, tmp_path)
+    feed = BatchLoader(dataset, data, trainee.tokenizer, trainee.image_spec, 0, {})
     (batch,) = feed.batches(0, 1)
     moved, pixels = on_device(batch, trainee.image_spec, torch.device("cpu"))
-    network, features = trainee.network.eval(), Features(chunk)
-    context = Context(network, None, trainee.heads, recipe, moved, pixels, {}, 0.0, features)
-    TERMS["itc"](context)
+    network, features = trainee.network.eval(), GradCache(chunk)
+    context = LossContext(network, None, trainee.heads, recipe, moved, pixels, {}, 0.0, features)
+    LOSS_TERMS["itc"](context)
 
     texts = batch.captions
     assert texts is not None

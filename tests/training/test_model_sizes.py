@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from sightloop.checkpoints.blip import exports
-from sightloop.checkpoints.registry import config_from_dict
+from sightloop.checkpoints.registry import FAMILIES, config_from_dict
 from sightloop.errors import UnsupportedError
 from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.clip import Clip
-from sightloop.nn.init import initialise
-from sightloop.tasks.answer_ranking import choose
+from sightloop.nn.init import initialize
+from sightloop.tasks.answer_ranking import rank_answers
 from sightloop.tasks.generate import Decoding, write
 from sightloop.training.model_sizes import SIZES, fitted
 
 
 def blip(name: str) -> BlipConfig:
-    config = SIZES[name][1]
+    _, config = SIZES[name]
     assert isinstance(config, BlipConfig)
     return config
 
@@ -38,9 +38,9 @@ def test_official_sizes(name: str, millions: float) -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_configs_survive_json(name: str) -> None:
-    config = SIZES[name][1]
+    family, config = SIZES[name]
     data = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert config_from_dict(type(config), data) == config
+    assert config_from_dict(type(config), data, FAMILIES[family].towers) == config
 
 
 def test_fitted_to_a_tokenizer() -> None:
@@ -60,19 +60,19 @@ def test_fitted_to_a_tokenizer() -> None:
 
 def test_one_decoder_captions_and_answers() -> None:
     net = Blip(blip("world"))
-    initialise(net, 0)
+    initialize(net, 0)
     net.eval()
-    assert net.jobs >= {"caption", "answer", "match", "rank", "embed"}
+    assert net.capabilities >= {"caption", "answer", "match", "rank", "embed"}
     image = net.encode_image(torch.randn(2, 3, 64, 64))
     asked = torch.randint(5, 90, (4, 6))
-    states = net.read_text(image, asked, torch.tensor([6, 4, 6, 3]))
+    states = net.encode_text(image, asked, torch.tensor([6, 4, 6, 3]))
     start = net.config.start_id
     for memory in (image, states):
         prompt = torch.full((memory.tokens.shape[0], 1), start)
         texts = write(net.decoder, memory, prompt, Decoding(num_beams=2, max_new_tokens=4), end_id=102)
         assert len(texts) == memory.tokens.shape[0]
     candidates = torch.tensor([[start, 7, 102], [start, 9, 102], [start, 8, 102]])
-    assert len(choose(net.decoder, states, candidates, torch.tensor([3, 3, 3]), top=2)) == 4
+    assert len(rank_answers(net.decoder, states, candidates, torch.tensor([3, 3, 3]), top=2)) == 4
 
 
 def test_a_stem_is_not_written_for_transformers() -> None:
@@ -86,4 +86,4 @@ def test_answers_need_one_width() -> None:
         dataclasses.replace(config, vision=dataclasses.replace(config.vision, dim=64))
     with pytest.raises(ValueError, match="an encoder"):
         dataclasses.replace(config, encoder=False, shared=False)
-    assert "answer" not in Blip(dataclasses.replace(config, answers=False)).jobs
+    assert "answer" not in Blip(dataclasses.replace(config, answers=False)).capabilities

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.training.events import Stepped, Warned
-from sightloop.training.monitor import Watch, patience_for
+from sightloop.training.events import StepDone, WarningRaised
+from sightloop.training.monitor import TrainingMonitor, patience_for
 
 ITC, ITM = math.log(128), 0.6365
 SEEDS = st.integers(0, 10**6)
 
 
-def step(n: int, values: dict[str, float], rate: float = 1e-4, **chances: float) -> Stepped:
-    return Stepped(n, n / 100, sum(values[term] for term in chances), values, chances, rate, 0.1, 8)
+def step(n: int, values: dict[str, float], rate: float = 1e-4, **chances: float) -> StepDone:
+    return StepDone(n, n / 100, sum(values[term] for term in chances), values, chances, rate, 0.1, 8)
 
 
 def watched(
@@ -27,11 +27,11 @@ def watched(
     chances: dict[str, float],
     rates: Sequence[float] | None = None,
     **options,
-) -> list[Warned]:
-    watch, found = Watch(**options), []
+) -> list[WarningRaised]:
+    watch, found = TrainingMonitor(**options), []
     for n, row in enumerate(zip(*curves.values(), strict=True), 1):
         rate = 1e-4 if rates is None else rates[n - 1]
-        found += watch.see(step(n, dict(zip(curves, map(float, row), strict=True)), rate, **chances))
+        found += watch.update(step(n, dict(zip(curves, map(float, row), strict=True)), rate, **chances))
     assert not watch.fatal
     return found
 
@@ -129,20 +129,22 @@ def test_itm_and_lm_have_their_own_remedies() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["itc", "gradient_norm"])
 def test_not_a_number_stops_the_run(bad: float, name: str) -> None:
-    watch = Watch()
+    watch = TrainingMonitor()
     good = {"itc": 4.0, "lm": 9.0, "gradient_norm": 1.0}
     chances = {"itc": ITC, "lm": 10.0}
-    assert watch.see(step(1, good, **chances)) == []
-    (warning,) = watch.see(step(2, good | {name: bad}, **chances))
+    assert watch.update(step(1, good, **chances)) == []
+    (warning,) = watch.update(step(2, good | {name: bad}, **chances))
     assert (warning.step, warning.about) == (2, name)
     assert "loss before was 13" in warning.text
     assert watch.fatal
-    assert Watch(state=json.loads(json.dumps(watch.state()))).fatal
+    assert TrainingMonitor(state=json.loads(json.dumps(watch.state()))).fatal
 
 
 def test_a_fact_without_a_value_is_no_alarm() -> None:
-    watch = Watch()
-    assert watch.see(step(1, {"itc": 4.0, "itm.accuracy": math.nan, "itm.matched": math.nan}, itc=ITC)) == []
+    watch = TrainingMonitor()
+    assert (
+        watch.update(step(1, {"itc": 4.0, "itm.accuracy": math.nan, "itm.matched": math.nan}, itc=ITC)) == []
+    )
     assert not watch.fatal
 
 
@@ -216,11 +218,11 @@ def test_a_resumed_run_warns_as_an_unbroken_one(cut: int, curve: Callable[[int],
         step(n, {"itc": curve(n), "itc.temperature": 0.5, "itm.matched": n / 500}, 1e-4 * min(n, 50), itc=ITC)
         for n in range(1, 501)
     ]
-    whole, first = Watch(bounds=BOUNDS, patience=100), Watch(bounds=BOUNDS, patience=100)
-    expected = [w for event in events for w in whole.see(event)]
-    found = [w for event in events[:cut] for w in first.see(event)]
-    second = Watch(bounds=BOUNDS, patience=100, state=json.loads(json.dumps(first.state())))
-    assert found + [w for event in events[cut:] for w in second.see(event)] == expected
+    whole, first = TrainingMonitor(bounds=BOUNDS, patience=100), TrainingMonitor(bounds=BOUNDS, patience=100)
+    expected = [w for event in events for w in whole.update(event)]
+    found = [w for event in events[:cut] for w in first.update(event)]
+    second = TrainingMonitor(bounds=BOUNDS, patience=100, state=json.loads(json.dumps(first.state())))
+    assert found + [w for event in events[cut:] for w in second.update(event)] == expected
     assert second.state() == whole.state()
     assert expected
 

@@ -18,9 +18,16 @@ from sightloop.errors import UsageError
 from sightloop.models import blip, clip
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
-from sightloop.training.ema import copied, ema, follow
-from sightloop.training.optimizer import OptimiserConfig, clamp_parameters, freeze, groups, make, set_rate
-from sightloop.training.schedule import ScheduleConfig, rate
+from sightloop.training.ema import ema_copy, ema_decay, update_ema
+from sightloop.training.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    clamp_parameters,
+    freeze,
+    parameter_groups,
+    set_lr,
+)
+from sightloop.training.schedule import ScheduleConfig, lr_at
 
 VISION = VitConfig(32, 16, 8, 3, 2, 16, "gelu", 1e-6, False, True, True)
 TEXT = TextConfig(20, 10, 8, 2, 2, 16, "gelu", 1e-6, True, 8)
@@ -45,11 +52,11 @@ def a_clip() -> clip.Clip:
     return drawn(clip.Clip(clip.ClipConfig(VISION, text, 6, 3, False)))
 
 
-def scales(network: nn.Module, config: OptimiserConfig, **options: Any) -> dict[str, tuple[float, float]]:
+def scales(network: nn.Module, config: OptimizerConfig, **options: Any) -> dict[str, tuple[float, float]]:
     """name -> (weight decay, scale)."""
     of = {
         parameter: (group["weight_decay"], group["scale"])
-        for group in groups(network, config, **options)
+        for group in parameter_groups(network, config, **options)
         for parameter in group["params"]
     }
     return {name: of[p] for name, p in network.named_parameters() if p in of}
@@ -88,23 +95,23 @@ def adamw_by_hand(
 def test_steps_of_blips_pretraining() -> None:
     """salesforce/BLIP, pretrain.py: everything decayed, linear warm-up in epoch 0, x0.9 an epoch, teacher at 0.995."""
     network = a_blip()
-    teacher = copied(network)
-    config = OptimiserConfig(lr=3e-4, weight_decay=0.05, decay_on="all")
+    teacher = ema_copy(network)
+    config = OptimizerConfig(lr=3e-4, weight_decay=0.05, decay_on="all")
     schedule = ScheduleConfig("blip", warmup_steps=3, start=1e-6, floor=1e-6, decay=0.9)
-    optimiser = make(network, config)
+    optimizer = build_optimizer(network, config)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     by_hand = {name: p.detach().double().clone() for name, p in teacher.named_parameters()}
     rates = [1e-6, 1e-6 + (3e-4 - 1e-6) / 3, 1e-6 + (3e-4 - 1e-6) * 2 / 3, 3e-4]  # epoch 0
     rates += [2.7e-4] * 4 + [2.43e-4] * 2
     gradients: list[dict[str, torch.Tensor]] = []
     for step, wanted in enumerate(rates):
-        now = rate(schedule, step, 40, 4, config.lr)
+        now = lr_at(schedule, step, 40, 4, config.lr)
         assert now == pytest.approx(wanted, rel=1e-12)
-        set_rate(optimiser, now)
+        set_lr(optimizer, now)
         give_gradients(network, step)
         gradients.append({name: p.grad.clone() for name, p in network.named_parameters()})  # type: ignore[union-attr]
-        optimiser.step()
-        follow(teacher, network, 0.995)
+        optimizer.step()
+        update_ema(teacher, network, 0.995)
         by_hand = {n: by_hand[n] * 0.995 + network.get_parameter(n).double() * 0.005 for n in by_hand}
     after = adamw_by_hand(before, gradients, rates, dict.fromkeys(before, 0.05), (0.9, 0.999), 1e-8)
     for name, parameter in network.named_parameters():
@@ -116,8 +123,8 @@ def test_steps_of_blips_pretraining() -> None:
 def test_steps_of_clips_pretraining() -> None:
     """Radford et al. 2021, table 20 and open_clip: decay on gains and matrices apart, cosine, betas (0.9, 0.98)."""
     network = a_clip()
-    config = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
-    optimiser = make(network, config)
+    config = OptimizerConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+    optimizer = build_optimizer(network, config)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     decays = {
         name: 0.0 if p.ndim < 2 or "position" in name else 0.2 for name, p in network.named_parameters()
@@ -125,19 +132,19 @@ def test_steps_of_clips_pretraining() -> None:
     rates = [2.5e-4, 5e-4] + [0.5 * (1 + math.cos(math.pi * e / 6)) * 5e-4 for e in range(6)]
     gradients: list[dict[str, torch.Tensor]] = []
     for step, wanted in enumerate(rates):
-        now = rate(ScheduleConfig(warmup_steps=2), step, 8, 4, config.lr)
+        now = lr_at(ScheduleConfig(warmup_steps=2), step, 8, 4, config.lr)
         assert now == pytest.approx(wanted, rel=1e-12)
-        set_rate(optimiser, now)
+        set_lr(optimizer, now)
         give_gradients(network, step)
         gradients.append({name: p.grad.clone() for name, p in network.named_parameters()})  # type: ignore[union-attr]
-        optimiser.step()
+        optimizer.step()
     after = adamw_by_hand(before, gradients, rates, decays, (0.9, 0.98), 1e-6)
     for name, parameter in network.named_parameters():
         assert torch.allclose(parameter.double(), after[name], rtol=1e-6, atol=1e-7), name
 
 
 def test_what_is_decayed() -> None:
-    found = scales(a_blip(), OptimiserConfig(weight_decay=0.1))
+    found = scales(a_blip(), OptimizerConfig(weight_decay=0.1))
     decayed = {name for name, (decay, _) in found.items() if decay}
     assert "vision.blocks.0.attn.qkv.weight" in decayed
     assert {"encoder.word.weight", "decoder.head.words.bias", "vision.embed.proj.weight"} & decayed == {
@@ -151,7 +158,7 @@ def test_what_is_decayed() -> None:
 def test_layers_decay_towards_the_pixels() -> None:
     for network, text in ((a_blip(), "encoder"), (a_clip(), "text")):
         found = {
-            name: scale for name, (_, scale) in scales(network, OptimiserConfig(layer_decay=0.5)).items()
+            name: scale for name, (_, scale) in scales(network, OptimizerConfig(layer_decay=0.5)).items()
         }
         assert found["vision.embed.position"] == found["vision.embed.proj.weight"] == 0.5**4
         assert [found[f"vision.blocks.{i}.mlp.fc1.weight"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
@@ -162,24 +169,24 @@ def test_layers_decay_towards_the_pixels() -> None:
 
 
 def test_parts_have_their_own_rates() -> None:
-    config = OptimiserConfig(lr=1e-3, multipliers={"vision": 0.1, "vision.blocks.2": 0.5, "*.bias": 2.0})
+    config = OptimizerConfig(lr=1e-3, multipliers={"vision": 0.1, "vision.blocks.2": 0.5, "*.bias": 2.0})
     network = a_blip()
     found = scales(network, config)
     assert found["vision.embed.proj.weight"][1] == 0.1
     assert found["vision.blocks.2.attn.qkv.weight"][1] == 0.5
     assert found["vision.blocks.2.attn.qkv.bias"][1] == found["match_head.bias"][1] == 2.0
     assert found["match_head.weight"][1] == 1.0
-    optimiser = make(network, config)
-    set_rate(optimiser, 1e-4)
-    assert {group["lr"] for group in optimiser.param_groups} == {1e-5, 5e-5, 1e-4, 2e-4}
+    optimizer = build_optimizer(network, config)
+    set_lr(optimizer, 1e-4)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-5, 5e-5, 1e-4, 2e-4}
     with pytest.raises(UsageError, match='"vison" fits no parameter; the parts are'):
-        groups(network, OptimiserConfig(multipliers={"vison": 0.1}))
+        parameter_groups(network, OptimizerConfig(multipliers={"vison": 0.1}))
 
 
 def test_a_network_beside_its_heads() -> None:
     network, heads = a_blip(), nn.ModuleDict({"classes": nn.Linear(8, 3)})
     both = nn.ModuleDict({"network": network, "heads": heads})
-    config = OptimiserConfig(multipliers={"vision": 0.1, "classes": 3.0}, layer_decay=0.5)
+    config = OptimizerConfig(multipliers={"vision": 0.1, "classes": 3.0}, layer_decay=0.5)
     found = scales(both, config, frozen=["encoder"])
     assert found["network.vision.norm_out.weight"][1] == 0.1
     assert found["network.vision.embed.position"][1] == 0.1 * 0.5**4
@@ -195,11 +202,11 @@ def test_frozen_parts() -> None:
     names = freeze(network, ["vision", "decoder.text.blocks.*.mlp.*"])
     assert "encoder.blocks.0.mlp.fc1.weight" in names
     assert {name for name, p in network.named_parameters() if not p.requires_grad} == set(names)
-    optimiser = make(network, OptimiserConfig(), frozen=["vision.embed"])
-    trained = {p for group in optimiser.param_groups for p in group["params"]}
+    optimizer = build_optimizer(network, OptimizerConfig(), frozen=["vision.embed"])
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
     assert trained == {p for name, p in network.named_parameters() if name not in names}
     with pytest.raises(UsageError, match="nothing to train"):
-        make(network, OptimiserConfig(), frozen=["*"])
+        build_optimizer(network, OptimizerConfig(), frozen=["*"])
 
 
 @given(
@@ -212,7 +219,7 @@ def test_frozen_parts() -> None:
 @settings(max_examples=100, deadline=None)
 def test_schedules(kind: Any, warmup: int, total: int, epoch: int, final: float) -> None:
     schedule, peak = ScheduleConfig(kind, warmup, final, start=1e-6, floor=1e-6), 1e-3
-    rates = [rate(schedule, step, total, epoch, peak) for step in range(total + 5)]
+    rates = [lr_at(schedule, step, total, epoch, peak) for step in range(total + 5)]
     assert all(1e-6 <= value <= peak for value in rates)
     assert all(a >= b for a, b in pairwise(rates[warmup:]))
     if kind != "blip" or warmup < epoch:
@@ -223,7 +230,7 @@ def test_schedules(kind: Any, warmup: int, total: int, epoch: int, final: float)
 
 
 def test_settings_are_plain_and_checked() -> None:
-    for config in (OptimiserConfig(multipliers={"vision": 0.1}), ScheduleConfig("blip", 10)):
+    for config in (OptimizerConfig(multipliers={"vision": 0.1}), ScheduleConfig("blip", 10)):
         assert type(config)(**json.loads(json.dumps(dataclasses.asdict(config)))) is not None
     for wrong in (
         {"lr": 0.0},
@@ -233,7 +240,7 @@ def test_settings_are_plain_and_checked() -> None:
         {"name": "sgd"},
     ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            OptimiserConfig(**wrong)  # type: ignore[arg-type]
+            OptimizerConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="cosine, linear, constant, blip"):
         ScheduleConfig("step")  # type: ignore[arg-type]
 
@@ -259,7 +266,7 @@ def test_clips_scale_is_clamped() -> None:
 
 def test_a_teacher_of_a_part() -> None:
     student = a_blip()
-    teacher = copied(student.vision)
+    teacher = ema_copy(student.vision)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
     drawn(student)
@@ -267,14 +274,14 @@ def test_a_teacher_of_a_part() -> None:
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    follow(teacher, student.vision, 1.0)
+    update_ema(teacher, student.vision, 1.0)
     assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
-    follow(teacher, student.vision, 0.0)
+    update_ema(teacher, student.vision, 0.0)
     assert all(torch.equal(p, student.vision.get_parameter(name)) for name, p in teacher.named_parameters())
 
 
 def test_averages_forget_the_start() -> None:
-    momenta = [ema(step, 0.999) for step in range(20_000)]
+    momenta = [ema_decay(step, 0.999) for step in range(20_000)]
     assert momenta[0] == 0.1
     assert momenta[-1] == 0.999
     assert all(a <= b for a, b in pairwise(momenta))

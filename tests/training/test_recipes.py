@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import sightloop
 from sightloop.apps.cli import main
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UsageError
-from sightloop.training.events import Ended, Evaluated, Stepped
+from sightloop.training.events import Evaluated, RunEnded, StepDone
 from sightloop.training.recipes import RECIPES
 from sightloop.training.trainer import train
 from tests.tiny_checkpoints.clip_and_blip import write_clip
@@ -23,7 +23,7 @@ SMALL = (
     "data.batch=8",
     "data.augment.randaugment=null",
     "data.max_tokens=20",
-    "model.words=600",
+    "model.vocab_size=600",
     "steps=3",
     "teacher.queue=0",
     "schedule.warmup_steps=0",
@@ -40,7 +40,7 @@ START_FROM_NOTHING = {
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 24, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 24, seed=0))
     return path
 
 
@@ -70,11 +70,11 @@ def run(name: str, data: Path, out: Path, *settings: str) -> list[Any]:
 @pytest.mark.parametrize("name", START_FROM_NOTHING)
 def test_from_nothing(name: str, shard: Path, tmp_path: Path) -> None:
     events = run(name, shard, tmp_path / "run", f"model.size={START_FROM_NOTHING[name]}")
-    first = next(event for event in events if isinstance(event, Stepped))
+    first = next(event for event in events if isinstance(event, StepDone))
     assert set(first.chances) == {term for term, weight in RECIPES[name].terms.items() if weight}
     for term in set(first.chances) - {"siglip", "mim"}:  # a bias of -10, and pixels that are no noise
         assert first.values[term] == pytest.approx(first.chances[term], rel=0.2)
-    assert isinstance(events[-1], Ended)
+    assert isinstance(events[-1], RunEnded)
     sightloop.load(tmp_path / "run" / "model")
 
 
@@ -89,8 +89,8 @@ def test_from_a_model(name: str, started: str, shard: Path, tmp_path: Path) -> N
     data = shard
     if name == "classify":
         data = light_and_dark(tmp_path / "classes", 8)
-    events = run(name, data, tmp_path / "run", f"model.start={started}")
-    assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3]
+    events = run(name, data, tmp_path / "run", f"model.init_from={started}")
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
     before, after = (
         load_file(Path(folder) / "model.safetensors") for folder in (started, tmp_path / "run" / "model")
     )
@@ -100,12 +100,12 @@ def test_from_a_model(name: str, started: str, shard: Path, tmp_path: Path) -> N
 
 def test_another_picture_size(started: str, shard: Path, tmp_path: Path) -> None:
     """Positions are stretched: a fine-tuning at more pixels than the pre-training."""
-    run("captioner", shard, tmp_path / "run", f"model.start={started}", "model.image_size=96")
+    run("captioner", shard, tmp_path / "run", f"model.init_from={started}", "model.image_size=96")
     model = sightloop.load(tmp_path / "run" / "model")
     assert model.image_spec.resize == (96, 96)
     assert len(model.caption(np.zeros((50, 70, 3), np.uint8))) == 1
     with pytest.raises(UsageError, match="multiple"):
-        run("captioner", shard, tmp_path / "other", f"model.start={started}", "model.image_size=100")
+        run("captioner", shard, tmp_path / "other", f"model.init_from={started}", "model.image_size=100")
 
 
 def test_a_vision_tower_from_another_checkpoint(started: str, shard: Path, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_lora_is_merged_into_the_result(started: str, shard: Path, tmp_path: Pat
         "captioner",
         shard,
         out,
-        f"model.start={started}",
+        f"model.init_from={started}",
         'model.lora=["decoder.text.blocks.*"]',
-        "optimiser.lr=0.01",
+        "optimizer.lr=0.01",
     )
     before, after = (load_file(Path(folder) / "model.safetensors") for folder in (started, out / "model"))
     assert set(before) == set(after)
@@ -139,7 +139,7 @@ def test_lora_is_merged_into_the_result(started: str, shard: Path, tmp_path: Pat
 def test_lora_on_all_layers(started: str, shard: Path, tmp_path: Path) -> None:
     """Tied words are left out; what is saved has no trace of adapters."""
     out = tmp_path / "run"
-    run("captioner", shard, out, f"model.start={started}", "model.lora=*", "optimiser.lr=0.01")
+    run("captioner", shard, out, f"model.init_from={started}", "model.lora=*", "optimizer.lr=0.01")
     before, after = (load_file(Path(folder) / "model.safetensors") for folder in (started, out / "model"))
     assert set(before) == set(after)
     moved = {key for key in before if not before[key].equal(after[key])}
@@ -154,7 +154,7 @@ def test_a_folder_of_pictures_with_txt_files(started: str, shard: Path, tmp_path
     assert main.main(["convert", str(shard), str(photos)]) == 0
     assert len(list(photos.glob("*.txt"))) == 24
     command = ["train", "captioner", "--data", str(photos), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    assert main.main([*command, "--set", f"model.start={started}", "data.batch=8", "epochs=1"]) == 0
+    assert main.main([*command, "--set", f"model.init_from={started}", "data.batch=8", "epochs=1"]) == 0
     assert "Finished 3 steps" in "".join(capsys.readouterr())
     assert sightloop.load(tmp_path / "run" / "model").caption(photos / "train-0-000000.png")
 
@@ -164,7 +164,7 @@ def classifier(started: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """Pictures by class, a run that learned the classes, and what it said."""
     place = tmp_path_factory.mktemp("classes")
     data = light_and_dark(place / "data", 16)
-    settings = [f"model.start={started}", "data.batch=8", "epochs=10", f"evaluation.data={data}"]
+    settings = [f"model.init_from={started}", "data.batch=8", "epochs=10", f"evaluation.data={data}"]
     return (
         data,
         place / "run",
@@ -192,7 +192,7 @@ def test_classes_that_were_learned(classifier: tuple[Path, Path, list[Any]], tmp
 
 def test_classes_of_a_clip(classifier: tuple[Path, Path, list[Any]], tmp_path: Path) -> None:
     write_clip(tmp_path / "clip")
-    run("classify", classifier[0], tmp_path / "run", f"model.start={tmp_path / 'clip'}")
+    run("classify", classifier[0], tmp_path / "run", f"model.init_from={tmp_path / 'clip'}")
     model = sightloop.load(tmp_path / "run" / "model", device="cpu")
     assert model.labels == ("dark", "light")
     assert model.classify(np.zeros((9, 9, 3), np.uint8)).shape == (1, 2)
@@ -220,10 +220,10 @@ def test_classes_are_learned_on(
 ) -> None:
     """The same classes start from what was learned; another objective leaves them as they are."""
     data, out, _ = classifier
-    again = run("classify", data, tmp_path / "again", f"model.start={out / 'model'}")
+    again = run("classify", data, tmp_path / "again", f"model.init_from={out / 'model'}")
     assert (
-        next(e for e in again if isinstance(e, Stepped)).loss < 0.5
+        next(e for e in again if isinstance(e, StepDone)).loss < 0.5
     )  # ln 2 = 0.69 at the start of a new layer
-    run("captioner", shard, tmp_path / "captioner", f"model.start={out / 'model'}")
+    run("captioner", shard, tmp_path / "captioner", f"model.init_from={out / 'model'}")
     before, after = (load_file(f / "model" / "model.safetensors") for f in (out, tmp_path / "captioner"))
     assert before["classes.weight"].equal(after["classes.weight"])

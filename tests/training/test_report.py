@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from sightloop.errors import SightloopError
-from sightloop.training.events import Began, Ended, Evaluated, RunEvent, Saved, Skipped, Stepped, Warned
+from sightloop.training.events import (
+    CheckpointSaved,
+    Evaluated,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
+)
 from sightloop.training.log import RunLog
 from sightloop.training.report import sample_path, write_report, write_samples
 from sightloop.types import Sample
@@ -52,14 +61,17 @@ class Page(HTMLParser):
 
 
 def story(steps: int, name: str = "blip_pretrain", **more: float) -> list[RunEvent]:
-    events: list[RunEvent] = [Began(name, steps, 32, 6000, 14_000_000, 13_000_000, 0)]
+    events: list[RunEvent] = [RunStarted(name, steps, 32, 6000, 14_000_000, 13_000_000, 0)]
     for step in range(1, steps + 1):
         values = {"itc": 1 + 3.8 / step, "lm": 10.3 / step**0.5, "itm.accuracy": 1 - 0.3 / step, **more}
         chances = {"itc": math.log(128), "lm": math.log(30524)}
-        events.append(Stepped(step, step / 187, 5 / step, values, chances, 1e-4, 0.5, 32))
+        events.append(StepDone(step, step / 187, 5 / step, values, chances, 1e-4, 0.5, 32))
         if step % max(1, steps // 10) == 0:
             texts = (("a/1.jpg", f"a dog at {step}"), ("b.jpg", "two men"))
-            events += [Evaluated(step, {"cider": step / steps}, texts), Saved(step, Path("checkpoints/x"))]
+            events += [
+                Evaluated(step, {"cider": step / steps}, texts),
+                CheckpointSaved(step, Path("checkpoints/x")),
+            ]
     return events
 
 
@@ -81,15 +93,15 @@ def test_what_a_report_shows(tmp_path: Path) -> None:
     with Image.open(sample_path(tmp_path, "a/1.jpg")) as image:
         assert image.size == (160, 96)
     assert not sample_path(tmp_path, "broken").exists()
-    warning = Warned(40, "itc", "itc has not left chance")
+    warning = WarningRaised(40, "itc", "itc has not left chance")
     page = report(
         tmp_path,
         [
             *story(100),
             warning,
-            Warned(60, "itc", "left", over=True),
-            Skipped("c.jpg", "damaged"),
-            Ended(100, 60.0, Path("model")),
+            WarningRaised(60, "itc", "left", over=True),
+            SampleSkipped("c.jpg", "damaged"),
+            RunEnded(100, 60.0, Path("model")),
         ],
     )
     for words in ("finished after 100 steps", "14 M", "chance 4.852", "chance 10.33", "itc has not left chance",
@@ -119,8 +131,8 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
     events = [
         *story(3, name=EVIL, **{EVIL: 1.0}),
         Evaluated(3, {EVIL: 0.5}, ((EVIL, EVIL),)),
-        Warned(3, EVIL, EVIL),
-        Skipped(EVIL, EVIL),
+        WarningRaised(3, EVIL, EVIL),
+        SampleSkipped(EVIL, EVIL),
     ]
     page = report(tmp_path, events)
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -141,14 +153,14 @@ def test_curves_of_any_length(tmp_path: Path, steps: int) -> None:
 
 def test_odd_numbers(tmp_path: Path) -> None:
     events = story(5, constant=3.0, zero=0.0, huge=1e30, tiny=-1e-12)
-    lost = Stepped(6, 0.1, math.nan, {"itc": math.inf, "only": math.nan}, {"itc": 4.8}, 0.0, 0.0, 32)
+    lost = StepDone(6, 0.1, math.nan, {"itc": math.inf, "only": math.nan}, {"itc": 4.8}, 0.0, 0.0, 32)
     page = report(tmp_path, [*events, lost])
     assert "nan" in page.text
     assert not any("nan" in (a.get("points") or "") for _, a in page.tags)
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    assert "no checkpoint yet" in report(tmp_path / "a", [Began("r", 10, 8, 9, 1, 1, 0)]).text
+    assert "no checkpoint yet" in report(tmp_path / "a", [RunStarted("r", 10, 8, 9, 1, 1, 0)]).text
     assert "not finished" in report(tmp_path / "b", []).text
     with pytest.raises(SightloopError, match="no such file"):
         write_report(tmp_path)

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 
 import sightloop
 from sightloop.data.datasets.convert import convert
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UsageError
-from sightloop.training.config import change, from_json, to_json
-from sightloop.training.events import Ended, Evaluated, Skipped, Stepped
-from sightloop.training.recipes import RECIPES, find
+from sightloop.training.config import apply_settings, from_json, to_json
+from sightloop.training.events import Evaluated, RunEnded, SampleSkipped, StepDone
+from sightloop.training.recipes import RECIPES, find_recipe
 from sightloop.training.trainer import train
 
 # All of BLIP's pre-training, small: teacher, a queue that wraps around, augmentation, hard negatives, answers.
@@ -41,7 +41,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_world(path, world("train", 60, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 60, seed=0))
     return path
 
 
@@ -77,12 +77,12 @@ def test_a_killed_run_goes_on_bit_equal(whole: tuple[Path, list[Any]], shard: Pa
     ) as child:
         assert child.stdout is not None
         for line in child.stdout:
-            if line.split() == ["Stepped", "20"]:  # three steps behind the checkpoint of step 17
+            if line.split() == ["StepDone", "20"]:  # three steps behind the checkpoint of step 17
                 child.send_signal(signal.SIGKILL)
                 break
     assert not (out / "model").exists()
     events = run(shard, out)
-    steps = [event.step for event in events if isinstance(event, Stepped)]
+    steps = [event.step for event in events if isinstance(event, StepDone)]
     assert steps == list(range(18, 41))
     assert equal(weights(out), weights(whole[0]))
     theirs = load_file(whole[0] / "checkpoints" / "step-000040" / "state.safetensors")
@@ -101,7 +101,7 @@ def test_running_statistics_go_on_too(shard: Path, tmp_path: Path) -> None:
     """nano's stem learns with batch norm, whose means and variances are no parameters."""
     small = (
         "model.image_size=32",
-        "model.words=300",
+        "model.vocab_size=300",
         "data.batch=6",
         "data.cache=0",
         "steps=4",
@@ -110,7 +110,7 @@ def test_running_statistics_go_on_too(shard: Path, tmp_path: Path) -> None:
 
     def learn(out: Path, last: int) -> None:
         for event in train("nano", str(shard), out, settings=list(small), device="cpu"):
-            if isinstance(event, Stepped) and event.step == last:
+            if isinstance(event, StepDone) and event.step == last:
                 return
 
     learn(tmp_path / "whole", 9)
@@ -127,18 +127,18 @@ def test_the_result_is_a_model(whole: tuple[Path, list[Any]]) -> None:
     assert {"caption", "answer", "match", "embed"} <= model.capabilities
     picture = np.zeros((64, 64, 3), np.uint8)
     assert isinstance(model.caption(picture)[0], str)
-    assert isinstance(whole[1][-1], Ended)
+    assert isinstance(whole[1][-1], RunEnded)
 
 
 def test_a_finished_run_only_says_so(whole: tuple[Path, list[Any]], shard: Path) -> None:
     before = weights(whole[0])
-    assert not [event for event in run(shard, whole[0]) if isinstance(event, Stepped)]
+    assert not [event for event in run(shard, whole[0]) if isinstance(event, StepDone)]
     assert equal(before, weights(whole[0]))
 
 
 def test_two_at_once_are_refused(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
     first = train("world", str(shard), tmp_path / "run", settings=SMALL, device="cpu")
-    while not isinstance(next(first), Stepped):
+    while not isinstance(next(first), StepDone):
         pass
     with pytest.raises(UsageError, match=r"run: another process is working on it now"):
         run(shard, tmp_path / "run")
@@ -151,9 +151,9 @@ def test_another_recipe_or_other_data_is_refused(
     whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="another recipe"):
-        run(shard, whole[0], "optimiser.lr=0.5")
+        run(shard, whole[0], "optimizer.lr=0.5")
     other = tmp_path / "other.tar"
-    write_world(other, world("train", 30, seed=5))
+    write_synthetic_world(other, synthetic_world("train", 30, seed=5))
     with pytest.raises(UsageError, match="other data"):
         run(other, whole[0])
 
@@ -211,7 +211,7 @@ PLAIN = ("teacher.momentum=0", "teacher.queue=0", "data.texts=2")  # no momentum
 def test_any_number_of_processes_means_the_same(
     count: int, how: tuple[str, ...], shard: Path, tmp_path: Path
 ) -> None:
-    settings = ("data.batch=10", "hard_negatives=0.5", "data.hidden_words=0.2", *how)
+    settings = ("data.batch=10", "hard_negatives=0.5", "data.caption_dropout=0.2", *how)
     one = ranks(1, shard, tmp_path / "one", *settings)
     many = ranks(count, shard, tmp_path / "many", *settings)  # 10 rows: uneven parts for 3 and 4
     for (ids, values), (their_ids, theirs) in zip(one, many, strict=True):
@@ -231,9 +231,9 @@ def test_chunks_of_pictures_some_without_captions(how: tuple[str, ...], shard: P
         [
             event.loss
             for event in run(
-                tmp_path / "some.jsonl", tmp_path / str(chunk), f"data.chunk={chunk}", "steps=2", *how
+                tmp_path / "some.jsonl", tmp_path / str(chunk), f"data.micro_batch={chunk}", "steps=2", *how
             )
-            if isinstance(event, Stepped)
+            if isinstance(event, StepDone)
         ]
         for chunk in (0, 5)
     ]
@@ -243,10 +243,10 @@ def test_chunks_of_pictures_some_without_captions(how: tuple[str, ...], shard: P
 def test_chunks_change_rounding_only(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
     steps = [
         event
-        for event in run(shard, tmp_path / "run", "data.chunk=5", "steps=6")
-        if isinstance(event, Stepped)
+        for event in run(shard, tmp_path / "run", "data.micro_batch=5", "steps=6")
+        if isinstance(event, StepDone)
     ]
-    for ours, theirs in zip(steps, (e for e in whole[1] if isinstance(e, Stepped)), strict=False):
+    for ours, theirs in zip(steps, (e for e in whole[1] if isinstance(e, StepDone)), strict=False):
         assert ours.loss == pytest.approx(theirs.loss, abs=2e-4)
 
 
@@ -261,14 +261,14 @@ def test_a_broken_picture_is_named_once(tmp_path: Path) -> None:
     events = list(
         train("world", str(tmp_path), out, settings=[*SMALL, "steps=4", "data.batch=8"], device="cpu")
     )
-    skipped = [event for event in events if isinstance(event, Skipped)]
+    skipped = [event for event in events if isinstance(event, SampleSkipped)]
     assert len(skipped) == 1
     assert "3" in skipped[0].key
 
 
 def test_evaluation_on_the_way(shard: Path, tmp_path: Path) -> None:
     unseen = tmp_path / "unseen.tar"
-    write_world(unseen, world("unseen", 10, seed=1))
+    write_synthetic_world(unseen, synthetic_world("unseen", 10, seed=1))
     settings = (f"evaluation.data={unseen}", "evaluation.every=2", "steps=4", "ema=0.9")
     events = run(shard, tmp_path / "run", *settings)
     found = [event for event in events if isinstance(event, Evaluated)]
@@ -282,8 +282,8 @@ def test_evaluation_on_the_way(shard: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "word"),
     [
-        ("optimiser.lrr=1", "lr"),
-        ("optimiser.lr=fast", "number"),
+        ("optimizer.lrr=1", "lr"),
+        ("optimizer.lr=fast", "number"),
         ("data.batch=1.5", "whole"),
         ("nothing.at=1", "no such"),
         ("terms.itx=1", "itc"),
@@ -293,7 +293,7 @@ def test_evaluation_on_the_way(shard: Path, tmp_path: Path) -> None:
         ("model.size=huge", "world"),
         ("ema=2", "ema"),
         ("hard_negatives=1.5", "from 0 to 1"),
-        ("data.hidden_words=1", "hidden_words"),
+        ("data.caption_dropout=1", "caption_dropout"),
     ],
 )
 def test_nonsense_is_refused_before_anything_starts(
@@ -306,9 +306,9 @@ def test_nonsense_is_refused_before_anything_starts(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_json(name: str) -> None:
-    recipe = find(name)
+    recipe = find_recipe(name)
     assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
-    assert change(recipe, ["seed=7"]).seed == 7
+    assert apply_settings(recipe, ["seed=7"]).seed == 7
 
 
 def test_time_is_not_part_of_a_result(shard: Path, tmp_path: Path) -> None:

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from sightloop.training.config import EvaluationSettings
 
 import sightloop
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.datasets.synthetic import world, write_world
-from sightloop.training.validation import at_chance, measure, score
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.training.config import EvaluationSettings
+from sightloop.training.validation import at_chance, validate, validation_score
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "unseen.tar"
-    write_world(path, world("unseen", 12, seed=0, different=True))
+    write_synthetic_world(path, synthetic_world("unseen", 12, seed=0, different=True))
     return path
 
 
@@ -26,7 +26,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_head_is_measured_by_what_it_can_do(head: str, shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "model", head=head)
     model = sightloop.load(tmp_path / "model", device="cpu")
-    values, texts = measure(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
+    values, texts = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
     expected = {
         "caption": {"CIDEr", "BLEU-4", "captions_exact"},
         "match": {
@@ -44,7 +44,7 @@ def test_the_network_goes_on_in_its_own_mode(shard: Path, tmp_path: Path) -> Non
     write_blip(tmp_path / "model", head="match")
     model = sightloop.load(tmp_path / "model", device="cpu")
     model.network.train()
-    measure(model, open_dataset(str(shard)), EvaluationSettings(samples=4))
+    validate(model, open_dataset(str(shard)), EvaluationSettings(samples=4))
     assert model.network.training
 
 
@@ -53,8 +53,8 @@ def test_recall_against_counting(shard: Path, tmp_path: Path) -> None:
     model = sightloop.load(tmp_path / "model", device="cpu")
     samples = list(open_dataset(str(shard)))
     texts = [sample.captions[0] for sample in samples]
-    similarity = torch.from_numpy(model.similarity([sample.picture for sample in samples], texts))
-    values, _ = measure(model, open_dataset(str(shard)), EvaluationSettings(samples=12))
+    similarity = torch.from_numpy(model.similarity([sample.image for sample in samples], texts))
+    values, _ = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=12))
     place = similarity.argsort(1, descending=True)
     hits = [i in place[i, :1].tolist() for i in range(len(samples))]
     assert values["image_to_text_R@1"] == pytest.approx(sum(hits) / len(hits))
@@ -70,7 +70,9 @@ def test_guessing_is_called_guessing() -> None:
 
 
 def test_the_best_is_told_by_what_was_measured() -> None:
-    assert score({"CIDEr": 0.3, "answers": 0.9}, {"lm", "vqa"}) == 0.3
-    assert score({"CIDEr": 0.3, "text_to_image_R@1": 0.1}, {"itc", "itm"}) == 0.1  # its writer learns nothing
-    assert score({"answers": 0.9}, {"lm"}) == 0.9
-    assert score({}, {"lm"}) is None
+    assert validation_score({"CIDEr": 0.3, "answers": 0.9}, {"lm", "vqa"}) == 0.3
+    assert (
+        validation_score({"CIDEr": 0.3, "text_to_image_R@1": 0.1}, {"itc", "itm"}) == 0.1
+    )  # its writer learns nothing
+    assert validation_score({"answers": 0.9}, {"lm"}) == 0.9
+    assert validation_score({}, {"lm"}) is None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sightloop.annotation import runner
-from sightloop.tasks.caption_filter import Rules, why_drop
+from sightloop.tasks.caption_filter import CaptionFilter, drop_reason
 from sightloop.types import Done, Event, Failed, Pixels, Skipped
 
 
-class Captioner(runner.Reader, Protocol):
+class Captioner(runner.ImageReader, Protocol):
     """What writes captions: a `Model` with the capability "caption"."""
 
     def caption(self, images: Any, prompt: str | None = None, **decoding: Any) -> list[str]:
@@ -20,7 +20,7 @@ class Captioner(runner.Reader, Protocol):
         ...
 
 
-class Judge(runner.Reader, Protocol):
+class CaptionJudge(runner.ImageReader, Protocol):
     """What scores captions: a `Model` with the capability "match"."""
 
     def match(self, images: Any, texts: Any) -> Any:
@@ -28,7 +28,7 @@ class Judge(runner.Reader, Protocol):
         ...
 
 
-class Sink(Protocol):
+class CaptionSink(Protocol):
     """Where captions go: beside their pictures, or into one table."""
 
     def check(self, picture: str) -> Skipped | Failed | None:
@@ -64,12 +64,12 @@ class Caption:
     score: float | None = None
 
 
-def caption_pictures(
-    models: tuple[Captioner, Judge | None],
+def caption_images(
+    models: tuple[Captioner, CaptionJudge | None],
     inputs: Iterable[str | Skipped | Failed],
-    sink: Sink,
-    rules: Rules,
-    reading: runner.Reading,
+    sink: CaptionSink,
+    rules: CaptionFilter,
+    reading: runner.LoaderConfig,
 ) -> Generator[Event[Caption], None, None]:
     """Captions what `inputs` name and puts each caption into `sink`; yields one event for each input, in order.
 
@@ -80,7 +80,7 @@ def caption_pictures(
     writer, judge = models
     # A second reading only where the judge sees pictures prepared in another way.
     apart = judge is not None and getattr(judge, "image_spec", None) != getattr(writer, "image_spec", None)
-    readers: list[runner.Reader] = [writer, judge] if judge is not None and apart else [writer]
+    readers: list[runner.ImageReader] = [writer, judge] if judge is not None and apart else [writer]
 
     def verb(pictures: list[Pixels], for_judge: list[Pixels] | None = None) -> list[Caption]:
         texts = [" ".join(text.split()) for text in writer.caption(pictures, rules.prompt, **rules.decoding)]
@@ -103,9 +103,9 @@ def caption_pictures(
 
 
 def _judged(
-    texts: Sequence[str], judge: Judge | None, pictures: Sequence[Pixels], rules: Rules
+    texts: Sequence[str], judge: CaptionJudge | None, pictures: Sequence[Pixels], rules: CaptionFilter
 ) -> list[Caption]:
-    drops = [why_drop(text, rules) for text in texts]
+    drops = [drop_reason(text, rules) for text in texts]
     kept = [i for i, (kind, _) in enumerate(drops) if not kind]
     scores: dict[int, float] = {}
     if judge is not None and rules.min_match is not None and kept:

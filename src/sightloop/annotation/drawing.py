@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sightloop.types import Region
 
 _Color: TypeAlias = tuple[int, int, int]
-_Box: TypeAlias = tuple[float, float, float, float]
+_TextBox: TypeAlias = tuple[float, float, float, float]
 _COLORS: tuple[_Color, ...] = (
     (230, 57, 70),
     (29, 130, 216),
@@ -28,7 +28,7 @@ _COLORS: tuple[_Color, ...] = (
 _FILL = 0.4  # how much of a mask's colour covers the picture
 
 
-def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
+def draw_regions(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
     """The picture (upright, as `sightloop.data.images.decode.decode` gives it) with its regions, as a new RGB picture.
 
     A colour for each label, in the order in which labels come. Masks and outlines are filled so that the picture shows
@@ -61,7 +61,7 @@ def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
             )  # Pillow's far edges are inclusive
             pen.rectangle(edges, outline=colors[region.label], width=stroke)
     font = ImageFont.load_default(max(12, round(max(picture.size) / 45)))
-    taken: list[_Box] = []
+    taken: list[_TextBox] = []
     for region in reversed(order):
         text = _fitted(pen, region, font, picture.size[0])
         if text:
@@ -127,10 +127,10 @@ def _place(
     pen: ImageDraw.ImageDraw,
     text: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    box: _Box,
+    box: _TextBox,
     size: tuple[int, int],
-    taken: Sequence[_Box],
-) -> _Box:
+    taken: Sequence[_TextBox],
+) -> _TextBox:
     """The tag's place: above the box, inside at its top, below it, or further down or up: where others leave room."""
     _, top, _, bottom = pen.textbbox((0, 0), "Ag|", font, anchor="la")
     width, height = pen.textlength(text, font) + 6, bottom - top + 6
@@ -144,7 +144,7 @@ def _place(
     return next(free, places[0])
 
 
-def _meet(a: _Box, b: _Box) -> bool:
+def _meet(a: _TextBox, b: _TextBox) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

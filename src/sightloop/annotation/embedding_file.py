@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _GROUP = 16_384  # rows of one row group of a parquet file
 
 
-class VectorFile:
+class EmbeddingFile:
     """Embeddings under their pictures' names; a context that puts the file in place when it is left well.
 
     `x.npy` is float32 `[n, d]` (`[n, q, d]` where a picture has q vectors), and `x.names.txt` beside it has the name of
@@ -44,15 +44,15 @@ class VectorFile:
         self.rows = 0
         self._model = model
         self._place = ExitStack()
-        self._writer: _Npy | _Parquet | None = None
+        self._writer: _NpyWriter | _ParquetWriter | None = None
 
-    def __enter__(self) -> VectorFile:
+    def __enter__(self) -> EmbeddingFile:
         return self
 
     def add(self, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Adds rows: n names and float32 `[n, d]` or `[n, q, d]`."""
         if self._writer is None:
-            kind = _Npy if self.path.suffix.lower() == ".npy" else _Parquet
+            kind = _NpyWriter if self.path.suffix.lower() == ".npy" else _ParquetWriter
             temporary = self._place.enter_context(atomic_path(self.path))
             self._writer = kind(temporary, vectors.shape[1:], self._model)
         self._writer.add([portable_name(name) for name in names], vectors)
@@ -67,12 +67,12 @@ class VectorFile:
             self._writer.close()
             if error is not None:
                 raise error  # into the place of the file, which then takes the temporary away
-            if isinstance(self._writer, _Npy):  # the names first: whoever sees the new .npy finds them
+            if isinstance(self._writer, _NpyWriter):  # the names first: whoever sees the new .npy finds them
                 names = "".join(f"{_one_line(name)}\n" for name in self._writer.names)
                 atomic_write(self.path.with_suffix(".names.txt"), names)
 
 
-class _Npy:
+class _NpyWriter:
     def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
         self.names: list[str] = []
         self._shape = shape
@@ -93,7 +93,7 @@ class _Npy:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-class _Parquet:
+class _ParquetWriter:
     def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from sightloop.data.datasets.folder import is_picture_name
+from sightloop.data.datasets.folder import is_image_name
 from sightloop.data.images.decode import EXTENSIONS
 from sightloop.errors import plain_reason
 from sightloop.types import Failed, Skipped
@@ -18,7 +18,7 @@ from sightloop.types import Failed, Skipped
 _FolderId = tuple[int, int]
 
 
-def find_pictures(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skipped | Failed]:
+def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skipped | Failed]:
     """Yields the path of every picture that the arguments name, in the order of the arguments.
 
     * A folder gives the pictures in it and below it, known by their ending: first its own, then those of its folders,
@@ -79,7 +79,7 @@ class _Finder:
         if self._last_parent is None or self._last_parent[0] != parent:
             self._last_parent = (parent, _folder_id(parent or "."))
         folder = self._last_parent[1]
-        if (folder, name) in self._files or (folder in self._folders and is_picture_name(name)):
+        if (folder, name) in self._files or (folder in self._folders and is_image_name(name)):
             return False
         self._files.add((folder, name))
         return True
@@ -102,7 +102,7 @@ class _Finder:
             folders = relative if is_folder else relative[:-1]
             if not wants_hidden and any(part.startswith(".") and part not in (".", "..") for part in folders):
                 continue
-            if is_folder or wants_any or is_picture_name(match):
+            if is_folder or wants_any or is_image_name(match):
                 found = True
                 yield from self._path(match)
         if not found:
@@ -130,7 +130,7 @@ class _Finder:
                 if kind == "folder":
                     if not entry.name.startswith("."):
                         (links if entry.is_symlink() else below).append(entry.path)
-                elif not is_picture_name(entry.name) or (identity, entry.name) in self._files:
+                elif not is_image_name(entry.name) or (identity, entry.name) in self._files:
                     continue
                 elif kind == "file":
                     yield entry.path
@@ -162,7 +162,7 @@ def _is_caption_file(path: str) -> bool:
     if ending != ".txt":
         return False
     beside = (stem + form for known in EXTENSIONS for form in (known, known.upper()))
-    return (is_picture_name(stem) and os.path.isfile(stem)) or any(os.path.isfile(name) for name in beside)
+    return (is_image_name(stem) and os.path.isfile(stem)) or any(os.path.isfile(name) for name in beside)
 
 
 def _split_pattern(pattern: str) -> tuple[str, str]:

@@ -18,19 +18,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from sightloop.annotation.drawing import draw
+from sightloop.annotation.drawing import draw_regions
 from sightloop.data.atomic import PREFIX, atomic_path
-from sightloop.data.datasets.schema import fields_of_region
-from sightloop.data.datasets.writers import Coco, JsonLines, Pictures
+from sightloop.data.datasets.schema import fields_from_region
+from sightloop.data.datasets.writers import CocoWriter, ImageFolder, JsonLinesWriter
 from sightloop.data.images.decode import decode, upright_size
 from sightloop.errors import UsageError
 from sightloop.types import Region, Sample
 
 RegionFile: TypeAlias = Literal["coco", "jsonl", "yolo"]
-Row: TypeAlias = tuple[str, Sequence[Region]]
+RegionRow: TypeAlias = tuple[str, Sequence[Region]]
 
 
-def write_regions(path: Path, kind: RegionFile, rows: Iterable[Row], *, overwrite: bool = False) -> int:
+def write_regions(path: Path, kind: RegionFile, rows: Iterable[RegionRow], *, overwrite: bool = False) -> int:
     """Writes what was found in each picture, (its path, its regions), and returns how many pictures that were.
 
     Paths in COCO's json and JSON lines start from the file's folder. YOLO's format has no scores and no masks; a
@@ -48,8 +48,8 @@ def write_regions(path: Path, kind: RegionFile, rows: Iterable[Row], *, overwrit
     if kind == "yolo":
         return _write_yolo(path, rows)
     with atomic_path(path, exclusive=not overwrite) as temporary:
-        pictures = Pictures(path.with_suffix(".pictures"), path.parent)
-        writer = (Coco if kind == "coco" else JsonLines)(temporary, pictures)
+        pictures = ImageFolder(path.with_suffix(".pictures"), path.parent)
+        writer = (CocoWriter if kind == "coco" else JsonLinesWriter)(temporary, pictures)
         count = 0
         try:
             for picture, regions in rows:
@@ -83,18 +83,18 @@ class Drawings:
             name = f"{stem}-{number}"
         self._names.add(name.lower())
         self.folder.mkdir(parents=True, exist_ok=True)
-        painted = draw(decode(picture).convert("RGB"), regions)
+        painted = draw_regions(decode(picture).convert("RGB"), regions)
         with atomic_path(self.folder / f"{name}.jpg") as temporary:
             painted.save(temporary, format="JPEG", quality=92)
         self.count += 1
 
 
-def fields_of(region: Region) -> dict[str, Any]:
+def region_fields(region: Region) -> dict[str, Any]:
     """A region as JSON values."""
-    return fields_of_region(region)
+    return fields_from_region(region)
 
 
-def _write_yolo(path: Path, rows: Iterable[Row]) -> int:
+def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
     """Labels lie below `labels` as the pictures lie below the folder that they have in common."""
     names: dict[str, int] = {}
     texts: dict[str, str] = {}

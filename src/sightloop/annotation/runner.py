@@ -18,7 +18,7 @@ T = TypeVar("T")
 _MOST_WAITING = 65_536
 
 
-class Reader(Protocol):
+class ImageReader(Protocol):
     """What reads and prepares pictures for one model: every `Model` is one."""
 
     def read(
@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class LoaderConfig:
     """How pictures are read: so many to a batch, by so many workers, apart from this process or in it."""
 
     batch_size: int = 8
@@ -39,10 +39,10 @@ class Reading:
 
 
 def run(
-    readers: Sequence[Reader],
+    readers: Sequence[ImageReader],
     inputs: Iterable[str | Skipped | Failed],
     verb: Callable[..., Sequence[T]],
-    reading: Reading,
+    reading: LoaderConfig,
 ) -> Generator[Event[T], None, None]:
     """Applies `verb` to every picture that can be read and yields one event for each input, in the order of the inputs.
 
@@ -68,7 +68,7 @@ class _Session:
         self._waiting: deque[str | Skipped | Failed] = deque()
 
     def results(
-        self, readers: Sequence[Reader], reading: Reading
+        self, readers: Sequence[ImageReader], reading: LoaderConfig
     ) -> Iterator[tuple[str, tuple[Pixels | ImageError, ...]] | Skipped | Failed]:
         """The events that need no reading, and each picture's name with what the readers gave, in order."""
         feeds = tee(self._pictures(), len(readers))

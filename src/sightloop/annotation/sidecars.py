@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from sightloop.annotation.captioning import Caption
-from sightloop.annotation.inputs import is_picture_name
+from sightloop.annotation.inputs import is_image_name
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.errors import plain_reason
 from sightloop.types import Failed, Skipped
@@ -19,7 +19,7 @@ _BOM = b"\xef\xbb\xbf"
 _LARGEST = 16 * 1024 * 1024  # bytes; a caption file beyond this is something else
 
 
-class Sidecars:
+class SidecarSink:
     """Where the caption of a picture goes, and how.
 
     skip: a caption file that exists is never touched. overwrite: it is replaced. append, prepend: the caption becomes a
@@ -40,7 +40,7 @@ class Sidecars:
         """The caption file of a picture: no two pictures of a folder ever share one."""
         folder, name = os.path.split(picture)
         stem, _ = os.path.splitext(name)
-        if not is_picture_name(name) or stem.casefold() in self._stems_to_avoid(folder):
+        if not is_image_name(name) or stem.casefold() in self._stems_to_avoid(folder):
             return picture + ".txt"
         return os.path.join(folder, stem + ".txt")
 
@@ -170,7 +170,7 @@ def _crowded_stems(folder: str) -> frozenset[str]:
     seen: set[str] = set()
     twice: set[str] = set()
     for name in names:
-        if is_picture_name(name):
+        if is_image_name(name):
             stem = os.path.splitext(name)[0].casefold()
             (twice if stem in seen else seen).add(stem)
     # `photo` (no ending) beside `photo.jpg`, or `a.jpg` beside `a.jpg.png`: the full name plus .txt is taken.

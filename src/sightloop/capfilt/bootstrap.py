@@ -25,25 +25,25 @@ import torch
 from sightloop.capfilt.estimate import Estimate
 from sightloop.capfilt.estimate import estimate as measure
 from sightloop.capfilt.job import device_kind, open_job
-from sightloop.capfilt.manifest import Ledger, opened
-from sightloop.capfilt.options import Options
-from sightloop.capfilt.ray_workers import Cluster
+from sightloop.capfilt.manifest import Manifest, open_manifest
+from sightloop.capfilt.options import CapFiltOptions
+from sightloop.capfilt.ray_workers import RayEngine
 from sightloop.capfilt.report import write_report
-from sightloop.capfilt.shard import Job, load_models, run_unit
-from sightloop.capfilt.workers import Engine, Processes, run_units
+from sightloop.capfilt.shard import Job, load_models, process_shard
+from sightloop.capfilt.workers import Engine, Processes, process_shards
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import SightloopError, UsageError, from_options, plain_reason
 from sightloop.types import Done, Failed, Skipped
 
-Watch: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
+OnEvent: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
 Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
 
 _REPORT_EVERY = 300.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class CapFiltSummary:
     """What a bootstrap came to. texts: "web matched", "synthetic unmatched" and so on -> how many.
 
     samples: pictures looked at; written: those in the new dataset; failed: those that could not be read, as
@@ -65,9 +65,9 @@ def bootstrap(
     out: str | Path,
     captioner: str | PathLike[str] = BUNDLED,
     filter: str | PathLike[str] = BUNDLED,
-    watch: Watch | None = None,
+    on_event: OnEvent | None = None,
     **options: Any,
-) -> Summary:
+) -> CapFiltSummary:
     """Writes synthetic captions, judges them and the web's, and makes a new dataset of what matches: OUT.
 
     data: what `open_dataset` reads, but no stream. captioner, filter: what `load` takes; a filter that is not the
@@ -82,14 +82,14 @@ def bootstrap(
     Raises UsageError where OUT holds another job or another process works on it; SightloopError where a file cannot be
     written: what is done stays done, and nothing is half written.
     """
-    given, folder = from_options(Options, options), Path(out)
+    given, folder = from_options(CapFiltOptions, options), Path(out)
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     try:
-        with opened(folder):
+        with open_manifest(folder):
             job, about = open_job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), given)
-            ledger = Ledger(folder, about)
+            ledger = Manifest(folder, about)
             try:
-                new = _work(job, ledger, about, watch)
+                new = _work(job, ledger, about, on_event)
                 ledger.finish()
                 write_report(job, ledger.done, about)
             finally:
@@ -129,28 +129,28 @@ def estimate(
         raise UsageError(f"price={price}: must be 0 or more")
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     models = (os.fspath(captioner), os.fspath(filter))
-    job, _ = open_job(dataset, None, models, from_options(Options, options))
+    job, _ = open_job(dataset, None, models, from_options(CapFiltOptions, options))
     return measure(job, samples, price)
 
 
-def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> Summary:
+def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> CapFiltSummary:
     """The sum of what a manifest tells."""
     texts, entries = Counter[str](), [done[unit] for unit in sorted(done)]
     for entry in entries:
         texts.update(entry["texts"])
     failed = tuple((shard, key, reason) for entry in entries for shard, key, reason in entry["failed"])
     samples, written = (sum(entry[name] for entry in entries) for name in ("samples", "written"))
-    return Summary(str(out), samples, written, new, dict(texts), failed)
+    return CapFiltSummary(str(out), samples, written, new, dict(texts), failed)
 
 
-def _work(job: Job, ledger: Ledger, about: Mapping[str, Any], watch: Watch | None) -> int:
+def _work(job: Job, ledger: Manifest, about: Mapping[str, Any], watch: OnEvent | None) -> int:
     """Does what is missing; the number of samples that were worked on."""
-    done = ledger.verify(len(job.units))
+    done = ledger.verify(len(job.shards))
     if watch is not None:
         for unit in sorted(done):
-            for index in range(*job.units[unit]):
+            for index in range(*job.shards[unit]):
                 watch(Skipped(str(index), "it is done already"))
-    todo = [unit for unit in range(len(job.units)) if unit not in done]
+    todo = [unit for unit in range(len(job.shards)) if unit not in done]
     if not todo:
         return 0
     quarantined, new = ledger.quarantined(), 0
@@ -163,7 +163,7 @@ def _work(job: Job, ledger: Ledger, about: Mapping[str, Any], watch: Watch | Non
     with closing(
         _inline(job, todo, quarantined, tell)
         if job.options.workers == 1 and job.options.engine == "local"
-        else run_units(job, _engine(job), todo, quarantined, ledger.quarantine)
+        else process_shards(job, _engine(job), todo, quarantined, ledger.quarantine)
     ) as found:
         for told in found:
             if isinstance(told, tuple):
@@ -181,7 +181,9 @@ def _work(job: Job, ledger: Ledger, about: Mapping[str, Any], watch: Watch | Non
 
 
 def _engine(job: Job) -> Engine:
-    return Processes(job) if job.options.engine == "local" else Cluster(job, device_kind(job.options.device))
+    return (
+        Processes(job) if job.options.engine == "local" else RayEngine(job, device_kind(job.options.device))
+    )
 
 
 def _inline(
@@ -193,7 +195,7 @@ def _inline(
     try:
         models = load_models(job)
         for unit in todo:
-            yield run_unit(job, models, unit, quarantined, tell)
+            yield process_shard(job, models, unit, quarantined, tell)
     finally:
         torch.set_num_threads(before)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightloop.capfilt.shard import Job, load_models, run_unit
-from sightloop.data.shuffle import position
+from sightloop.capfilt.shard import Job, load_models, process_shard
+from sightloop.data.shuffle import shuffled_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimat
     """
     whole, options = len(job.dataset), job.options
     count = min(samples, whole)
-    places = position(np.arange(count, dtype=np.int64), count=whole, seed=options.seed, epoch=0)
+    places = shuffled_index(np.arange(count, dtype=np.int64), count=whole, seed=options.seed, epoch=0)
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or before)
     try:
@@ -82,11 +82,11 @@ def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimat
                 job,
                 dataset=job.dataset.select(np.sort(places)),
                 out=Path(folder),
-                units=[(0, min(count, options.group or 8)), (0, count)],
+                shards=[(0, min(count, options.group or 8)), (0, count)],
             )
-            run_unit(trial, models, 0, {})
+            process_shard(trial, models, 0, {})
             start = time.perf_counter()
-            entry = run_unit(trial, models, 1, {})
+            entry = process_shard(trial, models, 1, {})
             seconds = time.perf_counter() - start
     finally:
         torch.set_num_threads(before)

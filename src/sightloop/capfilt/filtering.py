@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from sightloop.capfilt.options import Options
-from sightloop.tasks.caption_filter import Rules, why_drop
+from sightloop.capfilt.options import CapFiltOptions
+from sightloop.tasks.caption_filter import CaptionFilter, drop_reason
 
-Source: TypeAlias = Literal["web", "synthetic"]
+TextSource: TypeAlias = Literal["web", "synthetic"]
 
-SOURCES: tuple[Source, ...] = ("web", "synthetic")
+TEXT_SOURCES: tuple[TextSource, ...] = ("web", "synthetic")
 DIGITS = 6  # decimals of a score: verdicts are made from what the evidence shows
 
 
 @dataclass(slots=True)
-class Text:
+class CandidateText:
     """A text of one picture and what was found about it. itm: probability of a match; itc: cosine; None: not asked.
 
     reason: "" while undecided; matched, ranked or unjudged where kept; else empty, looping, duplicate, unmatched,
     "not the best" or "not in the top k".
     """
 
-    source: Source
+    source: TextSource
     text: str
     itm: float | None = None
     itc: float | None = None
@@ -31,26 +31,26 @@ class Text:
     reason: str = ""
 
 
-def screen(texts: Sequence[Text], prompt: str | None = None) -> list[Text]:
+def drop_unusable(texts: Sequence[CandidateText], prompt: str | None = None) -> list[CandidateText]:
     """Drop what no model needs to see, the web's texts standing first; returns what is left.
 
     Of synthetic texts: empty ones (but for the prompt), loops and repetitions of an earlier text; of the web's: empty
     ones.
     """
-    seen, rules, left = set[str](), Rules(prompt=prompt), list[Text]()
+    seen, rules, left = set[str](), CaptionFilter(prompt=prompt), list[CandidateText]()
     for text in texts:
         plain = " ".join(text.text.casefold().split())
         if not plain:
             text.reason = "empty"
         elif text.source == "synthetic":
-            text.reason = "duplicate" if plain in seen else why_drop(text.text, rules)[0]
+            text.reason = "duplicate" if plain in seen else drop_reason(text.text, rules)[0]
         seen.add(plain)
         if not text.reason:
             left.append(text)
     return left
 
 
-def decide(texts: Sequence[Text], options: Options) -> None:
+def decide(texts: Sequence[CandidateText], options: CapFiltOptions) -> None:
     """The verdicts of one picture's screened texts, from their scores; of equal texts the first wins."""
     if options.mode == "captioner-only":
         for text in texts:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from sightloop.capfilt.manifest import stored_job
-from sightloop.capfilt.options import Options
-from sightloop.capfilt.remote_captioner import Endpoint, is_address
+from sightloop.capfilt.options import CapFiltOptions
+from sightloop.capfilt.remote_captioner import RemoteCaptioner, is_address
 from sightloop.capfilt.shard import Job
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.errors import ImageError, UsageError
-from sightloop.inference.fingerprint import fingerprint, prepared
+from sightloop.inference.fingerprint import fingerprint, preprocessing_digest
 
 # What may differ from call to call of one job.
 _FREE = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
@@ -27,7 +27,7 @@ _NOTES = 5  # on what the data holds that is left out
 
 
 def open_job(
-    dataset: Dataset, out: Path | None, models: tuple[str, str], options: Options
+    dataset: Dataset, out: Path | None, models: tuple[str, str], options: CapFiltOptions
 ) -> tuple[Job, dict[str, Any]]:
     """The job, and what job.json says about it."""
     if dataset.is_stream:
@@ -47,25 +47,27 @@ def open_job(
     if options.ranker is not None:
         parts["ranker"] = options.ranker
     _check(dataset, options, parts)
-    remote = {part: Endpoint(source) for part, source in parts.items() if is_address(source)}
+    remote = {part: RemoteCaptioner(source) for part, source in parts.items() if is_address(source)}
     stamps = {part: remote[part].stamp if part in remote else fingerprint(parts[part]) for part in parts}
-    settings = {name: getattr(options, name) for name in Options.__slots__ if name not in _FREE}
+    settings = {name: getattr(options, name) for name in CapFiltOptions.__slots__ if name not in _FREE}
     whole, sources = dataset.fingerprints()
     settings |= {"device": kind, "data": whole, **stamps}
-    settings |= {f"{part}, prepared": prepared(parts[part]) for part in parts if part not in remote}
+    settings |= {
+        f"{part}, prepared": preprocessing_digest(parts[part]) for part in parts if part not in remote
+    }
     told = {part: f"{remote[part].model}, elsewhere" if part in remote else parts[part] for part in parts}
     about = {"sightloop": version("sightloop"), "torch": str(torch.__version__), "models": told}
     job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
     about |= {
         "notes": _notes(stamps, dataset.notes),
         "settings": settings,
-        "units": len(job.units),
+        "units": len(job.shards),
         "sources": sources,
     }
     return job, about
 
 
-def _check(dataset: Dataset, options: Options, parts: Mapping[str, str]) -> None:
+def _check(dataset: Dataset, options: CapFiltOptions, parts: Mapping[str, str]) -> None:
     """What the models and the data together forbid."""
     if any(is_address(parts.get(part, "")) for part in ("filter", "ranker")):
         raise UsageError(
@@ -76,7 +78,7 @@ def _check(dataset: Dataset, options: Options, parts: Mapping[str, str]) -> None
     start = 0
     for count in dataset.parts if options.by_reference else ():
         with suppress(ImageError):
-            if count and isinstance(dataset[start].picture, bytes):
+            if count and isinstance(dataset[start].image, bytes):
                 raise UsageError(
                     f"by_reference: the pictures of {dataset.origin(start)} lie inside it; copy them"
                 )

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sightloop.data.atomic import atomic_write, remove_stale_temporaries, sync_folder, working_in
+from sightloop.data.atomic import atomic_write, lock_folder, remove_stale_temporaries, sync_folder
 from sightloop.data.datasets.schema import json_text
 from sightloop.errors import UsageError
 
@@ -29,7 +29,7 @@ _CHECK = "check"
 _NAMED = 5  # changed sources in a message
 
 
-class Lines:
+class JournalFile:
     """A file of checksummed JSON lines that grows by whole lines. What a kill tore off goes when it is opened."""
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class Lines:
         self._file.close()
 
 
-class Ledger:
+class Manifest:
     """A job's folder, held by one process at a time. Used through `opened`."""
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
@@ -88,9 +88,9 @@ class Ledger:
         _claim(out, job)
         (out / "evidence").mkdir(exist_ok=True)
         self._clean()
-        self._manifest = Lines(out / "manifest.jsonl")
+        self._manifest = JournalFile(out / "manifest.jsonl")
         try:
-            self._quarantine = Lines(out / "quarantine.jsonl")
+            self._quarantine = JournalFile(out / "quarantine.jsonl")
         except BaseException:
             self._manifest.close()
             raise
@@ -152,7 +152,7 @@ class Ledger:
 
 
 @contextmanager
-def opened(out: Path) -> Generator[None]:
+def open_manifest(out: Path) -> Generator[None]:
     """Holds OUT, made where it is missing. Raises `UsageError` where another process holds it."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
@@ -160,7 +160,7 @@ def opened(out: Path) -> Generator[None]:
     if used and not (out / "job.json").exists():
         raise UsageError(f"{out} is there already and holds no bootstrap; name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with working_in(out, ".lock"):
+    with lock_folder(out, ".lock"):
         yield
 
 

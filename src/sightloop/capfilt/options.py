@@ -15,7 +15,7 @@ Keep: TypeAlias = Literal["matching", "best", "top-k-itc"]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CapFiltOptions:
     """How to bootstrap. What is not about speed or memory alone is a part of the job: OUT keeps it.
 
     mode: "both"; "captioner-only" adds synthetic texts and judges nothing; "filter-only" writes none.
@@ -77,7 +77,7 @@ class Options:
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.mode == "captioner-only" and self.keep != "matching":
-            raise UsageError(f"keep={self.keep!r}: captioner-only judges nothing; use mode both")
+            raise UsageError(f"keep_last={self.keep!r}: captioner-only judges nothing; use mode both")
         if self.ranker is not None and self.keep != "top-k-itc":
             raise UsageError("ranker: is for keep=top-k-itc alone")
         self.decoding()

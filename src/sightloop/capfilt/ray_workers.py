@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TRIES, _WAIT = 3, 5.0  # to start: a loaded machine is slow, and Ray gives up (ray#65983)
 
 
-class Cluster:
+class RayEngine:
     """Actors, each with the threads of a worker, and a GPU where the job wants one."""
 
     def __init__(self, job: Job, kind: str) -> None:

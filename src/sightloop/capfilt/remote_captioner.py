@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from sightloop.capfilt.options import Options
+from sightloop.capfilt.options import CapFiltOptions
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, SightloopError, UsageError
 from sightloop.types import ImageSpec, Pixels
@@ -45,7 +45,7 @@ def is_address(source: str) -> bool:
     return re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
-class Endpoint:
+class RemoteCaptioner:
     """Asks for captions; several requests run at once. Its texts may differ from call to call."""
 
     image_spec = ImageSpec(shortest_edge=384)
@@ -73,7 +73,7 @@ class Endpoint:
         self.stamp = f"{self.model} {hashlib.sha256(address.encode()).hexdigest()[:12]}"
 
     def caption(
-        self, pictures: Sequence[Pixels], keys: Sequence[str], options: Options
+        self, pictures: Sequence[Pixels], keys: Sequence[str], options: CapFiltOptions
     ) -> list[list[str] | ImageError]:
         """`options.captions` texts for each picture, or why the server refused it.
 
@@ -100,7 +100,7 @@ class Endpoint:
                 future.cancel()
             raise
 
-    def _texts(self, picture: Pixels, key: str, options: Options) -> list[str] | ImageError:
+    def _texts(self, picture: Pixels, key: str, options: CapFiltOptions) -> list[str] | ImageError:
         file = io.BytesIO()
         Image.fromarray(picture.values.transpose(1, 2, 0)).save(file, "JPEG", quality=90)
         data = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from sightloop.capfilt.filtering import SOURCES
+from sightloop.capfilt.filtering import TEXT_SOURCES
 from sightloop.capfilt.shard import BINS, Job
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode, read_file
@@ -60,7 +60,7 @@ def write_report(job: Job, done: Mapping[int, Mapping[str, Any]], about: Mapping
 def shares(texts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """For each source: total, kept, share, and the share of the judged that is dropped (the paper's noise ratio)."""
     found: dict[str, dict[str, Any]] = {}
-    for source in SOURCES:
+    for source in TEXT_SOURCES:
         reasons = {name.partition(" ")[2]: n for name, n in texts.items() if name.startswith(f"{source} ")}
         total, kept = sum(reasons.values()), sum(reasons.get(reason, 0) for reason in KEPT)
         judged = total - sum(reasons.get(reason, 0) for reason in (*_NOT_JUDGED, "unjudged", "ranked"))
@@ -99,16 +99,16 @@ def _facts(
     job: Job, entries: Sequence[Mapping[str, Any]], lines: Sequence[Line], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     texts = Counter[str]()
-    bins = {source: [0] * BINS for source in SOURCES}
+    bins = {source: [0] * BINS for source in TEXT_SOURCES}
     failed: list[list[str]] = []
     for entry in entries:
         texts.update(entry["texts"])
-        for source in SOURCES:
+        for source in TEXT_SOURCES:
             bins[source] = [a + b for a, b in zip(bins[source], entry["itm"][source], strict=True)]
         failed += entry["failed"]
     return {
         "about": {name: value for name, value in about.items() if name != "sources"},
-        "shards": {"done": len(entries), "of": len(job.units), "bytes": sum(e["bytes"] for e in entries)},
+        "shards": {"done": len(entries), "of": len(job.shards), "bytes": sum(e["bytes"] for e in entries)},
         "pictures": {name: sum(entry[name] for entry in entries) for name in ("samples", "written")}
         | {"failed": len(failed)},
         "texts": shares(texts),
@@ -206,8 +206,8 @@ def _page(job: Job, facts: Mapping[str, Any], chosen: Mapping[str, list[list[Lin
         f"{_text(models)}; mode {job.options.mode}, keep {job.options.keep}, threshold {job.options.threshold:g}</p>",
         *(f'<p class="note">{_text(note[:1].upper() + note[1:])}.</p>' for note in facts["about"]["notes"]),
         _shares_table(facts["texts"]),
-        *(_histogram(s, facts["itm_histogram"][s], job.options.threshold) for s in SOURCES),
-        _LEGEND if any(map(any, (facts["itm_histogram"][s] for s in SOURCES))) else "",
+        *(_histogram(s, facts["itm_histogram"][s], job.options.threshold) for s in TEXT_SOURCES),
+        _LEGEND if any(map(any, (facts["itm_histogram"][s] for s in TEXT_SOURCES))) else "",
     ]
     images = _images(job, {(t[0]["unit"], t[0]["key"]) for group in chosen.values() for t in group})
     for name, group in chosen.items():
@@ -216,7 +216,9 @@ def _page(job: Job, facts: Mapping[str, Any], chosen: Mapping[str, list[list[Lin
     kept = facts["kept_at_threshold"]
     parts += [
         "<h2>What other thresholds would keep of the judged texts</h2>",
-        _table(["threshold", *kept], [[s, *(_percent(row[s]) for row in kept.values())] for s in SOURCES]),
+        _table(
+            ["threshold", *kept], [[s, *(_percent(row[s]) for row in kept.values())] for s in TEXT_SOURCES]
+        ),
         "<h2>Language, before and after</h2>",
         _language_table(facts["before"], facts["after"]),
     ]
@@ -333,11 +335,11 @@ def _images(job: Job, wanted: set[tuple[int, str]]) -> dict[tuple[int, str], str
     """Small pictures, inside the page; what cannot be read any more is left out."""
     found: dict[tuple[int, str], str] = {}
     for unit in sorted({unit for unit, _ in wanted}):
-        for index in range(*job.units[unit]):
+        for index in range(*job.shards[unit]):
             try:
                 key = job.dataset.key(index)
                 if (unit, key) in wanted:
-                    picture = job.dataset[index].picture
+                    picture = job.dataset[index].image
                     image = decode(picture if isinstance(picture, bytes) else read_file(str(picture)))
                     found[unit, key] = _inline(image)
             except (ImageError, OSError):

@@ -20,14 +20,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from sightloop.capfilt.filtering import DIGITS, SOURCES, Text, decide, screen
-from sightloop.capfilt.options import Options
-from sightloop.capfilt.remote_captioner import Endpoint, is_address
+from sightloop.capfilt.filtering import DIGITS, TEXT_SOURCES, CandidateText, decide, drop_unusable
+from sightloop.capfilt.options import CapFiltOptions
+from sightloop.capfilt.remote_captioner import RemoteCaptioner, is_address
 from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.data.datasets import schema, writers
-from sightloop.data.datasets.convert import encoded_picture
+from sightloop.data.datasets.convert import encoded_image
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.reader import died, read_pictures
+from sightloop.data.images.reader import read_images, worker_died
 from sightloop.errors import ImageError, UnsupportedError
 from sightloop.inference import rerank
 from sightloop.inference.load import load
@@ -35,7 +35,7 @@ from sightloop.inference.model import Model
 from sightloop.tasks.embed import embed_images
 from sightloop.types import ImageSpec, Limits, Pixels, Sample
 
-Watch: TypeAlias = "Callable[[str, str], None]"
+OnImage: TypeAlias = "Callable[[str, str], None]"
 
 BINS = 20  # of the histograms of ITM probabilities
 
@@ -48,10 +48,10 @@ class Job:
     """
 
     dataset: Dataset
-    options: Options
+    options: CapFiltOptions
     models: dict[str, str]
     stamps: dict[str, str]
-    units: list[tuple[int, int]]
+    shards: list[tuple[int, int]]
     out: Path
 
     def shard(self, unit: int) -> str:
@@ -67,7 +67,7 @@ class Job:
 class Models:
     """The loaded models of a job. A model that has two parts is loaded once."""
 
-    captioner: Model | Endpoint | None
+    captioner: Model | RemoteCaptioner | None
     judge: Model | None  # ITM, and ITC where no ranker does it
     ranker: Model | None
 
@@ -79,7 +79,7 @@ class Models:
 
 
 @dataclass(eq=False)
-class Item:
+class ShardItem:
     """A place of a unit. shard: the name of the source. reason: why there is no such picture, where there is none."""
 
     shard: str
@@ -90,17 +90,17 @@ class Item:
     reason: str = ""
     unlucky: bool = False  # a decoder process died at it
     pixels: dict[ImageSpec, Pixels] = field(default_factory=dict[ImageSpec, Pixels])
-    texts: list[Text] = field(default_factory=list[Text])
+    texts: list[CandidateText] = field(default_factory=list[CandidateText])
 
 
 def load_models(job: Job) -> Models:
     """Loads what the job's mode needs. Raises `UnsupportedError` for a model that cannot do its part."""
     options = job.options
     loaded: dict[str, Model] = {}
-    captioner: Model | Endpoint | None = None
+    captioner: Model | RemoteCaptioner | None = None
     for part, source in job.models.items():
         if is_address(source):
-            captioner = Endpoint(source)
+            captioner = RemoteCaptioner(source)
             continue
         known = next((loaded[p] for p, s in job.models.items() if s == source and p in loaded), None)
         loaded[part] = known or load(source, device=options.device, dtype=options.dtype)
@@ -117,15 +117,15 @@ def load_models(job: Job) -> Models:
     return Models(captioner or loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
 
 
-def run_unit(
-    job: Job, models: Models, unit: int, quarantined: Mapping[str, str], watch: Watch | None = None
+def process_shard(
+    job: Job, models: Models, unit: int, quarantined: Mapping[str, str], watch: OnImage | None = None
 ) -> dict[str, Any]:
     """Works on one unit and puts its two files into place; returns what the manifest says about it.
 
     quarantined: samples that are not to be touched, and why. watch: is told of each sample its key and, where it
     failed, why. Raises OSError where a file cannot be written.
     """
-    tally = Tally()
+    tally = ShardTally()
     lines: list[bytes] = []
     with atomic_path(job.out / job.shard(unit)) as temporary:
         temporary.unlink()  # the writers make their own
@@ -153,7 +153,7 @@ def run_unit(
 
 def worked(
     job: Job, models: Models, unit: int, quarantined: Mapping[str, str]
-) -> Generator[Item, None, None]:
+) -> Generator[ShardItem, None, None]:
     """The places of a unit in order, their texts written, scored and decided."""
     size = job.options.group or 8
     ready = -(-(job.options.batch_size or size) // size) * size
@@ -166,18 +166,18 @@ def worked(
                 yield from group
 
 
-def _writer(job: Job, path: Path) -> writers.Writer:
+def _writer(job: Job, path: Path) -> writers.DatasetWriter:
     if job.options.to == "parquet":
-        return writers.Parquet(path, refer=job.options.by_reference)
-    return writers.Shards(path.parent, lambda _: path.name, 0)
+        return writers.ParquetWriter(path, refer=job.options.by_reference)
+    return writers.ShardWriter(path.parent, lambda _: path.name, 0)
 
 
-def _close_quietly(writer: writers.Writer) -> None:
+def _close_quietly(writer: writers.DatasetWriter) -> None:
     with suppress(OSError, ValueError):  # closed already, or the file goes away anyway
         writer.close()
 
 
-def _kept(item: Item, writer: writers.Writer) -> Sample | None:
+def _kept(item: ShardItem, writer: writers.DatasetWriter) -> Sample | None:
     """The sample with its kept texts; None where nothing is left to learn from, or it cannot be written."""
     if item.sample is None or item.reason:
         return None
@@ -192,12 +192,14 @@ def _kept(item: Item, writer: writers.Writer) -> Sample | None:
     return sample
 
 
-def _read(job: Job, models: Models, unit: int, quarantined: Mapping[str, str]) -> Generator[Item, None, None]:
+def _read(
+    job: Job, models: Models, unit: int, quarantined: Mapping[str, str]
+) -> Generator[ShardItem, None, None]:
     """The unit's places in order, each with its picture for every model, or a reason why not."""
-    waiting: deque[Item] = deque()
+    waiting: deque[ShardItem] = deque()
 
     def sources() -> Iterator[bytes]:
-        for index in range(*job.units[unit]):
+        for index in range(*job.shards[unit]):
             item = _item(job.dataset, index, quarantined)
             waiting.append(item)
             if not item.reason:
@@ -222,34 +224,34 @@ def _stream(
 ) -> Generator[Pixels | ImageError, None, None]:
     options = job.options
     limits = Limits(max_pixels=options.max_pixels)
-    yield from read_pictures(sources, spec, workers=options.readers, isolate=options.isolate, limits=limits)
+    yield from read_images(sources, spec, workers=options.readers, isolate=options.isolate, limits=limits)
 
 
-def _item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> Item:
+def _item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:
     shard, key = dataset.origin(index), f"#{index}"
     try:
         key = dataset.key(index)
         if key in quarantined:
-            return Item(shard, key, reason=quarantined[key])
+            return ShardItem(shard, key, reason=quarantined[key])
         sample = dataset[index]
-        data, ending = encoded_picture(sample, whole=True)
+        data, ending = encoded_image(sample, whole=True)
     except ImageError as error:
-        return Item(shard, error.name, reason=error.reason or "cannot be read")
+        return ShardItem(shard, error.name, reason=error.reason or "cannot be read")
     except OSError as error:  # the shard itself has gone
-        return Item(shard, key, reason=error.strerror or str(error))
-    return Item(shard, key, sample, data or b"", ending)
+        return ShardItem(shard, key, reason=error.strerror or str(error))
+    return ShardItem(shard, key, sample, data or b"", ending)
 
 
-def _take(item: Item, models: Models, results: Sequence[Pixels | ImageError]) -> None:
+def _take(item: ShardItem, models: Models, results: Sequence[Pixels | ImageError]) -> None:
     item.reason, item.unlucky, item.pixels = "", False, {}
     for spec, result in zip(models.specs, results, strict=True):
         if isinstance(result, ImageError):
-            item.reason, item.unlucky = result.reason or "cannot be read", died(result)
+            item.reason, item.unlucky = result.reason or "cannot be read", worker_died(result)
             return
         item.pixels[spec] = result
 
 
-def _read_again(job: Job, models: Models, group: Sequence[Item]) -> None:
+def _read_again(job: Job, models: Models, group: Sequence[ShardItem]) -> None:
     """A second try for pictures that could not be decoded: a decoder may have been killed by others' hunger."""
     failed = [item for item in group if item.unlucky]
     if failed:
@@ -258,17 +260,17 @@ def _read_again(job: Job, models: Models, group: Sequence[Item]) -> None:
             _take(item, models, results)
 
 
-def _work(job: Job, models: Models, items: Sequence[Item]) -> None:
+def _work(job: Job, models: Models, items: Sequence[ShardItem]) -> None:
     """Writes, scores and decides the texts of one group."""
     if not items:
         return
     options = job.options
     for item in items:
         assert item.sample is not None
-        item.texts = [Text("web", text) for text in item.sample.captions]
+        item.texts = [CandidateText("web", text) for text in item.sample.captions]
     if models.captioner is not None:
         pictures = [item.pixels[models.captioner.image_spec] for item in items]
-        if isinstance(models.captioner, Endpoint):
+        if isinstance(models.captioner, RemoteCaptioner):
             written = models.captioner.caption(pictures, [item.key for item in items], options)
         else:
             flat = models.captioner.caption(pictures, options.prompt, **options.decoding())
@@ -277,9 +279,9 @@ def _work(job: Job, models: Models, items: Sequence[Item]) -> None:
             if isinstance(texts, ImageError):
                 item.reason, item.texts = texts.reason, []
                 continue
-            item.texts += [Text("synthetic", " ".join(text.split())) for text in texts]
+            item.texts += [CandidateText("synthetic", " ".join(text.split())) for text in texts]
         items = [item for item in items if not item.reason]
-    left = [screen(item.texts, options.prompt) for item in items]
+    left = [drop_unusable(item.texts, options.prompt) for item in items]
     if any(left):
         with warnings.catch_warnings():  # one a pass, for texts that are longer than a model reads
             warnings.simplefilter("ignore", UserWarning)
@@ -289,7 +291,7 @@ def _work(job: Job, models: Models, items: Sequence[Item]) -> None:
 
 
 @torch.inference_mode()
-def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Text]]) -> None:
+def score(models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequence[CandidateText]]) -> None:
     """ITM and ITC of every text with its picture; a picture is encoded once for all of its texts.
 
     A text that is longer than a model reads is judged by its beginning.
@@ -301,7 +303,9 @@ def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Tex
     for model in dict.fromkeys(m for m in (models.judge, models.ranker) if m is not None):
         image = model.encode([item.pixels[model.image_spec] for item in items])
         if model is models.judge and "match" in model.capabilities:
-            logits = np.concatenate(rerank.judge(model, image, rerank.Texts(model, strings), rows))
+            logits = np.concatenate(
+                rerank.match_scores(model, image, rerank.TokenizedTexts(model, strings), rows)
+            )
             logits = logits.astype(np.float64)
             for text, (no, yes) in zip(texts, logits.tolist(), strict=True):
                 text.itm = round(1 / (1 + float(np.exp(no - yes))), DIGITS)
@@ -313,7 +317,7 @@ def score(models: Models, items: Sequence[Item], texts_of: Sequence[Sequence[Tex
                     texts[row].itc = round(float((picture @ words[row]).max()), DIGITS)
 
 
-def evidence_lines(job: Job, item: Item) -> Iterator[bytes]:
+def evidence_lines(job: Job, item: ShardItem) -> Iterator[bytes]:
     """A line for each text of a picture, kept or not, or one that says why there is no picture."""
     if item.reason:
         failed = {"key": item.key, "shard": item.shard, "failed": item.reason}
@@ -331,7 +335,7 @@ def evidence_lines(job: Job, item: Item) -> Iterator[bytes]:
 
 
 @dataclass(eq=False)
-class Tally:
+class ShardTally:
     """What a unit came to, as the manifest holds it: enough for the report's totals without reading any evidence."""
 
     samples: int = 0
@@ -339,9 +343,11 @@ class Tally:
     # (shard of the source, key, reason)
     failed: list[list[str]] = field(default_factory=list[list[str]])
     texts: Counter[str] = field(default_factory=Counter[str])
-    bins: dict[str, list[int]] = field(default_factory=lambda: {source: [0] * BINS for source in SOURCES})
+    bins: dict[str, list[int]] = field(
+        default_factory=lambda: {source: [0] * BINS for source in TEXT_SOURCES}
+    )
 
-    def add(self, item: Item, sample: Sample | None) -> None:
+    def add(self, item: ShardItem, sample: Sample | None) -> None:
         """One place, and what was written of it."""
         self.samples += 1
         self.written += sample is not None

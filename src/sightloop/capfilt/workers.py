@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from sightloop.capfilt.shard import Job, Models, Watch, load_models, run_unit, worked
+from sightloop.capfilt.shard import Job, Models, OnImage, load_models, process_shard, worked
 from sightloop.errors import SightloopError
 
 # ("unit", number, quarantined) to work on one; ("try", number, index) to see whether one sample kills.
@@ -71,14 +71,14 @@ class Server:
         self._job = replace(job, options=replace(job.options, device=_device(job.options.device, place)))
         self._models: Models | None = None
 
-    def answer(self, request: Request, watch: Watch) -> Answer:
+    def answer(self, request: Request, watch: OnImage) -> Answer:
         """Does what is asked; errors are an answer too."""
         kind, unit, given = request
         try:
             models = self._models = self._models or load_models(self._job)
             if kind == "unit":
-                return kind, run_unit(self._job, models, unit, given, watch)
-            list(worked(replace(self._job, units=[(given, given + 1)]), models, 0, {}))
+                return kind, process_shard(self._job, models, unit, given, watch)
+            list(worked(replace(self._job, shards=[(given, given + 1)]), models, 0, {}))
             return kind, None
         except (SightloopError, OSError) as error:
             return "error", error
@@ -87,7 +87,7 @@ class Server:
 
 
 @dataclass(eq=False)
-class _Place:
+class _WorkerSlot:
     """A worker and what it is at. trying: samples of the unit to be looked at one by one, the first one now."""
 
     number: int
@@ -96,7 +96,7 @@ class _Place:
     trying: deque[int] = field(default_factory=deque[int])
 
 
-def run_units(
+def process_shards(
     job: Job,
     engine: Engine,
     todo: Sequence[int],
@@ -108,10 +108,10 @@ def run_units(
     quarantine(shard, key, reason): is told of a sample that took a worker down twice. Raises what a worker raised, and
     SightloopError where workers die at one unit and no sample is to blame.
     """
-    waiting, deaths, crew = deque(todo), Counter[int](), list[_Place]()
+    waiting, deaths, crew = deque(todo), Counter[int](), list[_WorkerSlot]()
     try:
         for number in range(min(job.options.workers, len(todo))):
-            crew.append(_Place(number, engine.start(number), waiting.popleft()))
+            crew.append(_WorkerSlot(number, engine.start(number), waiting.popleft()))
             _give(crew[-1], quarantined)
         while crew:
             ready = engine.ready([place.worker for place in crew])
@@ -145,7 +145,7 @@ def run_units(
         engine.close()
 
 
-def _give(place: _Place, quarantined: dict[str, str]) -> None:
+def _give(place: _WorkerSlot, quarantined: dict[str, str]) -> None:
     if place.trying:
         place.worker.give(("try", place.unit, place.trying[0]))
     else:
@@ -154,7 +154,7 @@ def _give(place: _Place, quarantined: dict[str, str]) -> None:
 
 def _bury(
     job: Job,
-    place: _Place,
+    place: _WorkerSlot,
     deaths: Counter[int],
     quarantined: dict[str, str],
     quarantine: Callable[[str, str, str], None],
@@ -173,7 +173,7 @@ def _bury(
             f"{job.shard(unit)}: {_DEATHS} workers ended there, one after the other ({how}; exit status -9 is often a "
             "lack of memory: take fewer --workers or a smaller --group); what is done stays done"
         )
-    keys = ((index, job.dataset.key(index)) for index in range(*job.units[unit]))
+    keys = ((index, job.dataset.key(index)) for index in range(*job.shards[unit]))
     place.trying.extend(index for index, key in keys if key not in quarantined)
 
 

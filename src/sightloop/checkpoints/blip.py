@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sightloop.checkpoints.clip import CLIP_MEAN, CLIP_STD
-from sightloop.checkpoints.hf_config import TEXT, VISION, described, sizes
+from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, to_hf_config
 from sightloop.checkpoints.key_map import KeyMap, Renamed, Rule, batched, cat, count_layers, same
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
@@ -47,10 +47,13 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     vision: dict[str, Any] = data.get("vision_config") or {}
     text: dict[str, Any] = data.get("text_config") or {}
     image_tower = VitConfig(
-        **sizes(vision, VISION, _VISION_DEFAULTS), norm_first=False, norm_tokens=True, patch_bias=True
+        **from_hf_config(vision, VISION, _VISION_DEFAULTS),
+        norm_first=False,
+        norm_tokens=True,
+        patch_bias=True,
     )
     text_tower = TextConfig(
-        **sizes(text, TEXT, _TEXT_DEFAULTS),
+        **from_hf_config(text, TEXT, _TEXT_DEFAULTS),
         post_norm=True,
         memory_dim=image_tower.dim if text.get("is_decoder", True) else None,
     )
@@ -159,10 +162,10 @@ def _config_to_transformers(config: BlipConfig, architecture: str) -> dict[str, 
         "model_type": "blip",
         "image_text_hidden_size": config.embed_dim or 256,
         "tie_word_embeddings": config.tied_words,
-        "vision_config": {"model_type": "blip_vision_model", **described(config.vision, VISION)},
+        "vision_config": {"model_type": "blip_vision_model", **to_hf_config(config.vision, VISION)},
         "text_config": {
             "model_type": "blip_text_model",
-            **described(config.text, TEXT),
+            **to_hf_config(config.text, TEXT),
             "encoder_hidden_size": config.vision.dim,
             "is_decoder": config.text.memory_dim is not None,
             "tie_word_embeddings": config.tied_words,

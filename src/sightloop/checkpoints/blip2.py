@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from sightloop.checkpoints.blip import VISION_KEYS, default_image
-from sightloop.checkpoints.hf_config import TEXT, VISION, described, image_id, sizes
+from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, image_id, to_hf_config
 from sightloop.checkpoints.key_map import KeyMap, batched, cat, same
 from sightloop.checkpoints.language import language_config, language_keys, opt_to_transformers
-from sightloop.checkpoints.layout import Family, Layout, as_it_is
+from sightloop.checkpoints.layout import Family, Layout, unchanged
 from sightloop.checkpoints.seq2seq import t5_configs, t5_keys, t5_to_transformers
 from sightloop.errors import CheckpointError, UnsupportedError
 from sightloop.models.blip2 import Blip2, Blip2Config
@@ -46,13 +46,13 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     vision: dict[str, Any] = data.get("vision_config") or {}
     former: dict[str, Any] = data.get("qformer_config") or {}
     tower = VitConfig(
-        **sizes(vision, VISION, _VISION),
+        **from_hf_config(vision, VISION, _VISION),
         norm_first=False,
         norm_tokens=True,
         patch_bias=True,
         qkv_bias=bool(vision.get("qkv_bias", True)),
     )
-    texts = TextConfig(**sizes(former, TEXT, _QFORMER), post_norm=True)
+    texts = TextConfig(**from_hf_config(former, TEXT, _QFORMER), post_norm=True)
     queries = replace(
         texts,
         vocab=data.get("num_query_tokens", 32),
@@ -152,7 +152,7 @@ def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, .
             "no BLIP-2 of transformers has a convolutional stem as this one has; save it in our own layout"
         )
     queries, texts = config.queries, config.texts
-    former = described(texts or queries, TEXT)
+    former = to_hf_config(texts or queries, TEXT)
     if texts is None:  # the reference has a vocabulary even where it reads no words
         former |= {"vocab_size": _QFORMER["vocab"], "max_position_embeddings": _QFORMER["positions"]}
     out: dict[str, Any] = {
@@ -164,7 +164,7 @@ def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, .
         "image_text_hidden_size": config.embed_dim or 256,
         "vision_config": {
             "model_type": "blip_2_vision_model",
-            **described(config.vision, VISION),
+            **to_hf_config(config.vision, VISION),
             "qkv_bias": config.vision.qkv_bias,
         },
         "qformer_config": {
@@ -265,7 +265,7 @@ FAMILY = Family(
         "transformers": Layout(
             keys=keys,
             ignored=IGNORED,
-            prepare=as_it_is,
+            prepare=unchanged,
             markers=("query_tokens", "qformer.layernorm.weight"),
             configure=config_from_transformers,
         ),

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-Layout = Literal["transformers", "open_clip", "original", "sightloop"]
+LayoutName = Literal["transformers", "open_clip", "original", "sightloop"]
 
 BUNDLED = "nano"
 """The model that comes with the package: no download, no network."""
 
-JOBS: dict[str, str] = {
+CAPABILITIES: dict[str, str] = {
     "embed": "a vector for a picture or a text, for search",
     "similarity": "cosine of every picture with every text",
     "classify": "probabilities over labels that you name (zero-shot)",
@@ -46,7 +46,7 @@ RECOMMENDED: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogEntry:
     """One checkpoint. `name` is what `load` takes: a hub id, the bundled model, or for layout "original" the name of a
     file from `url`.
 
@@ -58,8 +58,8 @@ class Entry:
 
     name: str
     family: str
-    layout: Layout
-    jobs: tuple[str, ...]
+    layout: LayoutName
+    capabilities: tuple[str, ...]
     image_size: int
     parameters: float
     licence: str
@@ -94,17 +94,19 @@ def _clip(
     parameters: float,
     *quality: str,
     image_size: int = 224,
-    layout: Layout = "transformers",
+    layout: LayoutName = "transformers",
     paper: str = "2103.00020",
-) -> Entry:
+) -> CatalogEntry:
     megabytes = round(parameters * 4)
-    return Entry(name, "clip", layout, _CLIP_JOBS, image_size, parameters, "MIT", paper, megabytes, quality)
+    return CatalogEntry(
+        name, "clip", layout, _CLIP_JOBS, image_size, parameters, "MIT", paper, megabytes, quality
+    )
 
 
-def _resnet(name: str, parameters: float, image_size: int, imagenet: float) -> Entry:
+def _resnet(name: str, parameters: float, image_size: int, imagenet: float) -> CatalogEntry:
     figure = f"ImageNet top-1 {imagenet} %, zero-shot (paper, table 11)"
     where = f"timm/{name}_clip.openai"
-    return Entry(
+    return CatalogEntry(
         where,
         "clip_resnet",
         "open_clip",
@@ -118,17 +120,17 @@ def _resnet(name: str, parameters: float, image_size: int, imagenet: float) -> E
     )
 
 
-def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Entry:
+def _siglip(name: str, parameters: float, imagenet: float | None = None) -> CatalogEntry:
     """Figures of both generations are those of the second one's paper."""
     figures = (
         () if imagenet is None else (f"ImageNet top-1 {imagenet} %, zero-shot (SigLIP 2's paper, table 1)",)
     )
     side = name.rpartition("-patch")[2].split("-")[1]
-    return Entry(
+    return CatalogEntry(
         name=f"google/{name}",
         family="siglip",
         layout="transformers",
-        jobs=_CLIP_JOBS,
+        capabilities=_CLIP_JOBS,
         image_size=256 if side == "naflex" else int(side),
         parameters=parameters,
         licence="Apache-2.0",
@@ -138,14 +140,16 @@ def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Entr
     )
 
 
-def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *quality: str) -> Entry:
+def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *quality: str) -> CatalogEntry:
     licence, paper = "BSD-3-Clause", "2201.12086"
-    return Entry(name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality)
+    return CatalogEntry(
+        name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality
+    )
 
 
-def _blip2(name: str, jobs: tuple[str, ...], parameters: float, *quality: str) -> Entry:
+def _blip2(name: str, jobs: tuple[str, ...], parameters: float, *quality: str) -> CatalogEntry:
     side = 364 if name.endswith("-coco") else 224
-    return Entry(
+    return CatalogEntry(
         f"Salesforce/{name}",
         "blip2",
         "transformers",
@@ -159,14 +163,14 @@ def _blip2(name: str, jobs: tuple[str, ...], parameters: float, *quality: str) -
     )
 
 
-def _florence(name: str, cider: float, mean_ap: float) -> Entry:
+def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
     """Both publishers hold the same weights, the first one under the names of the original code, in half precision."""
     tuned = "fine-tuned on many tasks" if name.endswith("-ft") else "zero-shot"
-    return Entry(
+    return CatalogEntry(
         name=name,
         family="florence",
         layout="transformers" if name.startswith("florence-community") else "original",
-        jobs=("caption", "detect", "locate", "segment", "read"),
+        capabilities=("caption", "detect", "locate", "segment", "read"),
         image_size=768,
         parameters=770.2 if "large" in name else 231.4,
         licence="MIT",
@@ -179,18 +183,20 @@ def _florence(name: str, cider: float, mean_ap: float) -> Entry:
     )
 
 
-def _llava(name: str, parameters: float, licence: str, paper: str, *quality: str) -> Entry:
+def _llava(name: str, parameters: float, licence: str, paper: str, *quality: str) -> CatalogEntry:
     jobs = ("caption", "answer", "chat")
-    return Entry(
+    return CatalogEntry(
         f"llava-hf/{name}", "llava", "transformers", jobs, 336, parameters, licence, paper, None, quality
     )
 
 
-def _original(name: str, parameters: float, data: str) -> Entry:
+def _original(name: str, parameters: float, data: str) -> CatalogEntry:
     licence, paper = "BSD-3-Clause", "2201.12086"
     note = f"pre-trained only, on {data}; no published figure without fine-tuning"
     url = _BLIP_FILES + name
-    return Entry(name, "blip", "original", _ALL_HEADS, 224, parameters, licence, paper, None, (note,), url)
+    return CatalogEntry(
+        name, "blip", "original", _ALL_HEADS, 224, parameters, licence, paper, None, (note,), url
+    )
 
 
 def _openai(imagenet: float, flickr: str, coco: str) -> tuple[str, ...]:
@@ -227,11 +233,11 @@ def _vqa(accuracy: str) -> str:
     return f"VQAv2 test-dev / test-std {accuracy} %, ranking 3,128 answers, 480 px (the hub's files: 384) (paper)"
 
 
-_NANO = Entry(
+_NANO = CatalogEntry(
     name=BUNDLED,
     family="blip",
     layout="sightloop",
-    jobs=_NANO_JOBS,
+    capabilities=_NANO_JOBS,
     image_size=112,
     parameters=8.0,
     licence="research use",
@@ -245,13 +251,13 @@ _NANO = Entry(
 )
 
 
-def _paligemma(name: str, parameters: float) -> Entry:
+def _paligemma(name: str, parameters: float) -> CatalogEntry:
     second = name.startswith("paligemma2")
-    return Entry(
+    return CatalogEntry(
         name=f"google/{name}",
         family="paligemma",
         layout="transformers",
-        jobs=("caption", "answer", "detect", "locate", "segment"),
+        capabilities=("caption", "answer", "detect", "locate", "segment"),
         image_size=int(name.rpartition("-")[2]),
         parameters=parameters,
         licence="Gemma terms of use",
@@ -260,7 +266,7 @@ def _paligemma(name: str, parameters: float) -> Entry:
     )
 
 
-ENTRIES: tuple[Entry, ...] = (
+CATALOG: tuple[CatalogEntry, ...] = (
     _NANO,
     _clip("openai/clip-vit-base-patch32", 151.3, *_openai(63.3, "78.9 / 58.8", "50.1 / 30.4")),
     _clip("openai/clip-vit-base-patch16", 149.6, *_openai(68.3, "82.2 / 62.2", "52.4 / 33.1")),
@@ -405,14 +411,14 @@ ENTRIES: tuple[Entry, ...] = (
 )
 
 
-def find(name: str) -> Entry | None:
+def find(name: str) -> CatalogEntry | None:
     """The entry of that name, letter case aside; None where it is not known."""
-    return next((entry for entry in ENTRIES if entry.name.lower() == name.lower()), None)
+    return next((entry for entry in CATALOG if entry.name.lower() == name.lower()), None)
 
 
 def close_names(text: str) -> list[str]:
     """Up to two known names that somebody who typed `text` may have meant."""
-    names = {entry.name.lower(): entry.name for entry in ENTRIES}
+    names = {entry.name.lower(): entry.name for entry in CATALOG}
     short = {name.split("/")[-1]: name for name in names}
     found = get_close_matches(text.lower(), [*names, *short], n=4, cutoff=0.75)
     return list(dict.fromkeys(names[short.get(name, name)] for name in found))[:2]
@@ -420,11 +426,11 @@ def close_names(text: str) -> list[str]:
 
 def who_can(verb: str) -> list[str]:
     """Names of the checkpoints that can do `verb` (a key of JOBS), the recommended one first."""
-    able = [entry.name for entry in ENTRIES if verb in entry.jobs]
+    able = [entry.name for entry in CATALOG if verb in entry.capabilities]
     return sorted(able, key=lambda name: name != RECOMMENDED.get(verb))
 
 
-def pick_for(job: str) -> Entry:
+def recommended_for(job: str) -> CatalogEntry:
     """The entry to start with for a job. Raises KeyError for what is not a key of JOBS.
 
     The rule: the smallest of the family that does the job best; of two of one size, the one with the better

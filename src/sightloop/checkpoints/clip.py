@@ -10,15 +10,15 @@ from torch import Tensor
 from sightloop.checkpoints.hf_config import (
     TEXT,
     VISION,
-    described,
+    from_hf_config,
     open_clip_tower,
-    sizes,
+    to_hf_config,
     transformers_tower,
 )
 from sightloop.checkpoints.key_map import KeyMap, Renamed, count_layers, transposed
-from sightloop.checkpoints.layout import Family, Layout, as_it_is
+from sightloop.checkpoints.layout import Family, Layout, unchanged
 from sightloop.errors import CheckpointError
-from sightloop.models.clip import Clip, ClipConfig, ClipResnetConfig
+from sightloop.models.clip import Clip, ClipConfig
 from sightloop.towers.resnet import ResnetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
@@ -46,9 +46,12 @@ def config_from_transformers(data: Mapping[str, Any]) -> ClipConfig:
     embed_dim = data.get("projection_dim", 512)
     return ClipConfig(
         vision=VitConfig(
-            **sizes(vision, VISION, _VISION_DEFAULTS), norm_first=True, norm_tokens=False, patch_bias=False
+            **from_hf_config(vision, VISION, _VISION_DEFAULTS),
+            norm_first=True,
+            norm_tokens=False,
+            patch_bias=False,
         ),
-        text=TextConfig(**sizes(text, TEXT, _TEXT_DEFAULTS), post_norm=False),
+        text=TextConfig(**from_hf_config(text, TEXT, _TEXT_DEFAULTS), post_norm=False),
         embed_dim=embed_dim,
         end_id=end_id,
         # Configs from before eos_token_id was right say 2; the reference then takes the largest id.
@@ -62,16 +65,17 @@ def exports(config: ClipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ..
 
 
 def _config_to_transformers(config: ClipConfig) -> dict[str, Any]:
+    assert isinstance(config.vision, VitConfig)
     width = {"projection_dim": config.embed_dim}
     end_id = 2 if config.end_is_largest_id else config.end_id
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         **width,
-        "vision_config": {"model_type": "clip_vision_model", **described(config.vision, VISION), **width},
+        "vision_config": {"model_type": "clip_vision_model", **to_hf_config(config.vision, VISION), **width},
         "text_config": {
             "model_type": "clip_text_model",
-            **described(config.text, TEXT),
+            **to_hf_config(config.text, TEXT),
             **width,
             "eos_token_id": end_id,
         },
@@ -91,9 +95,7 @@ _USUAL = {
 }
 
 
-def config_from_open_clip(
-    data: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> ClipConfig | ClipResnetConfig:
+def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClipConfig:
     """From the `model_cfg` of an open_clip_config.json: ViTs and ResNets with CLIP's own text tower.
 
     Without one, from the tensors' shapes alone (heads of 64 wide; OpenAI's QuickGELU is assumed).
@@ -128,7 +130,9 @@ def config_from_open_clip(
         tower = ResnetConfig(
             vision["image_size"], tuple(layers), first, 32 * first // head, data["embed_dim"]
         )
-        return ClipResnetConfig(tower, words)
+        return ClipConfig(
+            tower, words, data["embed_dim"], 49407, end_is_largest_id=True, image_projection=False
+        )
     dim = vision.get("width", 768)
     return ClipConfig(
         vision=VitConfig(
@@ -258,11 +262,12 @@ FAMILY = Family(
     name="clip",
     network=Clip,
     config=ClipConfig,
+    towers={"vision": VitConfig},
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,
             ignored=IGNORED,
-            prepare=as_it_is,
+            prepare=unchanged,
             markers=("text_model.embeddings.token_embedding.weight", "visual_projection.weight"),
             configure=lambda data, _: config_from_transformers(data),
         ),

@@ -14,11 +14,11 @@ from sightloop.checkpoints.clip import (
 from sightloop.checkpoints.key_map import KeyMap, cat
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
-from sightloop.models.clip import ClipResnet
-from sightloop.models.clip import ClipResnetConfig as Config
+from sightloop.models.clip import Clip, ClipConfig
+from sightloop.towers.resnet import ResnetConfig
 
 
-def exports(config: Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: ClipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """Raises UnsupportedError: there is no such model."""
     raise UnsupportedError("transformers has no CLIP with a ResNet; save it in our own layout")
 
@@ -51,8 +51,9 @@ KEYS: KeyMap = {**OPEN_CLIP_TEXT_KEYS, **_resnet_keys()}
 
 FAMILY = Family(
     name="clip_resnet",
-    network=ClipResnet,
-    config=Config,
+    network=Clip,
+    config=ClipConfig,
+    towers={"vision": ResnetConfig},
     layouts={
         "open_clip": Layout(
             keys=KEYS,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightloop.checkpoints.key_map import KeyMap, Rule, same, transposed
 from sightloop.checkpoints.language import first_id
-from sightloop.checkpoints.layout import Family, Layout, as_it_is
+from sightloop.checkpoints.layout import Family, Layout, unchanged
 from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, bart_to_transformers
 from sightloop.errors import CheckpointError, UnsupportedError
 from sightloop.models.florence import Florence, FlorenceConfig
@@ -35,14 +35,14 @@ _VISION: dict[str, tuple[str, Any]] = {
 
 
 def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlorenceConfig:
-    """From the config.json of a hub checkpoint (`model_type: florence2`), and its processor's list as `no_things`."""
+    """From the config.json of a hub checkpoint (`florence2`), and its processor's list as `ignored_phrases`."""
     vision: dict[str, Any] = data.get("vision_config") or {}
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
     sizes = vision.get("max_position_embeddings", 50), vision.get("max_temporal_embeddings", 100)
     tied = head not in tensors or same(tensors, [(shared, head)])
     image_id = data.get("image_token_id", 51_289)
     config = _config(data, vision, sizes, tied=tied, head_bias=False, image_id=image_id)
-    return replace(config, own_words=_own_words(tensors, _BODY))
+    return replace(config, untied_decoder=_untied_decoder(tensors, _BODY))
 
 
 def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlorenceConfig:
@@ -60,10 +60,10 @@ def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor])
         head_bias=_BIAS in tensors and bool(tensors[_BIAS].any()),
         image_id=tensors[shared].shape[0],  # the first that has no word
     )
-    return replace(config, own_words=_own_words(tensors, "language_model.model"))
+    return replace(config, untied_decoder=_untied_decoder(tensors, "language_model.model"))
 
 
-def _own_words(tensors: Mapping[str, Tensor], body: str) -> bool:
+def _untied_decoder(tensors: Mapping[str, Tensor], body: str) -> bool:
     """Whether the decoder has words of its own. The encoder of either form reads the shared ones, whatever it holds."""
     own = f"{body}.decoder.embed_tokens.weight"
     return own in tensors and not same(tensors, [(f"{body}.shared.weight", own)])
@@ -95,7 +95,7 @@ def _config(
         start_ids=(text.get("decoder_start_token_id", 2),),
         end_id=first_id(text.get("eos_token_id", 2)),
         bos_id=text.get("bos_token_id", 0),
-        no_things=data.get("no_things"),
+        ignored_phrases=data.get("ignored_phrases"),
     )
 
 
@@ -119,7 +119,7 @@ def exports(config: FlorenceConfig) -> dict[str, tuple[dict[str, Any], tuple[str
         },
         "text_config": {
             **bart_to_transformers(config.text, config.language),
-            "tie_word_embeddings": not config.own_words,
+            "tie_word_embeddings": not config.untied_decoder,
             "vocab_size": max(config.text.vocab, config.image_id + 1),
             "decoder_start_token_id": config.start_ids[0],
             "eos_token_id": config.end_id,
@@ -130,7 +130,7 @@ def exports(config: FlorenceConfig) -> dict[str, tuple[dict[str, Any], tuple[str
 
 
 def processor(
-    config: FlorenceConfig, size: tuple[int, int], no_things: Sequence[str]
+    config: FlorenceConfig, size: tuple[int, int], ignored_phrases: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The reference's processor_config.json, and what its image processor must know of the network."""
     vision, (height, width) = config.vision, size
@@ -138,7 +138,7 @@ def processor(
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     kinds = "ocr pure_text description_with_bboxes description_with_polygons polygons bboxes".split()
     rules: dict[str, Any] = {kind: {} for kind in (*kinds, "description_with_bboxes_or_polygons")}
-    words = no_things if config.no_things is None else config.no_things
+    words = ignored_phrases if config.ignored_phrases is None else config.ignored_phrases
     rules["phrase_grounding"] = {"banned_grounding_tokens": list(words)}
     return (
         {"processor_class": "Florence2Processor", "post_processor_config": rules},
@@ -198,7 +198,7 @@ def transformers_keys(config: FlorenceConfig) -> KeyMap:
     """The key map of the hub's layout, which has a word for pictures. A network without one is given the mean of all
     words, which is never the likeliest."""
     more = int(config.image_id >= config.text.vocab)
-    if not more and not config.own_words:
+    if not more and not config.untied_decoder:
         return TRANSFORMERS_KEYS
 
     def table(*names: str) -> Rule:
@@ -209,7 +209,9 @@ def transformers_keys(config: FlorenceConfig) -> KeyMap:
         return Rule(names, lambda theirs: theirs[0][: len(theirs[0]) - more], longer)
 
     sides = (
-        [f"{_BODY}.{side}.embed_tokens.weight" for side in ("encoder", "decoder")] if config.own_words else []
+        [f"{_BODY}.{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+        if config.untied_decoder
+        else []
     )
     return {
         **TRANSFORMERS_KEYS,
@@ -222,7 +224,7 @@ def transformers_keys(config: FlorenceConfig) -> KeyMap:
 def original_keys(config: FlorenceConfig) -> KeyMap:
     """The key map of microsoft/Florence-2-*."""
     own = {"language.text.word": "language_model.model.decoder.embed_tokens"}
-    return {**ORIGINAL_KEYS, **own} if config.own_words else ORIGINAL_KEYS
+    return {**ORIGINAL_KEYS, **own} if config.untied_decoder else ORIGINAL_KEYS
 
 
 ORIGINAL_KEYS: KeyMap = {
@@ -275,7 +277,7 @@ FAMILY = Family(
         "transformers": Layout(
             keys=transformers_keys,
             ignored=IGNORED,
-            prepare=as_it_is,
+            prepare=unchanged,
             markers=(
                 "model.multi_modal_projector.image_proj_norm.weight",
                 "model.vision_tower.convs.0.conv.weight",
@@ -285,7 +287,7 @@ FAMILY = Family(
         "original": Layout(
             keys=original_keys,
             ignored=IGNORED,
-            prepare=as_it_is,
+            prepare=unchanged,
             markers=("image_proj_norm.weight", "vision_tower.convs.0.proj.weight"),
             configure=config_from_original,
         ),

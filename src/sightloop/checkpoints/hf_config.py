@@ -24,7 +24,9 @@ VISION = {"image_size": "image_size", "patch": "patch_size", **_TOWER}
 TEXT = {"vocab": "vocab_size", "positions": "max_position_embeddings", **_TOWER}
 
 
-def sizes(data: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def from_hf_config(
+    data: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
     """The fields of a tower's config from a part of config.json; what it leaves out is the reference's default."""
     return {ours: data.get(theirs, defaults[ours]) for ours, theirs in names.items()}
 
@@ -34,7 +36,7 @@ def image_id(data: Mapping[str, Any], usual: int | None) -> Any:
     return data.get("image_token_id", data.get("image_token_index", usual))
 
 
-def described(config: VitConfig | TextConfig, names: Mapping[str, str]) -> dict[str, Any]:
+def to_hf_config(config: VitConfig | TextConfig, names: Mapping[str, str]) -> dict[str, Any]:
     """The inverse of `sizes`."""
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
@@ -66,7 +68,7 @@ def open_clip_tower(ours: str, theirs: str) -> dict[str, Any]:
     }
 
 
-def one_spelling(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def canonical_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The names of a language model beside an image tower in all files of the hub, as `transformers` 5 writes them:
     "language_model.model", "language_model.lm_head", "vision_tower", "multi_modal_projector"."""
     return Renamed(tensors, {_spelt(name): name for name in tensors})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from sightloop.checkpoints.catalog import BUNDLED, close_names, find, pick_for
+from sightloop.checkpoints.catalog import BUNDLED, close_names, find, recommended_for
 from sightloop.checkpoints.tensors import (
     MAX_JSON_BYTES,
 )
@@ -68,7 +68,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class CheckpointFiles:
     """A checkpoint on this machine. `name` is for messages, `config` the parsed config file or None without one.
 
     weights: one file, or the shards of one checkpoint in a fixed order.
@@ -80,7 +80,7 @@ class Located:
     config: dict[str, Any] | None
 
 
-def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Located:
+def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> CheckpointFiles:
     """Find a checkpoint: a folder or a file of this machine, or a hub id `owner/name` (a `str`), cached or fetched.
 
     The str "nano" is the model that comes with the package; a folder of that name is "./nano".
@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", data)
 
 
-def _in_folder(folder: Path, name: str) -> Located:
+def _in_folder(folder: Path, name: str) -> CheckpointFiles:
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     except OSError as error:
@@ -129,14 +129,14 @@ def _in_folder(folder: Path, name: str) -> Located:
     return _one_file(folder / chosen, name)
 
 
-def _one_file(path: Path, name: str) -> Located:
+def _one_file(path: Path, name: str) -> CheckpointFiles:
     if path.name.endswith(".index.json"):
         weights = _shards(path)
     elif path.suffix in _SUFFIXES:
         weights = (path,)
     else:
         raise CheckpointError(f"{name}: is no checkpoint; weights end in {', '.join(_SUFFIXES)}")
-    return Located(name, path.parent, weights, _config(path))
+    return CheckpointFiles(name, path.parent, weights, _config(path))
 
 
 def _config(weights: Path) -> dict[str, Any] | None:
@@ -197,7 +197,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 # The hub.
 
 
-def _on_hub(name: str, revision: str | None) -> Located:
+def _on_hub(name: str, revision: str | None) -> CheckpointFiles:
     """From the cache if the cache has all of it, else from the network, else what the cache has of it."""
     cached = _in_cache(name, revision)
     if cached is not None and cached.config is not None and _has_tokenizer(cached.folder):
@@ -214,7 +214,7 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).exists() for file in _TOKENIZER_FILES)
 
 
-def _in_cache(name: str, revision: str | None) -> Located | None:
+def _in_cache(name: str, revision: str | None) -> CheckpointFiles | None:
     """The cached snapshot, None where its weights are not all there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -235,7 +235,7 @@ def _in_cache(name: str, revision: str | None) -> Located | None:
         return None
 
 
-def _fetch(name: str, revision: str | None) -> Located:
+def _fetch(name: str, revision: str | None) -> CheckpointFiles:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
@@ -326,7 +326,7 @@ def _no_such(text: str, hub: str = "and a hub model is called owner/name") -> st
     if entry is not None and entry.name == BUNDLED:
         return (
             f"{text}: this copy of sightloop lacks the model that comes with it; install the package, or name another "
-            f"model, such as {pick_for('caption').name}"
+            f"model, such as {recommended_for('caption').name}"
         )
     if entry is not None and entry.url:
         return f"{text}: no such file here; download it from {entry.url} and name its path"

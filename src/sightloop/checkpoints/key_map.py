@@ -123,14 +123,14 @@ def rule_for(name: str, keys: KeyMap | None) -> Rule:
     return Rule(names, rule.read, rule.write, rule.first_row)
 
 
-def fill(
+def load_weights(
     net: nn.Module,
     tensors: Mapping[str, Tensor],
     keys: KeyMap | None,
     *,
     ignore: Sequence[str] = (),
     source: str = "",
-    take: Callable[[str, Tensor], bool] | None = None,
+    weight_hook: Callable[[str, Tensor], bool] | None = None,
 ) -> None:
     """Give `net` (built on the meta device) its weights, each read once and nothing kept of it but what `net` holds.
 
@@ -139,7 +139,7 @@ def fill(
 
     Raises CheckpointError that lists every missing, misshapen and unknown tensor by name.
     """
-    shared = aliases(net)
+    shared = tied_names(net)
     rules = {name: rule_for(name, keys) for name in net.state_dict()}
     used = {name for rule in rules.values() for name in rule.names}
     wanted = {k: v for k, v in net.state_dict(keep_vars=True).items() if k not in shared}
@@ -160,7 +160,7 @@ def fill(
             if _differs(rules[alias], value, tensors):
                 names = ", ".join(rules[alias].names)
                 misshapen.append(f"{names} (differs from the tensor that it is shared with)")
-        state[ours] = value.to("meta") if take is not None and take(ours, value) else value
+        state[ours] = value.to("meta") if weight_hook is not None and weight_hook(ours, value) else value
         del value  # before the next one is read
     left = [name for name in tensors if name not in used and not any(re.search(p, name) for p in ignore)]
     _complain(source, missing, misshapen, left)
@@ -174,13 +174,13 @@ def fill(
         parameter.requires_grad_(False)
 
 
-def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
+def export_state_dict(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
     """The checkpoint's tensors again: the network's own memory, wherever theirs has the same numbers in the same order.
 
     Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
     shared modules are written under every name. Classes that were learned stay behind: no other layout has them.
     """
-    tied = {name for name in aliases(net) if name.endswith(("head.words.weight", ".head.weight"))}
+    tied = {name for name in tied_names(net) if name.endswith(("head.words.weight", ".head.weight"))}
     out: dict[str, Tensor] = {}
     pieces: dict[str, dict[int, Tensor]] = {}
     for ours, value in net.state_dict().items():
@@ -193,13 +193,13 @@ def export(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
     return out | {name: torch.cat([parts[row] for row in sorted(parts)]) for name, parts in pieces.items()}
 
 
-def own_tensors(net: nn.Module) -> dict[str, Tensor]:
+def native_state_dict(net: nn.Module) -> dict[str, Tensor]:
     """Our own layout: every parameter once, by its own name."""
-    shared = aliases(net)
+    shared = tied_names(net)
     return {name: value.contiguous() for name, value in net.state_dict().items() if name not in shared}
 
 
-def aliases(net: nn.Module) -> dict[str, str]:
+def tied_names(net: nn.Module) -> dict[str, str]:
     """Names of shared parameters -> the first name of the same parameter."""
     first: dict[int, str] = {}
     out: dict[str, str] = {}

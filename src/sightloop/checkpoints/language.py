@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightloop.checkpoints.key_map import KeyMap, cat, grouped, same
 from sightloop.errors import CheckpointError
-from sightloop.nn.attention import Heads
+from sightloop.nn.attention import HeadConfig
 from sightloop.towers.text import LanguageConfig, TextConfig
 
 # What a config.json leaves out means the reference's default for its model_type.
@@ -73,11 +73,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def language_config(
-    data: Mapping[str, Any], *, whole_prefix: bool = False, tied: bool | None = None
+    data: Mapping[str, Any], *, bidirectional_prefix: bool = False, tied: bool | None = None
 ) -> LanguageConfig:
     """A decoder-only model from its part of config.json: model_type llama, mistral, gemma, gemma2 or opt.
 
-    whole_prefix, tied: see `LanguageConfig`; tied None: as this part says. Raises CheckpointError for another type, or
+    bidirectional_prefix, tied: see `LanguageConfig`; tied None: as this part says. Raises CheckpointError for
+    another type, or
     for what is not supported of one.
     """
     kind = str(data.get("model_type"))
@@ -92,7 +93,7 @@ def language_config(
         raise CheckpointError(f"config.json: num_hidden_layers={layers!r} is no number of layers")
     head = full.get("head_dim") or full["hidden_size"] // heads
     biased = kind != "mistral" and bool(full.get("attention_bias", False))
-    attention = Heads(
+    attention = HeadConfig(
         head,
         full.get("num_key_value_heads") or heads,
         biased,
@@ -121,7 +122,7 @@ def language_config(
     )
     cap = float(full.get("final_logit_softcapping") or 0.0) if gemma else 0.0
     tied = bool(full["tie_word_embeddings"]) if tied is None else tied
-    return LanguageConfig(text, tied=tied, softcap=cap, whole_prefix=whole_prefix)
+    return LanguageConfig(text, tied=tied, softcap=cap, bidirectional_prefix=bidirectional_prefix)
 
 
 def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:

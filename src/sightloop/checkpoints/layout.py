@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "ll
 
 
 # A network -> what is asked to take each of its weights (see `weights.fill`).
-Taking: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
+WeightHook: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Family:
     # The processor settings that original checkpoints were trained with (they carry none themselves).
     default_image: Callable[[Any], dict[str, Any]]
 
+    # Types of those fields of the config that its class declares by a protocol.
+    towers: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
     # Whether the reference reads how it writes in generation_config.json.
     generation: bool = False
     # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
@@ -64,6 +66,6 @@ class Family:
         return self.tokenizer(config) if callable(self.tokenizer) else self.tokenizer
 
 
-def as_it_is(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def unchanged(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """For layouts in which every name has one spelling."""
     return tensors

@@ -11,10 +11,10 @@ from torch import Tensor
 from sightloop.checkpoints.clip import default_image
 from sightloop.checkpoints.hf_config import (
     VISION,
-    described,
+    canonical_names,
+    from_hf_config,
     image_id,
-    one_spelling,
-    sizes,
+    to_hf_config,
     transformers_tower,
 )
 from sightloop.checkpoints.key_map import KeyMap
@@ -27,7 +27,7 @@ from sightloop.checkpoints.language import (
 )
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import CheckpointError
-from sightloop.models.chat_templates import PICTURE, form_of, template_of
+from sightloop.models.chat_templates import IMAGE_PLACEHOLDER, jinja_template, template_name
 from sightloop.models.llava import Llava, LlavaConfig
 from sightloop.towers.vit import VitConfig
 
@@ -57,7 +57,7 @@ def config_from_transformers(
             f"config.json: a LLaVA that writes with {words['model_type']!r} is not supported"
         )
     tower = VitConfig(
-        **sizes(vision, VISION, {**(_B32 if vision else _L14), **_USUAL}),
+        **from_hf_config(vision, VISION, {**(_B32 if vision else _L14), **_USUAL}),
         norm_first=True,
         norm_tokens=False,
         patch_bias=False,
@@ -82,7 +82,7 @@ def config_from_transformers(
         image_id=image_id(data, 32_000),
         end_id=first_id(words.get("eos_token_id", 2)),
         tiles=tuple((int(height), int(width)) for height, width in grids),
-        dialogue=_dialogue(data.get("chat_template"), words["model_type"], tiled),
+        chat_template=_dialogue(data.get("chat_template"), words["model_type"], tiled),
     )
 
 
@@ -96,7 +96,7 @@ def _depth(layer: int, layers: int) -> int:
 def _dialogue(template: str | None, language: str, tiled: bool) -> str:
     """The form of its prompts; without a template, that in which the published models were trained."""
     if template is not None:
-        return form_of(template)
+        return template_name(template)
     return "mistral" if language == "mistral" else "vicuna_curious" if tiled else "vicuna"
 
 
@@ -125,7 +125,7 @@ def exports(config: LlavaConfig) -> dict[str, tuple[dict[str, Any], tuple[str, .
     data: dict[str, Any] = {
         "architectures": [f"{kind}ForConditionalGeneration"],
         "model_type": "llava_next" if config.tiles else "llava",
-        "vision_config": {"model_type": "clip_vision_model", **described(config.vision, VISION)},
+        "vision_config": {"model_type": "clip_vision_model", **to_hf_config(config.vision, VISION)},
         "text_config": {**language_to_transformers(config.language), "eos_token_id": config.end_id},
         # Counted from the end: so the reference knows the first, which stands before all blocks, too.
         "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
@@ -145,10 +145,10 @@ def processor(
     config: LlavaConfig, _: tuple[int, int], __: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What processor_config.json says beside the pictures."""
-    known = {"chat_template": template_of(config.dialogue)} if config.dialogue else {}
+    known = {"chat_template": jinja_template(config.chat_template)} if config.chat_template else {}
     about = {
         "processor_class": "LlavaNextProcessor" if config.tiles else "LlavaProcessor",
-        "image_token": PICTURE,
+        "image_token": IMAGE_PLACEHOLDER,
         "num_additional_image_tokens": 1,
         "patch_size": config.vision.patch,
         "vision_feature_select_strategy": "full" if config.class_token else "default",
@@ -161,7 +161,7 @@ def _layout(marker: str) -> Layout:
     return Layout(
         keys=transformers_keys,
         ignored=IGNORED,
-        prepare=one_spelling,
+        prepare=canonical_names,
         markers=(marker,),
         configure=config_from_transformers,
     )

@@ -17,7 +17,7 @@ from sightloop.nn.lora import adapter_config, adapter_tensors, load_adapter
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def write_adapter(network: nn.Module, folder: str | PathLike[str]) -> None:
+def save_lora(network: nn.Module, folder: str | PathLike[str]) -> None:
     """Write the adapters of a network, merged or not, into a folder, which is made where it is absent.
 
     UsageError if there are none, or of several kinds.
@@ -28,7 +28,7 @@ def write_adapter(network: nn.Module, folder: str | PathLike[str]) -> None:
     write_json(config, target / _CONFIG)
 
 
-def read_adapter(network: nn.Module, folder: str | PathLike[str]) -> list[str]:
+def load_lora(network: nn.Module, folder: str | PathLike[str]) -> list[str]:
     """Give a network the adapters of a folder; the layers' names. All else is frozen; `nn.lora.merge` makes it plain.
 
     CheckpointError: files are absent or damaged, or do not fit the network.

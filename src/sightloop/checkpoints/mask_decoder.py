@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightloop.checkpoints.key_map import KeyMap, export, fill
+from sightloop.checkpoints.key_map import KeyMap, export_state_dict, load_weights
 from sightloop.errors import CheckpointError
 from sightloop.models.paligemma import MaskDecoder
 
@@ -32,7 +32,7 @@ def load_mask_decoder(path: Path) -> MaskDecoder:
 
 def save_mask_decoder(decoder: MaskDecoder, path: Path) -> None:
     """A file that `load_mask_decoder` reads back bit for bit."""
-    tensors = {name: value.numpy() for name, value in export(decoder, KEYS).items()}
+    tensors = {name: value.numpy() for name, value in export_state_dict(decoder, KEYS).items()}
     np.savez(path, allow_pickle=False, **tensors)
 
 
@@ -57,5 +57,5 @@ def mask_decoder(tensors: Mapping[str, Tensor], source: str) -> MaskDecoder:
         ) from error
     with torch.device("meta"):
         net = MaskDecoder(words, code, width)
-    fill(net, tensors, KEYS, ignore=IGNORED, source=source)
+    load_weights(net, tensors, KEYS, ignore=IGNORED, source=source)
     return net.eval()

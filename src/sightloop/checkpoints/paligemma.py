@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sightloop.checkpoints.hf_config import VISION, described, image_id, one_spelling
+from sightloop.checkpoints.hf_config import VISION, canonical_names, image_id, to_hf_config
 from sightloop.checkpoints.key_map import KeyMap
 from sightloop.checkpoints.language import (
     first_id,
@@ -60,7 +60,7 @@ def config_from_transformers(
     return PaliGemmaConfig(
         # Its states are taken before any pooling head.
         vision=vision_from_transformers({**vision, "vision_use_head": False}),
-        language=language_config({**words, "model_type": kind}, whole_prefix=True, tied=tied),
+        language=language_config({**words, "model_type": kind}, bidirectional_prefix=True, tied=tied),
         image_id=image_id(data, 256_000),
         end_id=first_id(words.get("eos_token_id", data.get("eos_token_id", 1))),
     )
@@ -82,7 +82,7 @@ def exports(config: PaliGemmaConfig) -> dict[str, tuple[dict[str, Any], tuple[st
         "model_type": "paligemma",
         "vision_config": {
             "model_type": "siglip_vision_model",
-            **described(config.vision, VISION),
+            **to_hf_config(config.vision, VISION),
             "vision_use_head": False,
             "projection_dim": config.text.dim,
         },
@@ -109,7 +109,7 @@ def _layout(marker: str) -> Layout:
     return Layout(
         keys=transformers_keys,
         ignored=IGNORED,
-        prepare=one_spelling,
+        prepare=canonical_names,
         markers=(marker,),
         configure=config_from_transformers,
     )

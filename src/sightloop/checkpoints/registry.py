@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
-from sightloop.checkpoints.key_map import KeyMap, fill
-from sightloop.checkpoints.layout import Family, Layout, Taking
+from sightloop.checkpoints.key_map import KeyMap, load_weights
+from sightloop.checkpoints.layout import Family, Layout, WeightHook
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
 
@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def recognise(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
+def recognize(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
     """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
     for family in FAMILIES.values():
         for name, layout in family.layouts.items():
@@ -44,14 +44,14 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
     )
 
 
-def build(
+def build_network(
     family: Family,
     config: Any,
     tensors: Mapping[str, Tensor],
     layout: Layout | None,
     *,
     source: str,
-    taking: Taking | None = None,
+    weight_hook: WeightHook | None = None,
 ) -> nn.Module:
     """The network with its weights; layout None: our own. Raises CheckpointError that names what does not fit.
 
@@ -70,11 +70,13 @@ def build(
         raise CheckpointError(
             f"{source}: its config describes no {family.name} model that can be built ({error!r})"
         ) from error
-    take = None if taking is None else taking(net)
+    take = None if weight_hook is None else weight_hook(net)
     if layout is None:
-        fill(net, tensors, None, source=source, take=take)
+        load_weights(net, tensors, None, source=source, weight_hook=take)
     else:
-        fill(net, tensors, keys_of(layout, config), ignore=layout.ignored, source=source, take=take)
+        load_weights(
+            net, tensors, key_map_of(layout, config), ignore=layout.ignored, source=source, weight_hook=take
+        )
     return net.eval()
 
 
@@ -90,14 +92,19 @@ def _layers(config: Any) -> int:
     return most
 
 
-def keys_of(layout: Layout, config: Any) -> KeyMap:
+def key_map_of(layout: Layout, config: Any) -> KeyMap:
     """The key map of a checkpoint of this layout and config."""
     return layout.keys(config) if callable(layout.keys) else layout.keys
 
 
-def config_from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError."""
-    hints = typing.get_type_hints(kind)
+def config_from_dict(
+    kind: type[Any], data: Mapping[str, Any], towers: Mapping[str, type[Any]] | None = None
+) -> Any:
+    """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError.
+
+    towers: types of the fields that the class declares by a protocol.
+    """
+    hints = {**typing.get_type_hints(kind), **(towers or {})}
     values: dict[str, Any] = {}
     for name, value in data.items():
         parts = [

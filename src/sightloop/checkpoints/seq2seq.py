@@ -7,7 +7,7 @@ from typing import Any
 
 from sightloop.checkpoints.key_map import KeyMap, batched, cat
 from sightloop.checkpoints.language import classic_block
-from sightloop.nn.attention import Heads
+from sightloop.nn.attention import HeadConfig
 from sightloop.towers.text import LanguageConfig, TextConfig
 
 _T5: dict[str, Any] = {
@@ -55,7 +55,7 @@ def t5_configs(data: Mapping[str, Any], *, tied: bool) -> tuple[TextConfig, Lang
         or ("gelu_new" if gated and activation == "gelu" else activation),
         "eps": full["layer_norm_epsilon"],
         "post_norm": False,
-        "attention": Heads(full["d_kv"], 0, False, False, 1.0),
+        "attention": HeadConfig(full["d_kv"], 0, False, False, 1.0),
         "norm": "rms",
         "gated": bool(gated),
         "mlp_bias": False,

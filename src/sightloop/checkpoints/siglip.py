@@ -11,13 +11,13 @@ from torch import Tensor
 from sightloop.checkpoints.hf_config import (
     TEXT,
     VISION,
-    described,
+    from_hf_config,
     open_clip_tower,
-    sizes,
+    to_hf_config,
     transformers_tower,
 )
 from sightloop.checkpoints.key_map import KeyMap, batched, count_layers, rows
-from sightloop.checkpoints.layout import Family, Layout, as_it_is
+from sightloop.checkpoints.layout import Family, Layout, unchanged
 from sightloop.errors import CheckpointError
 from sightloop.models.siglip import Siglip, SiglipConfig
 from sightloop.towers.text import TextConfig
@@ -37,7 +37,7 @@ _TEXT_DEFAULTS = {"vocab": 32000, "positions": 64, **_TOWER_DEFAULTS}
 
 def vision_from_transformers(data: Mapping[str, Any], *, naflex: bool = False) -> VitConfig:
     """From the `vision_config` of a hub checkpoint, of PaliGemma's too (`vision_use_head` false: no pooling)."""
-    found = sizes(data, VISION, _VISION_DEFAULTS)
+    found = from_hf_config(data, VISION, _VISION_DEFAULTS)
     if naflex:
         found["image_size"] = isqrt(data.get("num_patches", 256)) * found["patch"]
     return _vision(naflex, pool=data.get("vision_use_head", True), **found)
@@ -57,7 +57,7 @@ def _vision(any_size: bool = False, pool: bool = True, **found: Any) -> VitConfi
 def config_from_transformers(data: Mapping[str, Any]) -> SiglipConfig:
     """From the config.json of a hub checkpoint (`model_type`: siglip, or siglip2 for NaFlex)."""
     text: dict[str, Any] = data.get("text_config") or {}
-    found = TextConfig(**sizes(text, TEXT, _TEXT_DEFAULTS), post_norm=False)
+    found = TextConfig(**from_hf_config(text, TEXT, _TEXT_DEFAULTS), post_norm=False)
     return SiglipConfig(
         vision=vision_from_transformers(
             data.get("vision_config") or {}, naflex=data.get("model_type") == "siglip2"
@@ -69,7 +69,7 @@ def config_from_transformers(data: Mapping[str, Any]) -> SiglipConfig:
 
 def exports(config: SiglipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """One model, `SiglipModel` or, for pictures of any size, `Siglip2Model`, with all tensors."""
-    kind, vision = "siglip", described(config.vision, VISION)
+    kind, vision = "siglip", to_hf_config(config.vision, VISION)
     if config.vision.any_size:
         kind = "siglip2"
         vision["num_patches"] = (vision.pop("image_size") // config.vision.patch) ** 2
@@ -81,7 +81,7 @@ def exports(config: SiglipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, 
                 "vision_config": {"model_type": f"{kind}_vision_model", **vision},
                 "text_config": {
                     "model_type": f"{kind}_text_model",
-                    **described(config.text, TEXT),
+                    **to_hf_config(config.text, TEXT),
                     "projection_size": config.embed_dim,
                 },
             },
@@ -240,14 +240,14 @@ FAMILY = Family(
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,
             ignored=IGNORED,
-            prepare=as_it_is,
+            prepare=unchanged,
             markers=("vision_model.head.probe", "text_model.head.weight"),
             configure=lambda data, _: config_from_transformers(data),
         ),
         "open_clip": Layout(
             keys=OPEN_CLIP_KEYS,
             ignored=IGNORED,
-            prepare=as_it_is,
+            prepare=unchanged,
             markers=("visual.trunk.attn_pool.latent", "text.token_embedding.weight"),
             configure=config_from_open_clip,
         ),

@@ -42,7 +42,7 @@ _DTYPES = {
 _BLOCK = 1 << 20  # numbers that are converted at a time
 
 
-class Place(NamedTuple):
+class TensorLocation(NamedTuple):
     """Where a tensor lies in a file: its first byte, the kind of its numbers, how many of them from the first to the
     last, and its form among them."""
 
@@ -53,11 +53,11 @@ class Place(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Stored:
+class TensorFile:
     """The tensors of a file. They are read, not mapped: pages of a mapping count as memory beside what is made of them
     until something else wants it, and a file that shrinks while it is mapped takes the process down."""
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+    def __init__(self, path: Path, places: Mapping[str, TensorLocation]) -> None:
         self._path = path
         self._places = places
         # Held open: a checkpoint may be written anew over the file that it is being read from.
@@ -98,7 +98,7 @@ class Stored:
             done += count
 
 
-def open_safetensors(path: Path) -> Stored:
+def open_safetensors(path: Path) -> TensorFile:
     """A safetensors file. Raises CheckpointError for a damaged one."""
     import torch
     from safetensors import SafetensorError, safe_open
@@ -115,16 +115,16 @@ def open_safetensors(path: Path) -> Stored:
         raise CheckpointError(
             f"{path}: holds numbers of kinds that are not known ({', '.join(sorted(strange))})"
         )
-    places: dict[str, Place] = {}
+    places: dict[str, TensorLocation] = {}
     for name, entry in entries.items():
         dtype: torch.dtype = getattr(torch, _DTYPES[entry["dtype"]])
         form = torch.empty(entry["shape"], device="meta")
         begin = start + entry["data_offsets"][0]
-        places[name] = Place(begin, dtype, form.numel(), tuple(form.shape), form.stride())
-    return Stored(path, places)
+        places[name] = TensorLocation(begin, dtype, form.numel(), tuple(form.shape), form.stride())
+    return TensorFile(path, places)
 
 
-def records_of(path: Path) -> dict[int, int]:
+def zip_records(path: Path) -> dict[int, int]:
     """Where the records of a file by `torch.save` begin -> their bytes. Empty for an old one, which is no zip, and for
     one whose numbers do not lie there as they are (compressed, or of the other byte order)."""
     found: dict[int, int] = {}
@@ -144,10 +144,12 @@ def records_of(path: Path) -> dict[int, int]:
     return found
 
 
-def places_of(tensors: Mapping[str, Tensor], records: Mapping[int, int]) -> dict[str, Place] | None:
+def tensor_locations(
+    tensors: Mapping[str, Tensor], records: Mapping[int, int]
+) -> dict[str, TensorLocation] | None:
     """Where tensors that torch has read from a file without their memory ("meta") lie in it; None where that is not
     sure."""
-    found: dict[str, Place] = {}
+    found: dict[str, TensorLocation] = {}
     for name, tensor in tensors.items():
         memory, size, skipped = tensor.untyped_storage(), tensor.dtype.itemsize, int(tensor.storage_offset())
         begin: int = getattr(memory, "_checkpoint_offset", -1)
@@ -155,7 +157,9 @@ def places_of(tensors: Mapping[str, Tensor], records: Mapping[int, int]) -> dict
         reach = 1 + sum((n - 1) * step for n, step in pairs) if tensor.numel() else 0
         if records.get(begin, -1) < max(memory.nbytes(), (skipped + reach) * size):
             return None
-        place = Place(begin + skipped * size, tensor.dtype, reach, tuple(tensor.shape), tensor.stride())
+        place = TensorLocation(
+            begin + skipped * size, tensor.dtype, reach, tuple(tensor.shape), tensor.stride()
+        )
         found[name] = place
     return found
 
@@ -233,7 +237,7 @@ class _Tensors(Mapping[str, "Tensor"]):
 
     def __init__(self, files: Sequence[Path], dtype: torch.dtype | None) -> None:
         self._dtype = dtype
-        self._places: dict[str, Stored | dict[str, Tensor]] = {}
+        self._places: dict[str, TensorFile | dict[str, Tensor]] = {}
         homes: dict[str, Path] = {}
         for file in files:
             place = open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
@@ -245,7 +249,7 @@ class _Tensors(Mapping[str, "Tensor"]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        if isinstance(place, Stored):
+        if isinstance(place, TensorFile):
             return place.get_tensor(name, self._dtype)
         tensor = place[name]
         return tensor if self._dtype is None or not tensor.is_floating_point() else tensor.to(self._dtype)
@@ -260,13 +264,13 @@ class _Tensors(Mapping[str, "Tensor"]):
         return name in self._places
 
 
-def _open_pickle(path: Path) -> Stored | dict[str, Tensor]:
+def _open_pickle(path: Path) -> TensorFile | dict[str, Tensor]:
     check_start(path)
-    records = records_of(path)
+    records = zip_records(path)
     if records:
-        places = places_of(_pickled(path, "meta"), records)
+        places = tensor_locations(_pickled(path, "meta"), records)
         if places is not None:
-            return Stored(path, places)
+            return TensorFile(path, places)
     return _pickled(path, "cpu")
 
 

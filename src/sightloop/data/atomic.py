@@ -88,7 +88,7 @@ def lock(file: int | IO[bytes]) -> bool:
 
 
 @contextmanager
-def working_in(folder: Path, file: str | None = None) -> Generator[None]:
+def lock_folder(folder: Path, file: str | None = None) -> Generator[None]:
     """Holds a folder while it lasts: by a file in it, which holds on NFS too, or by the folder itself. Raises
     `UsageError` where another process works in it."""
     if fcntl is None:

@@ -18,7 +18,7 @@ _ROUNDS = 12
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # SplitMix64's finaliser
 
 
-def position(index: NDArray[np.int64], *, count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def shuffled_index(index: NDArray[np.int64], *, count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The sample that stands at each place of an epoch: for each (seed, epoch) a bijection on 0..count-1.
 
     index: int64 of any shape, each 0 <= i < count. count: 1..2**62. seed, epoch: any integers >= 0. Raises `UsageError`
@@ -61,10 +61,10 @@ def batch_indices(
     """
     epoch, within = divmod(step, steps_per_epoch(batch, count, drop_last=drop_last))
     places = np.arange(within * batch, min((within + 1) * batch, count), dtype=np.int64)
-    return epoch, position(places, count=count, seed=seed, epoch=epoch)
+    return epoch, shuffled_index(places, count=count, seed=seed, epoch=epoch)
 
 
-def share(indices: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+def rank_slice(indices: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
     """This rank's contiguous part of a global batch; the parts of all ranks, in order, are the batch.
 
     Their sizes differ by one at most; a rank may get none.

@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import Case, Measure, Number, Scored
-from sightloop.evaluation.task import Events, Options, Phase, Work
-from sightloop.metrics import bleu, caption_facts, not_computed, score_captions, tokenize
+from sightloop.evaluation.results import ExampleCase, MetricTable, MetricValue, TaskScores
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
+from sightloop.metrics import bleu, caption_facts, meteor_spice_not_computed, score_captions, tokenize
 from sightloop.types import Pixels, Sample
 
 _CLIP_PROMPT = "A photo depicts "
 _CLIP_WEIGHT = 2.5
 
 
-class Captions:
+class CaptioningTask:
     """One caption a picture, against the captions that people wrote."""
 
-    def __init__(self, options: Options, training: Callable[[], Iterable[str]] = tuple[str]) -> None:
+    def __init__(self, options: EvalOptions, training: Callable[[], Iterable[str]] = tuple[str]) -> None:
         self.options = options
         self._training = training
         self.settings: dict[str, Any] = {
@@ -40,21 +40,21 @@ class Captions:
         """It needs references."""
         return bool(sample.captions)
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """Captions; then, where a model for it is named, what CLIPScore needs."""
-        write = Phase("captioning", "caption", self._write, "caption")
-        return [write, Phase("embedding for CLIPScore", "cosines", self._cosines)][
+        write = TaskPhase("captioning", "caption", self._write, "caption")
+        return [write, TaskPhase("embedding for CLIPScore", "cosines", self._cosines)][
             : 1 + bool(self.options.clip)
         ]
 
-    def _write(self, work: Work, samples: list[Sample]) -> Events:
+    def _write(self, work: TaskContext, samples: list[Sample]) -> Events:
         def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             captions = work.model().caption(pictures, self.options.prompt, **self.options.decoding)
             return [{"caption": caption} for caption in captions]
 
         return work.pictures(samples, verb)
 
-    def _cosines(self, work: Work, samples: list[Sample]) -> Events:
+    def _cosines(self, work: TaskContext, samples: list[Sample]) -> Events:
         scorer = work.load(self.options.clip or "")
 
         def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
@@ -69,14 +69,14 @@ class Captions:
 
         return work.material.run(scorer, work.reading, samples, verb)
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """COCO's measures, CLIPScore where asked for, and what the captions are like."""
         keys = [sample.key for sample in samples]
         written = [str(records[key]["caption"]) for key in keys]
         scored = score_captions(written, [list(sample.captions) for sample in samples])
         coco = "COCO's Penn-Treebank tokens, lower case, without punctuation; "
         measures = [
-            Measure(
+            MetricTable(
                 f"BLEU-{n}",
                 f"{coco}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
                 "pictures",
@@ -92,42 +92,44 @@ class Captions:
             "CIDEr-D": "the same number as CIDEr: what COCO's code calls so",
             "SPICE": "the official jar, the mean over pictures",
         }
-        missing = dict(not_computed())
+        missing = dict(meteor_spice_not_computed())
         if "SPICE" in scored.each and not np.isfinite(scored.each["SPICE"]).all():
             missing["SPICE"] = (
                 "some pictures have nothing to compare on either side, which the jar gives no number"
             )
         for name, protocol in said.items():
             if name in scored.each and np.isfinite(scored.each[name]).all():
-                measures.append(Measure(name, coco + protocol, "pictures", keys, scored.each[name]))
+                measures.append(MetricTable(name, coco + protocol, "pictures", keys, scored.each[name]))
         measures += self._like(keys, written)
         facts = self._facts(written)
         if "METEOR" in scored.corpus:
             words = coco + "the official jar over the corpus; no mean of samples, so no interval"
-            facts.append(Number("METEOR", scored.corpus["METEOR"], None, None, len(keys), "pictures", words))
+            facts.append(
+                MetricValue("METEOR", scored.corpus["METEOR"], None, None, len(keys), "pictures", words)
+            )
         if all("cosines" in records[key] for key in keys):
             measures += self._clip_scores(keys, records)
         else:
             missing |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), "no embedding model was named for it")
         cases = _caption_cases(samples, written, scored.each["CIDEr"], scored.each["ROUGE-L"])
         how = "CIDEr; disputed: CIDEr and ROUGE-L say different things"
-        return Scored(tuple(measures), tuple(facts), missing, cases, how)
+        return TaskScores(tuple(measures), tuple(facts), missing, cases, how)
 
-    def _clip_scores(self, keys: list[str], records: Records) -> list[Measure]:
+    def _clip_scores(self, keys: list[str], records: Records) -> list[MetricTable]:
         cosines = np.clip([records[key]["cosines"] for key in keys], 0, None)
         of_picture, of_texts = _CLIP_WEIGHT * cosines[:, 0], cosines[:, 1]
         total = of_picture + of_texts
         harmonic = np.divide(2 * of_picture * of_texts, total, out=np.zeros(len(keys)), where=total > 0)
         by = f'by {self.options.clip}, "{_CLIP_PROMPT}" before each text (Hessel et al. 2021)'
         return [
-            Measure(
+            MetricTable(
                 "CLIPScore",
                 f"2.5 x max(cosine of picture and caption, 0), {by}",
                 "pictures",
                 keys,
                 of_picture,
             ),
-            Measure(
+            MetricTable(
                 "RefCLIPScore",
                 f"harmonic mean of CLIPScore and the nearest reference, {by}",
                 "pictures",
@@ -136,13 +138,13 @@ class Captions:
             ),
         ]
 
-    def _like(self, keys: list[str], written: list[str]) -> list[Measure]:
+    def _like(self, keys: list[str], written: list[str]) -> list[MetricTable]:
         each = [caption_facts([text]) for text in written]
         length = np.array([facts["length"] for facts in each])
         repeats = np.array([facts["repetition"] for facts in each])
         measures = [
-            Measure("length", "words in a caption", "pictures", keys, length),
-            Measure(
+            MetricTable("length", "words in a caption", "pictures", keys, length),
+            MetricTable(
                 "repetition",
                 "share of captions in which three words in a row come twice",
                 "pictures",
@@ -153,26 +155,26 @@ class Captions:
         if self.seen:
             new = np.array([text not in self.seen for text in tokenize(written)], np.float64)
             words = "share of captions that the training data does not have"
-            measures.append(Measure("unseen", words, "pictures", keys, new))
+            measures.append(MetricTable("unseen", words, "pictures", keys, new))
         return measures
 
-    def _facts(self, written: list[str]) -> list[Number]:
+    def _facts(self, written: list[str]) -> list[MetricValue]:
         facts = caption_facts(written)
         said = {"vocabulary": "different words in all captions", "distinct": "share of different captions"}
         none = "; grows with the number of samples, so no interval"
         return [
-            Number(name, facts[name], None, None, len(written), "pictures", words + none)
+            MetricValue(name, facts[name], None, None, len(written), "pictures", words + none)
             for name, words in said.items()
         ]
 
 
 def _caption_cases(
     samples: Sequence[Sample], written: list[str], cider: NDArray[np.float64], rouge: NDArray[np.float64]
-) -> tuple[Case, ...]:
+) -> tuple[ExampleCase, ...]:
     """Disputed is what one measure ranks high and the other low."""
     ranks = [np.argsort(np.argsort(values, kind="stable")) / len(samples) for values in (cider, rouge)]
     return tuple(
-        Case(
+        ExampleCase(
             sample.key,
             float(cider[i]),
             float(abs(ranks[0][i] - ranks[1][i])),

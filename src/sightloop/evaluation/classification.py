@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import Case, Measure, Scored
-from sightloop.evaluation.task import Events, Options, Phase, Work
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
 from sightloop.evaluation.templates import TEMPLATES
 from sightloop.types import Pixels, Sample
 
@@ -20,11 +20,11 @@ Floats: TypeAlias = NDArray[np.float64]
 _TOP = 5
 
 
-class Classes:
+class ClassificationTask:
     """Classification of labelled pictures: by the model's own layer where it was fine-tuned for these very labels,
     zero-shot otherwise."""
 
-    def __init__(self, options: Options, samples: Sequence[Sample]) -> None:
+    def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         own = {sample.label for sample in samples if sample.label is not None}
         self.labels = sorted(own) if options.labels is None else list(options.labels)
         if strange := sorted(own - set(self.labels)):
@@ -42,11 +42,11 @@ class Classes:
         """It needs a label."""
         return sample.label is not None
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """One."""
-        return [Phase("classifying", "top", self._classify, "classify")]
+        return [TaskPhase("classifying", "top", self._classify, "classify")]
 
-    def _classify(self, work: Work, samples: list[Sample]) -> Events:
+    def _classify(self, work: TaskContext, samples: list[Sample]) -> Events:
         def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             model = work.model()
             learned = tuple(self.labels) == model.labels
@@ -60,7 +60,7 @@ class Classes:
 
         return work.pictures(samples, verb)
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """Top-1, top-5, the mean over classes, each class, and who is taken for whom."""
         keys = [sample.key for sample in samples]
         number = {label: i for i, label in enumerate(self.labels)}
@@ -86,9 +86,9 @@ class Classes:
             sizes = np.bincount(of)
             return float((np.bincount(of, table[:, 1])[sizes > 0] / sizes[sizes > 0]).mean())
 
-        def accuracy(name: str, words: str, chosen: NDArray[np.int64], values: Floats) -> Measure:
+        def accuracy(name: str, words: str, chosen: NDArray[np.int64], values: Floats) -> MetricTable:
             rows = [keys[i] for i in chosen]
-            return Measure(name, f"{words}; {how}", "pictures", rows, values[chosen])
+            return MetricTable(name, f"{words}; {how}", "pictures", rows, values[chosen])
 
         whole = np.arange(len(keys))
         measures = [accuracy("top-1", "share whose label is the first", whole, hit)]
@@ -97,7 +97,7 @@ class Classes:
                 accuracy("top-5", "share whose label is among the first five", whole, many.astype(np.float64))
             )
         measures.append(
-            Measure(
+            MetricTable(
                 "mean per class",
                 f"mean over classes of the share of their pictures whose label is the first; {how}",
                 "pictures",
@@ -113,12 +113,12 @@ class Classes:
         np.add.at(table, (true, first), 1)
         cases = tuple(_class_case(s, top) for s, top in zip(samples, tops, strict=True))
         how = "probability of the label less that of the best other; disputed: the first two are close"
-        return Scored(tuple(measures), cases=cases, ranked=how, confusion=(tuple(self.labels), table))
+        return TaskScores(tuple(measures), cases=cases, ranked=how, confusion=(tuple(self.labels), table))
 
 
-def _class_case(sample: Sample, top: list[tuple[str, float]]) -> Case:
+def _class_case(sample: Sample, top: list[tuple[str, float]]) -> ExampleCase:
     mine = dict(top).get(sample.label or "", 0.0)
     wrong = max((p for label, p in top if label != sample.label), default=0.0)
     close = -(top[0][1] - top[1][1]) if len(top) > 1 else -1.0
     lines = (("label", sample.label or ""), ("model", ", ".join(f"{label} {p:.2f}" for label, p in top[:3])))
-    return Case(sample.key, mine - wrong, close, lines)
+    return ExampleCase(sample.key, mine - wrong, close, lines)

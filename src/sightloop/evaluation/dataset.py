@@ -14,7 +14,7 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.model import Model
 from sightloop.types import Done, Failed, Pixels, Sample
 
-Verb: TypeAlias = "Callable[[list[Sample], list[Pixels]], Sequence[dict[str, Any]]]"
+ImageVerb: TypeAlias = "Callable[[list[Sample], list[Pixels]], Sequence[dict[str, Any]]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Reading:
     isolate: bool = True
 
 
-class Material:
+class EvalDataset:
     """The samples of a dataset, or `samples` of them drawn by `seed`, in its order. Pictures stay where they are.
 
     name: of the data, for people. samples: without pictures. broken: key -> why the dataset cannot give the sample.
@@ -51,14 +51,14 @@ class Material:
                 self.broken[error.name] = error.reason
                 continue
             self._place[sample.key] = index
-            self.samples.append(replace(sample, picture=b""))
+            self.samples.append(replace(sample, image=b""))
 
     def picture(self, key: str) -> bytes | Path:
         """The encoded picture of a sample, or its file. Raises `ImageError` where it is gone."""
-        return self.dataset[self._place[key]].picture
+        return self.dataset[self._place[key]].image
 
     def run(
-        self, model: Model, reading: Reading, samples: Sequence[Sample], verb: Verb
+        self, model: Model, reading: Reading, samples: Sequence[Sample], verb: ImageVerb
     ) -> Iterator[Done[dict[str, Any]] | Failed]:
         """A verb over the pictures of these samples, in batches of the model's size: one event a sample, in order."""
         pictures: list[Pixels] = []

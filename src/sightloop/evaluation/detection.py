@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.data.datasets.schema import fields_of_region, region_of
+from sightloop.data.datasets.schema import fields_from_region, region_from_fields
 from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import Case, Measure, Number, Scored, remembered
-from sightloop.evaluation.task import Events, Options, Phase, Work, row
+from sightloop.evaluation.results import ExampleCase, MetricTable, MetricValue, TaskScores, remembered
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
 from sightloop.metrics import detection_scores, mask_overlap, paired_iou
 from sightloop.types import Pixels, Region, Sample
 
@@ -32,11 +32,11 @@ _FORMAT = (
 )
 
 
-class Found:
+class DetectionTask:
     """detect: everything, or what `labels` name. locate: the box that each label of the data refers to. segment: the
     outline of that."""
 
-    def __init__(self, verb: Literal["detect", "locate", "segment"], options: Options) -> None:
+    def __init__(self, verb: Literal["detect", "locate", "segment"], options: EvalOptions) -> None:
         self.verb = verb
         self.asked = None if options.labels is None else list(options.labels)
         self.settings: dict[str, Any] = {"labels": self.asked} if verb == "detect" else {}
@@ -45,10 +45,10 @@ class Found:
         """To detect, every picture counts: what is found where nothing is, is wrong. Else it needs regions."""
         return self.verb == "detect" or bool(self._phrases(sample))
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """One: all phrases of a picture together."""
         what = {"detect": "finding things", "locate": "locating phrases", "segment": "outlining phrases"}
-        return [Phase(what[self.verb], "regions", self._find, self.verb, _FORMAT)]
+        return [TaskPhase(what[self.verb], "regions", self._find, self.verb, _FORMAT)]
 
     def _phrases(self, sample: Sample) -> list[str]:
         """Every label once. Things that share a label are one phrase: any of them is right to locate, and all together
@@ -60,12 +60,12 @@ class Found:
         ]
         return list(dict.fromkeys(region.label for region in usable))
 
-    def _find(self, work: Work, samples: list[Sample]) -> Events:
+    def _find(self, work: TaskContext, samples: list[Sample]) -> Events:
         model: Any = work.model()  # that it has the verb is known by now
 
         def everything(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             found: list[list[Region]] = model.detect(pictures, self.asked)
-            return [{"regions": [fields_of_region(region) for region in regions]} for regions in found]
+            return [{"regions": [fields_from_region(region) for region in regions]} for regions in found]
 
         def phrases(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             asked = [(place, text) for place, sample in enumerate(some) for text in self._phrases(sample)]
@@ -76,18 +76,18 @@ class Found:
             records: list[dict[str, Any]] = [{"regions": []} for _ in some]
             for (place, text), regions in zip(asked, found, strict=True):
                 records[place]["regions"] += [
-                    fields_of_region(region) | {"label": text} for region in regions
+                    fields_from_region(region) | {"label": text} for region in regions
                 ]
             return records
 
         return work.pictures(samples, everything if self.verb == "detect" else phrases)
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """COCO's mAP and mAR; the accuracy of boxes; mean and overall IoU of masks."""
         found: Regions = []
         for sample in samples:
             try:
-                found.append(tuple(region_of(fields) for fields in records[sample.key]["regions"]))
+                found.append(tuple(region_from_fields(fields) for fields in records[sample.key]["regions"]))
             except ValueError as error:
                 raise UsageError(f"{sample.key}: {error}") from error
         if self.verb == "detect":
@@ -115,7 +115,7 @@ def _named(label: str, regions: Sequence[Region]) -> tuple[Region, ...]:
     return tuple(region for region in regions if region.label == label)
 
 
-def _detected(samples: Sequence[Sample], found: Regions) -> Scored:
+def _detected(samples: Sequence[Sample], found: Regions) -> TaskScores:
     known = [sample.regions for sample in samples]
     crowds = [crowd_of(sample) for sample in samples]
     many = sum(map(len, (*found, *known)))
@@ -137,16 +137,16 @@ def _detected(samples: Sequence[Sample], found: Regions) -> Scored:
         return detection_scores(predictions, references, crowds=ignored)
 
     whole = np.arange(len(samples), dtype=np.float64)
-    facts: list[Number] = []
-    measures: list[Measure] = []
+    facts: list[MetricValue] = []
+    measures: list[MetricTable] = []
     family = remembered(scores)
     for name, value in family(whole).items():
         if many > _MOST_BOXES:
             why = f"{words}; {many:,} boxes are too many for an interval by resampling"
-            facts.append(Number(name, value, None, None, len(samples), "pictures", why))
+            facts.append(MetricValue(name, value, None, None, len(samples), "pictures", why))
             continue
         measures.append(
-            Measure(
+            MetricTable(
                 name,
                 f"{words}; interval of {_DETECT_SETS} resampled sets",
                 "pictures",
@@ -161,7 +161,7 @@ def _detected(samples: Sequence[Sample], found: Regions) -> Scored:
         for sample, regions in zip(samples, found, strict=True)
     )
     how = "agreement: regions found, of all that people or the model have; disputed: sure and wrong"
-    return Scored(tuple(measures), tuple(facts), cases=cases, ranked=how)
+    return TaskScores(tuple(measures), tuple(facts), cases=cases, ranked=how)
 
 
 def crowd_of(sample: Sample) -> tuple[Region, ...]:
@@ -181,7 +181,7 @@ def _agreement(found: Sequence[Region], known: Sequence[Region]) -> float:
     return agreed / max(1, len(found) + len(known) - agreed)
 
 
-def _located(phrases: Sequence[_Phrase]) -> Scored:
+def _located(phrases: Sequence[_Phrase]) -> TaskScores:
     """The box that the model is surest of; of equal ones the first."""
     overlaps = np.array(
         [
@@ -202,7 +202,7 @@ def _located(phrases: Sequence[_Phrase]) -> Scored:
     return _of_phrases(phrases, overlaps, numbers, masks=False)
 
 
-def _outlined(phrases: Sequence[_Phrase]) -> Scored:
+def _outlined(phrases: Sequence[_Phrase]) -> TaskScores:
     """All outlines of a phrase together, as one mask."""
     areas = np.array([mask_overlap(phrase.found, phrase.known) for phrase in phrases])
     overlaps = areas[:, 0] / areas[:, 1].clip(1)
@@ -224,10 +224,10 @@ def _of_phrases(
     numbers: Mapping[str, tuple[str, NDArray[Any]]],
     *,
     masks: bool,
-) -> Scored:
+) -> TaskScores:
     """The measures; and for people each picture by the phrase that went worst."""
     measures = [
-        Measure(
+        MetricTable(
             name,
             protocol,
             "phrases",
@@ -243,16 +243,18 @@ def _of_phrases(
             worst[phrase.key] = (overlap, phrase)
     cases = [_case(key, value, phrase.found, phrase.known, masks) for key, (value, phrase) in worst.items()]
     how = "intersection over union of a picture's worst phrase; disputed: sure and wrong"
-    return Scored(tuple(measures), cases=tuple(cases), ranked=how)
+    return TaskScores(tuple(measures), cases=tuple(cases), ranked=how)
 
 
-def _case(key: str, quality: float, found: Sequence[Region], known: Sequence[Region], masks: bool) -> Case:
+def _case(
+    key: str, quality: float, found: Sequence[Region], known: Sequence[Region], masks: bool
+) -> ExampleCase:
     """Disputed is where the model is sure and wrong. masks: outlines are drawn, not boxes."""
     sure = max(map(_surety, found), default=0.0)
     lines = (("model", _counted(found)), ("people", _counted(known)), ("agreement", f"{quality:.2f}"))
     sides = (("people", known), ("model", found))
     marks = tuple((who, r if masks else replace(r, polygons=())) for who, side in sides for r in side)
-    return Case(key, quality, sure * (1 - quality), lines, marks)
+    return ExampleCase(key, quality, sure * (1 - quality), lines, marks)
 
 
 def _counted(regions: Sequence[Region]) -> str:

@@ -13,40 +13,40 @@ from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
-from sightloop.evaluation.captioning import Captions
-from sightloop.evaluation.classification import Classes
-from sightloop.evaluation.dataset import Material, Reading
-from sightloop.evaluation.detection import Found
-from sightloop.evaluation.matching import Matching
-from sightloop.evaluation.predictions import MARK, Predictions, Records, agree, read_predictions
-from sightloop.evaluation.probing import Features
+from sightloop.evaluation.captioning import CaptioningTask
+from sightloop.evaluation.classification import ClassificationTask
+from sightloop.evaluation.dataset import EvalDataset, Reading
+from sightloop.evaluation.detection import DetectionTask
+from sightloop.evaluation.matching import MatchingTask
+from sightloop.evaluation.predictions import MARK, PredictionFile, Records, check_compatible, read_predictions
+from sightloop.evaluation.probing import ProbingTask
 from sightloop.evaluation.report import as_html, as_json
-from sightloop.evaluation.results import Evaluation, Run
-from sightloop.evaluation.retrieval import Retrieval
-from sightloop.evaluation.task import Options, Phase, Task, Work
-from sightloop.evaluation.vqa import Answers
-from sightloop.inference.fingerprint import Source, fingerprint, prepared
+from sightloop.evaluation.results import EvalRun, Evaluation
+from sightloop.evaluation.retrieval import RetrievalTask
+from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
+from sightloop.evaluation.vqa import VqaTask
+from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocessing_digest
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import Difference
 from sightloop.types import Done, Event, Skipped
 
-Name = Literal[
+TaskName = Literal[
     "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
 ]
 # (what is being done, of how many, what became of one)
-Watch: TypeAlias = "Callable[[str, int, Event[Any]], None]"
+OnSample: TypeAlias = "Callable[[str, int, Event[Any]], None]"
 
 
 def evaluate(
-    task: Name,
+    task: TaskName,
     data: str | Path | Sequence[str | Path] | Dataset,
     *,
-    model: Source | Sequence[Source] = (),
+    model: ModelSource | Sequence[ModelSource] = (),
     predictions: str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
     train_data: str | Path | Sequence[str | Path] | None = None,
-    watch: Watch | None = None,
+    on_sample: OnSample | None = None,
     **options: Any,
 ) -> Evaluation:
     """Measure a model, or two side by side, on your data.
@@ -59,15 +59,15 @@ def evaluate(
 
     Raises UsageError for what does not fit together: a task and its data, a file and another model, data or settings.
     """
-    if task not in get_args(Name):
-        raise UsageError(f"task={task!r}: there are {', '.join(get_args(Name))}")
+    if task not in get_args(TaskName):
+        raise UsageError(f"task={task!r}: there are {', '.join(get_args(TaskName))}")
     models, files = _several(model), [Path(file) for file in _several(predictions)]
     if bool(models) == bool(files) or len(models) + len(files) > 2:
         raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
     found = [read_predictions(file) for file in files]
     told = found[0][0].get("options", {}) if found else {}
-    given = from_options(Options, {**told, **options}, "option of evaluate")
-    material = Material(data, given.samples, given.seed)
+    given = from_options(EvalOptions, {**told, **options}, "option of evaluate")
+    material = EvalDataset(data, given.samples, given.seed)
     made = _task(task, given, material, train_data)
     material.samples = [sample for sample in material.samples if made.wants(sample)]
     if not material.samples:
@@ -84,13 +84,13 @@ def evaluate(
         "seed": given.seed,
         "version": version("sightloop"),
     }
-    runs: list[Run] = []
+    runs: list[EvalRun] = []
     for place, source in enumerate(models):
         file = None if folder is None else folder / f"predictions{f'-{place + 1}' if place else ''}.jsonl"
-        header, records = _predict(source, made, material, (given, about, file), watch)
+        header, records = _predict(source, made, material, (given, about, file), on_sample)
         runs.append(_scored(made, material, header, records, given.seed))
     for file, (header, records) in zip(files, found, strict=True):
-        agree(header, about | {"settings": made.settings}, file)
+        check_compatible(header, about | {"settings": made.settings}, file)
         runs.append(_scored(made, material, header or {"model": file.name}, records, given.seed))
     leaks = None if train_data is None else _leaks(train_data, material)
     result = Evaluation(about, tuple(runs), _differences(runs, given.seed), leaks)
@@ -104,39 +104,39 @@ def _several(given: Any) -> list[Any]:
     return [given] if isinstance(given, str | PathLike | Model) else list(given)
 
 
-def _task(name: Name, options: Options, material: Material, train_data: Any) -> Task:
+def _task(name: TaskName, options: EvalOptions, material: EvalDataset, train_data: Any) -> EvalTask:
     def training() -> Iterator[str]:
         if train_data is not None:
             for sample in open_dataset(train_data).stream(lambda key, reason: None):
                 yield from sample.captions
 
-    makers: dict[Name, Callable[[], Task]] = {
-        "captions": lambda: Captions(options, training),
-        "retrieval": lambda: Retrieval(options),
-        "classify": lambda: Classes(options, material.samples),
-        "vqa": lambda: Answers(options, material.samples),
-        "matching": lambda: Matching(options, material.samples),
-        "features": lambda: Features(options),
-        "detect": lambda: Found("detect", options),
-        "locate": lambda: Found("locate", options),
-        "segment": lambda: Found("segment", options),
+    makers: dict[TaskName, Callable[[], EvalTask]] = {
+        "captions": lambda: CaptioningTask(options, training),
+        "retrieval": lambda: RetrievalTask(options),
+        "classify": lambda: ClassificationTask(options, material.samples),
+        "vqa": lambda: VqaTask(options, material.samples),
+        "matching": lambda: MatchingTask(options, material.samples),
+        "features": lambda: ProbingTask(options),
+        "detect": lambda: DetectionTask("detect", options),
+        "locate": lambda: DetectionTask("locate", options),
+        "segment": lambda: DetectionTask("segment", options),
     }
     return makers[name]()
 
 
 def _predict(
-    source: Source,
-    task: Task,
-    material: Material,
-    how: tuple[Options, Mapping[str, Any], Path | None],
-    watch: Watch | None,
+    source: ModelSource,
+    task: EvalTask,
+    material: EvalDataset,
+    how: tuple[EvalOptions, Mapping[str, Any], Path | None],
+    watch: OnSample | None,
 ) -> tuple[dict[str, Any], Records]:
     """What the model gives for every sample, as much of it new as is missing: (about, predictions)."""
     options, about, file = how
     phases = task.phases()
     loaded: dict[Any, Model] = {}
 
-    def model_of(which: Source) -> Model:
+    def model_of(which: ModelSource) -> Model:
         if isinstance(which, Model):
             return which
         if which not in loaded:
@@ -150,14 +150,14 @@ def _predict(
         **about,
         "model": source.name if isinstance(source, Model) else str(source),
         "weights": fingerprint(source),
-        "prepared": prepared(source),
+        "prepared": preprocessing_digest(source),
         "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
         "settings": task.settings,
         "options": options.told(),
     }
     reading = Reading(options.workers, options.isolate)
-    with closing(Predictions(file, header)) as kept:
-        work = Work(lambda: model_of(source), model_of, material, kept.records, reading)
+    with closing(PredictionFile(file, header)) as kept:
+        work = TaskContext(lambda: model_of(source), model_of, material, kept.records, reading)
         for phase in phases:
             what = f"{phase.what} ({header['model']})"
             samples = work.good()
@@ -176,7 +176,7 @@ def _predict(
     return header, kept.records
 
 
-def _check(model: Model, phases: Sequence[Phase]) -> None:
+def _check(model: Model, phases: Sequence[TaskPhase]) -> None:
     """Before anything is done, so that no long run ends in this."""
     for phase in phases:
         if phase.needs and phase.needs not in model.capabilities:
@@ -187,7 +187,9 @@ def _check(model: Model, phases: Sequence[Phase]) -> None:
             )
 
 
-def _scored(task: Task, material: Material, about: Mapping[str, Any], records: Records, seed: int) -> Run:
+def _scored(
+    task: EvalTask, material: EvalDataset, about: Mapping[str, Any], records: Records, seed: int
+) -> EvalRun:
     keys = {sample.key for sample in material.samples}
     failed = {**material.broken, **{k: str(r["failed"]) for k, r in records.items() if "failed" in r}}
     samples = [sample for sample in material.samples if sample.key not in failed]
@@ -209,10 +211,10 @@ def _scored(task: Task, material: Material, about: Mapping[str, Any], records: R
             f"the predictions are incomplete, or not of this task ({error!r}); run it to its end with --model"
         ) from error
     numbers = (*(measure.number(seed) for measure in scored.measures), *scored.facts)
-    return Run(about, numbers, scored, failed)
+    return EvalRun(about, numbers, scored, failed)
 
 
-def _differences(runs: Sequence[Run], seed: int) -> dict[str, Difference]:
+def _differences(runs: Sequence[EvalRun], seed: int) -> dict[str, Difference]:
     if len(runs) < 2:
         return {}
     other = {measure.name: measure for measure in runs[1].scored.measures}
@@ -223,7 +225,7 @@ def _differences(runs: Sequence[Run], seed: int) -> dict[str, Difference]:
     }
 
 
-def _leaks(train_data: Any, material: Material) -> Leaks:
+def _leaks(train_data: Any, material: EvalDataset) -> Leaks:
     def ignore(key: str, reason: str) -> None:
         """The evaluation names its own; a broken training picture leaks nothing."""
 

@@ -11,18 +11,18 @@ from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.evaluation.classification import Floats
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import Case, Measure, Scored, remembered
-from sightloop.evaluation.task import Events, Options, Phase, Work, row
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, remembered
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
 from sightloop.metrics import matching_curves, matching_scores, tokenize
 from sightloop.types import Pixels, Sample
 
 _POOL = 200  # captions that a hard mismatch is chosen among
 
 
-class Matching:
+class MatchingTask:
     """Which score is a match: each caption with its picture, against captions of other pictures."""
 
-    def __init__(self, options: Options, samples: Sequence[Sample]) -> None:
+    def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         self.judge = options.judge
         self.wrong = mismatches([s for s in samples if s.captions], options.seed)
         self.settings: dict[str, Any] = {"judge": options.judge, "seed": options.seed}
@@ -31,14 +31,14 @@ class Matching:
         """It needs captions."""
         return bool(sample.captions)
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """One: all pairs of a picture together."""
         if self.judge == "itc":
-            return [Phase("comparing pairs", "scores", self._score_pairs, "embed")]
+            return [TaskPhase("comparing pairs", "scores", self._score_pairs, "embed")]
         without = ' For the cosine of the embeddings: judge="itc", --judge-by itc.'
-        return [Phase("judging pairs", "scores", self._score_pairs, "match", without)]
+        return [TaskPhase("judging pairs", "scores", self._score_pairs, "match", without)]
 
-    def _score_pairs(self, work: Work, samples: list[Sample]) -> Events:
+    def _score_pairs(self, work: TaskContext, samples: list[Sample]) -> Events:
         def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             texts = [
                 t for s in some for i, own in enumerate(s.captions) for t in (own, *self.wrong[s.key][i])
@@ -56,7 +56,7 @@ class Matching:
 
         return work.pictures(samples, verb)
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """For random and for hard mismatches: curves, calibration, the recommended threshold and its cost."""
         rows = [row(sample.key, i) for sample in samples for i in range(len(sample.captions))]
         table = np.array([each for sample in samples for each in records[sample.key]["scores"]], np.float64)
@@ -65,7 +65,7 @@ class Matching:
             "random": "the caption of another picture, drawn by the seed",
             "hard": f"of {_POOL} captions of other pictures, drawn by the seed, the one that shares most words",
         }
-        measures: list[Measure] = []
+        measures: list[MetricTable] = []
         curves: dict[str, tuple[str, str, Floats]] = {}
         for column, (kind, words) in enumerate(kinds.items(), 1):
             pairs = table[:, [0, column]]
@@ -75,7 +75,7 @@ class Matching:
                 if said := _SAID.get(name):
                     protocol = f"{said}; {protocol}"
                 measures.append(
-                    Measure(
+                    MetricTable(
                         f"{name} ({kind})",
                         protocol,
                         "captions",
@@ -97,7 +97,7 @@ class Matching:
             )
         cases = tuple(_pair_case(sample, records[sample.key]["scores"], self.wrong) for sample in samples)
         how = "score of a caption less that of its hard mismatch, the worst of a picture; disputed: both are close"
-        return Scored(tuple(measures), cases=cases, ranked=how, curves=curves)
+        return TaskScores(tuple(measures), cases=cases, ranked=how, curves=curves)
 
 
 _SAID = {
@@ -147,7 +147,9 @@ def _pair_scores(pairs: Floats) -> dict[str, float]:
     return {name: value for name, value in scores.items() if not name.endswith("_at_recommended")}
 
 
-def _pair_case(sample: Sample, scores: list[list[float]], wrong: Mapping[str, list[tuple[str, str]]]) -> Case:
+def _pair_case(
+    sample: Sample, scores: list[list[float]], wrong: Mapping[str, list[tuple[str, str]]]
+) -> ExampleCase:
     """By the caption that its hard mismatch comes nearest to, or beats."""
     margins = [own - hard for own, _, hard in scores]
     worst = int(np.argmin(margins))
@@ -155,4 +157,4 @@ def _pair_case(sample: Sample, scores: list[list[float]], wrong: Mapping[str, li
         (f"own {scores[worst][0]:.3f}", sample.captions[worst]),
         (f"hard {scores[worst][2]:.3f}", wrong[sample.key][worst][1]),
     )
-    return Case(sample.key, margins[worst], -abs(margins[worst]), lines)
+    return ExampleCase(sample.key, margins[worst], -abs(margins[worst]), lines)

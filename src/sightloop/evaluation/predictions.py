@@ -34,7 +34,7 @@ _MUST_AGREE = {
 }
 
 
-class Predictions:
+class PredictionFile:
     """The predictions so far, and the file that they go to. path None: they stay in memory."""
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
@@ -56,7 +56,9 @@ class Predictions:
             if end == 0:
                 self._write(dict(header))
             else:
-                agree(found, header, path, ", or name another folder with --out, or remove the file")
+                check_compatible(
+                    found, header, path, ", or name another folder with --out, or remove the file"
+                )
         except BaseException:
             self._file.close()
             raise
@@ -96,7 +98,9 @@ def read_predictions(path: Path) -> tuple[dict[str, Any], Records]:
     return header, records
 
 
-def agree(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, remedy: str = "") -> None:
+def check_compatible(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, remedy: str = ""
+) -> None:
     """Raises UsageError in plain words where a file's first line says something else than what is wanted."""
     for name, words in _MUST_AGREE.items():
         if name in found and name in wanted and found[name] != _plain(wanted[name]):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records, floats, packed
-from sightloop.evaluation.results import Case, Measure, Scored
-from sightloop.evaluation.task import Events, Options, Phase, Work
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
 from sightloop.types import Pixels, Sample
 
 _NEIGHBOURS, _HEAT = 20, 0.07
@@ -22,10 +22,10 @@ _NEIGHBOURS, _HEAT = 20, 0.07
 _FOLDS, _DECAY = 5, 1e-3
 
 
-class Features:
+class ProbingTask:
     """k nearest neighbours and a linear probe over the embeddings of labelled pictures."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: EvalOptions) -> None:
         self.seed = options.seed
         self.settings: dict[str, Any] = {}
 
@@ -33,17 +33,17 @@ class Features:
         """It needs a label."""
         return sample.label is not None
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """One."""
-        return [Phase("embedding pictures", "image", self._embed, "embed")]
+        return [TaskPhase("embedding pictures", "image", self._embed, "embed")]
 
-    def _embed(self, work: Work, samples: list[Sample]) -> Events:
+    def _embed(self, work: TaskContext, samples: list[Sample]) -> Events:
         def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             return [{"image": packed(vector)} for vector in work.model().embed_images(pictures)]
 
         return work.pictures(samples, verb)
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """Both in five folds: each picture is judged by what was learned on the four others."""
         keys = [sample.key for sample in samples]
         labels, true = np.unique([sample.label or "" for sample in samples], return_inverse=True)
@@ -65,12 +65,12 @@ class Features:
             "linear probe": f"logistic regression on standardised embeddings, L2 {_DECAY:g}, L-BFGS",
         }
         measures = tuple(
-            Measure(name, f"{words}; {how}", "pictures", keys, found == true)
+            MetricTable(name, f"{words}; {how}", "pictures", keys, found == true)
             for (name, words), found in zip(said.items(), (near, probe), strict=True)
         )
         right = (near == true).astype(np.float64) + (probe == true)
         cases = tuple(
-            Case(
+            ExampleCase(
                 key,
                 float(right[i]),
                 float(near[i] != probe[i]),
@@ -82,7 +82,9 @@ class Features:
             )
             for i, key in enumerate(keys)
         )
-        return Scored(measures, cases=cases, ranked="right or wrong by both; disputed: one of them is right")
+        return TaskScores(
+            measures, cases=cases, ranked="right or wrong by both; disputed: one of them is right"
+        )
 
 
 def _neighbours(

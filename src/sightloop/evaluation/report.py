@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from sightloop.data.images.decode import decode, read_file
 from sightloop.errors import ImageError
-from sightloop.evaluation.dataset import Material
-from sightloop.evaluation.results import Case, Evaluation, Number, Scored
+from sightloop.evaluation.dataset import EvalDataset
+from sightloop.evaluation.results import Evaluation, ExampleCase, MetricValue, TaskScores
 
 _SHOWN = 8  # pictures of a kind
 _SIDE = 250  # px
@@ -61,7 +61,7 @@ def as_json(result: Evaluation) -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
-def as_html(result: Evaluation, material: Material) -> str:
+def as_html(result: Evaluation, material: EvalDataset) -> str:
     """The same, with pictures: the best, the worst and the most disputed of each model, and where two differ."""
     about = result.about
     parts = [
@@ -117,7 +117,7 @@ def _value(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}".removesuffix(".00")
 
 
-def _numbers(numbers: Sequence[Number], missing: Mapping[str, str]) -> str:
+def _numbers(numbers: Sequence[MetricValue], missing: Mapping[str, str]) -> str:
     rows = [
         f'<tr><td>{_text(n.name)}<td class="n"><b>{_value(n.value)}</b><td class="n">{_interval(n.low, n.high)}'
         f'<td class="n">{n.samples:,} {_text(n.unit)}<td class="p">{_text(n.protocol)}'
@@ -135,7 +135,7 @@ def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{_value(low)} to {_value(high)}"
 
 
-def _comparison(result: Evaluation, material: Material) -> str:
+def _comparison(result: Evaluation, material: EvalDataset) -> str:
     first, second = result.runs
     other = {number.name: number for number in second.numbers}
     rows: list[str] = []
@@ -165,7 +165,7 @@ def _comparison(result: Evaluation, material: Material) -> str:
     return "".join(parts)
 
 
-def _both(first: Case, second: Case) -> Case:
+def _both(first: ExampleCase, second: ExampleCase) -> ExampleCase:
     """What both models have of one picture; what is the same stands once."""
     own = [
         (f"{letter} {who}", text)
@@ -181,7 +181,7 @@ def _both(first: Case, second: Case) -> Case:
         if who == "model"
     ]
     known = [mark for mark in first.marks if mark[0] == "people"]
-    return Case(first.key, 0.0, 0.0, (*own, *shared), (*known, *found))
+    return ExampleCase(first.key, 0.0, 0.0, (*own, *shared), (*known, *found))
 
 
 def _signed(gap: Any) -> str:
@@ -198,7 +198,7 @@ def _leaks(leaks: Any) -> str:
     return f"<table>{head}{''.join(rows)}</table>" if rows else ""
 
 
-def _figures(scored: Scored) -> str:
+def _figures(scored: TaskScores) -> str:
     parts = [_curve(name, *curve) for name, curve in scored.curves.items()]
     if scored.confusion is not None:
         parts.append(_matrix(*scored.confusion))
@@ -238,7 +238,7 @@ def _matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> str:
     return f"<h3>Confusion: true label down, predicted across{note}</h3>{table}"
 
 
-def _pictures(scored: Scored, material: Material) -> str:
+def _pictures(scored: TaskScores, material: EvalDataset) -> str:
     if not (cases := scored.cases):
         return ""
     by_quality = sorted(cases, key=lambda case: -case.quality)
@@ -253,7 +253,7 @@ def _pictures(scored: Scored, material: Material) -> str:
     return note + "".join(f"<h3>{name}</h3>{_gallery(some, material)}" for name, some in kinds.items())
 
 
-def _gallery(cases: Sequence[Case], material: Material) -> str:
+def _gallery(cases: Sequence[ExampleCase], material: EvalDataset) -> str:
     figures: list[str] = []
     for case in cases:
         lines = "".join(f"<br><b>{_text(who)}</b> {_text(text)}" for who, text in case.lines)
@@ -263,7 +263,7 @@ def _gallery(cases: Sequence[Case], material: Material) -> str:
     return f'<div class="cases">{"".join(figures)}</div>'
 
 
-def _inline(case: Case, material: Material) -> str:
+def _inline(case: ExampleCase, material: EvalDataset) -> str:
     """The picture itself, small, with its marks; a note where it cannot be read any more."""
     try:
         picture = material.picture(case.key)

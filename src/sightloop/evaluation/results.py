@@ -20,7 +20,7 @@ RowStatistic: TypeAlias = Callable[[Floats], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class MetricValue:
     """What is reported. low, high: the 95 % interval, None where there is none (the protocol says why)."""
 
     name: str
@@ -33,7 +33,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class MetricTable:
     """One number as its samples make it: the mean of a table `[N]`, a function of its mean `[N, k]`, or of its rows.
 
     rows: what each row is about (the sample's key first). unit: what a row is, in the plural. sets: how often rows are
@@ -49,7 +49,7 @@ class Measure:
     of_rows: RowStatistic | None = None
     sets: int = 300
 
-    def number(self, seed: int) -> Number:
+    def number(self, seed: int) -> MetricValue:
         """With its bootstrap interval."""
         if self.of_rows is None:
             found = bootstrap_interval(self.table, self.of_means, seed=seed)
@@ -58,9 +58,9 @@ class Measure:
             value = self.of_rows(self.table)
             drawn = [self.of_rows(self.table[chosen]) for chosen in self._drawn(len(self.table), seed)]
             low, high = _percentiles(drawn)
-        return Number(self.name, value, low, high, len(self.table), self.unit, self.protocol)
+        return MetricValue(self.name, value, low, high, len(self.table), self.unit, self.protocol)
 
-    def less(self, other: Measure, seed: int) -> Difference:
+    def less(self, other: MetricTable, seed: int) -> Difference:
         """This model's number less the other's, over the rows that both have, the same ones drawn for both."""
         places = {row: place for place, row in enumerate(other.rows)}
         mine = [place for place, row in enumerate(self.rows) if row in places]
@@ -83,7 +83,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ExampleCase:
     """One sample for people. quality: higher is better; disputed: higher is more so; lines: (who, text); marks: regions
     to draw on the picture, each with whose it is, "model" or "people"."""
 
@@ -95,29 +95,29 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class TaskScores:
     """What a task makes of predictions. facts: numbers without interval; not_computed: name -> why.
 
     ranked: by what the cases are good, and disputed, for people.
     confusion: class names and counts `[true, predicted]`; curves: name -> (x label, y label, points `[n, 2]`).
     """
 
-    measures: tuple[Measure, ...]
-    facts: tuple[Number, ...] = ()
+    measures: tuple[MetricTable, ...]
+    facts: tuple[MetricValue, ...] = ()
     not_computed: Mapping[str, str] = field(default_factory=dict[str, str])
-    cases: tuple[Case, ...] = ()
+    cases: tuple[ExampleCase, ...] = ()
     ranked: str = ""
     confusion: tuple[tuple[str, ...], NDArray[np.int64]] | None = None
     curves: Mapping[str, tuple[str, str, Floats]] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EvalRun:
     """One model's part. about: whose predictions these are, and on what; the first line of its file."""
 
     about: Mapping[str, Any]
-    numbers: tuple[Number, ...]
-    scored: Scored
+    numbers: tuple[MetricValue, ...]
+    scored: TaskScores
     failed: Mapping[str, str]
 
     @property
@@ -135,7 +135,7 @@ class Evaluation:
     """
 
     about: Mapping[str, Any]
-    runs: tuple[Run, ...]
+    runs: tuple[EvalRun, ...]
     differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
     leaks: Leaks | None = None
 

@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 
 from sightloop.errors import SightloopError, UsageError
 from sightloop.evaluation.predictions import Records, floats, integers, packed
-from sightloop.evaluation.results import Case, Measure, Scored
-from sightloop.evaluation.task import Events, Options, Phase, Work, row
-from sightloop.inference.rerank import Memories, Texts, cosines, judge, pairs_to_judge, top
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
+from sightloop.inference.rerank import (
+    ImageCache,
+    TokenizedTexts,
+    cosines,
+    match_scores,
+    pairs_to_judge,
+    top_k,
+)
 from sightloop.metrics import RetrievalScores, score_retrieval
 from sightloop.tasks import embed
 from sightloop.types import Done, Encoded, Failed, Pixels, Sample
@@ -26,30 +33,30 @@ _KS = (1, 5, 10)
 _ITC_ALONE = " For ITC alone, without re-ranking: rerank=[], --rerank 0."
 
 
-class Retrieval:
+class RetrievalTask:
     """Every picture against every caption. Equal captions are embedded and judged once, and count each for itself."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: EvalOptions) -> None:
         self.options = options
         self.most = max(options.rerank, default=0)
         self.settings: dict[str, Any] = {"judged": self.most}
-        self._memories = Memories()
+        self._memories = ImageCache()
 
     def wants(self, sample: Sample) -> bool:
         """It needs captions."""
         return bool(sample.captions)
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """Texts, pictures, then the pairs that ITC chose. Asked for once a model."""
-        self._memories = Memories()
+        self._memories = ImageCache()
         all_of_them = [
-            Phase("embedding pictures", "image", self._embed_pictures, "embed"),
-            Phase("embedding texts", "texts", self._embed_texts, "embed"),
-            Phase("judging pairs", "judged", self._judge, "rank", _ITC_ALONE),
+            TaskPhase("embedding pictures", "image", self._embed_pictures, "embed"),
+            TaskPhase("embedding texts", "texts", self._embed_texts, "embed"),
+            TaskPhase("judging pairs", "judged", self._judge, "rank", _ITC_ALONE),
         ]
         return all_of_them[: 2 + bool(self.most)]
 
-    def _embed_texts(self, work: Work, samples: list[Sample]) -> Events:
+    def _embed_texts(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model()
         known: dict[str, Floats] = {}
         for sample in work.good():
@@ -64,7 +71,7 @@ class Retrieval:
             for sample in some:
                 yield Done(sample.key, {"texts": packed(np.stack([known[text] for text in sample.captions]))})
 
-    def _embed_pictures(self, work: Work, samples: list[Sample]) -> Events:
+    def _embed_pictures(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model()
 
         def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
@@ -77,16 +84,16 @@ class Retrieval:
 
         return work.pictures(samples, verb)
 
-    def _judge(self, work: Work, samples: list[Sample]) -> Events:
+    def _judge(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model()
         space = _Space.of(work.good(), work.records)
         chosen = pairs_to_judge(*space.candidates(space.similarity(), self.most))
         rows_of = {key: space.number[rows] for key, rows in zip(space.keys, chosen, strict=True)}
-        texts = Texts(model, space.distinct)
+        texts = TokenizedTexts(model, space.distinct)
 
         def found(some: Sequence[Sample], image: Encoded) -> list[dict[str, Any]]:
             rows = [np.unique(rows_of[sample.key]) for sample in some]
-            logits = judge(model, image, texts, rows)
+            logits = match_scores(model, image, texts, rows)
             return [
                 {"judged": packed(mine), "logits": packed(values[:, 1])}
                 for mine, values in zip(rows, logits, strict=True)
@@ -106,7 +113,7 @@ class Retrieval:
                 raise SightloopError(f"{event.name}: it was read before, and now it is not: {event.reason}")
             yield event
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """Recall and median rank both ways, for ITC and for each k."""
         space = _Space.of(samples, records)
         similarity = space.similarity()
@@ -127,7 +134,7 @@ class Retrieval:
             for measure in _measures(name, scores, words, space)
         ]
         how = "ITC cosine of the best own caption less that of the best other; disputed: both are close"
-        return Scored(tuple(measures), cases=_cases(samples, similarity, space), ranked=how)
+        return TaskScores(tuple(measures), cases=_cases(samples, similarity, space), ranked=how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,7 @@ class _Space:
         """The k best texts of each picture, and the k best pictures of each text."""
         _, first = np.unique(self.number, return_index=True)
         columns = similarity.T if len(first) == len(self.number) else similarity.T[first]
-        return top(similarity, k), top(columns, k)[self.number]
+        return top_k(similarity, k), top_k(columns, k)[self.number]
 
     def judged(self, records: Records) -> Any:
         """A function (picture, text, similarity) -> ITM logit + ITC cosine of pairs of any shape."""
@@ -197,7 +204,7 @@ class _Space:
         return scores
 
 
-def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> Iterator[Measure]:
+def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> Iterator[MetricTable]:
     ties = "equal scores count as the mean over their orders"
     size = f"{len(space.keys):,} pictures x {len(space.owner):,} texts; {ties}"
     for way, unit, rows in (
@@ -205,14 +212,14 @@ def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> 
         ("text-to-image", "texts", space.rows),
     ):
         for k in _KS:
-            yield Measure(
+            yield MetricTable(
                 f"{way} recall@{k}{name}",
                 f"share of {unit} with one of their own among the first {k}; {words}; {size}",
                 unit,
                 rows,
                 scores.each[f"{way} recall@{k}"],
             )
-        yield Measure(
+        yield MetricTable(
             f"{way} median rank{name}",
             f"median rank of the best of their own; {words}; {size}",
             unit,
@@ -222,11 +229,11 @@ def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> 
         )
 
 
-def _cases(samples: Sequence[Sample], similarity: Floats, space: _Space) -> tuple[Case, ...]:
+def _cases(samples: Sequence[Sample], similarity: Floats, space: _Space) -> tuple[ExampleCase, ...]:
     """Quality is by how much the best caption of a picture beats the best of the others; disputed are near ties."""
     starts = np.concatenate([[0], np.cumsum(np.bincount(space.owner, minlength=len(samples)))])
     texts = [text for sample in samples for text in sample.captions]
-    cases: list[Case] = []
+    cases: list[ExampleCase] = []
     for i, sample in enumerate(samples):
         others = similarity[i].copy()
         others[starts[i] : starts[i + 1]] = -np.inf
@@ -239,5 +246,5 @@ def _cases(samples: Sequence[Sample], similarity: Floats, space: _Space) -> tupl
             (f"own {similarity[i, own]:.3f}", texts[own]),
             (f"other {others[best]:.3f}", texts[best]),
         )
-        cases.append(Case(sample.key, margin, -abs(margin), lines))
+        cases.append(ExampleCase(sample.key, margin, -abs(margin), lines))
     return tuple(cases)

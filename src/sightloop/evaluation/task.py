@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, TypeAlias
 
 from sightloop.errors import UsageError
-from sightloop.evaluation.dataset import Material, Reading, Verb
+from sightloop.evaluation.dataset import EvalDataset, ImageVerb, Reading
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import Scored
+from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
 from sightloop.inference.model import Model
 from sightloop.types import Done, Failed, Sample
@@ -18,7 +18,7 @@ Events: TypeAlias = "Iterator[Done[dict[str, Any]] | Failed]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class EvalOptions:
     """How to evaluate; what a task has no use for is left alone.
 
     samples: so many, drawn by seed; None for all. seed: of that draw, of mismatched pairs, folds and resampled sets.
@@ -72,16 +72,16 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TaskContext:
     """What a phase works with. model: loaded when it is first asked for. load: another model, for the same device."""
 
     model: Callable[[], Model]
     load: Callable[[str], Model]
-    material: Material
+    material: EvalDataset
     records: Records
     reading: Reading
 
-    def pictures(self, samples: Sequence[Sample], verb: Verb) -> Events:
+    def pictures(self, samples: Sequence[Sample], verb: ImageVerb) -> Events:
         """The verb over the samples' pictures."""
         return self.material.run(self.model(), self.reading, samples, verb)
 
@@ -91,27 +91,27 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class TaskPhase:
     """One pass over the samples. what: for the progress. gives: the field that a sample has when it is done. needs: the
     verb of the model; without: what to do where it has none."""
 
     what: str
     gives: str
-    run: Callable[[Work, list[Sample]], Events]
+    run: Callable[[TaskContext, list[Sample]], Events]
     needs: str = ""
     without: str = ""
 
 
-class Task(Protocol):
+class EvalTask(Protocol):
     """Made of the material and the options. `settings` are what predictions depend on; `wants` says which samples."""
 
     settings: dict[str, Any]
 
     def wants(self, sample: Sample) -> bool: ...
 
-    def phases(self) -> Sequence[Phase]: ...
+    def phases(self) -> Sequence[TaskPhase]: ...
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored: ...
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores: ...
 
 
 def row(key: str, index: int) -> str:

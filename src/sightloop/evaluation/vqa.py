@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import Case, Measure, Scored
-from sightloop.evaluation.task import Events, Options, Phase, Work, row
-from sightloop.metrics import exact_match, normal, vqa_accuracies, wups, wups_not_computed
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
+from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
 from sightloop.types import Pixels, Sample
 
 _FEWEST_ANSWERS = 4  # with fewer, leaving one out, nobody can reach 1
@@ -21,10 +21,10 @@ _FEWEST_ANSWERS = 4  # with fewer, leaving one out, nobody can reach 1
 _MOST_KINDS = 12
 
 
-class Answers:
+class VqaTask:
     """Answers to the questions about each picture."""
 
-    def __init__(self, options: Options, samples: Sequence[Sample]) -> None:
+    def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         self.options = options
         self.candidates: list[str] | None = None
         self.source = "written freely"
@@ -45,11 +45,11 @@ class Answers:
         """It needs questions with answers."""
         return any(question.answers for question in sample.questions)
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[TaskPhase]:
         """One: all questions of a picture together."""
-        return [Phase("answering", "answers", self._answer, "answer")]
+        return [TaskPhase("answering", "answers", self._answer, "answer")]
 
-    def _answer(self, work: Work, samples: list[Sample]) -> Events:
+    def _answer(self, work: TaskContext, samples: list[Sample]) -> Events:
         def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
             counts = [len(sample.questions) for sample in some]
             asked = [question.question for sample in some for question in sample.questions]
@@ -61,7 +61,7 @@ class Answers:
 
         return work.pictures(samples, verb)
 
-    def score(self, samples: Sequence[Sample], records: Records) -> Scored:
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """The official accuracy, exact match and WUPS; by kind of answer and by how questions begin."""
         asked = [
             (row(sample.key, i), question, str(records[sample.key]["answers"][i]))
@@ -74,13 +74,13 @@ class Answers:
         exact = np.array([exact_match([a], [b]) for a, b in zip(written, given, strict=True)])
         how = f"; {self.source}"
         words = f"equal to an answer, both normalised as for VQA{how}"
-        measures = [Measure("exact match", words, "questions", rows, exact)]
+        measures = [MetricTable("exact match", words, "questions", rows, exact)]
         missing: dict[str, str] = {}
         best = exact
         if (fewest := min(map(len, given))) >= _FEWEST_ANSWERS:
             best = vqa_accuracies(written, given)
             words = f"official VQA accuracy, leave one answer out (Antol et al. 2015){how}"
-            measures.insert(0, Measure("accuracy", words, "questions", rows, best))
+            measures.insert(0, MetricTable("accuracy", words, "questions", rows, best))
         else:
             missing["accuracy"] = (
                 f"the official one needs {_FEWEST_ANSWERS} answers a question; one here has {fewest}"
@@ -91,13 +91,15 @@ class Answers:
             for limit in (0.9, 0.0):
                 near = np.array([wups([a], [b], limit) for a, b in zip(written, given, strict=True)])
                 words = f"WUPS at {limit:g} over WordNet's nouns (Malinowski and Fritz 2014){how}"
-                measures.append(Measure(f"WUPS@{limit:g}", words, "questions", rows, near))
+                measures.append(MetricTable(f"WUPS@{limit:g}", words, "questions", rows, near))
         first = measures[0]
         for kind, chosen in _kinds(asked).items():
             mine = [rows[place] for place in chosen]
-            measures.append(Measure(f"{first.name}[{kind}]", first.protocol, "questions", mine, best[chosen]))
+            measures.append(
+                MetricTable(f"{first.name}[{kind}]", first.protocol, "questions", mine, best[chosen])
+            )
         how = f"mean {first.name} of a picture's questions, the worst shown; disputed: people answer differently"
-        return Scored(tuple(measures), (), missing, _answer_cases(samples, asked, best), how)
+        return TaskScores(tuple(measures), (), missing, _answer_cases(samples, asked, best), how)
 
 
 def _kinds(asked: list[tuple[str, Any, str]]) -> dict[str, list[int]]:
@@ -107,7 +109,7 @@ def _kinds(asked: list[tuple[str, Any, str]]) -> dict[str, list[int]]:
     shown = {words for words, count in openings.most_common(_MOST_KINDS) if count >= max(10, len(asked) / 50)}
     for place, (_, question, _) in enumerate(asked):
         answer = Counter(text.strip().lower() for text in question.answers).most_common(1)[0][0]
-        plain = normal(answer)
+        plain = normalize_answer(answer)
         kind = "yes/no" if plain in ("yes", "no") else "number" if plain.isdigit() else "other"
         found.setdefault(kind, []).append(place)
         if (opening := _opening(question.question)) in shown:
@@ -121,12 +123,12 @@ def _opening(question: str) -> str:
 
 def _answer_cases(
     samples: Sequence[Sample], asked: list[tuple[str, Any, str]], scores: NDArray[np.float64]
-) -> tuple[Case, ...]:
+) -> tuple[ExampleCase, ...]:
     """One a picture: its worst question. Disputed is where people disagree."""
     places: dict[str, list[int]] = {}
     for place, (key, _, _) in enumerate(asked):
         places.setdefault(key.rpartition("#")[0], []).append(place)
-    cases: list[Case] = []
+    cases: list[ExampleCase] = []
     for sample in samples:
         if not (mine := places.get(sample.key)):
             continue
@@ -135,5 +137,5 @@ def _answer_cases(
         agreed = max(counts.values()) / len(question.answers)
         people = ", ".join(f"{answer} ({n})" for answer, n in counts.most_common(4))
         lines = (("question", question.question), ("model", text), ("people", people))
-        cases.append(Case(sample.key, float(scores[mine].mean()), 1 - agreed, lines))
+        cases.append(ExampleCase(sample.key, float(scores[mine].mean()), 1 - agreed, lines))
     return tuple(cases)

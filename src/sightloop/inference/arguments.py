@@ -14,11 +14,11 @@ from PIL import Image
 from sightloop.errors import UsageError
 from sightloop.types import ImageSource, Pixels
 
-Images: TypeAlias = "ImageSource | Iterable[ImageSource]"
-Texts: TypeAlias = "str | Sequence[str]"
+ImageInput: TypeAlias = "ImageSource | Iterable[ImageSource]"
+TextInput: TypeAlias = "str | Sequence[str]"
 
 
-def as_pictures(images: Images) -> Iterable[ImageSource]:
+def as_images(images: ImageInput) -> Iterable[ImageSource]:
     """One picture as a list of one; many as they come (an array of four dimensions is many)."""
     one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
     if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
@@ -26,7 +26,7 @@ def as_pictures(images: Images) -> Iterable[ImageSource]:
     return images  # pyright: ignore[reportReturnType]
 
 
-def as_strings(texts: Texts, what: str) -> list[str]:
+def as_strings(texts: TextInput, what: str) -> list[str]:
     """One string as a list of one. UsageError, naming `what`, for none or for what is no string."""
     out = [texts] if isinstance(texts, str) else list(texts)
     if not out:
@@ -46,9 +46,9 @@ def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
     return prompts[start : start + count]
 
 
-def as_pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
+def as_pairs(images: ImageInput, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
     """As many pictures as texts: one of either goes with all of the other. UsageError names `what` if neither fits."""
-    pictures = list(as_pictures(images))
+    pictures = list(as_images(images))
     if len(pictures) == 1:
         return pictures * len(texts), texts
     if len(texts) == 1:
@@ -58,7 +58,7 @@ def as_pairs(images: Images, texts: list[str], what: str) -> tuple[list[ImageSou
     return pictures, texts
 
 
-def places_of(pictures: Sequence[ImageSource]) -> list[list[int]]:
+def duplicate_groups(pictures: Sequence[ImageSource]) -> list[list[int]]:
     """Where each distinct picture stands, in the order in which they come first: one object, or one path, is one."""
     places: dict[Hashable, list[int]] = {}
     for i, picture in enumerate(pictures):

@@ -16,7 +16,9 @@ from sightloop.types import Message
 _USUAL = {"max_new_tokens": 512}
 
 
-def reply(model: prompting.Prompter, messages: Sequence[Message], given: dict[str, Any]) -> Iterator[str]:
+def chat_stream(
+    model: prompting.Prompter, messages: Sequence[Message], given: dict[str, Any]
+) -> Iterator[str]:
     """The answer to the last message, piece by piece: whole characters, together without space around them.
 
     Everything is checked and all pictures are read before the first piece is asked for: UsageError, ImageError.
@@ -30,18 +32,20 @@ def reply(model: prompting.Prompter, messages: Sequence[Message], given: dict[st
         if not isinstance(message.images, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"messages[{place}]: images must be a tuple of pictures, even of one")
     messages = [
-        replace(one, text=prompting.apart(model.tokenizer, one.text)) if one.role == "assistant" else one
+        replace(one, text=prompting.escape_special_tokens(model.tokenizer, one.text))
+        if one.role == "assistant"
+        else one
         for one in messages
     ]
-    prompt = model.network.dialogue(messages)
+    prompt = model.network.render_chat(messages)
     for message in messages:
-        prompting.check_words(model.tokenizer, message.text)
-    pictures = prompting.prepared(model, [image for message in messages for image in message.images])
+        prompting.check_special_tokens(model.tokenizer, message.text)
+    pictures = prompting.read_distinct(model, [image for message in messages for image in message.images])
     key = digest(
         b"".join(picture.values.tobytes() for picture in pictures) + prompt.encode("utf-8", "replace")
     )
-    seen = prompting.look(model, pictures)
-    return _pieces(model.tokenizer, prompting.stream(model, seen, prompt, options, key))
+    seen = prompting.encode_images(model, pictures)
+    return _pieces(model.tokenizer, prompting.generate_stream(model, seen, prompt, options, key))
 
 
 def _pieces(tokenizer: Tokenizer, runs: Iterator[list[int]]) -> Iterator[str]:

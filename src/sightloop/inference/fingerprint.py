@@ -14,7 +14,7 @@ import torch
 from sightloop.checkpoints.hub import locate
 from sightloop.inference.model import Model
 
-Source: TypeAlias = "str | PathLike[str] | Model"
+ModelSource: TypeAlias = "str | PathLike[str] | Model"
 
 
 _BESIDE = (
@@ -30,7 +30,7 @@ _BESIDE = (
 )
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: ModelSource) -> str:
     """32 hex digits: the start of the SHA-256 of a checkpoint's weights file (of those of several, where it is in
     parts), or of the weights of a loaded model."""
     digest = hashlib.sha256()
@@ -51,7 +51,7 @@ def fingerprint(source: Source) -> str:
     return (found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest())[:32]
 
 
-def prepared(source: Source) -> str:
+def preprocessing_digest(source: ModelSource) -> str:
     """16 hex digits: of what says how pictures and texts are prepared for the model."""
     if isinstance(source, Model):
         return hashlib.sha256(repr((source.image_spec, source.network.config)).encode()).hexdigest()[:16]

@@ -21,10 +21,10 @@ _NAMES = {
     "no_repeat_ngram": "no_repeat_ngram_size",
     "min_new_tokens": "min_new_tokens",
     "max_new_tokens": "max_new_tokens",
-    "first_id": "forced_bos_token_id",
-    "stop_early": "early_stopping",
-    "banned": "suppress_tokens",
-    "banned_first": "begin_suppress_tokens",
+    "forced_bos_id": "forced_bos_token_id",
+    "early_stopping": "early_stopping",
+    "suppress_tokens": "suppress_tokens",
+    "begin_suppress_tokens": "begin_suppress_tokens",
 }
 # Rules that are not known here, and what says there that there is none.
 _NO_RULE: Mapping[str, tuple[Any, ...]] = {
@@ -49,7 +49,7 @@ _TOP_K = 50  # of the reference, where a file that wants sampling does not say
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def habits_of(
+def decoding_defaults(
     given: Mapping[str, Any],
     config: Mapping[str, Any],
     *,
@@ -78,7 +78,7 @@ def habits_of(
                 f"generation_config.json: {name}={said[name]!r} is not supported; take it out to write without it"
             )
     found = {ours: said[theirs] for ours, theirs in _NAMES.items() if theirs in said}
-    found |= {"end_last": True} if "forced_eos_token_id" in said else {}
+    found |= {"force_eos": True} if "forced_eos_token_id" in said else {}
     found |= {} if end_id is None or ends == [end_id] else {"end_ids": ends}
     if said.get("do_sample") and found.get("num_beams", 1) == 1:
         drawn = {"temperature": 1.0, "top_k": _TOP_K, "top_p": 1.0}
@@ -92,7 +92,9 @@ def _stated(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value is not None}
 
 
-def options(habits: Mapping[str, Any], usual: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
+def decoding_options(
+    habits: Mapping[str, Any], usual: Mapping[str, Any], given: Mapping[str, Any]
+) -> Decoding:
     """The rule: of the checkpoint, of the verb, of the caller. Raises UsageError for what does not go together."""
     own = {**habits, **usual}
     if any(given.get(name) is not None for name in _SAMPLING):
@@ -114,4 +116,4 @@ def generation_config(habits: Mapping[str, Any], config: Mapping[str, Any], end_
         out |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **drawn}
     ends = list(habits.get("end_ids") or [end_id])
     out["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    return out | ({"forced_eos_token_id": ends[0]} if habits.get("end_last") else {})
+    return out | ({"forced_eos_token_id": ends[0]} if habits.get("force_eos") else {})

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sightloop.data.images.preprocess import normalise
+from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.tiles import layout
 from sightloop.types import Encoded, ImageSpec, Pixels
 
 _TOKENS_AT_ONCE = 600  # on a CPU
 
 
-class Seeing(Protocol):
+class ImageModel(Protocol):
     """A loaded model: its network and how its pictures are prepared."""
 
     network: Any
@@ -24,7 +24,7 @@ class Seeing(Protocol):
     dtype: torch.dtype
 
 
-def encode(model: Seeing, batch: Sequence[Pixels]) -> Encoded:
+def encode_images(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
     """tokens `[B, N, D]`; where pictures differ in size, zero where mask `[B, N]` is False."""
     if model.image_spec.patches or model.image_spec.tiles:
         return _of_many_sizes(model, batch)
@@ -41,7 +41,7 @@ def encode(model: Seeing, batch: Sequence[Pixels]) -> Encoded:
     )
 
 
-def _of_many_sizes(model: Seeing, batch: Sequence[Pixels]) -> Encoded:
+def _of_many_sizes(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
     """Pictures of one size, or of tiles in one layout, go together, so that no patch is filled in."""
     spec, vision = model.image_spec, model.network.config.vision
     places: dict[tuple[int, ...], list[int]] = {}
@@ -70,5 +70,5 @@ def _of_many_sizes(model: Seeing, batch: Sequence[Pixels]) -> Encoded:
     return Encoded(tokens, pooled, mask)
 
 
-def _tensor(model: Seeing, batch: Sequence[Pixels]) -> Tensor:
-    return normalise(batch, model.image_spec, device=model.device, dtype=model.dtype)
+def _tensor(model: ImageModel, batch: Sequence[Pixels]) -> Tensor:
+    return normalize(batch, model.image_spec, device=model.device, dtype=model.dtype)

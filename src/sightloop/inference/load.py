@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import BUNDLED
-from sightloop.checkpoints.hub import Located, locate, read_json
-from sightloop.checkpoints.layout import Family, Taking
+from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
+from sightloop.checkpoints.layout import Family, WeightHook
 from sightloop.checkpoints.mask_decoder import FILE, load_mask_decoder
-from sightloop.checkpoints.registry import FAMILIES, as_tuples, build, config_from_dict, recognise
+from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.preprocess import spec_from_open_clip, spec_from_transformers
 from sightloop.data.text.bart import load_bart
-from sightloop.data.text.sentencepiece import load_pieces
+from sightloop.data.text.sentencepiece import load_sentencepiece
 from sightloop.data.text.tokenizer import (
     Tokenizer,
     bert_tokenizer_from_vocab,
@@ -26,14 +26,14 @@ from sightloop.data.text.tokenizer import (
     load_tokenizer,
 )
 from sightloop.errors import CheckpointError, UsageError
-from sightloop.inference.generation_config import habits_of
+from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
-from sightloop.inference.prompting import PICTURE
+from sightloop.inference.prompting import IMAGE_PLACEHOLDER
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
-from sightloop.nn.prepack import pack, packer
-from sightloop.nn.quantize import Bits, quantiser
+from sightloop.nn.prepack import pack, pack_hook
+from sightloop.nn.quantize import Bits, quantize_hook
 from sightloop.types import ImageSpec
 
 NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
@@ -45,14 +45,14 @@ def load(
     *,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    quantise: Bits | None = None,
+    quantize: Bits | None = None,
     masks: str | PathLike[str] | None = None,
 ) -> Model:
     """Load a checkpoint: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`.
 
     Without a source: `nano`, the small model that comes with the package. The hub is asked only for what is not on
     this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
-    "cuda:1", "mps". dtype: of the weights and activations; results are float32 always. quantise: "int8" or "int4",
+    "cuda:1", "mps". dtype: of the weights and activations; results are float32 always. quantize: "int8" or "int4",
     the weights of a language model in so few bits, made while they are read (`nn.quantize` says the error).
     masks: the published `vae-oid.npz` that PaliGemma needs to segment, where it is not beside the checkpoint's files.
 
@@ -62,7 +62,7 @@ def load(
     where, kind = _device(device), _dtype(dtype)
     located = locate(source)
     config = located.config or {}
-    taking = taking_for(quantise, where)
+    taking = weight_hook_for(quantize, where)
     with give_back_freed_memory():
         tensors = read_tensors(located.weights, kind)
         load_network = _load_own if config.get("format") == FORMAT else _load_foreign
@@ -88,13 +88,13 @@ def load(
     )
 
 
-def taking_for(quantise: Bits | None, device: torch.device) -> Taking:
+def weight_hook_for(quantize: Bits | None, device: torch.device) -> WeightHook:
     """What puts weights where they are multiplied from as soon as they are read: in few bits, packed for a CPU."""
 
     def taking(network: nn.Module) -> Callable[[str, Tensor], bool]:
-        takers = [] if quantise is None else [quantiser(network, quantise, device)]
+        takers = [] if quantize is None else [quantize_hook(network, quantize, device)]
         if device.type == "cpu":
-            takers.append(packer(network))
+            takers.append(pack_hook(network))
         return lambda name, weight: any(take(name, weight) for take in takers)
 
     return taking
@@ -111,23 +111,33 @@ def _move(network: nn.Module, device: torch.device) -> None:
 
 
 def _load_own(
-    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor], taking: Taking | None
+    located: CheckpointFiles,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    taking: WeightHook | None,
 ) -> tuple[Family, Any, ImageSpec]:
     try:
         family = FAMILIES[config["family"]]
-        settings = config_from_dict(family.config, config["config"])
+        settings = config_from_dict(family.config, config["config"], family.towers)
         spec = ImageSpec(**{key: as_tuples(value) for key, value in config["image"].items()})
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{located.name}: config.json is not one that this version wrote ({error!r})"
         ) from error
-    return family, build(family, settings, tensors, None, source=located.name, taking=taking), spec
+    return (
+        family,
+        build_network(family, settings, tensors, None, source=located.name, weight_hook=taking),
+        spec,
+    )
 
 
 def _load_foreign(
-    located: Located, config: Mapping[str, Any], tensors: Mapping[str, Tensor], taking: Taking | None
+    located: CheckpointFiles,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    taking: WeightHook | None,
 ) -> tuple[Family, Any, ImageSpec]:
-    family, name = recognise(tensors, located.name)
+    family, name = recognize(tensors, located.name)
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
     open_clip = _json(located.folder / "open_clip_config.json")
@@ -144,7 +154,7 @@ def _load_foreign(
         settings = layout.configure(described, tensors)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
-    network = build(family, settings, tensors, layout, source=located.name, taking=taking)
+    network = build_network(family, settings, tensors, layout, source=located.name, weight_hook=taking)
     side = settings.vision.image_size
     if name == "open_clip" and open_clip:
         spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), side)
@@ -159,11 +169,11 @@ def _load_foreign(
 
 def _beside(folder: Path) -> dict[str, Any]:
     """What a network has to know of its processor's files. `chat_template`: its text, which is compared, never run;
-    `no_things`: the phrases that stand for no thing (Florence-2)."""
+    `ignored_phrases`: the phrases that stand for no thing (Florence-2)."""
     processor, found = _json(folder / "processor_config.json"), dict[str, Any]()
     if isinstance(rules := processor.get("post_processor_config"), dict):
         banned = (rules.get("phrase_grounding") or {}).get("banned_grounding_tokens") or ()
-        found["no_things"] = tuple(str(phrase) for phrase in banned)
+        found["ignored_phrases"] = tuple(str(phrase) for phrase in banned)
     template = folder / "chat_template.jinja"
     if template.is_file():
         return found | {"chat_template": template.read_text("utf-8", "replace")}
@@ -192,28 +202,28 @@ def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
         )
 
 
-def _decoding(located: Located, family: Family, config: Any) -> dict[str, Any]:
+def _decoding(located: CheckpointFiles, family: Family, config: Any) -> dict[str, Any]:
     """How it writes where nobody says, of families whose reference reads it."""
     said = _json(located.folder / "generation_config.json")
     if not family.generation:
         return {}
-    return habits_of(said, located.config or {}, end_id=config.end_id, start_ids=config.start_ids)
+    return decoding_defaults(said, located.config or {}, end_id=config.end_id, start_ids=config.start_ids)
 
 
-def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
+def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokenizer:
     """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
     folder, most = located.folder, config.text.positions
     kind = family.tokenizer_of(config)
     if kind == "gemma":
-        return load_pieces(folder, max_length=NO_LIMIT, extra=PICTURE, places=True)
+        return load_sentencepiece(folder, max_length=NO_LIMIT, extra=IMAGE_PLACEHOLDER, places=True)
     if kind in ("language", "llama"):
         usual = "LlamaTokenizer" if kind == "llama" else ""
-        return load_pieces(folder, max_length=most or NO_LIMIT, extra=PICTURE, usual=usual)
+        return load_sentencepiece(folder, max_length=most or NO_LIMIT, extra=IMAGE_PLACEHOLDER, usual=usual)
     if kind == "pieces":
         about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None
         # The hub names Gemma's tokenizer for NaFlex; the reference makes that SigLIP 2's own.
-        return load_pieces(
+        return load_sentencepiece(
             folder, max_length=most, fill=True, lower=config.vision.any_size, cleaning=cleaning
         )
     if kind == "bart":
@@ -227,9 +237,9 @@ def _tokenizer(located: Located, family: Family, config: Any) -> Tokenizer:
     return load_tokenizer(folder, kind=kind, max_length=most)
 
 
-def _masks(located: Located, network: Any, named: str | PathLike[str] | None) -> MaskDecoder | None:
+def _masks(located: CheckpointFiles, network: Any, named: str | PathLike[str] | None) -> MaskDecoder | None:
     path = located.folder / FILE if named is None else Path(named)
-    wanted = "segments" in getattr(network, "finds", {}).values()
+    wanted = "segments" in getattr(network, "region_formats", {}).values()
     return load_mask_decoder(path) if wanted and (named is not None or path.is_file()) else None
 
 

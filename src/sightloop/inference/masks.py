@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sightloop.models.paligemma import MaskDecoder
-from sightloop.tasks.region_parser import Box, Found
+from sightloop.tasks.region_parser import Box, ParsedRegion
 
 
 @torch.inference_mode()
-def masks_of(
-    decoder: MaskDecoder, found: Sequence[Found], size: tuple[int, int]
+def decode_masks(
+    decoder: MaskDecoder, found: Sequence[ParsedRegion], size: tuple[int, int]
 ) -> list[NDArray[np.bool_] | None]:
     """For each region its mask, bool `[H, W]` of a picture of (height, width); None where it has no segment words, or
     words beyond the codebook."""

@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightloop.checkpoints.catalog import who_can
-from sightloop.data.images.reader import read_pictures
+from sightloop.data.images.reader import read_images
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference import generation_config, prompting, regions
 from sightloop.inference.arguments import (
-    Images,
-    Texts,
+    ImageInput,
+    TextInput,
+    as_images,
     as_pairs,
-    as_pictures,
     as_strings,
     digest,
-    places_of,
+    duplicate_groups,
     prompts_from,
 )
 from sightloop.inference.batching import TEXTS_AT_ONCE, continued, groups, part_of
-from sightloop.inference.chat import reply
-from sightloop.inference.image_encoding import encode
-from sightloop.inference.regions import Asked
+from sightloop.inference.chat import chat_stream
+from sightloop.inference.image_encoding import encode_images
+from sightloop.inference.regions import RegionQuery
 from sightloop.inference.save import save
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks import answer_ranking, embed, match
@@ -50,18 +50,18 @@ _GREEDY = {"num_beams": 1}
 class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
     """An array that says how its probabilities are to be read: "softmax" (rows sum to 1) or "sigmoid" (each alone)."""
 
-    reading: embed.Reading
+    activation: embed.LogitActivation
 
     @classmethod
-    def of(cls, values: Floats, reading: embed.Reading) -> Probabilities:
+    def of(cls, values: Floats, reading: embed.LogitActivation) -> Probabilities:
         """The same memory, with its reading."""
         out = values.view(cls)
-        out.reading = reading
+        out.activation = reading
         return out
 
     def __array_finalize__(self, source: object) -> None:
         """A part of it, or a copy, is read in the same way."""
-        self.reading = getattr(source, "reading", "softmax")
+        self.activation = getattr(source, "activation", "softmax")
 
 
 @dataclass(eq=False)
@@ -90,12 +90,12 @@ class Model:
     @property
     def capabilities(self) -> frozenset[str]:
         """What this checkpoint can do: the keys of `checkpoints.catalog.JOBS`."""
-        return self.network.jobs
+        return self.network.capabilities
 
     @property
-    def reading(self) -> embed.Reading:
+    def activation(self) -> embed.LogitActivation:
         """How `classify` reads the logits of labels that it is told, unless it is told how."""
-        return getattr(self.network, "reading", "softmax")
+        return getattr(self.network, "activation", "softmax")
 
     def read(
         self,
@@ -109,7 +109,7 @@ class Model:
 
         isolate: decode in child processes, which a hostile file may take down without harm to this one.
         """
-        return read_pictures(
+        return read_images(
             sources, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits()
         )
 
@@ -121,20 +121,20 @@ class Model:
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> Encoded:
         """Prepared pictures of `read` through the image tower: tokens `[B, N, D]`, for what works below the verbs."""
-        return encode(self, batch)
+        return encode_images(self, batch)
 
-    def embed_images(self, images: Images) -> Floats:
+    def embed_images(self, images: ImageInput) -> Floats:
         """float32 `[n, d]`, unit length; `[n, q, d]` of a BLIP-2, whose q queries have a vector each."""
         self._need("embed")
         rows = [embed.embed_images(self.network, self.encode(batch)) for batch in self._batches(images)]
         return self._stack(rows)
 
-    def embed_texts(self, texts: Texts) -> Floats:
+    def embed_texts(self, texts: TextInput) -> Floats:
         """float32 `[n, d]`, unit length."""
         self._need("embed")
         return _numpy(self._embed_texts(as_strings(texts, "texts")))
 
-    def similarity(self, images: Images, texts: Texts) -> Floats:
+    def similarity(self, images: ImageInput, texts: TextInput) -> Floats:
         """Cosines, float32 `[n_images, n_texts]`; of several vectors a picture, the nearest counts."""
         self._need("similarity")
         cosines = self.embed_images(images) @ self.embed_texts(texts).T
@@ -142,11 +142,11 @@ class Model:
 
     def classify(
         self,
-        images: Images,
-        labels: Texts | None = None,
-        templates: Texts = ("a photo of a {}.",),
+        images: ImageInput,
+        labels: TextInput | None = None,
+        templates: TextInput = ("a photo of a {}.",),
         *,
-        reading: embed.Reading | None = None,
+        activation: embed.LogitActivation | None = None,
     ) -> Probabilities:
         """Zero-shot probabilities, float32 `[n, len(labels)]` (Radford et al. 2021, section 3.1).
 
@@ -156,34 +156,34 @@ class Model:
         Without labels: probabilities of the classes that the model was fine-tuned for (`self.labels`), by the layer
         that learned them, always a softmax; UsageError where there are none.
         """
-        usual = self.reading
-        if reading not in (None, "softmax", "sigmoid"):
-            raise UsageError(f'reading="{reading}": must be "softmax" or "sigmoid"')
+        usual = self.activation
+        if activation not in (None, "softmax", "sigmoid"):
+            raise UsageError(f'activation="{activation}": must be "softmax" or "sigmoid"')
         if labels is None:
             if not self.labels:
                 raise UsageError(f"labels: name them; {self.name} was not fine-tuned for classes of its own")
             usual = "softmax"
-        if reading == "sigmoid" and usual == "softmax":
+        if activation == "sigmoid" and usual == "softmax":
             raise UsageError(
-                f'reading="sigmoid": {self.name} was trained to choose; its logits say nothing alone'
+                f'activation="sigmoid": {self.name} was trained to choose; its logits say nothing alone'
             )
-        reading = reading or usual
+        activation = activation or usual
         if labels is None:
             learned = [
                 embed.label_probabilities(self.network, self.encode(batch)) for batch in self._batches(images)
             ]
-            return Probabilities.of(self._stack(learned, width=len(self.labels)), reading)
+            return Probabilities.of(self._stack(learned, width=len(self.labels)), activation)
         self._need("similarity" if self.labels else "classify")
         classes = self._class_embeddings(as_strings(labels, "labels"), as_strings(templates, "templates"))
         rows = [
             embed.class_probabilities(
-                self.network, embed.embed_images(self.network, self.encode(batch)), classes, reading
+                self.network, embed.embed_images(self.network, self.encode(batch)), classes, activation
             )
             for batch in self._batches(images)
         ]
-        return Probabilities.of(self._stack(rows, width=classes.shape[0]), reading)
+        return Probabilities.of(self._stack(rows, width=classes.shape[0]), activation)
 
-    def match(self, images: Images, texts: Texts) -> Floats:
+    def match(self, images: ImageInput, texts: TextInput) -> Floats:
         """ITM probability of each pair, float32 `[n]`; one picture goes with all texts, one text with all pictures.
 
         Each distinct picture is encoded once, and its texts are scored together against it. Of a judge that was set to
@@ -199,7 +199,7 @@ class Model:
                 out[rows] = _numpy(match.match_probability(logits))
         return out
 
-    def rank(self, images: Images, texts: Texts, k: int = 16) -> Floats:
+    def rank(self, images: ImageInput, texts: TextInput, k: int = 16) -> Floats:
         """Retrieval scores, float32 `[n_images, n_texts]`: ITC first, ITM over the k best texts of each picture.
 
         score = ITM logit of "match" + ITC similarity; `NOT_RANKED` (-100) where the text was not among the k best,
@@ -226,8 +226,8 @@ class Model:
 
     def caption(
         self,
-        images: Images,
-        prompt: Texts | None = None,
+        images: ImageInput,
+        prompt: TextInput | None = None,
         *,
         length: Literal["short", "detailed", "long"] | None = None,
         region: Box | None = None,
@@ -250,9 +250,11 @@ class Model:
             mine = None if prompts is None else prompts_from(prompts, done, len(batch))
             keys = [digest(picture.values.tobytes()) for picture in batch]
             if self._prompted:
-                asked = [prompting.form(self, "caption", text) for text in mine or [None] * len(batch)]
-                seen = [[one] for one in prompting.look(self, batch)]
-                found = prompting.texts(self, seen, asked, options, keys)
+                asked = [
+                    prompting.format_prompt(self, "caption", text) for text in mine or [None] * len(batch)
+                ]
+                seen = [[one] for one in prompting.encode_images(self, batch)]
+                found = prompting.generate_texts(self, seen, asked, options, keys)
             else:
                 found = continued(self, self.encode(batch), mine, keys, options)
             for texts in found:
@@ -266,8 +268,8 @@ class Model:
 
     def answer(
         self,
-        images: Images,
-        questions: Texts,
+        images: ImageInput,
+        questions: TextInput,
         candidates: Sequence[str] | None = None,
         *,
         top_candidates: int = 128,
@@ -283,7 +285,7 @@ class Model:
         if self._prompted:
             if candidates is not None:
                 raise UnsupportedError(f"{self.name} cannot choose among candidates; leave them out")
-            return prompting.answers(
+            return prompting.generate_answers(
                 self, *as_pairs(images, as_strings(questions, "questions"), "questions"), options
             )
         choices = None if candidates is None else as_strings(candidates, "candidates")
@@ -295,11 +297,11 @@ class Model:
             owner = {int(row): b for b, mine in enumerate(rows_of) for row in mine}
             for part, rows in groups(rows_of):
                 with torch.inference_mode():
-                    question: Encoded = self.network.read_text(
+                    question: Encoded = self.network.encode_text(
                         part_of(image, part), *self._rows(tokens, rows)
                     )
                 if choices is not None and answers is not None:
-                    picked = answer_ranking.choose(
+                    picked = answer_ranking.rank_answers(
                         self.network.decoder, question, *answers, top=top_candidates
                     )
                     found = [[choices[i]] for i in picked]
@@ -315,8 +317,8 @@ class Model:
 
     def detect(
         self,
-        images: Images,
-        phrases: Texts | None = None,
+        images: ImageInput,
+        phrases: TextInput | None = None,
         *,
         describe: bool = False,
         region: Box | None = None,
@@ -331,20 +333,22 @@ class Model:
         self._need("detect")
         return regions.detect(self, images, phrases, describe=describe, region=region, **decoding)
 
-    def locate(self, images: Images, phrases: Texts, **decoding: Any) -> list[list[Region]]:
+    def locate(self, images: ImageInput, phrases: TextInput, **decoding: Any) -> list[list[Region]]:
         """Boxes of what each phrase refers to, or the phrases in it: pairs, or one of either with all of the other."""
         self._need("locate")
-        return regions.each(self, "locate", images, phrases, **decoding)
+        return regions.find_each(self, "locate", images, phrases, **decoding)
 
     def segment(
-        self, images: Images, phrases: Asked | Sequence[Asked], **decoding: Any
+        self, images: ImageInput, phrases: RegionQuery | Sequence[RegionQuery], **decoding: Any
     ) -> list[list[Region]]:
         """Outlines of what each phrase refers to, or of what a box (left, top, right, bottom) holds: pairs, or one of
         either with all of the other."""
         self._need("segment")
-        return regions.each(self, "segment", images, phrases, **decoding)
+        return regions.find_each(self, "segment", images, phrases, **decoding)
 
-    def read_text(self, images: Images, *, region: Box | None = None, **decoding: Any) -> list[list[Region]]:
+    def read_text(
+        self, images: ImageInput, *, region: Box | None = None, **decoding: Any
+    ) -> list[list[Region]]:
         """The texts written in each picture: labels, with four corners each as polygon, and the box that holds them;
         with a region (a box in pixels), the text in that box."""
         self._need("read")
@@ -357,7 +361,7 @@ class Model:
         decoding: as for `caption`; 512 tokens at most where nobody says. UsageError for messages out of order.
         """
         self._need("chat")
-        pieces = reply(self, messages, decoding)
+        pieces = chat_stream(self, messages, decoding)
         return pieces if stream else "".join(pieces)
 
     def save(
@@ -378,9 +382,9 @@ class Model:
             others = " or ".join(who_can(job)[:2])
             raise UnsupportedError(f"{self.name} cannot {job}; it can: {mine}. For {job}, load {others}")
 
-    def _batches(self, images: Images) -> Iterator[list[Pixels]]:
+    def _batches(self, images: ImageInput) -> Iterator[list[Pixels]]:
         batch: list[Pixels] = []
-        for picture in self.read(as_pictures(images), isolate=False):
+        for picture in self.read(as_images(images), isolate=False):
             if isinstance(picture, ImageError):
                 raise picture
             batch.append(picture)
@@ -394,7 +398,7 @@ class Model:
         self, pictures: Sequence[ImageSource]
     ) -> Iterator[tuple[list[Pixels], Encoded, list[NDArray[np.int64]]]]:
         """Each distinct picture once, in batches: pixels, encoded, and for each picture where it stands in the list."""
-        groups = [np.array(rows, dtype=np.int64) for rows in places_of(pictures)]
+        groups = [np.array(rows, dtype=np.int64) for rows in duplicate_groups(pictures)]
         done = 0
         for batch in self._batches([pictures[rows[0]] for rows in groups]):
             yield batch, self.encode(batch), groups[done : done + len(batch)]
@@ -441,7 +445,7 @@ class Model:
     def options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Decoding:
         """How it writes, the same for every verb: as the caller says and, where he does not, as the verb does of its
         own (`usual`) and then the checkpoint; see `inference.generation_config`."""
-        return generation_config.options(self.decoding, usual or {}, given)
+        return generation_config.decoding_options(self.decoding, usual or {}, given)
 
     @property
     def _prompted(self) -> bool:

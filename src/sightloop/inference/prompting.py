@@ -17,17 +17,17 @@ from torch import Tensor
 
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UsageError
-from sightloop.inference.arguments import digest, places_of
+from sightloop.inference.arguments import digest, duplicate_groups
 from sightloop.tasks import generate
 from sightloop.tasks.generate import Decoding
 from sightloop.types import Encoded, ImageSource, Pixels
 
-PICTURE = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 _PLACE = re.compile(r"<(?:loc|seg)_?\d+>")
 _NEVER_CUT = 1 << 20  # tokens: a prompt that is too long is an error, as what is cut off would be its end
 
 
-class Network(Protocol):
+class PromptedNetwork(Protocol):
     """What a network offers to be prompted.
 
     prompts: job -> the family's form: PICTURE where the picture's tokens stand, "{}" for the caller's words; "prompt"
@@ -58,14 +58,14 @@ class Prompter(Protocol):
     def options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Decoding: ...
 
 
-class Seen(NamedTuple):
+class EncodedImage(NamedTuple):
     """A picture that was read, and what the network makes of it: tokens `[N, D]`."""
 
     pixels: Pixels
     tokens: Tensor
 
 
-def form(model: Prompter, job: str, text: str | None = None) -> str:
+def format_prompt(model: Prompter, job: str, text: str | None = None) -> str:
     """The prompt of a job with the caller's text in it; without one, the job's own form.
 
     In place of the words of a caption, the name of another task as its authors write it ("<OD>") is the form of that.
@@ -74,11 +74,11 @@ def form(model: Prompter, job: str, text: str | None = None) -> str:
     prompts = model.network.prompts
     if text is None or (job == "caption" and text[:1] == "<" and "{}" not in prompts.get(text, "{}")):
         return prompts[text or job]
-    check_words(model.tokenizer, text)
+    check_special_tokens(model.tokenizer, text)
     return prompts[job if "{}" in prompts.get(job, "") else "prompt"].replace("{}", text)
 
 
-def check_words(tokenizer: Tokenizer, text: str) -> None:
+def check_special_tokens(tokenizer: Tokenizer, text: str) -> None:
     """Raises UsageError where a text holds a token that begins, ends or fills texts, or stands for a picture: what a
     caller says must not become one. Words of places may stand in it; they are words."""
     if found := _controls(tokenizer).search(text):
@@ -88,7 +88,7 @@ def check_words(tokenizer: Tokenizer, text: str) -> None:
         )
 
 
-def apart(tokenizer: Tokenizer, text: str) -> str:
+def escape_special_tokens(tokenizer: Tokenizer, text: str) -> str:
     """What a model wrote, to be read again: where its letters spell a token of its own, a space keeps them letters."""
     return _controls(tokenizer).sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
 
@@ -97,39 +97,41 @@ def apart(tokenizer: Tokenizer, text: str) -> str:
 def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
     added = tokenizer.backend.get_added_tokens_decoder().values()
     names = {token.content for token in added if token.special and not _PLACE.fullmatch(token.content)}
-    return re.compile("|".join(map(re.escape, sorted(names | {PICTURE}, key=len, reverse=True))))
+    return re.compile("|".join(map(re.escape, sorted(names | {IMAGE_PLACEHOLDER}, key=len, reverse=True))))
 
 
-def answers(
+def generate_answers(
     model: Prompter, pictures: Sequence[ImageSource], questions: Sequence[str], options: Decoding
 ) -> list[str]:
     """`options.num_return` answers for each pair of a picture and a question; ImageError for what cannot be read."""
-    forms = [form(model, "answer", text) for text in questions]
+    forms = [format_prompt(model, "answer", text) for text in questions]
     out: list[list[str]] = [[] for _ in questions]
-    for rows, seen in together(model, pictures):
-        keys = names_of(seen, [questions[i] for i in rows])
-        found = texts(model, [[one] for one in seen], [forms[i] for i in rows], options, keys)
+    for rows, seen in batches_by_image(model, pictures):
+        keys = sampling_keys(seen, [questions[i] for i in rows])
+        found = generate_texts(model, [[one] for one in seen], [forms[i] for i in rows], options, keys)
         for i, mine in zip(rows, found, strict=True):
             out[i] = mine
     return list(chain(*out))
 
 
-def together(model: Prompter, pictures: Sequence[ImageSource]) -> Iterator[tuple[list[int], list[Seen]]]:
+def batches_by_image(
+    model: Prompter, pictures: Sequence[ImageSource]
+) -> Iterator[tuple[list[int], list[EncodedImage]]]:
     """`model.batch_size` rows at a time, those of one picture after each other: their places in `pictures`, and what
     is seen there. Each distinct picture is read and encoded once, and kept no longer than its rows need it."""
-    places = places_of(pictures)
+    places = duplicate_groups(pictures)
     order = list(chain(*places))
     owners = [own[0] for own in places for _ in own]
-    kept: dict[int, Seen] = {}
+    kept: dict[int, EncodedImage] = {}
     for start in range(0, len(order), model.batch_size):
         part = slice(start, start + model.batch_size)
         kept = {owner: kept[owner] for owner in owners[part] if owner in kept}
         new = [owner for owner in dict.fromkeys(owners[part]) if owner not in kept]
-        kept |= zip(new, look(model, prepared(model, [pictures[i] for i in new])), strict=True)
+        kept |= zip(new, encode_images(model, read_distinct(model, [pictures[i] for i in new])), strict=True)
         yield order[part], [kept[owner] for owner in owners[part]]
 
 
-def names_of(seen: Sequence[Seen], asked: Sequence[str]) -> list[int]:
+def sampling_keys(seen: Sequence[EncodedImage], asked: Sequence[str]) -> list[int]:
     """Numbers that name each picture and what is asked of it, for sampling."""
     return [
         digest(one.pixels.values.tobytes() + text.encode("utf-8", "replace"))
@@ -137,10 +139,10 @@ def names_of(seen: Sequence[Seen], asked: Sequence[str]) -> list[int]:
     ]
 
 
-def prepared(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
+def read_distinct(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
     """Each picture prepared, the same one once. Raises the ImageError of the first that cannot be read."""
     read: dict[int, Pixels] = {}
-    places = places_of(pictures)
+    places = duplicate_groups(pictures)
     found = model.read([pictures[own[0]] for own in places], isolate=False)
     for own, result in zip(places, found, strict=True):
         if isinstance(result, ImageError):
@@ -149,7 +151,7 @@ def prepared(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
     return [read[i] for i in range(len(pictures))]
 
 
-def look(model: Prompter, pictures: Sequence[Pixels]) -> list[Seen]:
+def encode_images(model: Prompter, pictures: Sequence[Pixels]) -> list[EncodedImage]:
     """Prepared pictures through the image tower, the same object once."""
     if not pictures:
         return []
@@ -159,27 +161,27 @@ def look(model: Prompter, pictures: Sequence[Pixels]) -> list[Seen]:
     for place, name in enumerate(distinct):
         kept = encoded.tokens[place]
         tokens[name] = kept if encoded.mask is None else kept[encoded.mask[place]]
-    return [Seen(picture, tokens[id(picture)]) for picture in pictures]
+    return [EncodedImage(picture, tokens[id(picture)]) for picture in pictures]
 
 
-def texts(
+def generate_texts(
     model: Prompter,
-    pictures: Sequence[Sequence[Seen]],
+    pictures: Sequence[Sequence[EncodedImage]],
     prompts: Sequence[str],
     options: Decoding,
     keys: Sequence[int],
 ) -> list[list[str]]:
     """For each prompt in the family's own form its `options.num_return` texts; see `write`."""
-    rows = write(model, pictures, prompts, options, keys)
+    rows = generate_ids(model, pictures, prompts, options, keys)
     found = [text.strip() for text in model.tokenizer.decode(rows)]
     each = options.num_return
     return [found[i * each : (i + 1) * each] for i in range(len(prompts))]
 
 
 @torch.inference_mode()
-def write(
+def generate_ids(
     model: Prompter,
-    pictures: Sequence[Sequence[Seen]],
+    pictures: Sequence[Sequence[EncodedImage]],
     prompts: Sequence[str],
     options: Decoding,
     keys: Sequence[int],
@@ -193,8 +195,8 @@ def write(
     return [row[start.shape[1] :] for row in rows]
 
 
-def stream(
-    model: Prompter, pictures: Sequence[Seen], prompt: str, options: Decoding, key: int
+def generate_stream(
+    model: Prompter, pictures: Sequence[EncodedImage], prompt: str, options: Decoding, key: int
 ) -> Iterator[list[int]]:
     """`write` for one prompt: its ids after every token. What is wrong is said at once, and not with the first."""
     given, start, about = _begun(model, [pictures], [prompt], options)
@@ -203,9 +205,9 @@ def stream(
 
 
 @torch.inference_mode()
-def write_scored(
+def generate_scored(
     model: Prompter,
-    pictures: Sequence[Sequence[Seen]],
+    pictures: Sequence[Sequence[EncodedImage]],
     prompts: Sequence[str],
     options: Decoding,
     keys: Sequence[int],
@@ -218,12 +220,12 @@ def write_scored(
 
 @torch.inference_mode()
 def _begun(
-    model: Prompter, pictures: Sequence[Sequence[Seen]], prompts: Sequence[str], options: Decoding
+    model: Prompter, pictures: Sequence[Sequence[EncodedImage]], prompts: Sequence[str], options: Decoding
 ) -> tuple[Encoded, Tensor, dict[str, int]]:
     """What the language model starts from, the ids that its texts start with, and what `describe.write` must know of
     them. Raises UsageError without room."""
     config = model.network.config
-    given, ids = prefix(model, pictures, prompts)
+    given, ids = build_prefix(model, pictures, prompts)
     most, length = config.text.positions, ids.shape[1]
     room = most if config.start_ids else most - length  # after a prompt of its own, or after the prefix
     if most and options.max_new_tokens > room:
@@ -239,8 +241,8 @@ def _begun(
     return given, start, {"end_id": config.end_id, "held": start.shape[1] - len(config.start_ids)}
 
 
-def prefix(
-    model: Prompter, pictures: Sequence[Sequence[Seen]], prompts: Sequence[str]
+def build_prefix(
+    model: Prompter, pictures: Sequence[Sequence[EncodedImage]], prompts: Sequence[str]
 ) -> tuple[Encoded, Tensor]:
     """What the language model starts from, and the prompts' ids `[R, L]`, padded in front."""
     image_id = model.network.config.image_id
@@ -265,4 +267,4 @@ def prefix(
     flat = [one.tokens for row in pictures for one in row]
     joined = torch.cat(flat) if flat else torch.zeros(0, 1, device=model.device)
     ids = ids.to(model.device)
-    return model.network.begin(joined, ids, real.to(model.device)), ids
+    return model.network.build_prefix(joined, ids, real.to(model.device)), ids

@@ -22,36 +22,42 @@ from sightloop.checkpoints.mask_decoder import FILE
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.inference import prompting
-from sightloop.inference.arguments import Images, Texts, as_pictures, as_strings
-from sightloop.inference.masks import masks_of
+from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_strings
+from sightloop.inference.masks import decode_masks
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks.generate import Decoding
-from sightloop.tasks.region_parser import PARSERS, Box, Size, Span, places, sureness
-from sightloop.tasks.region_parser import phrases as grounded
+from sightloop.tasks.region_parser import PARSERS, Box, Size, Span, box_tokens, confidence
+from sightloop.tasks.region_parser import parse_phrases as grounded
 from sightloop.types import ImageSource, Region
 
-Asked: TypeAlias = "str | Box"  # a phrase, or a box in pixels
+RegionQuery: TypeAlias = "str | Box"  # a phrase, or a box in pixels
 Regions: TypeAlias = list[Region]
 
-ROOM = 1024  # tokens that a text of regions may have where nobody says
+MAX_NEW_TOKENS = 1024  # tokens that a text of regions may have where nobody says
 _JOBS = {"short": "caption", "detailed": "detailed", "long": "long"}
 
 
 def detect(
-    model: Any, images: Images, phrases: Texts | None, *, describe: bool, region: Box | None, **decoding: Any
+    model: Any,
+    images: ImageInput,
+    phrases: TextInput | None,
+    *,
+    describe: bool,
+    region: Box | None,
+    **decoding: Any,
 ) -> list[Regions]:
     """All things of each picture; with phrases, one after the other, those that each phrase names, under its name;
     with a region, what lies in that box."""
-    pictures, options = list(as_pictures(images)), _options(model, decoding)
+    pictures, options = list(as_images(images)), _options(model, decoding)
     if (phrases is not None) + describe + (region is not None) > 1:
         raise UsageError("phrases, describe and region exclude each other; give one")
     if phrases is None:
         job = "category" if region is not None else "describe" if describe else "detect"
         return find(model, job, pictures, [_whole(region)] * len(pictures), options)
     names = as_strings(phrases, "phrases")
-    if joint := getattr(model.network, "joint", ""):
+    if joint := getattr(model.network, "phrase_separator", ""):
         return find(model, "find", pictures, [joint.join(names)] * len(pictures), options)
-    asked: list[Asked | None] = [name for _ in pictures for name in names]
+    asked: list[RegionQuery | None] = [name for _ in pictures for name in names]
     every = find(model, "find", [picture for picture in pictures for _ in names], asked, options)
     named = [
         [replace(one, label=name) for one in found]
@@ -60,11 +66,11 @@ def detect(
     return [list(chain(*named[i : i + len(names)])) for i in range(0, len(named), len(names))]
 
 
-def each(
-    model: Any, job: str, images: Images, phrases: Asked | Sequence[Asked], **decoding: Any
+def find_each(
+    model: Any, job: str, images: ImageInput, phrases: RegionQuery | Sequence[RegionQuery], **decoding: Any
 ) -> list[Regions]:
     """Locates or segments: pairs of a picture and what is asked of it, or one of either with all of the other."""
-    pictures, asked = list(as_pictures(images)), _asked(phrases)
+    pictures, asked = list(as_images(images)), _asked(phrases)
     if len(pictures) == 1 or len(asked) == 1:
         pictures, asked = pictures * len(asked), asked * len(pictures)
     if len(pictures) != len(asked):
@@ -75,15 +81,15 @@ def each(
     return find(model, "outline" if any(boxed) else job, pictures, asked, _options(model, decoding))
 
 
-def read_text(model: Any, images: Images, region: Box | None, **decoding: Any) -> list[Regions]:
+def read_text(model: Any, images: ImageInput, region: Box | None, **decoding: Any) -> list[Regions]:
     """The texts written in each picture, or the text in a box of it."""
-    pictures = list(as_pictures(images))
+    pictures = list(as_images(images))
     job = "read" if region is None else "words"
     return find(model, job, pictures, [_whole(region)] * len(pictures), _options(model, decoding))
 
 
 def caption(
-    model: Any, images: Images, prompt: object, length: str | None, region: Box | None, **decoding: Any
+    model: Any, images: ImageInput, prompt: object, length: str | None, region: Box | None, **decoding: Any
 ) -> list[str]:
     """Captions of some length, or of what lies in a box. Raises UnsupportedError where the model knows no such."""
     if (prompt is not None) + (length is not None) + (region is not None) > 1:
@@ -93,12 +99,12 @@ def caption(
     job = "region" if length is None else _JOBS[length]
     if job not in getattr(model.network, "prompts", {}):
         raise UnsupportedError(f"{model.name} was not trained for captions of a length or of a region")
-    pictures, options, box = list(as_pictures(images)), model.options(decoding), _whole(region)
+    pictures, options, box = list(as_images(images)), model.options(decoding), _whole(region)
     out: list[list[str]] = [[] for _ in pictures]
-    for rows, seen in prompting.together(model, pictures):
+    for rows, seen in prompting.batches_by_image(model, pictures):
         prompts = [_prompt(model, job, box, one) for one in seen]
-        keys = prompting.names_of(seen, prompts)
-        found = prompting.texts(model, [[one] for one in seen], prompts, options, keys)
+        keys = prompting.sampling_keys(seen, prompts)
+        found = prompting.generate_texts(model, [[one] for one in seen], prompts, options, keys)
         for i, mine in zip(rows, found, strict=True):
             out[i] = mine
     return list(chain(*out))
@@ -108,7 +114,7 @@ def find(
     model: Any,
     job: str,
     pictures: Sequence[ImageSource],
-    asked: Sequence[Asked | None],
+    asked: Sequence[RegionQuery | None],
     options: Decoding,
 ) -> list[Regions]:
     """What is found for each pair of a picture and what is asked of it, in the order in which it is written.
@@ -116,12 +122,15 @@ def find(
     Each distinct picture is read and encoded once. A region without a label of its own gets the phrase's, what is said
     about a box gets the box. Raises UnsupportedError for a job that the network is not prompted for.
     """
-    finds, joint = getattr(model.network, "finds", {}), getattr(model.network, "joint", "")
+    finds, joint = (
+        getattr(model.network, "region_formats", {}),
+        getattr(model.network, "phrase_separator", ""),
+    )
     if job not in finds:
         raise UnsupportedError(
             f"{model.name} was not trained for {job!r}; it finds: {', '.join(finds) or 'nothing'}"
         )
-    kind, no_things = finds[job], getattr(model.network.config, "no_things", None)
+    kind, ignored_phrases = finds[job], getattr(model.network.config, "ignored_phrases", None)
     if kind == "segments" and model.masks is None:
         raise UnsupportedError(
             f"{model.name} writes masks as words, whose decoder is a file of its own. Put the published {FILE} beside "
@@ -130,14 +139,14 @@ def find(
     if options.num_return != 1:
         raise UsageError(f"num_return={options.num_return}: of regions there is one answer")
     out: list[Regions] = [[] for _ in asked]
-    for rows, seen in prompting.together(model, pictures):
+    for rows, seen in prompting.batches_by_image(model, pictures):
         prompts = [_prompt(model, job, asked[i], one) for i, one in zip(rows, seen, strict=True)]
-        keys = prompting.names_of(seen, prompts)
-        written = prompting.write_scored(model, [[one] for one in seen], prompts, options, keys)
+        keys = prompting.sampling_keys(seen, prompts)
+        written = prompting.generate_scored(model, [[one] for one in seen], prompts, options, keys)
         for i, one, (ids, log_p) in zip(rows, seen, written, strict=True):
             words, size = asked[i], one.pixels.size
             usual = words if isinstance(words, str) and not (joint and joint in words) else ""
-            found = regions_of(model.tokenizer, kind, ids, log_p, size, usual, model.masks, no_things)
+            found = regions_of(model.tokenizer, kind, ids, log_p, size, usual, model.masks, ignored_phrases)
             if kind == "said" and isinstance(words, tuple):
                 found = [replace(region, box=words) for region in found]
             out[i] = found
@@ -152,20 +161,22 @@ def regions_of(
     size: Size,
     usual: str,
     decoder: MaskDecoder | None = None,
-    no_things: Sequence[str] | None = None,
+    ignored_phrases: Sequence[str] | None = None,
 ) -> Regions:
     """The regions in what was written. kind: of PARSERS. usual: the label of those that have none. decoder: of segment
-    words. no_things: phrases that are left out, None for the usual ones."""
+    words. ignored_phrases: phrases that are left out, None for the usual ones."""
     text, tokens = spelled(tokenizer, ids)
-    if kind == "phrases" and no_things is not None:
-        found = grounded(text, size, frozenset(no_things))
+    if kind == "phrases" and ignored_phrases is not None:
+        found = grounded(text, size, frozenset(ignored_phrases))
     else:
         found = PARSERS[kind](text, size)
     masks = (
-        masks_of(decoder, found, size) if decoder is not None and kind == "segments" else [None] * len(found)
+        decode_masks(decoder, found, size)
+        if decoder is not None and kind == "segments"
+        else [None] * len(found)
     )
     return [
-        Region(one.label or usual, one.box, one.polygons, sureness(one.spans, tokens, log_p), mask)
+        Region(one.label or usual, one.box, one.polygons, confidence(one.spans, tokens, log_p), mask)
         for one, mask in zip(found, masks, strict=True)
     ]
 
@@ -185,21 +196,21 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[Span]]:
     return text, spans
 
 
-def _prompt(model: Any, job: str, asked: Asked | None, seen: prompting.Seen) -> str:
-    text = places(asked, seen.pixels.size) if isinstance(asked, tuple) else asked
-    return prompting.form(model, job, text)
+def _prompt(model: Any, job: str, asked: RegionQuery | None, seen: prompting.EncodedImage) -> str:
+    text = box_tokens(asked, seen.pixels.size) if isinstance(asked, tuple) else asked
+    return prompting.format_prompt(model, job, text)
 
 
 def _options(model: Any, decoding: dict[str, Any]) -> Decoding:
-    room = min(ROOM, model.network.config.text.positions or ROOM)
+    room = min(MAX_NEW_TOKENS, model.network.config.text.positions or MAX_NEW_TOKENS)
     return model.options(decoding, {"max_new_tokens": room})
 
 
-def _asked(phrases: Asked | Sequence[Asked]) -> list[Asked]:
+def _asked(phrases: RegionQuery | Sequence[RegionQuery]) -> list[RegionQuery]:
     if isinstance(phrases, str) or _is_box(phrases):
-        phrases = [cast(Asked, phrases)]
-    out: list[Asked] = []
-    for one in cast("Sequence[Asked]", phrases):
+        phrases = [cast(RegionQuery, phrases)]
+    out: list[RegionQuery] = []
+    for one in cast("Sequence[RegionQuery]", phrases):
         if not isinstance(one, str) and not _is_box(one):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"phrases: {one!r} is neither a text nor a box (left, top, right, bottom)")
         out.append(one if isinstance(one, str) else cast(Box, _whole(one)))

@@ -26,7 +26,7 @@ _CALL = 64  # what a pass costs beside its tokens, in text tokens
 _MEMORY = 7  # image tokens whose keys and values cost as much as one text token
 
 
-class Texts:
+class TokenizedTexts:
     """Texts tokenised once, for many pictures."""
 
     def __init__(self, model: Model, texts: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class Texts:
         return self._ids[where, : int(self.lengths[index].max())], self._lengths[where]
 
 
-class Memories:
+class ImageCache:
     """Encoded pictures, kept in their own precision on the CPU as long as there is room (bytes); the rest is encoded
     again by who needs it."""
 
@@ -65,7 +65,9 @@ class Memories:
         return image
 
 
-def judge(model: Model, image: Encoded, texts: Texts, rows_of: Sequence[Integers]) -> list[Floats]:
+def match_scores(
+    model: Model, image: Encoded, texts: TokenizedTexts, rows_of: Sequence[Integers]
+) -> list[Floats]:
     """ITM logits (no match, match), float32 `[n, 2]`, of each of B pictures with its own n texts.
 
     rows_of: for each picture the rows of `texts`. A picture's texts are query rows against its one memory, those of
@@ -121,7 +123,7 @@ def cosines(images: Floats, texts: Floats) -> Floats:
     return out
 
 
-def top(scores: NDArray[Any], k: int) -> Integers:
+def top_k(scores: NDArray[Any], k: int) -> Integers:
     """The k highest of each row, `[rows, min(k, columns)]`, best first; of equal ones the first."""
     k = min(k, scores.shape[1])
     out = np.empty((len(scores), k), np.int64)

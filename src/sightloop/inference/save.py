@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from sightloop.checkpoints.key_map import export, own_tensors
+from sightloop.checkpoints.key_map import export_state_dict, native_state_dict
 from sightloop.checkpoints.mask_decoder import FILE, save_mask_decoder
-from sightloop.checkpoints.registry import FAMILIES, keys_of
+from sightloop.checkpoints.registry import FAMILIES, key_map_of
 from sightloop.checkpoints.tensors import write_safetensors
 from sightloop.data.atomic import write_json
 from sightloop.data.images.preprocess import spec_to_transformers
@@ -24,14 +24,14 @@ from sightloop.inference.generation_config import generation_config
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.attention import Linear
 from sightloop.nn.prepack import pack, unpack
-from sightloop.nn.quantize import quantised
-from sightloop.tasks.region_parser import NO_THINGS
+from sightloop.nn.quantize import is_quantized
+from sightloop.tasks.region_parser import IGNORED_PHRASES
 from sightloop.types import ImageSpec
 
 FORMAT = "sightloop/1"
 
 
-class Saved(Protocol):
+class Saveable(Protocol):
     """What is written of a model."""
 
     name: str
@@ -46,7 +46,7 @@ class Saved(Protocol):
 
 
 def save(
-    model: Saved,
+    model: Saveable,
     folder: str | PathLike[str],
     *,
     layout: Literal["sightloop", "transformers"] = "sightloop",
@@ -63,8 +63,8 @@ def save(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{folder}: is there already; choose a new folder, or empty this one first")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if any(isinstance(module, Linear) and quantised(module) for module in model.network.modules()):
-        raise UsageError(f"{model.name}: was loaded in few bits; load it without `quantise` to save it")
+    if any(isinstance(module, Linear) and is_quantized(module) for module in model.network.modules()):
+        raise UsageError(f"{model.name}: was loaded in few bits; load it without `quantize` to save it")
     temporary = target.parent / f".sightloop-{target.name}-{os.getpid()}.tmp"
     unpack(model.network)
     try:
@@ -83,7 +83,7 @@ def save(
             pack(model.network)
 
 
-def _write_own(model: Saved, folder: Path) -> None:
+def _write_own(model: Saveable, folder: Path) -> None:
     folder.mkdir()
     write_json(
         {
@@ -97,13 +97,15 @@ def _write_own(model: Saved, folder: Path) -> None:
         folder / "config.json",
     )
     model.tokenizer.save(folder)
-    write_safetensors(own_tensors(model.network), folder / "model.safetensors")
+    write_safetensors(native_state_dict(model.network), folder / "model.safetensors")
 
 
-def _write_transformers(model: Saved, folder: Path) -> None:
+def _write_transformers(model: Saveable, folder: Path) -> None:
     family = FAMILIES[model.family]
     parts = family.to_transformers(model.network.config)
-    tensors = export(model.network, keys_of(family.layouts["transformers"], model.network.config))
+    tensors = export_state_dict(
+        model.network, key_map_of(family.layouts["transformers"], model.network.config)
+    )
     for name, (config, prefixes) in parts.items():
         part = folder / name if name else folder
         part.mkdir(parents=True)
@@ -114,7 +116,7 @@ def _write_transformers(model: Saved, folder: Path) -> None:
         images = spec_to_transformers(model.image_spec, family.image_processor)
         size = model.image_spec.crop or model.image_spec.resize
         if family.processor is not None and size is not None:
-            about, more = family.processor(model.network.config, size, sorted(NO_THINGS))
+            about, more = family.processor(model.network.config, size, sorted(IGNORED_PHRASES))
             images |= more
             write_json({**about, "image_processor": images}, part / "processor_config.json")
         write_json(images, part / "preprocessor_config.json")

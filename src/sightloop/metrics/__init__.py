@@ -32,10 +32,17 @@ from sightloop.metrics.matching import (
     matching_scores,
     roc_area,
 )
-from sightloop.metrics.meteor_spice import not_computed
+from sightloop.metrics.meteor_spice import meteor_spice_not_computed
 from sightloop.metrics.ptb_tokenizer import tokenize
 from sightloop.metrics.retrieval import RetrievalScores, retrieval_scores, score_retrieval
-from sightloop.metrics.vqa import exact_match, normal, vqa_accuracies, vqa_accuracy, wups, wups_not_computed
+from sightloop.metrics.vqa import (
+    exact_match,
+    normalize_answer,
+    vqa_accuracies,
+    vqa_accuracy,
+    wups,
+    wups_not_computed,
+)
 
 __all__ = [
     "CaptionScores",
@@ -60,8 +67,8 @@ __all__ = [
     "mask_scores",
     "matching_curves",
     "matching_scores",
-    "normal",
-    "not_computed",
+    "meteor_spice_not_computed",
+    "normalize_answer",
     "paired_bootstrap",
     "paired_iou",
     "retrieval_scores",

@@ -7,12 +7,12 @@ from typing import TypeAlias, cast
 
 from sightloop.errors import UsageError
 
-Predictions: TypeAlias = "Mapping[Hashable, str] | Sequence[str]"
-References: TypeAlias = "Mapping[Hashable, Sequence[str]] | Sequence[Sequence[str]]"
+KeyedPredictions: TypeAlias = "Mapping[Hashable, str] | Sequence[str]"
+KeyedReferences: TypeAlias = "Mapping[Hashable, Sequence[str]] | Sequence[Sequence[str]]"
 
 
-def aligned(
-    predictions: Predictions, references: References
+def align(
+    predictions: KeyedPredictions, references: KeyedReferences
 ) -> tuple[Sequence[Hashable], list[str], list[list[str]]]:
     """(keys, predictions, references), every sample's at the same place; the keys of sequences are their places.
 

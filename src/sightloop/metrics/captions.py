@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
-from sightloop.metrics.align import Predictions, References, aligned
-from sightloop.metrics.meteor_spice import jar_scores
+from sightloop.metrics.align import KeyedPredictions, KeyedReferences, align
+from sightloop.metrics.meteor_spice import meteor_spice_scores
 from sightloop.metrics.ptb_tokenizer import tokenize
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
-Tokenizer: TypeAlias = Literal["ptb", "whitespace"]
+TokenizerName: TypeAlias = Literal["ptb", "whitespace"]
 
 _ORDERS = 4  # words in the longest n-gram, for BLEU and for CIDEr
 _ROUGE_BETA = 1.2
@@ -43,9 +43,9 @@ class CaptionScores:
 
 
 def caption_scores(
-    predictions: Predictions,
-    references: References,
-    tokenizer: Tokenizer = "ptb",
+    predictions: KeyedPredictions,
+    references: KeyedReferences,
+    tokenizer: TokenizerName = "ptb",
     jars: str | Path | None = None,
 ) -> dict[str, float]:
     """BLEU-1 ... BLEU-4, ROUGE-L, CIDEr and CIDEr-D of one prediction a sample against its references.
@@ -69,13 +69,13 @@ def caption_scores(
 
 
 def score_captions(
-    predictions: Predictions,
-    references: References,
-    tokenizer: Tokenizer = "ptb",
+    predictions: KeyedPredictions,
+    references: KeyedReferences,
+    tokenizer: TokenizerName = "ptb",
     jars: str | Path | None = None,
 ) -> CaptionScores:
     """`caption_scores`, with the scores of every sample and what a bootstrap of BLEU needs."""
-    _, written, gold = aligned(predictions, references)
+    _, written, gold = align(predictions, references)
     texts = list(dict.fromkeys([*written, *(text for texts in gold for text in texts)]))
     place = {text: index for index, text in enumerate(texts)}
     sentences = _tokenizer(tokenizer)(texts)
@@ -96,7 +96,7 @@ def score_captions(
         corpus[name] = float(scores.mean())
     token_of = dict(zip(texts, sentences, strict=True))
     tokens = [token_of[text] for text in written], [[token_of[text] for text in texts] for texts in gold]
-    for name, (score, scores) in jar_scores(*tokens, jars).items():
+    for name, (score, scores) in meteor_spice_scores(*tokens, jars).items():
         each[name], corpus[name] = scores, score
     return CaptionScores(corpus, each, counts)
 

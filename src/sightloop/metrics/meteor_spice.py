@@ -29,7 +29,7 @@ _NEEDED = {
 }
 
 
-def not_computed(folder: str | Path | None = None) -> dict[str, str]:
+def meteor_spice_not_computed(folder: str | Path | None = None) -> dict[str, str]:
     """Why METEOR or SPICE cannot be computed here, by name; those that can are absent.
 
     folder: where the jars are; default the environment's SIGHTLOOP_CAPTION_JARS.
@@ -47,7 +47,7 @@ def not_computed(folder: str | Path | None = None) -> dict[str, str]:
     return reasons
 
 
-def jar_scores(
+def meteor_spice_scores(
     hypotheses: list[str], references: list[list[str]], folder: str | Path | None = None
 ) -> dict[str, tuple[float, Floats]]:
     """(corpus score, scores [N]) of METEOR and SPICE, those that are installed; texts are tokens joined by spaces.
@@ -55,7 +55,7 @@ def jar_scores(
     SPICE of a sample without any proposition on either side is no number (NaN) and leaves the corpus' one so.
     Raises SightloopError with the program's own words where it fails.
     """
-    reasons = not_computed(folder)
+    reasons = meteor_spice_not_computed(folder)
     return {
         name: run(hypotheses, references, place)
         for name, run in (("METEOR", _meteor), ("SPICE", _spice))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
-from sightloop.metrics.align import Predictions, References, aligned, kinds_of
+from sightloop.metrics.align import KeyedPredictions, KeyedReferences, align, kinds_of
 
 _NUMBERS = {"none": "0"} | {
     word: str(number)
@@ -46,8 +46,8 @@ _COMMA = re.compile(r"\d,\d")
 
 
 def vqa_accuracy(
-    predictions: Predictions,
-    answers: References,
+    predictions: KeyedPredictions,
+    answers: KeyedReferences,
     kinds: Mapping[Hashable, str] | Sequence[str] | None = None,
 ) -> dict[str, float]:
     """The official VQA accuracy, 0..1, as `accuracy`, and for every kind of question as `accuracy[kind]`.
@@ -58,7 +58,7 @@ def vqa_accuracy(
 
     Raises UsageError where keys differ or a question has no answer.
     """
-    keys, written, given = aligned(predictions, answers)
+    keys, written, given = align(predictions, answers)
     scores = _accuracies(written, given)
     result = {"accuracy": float(scores.mean()), "overall": round(100 * sum(scores.tolist()) / len(scores), 2)}
     if kinds is not None:
@@ -69,20 +69,23 @@ def vqa_accuracy(
     return result
 
 
-def vqa_accuracies(predictions: Predictions, answers: References) -> NDArray[np.float64]:
+def vqa_accuracies(predictions: KeyedPredictions, answers: KeyedReferences) -> NDArray[np.float64]:
     """`vqa_accuracy` of every question, float64 [N], in the predictions' order."""
-    _, written, given = aligned(predictions, answers)
+    _, written, given = align(predictions, answers)
     return _accuracies(written, given)
 
 
-def exact_match(predictions: Predictions, answers: References) -> float:
+def exact_match(predictions: KeyedPredictions, answers: KeyedReferences) -> float:
     """Share of predictions equal to one of their answers, both normalised as for VQA; for sets with one answer."""
-    _, written, given = aligned(predictions, answers)
-    hits = [normal(text) in map(normal, texts) for text, texts in zip(written, given, strict=True)]
+    _, written, given = align(predictions, answers)
+    hits = [
+        normalize_answer(text) in map(normalize_answer, texts)
+        for text, texts in zip(written, given, strict=True)
+    ]
     return sum(hits) / len(hits)
 
 
-def normal(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """An answer as the official script compares it: lower case, no articles, digits for words, no punctuation."""
     text = _stripped(answer)
     tight = _COMMA.search(text) is not None
@@ -100,7 +103,7 @@ def _stripped(answer: str) -> str:
 
 
 def _accuracies(written: list[str], given: list[list[str]]) -> NDArray[np.float64]:
-    remembered = lru_cache(1 << 16)(normal)
+    remembered = lru_cache(1 << 16)(normalize_answer)
     scores = np.zeros(len(written))
     for index, (text, texts) in enumerate(zip(written, given, strict=True)):
         answer, answers = _stripped(text), [_stripped(t) for t in texts]
@@ -114,8 +117,8 @@ def _accuracies(written: list[str], given: list[list[str]]) -> NDArray[np.float6
 
 
 def wups(
-    predictions: Predictions,
-    answers: References,
+    predictions: KeyedPredictions,
+    answers: KeyedReferences,
     threshold: float = 0.9,
     similarity: Callable[[str, str], float] | None = None,
 ) -> float:
@@ -129,7 +132,7 @@ def wups(
         if reason := wups_not_computed():
             raise UsageError(f"WUPS: {reason}")
         similarity = lru_cache(1 << 16)(_wu_palmer)
-    _, written, given = aligned(predictions, answers)
+    _, written, given = align(predictions, answers)
 
     def near(one: str, other: str) -> float:
         value = 1.0 if one == other else similarity(one, other)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import ACTIVATIONS
-from sightloop.towers.text import State, TextConfig, TextTower
+from sightloop.towers.text import DecodeState, TextConfig, TextTower
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded
 
@@ -81,15 +81,15 @@ class Decoder(nn.Module):
         if tied_words:
             self.head.words.weight = cast(nn.Parameter, self.text.word.weight)
 
-    def start(self, memory: Encoded, capacity: int) -> State:
+    def start(self, memory: Encoded, capacity: int) -> DecodeState:
         """A decoding state with one row a memory, for up to `capacity` tokens a row."""
         return self.text.start(memory, capacity)
 
-    def next_logits(self, ids: Tensor, state: State) -> Tensor:
+    def next_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Scores of the token after ids: ids `[R, L]` -> `[R, V]`."""
         return self.head(self.text.step(ids, state)[:, -1])
 
-    def all_logits(self, ids: Tensor, state: State) -> Tensor:
+    def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Scores of the token after each of ids: ids `[R, L]` -> `[R, L, V]`."""
         return self.head(self.text.step(ids, state))
 
@@ -119,7 +119,7 @@ class Blip(nn.Module):
             self.temperature = nn.Parameter(torch.empty(()))
 
     @property
-    def jobs(self) -> frozenset[str]:
+    def capabilities(self) -> frozenset[str]:
         """The verbs that this checkpoint's parts allow."""
         config = self.config
         embeds = config.encoder and config.embed_dim is not None
@@ -156,7 +156,7 @@ class Blip(nn.Module):
         """The learned classes: `[B, len(labels)]`."""
         return self.classes(image.pooled)
 
-    def read_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
+    def encode_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
         """Texts read beside their picture: ids `[R, L]`, R a multiple of B, the rows of one picture together."""
         if self.config.encoder_start is not None:
             ids = ids.clone()
@@ -168,7 +168,7 @@ class Blip(nn.Module):
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
         """ITM: `[R, 2]`, (no match, match), for R texts over B pictures, the texts of one picture together."""
-        logits = self.match_head(self.read_text(image, ids, lengths).pooled)
+        logits = self.match_head(self.encode_text(image, ids, lengths).pooled)
         if self.config.match_cosine:
             texts = self.embed_text(ids, lengths).unflatten(0, (len(image.tokens), -1))
             cosines = (texts @ self.embed_image(image)[..., None]).flatten()

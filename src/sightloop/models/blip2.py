@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.models.blip import LmHead
-from sightloop.models.chat_templates import QUESTIONS, in_questions
-from sightloop.nn.attention import Linear, mask_of
+from sightloop.models.chat_templates import QUESTIONS, render_questions
+from sightloop.nn.attention import Linear, attention_mask
 from sightloop.nn.blocks import Block
-from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, with_pictures
+from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, insert_image_tokens
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded
 
@@ -61,7 +61,7 @@ class Blip2(nn.Module):
     """Image tower, Q-Former, and the heads of stage 1 or the language model of stage 2."""
 
     prompts = QUESTIONS
-    dialogue = staticmethod(in_questions)
+    render_chat = staticmethod(render_questions)
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Blip2(nn.Module):
             self.temperature = nn.Parameter(torch.empty(()))
 
     @property
-    def jobs(self) -> frozenset[str]:
+    def capabilities(self) -> frozenset[str]:
         """The verbs that this checkpoint's parts allow."""
         config = self.config
         writes, embeds = config.language is not None, config.embed_dim is not None
@@ -102,27 +102,29 @@ class Blip2(nn.Module):
         """pixels `[B, 3, S, S]` -> what the rest reads: the image tower's tokens `[B, N, D]` in stage 1, the queries'
         states among words, `[B, Q, language D]`, in stage 2."""
         image = self.vision(pixels)
-        return image if self.config.language is None else Encoded(self.projection(self.look(image)))
+        return image if self.config.language is None else Encoded(self.projection(self.encode_queries(image)))
 
-    def look(self, image: Encoded) -> Tensor:
+    def encode_queries(self, image: Encoded) -> Tensor:
         """The queries' states after a look at B pictures `[B, N, D]`, without any text: `[B, Q, queries D]`."""
         asks = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
         return self.queries.read(asks, memory=self.queries.memory(image.tokens))
 
-    def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
+    def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What the language model goes on from: image_tokens `[K, D]`, those of all pictures in order; ids `[R, L]`
         with `image_id` where each stands; real: bool `[R, L]`, False = padding, in front. Pictures come before all
         words, the first token of a text too."""
-        order = (real.long() + (real & (ids != self.config.image_id))).argsort(dim=1, stable=True)
+        order = (valid_mask.long() + (valid_mask & (ids != self.config.image_id))).argsort(dim=1, stable=True)
         ids = ids.gather(1, order)
-        x = with_pictures(self.language.text.words(ids), image_tokens, ids, self.config.image_id, real)
+        x = insert_image_tokens(
+            self.language.text.embed_tokens(ids), image_tokens, ids, self.config.image_id, valid_mask
+        )
         if self.config.encoder is None:
-            return Encoded(x, mask=real)
-        return Encoded(self.encoder.read(x, real=real), mask=real)
+            return Encoded(x, mask=valid_mask)
+        return Encoded(self.encoder.read(x, valid_mask=valid_mask), mask=valid_mask)
 
     def embed_image(self, image: Encoded) -> Tensor:
         """-> `[B, Q, P]`, each query's, unit length (ITC). A text is compared with the nearest (section 3.1)."""
-        return nn.functional.normalize(self.image_projection(self.look(image)), dim=-1)
+        return nn.functional.normalize(self.image_projection(self.encode_queries(image)), dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length (ITC)."""
@@ -138,38 +140,38 @@ class Blip2(nn.Module):
         the queries' opinions."""
         count = self.config.queries.vocab
         real = torch.arange(count + ids.shape[1], device=ids.device) < (count + lengths)[:, None]
-        states = self.read_pairs(image, ids, real[:, None, None])
+        states = self.encode_pairs(image, ids, real[:, None, None])
         return self.match_head(states[:, :count]).mean(dim=1)
 
-    def read_pairs(self, image: Encoded, ids: Tensor, mask: Tensor) -> Tensor:
+    def encode_pairs(self, image: Encoded, ids: Tensor, mask: Tensor) -> Tensor:
         """Queries and words that see each other as far as the mask lets them, and queries alone the picture
         (figure 2): ids `[R, L]` over B pictures, mask bool `[R, 1, 1 or Q + L, Q + L]` -> `[R, Q + L, D]`."""
         count = self.config.queries.vocab
         asks = self.queries.word.weight.expand(ids.shape[0], -1, -1)
         places = torch.arange(ids.shape[1], device=ids.device)[None]
-        words = self.texts.placed(self.texts.words(ids), places)
-        x = torch.cat([self.queries.placed(asks, places), words], dim=1)
+        words = self.texts.add_positions(self.texts.embed_tokens(ids), places)
+        x = torch.cat([self.queries.add_positions(asks, places), words], dim=1)
         sides = zip(self.queries.blocks, self.texts.blocks, strict=True)
         for (query, text), memory in zip(sides, self.queries.memory(image.tokens), strict=True):
-            x = cast(Block, query).mix(x, mask)
-            seen = cast(Block, query).rest(x[:, :count], memory)
-            x = torch.cat([seen, cast(Block, text).rest(x[:, count:])], dim=1)
+            x = cast(Block, query).self_attention_half(x, mask)
+            seen = cast(Block, query).mlp_half(x[:, :count], memory)
+            x = torch.cat([seen, cast(Block, text).mlp_half(x[:, count:])], dim=1)
         return x
 
-    def write_states(self, image: Encoded, ids: Tensor) -> Tensor:
+    def decoder_states(self, image: Encoded, ids: Tensor) -> Tensor:
         """For training: states `[R, L, D]` of texts that are written, ids `[R, L]` with their first token, over B
         pictures of `encode_image`; what `head` or `language.logits` reads. A word sees queries and words before it."""
         rows, count = ids.shape[0], self.config.queries.vocab
         if self.config.language is None:
             real = torch.ones(rows, count + ids.shape[1], dtype=torch.bool, device=ids.device)
             whole = (torch.arange(real.shape[1], device=ids.device) < count).expand_as(real)
-            return self.read_pairs(image, ids, mask_of(real, whole=whole))[:, count:]
+            return self.encode_pairs(image, ids, attention_mask(real, prefix_mask=whole))[:, count:]
         tower = self.language.text
-        words = tower.words(ids)
+        words = tower.embed_tokens(ids)
         if self.config.encoder is None:
             before = image.tokens.repeat_interleave(rows // image.tokens.shape[0], dim=0)
             return tower.read(torch.cat([before, words], dim=1), causal=True)[:, count:]
-        end = tower.words(ids.new_full((image.tokens.shape[0], 1), self.config.end_id))
+        end = tower.embed_tokens(ids.new_full((image.tokens.shape[0], 1), self.config.end_id))
         seen = self.encoder.read(torch.cat([image.tokens, end], dim=1))
         return tower.read(words, causal=True, memory=tower.memory(seen))
 

@@ -13,7 +13,7 @@ from itertools import chain
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.types import Message
 
-PICTURE = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 _CURIOUS = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. "
@@ -23,7 +23,7 @@ _CAPTION = "Provide a one-sentence caption for the provided image."
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ChatTemplate:
     """How each role's words are written, `{}` for them; `asks`: what the answer follows. opening: what comes first
     where no message is of the system. literals: what the hub's template of this form prints, apart from the words."""
 
@@ -35,32 +35,32 @@ class Form:
     opening: str = ""
 
 
-_VICUNA = frozenset((": ", PICTURE + "\n", " ", "ASSISTANT:"))
-_MISTRAL = frozenset(("<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", PICTURE + "\n", " [/INST]", " "))
+_VICUNA = frozenset((": ", IMAGE_PLACEHOLDER + "\n", " ", "ASSISTANT:"))
+_MISTRAL = frozenset(("<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", IMAGE_PLACEHOLDER + "\n", " [/INST]", " "))
 _INST = "[INST] {} [/INST]"
 _SYS = "<<SYS>>\n{}\n<</SYS>>\n\n"
 
 QUESTIONS: Mapping[str, str] = {
-    "caption": PICTURE,
-    "prompt": f"{PICTURE}{{}}",
-    "answer": f"{PICTURE}Question: {{}} Answer:",
+    "caption": IMAGE_PLACEHOLDER,
+    "prompt": f"{IMAGE_PLACEHOLDER}{{}}",
+    "answer": f"{IMAGE_PLACEHOLDER}Question: {{}} Answer:",
 }
 
-FORMS: Mapping[str, Form] = {
-    "questions": Form(
+CHAT_TEMPLATES: Mapping[str, ChatTemplate] = {
+    "questions": ChatTemplate(
         "Question: {} ", "Answer: {}. ", "{} ", "Answer:", frozenset(("Question: ", "Answer: "))
     ),
-    "vicuna": Form("USER: {} ", "ASSISTANT: {} ", "{} ", "ASSISTANT:", _VICUNA),
-    "vicuna_curious": Form(
+    "vicuna": ChatTemplate("USER: {} ", "ASSISTANT: {} ", "{} ", "ASSISTANT:", _VICUNA),
+    "vicuna_curious": ChatTemplate(
         "USER: {} ", "ASSISTANT: {} ", "{} ", "ASSISTANT:", _VICUNA | {_CURIOUS}, _CURIOUS
     ),
-    "mistral": Form(_INST, " {}</s> ", _SYS, "", _MISTRAL | {"</s> "}),
+    "mistral": ChatTemplate(_INST, " {}</s> ", _SYS, "", _MISTRAL | {"</s> "}),
     # What the first files of LLaVA 1.6 say: not the end token, but its letters misspelt.
-    "mistral_first": Form(_INST, " {}<\\s> ", _SYS, "", _MISTRAL | {"<\\s> "}),
+    "mistral_first": ChatTemplate(_INST, " {}<\\s> ", _SYS, "", _MISTRAL | {"<\\s> "}),
 }
 
 
-def form_of(template: str) -> str:
+def template_name(template: str) -> str:
     """The name of the form that a chat template (Jinja) writes, "" for one that is not known.
 
     Known by the literals that it prints: comments, spacing and what it calls its variables make no difference.
@@ -69,20 +69,27 @@ def form_of(template: str) -> str:
     indices = re.compile(r"\[\s*(['\"]).*?\1\s*\]|raise_exception\(.*?\)")  # message['role'], errors
     found = re.findall(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", indices.sub("", printed))
     literals = frozenset(_unescaped(single or double) for single, double in found) - {""}
-    return next((name for name, form in FORMS.items() if literals in (form.literals, _own(form))), "")
+    return next(
+        (name for name, form in CHAT_TEMPLATES.items() if literals in (form.literals, _own(form))), ""
+    )
 
 
-def _own(form: Form) -> frozenset[str]:
+def _own(form: ChatTemplate) -> frozenset[str]:
     """What `template_of` prints."""
     shapes = (form.user, form.assistant, form.system)
     return frozenset(
-        (*chain.from_iterable(s.split("{}") for s in shapes), form.asks, form.opening, f"{PICTURE}\n")
+        (
+            *chain.from_iterable(s.split("{}") for s in shapes),
+            form.asks,
+            form.opening,
+            f"{IMAGE_PLACEHOLDER}\n",
+        )
     ) - {""}
 
 
-def template_of(name: str) -> str:
+def jinja_template(name: str) -> str:
     """A chat template (Jinja) that writes the form, for other programs; `form_of` knows it."""
-    form = FORMS[name]
+    form = CHAT_TEMPLATES[name]
 
     def part(kind: str, value: str) -> str:
         return f"{{% for c in m['content'] if c['type'] == '{kind}' %}}{{{{ {value} }}}}{{% endfor %}}"
@@ -91,7 +98,7 @@ def template_of(name: str) -> str:
         before, after = (json.dumps(text) for text in shape.split("{}"))
         return f"{{% {between} m['role'] == '{role}' %}}{{{{ {before} }}}}{pictures}{words}{{{{ {after} }}}}"
 
-    pictures, words = part("image", json.dumps(f"{PICTURE}\n")), part("text", "c['text']")
+    pictures, words = part("image", json.dumps(f"{IMAGE_PLACEHOLDER}\n")), part("text", "c['text']")
     turns = (
         said("system", form.system, "if")
         + said("user", form.user, "elif")
@@ -108,7 +115,7 @@ def template_of(name: str) -> str:
     return f"{opening}{{% for m in messages %}}{turns}{{% endif %}}{{% endfor %}}{asks}"
 
 
-def dialogue(name: str, messages: Sequence[Message]) -> str:
+def render_chat(name: str, messages: Sequence[Message]) -> str:
     """The prompt of a conversation in the form `name`, up to where the assistant's next words stand.
 
     The pictures of a message come before its text, PICTURE and a line's end for each. Raises UnsupportedError where
@@ -124,42 +131,42 @@ def dialogue(name: str, messages: Sequence[Message]) -> str:
             raise UsageError(
                 f"messages[{place}]: role {message.role!r}; there are user and assistant, and system as the first"
             )
-        if PICTURE in message.text:
-            raise UsageError(f"messages[{place}]: {PICTURE} in its text; give pictures as `images`")
+        if IMAGE_PLACEHOLDER in message.text:
+            raise UsageError(f"messages[{place}]: {IMAGE_PLACEHOLDER} in its text; give pictures as `images`")
         if message.images and message.role != "user":
             raise UsageError(f"messages[{place}]: only the user's messages have pictures")
-        words = f"{PICTURE}\n" * len(message.images) + message.text
+        words = f"{IMAGE_PLACEHOLDER}\n" * len(message.images) + message.text
         out += {"user": form.user, "assistant": form.assistant, "system": form.system}[message.role].format(
             words
         )
     return out + form.asks
 
 
-def in_questions(messages: Sequence[Message]) -> str:
+def render_questions(messages: Sequence[Message]) -> str:
     """The prompt of a conversation as BLIP-2 was asked (Li et al. 2023, section 4.1): "Question: ... Answer: ...", the
     pictures before all words. Raises UsageError as `dialogue` does."""
-    text = dialogue("questions", messages)
-    return PICTURE * text.count(PICTURE) + text.replace(f"{PICTURE}\n", "")
+    text = render_chat("questions", messages)
+    return IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER) + text.replace(f"{IMAGE_PLACEHOLDER}\n", "")
 
 
-def prompts_of(name: str) -> Mapping[str, str]:
+def template_prompts(name: str) -> Mapping[str, str]:
     """Job -> prompt of one picture: PICTURE where it stands, "{}" for the caller's words; see `inference.prompting`."""
     form = _form(name)
 
     def one(words: str) -> str:
-        return form.opening + form.user.format(f"{PICTURE}\n{words}") + form.asks
+        return form.opening + form.user.format(f"{IMAGE_PLACEHOLDER}\n{words}") + form.asks
 
     return {"caption": one(_CAPTION), "answer": one("{}"), "prompt": one("{}")}
 
 
-def _form(name: str) -> Form:
-    if name not in FORMS:
+def _form(name: str) -> ChatTemplate:
+    if name not in CHAT_TEMPLATES:
         raise UnsupportedError(
             "the chat template of this checkpoint is of no known form, and it is not run; known: those of "
             "llava-hf/llava-1.5-7b-hf and llava-hf/llava-v1.6-mistral-7b-hf. Leave the template out of its folder "
             "(chat_template.jinja, chat_template.json) to prompt it as its language model was trained"
         )
-    return FORMS[name]
+    return CHAT_TEMPLATES[name]
 
 
 def _unescaped(literal: str) -> str:

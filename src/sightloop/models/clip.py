@@ -9,41 +9,49 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
-from sightloop.towers.resnet import Resnet, ResnetConfig
 from sightloop.towers.text import TextConfig, TextTower
-from sightloop.towers.vit import Vit, VitConfig
-from sightloop.types import Encoded
+from sightloop.types import Encoded, ImageTowerConfig
 
 
 @dataclass(frozen=True, slots=True)
 class ClipConfig:
-    """embed_dim: width of the shared embedding. end_id: the token whose state stands for the text.
+    """Sizes of CLIP's two towers, and how each is pooled.
 
-    end_is_largest_id: pool at the largest id instead (checkpoints converted before the id was stored; OpenAI's code).
-    sigmoid: trained with a bias on every pair's logit, as SigLIP is (Zhai et al. 2023).
-    labels: classes of pictures that were learned, which one more layer tells apart.
+    Args:
+        vision: the image tower's config, a `VitConfig` or a `ResnetConfig`; its `build` makes the tower.
+        text: the text tower's config.
+        embed_dim: width of the shared embedding space.
+        end_id: id of the EOS token, whose state is the text's pooled state.
+        end_is_largest_id: pool at the largest id instead (OpenAI's code; checkpoints converted before `end_id` was
+        kept).
+        sigmoid: the logits have a learned bias, as SigLIP's have (Zhai et al. 2023).
+        image_projection: whether a linear layer maps the image tower's pooled state into the embedding space; the
+            ResNet's attention pooling ends there already.
+        labels: names of fine-tuned classes; a linear head on the pooled image state tells them apart.
     """
 
-    vision: VitConfig
+    vision: ImageTowerConfig
     text: TextConfig
     embed_dim: int
     end_id: int
     end_is_largest_id: bool
     sigmoid: bool = False
+    image_projection: bool = True
     labels: tuple[str, ...] = ()
 
 
 class Clip(nn.Module):
     """Pictures and texts to unit vectors of one space."""
 
-    jobs = frozenset({"embed", "similarity", "classify"})
+    capabilities = frozenset({"embed", "similarity", "classify"})
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = Vit(config.vision)
+        self.vision = config.vision.build()
         self.text = TextTower(config.text)
-        self.image_projection = Linear(config.vision.dim, config.embed_dim, bias=False)
+        if config.image_projection:
+            self.image_projection = Linear(config.vision.dim, config.embed_dim, bias=False)
         self.text_projection = Linear(config.text.dim, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))  # ln(1 / temperature)
         if config.sigmoid:
@@ -57,7 +65,9 @@ class Clip(nn.Module):
 
     def embed_image(self, image: Encoded) -> Tensor:
         """-> `[B, P]`, unit length."""
-        return nn.functional.normalize(self.image_projection(image.pooled), dim=-1)
+        assert image.pooled is not None  # both kinds of tower pool
+        pooled = self.image_projection(image.pooled) if self.config.image_projection else image.pooled
+        return nn.functional.normalize(pooled, dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length. What follows the end token changes nothing."""
@@ -73,62 +83,6 @@ class Clip(nn.Module):
         """Cosines -> logits: multiplied by the learned scale, and the bias where there is one."""
         logits = similarity * self.logit_scale.exp()
         return logits + self.logit_bias if self.config.sigmoid else logits
-
-    def label_logits(self, image: Encoded) -> Tensor:
-        """The learned classes: `[B, len(labels)]`."""
-        return self.classes(image.pooled)
-
-
-@dataclass(frozen=True, slots=True)
-class ClipResnetConfig:
-    """The pooling of the ResNet ends in the shared embedding: its width is `vision.dim`.
-
-    labels: classes of pictures that were learned, which one more layer tells apart.
-    """
-
-    vision: ResnetConfig
-    text: TextConfig
-    labels: tuple[str, ...] = ()
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of the shared embedding."""
-        return self.vision.dim
-
-
-class ClipResnet(nn.Module):
-    """Pictures and texts to unit vectors of one space."""
-
-    jobs = frozenset({"embed", "similarity", "classify"})
-
-    def __init__(self, config: ClipResnetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.vision = Resnet(config.vision)
-        self.text = TextTower(config.text)
-        self.text_projection = Linear(config.text.dim, config.embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.empty(()))  # ln(1 / temperature)
-        if config.labels:
-            self.classes = Linear(config.embed_dim, len(config.labels))
-
-    def encode_image(self, pixels: Tensor) -> Encoded:
-        """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, C]`, pooled `[B, P]`)."""
-        return self.vision(pixels)
-
-    def embed_image(self, image: Encoded) -> Tensor:
-        """-> `[B, P]`, unit length."""
-        assert image.pooled is not None
-        return nn.functional.normalize(image.pooled, dim=-1)
-
-    def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length. The end token is the largest id, as in all of them."""
-        tokens = self.text(ids, lengths=lengths, causal=True).tokens
-        ends = tokens[torch.arange(ids.shape[0], device=ids.device), ids.argmax(dim=1)]
-        return nn.functional.normalize(self.text_projection(ends), dim=-1)
-
-    def class_logits(self, similarity: Tensor) -> Tensor:
-        """Cosines -> logits: multiplied by the learned scale."""
-        return similarity * self.logit_scale.exp()
 
     def label_logits(self, image: Encoded) -> Tensor:
         """The learned classes: `[B, len(labels)]`."""

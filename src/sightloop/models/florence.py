@@ -23,7 +23,8 @@ class FlorenceConfig:
     """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
     picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
     the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
-    no_things: phrases that stand for no thing, whose boxes are left out; None for the usual ones. own_words: the
+    ignored_phrases: phrases that stand for no thing, whose boxes are left out; None for the usual ones.
+    untied_decoder: the
     decoder reads words in a table of its own.
     """
 
@@ -37,8 +38,8 @@ class FlorenceConfig:
     end_id: int
     bos_id: int = 0
     labels: tuple[str, ...] = ()
-    no_things: tuple[str, ...] | None = None
-    own_words: bool = False
+    ignored_phrases: tuple[str, ...] | None = None
+    untied_decoder: bool = False
 
 
 _ASK: dict[str, str] = {
@@ -90,9 +91,9 @@ _FINDS = {
 class Florence(nn.Module):
     """Pictures and a prompt -> text. prompts: see `inference.prompting`; finds: see `inference.regions`."""
 
-    jobs = frozenset({"caption", "detect", "locate", "segment", "read"})
+    capabilities = frozenset({"caption", "detect", "locate", "segment", "read"})
     prompts: ClassVar[dict[str, str]] = {job: f"<image><s>{text}</s>" for job, text in _ASK.items()}
-    finds: ClassVar[dict[str, str]] = _FINDS
+    region_formats: ClassVar[dict[str, str]] = _FINDS
 
     def __init__(self, config: FlorenceConfig) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class Florence(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.encoder = TextTower(config.text)
         self.language = LanguageModel(config.language)
-        if not config.own_words:
+        if not config.untied_decoder:
             self.language.text.word = self.encoder.word
         if config.language.tied:
             self.language.head.weight = cast(nn.Parameter, self.encoder.word.weight)
@@ -122,13 +123,13 @@ class Florence(nn.Module):
         tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1)
         return Encoded(self.norm(self.projection(tokens)))
 
-    def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
+    def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What the decoder reads: pictures' tokens `[K, D]`, in the order of their places in ids `[R, L]`; real
         `[R, L]`: False = padding. -> Encoded(tokens `[R, L, D]`, mask = real)."""
         places = ids == self.config.image_id
-        words = self.encoder.words(ids.masked_fill(places, 0))
+        words = self.encoder.embed_tokens(ids.masked_fill(places, 0))
         words = words.masked_scatter(places[..., None], image_tokens.to(words.dtype))
-        return Encoded(self.encoder.read(words, real=real), mask=real)
+        return Encoded(self.encoder.read(words, valid_mask=valid_mask), mask=valid_mask)
 
 
 def _waves(rows: int, dim: int) -> Tensor:

@@ -13,10 +13,10 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from sightloop.models.chat_templates import dialogue, prompts_of
+from sightloop.models.chat_templates import render_chat, template_prompts
 from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import ACTIVATIONS
-from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, with_pictures
+from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, insert_image_tokens
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded, Message
 
@@ -40,7 +40,7 @@ class LlavaConfig:
     image_id: int
     end_id: int
     tiles: tuple[tuple[int, int], ...] = ()
-    dialogue: str = "vicuna"
+    chat_template: str = "vicuna"
     start_ids: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
 
@@ -77,18 +77,18 @@ class Llava(nn.Module):
         self.language = LanguageModel(config.language)
 
     @property
-    def jobs(self) -> frozenset[str]:
+    def capabilities(self) -> frozenset[str]:
         """The verbs that it has."""
         return frozenset(("caption", "answer", "chat"))
 
     @property
     def prompts(self) -> Mapping[str, str]:
         """Job -> prompt, with "<image>" where the picture stands and "{}" for the caller's words."""
-        return prompts_of(self.config.dialogue)
+        return template_prompts(self.config.chat_template)
 
-    def dialogue(self, messages: Sequence[Message]) -> str:
+    def render_chat(self, messages: Sequence[Message]) -> str:
         """The prompt of a conversation, "<image>" for each of its pictures."""
-        return dialogue(self.config.dialogue, messages)
+        return render_chat(self.config.chat_template, messages)
 
     def encode_image(self, pixels: Tensor, grid: tuple[int, int, int, int] | None = None) -> Encoded:
         """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`).
@@ -124,8 +124,10 @@ class Llava(nn.Module):
         ends = self.newline.expand(*x.shape[:2], 1, -1)
         return torch.cat([tokens[:, 0], torch.cat([x, ends], dim=2).flatten(1, 2)], dim=1)
 
-    def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
+    def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What `language` goes on from: ids `[R, L]`, padded in front where `real` is False, with the tokens `[K, D]`
         of all their pictures in place of `image_id`."""
-        words = self.language.text.words(ids)
-        return Encoded(with_pictures(words, image_tokens, ids, self.config.image_id, real), mask=real)
+        words = self.language.text.embed_tokens(ids)
+        return Encoded(
+            insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask), mask=valid_mask
+        )

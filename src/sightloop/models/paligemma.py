@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
-from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, with_pictures
+from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, insert_image_tokens
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded
 
@@ -51,10 +51,10 @@ class PaliGemmaConfig:
 class PaliGemma(nn.Module):
     """Image tower, one linear layer, language model. finds, joint: see `inference.regions`."""
 
-    jobs = frozenset(("caption", "answer", "detect", "locate", "segment"))
+    capabilities = frozenset(("caption", "answer", "detect", "locate", "segment"))
     prompts: ClassVar[Mapping[str, str]] = PROMPTS
-    finds: ClassVar[Mapping[str, str]] = _FINDS
-    joint = " ; "
+    region_formats: ClassVar[Mapping[str, str]] = _FINDS
+    phrase_separator = " ; "
 
     def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
@@ -67,11 +67,13 @@ class PaliGemma(nn.Module):
         """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, (S / patch)^2, D]`)."""
         return Encoded(self.projector(self.vision(pixels).tokens))
 
-    def begin(self, image_tokens: Tensor, ids: Tensor, real: Tensor) -> Encoded:
+    def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What `language` goes on from: ids `[R, L]`, padded in front where `real` is False, with the tokens `[K, D]`
         of all their pictures in place of `image_id`."""
-        words = self.language.text.words(ids.masked_fill(ids == self.config.image_id, 0))
-        return Encoded(with_pictures(words, image_tokens, ids, self.config.image_id, real), mask=real)
+        words = self.language.text.embed_tokens(ids.masked_fill(ids == self.config.image_id, 0))
+        return Encoded(
+            insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask), mask=valid_mask
+        )
 
 
 _GRID = 4

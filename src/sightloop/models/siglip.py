@@ -30,8 +30,8 @@ class SiglipConfig:
 class Siglip(nn.Module):
     """Pictures and texts to unit vectors of one space; each pair's logit is a verdict of its own."""
 
-    jobs = frozenset({"embed", "similarity", "classify"})
-    reading = "sigmoid"
+    capabilities = frozenset({"embed", "similarity", "classify"})
+    activation = "sigmoid"
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()

@@ -77,8 +77,13 @@ def mask_from_lengths(lengths: Tensor, length: int) -> Tensor:
     return (positions < lengths[:, None])[:, None, None, :]
 
 
-def mask_of(
-    real: Tensor, *, whole: Tensor | None = None, window: int = 0, start: int = 0, length: int | None = None
+def attention_mask(
+    valid_mask: Tensor,
+    *,
+    prefix_mask: Tensor | None = None,
+    window: int = 0,
+    start: int = 0,
+    length: int | None = None,
 ) -> Tensor:
     """The one mask rule of texts that are written: bool `[R, 1, L, N]`, True = attend, for N keys.
 
@@ -86,19 +91,19 @@ def mask_of(
     where both belong to a prefix that sees itself whole; never padding. real: bool `[R, N]`, False = padding.
     whole: bool `[R, N]`, True = prefix. The L = `length` queries (default: all to the end) stand at `start` and after.
     """
-    keys = torch.arange(real.shape[1], device=real.device)
+    keys = torch.arange(valid_mask.shape[1], device=valid_mask.device)
     queries = keys[start:] if length is None else keys[start : start + length]
     back = queries[:, None] - keys  # [L, N]
     seen = (back >= 0)[None]
     if window:
         seen = seen & (back < window)
-    if whole is not None:
-        seen = seen | (whole[:, queries, None] & whole[:, None, :])
+    if prefix_mask is not None:
+        seen = seen | (prefix_mask[:, queries, None] & prefix_mask[:, None, :])
     # A row of padding sees itself, so that no softmax is over nothing.
-    return (seen & (real[:, None, :] | (back == 0)))[:, None]
+    return (seen & (valid_mask[:, None, :] | (back == 0)))[:, None]
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rope(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions (Su et al. 2021, section 3.4.2), the halves of a head as pairs: x `[R, H, L, head]`.
 
     turn: cosines and sines `[1 or R, 1, L, head / 2]` of each position's angles.
@@ -108,7 +113,7 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-def rotary(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_table(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[R, 1, L, width / 2]` for `attention.rotate` (Su et al. 2021, section 3.2.2).
 
     positions: int `[R, L]`. width: of a head. theta: the base of the wavelengths.
@@ -171,7 +176,7 @@ def attend(
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class HeadConfig:
     """What attention may do otherwise than Vaswani et al. have it; 0 is "the usual".
 
     width: of one head (dim / heads). kv: heads of keys and values, each read by heads / kv queries (Ainslie et al.
@@ -187,7 +192,7 @@ class Heads:
     softcap: float = 0.0
 
 
-USUAL = Heads()
+STANDARD_HEADS = HeadConfig()
 
 
 class Attention(nn.Module):
@@ -197,7 +202,7 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, *, memory_dim: int | None = None, options: Heads = USUAL
+        self, dim: int, heads: int, *, memory_dim: int | None = None, options: HeadConfig = STANDARD_HEADS
     ) -> None:
         super().__init__()
         if not options.width and dim % heads:
@@ -243,7 +248,7 @@ class Attention(nn.Module):
             return self.out(self._over_memory(self.q(x), memory, mask))
         query, key, value = self._split(self.qkv(x), self.heads, self.kv_heads, self.kv_heads)
         if turn is not None:
-            query, key = rotate(query, turn), rotate(key, turn)
+            query, key = apply_rope(query, turn), apply_rope(key, turn)
         if cache is not None:
             store, length = cache
             key, value = store.append(KeyValue(key, value), length)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sightloop.nn.attention import USUAL, Attention, Cache, Heads, KeyValue, Linear
+from sightloop.nn.attention import STANDARD_HEADS, Attention, Cache, HeadConfig, KeyValue, Linear
 
 
 class _QuickGelu(torch.autograd.Function):
@@ -93,7 +93,7 @@ class BlockConfig(NamedTuple):
     eps: float
     post_norm: bool = False
     memory_dim: int | None = None
-    attention: Heads = USUAL
+    attention: HeadConfig = STANDARD_HEADS
     norm: Norm = "layer"
     gated: bool = False
     mlp_bias: bool = True
@@ -164,13 +164,13 @@ class Block(nn.Module):
         """
 
         def halves(x: Tensor) -> Tensor:
-            return self.rest(self.mix(x, mask, causal, cache, turn), memory, memory_mask)
+            return self.mlp_half(self.self_attention_half(x, mask, causal, cache, turn), memory, memory_mask)
 
         if self.recompute and torch.is_grad_enabled() and cache is None:
             return cast(Tensor, checkpoint(halves, x, use_reentrant=False))
         return halves(x)
 
-    def mix(
+    def self_attention_half(
         self,
         x: Tensor,
         mask: Tensor | None = None,
@@ -181,24 +181,26 @@ class Block(nn.Module):
         """The first half, in which positions see each other: self-attention with its residual and norm."""
         if self.post_norm:
             mixed = self.attn(x, mask=mask, causal=causal, cache=cache, turn=turn)
-            return self.norm1(x + thinned(mixed, self))
+            return self.norm1(x + drop_branch(mixed, self))
         mixed = self.attn(self.norm1(x), mask=mask, causal=causal, cache=cache, turn=turn)
-        return x + thinned(self.norm1_out(mixed) if self.sandwich else mixed, self)
+        return x + drop_branch(self.norm1_out(mixed) if self.sandwich else mixed, self)
 
-    def rest(self, x: Tensor, memory: KeyValue | None = None, memory_mask: Tensor | None = None) -> Tensor:
+    def mlp_half(
+        self, x: Tensor, memory: KeyValue | None = None, memory_mask: Tensor | None = None
+    ) -> Tensor:
         """The second half, each position for itself: cross-attention where there is a memory, and the MLP."""
         cross, mlp = self.cross if memory is not None else None, self.mlp
         if self.post_norm:
             if cross is not None:
-                x = self.norm_cross(x + thinned(cross(x, memory=memory, mask=memory_mask), self))
-            return self.norm2(x + thinned(mlp(x), self))
+                x = self.norm_cross(x + drop_branch(cross(x, memory=memory, mask=memory_mask), self))
+            return self.norm2(x + drop_branch(mlp(x), self))
         if cross is not None:
-            x = x + thinned(cross(self.norm_cross(x), memory=memory, mask=memory_mask), self)
+            x = x + drop_branch(cross(self.norm_cross(x), memory=memory, mask=memory_mask), self)
         hidden = mlp(self.norm2(x))
-        return x + thinned(self.norm2_out(hidden) if self.sandwich else hidden, self)
+        return x + drop_branch(self.norm2_out(hidden) if self.sandwich else hidden, self)
 
 
-def thinned(branch: Tensor, block: Any) -> Tensor:
+def drop_branch(branch: Tensor, block: Any) -> Tensor:
     """What a residual branch `[R, ..., D]` adds: all, but in training what the block's dropout and drop path leave."""
     if block.training and block.dropout:
         branch = nn.functional.dropout(branch, block.dropout)

@@ -21,7 +21,7 @@ _HEADS = {"match_head": 0.1, "classes": 0.1}
 
 
 @torch.no_grad()
-def initialise(network: nn.Module, seed: int) -> None:
+def initialize(network: nn.Module, seed: int) -> None:
     """Set every parameter of a network in place, from the seed alone (not the device, not the global generator).
 
     All that is drawn is normal, cut at two deviations. Embeddings and lone vectors (class token, positions): deviation

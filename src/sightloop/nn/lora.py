@@ -65,7 +65,7 @@ def add_lora(
     owners = [id(p) for module in network.modules() for p in module.parameters(recurse=False)]
     chosen: dict[str, Linear] = {}
     for pattern in patterns:
-        found = {names[0]: layer for layer, names in layers.items() if fits(names, pattern)}
+        found = {names[0]: layer for layer, names in layers.items() if name_matches(names, pattern)}
         if not found:
             raise UsageError(
                 f'lora: "{pattern}" fits no linear layer, such as {", ".join(_examples(layers))}'
@@ -78,7 +78,7 @@ def add_lora(
         if layer.lora is not None or layer.merged is not None:
             raise UsageError(f"lora: {name} has an adapter already")
         if layer.weight.is_meta:
-            raise UsageError(f"lora: {name} has its weight in few bits; load the model without `quantise`")
+            raise UsageError(f"lora: {name} has its weight in few bits; load the model without `quantize`")
     network.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in chosen.values():
@@ -93,7 +93,7 @@ def add_lora(
 
 
 @torch.no_grad()
-def merge(network: nn.Module) -> None:
+def merge_lora(network: nn.Module) -> None:
     """Add every adapter to its layer's weight: the same outputs, at no cost. Saving and packing see plain layers."""
     unpack(network)
     for layer in _layers(network):
@@ -180,7 +180,7 @@ def load_adapter(network: nn.Module, tensors: Mapping[str, Tensor], config: Mapp
     return names
 
 
-def fits(names: Iterable[str], pattern: str) -> bool:
+def name_matches(names: Iterable[str], pattern: str) -> bool:
     """Whether a pattern means what has these names: a shell pattern over a whole name, or a part with all in it."""
     return any(
         name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern) for name in names

@@ -50,7 +50,7 @@ def pack(net: nn.Module) -> None:
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
 
 
-def packer(net: nn.Module) -> Callable[[str, Tensor], bool]:
+def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
     """What packs the weights of a network one by one as they are read, so that none is ever there twice: (name,
     weight) -> taken. It leaves to `pack` what modules share."""
     uses = _uses(net)
@@ -78,7 +78,7 @@ def unpack(net: nn.Module) -> None:
             module.packed = module.kernel = None
 
 
-def quicken(net: nn.Module) -> None:
+def use_training_kernels(net: nn.Module) -> None:
     """Let oneDNN multiply every `Linear` of a network that is trained, where it gains by that; no weight changes."""
     if _HAS_ONEDNN:
         for module in net.modules():

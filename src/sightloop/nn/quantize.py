@@ -163,7 +163,7 @@ def _rows_packed_together() -> int:
     return next((rows for rows in (64, 32) if torch.equal(_unpacked(packed, rows), q.t())), 0)
 
 
-def quantiser(net: nn.Module, bits: Bits, device: torch.device) -> Callable[[str, Tensor], bool]:
+def quantize_hook(net: nn.Module, bits: Bits, device: torch.device) -> Callable[[str, Tensor], bool]:
     """What takes the weights of a network's language model, one by one as they are read: (name, weight) -> taken.
 
     A layer that took its weight multiplies with few bits from then on, and its parameter stays without memory. Words,
@@ -171,11 +171,11 @@ def quantiser(net: nn.Module, bits: Bits, device: torch.device) -> Callable[[str
     groups, get 8 bits. Raises UsageError for a network without a language model, or for other bits.
     """
     if bits not in ("int8", "int4"):
-        raise UsageError(f"quantise={bits!r}: must be 'int8' or 'int4'")
+        raise UsageError(f"quantize={bits!r}: must be 'int8' or 'int4'")
     language = getattr(net, "language", None)
     if not isinstance(language, nn.Module):
         raise UsageError(
-            f"quantise={bits!r}: this model has no language model whose weights could be fewer bits"
+            f"quantize={bits!r}: this model has no language model whose weights could be fewer bits"
         )
     owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]
     layers = {
@@ -198,7 +198,7 @@ def quantiser(net: nn.Module, bits: Bits, device: torch.device) -> Callable[[str
     return take
 
 
-def quantised(layer: Linear) -> bool:
+def is_quantized(layer: Linear) -> bool:
     """Whether a layer has its weight in few bits, and its parameter no memory."""
     return isinstance(layer.kernel, (Int8, Int4))
 

@@ -11,7 +11,7 @@ from sightloop.errors import UsageError
 from sightloop.nn.blocks import Block
 
 
-def regularise(network: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
+def set_regularization(network: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
     """Set what the blocks of a network leave out while they train (0: nothing, as in a new network).
 
     dropout: the share of single values of each residual branch (Srivastava et al. 2014). drop_path: the share of rows
@@ -27,7 +27,7 @@ def regularise(network: nn.Module, *, dropout: float = 0.0, drop_path: float = 0
             block.drop_path = drop_path * depth / max(len(blocks) - 1, 1)
 
 
-def checkpoint_blocks(network: nn.Module, on: bool = True) -> None:
+def set_activation_checkpointing(network: nn.Module, on: bool = True) -> None:
     """Whether blocks keep only their input for the backward pass and compute the rest again (Chen et al. 2016).
 
     A third more arithmetic for a fraction of the memory; the numbers, random ones too, are the same.

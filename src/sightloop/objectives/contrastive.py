@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sightloop.errors import UsageError
-from sightloop.objectives.gather import Group, gather_rows, pass_on, place, row_counts
+from sightloop.objectives.gather import Group, gather_rows, rank_and_size, ring_exchange, row_counts
 from sightloop.objectives.matching import binary_entropy
 from sightloop.types import Loss
 
@@ -41,7 +41,7 @@ class Candidates:
     ids: Tensor | None = None
 
 
-def itc(
+def itc_loss(
     image: Tensor,
     text: Tensor,
     candidates: Candidates,
@@ -90,7 +90,7 @@ def enqueue(queue: Tensor, pointer: int, new: Tensor) -> int:
     return (pointer + count) % size
 
 
-def softmax_pairs(
+def clip_loss(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -108,7 +108,7 @@ def softmax_pairs(
     counts, start, total = _global_rows(image, text, group)
     # One message for both: [b, 2P].
     both = torch.cat([_wide(image), _wide(text)], dim=1)
-    if place(group)[1] > 1 and torch.is_grad_enabled() and not both.requires_grad:
+    if rank_and_size(group)[1] > 1 and torch.is_grad_enabled() and not both.requires_grad:
         both.requires_grad_()  # the way back is a call that all processes make, also one without rows
     images, texts = gather_rows(both, group, counts=counts).chunk(2, dim=1)
     every_id = None if ids is None else gather_rows(ids, group, counts=counts)
@@ -118,7 +118,7 @@ def softmax_pairs(
     return _mean(to_text, to_image, total, math.log(total))
 
 
-def sigmoid_pairs(
+def siglip_loss(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -161,7 +161,7 @@ def _global_rows(image: Tensor, text: Tensor, group: Group) -> tuple[tuple[int, 
     counts = row_counts(image.shape[0], group)
     if not any(counts):
         raise UsageError("the global batch has no rows")
-    return counts, sum(counts[: place(group)[0]]), sum(counts)
+    return counts, sum(counts[: rank_and_size(group)[0]]), sum(counts)
 
 
 def _mean(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], total: int, chance: float) -> Loss:
@@ -256,7 +256,7 @@ class _Sigmoid(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, ring: _Ring
     ) -> tuple[Tensor, Tensor]:
-        rank, world = place(ring.group)
+        rank, world = rank_and_size(ring.group)
         starts = [sum(ring.counts[:r]) for r in range(world)]
         block = _wide(text)
         sums = _Sums(_wide(image), scale.detach(), bias.detach(), ring)
@@ -264,9 +264,9 @@ class _Sigmoid(torch.autograd.Function):
         for hop in range(world):
             owner, arriving = (rank - hop) % world, ring.counts[(rank - hop - 1) % world]
             # The next texts travel while these are worked on; the gradients follow with this process's part.
-            following = pass_on(block, arriving, ring.group, tag=0) if hop < world - 1 else None
+            following = ring_exchange(block, arriving, ring.group, tag=0) if hop < world - 1 else None
             sums.add(block, gradient, ring.every[starts[owner] : starts[owner] + ring.counts[owner]])
-            gradient = pass_on(gradient, arriving, ring.group, tag=1).wait()
+            gradient = ring_exchange(gradient, arriving, ring.group, tag=1).wait()
             block = following.wait() if following else block
         ctx.save_for_backward(
             sums.d_image.to(image.dtype),

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 Group = dist.ProcessGroup | None
 
 
-def place(group: Group = None) -> tuple[int, int]:
+def rank_and_size(group: Group = None) -> tuple[int, int]:
     """(this process's rank in the group, processes in it); (0, 1) where nothing is distributed."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
@@ -28,7 +28,7 @@ def place(group: Group = None) -> tuple[int, int]:
 
 def row_counts(rows: int, group: Group = None) -> tuple[int, ...]:
     """The rows that each process holds, in rank order; `rows` are this process's."""
-    _, world = place(group)
+    _, world = rank_and_size(group)
     if world == 1:
         return (rows,)
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu"
@@ -40,7 +40,7 @@ def row_counts(rows: int, group: Group = None) -> tuple[int, ...]:
 def row_offset(rows: int, group: Group = None) -> tuple[int, int]:
     """(where this process's rows start in the global batch, rows of the global batch)."""
     counts = row_counts(rows, group)
-    return sum(counts[: place(group)[0]]), sum(counts)
+    return sum(counts[: rank_and_size(group)[0]]), sum(counts)
 
 
 def gather_rows(
@@ -53,7 +53,7 @@ def gather_rows(
     """
     if not gradient:
         x = x.detach()
-    if place(group)[1] == 1:
+    if rank_and_size(group)[1] == 1:
         return x
     counts = row_counts(x.shape[0], group) if counts is None else counts
     return cast(Tensor, _Gather.apply(x, counts, group))
@@ -62,7 +62,7 @@ def gather_rows(
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], group: Group) -> Tensor:
-        rank = place(group)[0]
+        rank = rank_and_size(group)[0]
         ctx.start, ctx.rows, ctx.group = sum(counts[:rank]), counts[rank], group
         # Gloo gathers equal blocks only: all are padded to the largest.
         blocks = x.new_zeros(len(counts), max(counts), *x.shape[1:])
@@ -82,7 +82,7 @@ class _Gather(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Arriving:
+class PendingBlock:
     """A block on its way round the ring; `sent` must live until it has left."""
 
     block: Tensor
@@ -96,14 +96,14 @@ class Arriving:
         return self.block
 
 
-def pass_on(x: Tensor, rows: int, group: Group = None, *, tag: int = 0) -> Arriving:
+def ring_exchange(x: Tensor, rows: int, group: Group = None, *, tag: int = 0) -> PendingBlock:
     """Starts to send x `[n, ...]` to the next rank and to receive `[rows, ...]` from the previous one; no gradient.
 
     tag: tells apart what is under way at the same time.
     """
-    rank, world = place(group)
+    rank, world = rank_and_size(group)
     if world == 1:
-        return Arriving(x, x, ())
+        return PendingBlock(x, x, ())
     sent, block = x.contiguous(), x.new_empty(rows, *x.shape[1:])
 
     def operation(what: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:
@@ -111,4 +111,4 @@ def pass_on(x: Tensor, rows: int, group: Group = None, *, tag: int = 0) -> Arriv
 
     operations = [operation(dist.isend, sent, rank + 1)] if sent.numel() else []
     operations += [operation(dist.irecv, block, rank - 1)] if block.numel() else []
-    return Arriving(block, sent, tuple(dist.batch_isend_irecv(operations)) if operations else ())
+    return PendingBlock(block, sent, tuple(dist.batch_isend_irecv(operations)) if operations else ())

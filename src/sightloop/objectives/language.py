@@ -15,7 +15,7 @@ from torch import Tensor
 from sightloop.types import Loss
 
 
-class Kept(NamedTuple):
+class TargetTokens(NamedTuple):
     """The positions that predict something: int64 `[T]` each, row by row.
 
     where: index into the flattened `[R * L]`. rows: the text, 0..R-1. targets: the token that follows.
@@ -26,7 +26,7 @@ class Kept(NamedTuple):
     targets: Tensor
 
 
-def next_tokens(ids: Tensor, lengths: Tensor, prompt: Tensor | int = 0) -> Kept:
+def next_tokens(ids: Tensor, lengths: Tensor, prompt: Tensor | int = 0) -> TargetTokens:
     """Which position of ids `[R, L]` predicts which token.
 
     lengths `[R]`: tokens without padding. prompt: the first tokens of each text that are given, not learned (`[R]` or
@@ -36,7 +36,7 @@ def next_tokens(ids: Tensor, lengths: Tensor, prompt: Tensor | int = 0) -> Kept:
     first = prompt[:, None] if isinstance(prompt, Tensor) else prompt
     learned = (place >= first) & (place < lengths[:, None])
     rows, before = learned.nonzero(as_tuple=True)
-    return Kept(rows * ids.shape[1] + before, rows, ids[rows, before + 1])
+    return TargetTokens(rows * ids.shape[1] + before, rows, ids[rows, before + 1])
 
 
 def prefix_mask(prefix: Tensor, lengths: Tensor, width: int) -> Tensor:
@@ -50,7 +50,7 @@ def prefix_mask(prefix: Tensor, lengths: Tensor, width: int) -> Tensor:
     return (seen & (place < lengths[:, None, None]))[:, None]
 
 
-def lm(
+def lm_loss(
     logits: Tensor,
     targets: Tensor,
     total: float,
@@ -84,9 +84,9 @@ def lm(
     return Loss((weight * loss).sum() / total, math.log(logits.shape[1]) * mass / total, facts)
 
 
-def mlm(logits: Tensor, targets: Tensor, total: float) -> Loss:
+def mlm_loss(logits: Tensor, targets: Tensor, total: float) -> Loss:
     """Cross-entropy at the hidden positions (Devlin et al. 2019, section 3.1): logits `[T, V]`, targets int64 `[T]`.
 
     total: hidden positions of the global batch. Chance: ln V. Facts: accuracy, nll.
     """
-    return lm(logits, targets, total, smoothing=0)
+    return lm_loss(logits, targets, total, smoothing=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sightloop.types import Loss
 
 
-def mim(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalise: bool = False) -> Loss:
+def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalise: bool = False) -> Loss:
     """Mean absolute error over the values of the hidden patches (SimMIM, Xie et al. 2022, section 3.4).
 
     predicted, target `[B, N, C]`: N patches of C values (pixels after the model's own normalisation); mask bool

@@ -56,7 +56,7 @@ def hard_negatives(
     return torch.cat(drawn)
 
 
-def itm(
+def itm_loss(
     logits: Tensor, labels: Tensor, total: int, *, matching: float = 1 / 3, match_weight: float = 1.0
 ) -> Loss:
     """Cross-entropy of the judge's logits `[n, 2]` (index 1: the pair matches) on labels int64 `[n]`, 0 or 1.

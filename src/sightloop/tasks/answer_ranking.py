@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightloop.tasks.generate import Writer
+from sightloop.tasks.generate import TextDecoder
 from sightloop.types import Encoded
 
 
 @torch.inference_mode()
-def choose(
-    writer: Writer, memory: Encoded, candidates: Tensor, lengths: Tensor, *, top: int, chunk: int = 256
+def rank_answers(
+    writer: TextDecoder, memory: Encoded, candidates: Tensor, lengths: Tensor, *, top: int, chunk: int = 256
 ) -> list[int]:
     """The likeliest candidate for each of B memories: BLIP's answer ranking (Li et al. 2022, section 5.3).
 
@@ -31,7 +31,7 @@ def choose(
     return chosen
 
 
-def _log_likelihood(writer: Writer, memory: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
+def _log_likelihood(writer: TextDecoder, memory: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
     """Sum of the log-probabilities of each text's tokens after the first, `[R]`; all rows read one memory."""
     ids = ids[:, : int(lengths.max())]
     state = writer.start(memory, ids.shape[1] - 1)

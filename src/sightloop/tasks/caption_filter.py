@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CaptionFilter:
     """How captions are asked for, which are dropped, and what is put around those that stay.
 
     `drop_if` is searched for in the caption; `min_match` is the least probability that the judge must give. Empty and
@@ -26,7 +26,7 @@ class Rules:
     decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def why_drop(text: str, rules: Rules) -> tuple[str, str]:
+def drop_reason(text: str, rules: CaptionFilter) -> tuple[str, str]:
     """The kind and the cause for which a caption is dropped before any judge sees it; ("", "") where it is kept."""
     if rules.drop_if is not None and rules.drop_if.search(text):
         return "unwanted", f"its caption matches {rules.drop_if.pattern!r}: {text!r}"

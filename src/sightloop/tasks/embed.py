@@ -10,7 +10,7 @@ from torch import Tensor
 from sightloop.types import Encoded
 
 # What a probability of a class says: which of these it is ("softmax"), or whether it is this one ("sigmoid").
-Reading = Literal["softmax", "sigmoid"]
+LogitActivation = Literal["softmax", "sigmoid"]
 
 
 class Embedder(Protocol):
@@ -47,7 +47,7 @@ def similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def class_probabilities(net: Embedder, images: Tensor, classes: Tensor, reading: Reading) -> Tensor:
+def class_probabilities(net: Embedder, images: Tensor, classes: Tensor, reading: LogitActivation) -> Tensor:
     """images as in `similarities`, classes `[C, P]`, unit length -> float32 `[B, C]`; with "softmax" rows sum to 1."""
     logits = net.class_logits(similarities(images, classes)).float()
     return logits.sigmoid() if reading == "sigmoid" else logits.softmax(dim=-1)

@@ -29,10 +29,12 @@ class Decoding:
     the prompt; the end token counts. repetition_penalty: CTRL's (Keskar et al. 2019), > 1 discourages.
     length_penalty: a beam's score is its log-probability / length ** penalty. num_return: texts a picture.
     seed: of sampling. no_repeat_ngram: no n tokens in a row stand twice in a text, prompt included (0: they may).
-    stop_early: beam search ends when `num_beams` texts have ended, though another might still be likelier; "never": not
-    before the longest text could no longer be, where `length_penalty` favours long ones.
-    first_id: what the first new token must be. end_last: what reaches `max_new_tokens` is given its end as the last.
-    end_ids: what ends a text in place of the network's own token. banned, banned_first: what no token, or not the
+    early_stopping: beam search ends when `num_beams` texts have ended, though another might still be likelier; "never":
+    not before the longest text could no longer be, where `length_penalty` favours long ones.
+    forced_bos_id: what the first new token must be. force_eos: what reaches `max_new_tokens` is given its end as the
+    last.
+    end_ids: what ends a text in place of the network's own token. suppress_tokens, begin_suppress_tokens: what no
+    token, or not the
     first, may be.
     """
 
@@ -47,12 +49,12 @@ class Decoding:
     num_return: int = 1
     seed: int = 0
     no_repeat_ngram: int = 0
-    stop_early: bool | Literal["never"] = False
-    first_id: int | None = None
-    end_last: bool = False
+    early_stopping: bool | Literal["never"] = False
+    forced_bos_id: int | None = None
+    force_eos: bool = False
     end_ids: Sequence[int] = ()
-    banned: Sequence[int] = ()
-    banned_first: Sequence[int] = ()
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         rules = {
@@ -85,7 +87,7 @@ class Decoding:
         return not (self.top_p is None and self.top_k is None and self.temperature is None)
 
 
-class Rows(Protocol):
+class DecodeRows(Protocol):
     """What the loop needs of a network: rows of text that go on, bound to their memory and their cache."""
 
     def next_logits(self, ids: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class Rows(Protocol):
 
 
 def generate(
-    rows: Rows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
+    rows: DecodeRows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
 ) -> list[list[int]]:
     """Continue prompts of one length, int64 `[B, L]`, one per memory: B * num_return lists of ids, prompt included.
 
@@ -110,7 +112,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_scored(
-    rows: Rows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
+    rows: DecodeRows, prompt: Tensor, options: Decoding, *, end_id: int, keys: Sequence[int] | None = None
 ) -> list[tuple[list[int], list[float]]]:
     """`generate`, and for each token after the prompt the logarithm of the probability that the network gave it there,
     before any rule of `options`."""
@@ -123,34 +125,34 @@ def generate_scored(
 
 
 def _run(
-    rows: Rows,
+    rows: DecodeRows,
     prompt: Tensor,
     options: Decoding,
     end_id: int,
     keys: Sequence[int] | None,
     *,
     scored: bool = False,
-) -> Search:
-    (*_, search) = steps(rows, prompt, options, end_id=end_id, keys=keys, scored=scored)
+) -> DecodeSearch:
+    (*_, search) = decode_steps(rows, prompt, options, end_id=end_id, keys=keys, scored=scored)
     return search
 
 
 @torch.inference_mode()
-def steps(
-    rows: Rows,
+def decode_steps(
+    rows: DecodeRows,
     prompt: Tensor,
     options: Decoding,
     *,
     end_id: int,
     keys: Sequence[int] | None = None,
     scored: bool = False,
-) -> Iterator[Search]:
+) -> Iterator[DecodeSearch]:
     """The loop itself: `generate`, stopping after every token to show how far the search is."""
     ends = torch.tensor([*options.end_ids] or [end_id], device=prompt.device)
     if options.num_beams > 1:
-        search: Search = _Beams(prompt, options, ends)
+        search: DecodeSearch = _BeamSearch(prompt, options, ends)
     else:
-        search = _Single(prompt, options, ends, keys or [0] * prompt.shape[0], scored=scored)
+        search = _SingleSearch(prompt, options, ends, keys or [0] * prompt.shape[0], scored=scored)
     logits = rows.next_logits(prompt)
     if search.width > 1:
         spread = torch.arange(prompt.shape[0], device=prompt.device).repeat_interleave(search.width)
@@ -166,7 +168,7 @@ def steps(
         logits = rows.next_logits(search.ids[:, search.length - 1 : search.length])
 
 
-class Search(Protocol):
+class DecodeSearch(Protocol):
     """A search under way: B * width rows of ids `[B * width, capacity]`, `length` of them written."""
 
     width: int
@@ -187,7 +189,7 @@ class Search(Protocol):
         ...
 
 
-class _Single:
+class _SingleSearch:
     """Greedy choice, or a draw: every row for itself."""
 
     def __init__(
@@ -198,7 +200,7 @@ class _Single:
         self.width = options.num_return
         self.done = False
         self.start = self.length = prompt.shape[1]
-        self.ids = _room(prompt, self.width, options.max_new_tokens, int(ends[0]))
+        self.ids = _allocate(prompt, self.width, options.max_new_tokens, int(ends[0]))
         self.open = torch.ones(self.ids.shape[0], dtype=torch.bool, device=prompt.device)
         self.draws = _uniforms(options, keys) if options.samples else None
         self.log_p: list[Tensor] | None = [] if scored else None
@@ -209,7 +211,7 @@ class _Single:
         if self.draws is None:
             chosen = scores.argmax(dim=-1)
         else:
-            chosen = _draw(_warp(scores, self.options), self.draws[:, new])
+            chosen = _sample(_sampling_probs(scores, self.options), self.draws[:, new])
         if self.log_p is not None:
             self.log_p.append(logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(dim=1))
         self.ids[:, self.length] = torch.where(self.open, chosen, self.ends[0])
@@ -218,14 +220,14 @@ class _Single:
         self.done = self.length == self.ids.shape[1] or not bool(self.open.any())
 
     def texts(self) -> list[list[int]]:
-        return [_until(row, self.start, self.ends) for row in self.ids[:, : self.length].tolist()]
+        return [_truncate_at_eos(row, self.start, self.ends) for row in self.ids[:, : self.length].tolist()]
 
     def log_p_of_texts(self) -> Tensor:
         assert self.log_p is not None, "not asked for at the start"
         return torch.stack(self.log_p, dim=1)
 
 
-class _Beams:
+class _BeamSearch:
     """Beam search. Running hypotheses `[B, K]`, finished ones `[B, K]`, both best first, scores in float32.
 
     Finished hypotheses compete by score / length ** penalty; a prompt is settled when its best running hypothesis,
@@ -238,7 +240,7 @@ class _Beams:
         self.width = options.num_beams
         self.done = False
         self.start = self.length = prompt.shape[1]
-        self.ids = _room(prompt, self.width, options.max_new_tokens, int(ends[0]))
+        self.ids = _allocate(prompt, self.width, options.max_new_tokens, int(ends[0]))
         batch, device = prompt.shape[0], prompt.device
         self.offset = torch.arange(batch, device=device)[:, None] * self.width
         # All hypotheses start equal: only the first may be continued, or all would stay equal.
@@ -261,7 +263,7 @@ class _Beams:
         best, index = total.topk((1 + len(self.ends)) * width, dim=1)
         vocab = scores.shape[-1]
         parents, tokens = index // vocab, index % vocab
-        ids, log_p = _taken(self.ids.view(batch, width, -1), parents), _taken(self.log_p, parents)
+        ids, log_p = _gather_rows(self.ids.view(batch, width, -1), parents), _gather_rows(self.log_p, parents)
         ids[:, :, self.length] = tokens
         log_p[:, :, new] = plain.view(batch, -1).gather(1, index)
         last = self.length + 1 == self.ids.shape[1]
@@ -271,15 +273,15 @@ class _Beams:
         order = goes_on.topk(width, dim=1).indices
         self._finish(ids, log_p, best, ends, new + 1)
         self.running = goes_on.gather(1, order)
-        self.ids, self.log_p = _taken(ids, order).flatten(0, 1), _taken(log_p, order)
+        self.ids, self.log_p = _gather_rows(ids, order).flatten(0, 1), _gather_rows(log_p, order)
         self.length += 1
         penalty = self.options.length_penalty
-        longest = self.options.stop_early == "never" and penalty > 0
+        longest = self.options.early_stopping == "never" and penalty > 0
         hope = self.running[:, :1] / (self.options.max_new_tokens if longest else new + 1) ** penalty
         worst = torch.where(self.is_finished, self.finished.min(dim=1, keepdim=True).values, _NEVER)
         self.open &= (hope > worst).any(dim=1, keepdim=True)
         self.done = bool(ends.all()) or not bool(self.open.any())
-        self.done |= self.options.stop_early is True and bool(self.is_finished.all())
+        self.done |= self.options.early_stopping is True and bool(self.is_finished.all())
         return (parents.gather(1, order) + self.offset).flatten()
 
     def _finish(self, ids: Tensor, log_p: Tensor, best: Tensor, ends: Tensor, length: int) -> None:
@@ -289,35 +291,35 @@ class _Beams:
         ended[:, width:] = False
         scores = best / length**self.options.length_penalty
         closed = ~self.open
-        if self.options.stop_early is True:
+        if self.options.early_stopping is True:
             closed = closed | self.is_finished.all(dim=1, keepdim=True)
         scores = scores + closed.float() * _NEVER + (~ended).float() * _NEVER
         merged = torch.cat([self.finished, scores], dim=1)
         self.finished, keep = merged.topk(width, dim=1)
-        self.finished_ids = _taken(torch.cat([self.finished_ids, ids], dim=1), keep)
-        self.finished_log_p = _taken(torch.cat([self.finished_log_p, log_p], dim=1), keep)
+        self.finished_ids = _gather_rows(torch.cat([self.finished_ids, ids], dim=1), keep)
+        self.finished_log_p = _gather_rows(torch.cat([self.finished_log_p, log_p], dim=1), keep)
         self.is_finished = torch.cat([self.is_finished, ended], dim=1).gather(1, keep)
 
     def texts(self) -> list[list[int]]:
         chosen = self.finished_ids[:, : self.options.num_return].flatten(0, 1)
-        return [_until(row, self.start, self.ends) for row in chosen.tolist()]
+        return [_truncate_at_eos(row, self.start, self.ends) for row in chosen.tolist()]
 
     def log_p_of_texts(self) -> Tensor:
         return self.finished_log_p[:, : self.options.num_return].flatten(0, 1)
 
 
-def _taken(values: Tensor, index: Tensor) -> Tensor:
+def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
     """Rows of each prompt: values `[B, K, N]`, index `[B, k]` -> `[B, k, N]`."""
     return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
 
 
-def _room(prompt: Tensor, width: int, new: int, fill: int) -> Tensor:
+def _allocate(prompt: Tensor, width: int, new: int, fill: int) -> Tensor:
     """The prompts, each `width` times, with room for `new` tokens: `[B * width, L + new]`."""
     tail = torch.full((prompt.shape[0], new), fill, dtype=prompt.dtype, device=prompt.device)
     return torch.cat([prompt, tail], dim=1).repeat_interleave(width, dim=0)
 
 
-def _until(row: list[int], start: int, ends: Tensor) -> list[int]:
+def _truncate_at_eos(row: list[int], start: int, ends: Tensor) -> list[int]:
     """A row up to its first end token after the prompt."""
     stops = set(ends.tolist())
     return row[: next((i for i in range(start, len(row)) if row[i] in stops), len(row))]
@@ -336,23 +338,23 @@ def _constrain(scores: Tensor, ids: Tensor, new: int, options: Decoding, ends: T
             (runs[..., :-1] == ids[:, None, ids.shape[1] - size + 1 :]).all(dim=-1).nonzero(as_tuple=True)
         )
         scores = scores.index_put((row, runs[row, place, -1]), scores.new_tensor(-torch.inf))
-    forced = options.first_id if new == 0 else None
+    forced = options.forced_bos_id if new == 0 else None
     if new < options.min_new_tokens:
         scores = scores.index_fill(1, ends, -torch.inf)
-    if options.end_last and new == options.max_new_tokens - 1:
+    if options.force_eos and new == options.max_new_tokens - 1:
         forced = int(ends[0])
     if forced is not None:
         scores = torch.full_like(scores, -torch.inf)
         scores[:, forced] = 0.0
-    banned = [*options.banned]
-    if new == (options.first_id is not None):
-        banned += options.banned_first
+    banned = [*options.suppress_tokens]
+    if new == (options.forced_bos_id is not None):
+        banned += options.begin_suppress_tokens
     if banned:
         scores = scores.index_fill(1, torch.tensor(banned, device=scores.device), -torch.inf)
     return scores
 
 
-def _warp(scores: Tensor, options: Decoding) -> Tensor:
+def _sampling_probs(scores: Tensor, options: Decoding) -> Tensor:
     """Temperature, top-k, top-p, in this order: logits `[R, V]` -> probabilities `[R, V]` in float64."""
     scores = scores.double() / (options.temperature or 1.0)
     if options.top_k is not None and options.top_k < scores.shape[1]:
@@ -367,7 +369,7 @@ def _warp(scores: Tensor, options: Decoding) -> Tensor:
     return probabilities
 
 
-def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def _sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token at which each row's running sum passes its uniform number: `[R, V]`, `[R]` -> `[R]`."""
     sums = probabilities.cumsum(dim=-1)
     chosen = torch.searchsorted(sums, uniforms[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
@@ -386,7 +388,7 @@ def _uniforms(options: Decoding, keys: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate(draws))
 
 
-class Writer(Protocol):
+class TextDecoder(Protocol):
     """A text decoder over memories."""
 
     def start(self, memory: Encoded, capacity: int) -> Any: ...
@@ -396,11 +398,13 @@ class Writer(Protocol):
     def all_logits(self, ids: Tensor, state: Any) -> Tensor: ...
 
 
-class _WriterRows:
+class _DecoderRows:
     """A decoder and its state as the rows that the decoding loop continues. held: how many of a prompt's ids the memory
     holds already, as the vectors that a prefix is."""
 
-    def __init__(self, writer: Writer, memory: Encoded, prompt: Tensor, options: Decoding, held: int) -> None:
+    def __init__(
+        self, writer: TextDecoder, memory: Encoded, prompt: Tensor, options: Decoding, held: int
+    ) -> None:
         self.writer = writer
         self.held = held
         self.state = writer.start(memory, prompt.shape[1] - held + options.max_new_tokens)
@@ -415,7 +419,7 @@ class _WriterRows:
 
 @torch.inference_mode()
 def write(
-    writer: Writer,
+    writer: TextDecoder,
     memory: Encoded,
     prompt: Tensor,
     options: Decoding,
@@ -427,13 +431,13 @@ def write(
     """Texts for B memories from prompts of one length `[B, L]`: B * num_return lists of ids, prompt included.
 
     held: see `_WriterRows`."""
-    rows = _WriterRows(writer, memory, prompt, options, held)
+    rows = _DecoderRows(writer, memory, prompt, options, held)
     return generate(rows, prompt, options, end_id=end_id, keys=keys)
 
 
 @torch.inference_mode()
 def write_scored(
-    writer: Writer,
+    writer: TextDecoder,
     memory: Encoded,
     prompt: Tensor,
     options: Decoding,
@@ -443,13 +447,13 @@ def write_scored(
     held: int = 0,
 ) -> list[tuple[list[int], list[float]]]:
     """`write`, and the log-probability of each token after the prompt (`generate_scored`)."""
-    rows = _WriterRows(writer, memory, prompt, options, held)
+    rows = _DecoderRows(writer, memory, prompt, options, held)
     return generate_scored(rows, prompt, options, end_id=end_id, keys=keys)
 
 
 @torch.inference_mode()
 def stream(
-    writer: Writer,
+    writer: TextDecoder,
     memory: Encoded,
     prompt: Tensor,
     options: Decoding,
@@ -459,7 +463,7 @@ def stream(
     held: int = 0,
 ) -> Iterator[list[int]]:
     """`write` for one memory and prompt `[1, L]`: its first text after every token; with beams the last one alone."""
-    rows = _WriterRows(writer, memory, prompt, options, held)
-    for search in steps(rows, prompt, options, end_id=end_id, keys=keys):
+    rows = _DecoderRows(writer, memory, prompt, options, held)
+    for search in decode_steps(rows, prompt, options, end_id=end_id, keys=keys):
         if search.done or options.num_beams == 1:
             yield search.texts()[0]

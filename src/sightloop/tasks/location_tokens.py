@@ -16,7 +16,7 @@ _OBJECT = re.compile(rf"((?:<loc\d{{4}}>){{4}})\s*((?:<seg\d{{3}}>){{{WORDS}}})?
 _NUMBER = re.compile(r"\d+")
 
 
-class Place(NamedTuple):
+class LocationSpan(NamedTuple):
     """One object of a text. bins: top, left, bottom, right, as they stand there; segments: of its mask, or ().
 
     span: the characters of the text, from and to, that say it.
@@ -28,19 +28,19 @@ class Place(NamedTuple):
     span: tuple[int, int]
 
 
-def places(text: str) -> list[Place]:
+def parse_locations(text: str) -> list[LocationSpan]:
     """The objects of a text, in its order. A line's end outside of an object ends the reading."""
-    found: list[Place] = []
+    found: list[LocationSpan] = []
     at = 0
     while (match := _OBJECT.search(text, at)) and "\n" not in text[at : match.start()]:
         top, left, bottom, right = map(int, _NUMBER.findall(match[1]))
         segments = tuple(map(int, _NUMBER.findall(match[2] or "")))
-        found.append(Place(match[3].strip(), (top, left, bottom, right), segments, match.span()))
+        found.append(LocationSpan(match[3].strip(), (top, left, bottom, right), segments, match.span()))
         at = match.end()
     return found
 
 
-def box_of(place: Place, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def box_from_bins(place: LocationSpan, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in pixels of a picture of (height, width); corners that are crossed are put in order,
     what lies outside is cut off."""
     height, width = size
@@ -49,7 +49,7 @@ def box_of(place: Place, size: tuple[int, int]) -> tuple[float, float, float, fl
     return (across[0], down[0], across[1], down[1])
 
 
-def pieces_of(
+def format_locations(
     things: Sequence[tuple[str, tuple[float, float, float, float]]], size: tuple[int, int]
 ) -> list[str]:
     """What `places` and `box_of` read back: a piece for each thing, a label and a box in pixels of a picture of

@@ -31,7 +31,7 @@ _ENDS = "<od>|</od>|<box>|</box>|<bbox>|</bbox>|<loc_"
 _LABEL, _OUTLINE_LABEL = re.compile(rf"^\s*(.*?)(?={_ENDS})"), re.compile(rf"^\s*(.*?)(?={_ENDS}|<poly>)")
 
 # Words that stand for no thing of their own: what is found for them is left out (the reference's processor files).
-NO_THINGS = frozenset(
+IGNORED_PHRASES = frozenset(
     "it I me mine you your yours he him his she her hers they them their theirs one oneself we us our ours its myself "
     "yourself himself herself itself ourselves yourselves themselves this that these those who whom whose which what "
     "all another any anybody anyone anything each everybody everyone everything few many nobody none several some "
@@ -39,7 +39,7 @@ NO_THINGS = frozenset(
 ) | {"each other", "one another", "the image", "a group", "other objects", "a set"}
 
 
-class Found(NamedTuple):
+class ParsedRegion(NamedTuple):
     """One region of a text. box and polygons: in pixels; spans: where in the text its label and its places stand;
     segments: words of its mask, that a decoder reads (PaliGemma), or ()."""
 
@@ -50,81 +50,85 @@ class Found(NamedTuple):
     segments: tuple[int, ...] = ()
 
 
-def boxes(text: str, size: Size) -> list[Found]:
+def parse_boxes(text: str, size: Size) -> list[ParsedRegion]:
     """Labels, each with one or more boxes: `cat<loc_..>x4<loc_..>x4dog<loc_..>x4`."""
     return list(_labelled_boxes(text, size, _BOXES))
 
 
-def proposals(text: str, size: Size) -> list[Found]:
+def parse_proposals(text: str, size: Size) -> list[ParsedRegion]:
     """Boxes alone; their label is ""."""
     return list(_labelled_boxes(text, size, _BARE_BOXES))
 
 
-def phrases(text: str, size: Size, no_things: frozenset[str] = NO_THINGS) -> list[Found]:
+def parse_phrases(
+    text: str, size: Size, ignored_phrases: frozenset[str] = IGNORED_PHRASES
+) -> list[ParsedRegion]:
     """The phrases of a caption, each with its boxes, less those that name no thing."""
-    return list(_labelled_boxes(text, size, _BOXES, no_things))
+    return list(_labelled_boxes(text, size, _BOXES, ignored_phrases))
 
 
-def quads(text: str, size: Size) -> list[Found]:
+def parse_quads(text: str, size: Size) -> list[ParsedRegion]:
     """Texts, each with four corners, clockwise from the top left of the text; the box is what holds them."""
-    text = plain(text)
-    out: list[Found] = []
+    text = strip_special_tokens(text)
+    out: list[ParsedRegion] = []
     for match in _QUAD.finditer(text):
         corners = _pixels([*map(_bin, match.groups()[1:])], size)
         spans = (match.span(1), (match.end(1), match.end()))
-        out.append(Found(match.group(1).strip(), bounds([corners]), (corners,), spans))
+        out.append(ParsedRegion(match.group(1).strip(), bounding_box([corners]), (corners,), spans))
     return out
 
 
-def outlines(text: str, size: Size) -> list[Found]:
+def parse_outlines(text: str, size: Size) -> list[ParsedRegion]:
     """Outlines alone, of one thing after the other; outlines of one thing have `<sep>` between them."""
     return list(_labelled_outlines(text, size, _BARE_OUTLINES))
 
 
-def anything(text: str, size: Size) -> list[Found]:
+def parse_boxes_or_outlines(text: str, size: Size) -> list[ParsedRegion]:
     """Labels with outlines where there is a `<poly>`, else labels with boxes."""
     if "<poly>" in text:
         return list(_labelled_outlines(text, size, _OUTLINES))
-    return boxes(text, size)
+    return parse_boxes(text, size)
 
 
-def located(text: str, size: Size) -> list[Found]:
+def parse_location_tokens(text: str, size: Size) -> list[ParsedRegion]:
     """PaliGemma's boxes, each with its label and perhaps the words of its mask behind it."""
     return [
-        Found(place.label, location_tokens.box_of(place, size), (), (place.span,), place.segments)
-        for place in location_tokens.places(text)
+        ParsedRegion(
+            place.label, location_tokens.box_from_bins(place, size), (), (place.span,), place.segments
+        )
+        for place in location_tokens.parse_locations(text)
     ]
 
 
-def said(text: str, size: Size) -> list[Found]:
+def parse_region_text(text: str, size: Size) -> list[ParsedRegion]:
     """The words about a box that was asked for, without its places, which the network may repeat behind them; the
     region is the whole picture. None where it has no words."""
-    text = plain(text)
+    text = strip_special_tokens(text)
     words = re.sub(_LOC, "", text).strip()
     end = text.find("<loc_", 1)
     spans = ((0, end if end > 0 else len(text)),)
-    return [Found(words, (0.0, 0.0, float(size[1]), float(size[0])), spans=spans)] if words else []
+    return [ParsedRegion(words, (0.0, 0.0, float(size[1]), float(size[0])), spans=spans)] if words else []
 
 
-PARSERS: dict[str, Callable[[str, Size], list[Found]]] = {
-    "boxes": boxes,
-    "proposals": proposals,
-    "phrases": phrases,
-    "quads": quads,
-    "outlines": outlines,
-    "anything": anything,
-    "said": said,
-    "located": located,
-    "segments": located,
+PARSERS: dict[str, Callable[[str, Size], list[ParsedRegion]]] = {
+    "boxes": parse_boxes,
+    "proposals": parse_proposals,
+    "phrases": parse_phrases,
+    "quads": parse_quads,
+    "outlines": parse_outlines,
+    "anything": parse_boxes_or_outlines,
+    "said": parse_region_text,
+    "located": parse_location_tokens,
+    "segments": parse_location_tokens,
 }
 
 
-def plain(text: str) -> str:
+def strip_special_tokens(text: str) -> str:
     """A text without the tokens that begin, end and fill it, as the parsers read it."""
     return text.replace("<s>", "").replace("</s>", "").replace("<pad>", "")
 
 
-def places(box: Box, size: Size) -> str:
+def box_tokens(box: Box, size: Size) -> str:
     """The words of a box in pixels, for prompts about a region: four of `<loc_0>` to `<loc_999>`."""
     height, width = size
     per_bin = np.array([width / BINS, height / BINS] * 2, dtype=np.float32)
@@ -132,20 +136,20 @@ def places(box: Box, size: Size) -> str:
     return "".join(f"<loc_{place}>" for place in bins.tolist())
 
 
-def box_pieces(things: Sequence[tuple[str, Box]], size: Size) -> list[str]:
+def format_boxes(things: Sequence[tuple[str, Box]], size: Size) -> list[str]:
     """What `boxes` reads back: a piece for each thing, a label and a box in pixels; joined they are the text. Things of
     one label follow the first of them, and share its label."""
     found: list[str] = []
     for label in dict.fromkeys(label for label, _ in things):
-        mine = [places(box, size) for name, box in things if name == label]
+        mine = [box_tokens(box, size) for name, box in things if name == label]
         found += [label + mine[0], *mine[1:]]
     return found
 
 
 # Those of PARSERS whose texts can be written, to be learned.
-WRITERS: dict[str, Callable[[Sequence[tuple[str, Box]], Size], list[str]]] = {
-    "boxes": box_pieces,
-    "located": location_tokens.pieces_of,
+FORMATTERS: dict[str, Callable[[Sequence[tuple[str, Box]], Size], list[str]]] = {
+    "boxes": format_boxes,
+    "located": location_tokens.format_locations,
 }
 
 
@@ -154,14 +158,14 @@ def plain_label(label: str) -> str:
     return " ".join(re.sub("[<>;]", " ", label).split())
 
 
-def bounds(polygons: Sequence[Sequence[float]]) -> Box:
+def bounding_box(polygons: Sequence[Sequence[float]]) -> Box:
     """The box that holds all points; all zeros where there are none."""
     across = [x for polygon in polygons for x in polygon[0::2]] or [0.0]
     down = [y for polygon in polygons for y in polygon[1::2]] or [0.0]
     return (min(across), min(down), max(across), max(down))
 
 
-def sureness(spans: Sequence[Span], tokens: Sequence[Span], log_p: Sequence[float]) -> float | None:
+def confidence(spans: Sequence[Span], tokens: Sequence[Span], log_p: Sequence[float]) -> float | None:
     """How sure the network is of a region, 0..1: the mean probability (geometric) of the tokens that say it, label and
     places. tokens: where in the text each token stands; log_p: its log-probability. None where no token says it."""
     said = [
@@ -173,11 +177,11 @@ def sureness(spans: Sequence[Span], tokens: Sequence[Span], log_p: Sequence[floa
 
 
 def _labelled_boxes(
-    text: str, size: Size, pattern: re.Pattern[str], no_things: frozenset[str] = frozenset()
-) -> Iterator[Found]:
-    for match in pattern.finditer(plain(text)):
+    text: str, size: Size, pattern: re.Pattern[str], ignored_phrases: frozenset[str] = frozenset()
+) -> Iterator[ParsedRegion]:
+    for match in pattern.finditer(strip_special_tokens(text)):
         label = _LABEL.search(match.group())
-        if label is None or label.group().strip() in no_things:
+        if label is None or label.group().strip() in ignored_phrases:
             continue
         start = match.start()
         # As the reference has it: what is not ASCII is dropped from labels of boxes.
@@ -185,11 +189,11 @@ def _labelled_boxes(
         for box in _BOX.finditer(match.group()):
             left, top, right, bottom = _pixels([*map(_bin, box.groups())], size)
             spans = ((start, start + label.end()), (start + box.start(), start + box.end()))
-            yield Found(name, (left, top, right, bottom), spans=spans)
+            yield ParsedRegion(name, (left, top, right, bottom), spans=spans)
 
 
-def _labelled_outlines(text: str, size: Size, pattern: re.Pattern[str]) -> Iterator[Found]:
-    for match in pattern.finditer(plain(text)):
+def _labelled_outlines(text: str, size: Size, pattern: re.Pattern[str]) -> Iterator[ParsedRegion]:
+    for match in pattern.finditer(strip_special_tokens(text)):
         whole, start = match.group(), match.start()
         label = _OUTLINE_LABEL.search(re.sub(r"^<loc_\d+>", "", whole, count=1))
         if label is None:
@@ -205,7 +209,7 @@ def _labelled_outlines(text: str, size: Size, pattern: re.Pattern[str]) -> Itera
                 polygons.append(_pixels(bins[: len(bins) // 2 * 2], size))
             if polygons:
                 spans = (named, (start + at, start + at + len(thing)))
-                yield Found(label.group().strip(), bounds(polygons), tuple(polygons), spans)
+                yield ParsedRegion(label.group().strip(), bounding_box(polygons), tuple(polygons), spans)
 
 
 def _bin(digits: str) -> int:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sightloop.nn.attention import Attention, Heads, Linear, attend
-from sightloop.nn.blocks import Mlp, thinned
+from sightloop.nn.attention import Attention, HeadConfig, Linear, attend
+from sightloop.nn.blocks import Mlp, drop_branch
 from sightloop.types import Encoded
 
 
@@ -54,7 +54,7 @@ class WindowMixer(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, *, bias: bool) -> None:
         super().__init__()
-        self.attn = Attention(dim, heads, options=Heads(bias=bias))
+        self.attn = Attention(dim, heads, options=HeadConfig(bias=bias))
         self.window = window
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ class Layer(nn.Module):
 
     def _whole(self, x: Tensor) -> Tensor:
         x = x + _convolve(self.conv1, x)
-        x = x + thinned(self.mixer(self.norm1(x)), self)
+        x = x + drop_branch(self.mixer(self.norm1(x)), self)
         x = x + _convolve(self.conv2, x)
-        return x + thinned(self.mlp(self.norm2(x)), self)
+        return x + drop_branch(self.mlp(self.norm2(x)), self)
 
 
 class Stage(nn.Module):

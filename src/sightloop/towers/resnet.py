@@ -29,6 +29,10 @@ class ResnetConfig:
         """How far apart the last positions are, in pixels of the picture."""
         return 32
 
+    def build(self) -> Resnet:
+        """The tower, with weights as torch draws them."""
+        return Resnet(self)
+
 
 class ConvNorm(nn.Module):
     """A convolution without bias and its norm: `[B, C, H, W]` -> `[B, C', H', W']`."""

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import (
-    USUAL,
+    STANDARD_HEADS,
     Cache,
-    Heads,
+    HeadConfig,
     KeyValue,
     Linear,
+    attention_mask,
     mask_from_lengths,
-    mask_of,
     relative_buckets,
-    rotary,
+    rope_table,
 )
 from sightloop.nn.blocks import Block, BlockConfig, Norm, norm_of
 from sightloop.types import Encoded
@@ -48,7 +48,7 @@ class TextConfig:
     eps: float
     post_norm: bool
     memory_dim: int | None = None
-    attention: Heads = USUAL
+    attention: HeadConfig = STANDARD_HEADS
     norm: Norm = "layer"
     gated: bool = False
     mlp_bias: bool = True
@@ -67,7 +67,7 @@ class TextConfig:
         return BlockConfig(*(getattr(self, name) for name in BlockConfig._fields))
 
 
-class State:
+class DecodeState:
     """What a decoder keeps between steps: one cache a layer, the memory's keys and values, the length so far.
 
     real: bool `[R, capacity]`, False where a row's prefix was padded in front; padding `[R]`: how much.
@@ -81,7 +81,7 @@ class State:
         self.memory = memory
         self.memory_mask = memory_mask
         self.length = 0
-        self.real: Tensor | None = None
+        self.valid_mask: Tensor | None = None
         self.padding: Tensor | None = None
         self.last: Tensor | None = None
 
@@ -89,8 +89,8 @@ class State:
         """Row i goes on from row `rows[i]` `[R']`; rows of one memory stay together."""
         for cache in self.caches:
             cache.select(rows, self.length)
-        if self.real is not None and self.padding is not None:
-            self.real, self.padding = self.real[rows], self.padding[rows]
+        if self.valid_mask is not None and self.padding is not None:
+            self.valid_mask, self.padding = self.valid_mask[rows], self.padding[rows]
 
 
 class TextTower(nn.Module):
@@ -113,12 +113,12 @@ class TextTower(nn.Module):
         crosses = [getattr(block, "cross", None) for block in self.blocks]
         return [None if cross is None else cross.memory(tokens) for cross in crosses]
 
-    def words(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """The vectors of words, without positions: `[R, L]` -> `[R, L, D]`."""
         vectors = self.word(ids)
         return vectors if self.config.word_scale == 1.0 else vectors * self.config.word_scale
 
-    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+    def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         """What the first block reads: vectors of words with their positions and, in BERT's order, the norm."""
         if self.config.positions:
             x = x + self.position(positions + self.config.position_offset)
@@ -138,15 +138,15 @@ class TextTower(nn.Module):
         # Under a causal mask, padding at the end is never seen by what stands before it.
         if lengths is not None and not causal and int(lengths.min()) < ids.shape[1]:
             real = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
-        x = self.words(ids)
-        return Encoded(self.read(x, real=real, causal=causal, memory=memory, memory_mask=memory_mask))
+        x = self.embed_tokens(ids)
+        return Encoded(self.read(x, valid_mask=real, causal=causal, memory=memory, memory_mask=memory_mask))
 
     def read(
         self,
         x: Tensor,
         *,
-        real: Tensor | None = None,
-        whole: Tensor | None = None,
+        valid_mask: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
         causal: bool = False,
         memory: list[KeyValue | None] | None = None,
         memory_mask: Tensor | None = None,
@@ -156,16 +156,18 @@ class TextTower(nn.Module):
         real: bool `[R, L]`, False = padding, on either side. whole: bool `[R, L]`, a prefix that sees itself whole
         although the rest is causal (prefix-LM).
         """
-        state = State([], memory or [], memory_mask)
-        return self._run(x, _positions(x, real), state, real=real, whole=whole, causal=causal)
+        state = DecodeState([], memory or [], memory_mask)
+        return self._run(
+            x, _positions(x, valid_mask), state, valid_mask=valid_mask, prefix_mask=prefix_mask, causal=causal
+        )
 
-    def start(self, memory: Encoded, capacity: int) -> State:
+    def start(self, memory: Encoded, capacity: int) -> DecodeState:
         """A decoding state with one row a memory, for up to `capacity` tokens a row."""
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
         caches = self._caches(memory.tokens, capacity)
-        return State(caches, self.memory(memory.tokens), mask)
+        return DecodeState(caches, self.memory(memory.tokens), mask)
 
-    def prefill(self, prefix: Encoded, capacity: int, *, whole: bool = False) -> State:
+    def prefill(self, prefix: Encoded, capacity: int, *, bidirectional: bool = False) -> DecodeState:
         """A decoding state after a prefix of vectors `[R, L, D]`, for up to `capacity` more tokens a row.
 
         prefix.mask: bool `[R, L]`, False = padding, which stands in front so that all rows go on at one place.
@@ -173,43 +175,44 @@ class TextTower(nn.Module):
         """
         x, real = prefix.tokens, prefix.mask
         rows, length = x.shape[:2]
-        state = State(self._caches(x, length + capacity), [], None)
+        state = DecodeState(self._caches(x, length + capacity), [], None)
         if real is not None and not bool(real.all()):
-            state.real = torch.cat([real, real.new_ones(rows, capacity)], dim=1)
+            state.valid_mask = torch.cat([real, real.new_ones(rows, capacity)], dim=1)
             state.padding = length - real.sum(dim=1)
-        seen = torch.ones_like(x[..., 0], dtype=torch.bool) if whole else None
-        states = self._run(x, _positions(x, real), state, real=real, whole=seen, causal=True)
+        seen = torch.ones_like(x[..., 0], dtype=torch.bool) if bidirectional else None
+        states = self._run(x, _positions(x, real), state, valid_mask=real, prefix_mask=seen, causal=True)
         state.last = states[:, -1]
         return state
 
-    def step(self, ids: Tensor, state: State) -> Tensor:
+    def step(self, ids: Tensor, state: DecodeState) -> Tensor:
         """The next L tokens of every row, causally, with what the state holds: ids `[R, L]` -> `[R, L, D]`."""
         positions = torch.arange(state.length, state.length + ids.shape[1], device=ids.device)[None]
-        real = state.real
+        real = state.valid_mask
         if real is not None and state.padding is not None:
             positions = positions - state.padding[:, None]
             real = real[:, : state.length + ids.shape[1]]
-        return self._run(self.words(ids), positions, state, real=real, causal=True)
+        return self._run(self.embed_tokens(ids), positions, state, valid_mask=real, causal=True)
 
     def _run(
         self,
         x: Tensor,
         positions: Tensor,
-        state: State,
+        state: DecodeState,
         *,
-        real: Tensor | None,
-        whole: Tensor | None = None,
+        valid_mask: Tensor | None,
+        prefix_mask: Tensor | None = None,
         causal: bool,
     ) -> Tensor:
         """Positions, blocks and norms; with caches, what stands before x is `state.length` tokens long."""
         config, start = self.config, state.length
-        x = self.placed(x, positions)
+        x = self.add_positions(x, positions)
         turn = None
         if config.rotary:
             width = config.attention.width or config.dim // config.heads
-            turn = rotary(positions, width, config.rotary, x.dtype)
+            turn = rope_table(positions, width, config.rotary, x.dtype)
         masks = {
-            window: self._mask(x, start, window, real, whole, causal) for window in set(config.windows) or {0}
+            window: self._mask(x, start, window, valid_mask, prefix_mask, causal)
+            for window in set(config.windows) or {0}
         }
         for i, block in enumerate(self.blocks):
             mask = masks[config.windows[i] if config.windows else 0]
@@ -237,7 +240,7 @@ class TextTower(nn.Module):
             plain = real is None and whole is None and not narrow
             if not plain or (self.config.relative and x.shape[1] > 1):
                 real = x.new_ones(1, end, dtype=torch.bool) if real is None else real
-                seen = mask_of(real, whole=whole, window=window if narrow else 0, start=start)
+                seen = attention_mask(real, prefix_mask=whole, window=window if narrow else 0, start=start)
         if not self.config.relative:
             return seen
         keys = torch.arange(end, device=x.device)
@@ -264,7 +267,9 @@ def _table(rows: int, dim: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
 
 
-def with_pictures(words: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, real: Tensor) -> Tensor:
+def insert_image_tokens(
+    words: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, real: Tensor
+) -> Tensor:
     """The word vectors `[R, L, D]` with picture tokens `[K, D]` where `ids` has the picture's id, in order."""
     here = (ids == image_id) & real
     return words.masked_scatter(here[..., None], image_tokens.to(words.dtype))
@@ -275,7 +280,7 @@ class LanguageConfig:
     """tied: the head's matrix is the word table. head_bias: a bias on every word's score.
 
     state_scale: what states are multiplied with before the head (T5, where tied). softcap c: scores become
-    c tanh(scores / c) (Gemma 2). whole_prefix: a prefix sees itself whole (prefix-LM), else causally.
+    c tanh(scores / c) (Gemma 2). bidirectional_prefix: a prefix sees itself whole (prefix-LM), else causally.
     """
 
     text: TextConfig
@@ -283,7 +288,7 @@ class LanguageConfig:
     head_bias: bool = False
     state_scale: float = 1.0
     softcap: float = 0.0
-    whole_prefix: bool = False
+    bidirectional_prefix: bool = False
 
 
 class LanguageModel(nn.Module):
@@ -307,20 +312,20 @@ class LanguageModel(nn.Module):
         scores = self.head(states if scale == 1.0 else states * scale)
         return (scores / cap).tanh() * cap if cap else scores
 
-    def start(self, given: Encoded, capacity: int) -> State:
+    def start(self, given: Encoded, capacity: int) -> DecodeState:
         """A decoding state for up to `capacity` tokens a row: given is the memory `[B, N, memory_dim]`, or the prefix
         `[B, N, D]`, padded in front."""
         if self.config.text.memory_dim is not None:
             return self.text.start(given, capacity)
-        return self.text.prefill(given, capacity, whole=self.config.whole_prefix)
+        return self.text.prefill(given, capacity, bidirectional=self.config.bidirectional_prefix)
 
-    def next_logits(self, ids: Tensor, state: State) -> Tensor:
+    def next_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Scores of the token after ids: ids `[R, L]` -> `[R, V]`; L = 0: after the prefix."""
         if ids.shape[1]:
             return self.logits(self.text.step(ids, state)[:, -1])
         assert state.last is not None, "without ids there must be a prefix"
         return self.logits(state.last)
 
-    def all_logits(self, ids: Tensor, state: State) -> Tensor:
+    def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Scores of the token after each of ids: ids `[R, L]` -> `[R, L, V]`."""
         return self.logits(self.text.step(ids, state))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sightloop.nn.attention import Attention, Heads, Linear
+from sightloop.nn.attention import Attention, HeadConfig, Linear
 from sightloop.nn.blocks import Block, BlockConfig, Mlp
 from sightloop.types import Encoded
 
@@ -54,6 +54,10 @@ class VitConfig:
     pooling: Literal["class", "mean", "attention", "none"] = "class"
     any_size: bool = False
     qkv_bias: bool = True
+
+    def build(self) -> Vit:
+        """The tower, with weights as torch draws them."""
+        return Vit(self)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -172,7 +176,7 @@ class Vit(nn.Module):
         self.embed = PatchEmbed(config)
         self.norm_in = nn.LayerNorm(config.dim, eps=config.eps) if config.norm_first else nn.Identity()
         sizes = (config.dim, config.heads, config.mlp_dim, config.activation, config.eps)
-        block = BlockConfig(*sizes, attention=Heads(bias=config.qkv_bias))
+        block = BlockConfig(*sizes, attention=HeadConfig(bias=config.qkv_bias))
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
         if config.pooling == "attention":

@@ -13,37 +13,37 @@ from torch import nn
 
 from sightloop.checkpoints.blip2 import IGNORED, language_model_keys, second_stage
 from sightloop.checkpoints.hub import locate
-from sightloop.checkpoints.key_map import fill
+from sightloop.checkpoints.key_map import load_weights
 from sightloop.checkpoints.registry import FAMILIES
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.text.sentencepiece import load_pieces
+from sightloop.data.text.sentencepiece import load_sentencepiece
 from sightloop.data.text.tokenizer import (
     Tokenizer,
     bert_tokenizer_from_vocab,
     clip_tokenizer_from_bpe,
     load_tokenizer,
 )
-from sightloop.data.text.train_tokenizer import learn_byte_pairs, learn_pieces, learn_word_pieces
+from sightloop.data.text.train_tokenizer import train_bpe, train_sentencepiece, train_wordpiece
 from sightloop.errors import SightloopError, UsageError
 from sightloop.inference.load import NO_LIMIT, load
-from sightloop.inference.prompting import PICTURE
+from sightloop.inference.prompting import IMAGE_PLACEHOLDER
 from sightloop.models.blip import Blip, LmHead
 from sightloop.models.blip2 import Blip2
 from sightloop.models.florence import Florence
 from sightloop.nn.attention import Linear
-from sightloop.nn.init import initialise
-from sightloop.nn.prepack import quicken, unpack
-from sightloop.nn.regularization import regularise
+from sightloop.nn.init import initialize
+from sightloop.nn.prepack import unpack, use_training_kernels
+from sightloop.nn.regularization import set_regularization
 from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
-from sightloop.training.dataloader import Forms
+from sightloop.training.dataloader import PromptFormat
 from sightloop.training.model_sizes import SIZES, fitted
 from sightloop.types import ImageSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trainee:
+class TrainableModel:
     """A network with everything that its result folder needs."""
 
     name: str
@@ -55,14 +55,17 @@ class Trainee:
     labels: tuple[str, ...]
 
     @property
-    def forms(self) -> Forms | None:
+    def forms(self) -> PromptFormat | None:
         """How it is asked, if it writes on from a prompt."""
-        if not hasattr(self.network, "begin"):
+        if not hasattr(self.network, "build_prefix"):
             return None
         config = self.network.config
         begin = (config.bos_id,) if isinstance(self.network, Florence) else ()
-        finds, joint = getattr(self.network, "finds", {}), getattr(self.network, "joint", "")
-        return Forms(self.network.prompts, config.end_id, begin, finds, joint)
+        finds, joint = (
+            getattr(self.network, "region_formats", {}),
+            getattr(self.network, "phrase_separator", ""),
+        )
+        return PromptFormat(self.network.prompts, config.end_id, begin, finds, joint)
 
 
 class WordHead(LmHead):
@@ -73,19 +76,19 @@ class WordHead(LmHead):
         self.mask_id = mask_id
 
 
-def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
+def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableModel:
     """The recipe's networks on the CPU, ready to learn. A learned vocabulary is kept in `folder` and found there again.
 
     Raises CheckpointError, TokenizerError or UsageError that say what is missing or does not fit.
     """
     settings = recipe.model
-    if settings.start:
-        loaded = load(settings.start, device="cpu")
+    if settings.init_from:
+        loaded = load(settings.init_from, device="cpu")
         network, family, tokenizer, spec = loaded.network, loaded.family, loaded.tokenizer, loaded.image_spec
         unpack(network)
         if settings.image_size:
             network, spec = _resized(network, family, spec, settings.image_size)
-        name = settings.start
+        name = settings.init_from
     else:
         network, family, tokenizer, spec = _from_random(recipe, dataset, folder)
         name = recipe.name
@@ -99,10 +102,10 @@ def prepare(recipe: Recipe, dataset: Dataset, folder: Path) -> Trainee:
         _give_classes(network, labels, recipe.seed + 1)
     network.requires_grad_(True)
     heads = _heads(recipe, network, tokenizer)
-    regularise(network, dropout=settings.dropout, drop_path=settings.drop_path)
-    quicken(network)
-    quicken(heads)
-    return Trainee(name, family, network, tokenizer, spec, heads, labels)
+    set_regularization(network, dropout=settings.dropout, drop_path=settings.drop_path)
+    use_training_kernels(network)
+    use_training_kernels(heads)
+    return TrainableModel(name, family, network, tokenizer, spec, heads, labels)
 
 
 def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Blip2, Tokenizer]:
@@ -111,15 +114,15 @@ def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Bl
     source = settings.language
     if not isinstance(first, Blip2) or first.config.language is not None:
         raise UsageError(
-            f"model.language={source}: a BLIP-2 of stage 1 stands before it; name one as model.start (the model of a "
-            "run of blip2_stage1)"
+            f"model.language={source}: a BLIP-2 of stage 1 stands before it; name one as model.init_from (the "
+            "model of a run of blip2_stage1)"
         )
     located = locate(source)
     tensors, about = read_tensors(located.weights, torch.float32), located.config or {}
     folder = Path(settings.vocabulary) if settings.vocabulary else located.folder
     most = about.get("max_position_embeddings", NO_LIMIT)
-    tokenizer = load_pieces(folder, max_length=most, extra=PICTURE)
-    config = second_stage(first.config, about, tensors, tokenizer.token_id(PICTURE))
+    tokenizer = load_sentencepiece(folder, max_length=most, extra=IMAGE_PLACEHOLDER)
+    config = second_stage(first.config, about, tensors, tokenizer.token_id(IMAGE_PLACEHOLDER))
     words = config.text.vocab
     if config.image_id >= words:
         raise UsageError(f"model.language={source}: its table of {words} words has no row left for pictures")
@@ -128,10 +131,10 @@ def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Bl
     part = nn.ModuleDict({"language": network.language})
     if config.encoder is not None:
         part["encoder"] = network.encoder
-    fill(part, tensors, language_model_keys(config, ""), ignore=IGNORED, source=located.name)
+    load_weights(part, tensors, language_model_keys(config, ""), ignore=IGNORED, source=located.name)
     network.vision, network.queries = first.vision, first.queries
     network.projection = Linear(config.queries.dim, config.text.dim)
-    initialise(network.projection, seed)
+    initialize(network.projection, seed)
     return network.eval(), tokenizer
 
 
@@ -147,7 +150,7 @@ def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, s
     )
     config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
     network: Any = FAMILIES[family].network(config)
-    initialise(network, recipe.seed)
+    initialize(network, recipe.seed)
     if hasattr(network, "logit_bias"):
         # SigLIP's -10 is the odds of its batch of 32k; small batches that start there collapse to one point.
         network.logit_bias.data.fill_(-math.log(recipe.data.batch))
@@ -187,11 +190,11 @@ def _tokenizer(
     if not settings.vocabulary and not given.exists():
         given.mkdir(parents=True)
         if kind == "clip":
-            learn_byte_pairs(_texts(dataset), settings.words, given)
+            train_bpe(_texts(dataset), settings.vocab_size, given)
         elif kind == "pieces":
-            learn_pieces(_texts(dataset), settings.words, given)
+            train_sentencepiece(_texts(dataset), settings.vocab_size, given)
         else:
-            learn_word_pieces(_texts(dataset), settings.words, given / "vocab.txt")
+            train_wordpiece(_texts(dataset), settings.vocab_size, given / "vocab.txt")
     if not given.exists():
         raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
     words = given / "vocab.txt" if given.is_dir() else given
@@ -201,7 +204,7 @@ def _tokenizer(
     if kind == "clip" and given.is_file():
         return clip_tokenizer_from_bpe(given, max_length=positions)
     if kind == "pieces":
-        return load_pieces(given, max_length=positions, fill=True)
+        return load_sentencepiece(given, max_length=positions, fill=True)
     return load_tokenizer(given, kind=kind, max_length=positions)
 
 
@@ -238,7 +241,7 @@ def _give_classes(network: Any, labels: tuple[str, ...], seed: int) -> None:
     if network.config.labels != labels:
         network.config = replace(network.config, labels=labels)
         network.classes = Linear(network.config.vision.dim, len(labels))
-        initialise(network.classes, seed)
+        initialize(network.classes, seed)
 
 
 def _start_vision(network: Any, source: str) -> None:
@@ -253,6 +256,7 @@ def _start_vision(network: Any, source: str) -> None:
 
 def _check_terms(recipe: Recipe, network: Any) -> None:
     """Say at once when an objective asks for a part that the network lacks."""
+    name = recipe.model.init_from or recipe.model.size
     is_blip, config = isinstance(network, Blip), network.config
     is_blip2 = isinstance(network, Blip2)
     judges = (is_blip or is_blip2) and config.embed_dim is not None and config.temperature
@@ -262,32 +266,33 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         "itm": judges and config.matching,
         "lm": (config.writes or config.language is not None) if is_blip2 else writes,
         "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
-        "prompted": isinstance(network, Florence) or (hasattr(network, "begin") and not config.start_ids),
+        "prompted": isinstance(network, Florence)
+        or (hasattr(network, "build_prefix") and not config.start_ids),
         "clip": hasattr(network, "logit_scale"),
         "siglip": hasattr(network, "logit_bias"),
         "mlm": is_blip and config.encoder,
         "mim": isinstance(config.vision, VitConfig) and not config.vision.any_size,
         "classes": not is_blip2,
     }
-    if recipe.data.regions and not {"boxes", "located"} & set(getattr(network, "finds", {}).values()):
+    if recipe.data.regions and not {"boxes", "located"} & set(
+        getattr(network, "region_formats", {}).values()
+    ):
         raise UsageError(
-            f"data.regions: {recipe.model.start or recipe.model.size} writes no boxes; start from a Florence-2 or a "
+            f"data.regions: {name} writes no boxes; start from a Florence-2 or a "
             "PaliGemma, or set data.regions=0"
         )
-    if recipe.data.names and not getattr(network, "joint", ""):
-        raise UsageError(
-            f"data.names: {recipe.model.start or recipe.model.size} is asked for all things at once; leave them out"
-        )
+    if recipe.data.classes and not getattr(network, "phrase_separator", ""):
+        raise UsageError(f"data.classes: {name} is asked for all things at once; leave them out")
     for term, weight in recipe.terms.items():
         if weight > 0 and not has[term]:
             raise UsageError(
-                f"terms.{term}: {recipe.model.start or recipe.model.size} lacks a part that this objective trains; "
+                f"terms.{term}: {name} lacks a part that this objective trains; "
                 f"set terms.{term}=0, or start from another model"
             )
-    if recipe.data.chunk and any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
+    if recipe.data.micro_batch and any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
         raise UsageError(
-            f"data.chunk: {recipe.model.start or recipe.model.size} has batch norm, which would see one chunk at a "
-            "time; set data.chunk=0"
+            f"data.micro_batch: {name} has batch norm, which would see one chunk at a "
+            "time; set data.micro_batch=0"
         )
 
 
@@ -299,7 +304,7 @@ def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer) -> nn.ModuleDict:
         heads["mlm"] = WordHead(config.text, tokenizer.token_id("[MASK]"))
     if recipe.terms.get("mim"):
         heads["mim"] = Linear(config.vision.dim, 3 * config.vision.patch**2)
-    initialise(heads, recipe.seed + 1)
+    initialize(heads, recipe.seed + 1)
     if "mlm" in heads:
         cast(WordHead, heads["mlm"]).words.weight = network.encoder.word.weight
     return heads

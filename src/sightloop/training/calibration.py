@@ -31,7 +31,7 @@ from sightloop.inference.model import Model
 from sightloop.metrics import balanced_threshold, matching_curves, roc_area
 from sightloop.tasks.embed import embed_images
 from sightloop.training.events import Calibrated
-from sightloop.training.validation import readable
+from sightloop.training.validation import load_samples
 from sightloop.types import Pixels, Sample
 
 FEWEST = 20  # pictures: from fewer, a threshold is a guess
@@ -65,10 +65,10 @@ def learned_from(start: str) -> frozenset[bytes]:
     return frozenset(known[at : at + DIGEST] for at in range(0, len(known), DIGEST))
 
 
-def digest(dataset: Dataset, index: int) -> bytes:
+def image_digest(dataset: Dataset, index: int) -> bytes:
     """What tells a picture from nearly every other, from its encoded bytes; empty where they cannot be read."""
     try:
-        picture = dataset[index].picture
+        picture = dataset[index].image
         data = picture if isinstance(picture, bytes) else read_file(str(picture))
     except ImageError:
         return b""
@@ -87,7 +87,7 @@ def calibrate(
     known = learned_from(start)
     if known:
         seen = range(min(most, len(dataset)))
-        fresh = [index for index in seen if digest(dataset, index) not in known]
+        fresh = [index for index in seen if image_digest(dataset, index) not in known]
         if len(fresh) < FEWEST:
             return _carry_over(model, dataset.select(sorted({*seen} - {*fresh})), about, start)
         dataset = dataset.select(fresh)
@@ -127,7 +127,7 @@ def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
     was_training = model.network.training
     model.network.eval()
     try:
-        samples, pictures = readable(model, dataset, most)
+        samples, pictures = load_samples(model, dataset, most)
         told = [i for i, sample in enumerate(samples) if sample.captions]
         pairs, match = _pairs([samples[i] for i in told])
         if min(len(told), int((~match).sum())) < FEWEST:
@@ -181,7 +181,7 @@ def _judged(
     embeds = len(_allowed(model)) > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a text that is longer than the model reads
-        texts = rerank.Texts(model, strings)
+        texts = rerank.TokenizedTexts(model, strings)
         words = model.embed_texts(strings) if embeds else None
     owner = np.array([picture for picture, _ in pairs])
     odds, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
@@ -189,7 +189,7 @@ def _judged(
         part = pictures[start : start + model.batch_size]
         rows = [np.flatnonzero(owner == start + place) for place in range(len(part))]
         image, mine = model.encode(part), np.concatenate(rows)
-        logits = np.concatenate(rerank.judge(model, image, texts, rows)).astype(np.float64)
+        logits = np.concatenate(rerank.match_scores(model, image, texts, rows)).astype(np.float64)
         odds[mine] = logits[:, 1] - logits[:, 0]
         if words is not None:
             seen = embed_images(model.network, image).cpu().numpy()

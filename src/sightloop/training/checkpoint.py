@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 @dataclass(eq=False)
-class State:
+class TrainState:
     """All that changes while a run goes on.
 
     teacher, average: followers of the network, None without. queue: past features by name. step: steps taken.
@@ -48,7 +48,7 @@ class State:
     teacher: nn.Module | None
     average: nn.Module | None
     queue: dict[str, Tensor]
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     step: int
     notes: dict[str, Any]
 
@@ -62,7 +62,7 @@ class State:
                     yield prefix + name, parameter
 
 
-def write(state: State, run: Path, *, first: bool = True) -> Path:
+def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path:
     """RUN/checkpoints/step-000123: written under a temporary name, synced, then given its name in one step.
 
     All processes of a sharded run call this together; the `first` one writes.
@@ -113,7 +113,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             file.write(cast(Any, values.view(torch.uint8).numpy()))
 
 
-def resume(state: State, run: Path) -> list[str]:
+def resume(state: TrainState, run: Path) -> list[str]:
     """Put back the newest checkpoint that can be read, if there is one; what is said of newer, damaged ones.
 
     Raises CheckpointError where none can be read, or it is not of this run.
@@ -147,7 +147,9 @@ def _open(folder: Path) -> tuple[Mapping[str, Tensor], int, dict[str, Any]]:
 
 
 @torch.no_grad()
-def _put(state: State, name: str, stored: Mapping[str, Tensor], step: int, notes: dict[str, Any]) -> None:
+def _put(
+    state: TrainState, name: str, stored: Mapping[str, Tensor], step: int, notes: dict[str, Any]
+) -> None:
     ours = _tensors(state)
     if different := sorted(set(ours) ^ set(stored)):
         raise CheckpointError(f"{name}: not of this run: {different[0]} is in one of them only")
@@ -182,7 +184,7 @@ def _all(run: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in named if match}
 
 
-def _tensors(state: State) -> dict[str, Tensor]:
+def _tensors(state: TrainState) -> dict[str, Tensor]:
     """Every tensor of the state, each once, by a name that says what it is."""
     out: dict[str, Tensor] = {name: parameter.detach() for name, parameter in state.trained()}
     followers = {"teacher": state.teacher, "average": state.average}
@@ -195,19 +197,19 @@ def _tensors(state: State) -> dict[str, Tensor]:
                 out |= {f"{prefix}.{name}.{key}": buffer for key, buffer in layer.named_buffers()}
     out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
     for name, parameter in state.trained():
-        moments = cast("Mapping[str, Any]", state.optimiser.state.get(parameter, {}))
+        moments = cast("Mapping[str, Any]", state.optimizer.state.get(parameter, {}))
         out |= {
-            f"optimiser.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
+            f"optimizer.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
         }
     return out
 
 
-def make_moments(optimiser: torch.optim.Optimizer) -> None:
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
     """What AdamW makes when a parameter first has a gradient, for all of them, so that every checkpoint is alike."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not optimiser.state[parameter]:
-                optimiser.state[parameter] = {
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from sightloop.data.images.augment import Augment
 from sightloop.errors import UsageError
-from sightloop.training.config_parser import build, put
-from sightloop.training.optimizer import OptimiserConfig
+from sightloop.training.config_parser import from_dict, set_option
+from sightloop.training.optimizer import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
 
-TERMS = ("itc", "itm", "lm", "vqa", "prompted", "clip", "siglip", "mlm", "mim", "classes")
+OBJECTIVES = ("itc", "itm", "lm", "vqa", "prompted", "clip", "siglip", "mlm", "mim", "classes")
 
 
 # What becomes of a part that is switched off when something in it is set.
@@ -34,12 +34,12 @@ class ModelSettings:
     and `lora_alpha` while all else is frozen; merged into the result. dropout, drop_path: 0 to 1, while training.
     """
 
-    start: str = ""
+    init_from: str = ""
     size: str = ""
     vision: str = ""
     language: str = ""
     vocabulary: str = ""
-    words: int = 4000
+    vocab_size: int = 4000
     image_size: int = 0
     frozen: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
@@ -66,14 +66,14 @@ class DataSettings:
     """
 
     batch: int = 64
-    chunk: int = 0
+    micro_batch: int = 0
     texts: int = 1
     questions: int = 1
     regions: int = 0
-    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     prompt: str = ""
     max_tokens: int = 40
-    hidden_words: float = 0.0
+    caption_dropout: float = 0.0
     augment: Augment | None = field(default_factory=Augment)
     cache: int = 0
     workers: int = 2
@@ -126,7 +126,7 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     epochs: float = 10.0
@@ -134,12 +134,12 @@ class Recipe:
     seed: int = 0
     precision: Literal["float32", "medium", "bfloat16"] = "float32"
     compile: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     shard: bool = False
     ema: float = 0.0
     save_every: int = 0
-    keep: int = 2
-    smoothing: float = 0.1
+    keep_last: int = 2
+    label_smoothing: float = 0.1
     match_weight: float = 1.0
     hard_negatives: float = 1.0
     calibrate: bool = False
@@ -147,8 +147,8 @@ class Recipe:
     masked_words: float = 0.15
 
 
-def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """The recipe with `path=value` settings applied, such as `optimiser.lr=1e-4` or `terms.vqa=0.5`.
+def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with `path=value` settings applied, such as `optimizer.lr=1e-4` or `terms.vqa=0.5`.
 
     A value is JSON, or a plain word where text is expected. Raises UsageError for an unknown name (with the nearest
     ones) or a value of the wrong type, before anything else happens.
@@ -157,8 +157,8 @@ def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise UsageError(f"--set {setting}: write it as name=value, such as optimiser.lr=1e-4")
-        put(data, path.strip(), text.strip(), made=_MADE, free=("terms",))
+            raise UsageError(f"--set {setting}: write it as name=value, such as optimizer.lr=1e-4")
+        set_option(data, path.strip(), text.strip(), made=_MADE, free=("terms",))
     return from_json(data)
 
 
@@ -169,22 +169,23 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> Recipe:
     """A recipe from plain values; UsageError names what is unknown, ill-typed or out of range."""
-    recipe: Recipe = build(Recipe, data, "")
+    recipe: Recipe = from_dict(Recipe, data, "")
     _check(recipe)
     return recipe
 
 
 def _check(recipe: Recipe) -> None:
     """What types cannot say."""
+    unknown = sorted(set(recipe.terms) - set(OBJECTIVES))
     wrong = {
-        f"terms: {', '.join(sorted(set(recipe.terms) - set(TERMS)))} is no objective; there are {', '.join(TERMS)}": (
-            not set(recipe.terms) <= set(TERMS)
-        ),
+        f"terms: {', '.join(unknown)} is no objective; there are {', '.join(OBJECTIVES)}": bool(unknown),
         "terms: at least one objective needs a weight above 0": not any(w > 0 for w in recipe.terms.values()),
         "terms: a weight must not be below 0": any(w < 0 for w in recipe.terms.values()),
-        "model.start, model.size: one of them is needed": not (recipe.model.start or recipe.model.size),
+        "model.init_from, model.size: one of them is needed": not (
+            recipe.model.init_from or recipe.model.size
+        ),
         "data.batch: must be at least 2, as pictures are told from each other": recipe.data.batch < 2,
-        "data.chunk: must not be below 0": recipe.data.chunk < 0,
+        "data.micro_batch: must not be below 0": recipe.data.micro_batch < 0,
         "data.texts, data.questions: must be at least 1, or 0 with data.regions": (
             min(recipe.data.texts, recipe.data.questions) < (not recipe.data.regions)
         ),
@@ -198,20 +199,20 @@ def _check(recipe: Recipe) -> None:
             and recipe.data.augment is not None
             and recipe.data.augment.randaugment is not None
         ),
-        "data.hidden_words: must be in [0, 1)": not 0 <= recipe.data.hidden_words < 1,
+        "data.caption_dropout: must be in [0, 1)": not 0 <= recipe.data.caption_dropout < 1,
         "data.workers: must be at least 1": recipe.data.workers < 1,
         "data.max_tokens: must be at least 3": recipe.data.max_tokens < 3,
         "teacher.momentum: must be in [0, 1)": not 0 <= recipe.teacher.momentum < 1,
         "teacher.queue: must not be below 0": recipe.teacher.queue < 0,
         "ema: must be in [0, 1)": not 0 <= recipe.ema < 1,
         "steps, epochs: one of them must be above 0": recipe.steps <= 0 and recipe.epochs <= 0,
-        "keep: must be at least 1": recipe.keep < 1,
+        "keep: must be at least 1": recipe.keep_last < 1,
         "hard_negatives: must be from 0 to 1": not 0 <= recipe.hard_negatives <= 1,
-        "smoothing: must be in [0, 1)": not 0 <= recipe.smoothing < 1,
+        "smoothing: must be in [0, 1)": not 0 <= recipe.label_smoothing < 1,
         "masked_patches, masked_words: must be between 0 and 1": not (
             0 < recipe.masked_patches < 1 and 0 < recipe.masked_words < 1
         ),
-        "optimiser.lr: must be above 0": recipe.optimiser.lr <= 0,
+        "optimizer.lr: must be above 0": recipe.optimizer.lr <= 0,
     }
     for text, is_wrong in wrong.items():
         if is_wrong:

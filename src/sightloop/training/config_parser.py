@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 from sightloop.errors import UsageError
 
 
-def put(
+def set_option(
     data: dict[str, Any],
     path: str,
     text: str,
@@ -52,7 +52,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
 
 
-def build(kind: type[Any], data: Mapping[str, Any], path: str) -> Any:
+def from_dict(kind: type[Any], data: Mapping[str, Any], path: str) -> Any:
     """A dataclass from plain values, with every type checked."""
     hints = get_type_hints(kind)
     if unknown := sorted(set(data) - set(hints)):
@@ -74,7 +74,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise wrong
-        return build(cast("type[Any]", hint), cast("Mapping[str, Any]", value), f"{path}.")
+        return from_dict(cast("type[Any]", hint), cast("Mapping[str, Any]", value), f"{path}.")
     if origin is tuple:
         return _row(args, value, path, wrong)
     if origin is frozenset:

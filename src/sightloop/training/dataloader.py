@@ -19,19 +19,19 @@ from torch import Tensor
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.augment import View, augment, view_of
 from sightloop.data.images.decode import decode
-from sightloop.data.images.preprocess import normalise, prepare
+from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.data.rng import generator
-from sightloop.data.shuffle import position, share
+from sightloop.data.shuffle import rank_slice, shuffled_index
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UsageError
-from sightloop.inference.prompting import check_words
-from sightloop.tasks.region_parser import WRITERS, Box, Size, plain_label
+from sightloop.inference.prompting import check_special_tokens
+from sightloop.tasks.region_parser import FORMATTERS, Box, Size, plain_label
 from sightloop.training.config import DataSettings
 from sightloop.training.masking import mask_words
 from sightloop.types import ImageSpec, Limits, Sample
 
 _AHEAD = 2  # batches that are prepared while the networks work
-Thing: TypeAlias = tuple[str, Box]  # a label, and a box in pixels
+LabeledBox: TypeAlias = tuple[str, Box]  # a label, and a box in pixels
 
 
 class TextRows(NamedTuple):
@@ -55,7 +55,7 @@ class TextRows(NamedTuple):
         return TextRows(ids, lengths, pictures, self.prompt, read)
 
 
-class Dialogues(NamedTuple):
+class PromptedRows(NamedTuple):
     """Texts behind their prompts, in which the picture stands as one id, for networks that write on from a prompt.
 
     ids int64 `[R, L]`; lengths `[R]`, of which the first `prompts` `[R]` are given; pictures `[R]`: the batch rows.
@@ -66,28 +66,28 @@ class Dialogues(NamedTuple):
     prompts: Tensor
     pictures: Tensor
 
-    def to(self, device: torch.device) -> Dialogues:
+    def to(self, device: torch.device) -> PromptedRows:
         """The same on another device."""
-        return Dialogues(*(x.to(device, non_blocking=True) for x in self))
+        return PromptedRows(*(x.to(device, non_blocking=True) for x in self))
 
 
 @dataclass(frozen=True, slots=True)
-class Forms:
+class PromptFormat:
     """How a network is asked that writes on from a prompt: its prompts by job, and the ids that begin and end what it
     writes. finds, joint: of one that finds things (see `inference.regions`)."""
 
     prompts: Mapping[str, str]
     end_id: int
     begin: tuple[int, ...] = ()
-    finds: Mapping[str, str] = field(default_factory=dict[str, str])
-    joint: str = ""
+    region_formats: Mapping[str, str] = field(default_factory=dict[str, str])
+    phrase_separator: str = ""
 
-    def detect(self, things: Sequence[Thing], size: Size, names: Sequence[str]) -> tuple[str, list[str]]:
+    def detect(self, things: Sequence[LabeledBox], size: Size, names: Sequence[str]) -> tuple[str, list[str]]:
         """The prompt that asks for all things, or for those of these names (without any: the names that there are), and
         the answer in pieces, one a thing."""
-        job = "detect" if "detect" in self.finds else "find"
-        asked = self.joint.join(names or dict.fromkeys(label for label, _ in things))
-        return self.prompts[job].replace("{}", asked), WRITERS[self.finds[job]](things, size)
+        job = "detect" if "detect" in self.region_formats else "find"
+        asked = self.phrase_separator.join(names or dict.fromkeys(label for label, _ in things))
+        return self.prompts[job].replace("{}", asked), FORMATTERS[self.region_formats[job]](things, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Batch:
     prompted: TextRows | None
     questions: TextRows | None
     answers: TextRows | None
-    dialogues: Dialogues | None
+    dialogues: PromptedRows | None
     labels: Tensor
     skipped: tuple[tuple[str, str], ...]
 
@@ -122,7 +122,7 @@ class _Row(NamedTuple):
     values: NDArray[np.uint8]
     captions: list[str]
     questions: list[tuple[str, str]]
-    things: list[Thing]
+    things: list[LabeledBox]
     size: Size  # of what is shown, in the pixels in which the things are
     label: int
 
@@ -133,7 +133,7 @@ class _Skip(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Feed:
+class BatchLoader:
     """Batches of a dataset. labels: name -> class, for recipes that learn classes. rank, world: this process's part.
     forms: of a network that writes on from a prompt."""
 
@@ -145,7 +145,7 @@ class Feed:
     labels: Mapping[str, int]
     rank: int = 0
     world: int = 1
-    forms: Forms | None = None
+    forms: PromptFormat | None = None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Those of steps `first` to `last - 1`, prepared ahead by threads; the same whatever was drawn before."""
@@ -170,12 +170,12 @@ class Feed:
         The epochs follow each other without a gap: each sample once in each, and every batch is full.
         """
         count, batch = len(self.dataset), self.settings.batch
-        places = share(np.arange(batch, dtype=np.int64), self.rank, self.world)
+        places = rank_slice(np.arange(batch, dtype=np.int64), self.rank, self.world)
         epochs, offsets = np.divmod(step * batch + places, count)
         rows: list[tuple[int, int, int]] = []
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            indices = position(offsets[chosen], count=count, seed=self.seed, epoch=epoch)
+            indices = shuffled_index(offsets[chosen], count=count, seed=self.seed, epoch=epoch)
             rows += [
                 (place, epoch, index)
                 for place, index in zip(places[chosen].tolist(), indices.tolist(), strict=True)
@@ -200,10 +200,10 @@ class Feed:
             return _Skip(key, str(error))
         return _Row(place, index, key, values, captions, questions, things, size, label)
 
-    def _things(self, sample: Sample, epoch: int, index: int) -> list[Thing]:
+    def _things(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
         """Up to `regions` things of those that are to be named, in the sample's order."""
         found = [(plain_label(region.label), region.box) for region in sample.regions]
-        names, most = self.settings.names, self.settings.regions
+        names, most = self.settings.classes, self.settings.regions
         if most and not all(label for label, _ in found):
             raise ImageError(sample.key, "one of its regions has no label: name it, or leave the region out")
         found = [thing for thing in found if not names or thing[0] in names] if most else []
@@ -213,8 +213,8 @@ class Feed:
         return found
 
     def _pixels(
-        self, cache: _Cache, index: int, sample: Sample, epoch: int, things: list[Thing]
-    ) -> tuple[NDArray[np.uint8], list[Thing], Size]:
+        self, cache: _Cache, index: int, sample: Sample, epoch: int, things: list[LabeledBox]
+    ) -> tuple[NDArray[np.uint8], list[LabeledBox], Size]:
         """What is shown of a picture, the things in it, and its size in the pixels of their boxes."""
         options = self.settings.augment
         if options is None:
@@ -228,7 +228,7 @@ class Feed:
             values = augment(picture, side, options, **about)
             view = view_of((picture.shape[0], picture.shape[1]), options, **about)
             scale = picture.shape[1] / width, picture.shape[0] / height
-        shown = [(label, view.place(_scaled(box, scale))) for label, box in things]
+        shown = [(label, view.map_box(_scaled(box, scale))) for label, box in things]
         return values, [(label, box) for label, box in shown if box is not None], view.size
 
     def _collect(self, step: int, futures: Sequence[Future[_Row | _Skip]]) -> Batch:
@@ -274,14 +274,14 @@ class Feed:
 
     def _hide(self, rows: TextRows | None, step: int, places: Tensor) -> TextRows | None:
         """The same texts with some words hidden from whoever reads them."""
-        if rows is None or not self.settings.hidden_words:
+        if rows is None or not self.settings.caption_dropout:
             return rows
         hidden = mask_words(
             rows.ids.numpy(),
             rows.lengths.numpy(),
             mask_id=self.tokenizer.token_id("[MASK]"),
             vocab=self.tokenizer.vocab_size,
-            share=self.settings.hidden_words,
+            share=self.settings.caption_dropout,
             seed=self.seed,
             step=step,
             rows=places[rows.pictures].numpy(),
@@ -297,7 +297,7 @@ class Feed:
                 return text
         return ""
 
-    def _dialogues(self, forms: Forms, rows: Sequence[_Row]) -> Dialogues | None:
+    def _dialogues(self, forms: PromptFormat, rows: Sequence[_Row]) -> PromptedRows | None:
         """Each caption and answer after its prompt, and the id that ends it; texts are cut to `max_tokens`."""
         asked: list[tuple[int, str, str]] = []
         caption = forms.prompts["caption"]
@@ -307,8 +307,8 @@ class Feed:
         for place, row in enumerate(rows):
             asked += [(place, caption, text) for text in row.captions]
             asked += [(place, question.replace("{}", q), text) for q, text in row.questions]
-            if row.things or (self.settings.regions and self.settings.names):
-                ask, pieces = forms.detect(row.things, row.size, self.settings.names)
+            if row.things or (self.settings.regions and self.settings.classes):
+                ask, pieces = forms.detect(row.things, row.size, self.settings.classes)
                 asked.append((place, ask, self._fitting(pieces)))
         if not asked:
             return None
@@ -326,7 +326,7 @@ class Feed:
         for row, found in zip(ids, whole, strict=True):
             row[: len(found)] = found
         known = torch.from_numpy(ids), torch.tensor(lengths), torch.from_numpy(prompts.lengths)
-        return Dialogues(*known, torch.tensor(owners))
+        return PromptedRows(*known, torch.tensor(owners))
 
 
 class _Cache:
@@ -352,7 +352,7 @@ class _Cache:
 def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
     """Prepared, and the (height, width) that the picture had."""
     try:
-        pixels = prepare(_source(sample), spec, limits=Limits())
+        pixels = preprocess(_source(sample), spec, limits=Limits())
     except ImageError as error:
         raise ImageError(sample.key, error.reason) from None
     return pixels.values, pixels.size
@@ -380,13 +380,13 @@ def _check_words(tokenizer: Tokenizer, key: str, texts: Sequence[str]) -> None:
     """Texts that hold a token of the model's own are not learned: its place would not be a picture's, or an end."""
     try:
         for text in texts:
-            check_words(tokenizer, text)
+            check_special_tokens(tokenizer, text)
     except UsageError as error:
         raise ImageError(key, str(error)) from None
 
 
 def _source(sample: Sample) -> bytes | str:
-    return sample.picture if isinstance(sample.picture, bytes) else str(sample.picture)
+    return sample.image if isinstance(sample.image, bytes) else str(sample.image)
 
 
 def _draw(random: np.random.Generator, items: list[Any], count: int) -> list[Any]:
@@ -410,4 +410,4 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         answers=None if batch.answers is None else batch.answers.to(device),
         dialogues=None if batch.dialogues is None else batch.dialogues.to(device),
     )
-    return move, normalise(batch.pixels, spec, device)
+    return move, normalize(batch.pixels, spec, device)

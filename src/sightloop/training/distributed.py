@@ -16,7 +16,7 @@ _BUCKET = 32 * 1024 * 1024  # bytes of gradients summed at once
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class World:
     """rank: this process among `world`; device: what it works on."""
 
     rank: int
@@ -29,7 +29,7 @@ class Ranks:
         return self.rank == 0
 
 
-def join(device: str) -> Ranks:
+def init_world(device: str) -> World:
     """Take part in the run that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK), or be alone. device: as `load`."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = device
@@ -41,11 +41,11 @@ def join(device: str) -> Ranks:
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.startswith("cuda") else "gloo")
     rank = dist.get_rank() if world > 1 else 0
-    return Ranks(rank, world, torch.device(chosen))
+    return World(rank, world, torch.device(chosen))
 
 
 @torch.no_grad()
-def sum_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+def reduce_gradients(parameters: Iterable[nn.Parameter], ranks: World) -> None:
     """Every process gets the sum of all gradients; a parameter that some of them did not use counts as zero there,
     one that none used stays without. Sharded ones are summed already.
     """
@@ -84,12 +84,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     return float(norm)
 
 
-def any_of(flags: Sequence[bool], ranks: Ranks) -> list[bool]:
+def any_of(flags: Sequence[bool], ranks: World) -> list[bool]:
     """Of each flag, whether it is set in any process."""
     return [value == 1 for value in _largest([int(flag) for flag in flags], ranks)]
 
 
-def agree(values: Sequence[int], ranks: Ranks) -> bool:
+def agree(values: Sequence[int], ranks: World) -> bool:
     """Whether all processes have the same values."""
     return _largest([*values, *(-value for value in values)], ranks) == [
         *values,
@@ -97,7 +97,7 @@ def agree(values: Sequence[int], ranks: Ranks) -> bool:
     ]
 
 
-def _largest(values: list[int], ranks: Ranks) -> list[int]:
+def _largest(values: list[int], ranks: World) -> list[int]:
     if ranks.world == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.int64)
@@ -130,7 +130,7 @@ def part(value: Tensor, like: Any) -> Tensor:
     return split.to_local()
 
 
-def sum_values(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+def sum_values(values: Mapping[str, float], ranks: World) -> dict[str, float]:
     """Shares by name, summed over the processes; a name may be missing in some."""
     if ranks.world == 1:
         return dict(values)
@@ -142,7 +142,7 @@ def sum_values(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
     }
 
 
-def wait(ranks: Ranks) -> None:
+def barrier(ranks: World) -> None:
     """Until every process is here."""
     if ranks.world > 1:
         dist.barrier()

@@ -10,16 +10,16 @@ from torch import nn
 
 from sightloop.training.distributed import local
 
-Network = TypeVar("Network", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def copied(network: Network) -> Network:
+def ema_copy(network: NetworkT) -> NetworkT:
     """A copy that no gradient reaches, in evaluation mode: a momentum teacher, or an average of weights."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, in place (He et al. 2020, equation 2).
 
     A teacher may hold a part of the student: parameters meet by name, both whole or both sharded alike. Buffers
@@ -35,7 +35,7 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         buffer.copy_(student.get_buffer(name))
 
 
-def ema(step: int, decay: float) -> float:
+def ema_decay(step: int, decay: float) -> float:
     """The momentum with which averaged weights follow after step 0, 1, ...: small at first, so that the random start
     is soon forgotten, `decay` in the end.
     """

@@ -12,7 +12,7 @@ from sightloop.errors import SightloopError
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class RunStarted:
     """The run starts, or goes on at `first_step`.
 
     recipe: its name. steps: of the whole run. batch: pictures a step, over all processes. samples: in the training
@@ -29,8 +29,8 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """The optimiser has taken step `step` (from 1).
+class StepDone:
+    """The optimizer has taken step `step` (from 1).
 
     epoch: how often the data has been seen. loss: the weighted sum. values: the terms ("itc", "itm", "lm"), each of
     which `chances` gives the value of where nothing was learned, and facts ("itm.accuracy", "gradient_norm").
@@ -42,7 +42,7 @@ class Stepped:
     loss: float
     values: dict[str, float]
     chances: dict[str, float]
-    rate: float
+    lr: float
     seconds: float
     samples: int
 
@@ -93,7 +93,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class WarningRaised:
     """Something is wrong. about: the term or fact; text: what was seen, what it means, what to try.
 
     over: it was wrong, and is right again.
@@ -106,7 +106,7 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SampleSkipped:
     """A sample could not be used; `reason` says why."""
 
     key: str
@@ -114,7 +114,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class CheckpointSaved:
     """A whole checkpoint lies in `folder`."""
 
     step: int
@@ -122,7 +122,7 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunEnded:
     """The run is over after `seconds`. folder: the finished model; None where there is none."""
 
     step: int
@@ -130,17 +130,26 @@ class Ended:
     folder: Path | None
 
 
-RunEvent: TypeAlias = "Began | Stepped | Evaluated | Calibrated | Warned | Skipped | Saved | Ended"
+RunEvent: TypeAlias = (
+    RunStarted
+    | StepDone
+    | Evaluated
+    | Calibrated
+    | WarningRaised
+    | SampleSkipped
+    | CheckpointSaved
+    | RunEnded
+)
 
 KINDS: Final[dict[str, type[RunEvent]]] = {
-    "start": Began,
-    "step": Stepped,
+    "start": RunStarted,
+    "step": StepDone,
     "evaluation": Evaluated,
     "calibration": Calibrated,
-    "warning": Warned,
-    "skipped": Skipped,
-    "saved": Saved,
-    "end": Ended,
+    "warning": WarningRaised,
+    "skipped": SampleSkipped,
+    "saved": CheckpointSaved,
+    "end": RunEnded,
 }
 _KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
 

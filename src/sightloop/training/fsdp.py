@@ -31,17 +31,17 @@ from torch.distributed.fsdp import (
 from sightloop.nn.attention import Attention
 from sightloop.nn.blocks import Block
 from sightloop.training.dataloader import Batch
-from sightloop.training.distributed import Ranks, agree, any_of, whole
+from sightloop.training.distributed import World, agree, any_of, whole
 
 
-class Shards:
+class FSDP:
     """A network and its followers (teacher, average), sharded in place and alike, so that `follow` goes part by part.
 
     networks: the one that learns, then the others. bfloat16: for autocast; units are gathered in it, their gradients
     are summed in float32. All processes make one together, and all call each of its methods together.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], ranks: Ranks, *, bfloat16: bool) -> None:
+    def __init__(self, networks: Sequence[nn.Module], ranks: World, *, bfloat16: bool) -> None:
         # A unit's output is a view, which torch says may not be changed in place; blocks add to it out of place.
         warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view", UserWarning)
         network = networks[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from sightloop.objectives.gather import gather_rows, row_offset
 
 
-class Features:
+class GradCache:
     """Rows that networks make of one batch, and the way back through them. chunk: rows at once, 0 for all.
 
     With a chunk, each loss goes backward as soon as it is added; without, all go together in `finish`.

@@ -13,19 +13,19 @@ from typing import Any, cast
 from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.errors import SightloopError, UsageError
 from sightloop.training.events import (
-    Began,
-    Ended,
+    CheckpointSaved,
     Evaluated,
+    RunEnded,
     RunEvent,
-    Saved,
-    Skipped,
-    Stepped,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
     from_json,
     to_json,
 )
 
 METRICS = "metrics.jsonl"
-_SYNCED = (Began, Evaluated, Saved, Ended)
+_SYNCED = (RunStarted, Evaluated, CheckpointSaved, RunEnded)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -98,7 +98,7 @@ class RunLog:
         self.close()
 
     def _line(self, event: RunEvent) -> str:
-        if isinstance(event, Saved | Ended) and event.folder is not None:
+        if isinstance(event, CheckpointSaved | RunEnded) and event.folder is not None:
             folder = event.folder
             if folder.is_relative_to(self._folder):
                 event = replace(event, folder=folder.relative_to(self._folder))
@@ -110,25 +110,25 @@ class RunLog:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             waiting: list[str] = []  # samples skipped on the way to a step belong to it
             for line, event in _lines(path) if path.exists() else ():
-                if isinstance(event, Skipped):
+                if isinstance(event, SampleSkipped):
                     waiting.append(line)
                     continue
-                step = 0 if isinstance(event, Began) else event.step
+                step = 0 if isinstance(event, RunStarted) else event.step
                 if step > last:
                     break
-                if isinstance(event, Ended):  # this run goes on
+                if isinstance(event, RunEnded):  # this run goes on
                     continue
                 for kept in (*waiting, line):
                     file.write(kept.encode())
                 self._known.update(map(_without_times, waiting))  # each sample is named once
                 waiting.clear()
-                saved = saved or (isinstance(event, Saved) and step == last)
-                if step in (0, last) and not isinstance(event, Stepped):
+                saved = saved or (isinstance(event, CheckpointSaved) and step == last)
+                if step in (0, last) and not isinstance(event, StepDone):
                     self._known.add(_without_times(line))
             # Killed when the checkpoint was whole and its line was not yet written.
             folder = checkpoint_folder(self._folder, last)
             if not saved and folder.is_dir():
-                file.write(self._line(Saved(last, folder)).encode())
+                file.write(self._line(CheckpointSaved(last, folder)).encode())
 
 
 def _without_times(line: str) -> str:
@@ -175,8 +175,8 @@ class _Board:
             self.write(event)
 
     def write(self, event: RunEvent) -> None:
-        if isinstance(event, Stepped):
-            numbers = {"loss": event.loss, "rate": event.rate, **event.values}
+        if isinstance(event, StepDone):
+            numbers = {"loss": event.loss, "rate": event.lr, **event.values}
             if event.seconds > 0:
                 numbers["samples_per_second"] = event.samples / event.seconds
             self._add({f"train/{name}": number for name, number in numbers.items()}, event.step)

@@ -19,13 +19,13 @@ from sightloop.objectives import contrastive, language, masked, matching
 from sightloop.objectives.gather import gather_rows, row_offset
 from sightloop.training.config import Recipe
 from sightloop.training.dataloader import Batch, TextRows
-from sightloop.training.grad_cache import Features
+from sightloop.training.grad_cache import GradCache
 from sightloop.training.masking import mask_patches, mask_words
 from sightloop.types import Encoded, Loss
 
 
 @dataclass(eq=False)
-class Context:
+class LossContext:
     """One step: the networks, this process's rows, the features made so far, the sums to report.
 
     teacher: the momentum network, None without. heads: modules that only training needs. queue: past features,
@@ -40,7 +40,7 @@ class Context:
     pixels: Tensor
     queue: Mapping[str, Tensor]
     alpha: float
-    features: Features
+    features: GradCache
     values: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     chances: dict[str, float] = field(default_factory=dict[str, float])
     fresh: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -133,7 +133,7 @@ def total(count: int) -> int:
     return int(gather_rows(torch.tensor([[float(count)]])).sum())
 
 
-def itc(context: Context) -> None:
+def itc(context: LossContext) -> None:
     """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, against the
     network's own embeddings as they are: with a gradient on both sides small networks stay at chance for longer."""
     network, teacher, queue = context.network, context.teacher, context.queue
@@ -150,17 +150,19 @@ def itc(context: Context) -> None:
         count, offset = len(fresh["ids"]), row_offset(len(image))[0]
         candidates = contrastive.Candidates(image_m, text_m, count, offset, every)
     if count:
-        context.add("itc", contrastive.itc(image, text, candidates, network.temperature, alpha=context.alpha))
+        context.add(
+            "itc", contrastive.itc_loss(image, text, candidates, network.temperature, alpha=context.alpha)
+        )
 
 
-def _in_parts(context: Context, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def _in_parts(context: LossContext, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     count = inputs[0].shape[0]
     if count == 0:
         return context.pixels.new_zeros(0, context.network.config.embed_dim)
     return torch.cat([function(*(x[part] for x in inputs)) for part in context.features.parts(count)])
 
 
-def itm(context: Context) -> None:
+def itm(context: LossContext) -> None:
     """Does the text say what the picture shows: each pair, beside a picture and a text that ITC mistakes for it, or
     that were drawn evenly (`hard_negatives` of the recipe)."""
     rows, network, recipe = context.captioned, context.network, context.recipe
@@ -196,10 +198,10 @@ def itm(context: Context) -> None:
         wrong = torch.where(lacks, matching.IGNORED, 0)
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
         logits = torch.cat([same, swapped])
-        context.add("itm", matching.itm(logits, labels, everything, match_weight=recipe.match_weight))
+        context.add("itm", matching.itm_loss(logits, labels, everything, match_weight=recipe.match_weight))
 
 
-def lm(context: Context) -> None:
+def lm(context: LossContext) -> None:
     """The decoder writes the captions, word by word."""
     rows = context.batch.prompted
     if rows is not None and isinstance(context.network, Blip2):
@@ -213,11 +215,11 @@ def lm(context: Context) -> None:
         texts = slice(part.start * per, part.stop * per)
         tokens = pick(context.tokens, rows.pictures[part])
         logits, targets = _written(context.network, Encoded(tokens), rows, texts)
-        loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
+        loss = language.lm_loss(logits, targets, everything, smoothing=context.recipe.label_smoothing)
         context.add("lm", loss)
 
 
-def vqa(context: Context) -> None:
+def vqa(context: LossContext) -> None:
     """The decoder writes the answer from the states of the question, which was read beside its picture."""
     questions, answers = context.batch.questions, context.batch.answers
     count = 0 if answers is None else int((answers.lengths - 1).sum())
@@ -228,9 +230,9 @@ def vqa(context: Context) -> None:
     for part in context.features.parts(len(questions.pictures)):
         texts = slice(part.start * per, part.stop * per)
         tokens = pick(context.tokens, questions.pictures[part])
-        read = context.network.read_text(Encoded(tokens), questions.ids[texts], questions.lengths[texts])
+        read = context.network.encode_text(Encoded(tokens), questions.ids[texts], questions.lengths[texts])
         logits, targets = _written(context.network, read, answers, texts)
-        loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
+        loss = language.lm_loss(logits, targets, everything, smoothing=context.recipe.label_smoothing)
         context.add("vqa", loss)
 
 
@@ -260,7 +262,7 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
     ids, read = (x[part, : int(lengths.max())] for x in (rows.ids, rows.read))
     if isinstance(network, Blip2):
         kept = language.next_tokens(ids, lengths, rows.prompt)
-        states = network.write_states(memory, read)
+        states = network.decoder_states(memory, read)
         head = network.head if network.config.language is None else network.language.logits
         return head(states.flatten(0, 1)[kept.where]), kept.targets
     read = read.clone()
@@ -272,7 +274,7 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
     return network.decoder.head(states.flatten(0, 1)[kept.where]), kept.targets
 
 
-def prompted(context: Context) -> None:
+def prompted(context: LossContext) -> None:
     """The language model writes on from its prompt, in which the picture stands (LM, or prefix-LM where the network's
     prefix sees itself whole: PaliGemma, section 3), or from what an encoder made of the prompt (Florence-2)."""
     rows, network = context.batch.dialogues, context.network
@@ -284,7 +286,7 @@ def prompted(context: Context) -> None:
     for part in context.features.parts(len(rows.ids)):
         tokens = pick(context.tokens, rows.pictures[part])  # in here: each part goes backward by itself
         logits, targets = write(network, tokens, rows.ids[part], rows.lengths[part], rows.prompts[part])
-        loss = language.lm(logits, targets, everything, smoothing=context.recipe.smoothing)
+        loss = language.lm_loss(logits, targets, everything, smoothing=context.recipe.label_smoothing)
         context.add("prompted", loss)
 
 
@@ -295,10 +297,10 @@ def _continued(
     model, more = network.language, tokens.shape[1] - 1
     ids, real = _with_places(network, ids, lengths, more)
     whole = None
-    if model.config.whole_prefix:
+    if model.config.bidirectional_prefix:
         whole = torch.arange(ids.shape[1], device=ids.device) < (prompts + more)[:, None]
-    given = network.begin(tokens.flatten(0, 1), ids, real).tokens
-    states = model.text.read(given, real=real, whole=whole, causal=True)
+    given = network.build_prefix(tokens.flatten(0, 1), ids, real).tokens
+    states = model.text.read(given, valid_mask=real, prefix_mask=whole, causal=True)
     kept = language.next_tokens(ids, lengths + more, prompts + more)
     return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
 
@@ -309,13 +311,13 @@ def _answered(
     """The same where an encoder reads the prompt, and the decoder starts from ids of its own."""
     model, start = network.language, ids.new_tensor(network.config.start_ids)
     asked, real = _with_places(network, ids, prompts, tokens.shape[1] - 1)
-    memory = network.begin(tokens.flatten(0, 1), asked, real)
+    memory = network.build_prefix(tokens.flatten(0, 1), asked, real)
     steps = torch.arange(int((lengths - prompts).max()), device=ids.device)
     words = ids.gather(1, (prompts[:, None] + steps).clamp(max=ids.shape[1] - 1))
     texts = torch.cat([start.expand(len(ids), -1), words], dim=1)
     kept = language.next_tokens(texts, len(start) + lengths - prompts, len(start))
     states = model.text.read(
-        model.text.words(texts),
+        model.text.embed_tokens(texts),
         causal=True,
         memory=model.text.memory(memory.tokens),
         memory_mask=real[:, None, None],
@@ -333,23 +335,23 @@ def _with_places(network: Any, ids: Tensor, lengths: Tensor, more: int) -> tuple
     return ids, torch.arange(ids.shape[1], device=ids.device) < (lengths + more)[:, None]
 
 
-def clip(context: Context) -> None:
+def clip(context: LossContext) -> None:
     """CLIP's softmax over all pairs of the global batch (Radford et al. 2021, figure 3)."""
     scale = context.network.logit_scale.exp()
-    loss = contrastive.softmax_pairs(context.pictures, context.texts, scale, ids=context.groups)
+    loss = contrastive.clip_loss(context.pictures, context.texts, scale, ids=context.groups)
     context.add("clip", loss)
 
 
-def siglip(context: Context) -> None:
+def siglip(context: LossContext) -> None:
     """A sigmoid for every pair of the global batch (Zhai et al. 2023, algorithm 1)."""
     network = context.network
-    loss = contrastive.sigmoid_pairs(
+    loss = contrastive.siglip_loss(
         context.pictures, context.texts, network.logit_scale.exp(), network.logit_bias, ids=context.groups
     )
     context.add("siglip", loss)
 
 
-def mlm(context: Context) -> None:
+def mlm(context: LossContext) -> None:
     """Hidden words of a caption, told from the others and the picture (Devlin et al. 2019; Li et al. 2021)."""
     rows, network, recipe = context.captioned, context.network, context.recipe
     hidden = mask_words(
@@ -369,12 +371,12 @@ def mlm(context: Context) -> None:
         return
     for part in context.features.parts(len(rows.ids)):
         tokens = pick(context.tokens, rows.pictures[part])
-        read = network.read_text(Encoded(tokens), ids[part], rows.lengths[part])
+        read = network.encode_text(Encoded(tokens), ids[part], rows.lengths[part])
         logits = context.heads["mlm"](read.tokens[wanted[part]])
-        context.add("mlm", language.mlm(logits, rows.ids[part][wanted[part]], everything))
+        context.add("mlm", language.mlm_loss(logits, rows.ids[part][wanted[part]], everything))
 
 
-def mim(context: Context) -> None:
+def mim(context: LossContext) -> None:
     """Hidden patches of a picture, told from the others (Xie et al. 2022, SimMIM): they are painted in the mean colour,
     so that any stem may read them."""
     network, recipe, pixels = context.network, context.recipe, context.pixels
@@ -396,10 +398,10 @@ def mim(context: Context) -> None:
     painted = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
     for part in context.features.parts(len(pixels)):
         predicted = context.heads["mim"](network.encode_image(painted[part]).tokens[:, 1:])
-        context.add("mim", masked.mim(predicted, targets[part], hidden[part].flatten(1), everything))
+        context.add("mim", masked.mim_loss(predicted, targets[part], hidden[part].flatten(1), everything))
 
 
-def classes(context: Context) -> None:
+def classes(context: LossContext) -> None:
     """The class of a picture, from its pooled state through the network's layer for them."""
     known = (context.batch.labels >= 0).nonzero()[:, 0]
     everything = total(len(known))
@@ -408,11 +410,11 @@ def classes(context: Context) -> None:
     labels, pixels = context.batch.labels[known], pick(context.pixels, known)
     for part in context.features.parts(len(known)):
         logits = context.network.label_logits(context.network.encode_image(pixels[part]))
-        loss = language.lm(logits, labels[part], everything, smoothing=context.recipe.smoothing)
+        loss = language.lm_loss(logits, labels[part], everything, smoothing=context.recipe.label_smoothing)
         context.add("classes", loss)
 
 
-TERMS: Mapping[str, Callable[[Context], None]] = {
+LOSS_TERMS: Mapping[str, Callable[[LossContext], None]] = {
     "itc": itc,
     "itm": itm,
     "lm": lm,

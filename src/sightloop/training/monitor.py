@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
-from sightloop.training.events import Stepped, Warned
+from sightloop.training.events import StepDone, WarningRaised
 
 # A term has left chance when its mean over a window lies below by this many standard errors and this share of chance.
 # The errors are those of the means of blocks, which are nearly independent where single steps are not.
@@ -40,7 +40,7 @@ def patience_for(steps: int) -> int:
     return max(20, min(200, steps // 5))
 
 
-class Watch:
+class TrainingMonitor:
     """Sees every step and warns: terms at chance, NaN, dead temperatures, collapsed embeddings, one-sided judges,
     exploding losses, gradients of zero. Each warning is said at once, again after twice the time, and when it is over.
 
@@ -97,20 +97,20 @@ class Watch:
             "fatal": self.fatal,
         }
 
-    def see(self, event: Stepped) -> list[Warned]:
+    def update(self, event: StepDone) -> list[WarningRaised]:
         """What is to be said after this step. Afterwards `fatal` says whether the run should stop: it is NaN."""
         if broken := self._not_finite(event):
             self.fatal = True
             return [broken]
         self._seen += 1
-        self._steady += event.rate <= self._rate or self._seen == 1
-        self._rate, self._last = event.rate, event.loss
+        self._steady += event.lr <= self._rate or self._seen == 1
+        self._rate, self._last = event.lr, event.loss
         found = [self._explodes(event)]
         found += [self._chance(event, term) for term in event.chances if term in event.values]
         found += [self._fact(event, name) for name in event.values if name not in event.chances]
         return [warning for warning in found if warning is not None]
 
-    def _not_finite(self, event: Stepped) -> Warned | None:
+    def _not_finite(self, event: StepDone) -> WarningRaised | None:
         facts = ("gradient_norm",) if "gradient_norm" in event.values else ()
         numbers = {name: event.values[name] for name in (*event.chances, *facts) if name in event.values}
         numbers["loss"] = event.loss
@@ -118,16 +118,16 @@ class Watch:
             if math.isfinite(number):
                 continue
             before = "from the first step" if self._last is None else f"the loss before was {self._last:.4g}"
-            return Warned(
+            return WarningRaised(
                 event.step,
                 name,
-                f"{name} is {number} ({before}, learning rate {event.rate:.3g}). The weights are lost from here on: "
+                f"{name} is {number} ({before}, learning rate {event.lr:.3g}). The weights are lost from here on: "
                 "the run stops. Try: resume from the last checkpoint with a lower learning rate, clip the gradient "
-                "(optimiser.clip_norm=1), a longer warm-up, precision float32",
+                "(optimizer.clip_norm=1), a longer warm-up, precision float32",
             )
         return None
 
-    def _chance(self, event: Stepped, term: str) -> Warned | None:
+    def _chance(self, event: StepDone, term: str) -> WarningRaised | None:
         chance = event.chances[term]
         window = self._filled(term, event.values[term] - chance)
         if window is None:
@@ -147,15 +147,15 @@ class Watch:
             return None
         now = f"{term} is {chance + mean:.4g} and chance is {_in_words(chance)}"
         if not said:
-            return Warned(event.step, term, f"{term} has left chance: {now}", over=True)
+            return WarningRaised(event.step, term, f"{term} has left chance: {now}", over=True)
         if again:
             text = f"{term} has fallen back to chance: {now}. Try: a lower learning rate from the last good checkpoint"
         else:
             where = "is worse than chance" if mean > 0.05 * abs(chance) else "has not left chance"
             text = f"{term} {where} in {event.step} steps: {now}. {_REMEDIES.get(term, _AT_CHANCE)}"
-        return Warned(event.step, term, text)
+        return WarningRaised(event.step, term, text)
 
-    def _explodes(self, event: Stepped) -> Warned | None:
+    def _explodes(self, event: StepDone) -> WarningRaised | None:
         block = self._filled("loss", event.loss, _BLOCK)
         if block is None:
             return None
@@ -174,11 +174,11 @@ class Watch:
         if said:
             text = (
                 f"the loss has risen to {mean:.4g}; it has been {best:.4g}. Training diverges. Try: a lower learning "
-                "rate, a longer warm-up, clip the gradient (optimiser.clip_norm=1)"
+                "rate, a longer warm-up, clip the gradient (optimizer.clip_norm=1)"
             )
-        return Warned(event.step, "loss", text, over=not said)
+        return WarningRaised(event.step, "loss", text, over=not said)
 
-    def _fact(self, event: Stepped, name: str) -> Warned | None:
+    def _fact(self, event: StepDone, name: str) -> WarningRaised | None:
         kind = name.rpartition(".")[2]
         judge = {
             "gradient_norm": _gradient,
@@ -196,7 +196,7 @@ class Watch:
         if said is None:
             return None
         text = f"{name} {wrong}" if said else f"{name} is well again: {fmean(window):.4g}"
-        return Warned(event.step, name, text, over=not said)
+        return WarningRaised(event.step, name, text, over=not said)
 
     def _temperature(self, name: str, window: Sequence[float]) -> str:
         kind = name.rpartition(".")[2]
@@ -206,7 +206,7 @@ class Watch:
         if fmean(scales) > _SCALES[1] or fmean(scales) < _SCALES[0]:
             return (
                 f"has run away to {fmean(window):.4g}: the contrast sees only noise or nothing at all. Try: a clamp, a "
-                "lower rate for it (optimiser.multipliers), no weight decay on it"
+                "lower rate for it (optimizer.multipliers), no weight decay on it"
             )
         for bound in self._bounds.get(kind, ()):
             if not all(math.isclose(v, bound, rel_tol=0.01, abs_tol=1e-6) for v in window):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.errors import UsageError
-from sightloop.nn.lora import fits
+from sightloop.nn.lora import name_matches
 from sightloop.towers.text import TextTower
 from sightloop.training.config_parser import check_option
 from sightloop.training.distributed import is_sharded
@@ -36,7 +36,7 @@ _BEFORE_BLOCKS = {"embed", "norm_in", "word", "position"}
 
 
 @dataclass(frozen=True, slots=True)
-class OptimiserConfig:
+class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019) and how it treats the parts of a network.
 
     lr: the peak rate. decay_on: "matrices" leaves biases, norms, class tokens, positions and temperatures without
@@ -77,7 +77,7 @@ def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
     frozen: dict[str, None] = {}
     named = _named(network)
     for pattern in patterns:
-        fitting = [names for names in named if fits(names, pattern)]
+        fitting = [names for names in named if name_matches(names, pattern)]
         _check_found("frozen", pattern, fitting, named)
         for names in fitting:
             network.get_parameter(names[0]).requires_grad_(False)
@@ -85,14 +85,18 @@ def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
     return [*frozen]
 
 
-def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = ()) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Parameter groups of all that has a gradient, after `freeze(network, frozen)`; `scale` is each group's share of
     the rate. UsageError: nothing is left to train, or a pattern fits no parameter.
     """
     freeze(network, frozen)
     named = _named(network)
     for pattern in config.multipliers:
-        _check_found("multipliers", pattern, [names for names in named if fits(names, pattern)], named)
+        _check_found(
+            "multipliers", pattern, [names for names in named if name_matches(names, pattern)], named
+        )
     towers = _towers(network)
     # Sharded parameters in groups of their own: a kernel takes one kind at a time.
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -103,7 +107,9 @@ def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = 
                 config.weight_decay if config.decay_on == "all" or _is_decayed(names[0], parameter) else 0.0
             )
             scale = config.layer_decay ** _blocks_above(names[0], network, towers)
-            factors = [factor for pattern, factor in config.multipliers.items() if fits(names, pattern)]
+            factors = [
+                factor for pattern, factor in config.multipliers.items() if name_matches(names, pattern)
+            ]
             scale *= factors[-1] if factors else 1.0
             found.setdefault((decay, scale, is_sharded(parameter)), []).append(parameter)
     if not found:
@@ -116,18 +122,20 @@ def groups(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = 
     ]
 
 
-def make(network: nn.Module, config: OptimiserConfig, frozen: Sequence[str] = ()) -> torch.optim.Optimizer:
-    """The optimiser over `groups`; one fused, deterministic kernel a group where torch has one for the device."""
-    found = groups(network, config, frozen)
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer over `groups`; one fused, deterministic kernel a group where torch has one for the device."""
+    found = parameter_groups(network, config, frozen)
     fused = all(
         p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in found for p in g["params"]
     )
     return torch.optim.AdamW(found, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:
     """The rate of the next step: each group's `scale` times `value`."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = value * group["scale"]
 
 

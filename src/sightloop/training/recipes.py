@@ -9,11 +9,11 @@ from typing import Any, cast
 from sightloop.data.images.augment import Augment
 from sightloop.errors import UsageError
 from sightloop.training.config import DataSettings, ModelSettings, Recipe, TeacherSettings, from_json
-from sightloop.training.optimizer import OptimiserConfig
+from sightloop.training.optimizer import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
 
 
-def find(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """A shipped recipe by name, or one from a JSON file, such as the `recipe.json` of a run."""
     if name in RECIPES:
         return RECIPES[name]
@@ -31,17 +31,17 @@ def find(name: str) -> Recipe:
 
 _NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
 _PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
-_CLIP_ADAM = OptimiserConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
-_GEMMA_ADAM = OptimiserConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
+_CLIP_ADAM = OptimizerConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+_GEMMA_ADAM = OptimizerConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
 _PALIGEMMA, _FLORENCE = "google/paligemma-3b-pt-224", "florence-community/Florence-2-base"
-_ALONE_ADAM, _TOGETHER_ADAM = (OptimiserConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
+_ALONE_ADAM, _TOGETHER_ADAM = (OptimizerConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
 _LLAVA, _STILL = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
-_QUERIES_ADAM = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
+_QUERIES_ADAM = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
 _CROP_ONLY, _FINE = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
 _VARIED = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
 
 
-def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfig, **model: Any) -> Recipe:
+def _prompted(name: str, max_tokens: int, warmup: int, optimizer: OptimizerConfig, **model: Any) -> Recipe:
     regions = model.pop("regions", 0)
     texts = 0 if regions else 1
     return Recipe(
@@ -52,9 +52,9 @@ def _prompted(name: str, max_tokens: int, warmup: int, optimiser: OptimiserConfi
             batch=32, texts=texts, questions=texts, regions=regions, max_tokens=max_tokens, augment=None
         ),
         teacher=_NO_TEACHER,
-        optimiser=optimiser,
+        optimizer=optimizer,
         schedule=ScheduleConfig("cosine", warmup_steps=warmup),
-        smoothing=0.0,
+        label_smoothing=0.0,
         epochs=1,
     )
 
@@ -66,9 +66,9 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "blip_pretrain",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0},
-            model=ModelSettings(size="blip-base", words=30_522),
+            model=ModelSettings(size="blip-base", vocab_size=30_522),
             data=DataSettings(batch=600, max_tokens=30),
-            optimiser=OptimiserConfig(lr=3e-4, weight_decay=0.05, decay_on="all"),
+            optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.05, decay_on="all"),
             schedule=_PAPER,
             epochs=20,
         ),
@@ -76,10 +76,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "clip_pretrain",
             {"clip": 1.0},
-            model=ModelSettings(size="clip-vit-b-32", words=49_408),
+            model=ModelSettings(size="clip-vit-b-32", vocab_size=49_408),
             data=DataSettings(batch=1024, max_tokens=77, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
-            optimiser=_CLIP_ADAM,
+            optimizer=_CLIP_ADAM,
             schedule=ScheduleConfig("cosine", warmup_steps=2000),
             epochs=32,
         ),
@@ -87,10 +87,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "siglip_pretrain",
             {"siglip": 1.0},
-            model=ModelSettings(size="siglip-base", words=32_000),
+            model=ModelSettings(size="siglip-base", vocab_size=32_000),
             data=DataSettings(batch=1024, max_tokens=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
+            optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
             schedule=ScheduleConfig("cosine", warmup_steps=2000),
             epochs=32,
         ),
@@ -98,10 +98,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "masked_pretrain",
             {"mim": 1.0, "mlm": 1.0},
-            model=ModelSettings(size="blip-base", words=30_522),
+            model=ModelSettings(size="blip-base", vocab_size=30_522),
             data=DataSettings(batch=256),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=2e-4, betas=(0.9, 0.98), clip_norm=3.0),
+            optimizer=OptimizerConfig(lr=2e-4, betas=(0.9, 0.98), clip_norm=3.0),
             schedule=ScheduleConfig("cosine", warmup_steps=1000, final=0.01),
             epochs=20,
         ),
@@ -109,10 +109,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "captioner",
             {"lm": 1.0},
-            model=ModelSettings(start="nano"),
+            model=ModelSettings(init_from="nano"),
             data=DataSettings(batch=32, augment=_FINE),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=5,
         ),
@@ -120,10 +120,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "filter",
             {"itc": 1.0, "itm": 1.0},
-            model=ModelSettings(start="nano", dropout=0.1, drop_path=0.1),
-            data=DataSettings(batch=32, hidden_words=0.15, augment=Augment(scale=(0.4, 1.0))),
+            model=ModelSettings(init_from="nano", dropout=0.1, drop_path=0.1),
+            data=DataSettings(batch=32, caption_dropout=0.15, augment=Augment(scale=(0.4, 1.0))),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=2e-5, clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=2e-5, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=5,
             ema=0.99,
@@ -136,20 +136,20 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "retrieval",
             {"itc": 1.0, "itm": 1.0},
-            model=ModelSettings(start="nano"),
+            model=ModelSettings(init_from="nano"),
             data=DataSettings(batch=64, max_tokens=35, augment=_FINE),
             teacher=TeacherSettings(queue=8192, alpha_epochs=0.0),
-            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine"),
             epochs=6,
         ),
         Recipe(
             "vqa",
             {"vqa": 1.0},
-            model=ModelSettings(start="nano"),
+            model=ModelSettings(init_from="nano"),
             data=DataSettings(batch=32, questions=4, augment=_FINE),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=1e-4, clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=10,
         ),
@@ -157,45 +157,45 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "blip2_stage1",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0},
-            model=ModelSettings(size="blip2-vit-g", words=30_522, frozen=("vision.*",)),
+            model=ModelSettings(size="blip2-vit-g", vocab_size=30_522, frozen=("vision.*",)),
             data=DataSettings(batch=1680, max_tokens=32, augment=_FINE),
             teacher=_NO_TEACHER,
-            optimiser=_QUERIES_ADAM,
+            optimizer=_QUERIES_ADAM,
             schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.1),
             steps=250_000,
         ),
         # ... and then in front of a frozen language model (T5 has an encoder beside it, `encoder.*`): from your own
-        # stage 1 with model.start=RUN/model model.language=facebook/opt-2.7b.
+        # stage 1 with model.init_from=RUN/model model.language=facebook/opt-2.7b.
         Recipe(
             "blip2_stage2",
             {"lm": 1.0},
-            model=ModelSettings(start="Salesforce/blip2-opt-2.7b", frozen=_STILL),
+            model=ModelSettings(init_from="Salesforce/blip2-opt-2.7b", frozen=_STILL),
             data=DataSettings(batch=1520, max_tokens=32, augment=_FINE),
             teacher=_NO_TEACHER,
-            optimiser=_QUERIES_ADAM,
+            optimizer=_QUERIES_ADAM,
             schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.5),
             steps=80_000,
-            smoothing=0.0,
+            label_smoothing=0.0,
         ),
         # Beyer et al. 2024, section 3.2: 224 pixels; a while at a higher resolution, with longer texts; one task.
-        _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, start=_PALIGEMMA),
-        _prompted("paligemma_resolution", 512, 100, _GEMMA_ADAM, start=_PALIGEMMA, image_size=448),
-        _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, start=_PALIGEMMA),
+        _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, init_from=_PALIGEMMA),
+        _prompted("paligemma_resolution", 512, 100, _GEMMA_ADAM, init_from=_PALIGEMMA, image_size=448),
+        _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, init_from=_PALIGEMMA),
         # Liu et al. 2023 (2310.03744): the projector alone, then it and the language model. Florence: all but vision.
-        _prompted("llava_projector", 2048, 65, _ALONE_ADAM, start=_LLAVA, frozen=_STILL),
-        _prompted("llava", 2048, 156, _TOGETHER_ADAM, start=_LLAVA, frozen=_STILL[:1]),
-        _prompted("florence", 256, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, frozen=("vision.*",)),
+        _prompted("llava_projector", 2048, 65, _ALONE_ADAM, init_from=_LLAVA, frozen=_STILL),
+        _prompted("llava", 2048, 156, _TOGETHER_ADAM, init_from=_LLAVA, frozen=_STILL[:1]),
+        _prompted("florence", 256, 10, OptimizerConfig(lr=1e-6), init_from=_FLORENCE, frozen=("vision.*",)),
         # Things and their boxes alone: of COCO's json, YOLO's labels, JSON lines.
-        _prompted("paligemma_detect", 512, 10, _GEMMA_ADAM, start=_PALIGEMMA, regions=60),
-        _prompted("florence_detect", 512, 10, OptimiserConfig(lr=1e-6), start=_FLORENCE, regions=60),
-        # A linear probe; --set model.frozen= optimiser.lr=1e-3 lets the whole tower learn.
+        _prompted("paligemma_detect", 512, 10, _GEMMA_ADAM, init_from=_PALIGEMMA, regions=60),
+        _prompted("florence_detect", 512, 10, OptimizerConfig(lr=1e-6), init_from=_FLORENCE, regions=60),
+        # A linear probe; --set model.frozen= optimizer.lr=1e-3 lets the whole tower learn.
         Recipe(
             "classify",
             {"classes": 1.0},
-            model=ModelSettings(start="nano", frozen=("*",)),
+            model=ModelSettings(init_from="nano", frozen=("*",)),
             data=DataSettings(batch=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
-            optimiser=OptimiserConfig(lr=1e-2, clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=1e-2, clip_norm=1.0),
             schedule=ScheduleConfig("cosine"),
             epochs=20,
         ),
@@ -203,12 +203,12 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "world",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 1.0},
-            model=ModelSettings(size="world", words=1000),
+            model=ModelSettings(size="world", vocab_size=1000),
             data=DataSettings(
                 batch=64, questions=2, max_tokens=30, cache=64, augment=Augment((0.9, 1.0), randaugment=None)
             ),
             teacher=TeacherSettings(queue=0, alpha_epochs=4.0),
-            optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
+            optimizer=OptimizerConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
             epochs=20,
         ),
@@ -216,12 +216,12 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "nano",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
-            model=ModelSettings(size="blip-nano", words=4000, dropout=0.1, drop_path=0.05),
+            model=ModelSettings(size="blip-nano", vocab_size=4000, dropout=0.1, drop_path=0.05),
             data=DataSettings(
                 batch=128, texts=2, questions=4, max_tokens=24, cache=128, workers=1, augment=_VARIED
             ),
             teacher=TeacherSettings(momentum=0.0, queue=0, alpha_epochs=4.0),
-            optimiser=OptimiserConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
             precision="bfloat16",
             ema=0.998,

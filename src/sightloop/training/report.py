@@ -18,7 +18,16 @@ from PIL import Image
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError
-from sightloop.training.events import Began, Calibrated, Ended, Evaluated, Saved, Skipped, Stepped, Warned
+from sightloop.training.events import (
+    Calibrated,
+    CheckpointSaved,
+    Evaluated,
+    RunEnded,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
+)
 from sightloop.training.log import read_log
 from sightloop.types import Sample
 
@@ -50,7 +59,7 @@ def write_samples(run: Path, samples: Iterable[Sample], side: int = 160) -> None
     (run / "samples").mkdir(parents=True, exist_ok=True)
     for sample in samples:
         try:
-            image = decode(sample.picture)
+            image = decode(sample.image)
         except ImageError:
             continue
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -88,26 +97,26 @@ class _Curve:
 class _Story:
     """A run as its log tells it."""
 
-    began: Began | None = None
-    ended: Ended | None = None
-    last: Stepped | None = None
+    began: RunStarted | None = None
+    ended: RunEnded | None = None
+    last: StepDone | None = None
     seconds: float = 0.0
     saved: int | None = None
     curves: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
     figures: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
     written: list[Evaluated] = field(default_factory=list[Evaluated])
     calibrated: Calibrated | None = None
-    warnings: list[Warned] = field(default_factory=list[Warned])
-    skipped: list[Skipped] = field(default_factory=list[Skipped])
+    warnings: list[WarningRaised] = field(default_factory=list[WarningRaised])
+    skipped: list[SampleSkipped] = field(default_factory=list[SampleSkipped])
 
 
 def _read(run: Path) -> _Story:
     story = _Story()
     for event in read_log(run):
         match event:
-            case Began():
+            case RunStarted():
                 story.began = event
-            case Stepped():
+            case StepDone():
                 _add_step(story, event)
             case Evaluated():
                 for name, value in event.values.items():
@@ -116,21 +125,21 @@ def _read(run: Path) -> _Story:
                     story.written.append(event)
             case Calibrated():
                 story.calibrated = event
-            case Warned():
+            case WarningRaised():
                 story.warnings.append(event)
-            case Skipped():
+            case SampleSkipped():
                 story.skipped.append(event)
-            case Saved():
+            case CheckpointSaved():
                 story.saved = event.step
-            case Ended():
+            case RunEnded():
                 story.ended = event
     return story
 
 
-def _add_step(story: _Story, event: Stepped) -> None:
+def _add_step(story: _Story, event: StepDone) -> None:
     story.last = event
     story.seconds += event.seconds
-    numbers = {"loss": event.loss, **event.values, "learning rate": event.rate}
+    numbers = {"loss": event.loss, **event.values, "learning rate": event.lr}
     if event.seconds > 0:
         numbers["samples per second"] = event.samples / event.seconds
     for name, value in numbers.items():
@@ -192,7 +201,7 @@ def _tiles(story: _Story) -> str:
     return f"<section class=tiles>{cells}</section>"
 
 
-def _warnings(warnings: Sequence[Warned]) -> str:
+def _warnings(warnings: Sequence[WarningRaised]) -> str:
     if not warnings:
         return "<section><p class=fine>No warnings.</p></section>"
     rows = "".join(
@@ -285,7 +294,7 @@ def _thumbnail(path: Path) -> str:
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-def _skipped(skipped: Sequence[Skipped]) -> str:
+def _skipped(skipped: Sequence[SampleSkipped]) -> str:
     if not skipped:
         return ""
     rows = "".join(f"<li>{escape(s.key)}: {escape(s.reason)}</li>" for s in skipped[:_MOST_SKIPPED])

@@ -13,42 +13,42 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sightloop.data.atomic import working_in, write_json
+from sightloop.data.atomic import lock_folder, write_json
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import SightloopError, UsageError
 from sightloop.nn.lora import add_lora
-from sightloop.nn.regularization import checkpoint_blocks
+from sightloop.nn.regularization import set_activation_checkpointing
 from sightloop.training import checkpoint, optimizer
-from sightloop.training.build import Trainee, prepare
+from sightloop.training.build import TrainableModel, build_model
 from sightloop.training.calibration import held_out
-from sightloop.training.checkpoint import State
+from sightloop.training.checkpoint import TrainState
 from sightloop.training.compile import check_compiler, compile_blocks
 from sightloop.training.config import Recipe, from_json, to_json
 from sightloop.training.distributed import (
-    Ranks,
+    World,
     agree,
-    wait,
+    barrier,
 )
-from sightloop.training.ema import copied
-from sightloop.training.monitor import Watch, patience_for
+from sightloop.training.ema import ema_copy
+from sightloop.training.monitor import TrainingMonitor, patience_for
 
 if TYPE_CHECKING:
-    from sightloop.training.fsdp import Shards
+    from sightloop.training.fsdp import FSDP
 
 
 @dataclass(eq=False)
-class Run:
+class TrainRun:
     """Everything of a run that is going on."""
 
     recipe: Recipe
     folder: Path
-    ranks: Ranks
+    world: World
     dataset: Dataset
-    trainee: Trainee
-    state: State
-    shards: Shards | None
+    model: TrainableModel
+    state: TrainState
+    shards: FSDP | None
     steps: int
-    watch: Watch
+    monitor: TrainingMonitor
     damaged: list[str]
     held: Dataset | None  # kept out of the training, for calibration
     skipped: set[str] = field(default_factory=set[str])
@@ -59,7 +59,9 @@ class Run:
         return max(1, round(len(self.dataset) / self.recipe.data.batch))
 
 
-def open_run(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ranks, held: ExitStack) -> Run:
+def open_run(
+    recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: World, held: ExitStack
+) -> TrainRun:
     """Opens a run: checks its data, claims its folder, builds its networks, and resumes from its last checkpoint."""
     dataset = open_dataset(data)
     if dataset.is_stream:
@@ -74,10 +76,10 @@ def open_run(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ran
         held.enter_context(_claimed(folder, recipe, dataset))
     dataset, kept_out = held_out(dataset) if _holds_out(recipe) else (dataset, None)
     if ranks.first:
-        trainee = prepare(recipe, dataset, folder)
-    wait(ranks)
+        trainee = build_model(recipe, dataset, folder)
+    barrier(ranks)
     if not ranks.first:
-        trainee = prepare(recipe, dataset, folder)
+        trainee = build_model(recipe, dataset, folder)
     state, shards = _state(recipe, trainee, ranks)  # pyright: ignore[reportPossiblyUnboundVariable]
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(dataset) / recipe.data.batch))
     damaged = checkpoint.resume(state, folder)
@@ -86,8 +88,8 @@ def open_run(recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: Ran
             f"{folder}: processes find different checkpoints there; it must be one shared folder"
         )
     bounds = optimizer.CLAMPS if "siglip" not in recipe.terms else {}
-    watch = Watch(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return Run(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, kept_out)  # pyright: ignore[reportPossiblyUnboundVariable]
+    watch = TrainingMonitor(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
+    return TrainRun(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, kept_out)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def _claimed(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
     elif folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already and holds no run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    with working_in(folder):
+    with lock_folder(folder):
         write_json(ours, path)
         yield
 
@@ -123,7 +125,7 @@ def _holds_out(recipe: Recipe) -> bool:
     return calibrates(recipe) and not recipe.evaluation.data
 
 
-def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> tuple[State, Shards | None]:
+def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[TrainState, FSDP | None]:
     network = trainee.network
     if recipe.model.lora:
         add_lora(
@@ -138,37 +140,37 @@ def _state(recipe: Recipe, trainee: Trainee, ranks: Ranks) -> tuple[State, Shard
         network.classes.requires_grad_(True)
     network.to(ranks.device).train()
     trainee.heads.to(ranks.device).train()
-    checkpoint_blocks(network, recipe.recompute)
+    set_activation_checkpointing(network, recipe.activation_checkpointing)
     if recipe.compile:
         compile_blocks(network)
     teaches = recipe.teacher.momentum > 0 and recipe.terms.get("itc", 0) > 0
-    teacher = copied(network) if teaches else None
-    average = copied(network) if recipe.ema else None
+    teacher = ema_copy(network) if teaches else None
+    average = ema_copy(network) if recipe.ema else None
     shards = _shards(recipe, [one for one in (network, teacher, average) if one is not None], ranks)
     both = torch.nn.ModuleDict({"network": network, "heads": trainee.heads})
-    state = State(
+    state = TrainState(
         network=network,
         heads=trainee.heads,
         teacher=teacher,
         average=average,
         queue=_queue(recipe, network, ranks) if teaches and recipe.teacher.queue else {},
-        optimiser=optimizer.make(both, recipe.optimiser),
+        optimizer=optimizer.build_optimizer(both, recipe.optimizer),
         step=0,
         notes={"pointer": 0},
     )
-    checkpoint.make_moments(state.optimiser)
+    checkpoint.make_moments(state.optimizer)
     return state, shards
 
 
-def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: Ranks) -> Shards | None:
+def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: World) -> FSDP | None:
     if not recipe.shard or ranks.world == 1:
         return None
-    from sightloop.training.fsdp import Shards  # loads torch's distributed tensors, which takes a second
+    from sightloop.training.fsdp import FSDP  # loads torch's distributed tensors, which takes a second
 
-    return Shards(networks, ranks, bfloat16=recipe.precision == "bfloat16")
+    return FSDP(networks, ranks, bfloat16=recipe.precision == "bfloat16")
 
 
-def _queue(recipe: Recipe, network: Any, ranks: Ranks) -> dict[str, Tensor]:
+def _queue(recipe: Recipe, network: Any, ranks: World) -> dict[str, Tensor]:
     """Random unit vectors at first, as in BLIP's released code; they belong to no sample."""
     random = torch.Generator().manual_seed(recipe.seed)
     shape = (recipe.teacher.queue, network.config.embed_dim)

@@ -35,7 +35,7 @@ class ScheduleConfig:
         check_option("decay", self.decay, 0 < self.decay <= 1, "in (0, 1]")
 
 
-def rate(schedule: ScheduleConfig, step: int, steps_total: int, steps_per_epoch: int, peak: float) -> float:
+def lr_at(schedule: ScheduleConfig, step: int, steps_total: int, steps_per_epoch: int, peak: float) -> float:
     """The rate of step 0, 1, ... of `steps_total`.
 
     The warm-up reaches the peak at step `warmup_steps - 1` ("blip", as its code: at step `warmup_steps`).

@@ -24,23 +24,32 @@ from sightloop.errors import SightloopError
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model
 from sightloop.inference.save import save
-from sightloop.nn.lora import merge
+from sightloop.nn.lora import merge_lora
 from sightloop.training import checkpoint
 from sightloop.training.calibration import FEWEST, calibrate
-from sightloop.training.config import Recipe, change
-from sightloop.training.dataloader import Batch, Feed
+from sightloop.training.config import Recipe, apply_settings
+from sightloop.training.dataloader import Batch, BatchLoader
 from sightloop.training.distributed import (
     any_of,
-    join,
-    wait,
+    barrier,
+    init_world,
 )
-from sightloop.training.events import Began, Ended, Evaluated, RunEvent, Saved, Skipped, Stepped, Warned
+from sightloop.training.events import (
+    CheckpointSaved,
+    Evaluated,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
+)
 from sightloop.training.log import RunLog
-from sightloop.training.recipes import find
+from sightloop.training.recipes import find_recipe
 from sightloop.training.report import write_report, write_samples
-from sightloop.training.run import Run, calibrates, open_run
+from sightloop.training.run import TrainRun, calibrates, open_run
 from sightloop.training.step import take_step
-from sightloop.training.validation import at_chance, measure, score
+from sightloop.training.validation import at_chance, validate, validation_score
 
 if TYPE_CHECKING:
     pass
@@ -67,8 +76,8 @@ def train(
     Raises UsageError before anything starts where settings, data and model do not fit, or OUT holds another run or
     one that is going on; SightloopError where the loss is no number any more.
     """
-    recipe = change(find(recipe) if isinstance(recipe, str) else recipe, settings)
-    ranks = join(device)
+    recipe = apply_settings(find_recipe(recipe) if isinstance(recipe, str) else recipe, settings)
+    ranks = init_world(device)
     if ranks.device.type == "cpu":
         keep_freed_memory()
     with ExitStack() as held:
@@ -80,15 +89,15 @@ def train(
         for event in _events(run, stop_after):
             if log is not None:
                 log.write(event)
-                if isinstance(event, (Evaluated, Ended)):
+                if isinstance(event, (Evaluated, RunEnded)):
                     write_report(run.folder)
                 yield event
 
 
-def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
-    state, recipe, ranks = run.state, run.recipe, run.ranks
+def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
+    state, recipe, ranks = run.state, run.recipe, run.world
     parameters = [p for _, p in state.trained()]
-    yield Began(
+    yield RunStarted(
         recipe=recipe.name,
         steps=run.steps,
         batch=recipe.data.batch,
@@ -98,20 +107,20 @@ def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
         first_step=state.step,
     )
     for text in run.damaged:
-        yield Warned(state.step, "checkpoint", text)
+        yield WarningRaised(state.step, "checkpoint", text)
     yield from _leaks(run)
     started = time.monotonic()
-    labels = {label: i for i, label in enumerate(run.trainee.labels)}
-    feed = Feed(
+    labels = {label: i for i, label in enumerate(run.model.labels)}
+    feed = BatchLoader(
         run.dataset,
         recipe.data,
-        run.trainee.tokenizer,
-        run.trainee.image_spec,
+        run.model.tokenizer,
+        run.model.image_spec,
         recipe.seed,
         labels,
         ranks.rank,
         ranks.world,
-        run.trainee.forms if recipe.terms.get("prompted") else None,
+        run.model.forms if recipe.terms.get("prompted") else None,
     )
     last = run.steps if stop_after is None else min(run.steps, state.step + stop_after)
     for batch in feed.batches(state.step, last):
@@ -123,33 +132,33 @@ def _events(run: Run, stop_after: int | None) -> Iterator[RunEvent]:
     if ranks.first:
         yield from _calibrate(run, model)
         _keep(run, model, model_folder)
-    wait(ranks)
-    yield Ended(state.step, time.monotonic() - started, model_folder)
+    barrier(ranks)
+    yield RunEnded(state.step, time.monotonic() - started, model_folder)
 
 
-def _one(run: Run, batch: Batch) -> Iterator[RunEvent]:
+def _one(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
     """One step, and what is due after it."""
     began = time.monotonic()
     state, recipe = run.state, run.recipe
     for key, reason in batch.skipped:
         if key not in run.skipped:
             run.skipped.add(key)
-            yield Skipped(key, reason)
+            yield SampleSkipped(key, reason)
     values, chances, speed = take_step(run, batch)
     state.step += 1
-    event = Stepped(
+    event = StepDone(
         step=state.step,
         epoch=state.step * recipe.data.batch / len(run.dataset),
         loss=sum(recipe.terms[name] * values[name] for name in chances),
         values=values,
         chances=chances,
-        rate=speed,
+        lr=speed,
         seconds=time.monotonic() - began,
         samples=recipe.data.batch,
     )
     yield event
-    yield from run.watch.see(event)
-    if run.watch.fatal:
+    yield from run.monitor.update(event)
+    if run.monitor.fatal:
         raise SightloopError(
             f"step {state.step}: the loss or its gradient is no number any more; the last checkpoint is from before"
         )
@@ -158,45 +167,45 @@ def _one(run: Run, batch: Batch) -> Iterator[RunEvent]:
     best = False
     if recipe.evaluation.data and (done or (every and state.step % every == 0)):
         yield from _evaluate(run)
-        best = any_of([state.notes.get(_BEST, [None])[0] == state.step], run.ranks)[0]
+        best = any_of([state.notes.get(_BEST, [None])[0] == state.step], run.world)[0]
     if done or best or state.step % (recipe.save_every or run.steps_per_epoch) == 0:
-        state.notes["watch"] = run.watch.state()
-        folder = checkpoint.write(state, run.folder, first=run.ranks.first)
-        if run.ranks.first:
-            checkpoint.prune(run.folder, state.step, recipe.keep, state.notes.get(_BEST, [None])[0])
-            yield Saved(state.step, folder)
-        wait(run.ranks)
+        state.notes["watch"] = run.monitor.state()
+        folder = checkpoint.save_checkpoint(state, run.folder, first=run.world.first)
+        if run.world.first:
+            checkpoint.prune(run.folder, state.step, recipe.keep_last, state.notes.get(_BEST, [None])[0])
+            yield CheckpointSaved(state.step, folder)
+        barrier(run.world)
 
 
-def _evaluate(run: Run) -> Iterator[RunEvent]:
+def _evaluate(run: TrainRun) -> Iterator[RunEvent]:
     """Only the first process; the others wait."""
     model = _model(run)
-    if run.ranks.first:
+    if run.world.first:
         settings = run.recipe.evaluation
         data = open_dataset(settings.data)
-        values, texts = measure(model, data, settings, boxes=run.recipe.data.regions > 0)
+        values, texts = validate(model, data, settings, boxes=run.recipe.data.regions > 0)
         if texts:
             shown = {key for key, _ in texts}
             head = data.select(np.arange(min(settings.samples, len(data))))
             write_samples(run.folder, (sample for sample in head.stream() if sample.key in shown))
         trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
-        reached = score(values, trained)
+        reached = validation_score(values, trained)
         best = run.state.notes.get(_BEST)
         if reached is not None and (best is None or reached > best[1]):
             run.state.notes[_BEST] = [run.state.step, reached]
         yield Evaluated(run.state.step, values, texts)
         said = at_chance(values, min(settings.samples, len(data)), trained)
         if said and run.state.step >= run.steps // 2:
-            yield Warned(run.state.step, "evaluation", said)
-    wait(run.ranks)
+            yield WarningRaised(run.state.step, "evaluation", said)
+    barrier(run.world)
 
 
-def _model(run: Run) -> Model:
+def _model(run: TrainRun) -> Model:
     """The network as it is now (its average where there is one), with the verbs of a loaded one.
 
     All processes ask together; where the network is sharded, only the first gets one that is not empty.
     """
-    trainee = run.trainee
+    trainee = run.model
     network = run.state.average if run.state.average is not None else run.state.network
     if run.shards is not None:
         network = run.shards.whole(network)
@@ -206,13 +215,13 @@ def _model(run: Run) -> Model:
         family=trainee.family,
         tokenizer=trainee.tokenizer,
         image_spec=trainee.image_spec,
-        device=run.ranks.device,
+        device=run.world.device,
         dtype=torch.float32,
         batch_size=32,
     )
 
 
-def _calibrate(run: Run, model: Model) -> Iterator[RunEvent]:
+def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
     """Set the threshold of the judge, where the recipe asks for it."""
     if not calibrates(run.recipe):
         return
@@ -220,7 +229,7 @@ def _calibrate(run: Run, model: Model) -> Iterator[RunEvent]:
     data = run.held if run.held is not None else open_dataset(settings.data)
     most = len(data) if run.held is not None else settings.samples
     about = run.state.step, "" if run.held is not None else settings.data
-    yield calibrate(model, data, most, about, run.recipe.model.start) or Warned(
+    yield calibrate(model, data, most, about, run.recipe.model.init_from) or WarningRaised(
         run.state.step,
         "calibration",
         "ITM's threshold stays as it was learned, and unseen pairs will often fall below 0.5: setting it takes "
@@ -228,25 +237,25 @@ def _calibrate(run: Run, model: Model) -> Iterator[RunEvent]:
     )
 
 
-def _keep(run: Run, model: Model, folder: Path) -> None:
+def _keep(run: TrainRun, model: Model, folder: Path) -> None:
     """Write the result; one from an earlier life of this run is replaced."""
     if run.recipe.model.lora:
-        merge(model.network)
+        merge_lora(model.network)
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
 
 
-def _leaks(run: Run) -> Iterator[RunEvent]:
+def _leaks(run: TrainRun) -> Iterator[RunEvent]:
     """Say at the start whether what is evaluated on is also trained on."""
     settings = run.recipe.evaluation
-    if not settings.data or not settings.leaks or run.state.step or not run.ranks.first:
+    if not settings.data or not settings.leaks or run.state.step or not run.world.first:
         return
     other = open_dataset(settings.data)
     leaks = find_leaks(
         run.dataset.stream(), other.select(np.arange(min(settings.samples, len(other)))).stream()
     )
     if leaks:
-        yield Warned(0, "leakage", leaks.summary())
+        yield WarningRaised(0, "leakage", leaks.summary())
 
 
 @contextmanager

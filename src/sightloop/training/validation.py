@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.preprocess import prepare
+from sightloop.data.images.preprocess import preprocess
 from sightloop.errors import ImageError
 from sightloop.inference.model import Model
 from sightloop.metrics import caption_scores, detection_not_computed, detection_scores
@@ -25,7 +25,7 @@ _SCORES = {
 }
 
 
-def measure(
+def validate(
     model: Model, dataset: Dataset, settings: EvaluationSettings, *, boxes: bool = False
 ) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
     """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first pictures.
@@ -36,7 +36,7 @@ def measure(
     was_training = model.network.training
     model.network.eval()
     try:
-        samples, pictures = readable(model, dataset, settings.samples)
+        samples, pictures = load_samples(model, dataset, settings.samples)
         values: dict[str, float] = {}
         texts: tuple[tuple[str, str], ...] = ()
         told = [i for i, sample in enumerate(samples) if sample.captions]
@@ -61,7 +61,7 @@ def measure(
         model.network.train(was_training)
 
 
-def score(values: Mapping[str, float], terms: Collection[str]) -> float | None:
+def validation_score(values: Mapping[str, float], terms: Collection[str]) -> float | None:
     """The number by which checkpoints of a run with these objectives are compared, None where none was measured."""
     there = [name for name in _SCORES if name in values]
     trained = [name for name in there if _SCORES[name] & {*terms}]
@@ -92,15 +92,15 @@ def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]
     )
 
 
-def readable(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
+def load_samples(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
     """Of the first `most` samples those whose picture can be read, and the pictures, prepared for the model."""
     samples: list[Sample] = []
     pictures: list[Pixels] = []
     for index in range(min(most, len(dataset))):
         try:
             sample = dataset[index]
-            source = sample.picture if isinstance(sample.picture, bytes) else str(sample.picture)
-            pictures.append(prepare(source, model.image_spec, limits=Limits()))
+            source = sample.image if isinstance(sample.image, bytes) else str(sample.image)
+            pictures.append(preprocess(source, model.image_spec, limits=Limits()))
             samples.append(sample)
         except ImageError:
             continue
@@ -169,7 +169,7 @@ def _boxes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> d
     known = [i for i, sample in enumerate(samples) if sample.regions]
     if not known or detection_not_computed():
         return {}
-    if getattr(model.network, "joint", ""):
+    if getattr(model.network, "phrase_separator", ""):
         names = [list(dict.fromkeys(region.label for region in samples[i].regions)) for i in known]
         found = [model.detect(pictures[i], asked)[0] for i, asked in zip(known, names, strict=True)]
     else:

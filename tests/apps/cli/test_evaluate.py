@@ -9,7 +9,7 @@ import pytest
 
 from sightloop.apps.cli import main
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
-from sightloop.data.datasets.synthetic import world, write_world
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
 
@@ -18,7 +18,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluating")
     write_blip(folder / "caption")
     write_blip(folder / "match", head="match")
-    write_world(folder / "world.tar", world("train", 8, 1))
+    write_synthetic_world(folder / "world.tar", synthetic_world("train", 8, 1))
     return folder
 
 
@@ -77,9 +77,9 @@ def test_two_models_in_one_table(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_broken_pictures_are_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for i, sample in enumerate(world("train", 3, 1)):
-        assert isinstance(sample.picture, bytes)
-        (tmp_path / f"{i}.png").write_bytes(sample.picture if i else b"no picture")
+    for i, sample in enumerate(synthetic_world("train", 3, 1)):
+        assert isinstance(sample.image, bytes)
+        (tmp_path / f"{i}.png").write_bytes(sample.image if i else b"no picture")
         (tmp_path / f"{i}.txt").write_text(sample.captions[0])
     assert run("retrieval", "-d", tmp_path, "-m", place / "match") == 1
     said = capsys.readouterr().err

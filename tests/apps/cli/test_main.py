@@ -235,7 +235,7 @@ def test_models(capsys) -> None:
     assert run("models", "--job", "ask", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows
-    assert all("answer" in row["jobs"] and row["licence"] and row["memory_mb"] > 0 for row in rows)
+    assert all("answer" in row["capabilities"] and row["licence"] and row["memory_mb"] > 0 for row in rows)
     assert "answer" in rows[0]["pick_for"]
     assert run("models", "--job", "fly") == 2
 

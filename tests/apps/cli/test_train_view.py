@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from sightloop.apps.cli.train_view import History, show_training
 from sightloop.training.events import (
-    Began,
     Calibrated,
-    Ended,
+    CheckpointSaved,
     Evaluated,
+    RunEnded,
     RunEvent,
-    Saved,
-    Skipped,
-    Stepped,
-    Warned,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
     from_json,
 )
 
@@ -31,21 +31,21 @@ ITC = math.log(64)
 
 
 def run(steps: int = 1000, first: int = 0) -> Iterator[RunEvent]:
-    yield Began("blip_pretrain", steps, 32, 6000, 14_000_000, 13_000_000, first)
-    yield Skipped("bad\x1b[31m.jpg", "damaged")
+    yield RunStarted("blip_pretrain", steps, 32, 6000, 14_000_000, 13_000_000, first)
+    yield SampleSkipped("bad\x1b[31m.jpg", "damaged")
     for step in range(first + 1, steps + 1):
         values = {"itc": max(1.0, ITC - step / 200), "lm": 10 / step, "itm.accuracy": 0.7}
-        yield Stepped(step, step / 187, 5.0, values, {"itc": ITC, "lm": 10.3}, 1e-4, 0.2, 32)
+        yield StepDone(step, step / 187, 5.0, values, {"itc": ITC, "lm": 10.3}, 1e-4, 0.2, 32)
         if step == 300:
-            yield Warned(step, "itc", "itc has not left chance: try this")
+            yield WarningRaised(step, "itc", "itc has not left chance: try this")
         if step == 400:
-            yield Warned(step, "itc", "itc has left chance", over=True)
+            yield WarningRaised(step, "itc", "itc has left chance", over=True)
         if step % 500 == 0:
             yield Evaluated(step, {"cider": 0.3471}, (("a.jpg", "a dog runs"), ("b.jpg", "two\nmen")))
-            yield Saved(step, Path(f"checkpoints/step-{step:06d}"))
+            yield CheckpointSaved(step, Path(f"checkpoints/step-{step:06d}"))
     shares = {"kept": 0.75, "dropped": 0.75}
     yield Calibrated(steps, "", 50, 200, 0.8, shares, shares)
-    yield Ended(steps, 83.0, Path("RUN/model"))
+    yield RunEnded(steps, 83.0, Path("RUN/model"))
 
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +83,7 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_many_skipped_samples_do_not_flood(capsys: pytest.CaptureFixture[str]) -> None:
-    show_training(Skipped(f"{n}.jpg", "damaged") for n in range(500))
+    show_training(SampleSkipped(f"{n}.jpg", "damaged") for n in range(500))
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 20
     assert err[-1].endswith("(further ones are in metrics.jsonl)")
@@ -97,7 +97,7 @@ def test_who_interrupts_is_told_where_it_goes_on(capsys: pytest.CaptureFixture[s
         try:
             for event in run():
                 yield event
-                if isinstance(event, Stepped) and event.step == 700:
+                if isinstance(event, StepDone) and event.step == 700:
                     raise KeyboardInterrupt
         finally:
             closed = True

@@ -126,10 +126,7 @@ def dataset(samples: Sequence[Sample]) -> Any:
 def read(source: Any) -> dict[str, Sample]:
     """The samples by key, their pictures as bytes."""
     found = list(open_dataset(source))
-    plain = [
-        replace(s, picture=s.picture if isinstance(s.picture, bytes) else s.picture.read_bytes())
-        for s in found
-    ]
+    plain = [replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes()) for s in found]
     assert len({sample.key for sample in plain}) == len(plain)
     return {sample.key: sample for sample in plain}
 
@@ -193,7 +190,7 @@ def test_real_sets_come_back_from_every_kind(shared_data: Path, tmp_path: Path) 
     sources["clothing"] = open_dataset(shared_data / "clothing").select(range(0, 1000, 25))
     for name, source in sources.items():
         truth = {
-            s.key: replace(s, picture=s.picture if isinstance(s.picture, bytes) else s.picture.read_bytes())
+            s.key: replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes())
             for s in source
         }
         for kind, target in TARGETS.items():
@@ -353,7 +350,7 @@ def test_a_key_that_looks_like_a_repeated_one_costs_no_sample(tmp_path: Path, ki
         back = read(where(tmp_path / "made", kind))
         assert done.samples == 5
         assert sorted(back) == sorted(names)
-        assert [back[name].picture for name in names] == [picture(i) for i in range(6) if i != 1]
+        assert [back[name].image for name in names] == [picture(i) for i in range(6) if i != 1]
 
 
 @pytest.mark.parametrize("target", ["out.tar", "out"])
@@ -384,8 +381,8 @@ def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
     (tmp_path / "link").symlink_to(real)
     convert(tmp_path / "in", tmp_path / "link" / target)
     (sample,) = open_dataset(tmp_path / "link" / target)
-    assert isinstance(sample.picture, Path)
-    assert sample.picture.samefile(tmp_path / "in" / "a.png")
+    assert isinstance(sample.image, Path)
+    assert sample.image.samefile(tmp_path / "in" / "a.png")
     put(real / "b.png", picture())
     convert(tmp_path / "link", tmp_path / "link" / "own.csv")
     assert "../" not in (real / "own.csv").read_text()

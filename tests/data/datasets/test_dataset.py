@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from sightloop import Dataset, ImageError, open_dataset
 from sightloop.annotation.captioning import Caption
-from sightloop.annotation.sidecars import Sidecars
-from sightloop.data.datasets.folder import escaped, unescaped
+from sightloop.annotation.sidecars import SidecarSink
+from sightloop.data.datasets.folder import escape_key, unescape_key
 from sightloop.data.datasets.schema import json_text
 from sightloop.errors import UsageError
 from sightloop.types import Question, Region, Sample
@@ -90,20 +90,20 @@ def test_a_folder_with_sidecars(tmp_path: Path) -> None:
     }
     assert (dataset[1].label, dataset[1].extra) == ("3", {"score": 0.5})
     assert dataset[-1].questions == (Question("what?", ("2",)),)
-    assert dataset[0].picture == tmp_path / "a.jpg"
+    assert dataset[0].image == tmp_path / "a.jpg"
     assert [dataset.key(i) for i in range(5)] == list(captions(dataset))
     assert dataset.notes == ()
 
 
 def test_what_the_captioner_writes_is_read(tmp_path: Path) -> None:
     names = ["a.jpg", "b.jpg", "b.png", "d.jpg", "d.jpg.png", "sub/e.f.jpg"]
-    sidecars = Sidecars()
+    sidecars = SidecarSink()
     for name in names:
         put(tmp_path / name, picture())
     for name in names:
         assert sidecars.write(str(tmp_path / name), Caption(f"this is {name}").text) is None
     dataset = open_dataset(tmp_path)
-    assert {str(s.picture.relative_to(tmp_path)): s.captions for s in dataset} == {  # type: ignore[union-attr]
+    assert {str(s.image.relative_to(tmp_path)): s.captions for s in dataset} == {  # type: ignore[union-attr]
         name: (f"this is {name}",) for name in names
     }
 
@@ -142,8 +142,8 @@ def test_escaped_keys_are_names_and_come_back() -> None:
         "\n",
     ):
         for dots in (False, True):
-            name = escaped(key, dots)
-            assert unescaped(name) == key
+            name = escape_key(key, dots)
+            assert unescape_key(name) == key
             assert not os.path.isabs(name)
             assert not {"", ".", ".."} & set(name.split("/"))
             assert "." not in name.split("/")[-1] or not dots
@@ -221,12 +221,12 @@ def test_parquet_as_hugging_face_and_img2dataset_write_it(tmp_path: Path) -> Non
         table.replace_schema_metadata({b"huggingface": about}), tmp_path / "hf.parquet", row_group_size=2
     )
     dataset = open_dataset(tmp_path / "hf.parquet")
-    assert [s.picture for s in dataset] == pictures
+    assert [s.image for s in dataset] == pictures
     assert [s.label for s in dataset] == ["cat", "dog", "dog", "cat", "dog"]
     assert dataset.key(3) == "hf.parquet row 4"
     table = pa.table({"key": ["0", "1"], "jpg": pictures[:2], "caption": ["x", None], "hash": [b"1", b"2"]})
     pq.write_table(table, tmp_path / "img.parquet")
-    assert [(s.key, s.picture, s.captions, s.extra) for s in open_dataset(tmp_path / "img.parquet")] == [
+    assert [(s.key, s.image, s.captions, s.extra) for s in open_dataset(tmp_path / "img.parquet")] == [
         ("0", pictures[0], ("x",), {}),
         ("1", pictures[1], (), {}),
     ]

@@ -217,9 +217,9 @@ def test_real_photographs() -> None:
 
     evaluation = list(read("dev-000.tar", 150))
     planted = [
-        Sample(f"planted {sample.key}", COPIES[kind](Image.open(io.BytesIO(sample.picture))))
+        Sample(f"planted {sample.key}", COPIES[kind](Image.open(io.BytesIO(sample.image))))
         for sample, kind in zip(evaluation, list(COPIES) * 3, strict=False)
-        if isinstance(sample.picture, bytes)
+        if isinstance(sample.image, bytes)
     ]
     leaks = find_leaks([*read("train-000.tar", 400), *planted], evaluation)
     assert {leak.evaluation for leak in leaks.pictures} == {s.key.removeprefix("planted ") for s in planted}

@@ -20,9 +20,9 @@ from sightloop.data.datasets.synthetic import (
     combinations,
     questions,
     scene,
+    synthetic_world,
     vocabulary,
-    world,
-    write_world,
+    write_synthetic_world,
 )
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
@@ -35,8 +35,8 @@ some = st.sampled_from(EVERYTHING)
 
 
 def pixels(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.picture, bytes)
-    return np.asarray(Image.open(io.BytesIO(sample.picture)))
+    assert isinstance(sample.image, bytes)
+    return np.asarray(Image.open(io.BytesIO(sample.image)))
 
 
 def parse(caption: str) -> list[tuple[int, str, str]]:
@@ -188,21 +188,25 @@ def test_pictures_of_one_caption_differ() -> None:
 
 
 def test_a_world_is_a_function_of_its_arguments() -> None:
-    some, more, other = world("train", 5, 3), world("train", 9, 3), world("train", 5, 4)
+    some, more, other = (
+        synthetic_world("train", 5, 3),
+        synthetic_world("train", 9, 3),
+        synthetic_world("train", 5, 4),
+    )
     assert list(some) == more[:5]
     assert some[-1] == some[4]
     assert [s.captions for s in some] != [s.captions for s in other]
     assert len({s.key for s in more}) == 9
     with pytest.raises(IndexError):
         some[5]
-    assert pixels(world("unseen", 1, 0, size=48)[0]).shape == (48, 48, 3)
+    assert pixels(synthetic_world("unseen", 1, 0, size=48)[0]).shape == (48, 48, 3)
 
 
 def test_different_means_no_caption_twice() -> None:
-    samples = world("unseen", 1000, 1, different=True)
+    samples = synthetic_world("unseen", 1000, 1, different=True)
     assert len({str(c) for c in samples.shown}) == 1000
     assert {str(c) for c in samples.shown} <= {str(c) for k in combinations("unseen").values() for c in k}
-    train = world("train", 3000, 1)
+    train = synthetic_world("train", 3000, 1)
     assert len({str(c) for c in train.shown}) > 1500
     assert {w for c in samples.shown for w in str(c).split()} <= {
         w for c in train.shown for w in str(c).split()
@@ -210,8 +214,8 @@ def test_different_means_no_caption_twice() -> None:
 
 
 def test_shuffled_moves_all_words_to_other_pictures() -> None:
-    plain, shuffled = world("train", 40, 2), world("train", 40, 2, shuffled=True)
-    assert [s.picture for s in plain] == [s.picture for s in shuffled]
+    plain, shuffled = synthetic_world("train", 40, 2), synthetic_world("train", 40, 2, shuffled=True)
+    assert [s.image for s in plain] == [s.image for s in shuffled]
     assert [s.key for s in plain] == [s.key for s in shuffled]
     words = [(s.captions, s.questions, s.regions) for s in plain]
     moved = [(s.captions, s.questions, s.regions) for s in shuffled]
@@ -230,20 +234,20 @@ def test_shuffled_moves_all_words_to_other_pictures() -> None:
 )
 def test_wrong_arguments_are_said(arguments: tuple, options: dict) -> None:
     with pytest.raises(UsageError):
-        world(*arguments, **options)
+        synthetic_world(*arguments, **options)
 
 
 def test_the_shard_holds_the_samples(tmp_path: Path) -> None:
-    samples = world("train", 6, 1)
-    write_world(tmp_path / "a.tar", samples)
-    write_world(tmp_path / "b.tar", samples)
+    samples = synthetic_world("train", 6, 1)
+    write_synthetic_world(tmp_path / "a.tar", samples)
+    write_synthetic_world(tmp_path / "b.tar", samples)
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as tar:
         files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert list(files) == [f"{s.key}.{ending}" for s in samples for ending in ("png", "json")]
     for sample in samples:
         said = json.loads(files[f"{sample.key}.json"])
-        assert files[f"{sample.key}.png"] == sample.picture
+        assert files[f"{sample.key}.png"] == sample.image
         assert tuple(said["captions"]) == sample.captions
         assert [(q["question"], (q["answer"],)) for q in said["qa"]] == [
             (q.question, q.answers) for q in sample.questions
@@ -251,18 +255,20 @@ def test_the_shard_holds_the_samples(tmp_path: Path) -> None:
         assert [r["label"] for r in said["regions"]] == [r.label for r in sample.regions]
         assert [tuple(r["box"]) for r in said["regions"]] == [r.box for r in sample.regions]
     with pytest.raises(UsageError, match="no folder"):
-        write_world(tmp_path / "none" / "a.tar", samples)
+        write_synthetic_world(tmp_path / "none" / "a.tar", samples)
 
 
 def test_the_command_writes_the_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "w.tar"
     options = "--count 4 --seed 7 --part unseen --shuffled --different --size 32".split()
-    assert main.main(["world", str(target), *options]) == 0
-    write_world(tmp_path / "x.tar", world("unseen", 4, 7, size=32, different=True, shuffled=True))
+    assert main.main(["synthetic", str(target), *options]) == 0
+    write_synthetic_world(
+        tmp_path / "x.tar", synthetic_world("unseen", 4, 7, size=32, different=True, shuffled=True)
+    )
     assert target.read_bytes() == (tmp_path / "x.tar").read_bytes()
     assert "4 scenes" in capsys.readouterr().err
-    assert main.main(["world", str(target), "--count", "0"]) == 2
-    for argument in main.app["world"].assemble_argument_collection(parse_docstring=True):
+    assert main.main(["synthetic", str(target), "--count", "0"]) == 2
+    for argument in main.app["synthetic"].assemble_argument_collection(parse_docstring=True):
         assert argument.parameter.help, argument.name
 
 

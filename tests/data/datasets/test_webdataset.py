@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightloop import open_dataset
-from sightloop.data.datasets.webdataset import Pipe, Shard
+from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.errors import ImageError
 from sightloop.types import Sample
 from tests.data.datasets.sources import picture, put, tar
@@ -34,7 +34,7 @@ def test_webdataset_rules(tmp_path: Path) -> None:
     }
     dataset = open_dataset(tar(tmp_path / "x.tar", members))
     good, skipped = streamed(dataset)
-    assert [(s.key, s.picture, s.captions, s.label, s.extra) for s in good] == [
+    assert [(s.key, s.image, s.captions, s.label, s.extra) for s in good] == [
         ("a/x", members["a/x.JPG"], ("one", "two"), "7", {}),
         ("b/x", members["b/x.webp"], ("a\nb",), None, {"url": "u"}),
     ]
@@ -54,7 +54,7 @@ def test_a_second_member_of_a_kind_is_of_the_next_sample(tmp_path: Path) -> None
     plain = tar(tmp_path / "x.tar", members)
     zipped = put(tmp_path / "x.tar.gz", gzip.compress(plain.read_bytes()))
     for path in (plain, zipped):
-        assert [(s.key, s.picture, s.captions) for s in open_dataset(path)] == [
+        assert [(s.key, s.image, s.captions) for s in open_dataset(path)] == [
             ("a", picture(1), ("one",)),
             ("a#2", picture(2), ("two",)),
         ]
@@ -90,7 +90,7 @@ def both_ways(path: Path) -> tuple[list[Sample], dict[str, str]]:
     shard = open_dataset(path)
     zipped = path.with_name(path.name + ".gz")
     zipped.write_bytes(gzip.compress(path.read_bytes(), 0))
-    found: list[Sample | ImageError] = list(Pipe(zipped).samples())
+    found: list[Sample | ImageError] = list(StreamSource(zipped).samples())
     good, skipped = streamed(shard)
     assert good == [sample for sample in found if isinstance(sample, Sample)]
     errors = {
@@ -151,7 +151,7 @@ def test_damage_is_seen_or_harmless(tmp_path_factory: pytest.TempPathFactory, pl
 def test_noise_is_no_shard(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
     path = tmp_path_factory.mktemp("noise") / "x.tar"
     path.write_bytes(noise)
-    shard = Shard(path)
+    shard = ShardSource(path)
     assert len(shard) <= 1
 
 
@@ -172,7 +172,7 @@ def test_what_is_behind_the_end_mark_is_read_or_named(tmp_path: Path) -> None:
     two = tar(tmp_path / "2.tar", {"c.jpg": picture(3), "c.txt": "three"}).read_bytes()
     (tmp_path / "joined.tar").write_bytes(one + two)  # as cat does
     joined = open_dataset(tmp_path / "joined.tar")
-    assert [(s.key, s.picture, s.captions) for s in joined] == [
+    assert [(s.key, s.image, s.captions) for s in joined] == [
         ("a", picture(1), ("one",)),
         ("b", picture(2), ()),
         ("c", picture(3), ("three",)),

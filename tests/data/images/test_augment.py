@@ -294,13 +294,13 @@ def test_boxes_follow_crops_and_flips() -> None:
         about = {"seed": 3, "epoch": epoch, "key": "k"}
         values = augment(picture, 64, options, **about)[0] > 127
         view = view_of((120, 160), options, **about)
-        placed = view.place(box)
+        placed = view.map_box(box)
         shown = float(values.mean()) * view.size[0] * view.size[1]  # in the picture's pixels
         if placed is None:
             seen[None] += 1
             assert shown < 0.3 * 48 * 56
             continue
-        seen[view.mirrored] += 1
+        seen[view.flipped] += 1
         left, top, right, bottom = placed
         inside = np.zeros_like(values)
         across, down = 64 / view.size[1], 64 / view.size[0]
@@ -308,14 +308,14 @@ def test_boxes_follow_crops_and_flips() -> None:
         assert (inside & values).sum() >= 0.9 * (inside | values).sum()
     assert min(seen.values()) > 3
     whole = View((0, 0, 160, 120))
-    assert whole.place((-5, -5, 20, 20)) == (0, 0, 20, 20)
-    assert whole.place((5, 5, 5, 20)) is None
-    assert whole.place((-90, 0, 10, 10)) is None
-    assert View((0, 0, 160, 120), mirrored=True).place((10, 20, 30, 40)) == (130, 20, 150, 40)
+    assert whole.map_box((-5, -5, 20, 20)) == (0, 0, 20, 20)
+    assert whole.map_box((5, 5, 5, 20)) is None
+    assert whole.map_box((-90, 0, 10, 10)) is None
+    assert View((0, 0, 160, 120), flipped=True).map_box((10, 20, 30, 40)) == (130, 20, 150, 40)
 
 
 def test_words_about_sides_keep_boxes_unmirrored() -> None:
     options = Augment(flip=1.0, randaugment=None)
     about = {"seed": 0, "epoch": 0, "key": "k"}
-    assert view_of((10, 10), options, **about).mirrored
-    assert not view_of((10, 10), options, **about, texts=["left wing"]).mirrored
+    assert view_of((10, 10), options, **about).flipped
+    assert not view_of((10, 10), options, **about, texts=["left wing"]).flipped

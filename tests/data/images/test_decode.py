@@ -115,7 +115,7 @@ def test_equals_pillow(name: str) -> None:
     got = decode.decode(data)
     assert got.mode == "RGB"
     assert np.array_equal(np.asarray(got), wanted)
-    words = decode.decode_words(data)
+    words = decode.decode_packed(data)
     assert words.flags.writeable
     assert np.array_equal(words[:, :, :3], wanted)
 
@@ -127,7 +127,7 @@ def test_turns_by_exif(form: str, orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(photo(), form, exif=exif, **({"save_all": True} if form == "MPO" else {}))
     assert np.array_equal(np.asarray(decode.decode(data)), by_pillow(data))
-    assert np.array_equal(decode.decode_words(data)[:, :, :3], by_pillow(data))
+    assert np.array_equal(decode.decode_packed(data)[:, :, :3], by_pillow(data))
     assert decode.decode(data).size == ((47, 61) if orientation > 4 else (61, 47))
 
 
@@ -177,7 +177,7 @@ def test_real_photographs_equal_pillow(shared_data: Path) -> None:
     for path in paths:
         wanted = by_pillow(path.read_bytes())
         assert np.array_equal(np.asarray(decode.decode(path)), wanted), path
-        assert np.array_equal(decode.decode_words(str(path))[:, :, :3], wanted), path
+        assert np.array_equal(decode.decode_packed(str(path))[:, :, :3], wanted), path
 
 
 def test_heic_where_the_extra_is_installed() -> None:

@@ -66,12 +66,12 @@ def reference(processor: Any, image: Image.Image) -> torch.Tensor:
 
 
 def ours(source: Any, spec: ImageSpec) -> torch.Tensor:
-    return preprocess.normalise([preprocess.prepare(source, spec)], spec)
+    return preprocess.normalize([preprocess.preprocess(source, spec)], spec)
 
 
 def off(source: Any, spec: ImageSpec) -> tuple[int, float]:
     """How far "fast" is from "exact": the largest difference, and the share of values that differ."""
-    wanted, got = (preprocess.prepare(source, spec, mode=mode) for mode in ("exact", "fast"))
+    wanted, got = (preprocess.preprocess(source, spec, mode=mode) for mode in ("exact", "fast"))
     assert (wanted.size, wanted.name, wanted.values.shape) == (got.size, got.name, got.values.shape)
     difference = np.abs(wanted.values.astype(int) - got.values)
     return int(difference.max()), float((difference > 0).mean())
@@ -137,7 +137,7 @@ def test_strips_are_exact_where_the_whole_is_hardly_possible(size: tuple[int, in
     """Up to 2,240,000 x 224 pixels: checked against the window of a resize of the same ratio, done in pieces."""
     spec = ImageSpec(shortest_edge=224, crop=(224, 224))
     image = noise(*size)
-    done = preprocess.prepare(image, spec)
+    done = preprocess.preprocess(image, spec)
     assert done.values.shape == (3, 224, 224)
     if max(size) / min(size) <= 1_500:
         whole = image.resize(
@@ -211,14 +211,14 @@ def test_huge_results_are_refused() -> None:
     spec = ImageSpec(shortest_edge=224)
     for mode in ("exact", "fast"):
         with pytest.raises(ImageError, match="after resizing, over the limit"):
-            preprocess.prepare(noise(10_000, 1), spec, mode=mode)
+            preprocess.preprocess(noise(10_000, 1), spec, mode=mode)
     with pytest.raises(ImageError, match="limit of 99"):
-        preprocess.prepare(noise(5, 5), ImageSpec(resize=(10, 10)), limits=Limits(max_pixels=99))
+        preprocess.preprocess(noise(5, 5), ImageSpec(resize=(10, 10)), limits=Limits(max_pixels=99))
 
 
 def test_prepare() -> None:
     spec = ImageSpec(shortest_edge=20, crop=(20, 20))
-    done = preprocess.prepare(noise(50, 40), spec)
+    done = preprocess.preprocess(noise(50, 40), spec)
     assert (done.name, done.size, done.values.shape, done.values.dtype) == (
         "<image>",
         (40, 50),
@@ -227,14 +227,14 @@ def test_prepare() -> None:
     )
     assert done.values.flags.c_contiguous
     assert done.values.flags.writeable
-    assert preprocess.prepare(done, spec) is done
+    assert preprocess.preprocess(done, spec) is done
     assert np.array_equal(
-        preprocess.prepare(noise(3, 2), ImageSpec()).values, np.asarray(noise(3, 2)).transpose(2, 0, 1)
+        preprocess.preprocess(noise(3, 2), ImageSpec()).values, np.asarray(noise(3, 2)).transpose(2, 0, 1)
     )
     with pytest.raises(ImageError, match="no such file"):
-        preprocess.prepare("absent.jpg", spec)
+        preprocess.preprocess("absent.jpg", spec)
     with pytest.raises(UsageError, match="mode"):
-        preprocess.prepare(done, spec, mode="quick")  # type: ignore[arg-type]
+        preprocess.preprocess(done, spec, mode="quick")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -246,8 +246,8 @@ def test_normalise_has_the_references_bits_for_every_value(name: str) -> None:
     plain = type(processor)(**{**processor.to_dict(), "do_resize": False, "do_center_crop": False})
     wanted = reference(plain, image).float()
     batch = torch.from_numpy(np.asarray(image).transpose(2, 0, 1)[None].copy())
-    assert torch.equal(preprocess.normalise(batch, spec), wanted)
-    assert torch.equal(preprocess.normalise(batch.expand(5, -1, -1, -1), spec), wanted.expand(5, -1, -1, -1))
+    assert torch.equal(preprocess.normalize(batch, spec), wanted)
+    assert torch.equal(preprocess.normalize(batch.expand(5, -1, -1, -1), spec), wanted.expand(5, -1, -1, -1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -264,28 +264,28 @@ def test_normalise_is_exact_for_any_numbers(
     every = np.tile(np.arange(256, dtype=np.uint8), (3, 1))[None, :, None]
     scaled = (every.astype(np.float64) * scale).astype(np.float32)
     low, wide = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
-    assert np.array_equal(preprocess.normalise(torch.from_numpy(every), spec).numpy(), (scaled - low) / wide)
+    assert np.array_equal(preprocess.normalize(torch.from_numpy(every), spec).numpy(), (scaled - low) / wide)
 
 
 def test_normalise_batches() -> None:
     spec = ImageSpec(shortest_edge=20, crop=(20, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    batch = [preprocess.prepare(noise(50, 40, seed), spec) for seed in range(3)]
-    done = preprocess.normalise(batch, spec)
+    batch = [preprocess.preprocess(noise(50, 40, seed), spec) for seed in range(3)]
+    done = preprocess.normalize(batch, spec)
     assert done.shape == (3, 3, 20, 24)
     assert done.dtype == torch.float32
     assert done.is_contiguous()
-    assert torch.equal(preprocess.normalise(batch, spec, dtype=torch.bfloat16), done.bfloat16())
+    assert torch.equal(preprocess.normalize(batch, spec, dtype=torch.bfloat16), done.bfloat16())
     values = batch[0].values.copy()
     values.flags.writeable = False
-    assert torch.equal(preprocess.normalise([Pixels("a", values, (1, 1))], spec, device="cpu"), done[:1])
+    assert torch.equal(preprocess.normalize([Pixels("a", values, (1, 1))], spec, device="cpu"), done[:1])
     with pytest.raises(UsageError, match="different shapes"):
-        preprocess.normalise([batch[0], preprocess.prepare(noise(5, 5), ImageSpec())], spec)
+        preprocess.normalize([batch[0], preprocess.preprocess(noise(5, 5), ImageSpec())], spec)
     with pytest.raises(UsageError, match="empty"):
-        preprocess.normalise([], spec)
+        preprocess.normalize([], spec)
     with pytest.raises(UsageError, match="uint8"):
-        preprocess.normalise(done, spec)
+        preprocess.normalize(done, spec)
     with pytest.raises(UsageError, match="uint8"):
-        preprocess.normalise(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), spec)
+        preprocess.normalize(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), spec)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -293,7 +293,7 @@ def test_normalise_has_the_same_bits_on_a_gpu() -> None:
     batch = torch.arange(256, dtype=torch.uint8).expand(2, 3, 16, 256).contiguous()
     for processor in REFERENCES.values():
         spec = preprocess.spec_from_transformers(processor.to_dict())
-        assert torch.equal(preprocess.normalise(batch.cuda(), spec).cpu(), preprocess.normalise(batch, spec))
+        assert torch.equal(preprocess.normalize(batch.cuda(), spec).cpu(), preprocess.normalize(batch, spec))
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -383,7 +383,7 @@ def test_preparing_needs_no_torch() -> None:
         "import sys, numpy as np\n"
         "from sightloop.data.images import preprocess, reader\n"
         "from sightloop.types import ImageSpec\n"
-        "preprocess.prepare(np.zeros((9, 9, 3), np.uint8), ImageSpec(shortest_edge=4))\n"
+        "preprocess.preprocess(np.zeros((9, 9, 3), np.uint8), ImageSpec(shortest_edge=4))\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -397,6 +397,6 @@ def test_jpeg_turned_and_fast() -> None:
     spec = ImageSpec(shortest_edge=30, crop=(30, 30))
     turned = ImageOps.exif_transpose(Image.open(io.BytesIO(out.getvalue())))
     assert np.array_equal(
-        preprocess.prepare(out.getvalue(), spec).values, preprocess.prepare(turned, spec).values
+        preprocess.preprocess(out.getvalue(), spec).values, preprocess.preprocess(turned, spec).values
     )
     assert off(out.getvalue(), spec)[0] <= 1

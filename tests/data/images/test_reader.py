@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from sightloop.data.images import decode_worker, preprocess, reader
-from sightloop.data.images.reader import read_pictures
+from sightloop.data.images.reader import read_images
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import ImageSource, ImageSpec, Limits, Pixels
 
@@ -62,7 +62,7 @@ def children() -> list[int]:
 
 def alone(source: ImageSource) -> Pixels | ImageError:
     try:
-        return preprocess.prepare(source, SPEC)
+        return preprocess.preprocess(source, SPEC)
     except ImageError as error:
         return error
 
@@ -73,7 +73,7 @@ def test_order_and_values(tmp_path: Path, isolate: bool, workers: int) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"<html>")
     good = [save(tmp_path / f"{shade}.png", shade) for shade in range(0, 250, 10)]
     array = np.full((30, 30, 3), 9, np.uint8)
-    prepared = preprocess.prepare(good[3], SPEC)
+    prepared = preprocess.preprocess(good[3], SPEC)
     sources: list[ImageSource] = [
         *good,
         tmp_path / "broken.jpg",
@@ -82,7 +82,7 @@ def test_order_and_values(tmp_path: Path, isolate: bool, workers: int) -> None:
         array,
     ]
     sources += [tmp_path / "absent", b"", prepared, str(good[2])]
-    results = list(read_pictures(iter(sources), SPEC, workers=workers, isolate=isolate))
+    results = list(read_images(iter(sources), SPEC, workers=workers, isolate=isolate))
     assert len(results) == len(sources)
     for source, result in zip(sources, results, strict=True):
         wanted = alone(source)
@@ -111,7 +111,7 @@ def test_reads_lazily_and_stops_at_close(tmp_path: Path, isolate: bool) -> None:
             taken += 1
             yield path
 
-    stream = read_pictures(endless(), SPEC, workers=2, isolate=isolate)
+    stream = read_images(endless(), SPEC, workers=2, isolate=isolate)
     assert taken == 0
     for _ in range(5):
         assert isinstance(next(stream), Pixels)
@@ -123,7 +123,7 @@ def test_reads_lazily_and_stops_at_close(tmp_path: Path, isolate: bool) -> None:
 
 @BOTH
 def test_nothing_in_nothing_out(isolate: bool) -> None:
-    assert list(read_pictures([], SPEC, isolate=isolate)) == []
+    assert list(read_images([], SPEC, isolate=isolate)) == []
     assert not children()
 
 
@@ -134,15 +134,15 @@ def test_errors_of_the_source_come_through(tmp_path: Path, isolate: bool) -> Non
         raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
-        list(read_pictures(failing(), SPEC, isolate=isolate))
+        list(read_images(failing(), SPEC, isolate=isolate))
     assert not children()
 
 
 def test_wrong_arguments() -> None:
     with pytest.raises(UsageError, match="workers"):
-        read_pictures([], SPEC, workers=0)
+        read_images([], SPEC, workers=0)
     with pytest.raises(UsageError, match="mode"):
-        read_pictures([], SPEC, mode="quick")  # type: ignore[arg-type]
+        read_images([], SPEC, mode="quick")  # type: ignore[arg-type]
 
 
 @BOTH
@@ -152,7 +152,7 @@ def test_odd_names(tmp_path: Path, isolate: bool, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     for shade, name in enumerate(names):
         save(tmp_path / name, shade)
-    results = list(read_pictures(names, SPEC, isolate=isolate))
+    results = list(read_images(names, SPEC, isolate=isolate))
     assert [result.name for result in results] == names
     assert [int(result.values[0, 0, 0]) for result in results if isinstance(result, Pixels)] == list(range(5))
 
@@ -162,7 +162,7 @@ def test_a_hang_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     small, slow = save(tmp_path / "a.png", 3), slow_png(tmp_path / "slow.png", 9_000)
     limits = Limits(max_seconds=0.2)
     start = time.monotonic()
-    results = list(read_pictures([small, slow, small, slow, small], SPEC, limits=limits, isolate=True))
+    results = list(read_images([small, slow, small, slow, small], SPEC, limits=limits, isolate=True))
     assert time.monotonic() - start < 20
     assert [isinstance(result, Pixels) for result in results] == [True, False, True, False, True]
     assert isinstance(results[1], ImageError)
@@ -172,7 +172,7 @@ def test_a_hang_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_waiting_for_the_processor_costs_no_picture(tmp_path: Path) -> None:
     small = save(tmp_path / "a.png", 3)
-    stream = read_pictures([small] * 9, SPEC, limits=Limits(max_seconds=1), isolate=True, workers=1)
+    stream = read_images([small] * 9, SPEC, limits=Limits(max_seconds=1), isolate=True, workers=1)
     assert isinstance(next(stream), Pixels)
     (child,) = children()
     os.kill(child, signal.SIGSTOP)
@@ -184,7 +184,7 @@ def test_waiting_for_the_processor_costs_no_picture(tmp_path: Path) -> None:
 def test_a_memory_bomb_costs_one_picture(tmp_path: Path) -> None:
     small, large = save(tmp_path / "a.png", 3), slow_png(tmp_path / "large.png", 6_000)
     limits = Limits(max_memory_bytes=100 * 2**20)  # the picture takes 144 MB in Pillow
-    results = list(read_pictures([small, large, small], SPEC, limits=limits, isolate=True, workers=1))
+    results = list(read_images([small, large, small], SPEC, limits=limits, isolate=True, workers=1))
     assert [isinstance(result, Pixels) for result in results] == [True, False, True]
     assert isinstance(results[1], ImageError)
     assert results[1].reason == "needs too much memory"
@@ -194,14 +194,14 @@ def test_a_request_larger_than_the_cap_costs_one_picture(tmp_path: Path) -> None
     small = save(tmp_path / "a.png", 3).read_bytes()
     limits = Limits(max_memory_bytes=50 * 2**20)
     results = list(
-        read_pictures([small, bytes(80 * 2**20), small], SPEC, limits=limits, isolate=True, workers=1)
+        read_images([small, bytes(80 * 2**20), small], SPEC, limits=limits, isolate=True, workers=1)
     )
     assert [isinstance(result, Pixels) for result in results] == [True, False, True]
 
 
 def test_a_killed_child_costs_one_picture(tmp_path: Path) -> None:
     small, slow = save(tmp_path / "a.png", 3), slow_png(tmp_path / "slow.png", 9_000)
-    stream = read_pictures([small, slow, small], SPEC, isolate=True, workers=1, limits=Limits(max_seconds=60))
+    stream = read_images([small, slow, small], SPEC, isolate=True, workers=1, limits=Limits(max_seconds=60))
     assert isinstance(next(stream), Pixels)
     time.sleep(0.1)  # the child is at the slow one now, or soon
     for child in children():
@@ -215,7 +215,7 @@ def test_a_killed_child_costs_one_picture(tmp_path: Path) -> None:
 
 def test_close_in_the_middle_of_a_hang(tmp_path: Path) -> None:
     slow = slow_png(tmp_path / "slow.png", 11_000)
-    stream = read_pictures([save(tmp_path / "a.png", 3), slow, slow, slow], SPEC, isolate=True)
+    stream = read_images([save(tmp_path / "a.png", 3), slow, slow, slow], SPEC, isolate=True)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not children()
@@ -223,7 +223,7 @@ def test_close_in_the_middle_of_a_hang(tmp_path: Path) -> None:
 
 def test_a_child_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    [result] = read_pictures([save(tmp_path / "a.png", 3)], SPEC, isolate=True)
+    [result] = read_images([save(tmp_path / "a.png", 3)], SPEC, isolate=True)
     assert isinstance(result, ImageError)
     assert "did not start" in result.reason
 
@@ -268,9 +268,9 @@ def test_children_die_with_their_parent(tmp_path: Path) -> None:
     slow = slow_png(tmp_path / "slow.png", 11_000)
     code = (
         "import sys, time\n"
-        "from sightloop.data.images.reader import read_pictures\n"
+        "from sightloop.data.images.reader import read_images\n"
         "from sightloop.types import ImageSpec, Limits\n"
-        "stream = read_pictures([sys.argv[1]] * 2, ImageSpec(), isolate=True, limits=Limits(max_seconds=60))\n"
+        "stream = read_images([sys.argv[1]] * 2, ImageSpec(), isolate=True, limits=Limits(max_seconds=60))\n"
         "import threading; threading.Thread(target=lambda: next(stream), daemon=True).start()\n"
         "import subprocess; time.sleep(1)\n"
         "pids = [p.pid for p in __import__('gc').get_objects() if isinstance(p, subprocess.Popen)]\n"
@@ -297,8 +297,8 @@ def alive(pid: int) -> bool:
 
 def test_real_photographs(shared_data: Path) -> None:
     paths = sorted((shared_data / "coco128").rglob("*.jpg"))[:24]
-    here = list(read_pictures(paths, SPEC))
-    apart = list(read_pictures(paths, SPEC, isolate=True))
+    here = list(read_images(paths, SPEC))
+    apart = list(read_images(paths, SPEC, isolate=True))
     for one, other in zip(here, apart, strict=True):
         assert isinstance(one, Pixels)
         assert isinstance(other, Pixels)

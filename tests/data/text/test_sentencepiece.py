@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer, SiglipTokenizer
 
-from sightloop.data.text.sentencepiece import CLEANINGS, load_pieces, read_piece_model
+from sightloop.data.text.sentencepiece import CLEANINGS, load_sentencepiece, read_piece_model
 from sightloop.data.text.tokenizer import Tokenizer
-from sightloop.data.text.train_tokenizer import learn_pieces
+from sightloop.data.text.train_tokenizer import train_sentencepiece
 from sightloop.errors import TokenizerError, UsageError
 from tests.tiny_checkpoints.blip2 import opt_tokenizer
 
@@ -71,7 +71,7 @@ class Pair:
 
     def __init__(self, folder: Path, reference: Any) -> None:
         self.reference, self.folder = reference, folder
-        self.ours = load_pieces(folder, max_length=LENGTH, fill=True)
+        self.ours = load_sentencepiece(folder, max_length=LENGTH, fill=True)
 
     def check(self, texts: list[str]) -> None:
         wanted = self.reference(texts, padding="max_length", max_length=LENGTH, truncation=True)
@@ -149,7 +149,7 @@ def test_saved_and_read_back(pairs: dict[str, Pair], tmp_path: Path) -> None:
     ]
     for name, pair in pairs.items():
         pair.ours.save(tmp_path / name)
-        again = load_pieces(tmp_path / name, max_length=LENGTH, fill=True)
+        again = load_sentencepiece(tmp_path / name, max_length=LENGTH, fill=True)
         assert again.encode(texts).ids.tolist() == pair.ours.encode(texts).ids.tolist()
         assert (again.pad_id, again.eos_id, again.bos_id) == (
             pair.ours.pad_id,
@@ -163,7 +163,7 @@ def test_saved_and_read_back(pairs: dict[str, Pair], tmp_path: Path) -> None:
 def test_rows_as_long_as_their_texts(pairs: dict[str, Pair]) -> None:
     """Without `fill`, as a language model takes them."""
     folder = pairs["gemma, first token"].folder
-    ours = load_pieces(folder, max_length=LENGTH)
+    ours = load_sentencepiece(folder, max_length=LENGTH)
     found = ours.encode(["a dog", "two cats near the tree"])
     assert found.lengths[0] < found.lengths[1] == found.ids.shape[1]
     assert (found.ids[:, 0] == ours.bos_id).all()
@@ -181,24 +181,24 @@ def test_open_clips_cleanings() -> None:
 
 def test_cleaning_survives_saving(pairs: dict[str, Pair], tmp_path: Path) -> None:
     folder = pairs["gemma"].folder
-    ours = load_pieces(folder, max_length=LENGTH, fill=True, cleaning="canonicalize")
+    ours = load_sentencepiece(folder, max_length=LENGTH, fill=True, cleaning="canonicalize")
     ours.save(tmp_path / "saved")
-    again = load_pieces(tmp_path / "saved", max_length=LENGTH, fill=True)
-    plain = load_pieces(folder, max_length=LENGTH, fill=True)
+    again = load_sentencepiece(tmp_path / "saved", max_length=LENGTH, fill=True)
+    plain = load_sentencepiece(folder, max_length=LENGTH, fill=True)
     for tokenizer in (ours, again):
         assert tokenizer.encode(["Two_dogs!"]).ids.tolist() == plain.encode(["two dogs"]).ids.tolist()
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, pairs: dict[str, Pair]) -> None:
     with pytest.raises(TokenizerError, match="holds no tokenizer"):
-        load_pieces(tmp_path, max_length=8)
+        load_sentencepiece(tmp_path, max_length=8)
     (tmp_path / "spiece.model").write_bytes(b"\x0a\xff\xff\xff not this")
     with pytest.raises(TokenizerError, match="no SentencePiece model"):
-        load_pieces(tmp_path, max_length=8)
+        load_sentencepiece(tmp_path, max_length=8)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XLNetTokenizerFast"}')
     (tmp_path / "spiece.model").write_bytes(trained("bpe"))
     with pytest.raises(TokenizerError, match="XLNetTokenizer is read from"):
-        load_pieces(tmp_path, max_length=8)
+        load_sentencepiece(tmp_path, max_length=8)
     with pytest.raises(UsageError, match="valid Unicode"):
         pairs["siglip"].ours.encode(["a", "\ud800"])
     whole = trained("bpe")
@@ -213,10 +213,10 @@ def test_a_vocabulary_of_ones_own(tmp_path: Path) -> None:
     texts = [" ".join(WORDS[i : i + 7]) for i in range(20)] * 2
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        learn_pieces(texts, 450, tmp_path / name)
+        train_sentencepiece(texts, 450, tmp_path / name)
     one, two = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("one", "two"))
     assert one == two
-    ours: Tokenizer = load_pieces(tmp_path / "one", max_length=30, fill=True)
+    ours: Tokenizer = load_sentencepiece(tmp_path / "one", max_length=30, fill=True)
     assert ours.vocab_size <= 450
     found = ours.encode(["a red DOG near 日本"])
     assert ours.decode(found.ids.tolist()) == ["a red dog near 日本"]
@@ -234,7 +234,7 @@ def test_first_and_last_are_what_tokenizer_json_says(
         config = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, **flags}))
         theirs = AutoTokenizer.from_pretrained(folder)
-        (mine,) = load_pieces(folder, max_length=64).encode(["a dog"]).ids
+        (mine,) = load_sentencepiece(folder, max_length=64).encode(["a dog"]).ids
         assert mine.tolist() == theirs("a dog")["input_ids"]
 
 
@@ -244,6 +244,6 @@ def test_a_space_in_front_of_bytes(tmp_path: Path, space: bool) -> None:
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": space}))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    mine = load_pieces(tmp_path, max_length=64)
+    mine = load_sentencepiece(tmp_path, max_length=64)
     for text in ("the dog", " the dog", "", "Q"):
         assert mine.encode([text]).ids[0].tolist() == theirs(text)["input_ids"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloop.data.text.tokenizer import bert_tokenizer_from_vocab, load_tokenizer
-from sightloop.data.text.train_tokenizer import SPECIALS, learn_byte_pairs, learn_word_pieces
+from sightloop.data.text.train_tokenizer import SPECIALS, train_bpe, train_wordpiece
 from sightloop.errors import UsageError
 
 TEXTS = [
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def test_words_come_back(tmp_path: Path) -> None:
-    learn_word_pieces(TEXTS, 120, tmp_path / "vocab.txt")
+    train_wordpiece(TEXTS, 120, tmp_path / "vocab.txt")
     tokenizer = bert_tokenizer_from_vocab(tmp_path / "vocab.txt", max_length=30)
     ids = tokenizer.encode(TEXTS).ids
     assert tokenizer.token_id("[UNK]") not in ids
@@ -36,7 +36,7 @@ def test_words_come_back(tmp_path: Path) -> None:
 def test_answers_with_underscores_come_back(tmp_path: Path) -> None:
     """As DAQUAR writes them; also from a saved copy. What BERT's own files decode stays as at the hub."""
     texts = ["garbage_bin", "bottle_of_liquid", "a red_bird, two"]
-    learn_word_pieces([*TEXTS, *texts], 200, tmp_path / "vocab.txt")
+    train_wordpiece([*TEXTS, *texts], 200, tmp_path / "vocab.txt")
     tokenizer = load_tokenizer(tmp_path, kind="bert", max_length=30)
     bare = bert_tokenizer_from_vocab(tmp_path / "vocab.txt", max_length=30)
     ids = tokenizer.encode(texts).ids
@@ -48,7 +48,7 @@ def test_answers_with_underscores_come_back(tmp_path: Path) -> None:
 
 
 def test_byte_pairs_say_anything(tmp_path: Path) -> None:
-    learn_byte_pairs(TEXTS, 700, tmp_path)
+    train_bpe(TEXTS, 700, tmp_path)
     tokenizer = load_tokenizer(tmp_path, kind="clip", max_length=30)
     ids = tokenizer.encode(["two red birds", "日本 🙂"])
     assert tokenizer.decode(ids.ids.tolist()) == ["two red birds", "日本 🙂"]
@@ -67,7 +67,7 @@ def test_no_word_of_the_texts_is_unknown(texts: list[str], tmp_path_factory: pyt
     if not any(text.strip() for text in texts):
         return
     path = tmp_path_factory.mktemp("v") / "vocab.txt"
-    learn_word_pieces(texts, 60, path)
+    train_wordpiece(texts, 60, path)
     tokenizer = bert_tokenizer_from_vocab(path, max_length=5000)
     short = [
         text for text in texts if all(len(word) < 100 for word in text.split())
@@ -82,7 +82,7 @@ def test_another_process_learns_the_same(tmp_path: Path) -> None:
         "from sightloop.data.text.train_tokenizer import *\n"
         "out = Path(sys.argv[1]); out.mkdir()\n"
         f"texts = {TEXTS!r}\n"
-        "learn_word_pieces(texts, 100, out / 'vocab.txt'); learn_byte_pairs(texts, 700, out)"
+        "train_wordpiece(texts, 100, out / 'vocab.txt'); train_bpe(texts, 700, out)"
     )
     for name in ("one", "other"):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True)
@@ -92,4 +92,4 @@ def test_another_process_learns_the_same(tmp_path: Path) -> None:
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no texts"):
-        learn_word_pieces(["", "  "], 100, tmp_path / "vocab.txt")
+        train_wordpiece(["", "  "], 100, tmp_path / "vocab.txt")

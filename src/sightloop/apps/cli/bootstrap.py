@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.options import Dtype, whole
-from sightloop.apps.cli.output import Rows, Screen, say
+from sightloop.apps.cli.output import OutputTable, Screen, say
 from sightloop.checkpoints.catalog import BUNDLED
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _AGAIN = "The same command goes on from here."
 
 @Parameter(name="*", group=Group("Which texts are written and kept", sort_key=10))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
+class TextOptions:
     """What the job is. It stays as it is in OUT: another job needs another folder."""
 
     mode: Literal["both", "captioner-only", "filter-only"] = "both"
@@ -70,7 +70,7 @@ class Texts:
 
 @Parameter(name="*", group=Group("How the work is done", sort_key=20))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Working:
+class WorkOptions:
     """What of this changes the result is said."""
 
     to: Literal["tar", "parquet"] = "tar"
@@ -116,7 +116,7 @@ class Working:
     """--estimate: what a worker costs an hour, in any currency."""
 
 
-_TEXTS, _WORKING = Texts(), Working()
+_TEXTS, _WORKING = TextOptions(), WorkOptions()
 
 
 def bootstrap(
@@ -126,8 +126,8 @@ def bootstrap(
     filter: str = BUNDLED,
     pictures: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     estimate: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    texts: Texts = _TEXTS,
-    working: Working = _WORKING,
+    texts: TextOptions = _TEXTS,
+    working: WorkOptions = _WORKING,
 ) -> int:
     """Make a better dataset of a noisy one (CapFilt): write captions, judge them and the web's, keep what matches.
 
@@ -163,10 +163,10 @@ def bootstrap(
     if estimate:
         _tell(predict(dataset, captioner=captioner, filter=filter, price=price, **options), json)
         return 0
-    with Screen("bootstrapping", Rows([]), _AGAIN) as screen:
+    with Screen("bootstrapping", OutputTable([]), _AGAIN) as screen:
         if not dataset.is_stream:
             screen.count_ahead(lambda: len(dataset))
-        done = run(dataset, out=out, captioner=captioner, filter=filter, watch=screen.event, **options)
+        done = run(dataset, out=out, captioner=captioner, filter=filter, on_event=screen.event, **options)
     kept = [f"{t['kept']:,} of {t['total']:,} {s} texts" for s, t in shares(done.texts).items() if t["total"]]
     say(f"{out}: {done.written:,} of {done.samples:,} pictures; kept {' and '.join(kept) or 'no texts'}.")
     for note in done.notes:

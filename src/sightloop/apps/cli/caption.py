@@ -6,18 +6,25 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any, Literal
 
 from sightloop.apps.cli.common import Paths, inputs, model_for, reading, require
-from sightloop.apps.cli.options import Box, Decoding, Keeping, Machine, Writing, box_of
-from sightloop.apps.cli.output import Column, Rows, Screen, say
+from sightloop.apps.cli.options import (
+    BoxOption,
+    DecodingOptions,
+    FilterOptions,
+    MachineOptions,
+    WriteOptions,
+    box_of,
+)
+from sightloop.apps.cli.output import Column, OutputTable, Screen, say
 from sightloop.errors import UsageError
 from sightloop.types import Done
 
 if TYPE_CHECKING:
     from sightloop.annotation.caption_table import CaptionTable
-    from sightloop.annotation.sidecars import Sidecars
+    from sightloop.annotation.sidecars import SidecarSink
     from sightloop.inference.load import Model
-    from sightloop.tasks.caption_filter import Rules
+    from sightloop.tasks.caption_filter import CaptionFilter
 
-_WRITING, _KEEPING, _DECODING, _MACHINE = Writing(), Keeping(), Decoding(), Machine()
+_WRITING, _KEEPING, _DECODING, _MACHINE = WriteOptions(), FilterOptions(), DecodingOptions(), MachineOptions()
 _AGAIN = "The same command goes on from here."
 
 _EPILOGUE = (
@@ -35,11 +42,11 @@ def caption(
     *paths: Paths,
     prompt: str | None = None,
     length: Literal["short", "detailed", "long"] | None = None,
-    box: Box = None,
-    writing: Writing = _WRITING,
-    keeping: Keeping = _KEEPING,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    box: BoxOption = None,
+    writing: WriteOptions = _WRITING,
+    keeping: FilterOptions = _KEEPING,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Write a caption for every picture.
 
@@ -56,11 +63,11 @@ def caption(
     box
         Say what lies in this box, in pixels of the picture as it is seen; as --length.
     """
-    from sightloop.annotation.captioning import caption_pictures
-    from sightloop.tasks.caption_filter import Rules
+    from sightloop.annotation.captioning import caption_images
+    from sightloop.tasks.caption_filter import CaptionFilter
 
     machine.check()
-    rules = Rules(
+    rules = CaptionFilter(
         prompt=prompt,
         prefix=writing.prefix,
         suffix=writing.suffix,
@@ -70,14 +77,14 @@ def caption(
         decoding=decoding.given() | _instead_of_prompt(prompt, length, box),
     )
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
-    rows = Rows(columns, as_json=machine.json, go_on=True)
+    rows = OutputTable(columns, as_json=machine.json, go_on=True)
     with ExitStack() as stack:
         sink = stack.enter_context(closing(_sink(writing, machine, keeping, rules)))
         model, judge = _writer_and_judge(machine, keeping)
         again = "" if writing.write == "overwrite" and writing.out is None else _AGAIN
         screen = stack.enter_context(Screen("captioning", rows, again))
         screen.count_ahead(lambda: sum(1 for _ in inputs(paths)))
-        job = caption_pictures((model, judge), inputs(paths), sink, rules, reading(machine, model))
+        job = caption_images((model, judge), inputs(paths), sink, rules, reading(machine, model))
         for event in stack.enter_context(closing(job)):
             screen.event(event)
             if not isinstance(event, Done):
@@ -101,7 +108,7 @@ def _instead_of_prompt(prompt: str | None, length: str | None, box: str | None) 
     return {} if length is None else {"length": length}
 
 
-def _writer_and_judge(machine: Machine, keeping: Keeping) -> tuple[Model, Model | None]:
+def _writer_and_judge(machine: MachineOptions, keeping: FilterOptions) -> tuple[Model, Model | None]:
     model = model_for("caption", machine)
     if keeping.min_match is None:
         return model, None
@@ -111,12 +118,14 @@ def _writer_and_judge(machine: Machine, keeping: Keeping) -> tuple[Model, Model 
     return model, model
 
 
-def _sink(writing: Writing, machine: Machine, keeping: Keeping, rules: Rules) -> Sidecars | CaptionTable:
+def _sink(
+    writing: WriteOptions, machine: MachineOptions, keeping: FilterOptions, rules: CaptionFilter
+) -> SidecarSink | CaptionTable:
     from sightloop.annotation.caption_table import CaptionTable
-    from sightloop.annotation.sidecars import Sidecars
+    from sightloop.annotation.sidecars import SidecarSink
 
     if writing.out is None:
-        return Sidecars(writing.write, say)
+        return SidecarSink(writing.write, say)
     if writing.write in ("append", "prepend"):
         raise UsageError(f"--write {writing.write} is for .txt files; with --out use skip or overwrite.")
     settings = {"model": machine.source, "judge": keeping.judge, "rules": str(rules)}

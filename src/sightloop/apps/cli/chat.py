@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sightloop.apps.cli.common import model_for
-from sightloop.apps.cli.options import Decoding, Machine
+from sightloop.apps.cli.options import DecodingOptions, MachineOptions
 from sightloop.apps.cli.output import complain, say
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import Message
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _EPILOGUE = (
     "Examples:\n"
-    "  sightloop chat photo.jpg -m llava-hf/llava-1.5-7b-hf --quantise int4 --dtype bfloat16\n"
+    "  sightloop chat photo.jpg -m llava-hf/llava-1.5-7b-hf --quantize int4 --dtype bfloat16\n"
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
     "  printf 'what is this?\\nwhat colour is it?\\n' | sightloop chat photo.jpg -m M --json"
 )
-_DECODING, _MACHINE = Decoding(), Machine()
+_DECODING, _MACHINE = DecodingOptions(), MachineOptions()
 _HELP = (
     "Ask about the pictures. /picture FILE shows one more, /new starts again, Ctrl-C cuts an answer short, an empty "
     "line or Ctrl-D ends."
@@ -34,8 +34,8 @@ _HELP = (
 def chat(
     *images: Annotated[str, Parameter(name="IMAGES")],
     system: str | None = None,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Talk with a model about pictures: every line that you write is answered as it is made.
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.options import Bits, Dtype, Machine
+from sightloop.apps.cli.options import Bits, Dtype, MachineOptions
 from sightloop.apps.cli.output import Screen, say_bundled
 from sightloop.errors import UnsupportedError
 from sightloop.types import Done, Failed, Skipped
 
 if TYPE_CHECKING:
-    from sightloop.annotation.runner import Reading
+    from sightloop.annotation.runner import LoaderConfig
     from sightloop.inference.load import Model
 
 Paths = Annotated[
@@ -23,20 +23,20 @@ Paths = Annotated[
 ]
 
 
-def load(source: str, *, device: str, dtype: Dtype, quantise: Bits | None = None) -> Model:
+def load(source: str, *, device: str, dtype: Dtype, quantize: Bits | None = None) -> Model:
     """`sightloop.load`, brought in by the first command that needs it."""
     # Pictures are decoded beside the model: threads of its matrix products that wait for each other must not burn the
     # cores meanwhile. GNU OpenMP reads this when torch is imported, and spins for milliseconds without it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightloop.inference.load import load
 
-    return load(source, device=device, dtype=dtype, quantise=quantise)
+    return load(source, device=device, dtype=dtype, quantize=quantize)
 
 
-def model_for(capability: str, machine: Machine, source: str | None = None) -> Model:
+def model_for(capability: str, machine: MachineOptions, source: str | None = None) -> Model:
     """The model that the options name, or `source`; says so where it is the bundled one because none was named."""
-    few = machine.quantise if source is None else None  # a judge is another model
-    model = load(source or machine.source, device=machine.device, dtype=machine.dtype, quantise=few)
+    few = machine.quantize if source is None else None  # a judge is another model
+    model = load(source or machine.source, device=machine.device, dtype=machine.dtype, quantize=few)
     require(model, capability)
     if source is None and machine.model is None:
         say_bundled(capability)
@@ -57,21 +57,21 @@ def require(model: Model, capability: str) -> None:
 
 def inputs(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
     """The pictures that paths name."""
-    from sightloop.annotation.inputs import find_pictures
+    from sightloop.annotation.inputs import find_images
 
-    return find_pictures(paths)
+    return find_images(paths)
 
 
-def reading(machine: Machine, model: Model) -> Reading:
+def reading(machine: MachineOptions, model: Model) -> LoaderConfig:
     """How pictures are read beside the model."""
-    from sightloop.annotation.runner import Reading
+    from sightloop.annotation.runner import LoaderConfig
     from sightloop.types import Limits
 
-    return Reading(model.batch_size, machine.workers, limits=Limits(max_pixels=machine.max_pixels))
+    return LoaderConfig(model.batch_size, machine.workers, limits=Limits(max_pixels=machine.max_pixels))
 
 
 def run(
-    screen: Screen, machine: Machine, model: Model, paths: Sequence[str], verb: Any
+    screen: Screen, machine: MachineOptions, model: Model, paths: Sequence[str], verb: Any
 ) -> Iterator[Done[Any]]:
     """Runs the verb over what the paths name, counts every event and yields those that are done."""
     from sightloop.annotation import runner

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 import sightloop
 from sightloop.apps.cli.options import whole
-from sightloop.apps.cli.output import Rows, Screen
+from sightloop.apps.cli.output import OutputTable, Screen
 from sightloop.errors import UsageError
 
 _EPILOGUE = (
@@ -60,7 +60,7 @@ def convert(
 
     *sources, target = paths
     dataset = sightloop.open_dataset(sources, pictures=pictures)
-    with Screen("converting", Rows([])) as screen:
+    with Screen("converting", OutputTable([])) as screen:
         if "-" not in sources:
             screen.count_ahead(lambda: len(dataset))
         done = run(dataset, target, to=to, shard_size=shard_size, overwrite=overwrite, notify=screen.event)

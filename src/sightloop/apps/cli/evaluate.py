@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.options import Dtype, at_least, whole, words_or_file
-from sightloop.apps.cli.output import Column, Rows, Screen, say, say_bundled
+from sightloop.apps.cli.output import Column, OutputTable, Screen, say, say_bundled
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.types import Event
 
 if TYPE_CHECKING:
-    from sightloop.evaluation.results import Evaluation, Run
+    from sightloop.evaluation.results import EvalRun, Evaluation
 
 _EPILOGUE = (
     "Examples:\n"
@@ -30,7 +30,7 @@ _EPILOGUE = (
 
 @Parameter(name="*", group=Group("How to measure", sort_key=10))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measuring:
+class EvaluateOptions:
     """What a task has no use for is left alone."""
 
     samples: Annotated[int | None, Parameter(converter=whole)] = None
@@ -104,8 +104,8 @@ class Measuring:
         return {name: value for name, value in given.items() if value is not None}
 
 
-_MEASURING = Measuring()
-Task = Literal[
+_MEASURING = EvaluateOptions()
+TaskName = Literal[
     "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
 ]
 # What a model must be able to do for a task.
@@ -120,14 +120,14 @@ _JOBS = {
 
 
 def evaluate(
-    task: Task,
+    task: TaskName,
     *,
     data: Annotated[list[str], Parameter(alias="-d", negative=(), consume_multiple=True)],
     model: Annotated[list[str] | None, Parameter(alias="-m", negative=(), consume_multiple=False)] = None,
     predictions: Annotated[list[Path] | None, Parameter(negative=(), consume_multiple=False)] = None,
     out: Annotated[Path | None, Parameter(alias="-o", metavar="FOLDER")] = None,
     train_data: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
-    measuring: Measuring = _MEASURING,
+    measuring: EvaluateOptions = _MEASURING,
 ) -> int:
     """Measure a model on your data: every number with its protocol and its 95 % interval.
 
@@ -165,7 +165,7 @@ def evaluate(
             predictions=predictions or (),
             out=out,
             train_data=train_data,
-            watch=screens.see,
+            on_sample=screens.see,
             **options,
         )
     _show(result, as_json=measuring.json)
@@ -203,7 +203,7 @@ class _Screens:
             self._phase = phase
             say(f"{phase} ...")
             again = "The same command goes on from here, if it has --out."
-            self._screen = self._stack.enter_context(Screen(phase, Rows([]), again))
+            self._screen = self._stack.enter_context(Screen(phase, OutputTable([]), again))
             self._screen.count_ahead(lambda: total)
         self._screen.event(event)
         self.named.add(event.name)
@@ -215,7 +215,7 @@ def _failed(result: Evaluation) -> Mapping[str, str]:
 
 def _show(result: Evaluation, *, as_json: bool) -> None:
     if as_json:
-        rows = Rows([], as_json=True)
+        rows = OutputTable([], as_json=True)
         for run in result.runs:
             for number in run.numbers:
                 rows.row({"model": run.name} | asdict(number))
@@ -234,8 +234,10 @@ def _show(result: Evaluation, *, as_json: bool) -> None:
         say(f"{name}: not computed: {why}.")
 
 
-def _table(run: Run) -> None:
-    rows = Rows([Column("number"), Column("value", 9, True), Column("95 % interval", 20), Column("over", 18)])
+def _table(run: EvalRun) -> None:
+    rows = OutputTable(
+        [Column("number"), Column("value", 9, True), Column("95 % interval", 20), Column("over", 18)]
+    )
     for number in run.numbers:
         interval = "" if number.low is None else f"{number.low:.4f} to {number.high:.4f}"
         over = f"{number.samples:,} {number.unit}"
@@ -244,7 +246,7 @@ def _table(run: Run) -> None:
 
 def _side_by_side(result: Evaluation) -> None:
     first, second = result.runs
-    rows = Rows(
+    rows = OutputTable(
         [
             Column("number"),
             *(Column(name, 9, True) for name in "AB"),

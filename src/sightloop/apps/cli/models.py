@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.output import Column, Rows
+from sightloop.apps.cli.output import Column, OutputTable
 from sightloop.checkpoints import catalog
 from sightloop.errors import UsageError
 
@@ -19,27 +19,27 @@ _COLUMNS = [Column(key) for key in ("model", "can do", "pixels", "parameters", "
 def show_models(job: str | None, *, as_json: bool) -> None:
     """Prints what the catalogue knows; only what can do `job` where one is given, the recommended one first."""
     if job is None:
-        entries = list(catalog.ENTRIES)
+        entries = list(catalog.CATALOG)
     else:
         found = (catalog.find(name) for name in catalog.who_can(job))
         entries = [entry for entry in found if entry is not None]
     if sys.stdout.isatty() and not as_json:
         _show_to_people(entries, job)
         return
-    rows = Rows(_COLUMNS, as_json=as_json)
+    rows = OutputTable(_COLUMNS, as_json=as_json)
     for entry in entries:
         if as_json:
             picks = [name for name, pick in catalog.RECOMMENDED.items() if pick == entry.name]
             rows.row(asdict(entry) | {"memory_mb": entry.memory_mb, "where": entry.where, "pick_for": picks})
             continue
-        cells = (entry.name, " ".join(entry.jobs), entry.image_size, f"{entry.parameters:.1f} M")
+        cells = (entry.name, " ".join(entry.capabilities), entry.image_size, f"{entry.parameters:.1f} M")
         cells = (*cells, f"{entry.memory_mb} MB", entry.licence)
         rows.row({column.key: cell for column, cell in zip(_COLUMNS, cells, strict=True)})
 
 
-def _show_to_people(entries: list[catalog.Entry], job: str | None) -> None:
+def _show_to_people(entries: list[catalog.CatalogEntry], job: str | None) -> None:
     width = max(len(entry.name) for entry in entries)
-    for jobs, alike in groupby(entries, key=lambda entry: entry.jobs):
+    for jobs, alike in groupby(entries, key=lambda entry: entry.capabilities):
         print(f"Can {', '.join(jobs)}:")
         for entry in alike:
             memory = f"{entry.memory_mb / 1000:.1f} GB" if entry.memory_mb > 99 else f"{entry.memory_mb} MB"
@@ -52,9 +52,9 @@ def _show_to_people(entries: list[catalog.Entry], job: str | None) -> None:
     print("px: side of the picture. M: parameters in millions. GB: memory of the weights in float32,")
     print("half of that in bfloat16; the program and the pictures at work come on top.\n")
     print("Which one to start with:")
-    for name, what in catalog.JOBS.items():
+    for name, what in catalog.CAPABILITIES.items():
         if job in (None, name):
-            print(f"  {name:<10} {catalog.pick_for(name).name}")
+            print(f"  {name:<10} {catalog.recommended_for(name).name}")
             print(f"  {'':<10} {what}")
 
 
@@ -73,8 +73,8 @@ def models(
     json
         Print one JSON object a line instead of a table.
     """
-    if job not in (None, "ask", *catalog.JOBS):
-        raise UsageError(f"--job {job}: must be one of {', '.join(catalog.JOBS)}.")
+    if job not in (None, "ask", *catalog.CAPABILITIES):
+        raise UsageError(f"--job {job}: must be one of {', '.join(catalog.CAPABILITIES)}.")
     show_models("answer" if job == "ask" else job, as_json=json)
     return 0
 

@@ -24,17 +24,17 @@ def whole(kind: Any, tokens: Sequence[Token]) -> int:
 
 Bits: TypeAlias = Literal["int8", "int4"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-Box: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
+BoxOption: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
-MACHINE = Group("Model and machine", sort_key=40)
-DECODING = Group("How the model writes", sort_key=30)
-KEEPING = Group("Which captions are kept", sort_key=20)
-WRITING = Group("Where captions go", sort_key=10)
+MACHINE_GROUP = Group("Model and machine", sort_key=40)
+DECODING_GROUP = Group("How the model writes", sort_key=30)
+FILTER_GROUP = Group("Which captions are kept", sort_key=20)
+WRITE_GROUP = Group("Where captions go", sort_key=10)
 
 
-@Parameter(name="*", group=MACHINE)
+@Parameter(name="*", group=MACHINE_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineOptions:
     """Which model, where, and how pictures are read."""
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
@@ -47,7 +47,7 @@ class Machine:
     dtype: Dtype = "float32"
     """Number format of the model. bfloat16 is about twice as fast on GPUs, and a little less exact."""
 
-    quantise: Bits | None = None
+    quantize: Bits | None = None
     """Weights of a language model in so few bits: int4 takes a quarter of bfloat16's memory, int8 half, and answers
     differ a little."""
 
@@ -78,9 +78,9 @@ class Machine:
             raise UsageError(f"--device {self.device}: use auto, cpu, cuda, cuda:N, xpu or mps.")
 
 
-@Parameter(name="*", group=DECODING)
+@Parameter(name="*", group=DECODING_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
+class DecodingOptions:
     """How text is generated. What is not given is left to the model's own setting."""
 
     num_beams: Annotated[int | None, Parameter(converter=whole)] = None
@@ -135,9 +135,9 @@ class Decoding:
         return {name: value for name, value in values.items() if value is not None}
 
 
-@Parameter(name="*", group=KEEPING)
+@Parameter(name="*", group=FILTER_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keeping:
+class FilterOptions:
     """Which captions are not worth keeping."""
 
     drop_if: Annotated[str | None, Parameter(metavar="REGEX")] = None
@@ -164,9 +164,9 @@ class Keeping:
             raise UsageError(f"--drop-if {self.drop_if!r}: not a regular expression: {error}.") from error
 
 
-@Parameter(name="*", group=WRITING)
+@Parameter(name="*", group=WRITE_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Writing:
+class WriteOptions:
     """What becomes of the captions."""
 
     write: Literal["skip", "overwrite", "append", "prepend"] = "skip"

@@ -41,10 +41,10 @@ def say(text: str) -> None:
 
 def say_bundled(job: str) -> None:
     """Says that the bundled model works, as no other was named, and which one does a job of `catalog.JOBS` better."""
-    entry = catalog.ENTRIES[0]
+    entry = catalog.CATALOG[0]
     say(
         f"using the bundled model {entry.name} ({entry.parameters:.0f} M weights, small and often wrong); "
-        f"-m {catalog.pick_for(job).name} is much better"
+        f"-m {catalog.recommended_for(job).name} is much better"
     )
 
 
@@ -63,7 +63,7 @@ class Column:
     number: bool = False
 
 
-class Rows:
+class OutputTable:
     """Rows on standard output: a table where it is a terminal, tab-separated lines where it is not, JSON lines with
     `as_json`. A reader that closes standard output early raises `BrokenPipeError`, unless `go_on`: then rows end."""
 
@@ -114,7 +114,7 @@ class Rows:
 class Screen:
     """The output of one job. Used as a context: on leaving it, for whatever cause, the count is printed."""
 
-    def __init__(self, what: str, rows: Rows, again: str = "") -> None:
+    def __init__(self, what: str, rows: OutputTable, again: str = "") -> None:
         """`what`: the job, for the progress. `again`: what to tell who interrupts it about running it again."""
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.common import Paths, model_for, run
-from sightloop.apps.cli.options import Box, Decoding, Machine, box_of, words_or_file
-from sightloop.apps.cli.output import Column, Rows, Screen
+from sightloop.apps.cli.options import BoxOption, DecodingOptions, MachineOptions, box_of, words_or_file
+from sightloop.apps.cli.output import Column, OutputTable, Screen
 from sightloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _EPILOGUES = {
 
 @Parameter(name="*", group=Group("Where regions go", sort_key=10))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keeping:
+class OutputOptions:
     """Beside the rows on standard output. Nothing that is there is replaced."""
 
     draw: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
@@ -75,7 +75,7 @@ class Keeping:
             raise UsageError(f"--draw {self.draw}: is there already; name a new folder.")
 
 
-_KEEPING, _DECODING, _MACHINE = Keeping(), Decoding(), Machine()
+_KEEPING, _DECODING, _MACHINE = OutputOptions(), DecodingOptions(), MachineOptions()
 _Phrases = Annotated[
     list[str] | None, Parameter(name=["--phrase", "-p"], negative=(), consume_multiple=False)
 ]
@@ -85,10 +85,10 @@ def detect(
     *paths: Paths,
     phrases: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     describe: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    box: Box = None,
-    keeping: Keeping = _KEEPING,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    box: BoxOption = None,
+    keeping: OutputOptions = _KEEPING,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Find the things in every picture, each with its name, its box and how sure the model is.
 
@@ -117,9 +117,9 @@ def detect(
 def locate(
     *paths: Paths,
     phrase: _Phrases = None,
-    keeping: Keeping = _KEEPING,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    keeping: OutputOptions = _KEEPING,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Find what a phrase refers to, or each phrase of a sentence, in every picture.
 
@@ -139,10 +139,10 @@ def locate(
 def segment(
     *paths: Paths,
     phrase: _Phrases = None,
-    box: Box = None,
-    keeping: Keeping = _KEEPING,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    box: BoxOption = None,
+    keeping: OutputOptions = _KEEPING,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Outline what a phrase refers to, in every picture.
 
@@ -166,10 +166,10 @@ def segment(
 
 def read(
     *paths: Paths,
-    box: Box = None,
-    keeping: Keeping = _KEEPING,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    box: BoxOption = None,
+    keeping: OutputOptions = _KEEPING,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Read the texts in every picture, each with the box in which it stands.
 
@@ -191,25 +191,25 @@ def _find(
     doing: str,
     paths: Sequence[str],
     verb: Callable[[Any, list[Any]], list[list[Region]]],
-    keeping: Keeping,
-    machine: Machine,
+    keeping: OutputOptions,
+    machine: MachineOptions,
 ) -> int:
     machine.check()
     keeping.check()
     model = model_for(capability, machine)
-    from sightloop.annotation.region_files import Drawings, fields_of, write_regions
+    from sightloop.annotation.region_files import Drawings, region_fields, write_regions
 
     drawings = None if keeping.draw is None else Drawings(keeping.draw)
     columns = [Column("name"), Column("label"), Column("box", 22), Column("score", 5, True)]
     kept: list[tuple[str, Sequence[Region]]] = []
-    with Screen(doing, Rows(columns, as_json=machine.json)) as screen:
+    with Screen(doing, OutputTable(columns, as_json=machine.json)) as screen:
         for event in run(screen, machine, model, paths, partial(verb, model)):
             found: list[Region] = event.value
             kept += [(event.name, found)] if keeping.out is not None else []
             if drawings is not None:
                 drawings.add(event.name, found)
             if machine.json:
-                screen.row({"name": event.name, "regions": [fields_of(region) for region in found]})
+                screen.row({"name": event.name, "regions": [region_fields(region) for region in found]})
                 continue
             for region in found:
                 box = " ".join(f"{edge:.0f}" for edge in region.box)

@@ -11,7 +11,7 @@ from sightloop.apps.cli.options import at_least, whole
 from sightloop.apps.cli.output import say
 
 
-def world(
+def synthetic(
     dst: Annotated[Path, Parameter(name="DST")],
     *,
     count: Annotated[int, Parameter(converter=whole)] = 3000,
@@ -43,13 +43,13 @@ def world(
     shuffled
         Captions and answers of other pictures: nothing can be learned from it, as a control.
     """
-    from sightloop.data.datasets.synthetic import world, write_world
+    from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 
     at_least("--count", count, 1)
-    scenes = world(part, count, seed, size=size, different=different, shuffled=shuffled)
-    write_world(dst, scenes)
+    scenes = synthetic_world(part, count, seed, size=size, different=different, shuffled=shuffled)
+    write_synthetic_world(dst, scenes)
     say(f"{dst}: {count:,} scenes.")
     return 0
 
 
-COMMANDS = {world: "Examples:\n  sightloop world world.tar --count 3000 --seed 1"}
+COMMANDS = {synthetic: "Examples:\n  sightloop synthetic world.tar --count 3000 --seed 1"}

@@ -37,7 +37,7 @@ def train(
     out
         Where the run lives.
     set
-        Settings of the recipe: --set optimiser.lr=1e-4 epochs=3. An unknown or ill-typed one is an error at once.
+        Settings of the recipe: --set optimizer.lr=1e-4 epochs=3. An unknown or ill-typed one is an error at once.
     evaluate
         Data to measure on while it trains, and to set a filter's threshold on: the same as --set evaluation.data=...
     device
@@ -62,7 +62,7 @@ COMMANDS = {
     train: (
         "Examples:\n"
         "  sightloop train captioner --data photos --out run\n"
-        "  sightloop train blip_pretrain --data 'shards/{000..099}.tar' --out run --set optimiser.lr=1e-4 epochs=3\n"
+        "  sightloop train blip_pretrain --data 'shards/{000..099}.tar' --out run --set optimizer.lr=1e-4 epochs=3\n"
         "  torchrun --nproc-per-node 8 -m sightloop train clip_pretrain --data pairs.csv --out run"
     )
 }

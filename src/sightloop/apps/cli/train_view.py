@@ -11,17 +11,17 @@ from collections.abc import Generator, Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
-from sightloop.apps.cli.output import Column, Rows, one_line, say
+from sightloop.apps.cli.output import Column, OutputTable, one_line, say
 from sightloop.training.events import (
-    Began,
     Calibrated,
-    Ended,
+    CheckpointSaved,
     Evaluated,
+    RunEnded,
     RunEvent,
-    Saved,
-    Skipped,
-    Stepped,
-    Warned,
+    RunStarted,
+    SampleSkipped,
+    StepDone,
+    WarningRaised,
     to_json,
 )
 
@@ -96,21 +96,21 @@ class _State:
     """What is known of the run so far."""
 
     def __init__(self) -> None:
-        self.began: Began | None = None
-        self.last: Stepped | None = None
+        self.began: RunStarted | None = None
+        self.last: StepDone | None = None
         self.evaluated: Evaluated | None = None
         self.saved: int | None = None
         self.skipped = 0
         self.curves: dict[str, History] = {}
         self._start = time.monotonic()
-        self._recent: list[Stepped] = []
+        self._recent: list[StepDone] = []
 
     def see(self, event: RunEvent) -> None:
         match event:
-            case Began():
+            case RunStarted():
                 self.began, self._start = event, time.monotonic()
                 self.saved = event.first_step or None
-            case Stepped():
+            case StepDone():
                 self.last = event
                 self._recent = [*self._recent[-49:], event]
                 for term in event.chances:
@@ -118,11 +118,11 @@ class _State:
                         self.curves.setdefault(term, History()).add(event.values[term])
             case Evaluated():
                 self.evaluated = event
-            case Saved():
+            case CheckpointSaved():
                 self.saved = event.step
-            case Skipped():
+            case SampleSkipped():
                 self.skipped += 1
-            case Calibrated() | Warned() | Ended():
+            case Calibrated() | WarningRaised() | RunEnded():
                 pass
 
     def mean(self, name: str) -> float:
@@ -171,7 +171,7 @@ class _Json:
     """One JSON object a line, as in metrics.jsonl."""
 
     def __init__(self) -> None:
-        self._rows = Rows((), as_json=True, go_on=True)
+        self._rows = OutputTable((), as_json=True, go_on=True)
 
     def __enter__(self) -> _Json:
         return self
@@ -187,7 +187,7 @@ class _Plain:
     """Lines on standard output; warnings and skipped samples on standard error."""
 
     def __init__(self) -> None:
-        self._rows = Rows([Column("line")], go_on=True)
+        self._rows = OutputTable([Column("line")], go_on=True)
         self._next = 0
         self._said = time.monotonic()
 
@@ -198,15 +198,15 @@ class _Plain:
         pass
 
     def show(self, event: RunEvent, state: _State) -> None:
-        if isinstance(event, Stepped):
+        if isinstance(event, StepDone):
             steps = state.began.steps if state.began else 100
             if self._due(event.step, steps):
                 self._line(_step_line(event, state))
                 self._next = event.step + max(1, steps // 100)
                 self._said = time.monotonic()
-        elif isinstance(event, Warned):
+        elif isinstance(event, WarningRaised):
             say(_warning(event))
-        elif isinstance(event, Skipped):
+        elif isinstance(event, SampleSkipped):
             if said := _skipped(event, state):
                 say(said)
         else:
@@ -240,18 +240,18 @@ class _Terminal:
         self._live.stop()
 
     def show(self, event: RunEvent, state: _State) -> None:
-        if isinstance(event, Warned):
+        if isinstance(event, WarningRaised):
             self._above(_warning(event), "green" if event.over else "bold red")
-        elif isinstance(event, Skipped):
+        elif isinstance(event, SampleSkipped):
             if said := _skipped(event, state):
                 self._above(said, "yellow")
         elif isinstance(event, Evaluated):
             self._above(_figures(event), "green")  # the captions are in the picture
-        elif not isinstance(event, Stepped | Saved):
+        elif not isinstance(event, StepDone | CheckpointSaved):
             for line in _happened(event):
                 self._above(line, "")
         # Not at every step: fast runs take hundreds in a second.
-        if not isinstance(event, Stepped) or time.monotonic() - self._drawn > _REFRESH_SECONDS:
+        if not isinstance(event, StepDone) or time.monotonic() - self._drawn > _REFRESH_SECONDS:
             self._live.update(self._picture(state), refresh=True)
             self._drawn = time.monotonic()
 
@@ -292,22 +292,22 @@ def _sparkline(values: list[float], chance: float, levels: str) -> Text:
     return drawn
 
 
-def _facts(event: Stepped) -> str:
+def _facts(event: StepDone) -> str:
     facts = [f"{name} {value:.3g}" for name, value in event.values.items() if name not in event.chances]
-    return " \u00b7 ".join([f"learning rate {event.rate:.3g}", *facts])
+    return " \u00b7 ".join([f"learning rate {event.lr:.3g}", *facts])
 
 
-def _step_line(event: Stepped, state: _State) -> str:
+def _step_line(event: StepDone, state: _State) -> str:
     steps = f"/{state.began.steps:,}" if state.began else ""
     terms = [f"{term} {state.mean(term):.4g} (chance {event.chances[term]:.4g})" for term in state.curves]
-    words = [f"step {event.step:,}{steps}", *terms, f"lr {event.rate:.3g}", state.speed(), state.left()]
+    words = [f"step {event.step:,}{steps}", *terms, f"lr {event.lr:.3g}", state.speed(), state.left()]
     return "  ".join(word for word in words if word)
 
 
 def _happened(event: RunEvent) -> list[str]:
     """Lines for what is neither a step nor a warning."""
     match event:
-        case Began():
+        case RunStarted():
             frozen = event.parameters - event.trainable
             weights = f"{event.parameters:,} weights" + (f" ({frozen:,} frozen)" if frozen else "")
             goes_on = f", going on after step {event.first_step:,}" if event.first_step else ""
@@ -317,16 +317,16 @@ def _happened(event: RunEvent) -> list[str]:
             return [_figures(event), *(f"  {key}: {text}" for key, text in event.texts)]
         case Calibrated():
             return [event.told()]
-        case Saved():
+        case CheckpointSaved():
             return [f"saved {event.folder}"]
-        case Ended():
+        case RunEnded():
             model = "" if event.folder is None else f" The model: {event.folder}"
             return [f"Finished {event.step:,} steps in {_clock(event.seconds)}.{model}"]
         case _:
             return []
 
 
-def _warning(event: Warned) -> str:
+def _warning(event: WarningRaised) -> str:
     return f"{'' if event.over else 'WARNING, '}step {event.step:,}: {event.text}"
 
 
@@ -335,7 +335,7 @@ def _figures(event: Evaluated) -> str:
     return f"evaluation, step {event.step:,}: {figures}"
 
 
-def _skipped(event: Skipped, state: _State) -> str:
+def _skipped(event: SampleSkipped, state: _State) -> str:
     if state.skipped > _MOST_SKIPPED:
         return ""
     more = " (further ones are in metrics.jsonl)" if state.skipped == _MOST_SKIPPED else ""

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sightloop.apps.cli.common import Paths, model_for, run
-from sightloop.apps.cli.options import Decoding, Machine, whole, words_or_file
-from sightloop.apps.cli.output import Column, Rows, Screen
+from sightloop.apps.cli.options import DecodingOptions, MachineOptions, whole, words_or_file
+from sightloop.apps.cli.output import Column, OutputTable, Screen
 from sightloop.errors import UsageError
 
-_DECODING, _MACHINE = Decoding(), Machine()
+_DECODING, _MACHINE = DecodingOptions(), MachineOptions()
 
 _EPILOGUES = {
     "ask": (
@@ -43,8 +43,8 @@ def ask(
     *paths: Paths,
     question: Annotated[list[str], Parameter(name=["--question", "-q"], negative=(), consume_multiple=False)],
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
-    decoding: Decoding = _DECODING,
-    machine: Machine = _MACHINE,
+    decoding: DecodingOptions = _DECODING,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Answer questions about every picture.
 
@@ -68,7 +68,7 @@ def ask(
         return [answers[i : i + len(question)] for i in range(0, len(answers), len(question))]
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
-    with Screen("answering", Rows(columns, as_json=machine.json)) as screen:
+    with Screen("answering", OutputTable(columns, as_json=machine.json)) as screen:
         for event in run(screen, machine, model, paths, verb):
             for text, answer in zip(question, event.value, strict=True):
                 screen.row({"name": event.name, "question": text, "answer": answer})
@@ -80,8 +80,8 @@ def classify(
     labels: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
     top: Annotated[int | None, Parameter(converter=whole)] = None,
-    reading: Literal["softmax", "sigmoid"] | None = None,
-    machine: Machine = _MACHINE,
+    activation: Literal["softmax", "sigmoid"] | None = None,
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Say which of your labels fits each picture best, without training, or which class of those it was trained for.
 
@@ -95,41 +95,34 @@ def classify(
         Without it: "a photo of a {}."
     top
         Show this many of the best labels. Without it: 3 in the table, all with --json.
-    reading
+    activation
         softmax: which label it is, adding up to 1; sigmoid: whether it is this one (SigLIP). Default: as trained.
     """
     machine.check()
-    given = None if labels is None else words_or_file("--labels", labels)
-    if given is not None and len(given) < 2:
-        raise UsageError(
-            "--labels: give at least two; with one its probability is always 1 (`match` judges one text)."
-        )
-    if template and given is None:
-        raise UsageError("--template: needs --labels; classes that were learned have no templates.")
-    templates = tuple(template or ("a photo of a {}.",))
-    for text in templates:
-        if "{}" not in text:
-            raise UsageError(f"--template {text!r}: put {{}} where the label goes.")
-    if top is not None and top < 1:
-        raise UsageError(f"--top {top}: must be at least 1.")
+    names, sentences = _label_options(labels, template, top)
     model = model_for("classify", machine)
-    if not (names := given or model.labels):
+    if not (shown_names := names or model.labels):
         raise UsageError(f"--labels: name some; {model.name} was not fine-tuned for classes of its own.")
-    shown = top or (len(names) if machine.json else 3)
+    shown = top or (len(shown_names) if machine.json else 3)
 
-    read_as = model.reading if given is not None and reading is None else reading or "softmax"
+    read_as = model.activation if names is not None and activation is None else activation or "softmax"
 
     def verb(pictures: list[Any]) -> list[list[float]]:
-        return model.classify(pictures, given, templates, reading=reading).tolist()
+        return model.classify(pictures, names, sentences, activation=activation).tolist()
 
     heading = {"softmax": "probability"}.get(read_as, read_as)
-    columns = [Column("name"), Column("label", _width(names)), Column(heading, 11, True)]
-    with Screen("classifying", Rows(columns, as_json=machine.json)) as screen:
+    columns = [Column("name"), Column("label", _width(shown_names)), Column(heading, 11, True)]
+    with Screen("classifying", OutputTable(columns, as_json=machine.json)) as screen:
         for event in run(screen, machine, model, paths, verb):
-            best = sorted(zip(event.value, names, strict=True), key=lambda pair: -pair[0])[:shown]
+            best = sorted(zip(event.value, shown_names, strict=True), key=lambda pair: -pair[0])[:shown]
             if machine.json:
                 scores = {label: probability for probability, label in best}
-                found = {"name": event.name, "label": best[0][1], "reading": read_as, "probabilities": scores}
+                found = {
+                    "name": event.name,
+                    "label": best[0][1],
+                    "activation": read_as,
+                    "probabilities": scores,
+                }
                 screen.row(found)
                 continue
             for probability, label in best:
@@ -138,7 +131,9 @@ def classify(
 
 
 def match(
-    image: str, *texts: Annotated[str, Parameter(name="TEXTS", required=True)], machine: Machine = _MACHINE
+    image: str,
+    *texts: Annotated[str, Parameter(name="TEXTS", required=True)],
+    machine: MachineOptions = _MACHINE,
 ) -> int:
     """Judge how well texts describe one picture: for each the probability, 0 to 1, that it matches.
 
@@ -160,14 +155,16 @@ def match(
         return [model.match(picture, list(texts)).tolist() for picture in pictures]
 
     columns = [Column("text", _width(texts)), Column("match", 6, True)]
-    with Screen("matching", Rows(columns, as_json=machine.json)) as screen:
+    with Screen("matching", OutputTable(columns, as_json=machine.json)) as screen:
         for event in run(screen, machine, model, [image], verb):
             for text, probability in zip(texts, event.value, strict=True):
                 screen.row({"name": event.name, "text": text, "match": probability})
     return screen.status
 
 
-def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: Machine = _MACHINE) -> int:
+def embed(
+    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: MachineOptions = _MACHINE
+) -> int:
     """Turn every picture into a vector of unit length, for search and comparison.
 
     Parameters
@@ -176,16 +173,16 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
         x.npy (float32, one row a picture; the names go to x.names.txt) or x.parquet (columns name and embedding). It is
         written whole or not at all, and replaces an older one.
     """
-    from sightloop.annotation.embedding_file import VectorFile
+    from sightloop.annotation.embedding_file import EmbeddingFile
 
     machine.check()
-    file = VectorFile(out, machine.source)
+    file = EmbeddingFile(out, machine.source)
     model = model_for("embed", machine)
 
     def verb(pictures: list[Any]) -> Any:
         return model.embed_images(pictures)
 
-    with Screen("embedding", Rows([])) as screen:
+    with Screen("embedding", OutputTable([])) as screen:
         with file:
             for event in run(screen, machine, model, paths, verb):
                 file.add([event.name], event.value[None])
@@ -194,6 +191,26 @@ def embed(*paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machin
         elif screen.counts.total():
             screen.say(f"{out} was not written: there is no embedding to put in it.")
     return screen.status
+
+
+def _label_options(
+    labels: str | None, template: list[str] | None, top: int | None
+) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The labels and sentences of `classify`. Raises UsageError for what cannot be meant."""
+    names = None if labels is None else words_or_file("--labels", labels)
+    if names is not None and len(names) < 2:
+        raise UsageError(
+            "--labels: give at least two; with one its probability is always 1 (`match` judges one text)."
+        )
+    if template and names is None:
+        raise UsageError("--template: needs --labels; classes that were learned have no templates.")
+    sentences = tuple(template or ("a photo of a {}.",))
+    for text in sentences:
+        if "{}" not in text:
+            raise UsageError(f"--template {text!r}: put {{}} where the label goes.")
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top}: must be at least 1.")
+    return names, sentences
 
 
 def _width(texts: Sequence[str]) -> int:

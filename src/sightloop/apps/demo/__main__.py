@@ -19,13 +19,13 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sightloop.apps.cli import common
 from sightloop.apps.cli.options import at_least, whole
-from sightloop.apps.cli.output import Column, Rows, complain, say
+from sightloop.apps.cli.output import Column, OutputTable, complain, say
 from sightloop.apps.demo.pictures import Album, Shot, own, packaged, rendered
 from sightloop.checkpoints import catalog
 from sightloop.errors import ImageError, SightloopError, UsageError
 
 if TYPE_CHECKING:
-    from sightloop.apps.demo.page import Reading, Search
+    from sightloop.apps.demo.page import DemoResult, DemoSearch
     from sightloop.inference.load import Model
 
 _NAME = Column("name", 12)
@@ -89,16 +89,16 @@ class Tour:
     pictures: list[Any]
 
     def __post_init__(self) -> None:
-        from sightloop.apps.demo.page import Reading
+        from sightloop.apps.demo.page import DemoResult
 
-        self.readings: list[Reading] = [Reading(s.name, s.picture, s.credit) for s in self.album.shots]
-        self.searches: list[Search] = []
+        self.readings: list[DemoResult] = [DemoResult(s.name, s.picture, s.credit) for s in self.album.shots]
+        self.searches: list[DemoSearch] = []
         self.notes: list[str] = []
 
     def caption(self) -> None:
         """What is in each picture."""
         if self._says("caption", "a sentence for each picture", "sightloop caption photos"):
-            rows = Rows([_NAME, Column("caption")])
+            rows = OutputTable([_NAME, Column("caption")])
             texts = self.model.caption(self.pictures)
             for i, text in enumerate(texts):
                 self._add(i, caption=text)
@@ -113,7 +113,7 @@ class Tour:
             "match", "does a text fit a picture? (others: the texts of the next two)", command
         ):
             return
-        rows = Rows([_NAME, Column("match", 6, True), Column("others", 14), Column("text")])
+        rows = OutputTable([_NAME, Column("match", 6, True), Column("others", 14), Column("text")])
         first = 0
         for i, (shot, picture) in enumerate(zip(self.album.shots, self.pictures, strict=True)):
             tried = list(dict.fromkeys([texts[i], *(texts[(i + k) % len(texts)] for k in (1, 2))]))
@@ -135,7 +135,7 @@ class Tour:
             f"sightloop classify photos --labels {','.join(labels[:3])!r},... --template 'a photo of {{}}.'"
         )
         if self._says("classify", "which of these labels fits best?", command):
-            rows = Rows([_NAME, Column("label", 24), Column("probability", 11, True)])
+            rows = OutputTable([_NAME, Column("label", 24), Column("probability", 11, True)])
             for i, found in enumerate(
                 self.model.classify(self.pictures, labels, ("a photo of {}.",)).tolist()
             ):
@@ -147,14 +147,14 @@ class Tour:
         """A question about each picture."""
         questions = [shot.question for shot in self.album.shots]
         if self._says("answer", "questions about the pictures", "sightloop ask photos -q 'what is it?'"):
-            rows = Rows([_NAME, Column("question", 36), Column("answer")])
+            rows = OutputTable([_NAME, Column("question", 36), Column("answer")])
             for i, text in enumerate(self.model.answer(self.pictures, questions)):
                 self._add(i, answers=((questions[i], text),))
                 rows.row({"name": self._name(i), "question": questions[i], "answer": text})
 
     def search(self) -> None:
         """Pictures for a text, and pictures like a picture, by the cosine of their embeddings."""
-        from sightloop.apps.demo.page import Search
+        from sightloop.apps.demo.page import DemoSearch
 
         if not self._says(
             "embed", "pictures for a text; pictures like a picture", "sightloop embed photos --out x.npy"
@@ -165,13 +165,13 @@ class Tour:
             own = {r.caption: i for i, r in reversed(list(enumerate(self.readings))) if r.caption}
             texts = sorted(own.items(), key=lambda pair: pair[1])[:_SHOWN]
         vectors = self.model.embed_images(self.pictures)
-        rows = Rows([Column("query", 40), Column("found, best first (cosine)")])
+        rows = OutputTable([Column("query", 40), Column("found, best first (cosine)")])
         for text, right in texts:
             cosines = (vectors @ self.model.embed_texts(text)[0]).tolist()
-            self.searches.append(Search(text, _best(cosines), right if self.album.searches else None))
+            self.searches.append(DemoSearch(text, _best(cosines), right if self.album.searches else None))
         for i in range(min(2, len(self.pictures) - 1)):
             cosines = (vectors @ vectors[i]).tolist()
-            self.searches.append(Search(i, tuple(pair for pair in _best(cosines) if pair[0] != i)))
+            self.searches.append(DemoSearch(i, tuple(pair for pair in _best(cosines) if pair[0] != i)))
         for found in self.searches:
             query = found.query if isinstance(found.query, str) else f"[{self._name(found.query)}]"
             names = ", ".join(f"{self._name(i)} {cosine:.2f}" for i, cosine in found.found[:_SHOWN])

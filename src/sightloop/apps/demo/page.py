@@ -18,7 +18,7 @@ _FOUND = 5  # pictures shown for a search
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class DemoResult:
     """One picture, a path or encoded bytes, and what was read in it; what is None or empty is not shown.
 
     texts: (text, probability of a match, whether it is true, None where nobody knows). classes: (label, probability),
@@ -35,7 +35,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class DemoSearch:
     """query: a text, or the place of a picture. found: (place of a picture, cosine), best first. right: the place of
     the picture that a text means, None where nobody knows."""
 
@@ -47,8 +47,8 @@ class Search:
 def write_page(
     path: Path,
     title: str,
-    readings: Sequence[Reading],
-    searches: Sequence[Search],
+    readings: Sequence[DemoResult],
+    searches: Sequence[DemoSearch],
     notes: Sequence[str],
     warning: str = "",
 ) -> Path:
@@ -83,7 +83,7 @@ def _text(value: str) -> str:
     return escape(value.encode("utf-8", "backslashreplace").decode())
 
 
-def _image(reading: Reading, side: int) -> str:
+def _image(reading: DemoResult, side: int) -> str:
     """The tag with the picture in it: a JPEG of at most `side` pixels a side."""
     image = decode(reading.picture)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -93,7 +93,7 @@ def _image(reading: Reading, side: int) -> str:
     return f'<img src="data:image/jpeg;base64,{data}" alt="{_text(reading.name)}">'
 
 
-def _card(reading: Reading, image: str) -> str:
+def _card(reading: DemoResult, image: str) -> str:
     credit = f"<small>{_text(reading.credit)}</small>" if reading.credit else ""
     caption = (
         "" if reading.caption is None else f"<blockquote>{_text(reading.caption) or '(nothing)'}</blockquote>"
@@ -130,7 +130,7 @@ def _bar(text: str, share: float, kind: str) -> str:
     )
 
 
-def _searches(name: str, searches: Sequence[Search], images: Sequence[str]) -> str:
+def _searches(name: str, searches: Sequence[DemoSearch], images: Sequence[str]) -> str:
     rows: list[str] = []
     for search in searches:
         query = f"<p>{_text(search.query)}</p>" if isinstance(search.query, str) else images[search.query]

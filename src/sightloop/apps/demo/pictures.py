@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from sightloop.annotation.inputs import find_pictures
-from sightloop.data.datasets.synthetic import world
+from sightloop.annotation.inputs import find_images
+from sightloop.data.datasets.synthetic import synthetic_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 def own(folder: Path, count: int) -> Album:
     """The first pictures of a folder."""
-    found = islice((path for path in find_pictures([folder]) if isinstance(path, str)), count)
+    found = islice((path for path in find_images([folder]) if isinstance(path, str)), count)
     shots = tuple(Shot(Path(path).stem, path, question="what is in the picture?") for path in found)
     return Album(f"from {folder}", shots, _LABELS)
 
@@ -125,9 +125,9 @@ def packaged(count: int) -> Album:
 
 def rendered(count: int) -> Album:
     """Scenes of the small world, which need nothing at all."""
-    samples = world("unseen", count, size=160, different=True)
+    samples = synthetic_world("unseen", count, size=160, different=True)
     shots = [
-        Shot(f"scene {i + 1}", _bytes(s.picture), s.captions[0], s.questions[0].question)
+        Shot(f"scene {i + 1}", _bytes(s.image), s.captions[0], s.questions[0].question)
         for i, s in enumerate(samples)
     ]
     labels = ("a circle", "a square", "a triangle", "a star", "a ring", "a cross")

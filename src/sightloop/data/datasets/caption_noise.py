@@ -24,7 +24,7 @@ Noise: TypeAlias = Literal["mismatched", "junk", "truncated", "generic"]
 
 KINDS: tuple[Noise, ...] = get_args(Noise)
 # Half of the texts are noise, most of it of other pictures, which hurts most.
-USUAL: Mapping[Noise, float] = {"mismatched": 0.3, "junk": 0.1, "truncated": 0.05, "generic": 0.05}
+DEFAULT_SHARES: Mapping[Noise, float] = {"mismatched": 0.3, "junk": 0.1, "truncated": 0.05, "generic": 0.05}
 _GENERIC = (
     "image",
     "a photo",
@@ -48,8 +48,8 @@ _JUNK = (
 )
 
 
-def noisy(
-    samples: Sequence[Sample], seed: int = 0, shares: Mapping[Noise, float] = USUAL
+def add_caption_noise(
+    samples: Sequence[Sample], seed: int = 0, shares: Mapping[Noise, float] = DEFAULT_SHARES
 ) -> Iterator[Sample]:
     """The samples with the first caption alone, spoilt for these shares of them; `extra["noise"]` says how ("" if not).
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sightloop.data.datasets import schema
-from sightloop.data.datasets.rle import mask_of_runs
+from sightloop.data.datasets.rle import decode_rle
 from sightloop.errors import UsageError
 from sightloop.types import Question, Region, Sample
 
 _Object = dict[str, Any]
 
 
-class Coco:
+class CocoSource:
     """A source: one sample a picture, in the order of the files. `extra["image_id"]` is COCO's number."""
 
     def __init__(self, paths: Sequence[Path], pictures: Path | None = None) -> None:
@@ -103,7 +103,7 @@ class Coco:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"an annotation lacks {error}, or has it in an unknown form") from error
         fields |= {"captions": captions} if captions else {}
-        read = schema.sample_of(key, path, fields)
+        read = schema.sample_from_fields(key, path, fields)
         extra = {**read.extra, "image_id": number} | ({"crowd": crowd} if crowd else {})
         asked = (*read.questions, *questions)
         return Sample(key, path, read.captions, asked, (*read.regions, *regions), read.label, extra)
@@ -139,7 +139,7 @@ class Coco:
         )
         box = (left, top, left + width, top + height)
         score = None if note.get("score") is None else float(note["score"])
-        mask = mask_of_runs(outline) if isinstance(outline, dict) else None
+        mask = decode_rle(outline) if isinstance(outline, dict) else None
         return Region(self._names[note["category_id"]], box, polygons, score, mask)
 
     def _find_pictures(self, paths: Sequence[Path], pictures: Path | None) -> Path:

@@ -33,9 +33,9 @@ from sightloop.data.images import headers
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Done, Failed, Limits, Sample
 
-Kind: TypeAlias = Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
+DatasetFormat: TypeAlias = Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
 
-_BY_ENDING: dict[str, Kind] = {
+_BY_ENDING: dict[str, DatasetFormat] = {
     ".tar": "tar",
     ".parquet": "parquet",
     ".csv": "csv",
@@ -50,11 +50,11 @@ _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF":
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ConvertSummary:
     """What a conversion wrote. notes: what the target could not hold, and what the source left out, in words."""
 
     target: str
-    kind: Kind
+    kind: DatasetFormat
     samples: int
     failed: int
     notes: tuple[str, ...]
@@ -64,12 +64,12 @@ def convert(
     source: str | Path | Sequence[str | Path] | Dataset,
     target: str | Path,
     *,
-    to: Kind | None = None,
+    to: DatasetFormat | None = None,
     shard_size: int = 10_000,
     pictures: str | Path | None = None,
     overwrite: bool = False,
     notify: Callable[[Done[None] | Failed], None] | None = None,
-) -> Summary:
+) -> ConvertSummary:
     """Writes every sample of `source` to `target`, whole or not at all.
 
     source, pictures: as for `open_dataset`. to: the kind, where the target's form does not say it; "tar" with a folder
@@ -82,7 +82,7 @@ def convert(
     if shard_size < 1:
         raise UsageError(f"shard_size {shard_size}: must be at least 1.")
     dataset = source if isinstance(source, Dataset) else open_dataset(source, pictures=pictures)
-    place = _Place(Path(target), to)
+    place = _Destination(Path(target), to)
     place.check(overwrite)
     counts = Counter[type]()
 
@@ -104,13 +104,15 @@ def convert(
             raise
         place.publish(staging, overwrite)
     lost = (f"{many:,} {what}, which {place.kind} cannot hold" for what, many in writer.lost.items())
-    return Summary(str(target), place.kind, counts[Done], counts[Failed], (*dataset.notes, *lost))
+    return ConvertSummary(str(target), place.kind, counts[Done], counts[Failed], (*dataset.notes, *lost))
 
 
-def _write(dataset: Dataset, writer: writers.Writer, count: Callable[[Done[None] | Failed], None]) -> None:
+def _write(
+    dataset: Dataset, writer: writers.DatasetWriter, count: Callable[[Done[None] | Failed], None]
+) -> None:
     for sample in dataset.stream(lambda key, reason: count(Failed(key, reason))):
         try:
-            data, ending = encoded_picture(sample, whole=writer.copies)
+            data, ending = encoded_image(sample, whole=writer.copies)
             writer.check(sample)
         except ImageError as error:
             count(Failed(error.name, error.reason))
@@ -119,16 +121,16 @@ def _write(dataset: Dataset, writer: writers.Writer, count: Callable[[Done[None]
         count(Done(sample.key, None))
 
 
-def encoded_picture(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
+def encoded_image(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
     """The bytes, where they are wanted (whole) or nowhere else, and the ending for what they start like.
 
     Raises `ImageError` for a picture that is gone, too large or of no known kind.
     """
-    if isinstance(sample.picture, bytes):
-        data = sample.picture
+    if isinstance(sample.image, bytes):
+        data = sample.image
     else:
         try:
-            with sample.picture.open("rb") as file:
+            with sample.image.open("rb") as file:
                 data = file.read(Limits().max_file_bytes + 1 if whole else 4096)
         except OSError as error:
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
@@ -136,23 +138,23 @@ def encoded_picture(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
         raise ImageError(sample.key, "its picture is too large")
     ending = _ENDINGS.get(headers.kind(data))
     if ending is None:
-        raise ImageError(sample.key, headers.describe_stranger(data))
-    return data if whole or isinstance(sample.picture, bytes) else None, ending
+        raise ImageError(sample.key, headers.describe_unknown(data))
+    return data if whole or isinstance(sample.image, bytes) else None, ending
 
 
-class _Place:
+class _Destination:
     """Where the result goes. Everything is written to a folder beside it first, and moved when it is complete."""
 
-    def __init__(self, target: Path, to: Kind | None) -> None:
+    def __init__(self, target: Path, to: DatasetFormat | None) -> None:
         self.target, self._shards = target, re.search(r"\{(0+)\.\.\d*\}", target.name)
         ending = target.suffix.lower()
         is_folder = target.is_dir() or not ending
         kind = to or ("folder" if is_folder else _BY_ENDING.get(ending))
         if kind is None:
-            raise UsageError(f"{target}: name its kind, one of {', '.join(get_args(Kind))}.")
+            raise UsageError(f"{target}: name its kind, one of {', '.join(get_args(DatasetFormat))}.")
         if is_folder and kind not in ("folder", "tar"):
             raise UsageError(f"{target}: {kind} is one file; name one.")
-        self.kind: Kind = kind
+        self.kind: DatasetFormat = kind
         self.is_folder = kind == "folder" or is_folder
         self.pictures = target.with_suffix(".pictures")
 
@@ -216,7 +218,7 @@ class _Place:
 
 
 @contextmanager
-def _staged(place: _Place) -> Generator[Path]:
+def _staged(place: _Destination) -> Generator[Path]:
     """A folder beside the target, which only this run writes to; what a killed run left in it goes first."""
     place.target.parent.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[{}]", "", place.target.name)
@@ -249,19 +251,19 @@ def _replace_folder(new: Path, final: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _writer(place: _Place, staging: Path, shard_size: int) -> writers.Writer:
+def _writer(place: _Destination, staging: Path, shard_size: int) -> writers.DatasetWriter:
     target = place.target
-    pictures = writers.Pictures(staging / place.pictures.name, target.absolute().parent)
+    pictures = writers.ImageFolder(staging / place.pictures.name, target.absolute().parent)
     match place.kind:
         case "folder":
-            return writers.Folder(staging)
+            return writers.FolderWriter(staging)
         case "tar":
-            return writers.Shards(staging, place.shard, 0 if place.has_one_shard else shard_size)
+            return writers.ShardWriter(staging, place.shard, 0 if place.has_one_shard else shard_size)
         case "parquet":
-            return writers.Parquet(staging / target.name)
+            return writers.ParquetWriter(staging / target.name)
         case "coco":
-            return writers.Coco(staging / target.name, pictures)
+            return writers.CocoWriter(staging / target.name, pictures)
         case "csv" | "tsv":
-            return writers.Csv(staging / target.name, pictures, "," if place.kind == "csv" else "\t")
+            return writers.CsvWriter(staging / target.name, pictures, "," if place.kind == "csv" else "\t")
         case "jsonl":
-            return writers.JsonLines(staging / target.name, pictures)
+            return writers.JsonLinesWriter(staging / target.name, pictures)

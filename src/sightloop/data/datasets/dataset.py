@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.data.datasets.coco import Coco
-from sightloop.data.datasets.folder import Folder
-from sightloop.data.datasets.tables import Table
-from sightloop.data.datasets.webdataset import Pipe, Shard
-from sightloop.data.datasets.yolo import Yolo
+from sightloop.data.datasets.coco import CocoSource
+from sightloop.data.datasets.folder import FolderSource
+from sightloop.data.datasets.tables import TableSource
+from sightloop.data.datasets.webdataset import ShardSource, StreamSource
+from sightloop.data.datasets.yolo import YoloSource
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
@@ -28,7 +28,7 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .tar, .tar.gz, or - for a tar on standard input"
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """What one file or folder offers. Records count from 0; a loss (a shard cut short, say) is one that raises.
 
     name: of the file or folder.
@@ -59,10 +59,12 @@ class Dataset:
     notes: what the source holds that a `Sample` cannot, in words.
     """
 
-    def __init__(self, sources: Sequence[Source | Pipe], indices: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[SampleSource | StreamSource], indices: NDArray[np.int64] | None = None
+    ) -> None:
         """Use `open_dataset`."""
-        self._pipes = [source for source in sources if isinstance(source, Pipe)]
-        self._sources = [source for source in sources if not isinstance(source, Pipe)]
+        self._pipes = [source for source in sources if isinstance(source, StreamSource)]
+        self._sources = [source for source in sources if not isinstance(source, StreamSource)]
         if self._pipes and len(sources) > 1:
             raise UsageError("A stream, or a .tar.gz, can only be opened alone.")
         self._ends: list[int] = np.cumsum([len(source) for source in self._sources]).tolist()
@@ -149,7 +151,7 @@ class Dataset:
             except ImageError as error:
                 yield error
 
-    def _find(self, index: int) -> tuple[Source, int, str]:
+    def _find(self, index: int) -> tuple[SampleSource, int, str]:
         index += len(self) if index < 0 else 0
         if not 0 <= index < len(self):
             raise IndexError(f"no sample {index}: there are {len(self)}")
@@ -195,33 +197,33 @@ def open_dataset(
     """
     given = [source] if isinstance(source, str | Path) else list(source)
     base = None if pictures is None else Path(pictures)
-    sources: list[Source | Pipe] = []
+    sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
     for name in (name for each in given for name in _expanded(os.fspath(each))):
         if name == "-":
-            sources.append(Pipe(None))
+            sources.append(StreamSource(None))
         elif Path(name).suffix.lower() == ".json" and _is_object(Path(name)):
             coco.append(Path(name))
         else:
             sources += _opened(Path(name), base, classes)
     if coco:
-        sources.append(Coco(coco, base))
+        sources.append(CocoSource(coco, base))
     dataset = Dataset(sources)
-    if not isinstance(sources[0], Pipe) and not len(dataset):
+    if not isinstance(sources[0], StreamSource) and not len(dataset):
         raise UsageError(f"{' '.join(map(str, given))}: there are no pictures in it.")
     return dataset
 
 
-def _opened(path: Path, base: Path | None, classes: bool | None) -> list[Source | Pipe]:
+def _opened(path: Path, base: Path | None, classes: bool | None) -> list[SampleSource | StreamSource]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}.") from error
     name = path.name.lower()
     if stat.S_ISDIR(mode):
-        if Yolo.is_there(path):
-            return [Yolo(path, base)]
-        folder = Folder(path, classes)
+        if YoloSource.is_there(path):
+            return [YoloSource(path, base)]
+        folder = FolderSource(path, classes)
         if len(folder):
             return [folder]
         for ending in (".tar", ".parquet"):
@@ -229,11 +231,11 @@ def _opened(path: Path, base: Path | None, classes: bool | None) -> list[Source 
                 return [each for file in inside for each in _opened(file, base, classes)]
         return [folder]
     if name.endswith((".tar.gz", ".tgz")) or stat.S_ISFIFO(mode):
-        return [Pipe(path)]
+        return [StreamSource(path)]
     if name.endswith(".tar"):
-        return [Shard(path)]
+        return [ShardSource(path)]
     if path.suffix.lower() in (*_TABLES, ".json"):
-        return [Table(path, base)]
+        return [TableSource(path, base)]
     raise UsageError(f"{path}: not a kind of source that is known; it must be {_KINDS}.")
 
 

@@ -18,7 +18,7 @@ MARKER = ".sightloop.json"  # in a folder that `convert` has written: its labels
 LARGEST = 16 * 1024 * 1024  # bytes of a sidecar
 
 
-class Folder:
+class FolderSource:
     """A source: one sample a picture, sorted by path. The key is the path without its ending, or with it where two
     pictures differ in nothing else.
 
@@ -60,7 +60,7 @@ class Folder:
         if index >= len(self._names):
             return self._lost[index - len(self._names)][0]
         stem = os.path.splitext(self._names[index])[0]
-        return self._names[index] if stem in self._crowded else unescaped(stem)
+        return self._names[index] if stem in self._crowded else unescape_key(stem)
 
     def sample(self, index: int, key: str) -> Sample:
         """The record under its key. Raises ValueError or OSError where it is broken."""
@@ -74,11 +74,11 @@ class Folder:
         fields: dict[str, Any] = {} if record is None else schema.json_object(record[1], record[0])
         captions = () if text is None else schema.lines(text[1], text[0])
         if captions:
-            fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTIONS}
+            fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
             fields["captions"] = captions
         if self._classes and "/" in name:
             fields.setdefault("label", name.partition("/")[0])
-        return schema.sample_of(key, Path(path), fields)
+        return schema.sample_from_fields(key, Path(path), fields)
 
     def digest(self) -> str:
         """Of the names and sizes of the pictures and the contents of their sidecars."""
@@ -107,11 +107,11 @@ class Folder:
             below[:] = sorted(name for name in below if not name.startswith("."))
             relative = os.path.relpath(folder, self._root).replace(os.sep, "/")
             start = "" if relative == "." else f"{relative}/"
-            pictures = [start + name for name in sorted(files) if is_picture_name(name)]
+            pictures = [start + name for name in sorted(files) if is_image_name(name)]
             yield pictures, [start + name for name in files if os.path.splitext(name)[1] in SIDECARS]
 
 
-def is_picture_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether the ending of a file name is one of a picture; the companion files `._*` of macOS are none."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith("._")
 
@@ -120,7 +120,7 @@ _UNSAFE = frozenset('%\\:*?"<>|\x7f') | {chr(code) for code in range(32)}
 _ESCAPES = {f"%{ord(character):02X}": character for character in _UNSAFE | set("._")}
 
 
-def escaped(key: str, dots: bool = False) -> str:
+def escape_key(key: str, dots: bool = False) -> str:
     """A key as a path that no system takes amiss: %XX for what names cannot hold; different keys stay different.
 
     dots: escape dots in the last part too, as in archives where the first one ends the key.
@@ -136,7 +136,7 @@ def escaped(key: str, dots: bool = False) -> str:
     return "/".join(parts)
 
 
-def unescaped(name: str) -> str:
+def unescape_key(name: str) -> str:
     """The key from which `escaped` made this name."""
     if "%" not in name:
         return name

@@ -160,7 +160,7 @@ class _Picture:
 def _read(samples: Iterable[Sample], unreadable: list[str]) -> Iterator[tuple[Sample, _Picture | None]]:
     for sample in samples:
         try:
-            data = sample.picture if isinstance(sample.picture, bytes) else read_file(str(sample.picture))
+            data = sample.image if isinstance(sample.image, bytes) else read_file(str(sample.image))
             yield sample, _Picture(blake2b(data, digest_size=16).digest(), _gray(data))
         except ImageError:
             unreadable.append(sample.key)

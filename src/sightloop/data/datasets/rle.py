@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sightloop.types import Limits
 
 
-def mask_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
+def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """bool `[H, W]` -> {"size": [H, W], "counts": text}."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
@@ -25,7 +25,7 @@ def mask_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": text}
 
 
-def mask_of_runs(runs: Mapping[str, Any]) -> NDArray[np.bool_]:
+def decode_rle(runs: Mapping[str, Any]) -> NDArray[np.bool_]:
     """{"size": [H, W], "counts": text, or the numbers themselves} -> bool `[H, W]`. Raises ValueError, TypeError or
     KeyError for what is none."""
     height, width = (int(n) for n in runs["size"])

@@ -22,17 +22,21 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from sightloop.data.datasets.rle import mask_of_runs, mask_runs
+from sightloop.data.datasets.rle import decode_rle, encode_rle
 from sightloop.types import Question, Region, Sample
 
-PICTURES = tuple(
+IMAGE_FIELDS = tuple(
     "image picture filepath file_path file file_name filename path image_path img jpg jpeg png webp name".split()
 )
-CAPTIONS = ("captions", "caption", "texts", "text", "title")
+CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title")
 _QUESTIONS, _LABELS = ("qa", "questions"), ("label", "class", "category")
 _OTHERS = ("key", "question", "answer", "answers", "regions", "extra")
-_TAKEN = frozenset((*PICTURES, *CAPTIONS, *_QUESTIONS, *_LABELS, *_OTHERS))
-_IN_CELLS = frozenset((*CAPTIONS, *_QUESTIONS, "answers", "regions", "extra")) - {"caption", "text", "title"}
+_TAKEN = frozenset((*IMAGE_FIELDS, *CAPTION_FIELDS, *_QUESTIONS, *_LABELS, *_OTHERS))
+_IN_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTIONS, "answers", "regions", "extra")) - {
+    "caption",
+    "text",
+    "title",
+}
 
 
 def first_field(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
@@ -47,7 +51,7 @@ def key_hash(key: str) -> int:
     return reduce(lambda before, number: hash((before, number)), numbers, hash(first))
 
 
-def sample_of(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sample:
+def sample_from_fields(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sample:
     """The sample that the fields describe; nothing in them is taken for the picture or the key."""
     left = dict(fields)
 
@@ -55,12 +59,12 @@ def sample_of(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sam
         field = first_field(left, names)
         return default if field is None else left.pop(field)
 
-    captions, questions = _texts(take(CAPTIONS, ()), "caption"), _questions(take(_QUESTIONS, ()))
+    captions, questions = _texts(take(CAPTION_FIELDS, ()), "caption"), _questions(take(_QUESTIONS, ()))
     question = take(("question",))
     if question is not None:
         answers = take(("answers", "answer"))
         questions += _questions([{"question": question, "answers": answers}])
-    regions = tuple(region_of(region) for region in _objects(take(("regions",), ()), "regions"))
+    regions = tuple(region_from_fields(region) for region in _objects(take(("regions",), ()), "regions"))
     label = take(_LABELS)
     if label is not None and not isinstance(label, str | int):
         raise ValueError("its label is neither a text nor a whole number")
@@ -73,7 +77,7 @@ def sample_of(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sam
     )
 
 
-def fields_of(sample: Sample) -> dict[str, Any]:
+def fields_from_sample(sample: Sample) -> dict[str, Any]:
     """The fields from which `sample_of` makes the same sample; what is empty is left out."""
     fields: dict[str, Any] = {}
     if sample.captions:
@@ -81,7 +85,7 @@ def fields_of(sample: Sample) -> dict[str, Any]:
     if sample.questions:
         fields["qa"] = [_plain_question(question) for question in sample.questions]
     if sample.regions:
-        fields["regions"] = [fields_of_region(region) for region in sample.regions]
+        fields["regions"] = [fields_from_region(region) for region in sample.regions]
     if sample.label is not None:
         fields["label"] = sample.label
     hidden = {name: value for name, value in sample.extra.items() if name.lower() in _TAKEN or value is None}
@@ -89,13 +93,13 @@ def fields_of(sample: Sample) -> dict[str, Any]:
     return fields | ({"extra": hidden} if hidden else {})
 
 
-def region_of(fields: Mapping[str, Any]) -> Region:
+def region_from_fields(fields: Mapping[str, Any]) -> Region:
     """A region from its `label`, `box`, and if there are any `polygons`, `score` and `mask`. Raises ValueError."""
     try:
         left, top, right, bottom = (float(edge) for edge in fields["box"])
         polygons = tuple(tuple(float(x) for x in polygon) for polygon in fields.get("polygons") or ())
         score = None if fields.get("score") is None else float(fields["score"])
-        mask = None if fields.get("mask") is None else mask_of_runs(fields["mask"])
+        mask = None if fields.get("mask") is None else decode_rle(fields["mask"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             "a region has no box of four numbers, or a polygon, score or mask that is none"
@@ -104,12 +108,12 @@ def region_of(fields: Mapping[str, Any]) -> Region:
     return Region(label, (left, top, right, bottom), polygons, score, mask)
 
 
-def fields_of_region(region: Region) -> dict[str, Any]:
+def fields_from_region(region: Region) -> dict[str, Any]:
     """The fields from which `region_of` makes the same region."""
     fields: dict[str, Any] = {"label": region.label, "box": list(region.box)}
     fields |= {"polygons": [list(p) for p in region.polygons]} if region.polygons else {}
     fields |= {"score": region.score} if region.score is not None else {}
-    return fields if region.mask is None else fields | {"mask": mask_runs(region.mask)}
+    return fields if region.mask is None else fields | {"mask": encode_rle(region.mask)}
 
 
 def merged(first: Sample, second: Sample) -> Sample:

@@ -121,7 +121,7 @@ class Scene:
     regions: tuple[Region, ...]
 
 
-class World(Sequence[Sample]):
+class SyntheticWorld(Sequence[Sample]):
     """Samples of the small world, each rendered when it is asked for. Made by `world`."""
 
     def __init__(
@@ -148,7 +148,7 @@ class World(Sequence[Sample]):
         regions = picture.regions if told == index else self._scene(told).regions
         return Sample(
             key=f"{self.name}-{self.seed}-{index:06d}",
-            picture=_png(picture.pixels),
+            image=_png(picture.pixels),
             captions=(str(said),),
             questions=questions(said, generator("world", "questions", self.name, self.seed, told)),
             regions=regions,
@@ -158,9 +158,9 @@ class World(Sequence[Sample]):
         return scene(self.shown[index], generator("world", "picture", self.name, self.seed, index), self.size)
 
 
-def world(
+def synthetic_world(
     part: Part, count: int, seed: int = 0, *, size: int = 64, different: bool = False, shuffled: bool = False
-) -> World:
+) -> SyntheticWorld:
     """`count` samples of one part: pictures as PNG bytes, `size` px square, each with its one right caption.
 
     A function of its arguments; a smaller count gives the first samples of a larger one. Pictures of one caption
@@ -192,7 +192,7 @@ def world(
     if shuffled:  # a random cycle through all of them: no picture keeps its own words
         order = generator("world", "shuffle", part, seed).permutation(count)
         told[order] = np.roll(order, 1)
-    return World(part, seed, size, shown, told.tolist())
+    return SyntheticWorld(part, seed, size, shown, told.tolist())
 
 
 @cache
@@ -216,7 +216,7 @@ def combinations(part: Part) -> dict[str, tuple[Combination, ...]]:
     }
 
 
-def write_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
+def write_synthetic_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
     """Writes samples as one WebDataset shard: KEY.png and KEY.json (captions, qa, regions) for each.
 
     The same samples give the same bytes. The file is there whole or not at all. Raises `UsageError` where its folder is
@@ -229,8 +229,8 @@ def write_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None
             qa = [{"question": asked.question, "answer": asked.answers[0]} for asked in sample.questions]
             regions = [asdict(region) for region in sample.regions]
             said = json.dumps({"captions": sample.captions, "qa": qa, "regions": regions})
-            assert isinstance(sample.picture, bytes)
-            for ending, data in (("png", sample.picture), ("json", said.encode())):
+            assert isinstance(sample.image, bytes)
+            for ending, data in (("png", sample.image), ("json", said.encode())):
                 member = tarfile.TarInfo(f"{sample.key}.{ending}")  # its time and owner stay 0
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

@@ -30,7 +30,7 @@ _Fields = dict[str, Any]
 _FOOTER = 1 << 20  # the end of a Parquet file holds the places and statistics of all columns
 
 
-class Rows(Protocol):
+class TableRows(Protocol):
     """The rows of one file by number. Only `scan` goes through the whole file."""
 
     def scan(self) -> Iterable[_Fields | None]:
@@ -44,7 +44,7 @@ class Rows(Protocol):
     def digest(self) -> str: ...
 
 
-class Table:
+class TableSource:
     """A source: one sample for each picture of a table, in the order of their first rows."""
 
     notes: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class Table:
                 raise ValueError(f"row {row + 1} of {self._path.name} cannot be read: {error}") from error
             picture = self._picture(fields)
             fields.pop("key", None)
-            found = schema.sample_of(key, picture, fields)
+            found = schema.sample_from_fields(key, picture, fields)
             sample = found if sample is None else schema.merged(sample, found)
         assert sample is not None
         return sample
@@ -114,7 +114,7 @@ class Table:
 
     def _picture(self, fields: _Fields) -> bytes | Path:
         """Takes the picture out of the fields."""
-        column = schema.first_field(fields, schema.PICTURES)
+        column = schema.first_field(fields, schema.IMAGE_FIELDS)
         if column is None:
             raise ValueError(f"a row of {self._path.name} names no picture")
         value = fields.pop(column)
@@ -133,12 +133,12 @@ class Table:
 
 
 def _picture_name(fields: _Fields) -> str | None:
-    column = schema.first_field(fields, schema.PICTURES)
+    column = schema.first_field(fields, schema.IMAGE_FIELDS)
     value = None if column is None else fields[column]
     return value if isinstance(value, str) else None
 
 
-def _open(path: Path) -> Rows:
+def _open(path: Path) -> TableRows:
     match path.suffix.lower():
         case ".csv" | ".tsv":
             return _Csv(path)
@@ -152,8 +152,8 @@ def _open(path: Path) -> Rows:
 
 def _check_columns(path: Path, columns: Iterable[str]) -> None:
     columns = list(columns)
-    if schema.first_field(dict.fromkeys(columns, ""), schema.PICTURES) is None:
-        remedy = f"name the one with the paths of the pictures {schema.PICTURES[0]!r}"
+    if schema.first_field(dict.fromkeys(columns, ""), schema.IMAGE_FIELDS) is None:
+        remedy = f"name the one with the paths of the pictures {schema.IMAGE_FIELDS[0]!r}"
         if "url" in map(str.lower, columns):
             remedy = (
                 "its pictures are addresses; fetch them first, with img2dataset say, and open what it writes"
@@ -287,7 +287,7 @@ class _Parquet:
             counts = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         self._starts: list[int] = np.cumsum([0, *counts]).tolist()
         _check_columns(path, arrow.names)
-        pictures = schema.first_field(dict.fromkeys(arrow.names, ""), schema.PICTURES)
+        pictures = schema.first_field(dict.fromkeys(arrow.names, ""), schema.IMAGE_FIELDS)
         named = str(arrow.field(pictures).type) in ("string", "large_string")
         self._names = [pictures] * named + ["key"] * ("key" in arrow.names)
         unread = [f.name for f in arrow if "binary" in str(f.type) and f.name != pictures]
@@ -318,7 +318,7 @@ class _Parquet:
                 fields[name] = classes[number]
         if isinstance(extra := fields.get("extra"), str):
             fields["extra"] = schema.json_object(extra.encode(), "the column extra")
-        picture = schema.first_field(fields, schema.PICTURES)
+        picture = schema.first_field(fields, schema.IMAGE_FIELDS)
         return {n: v if n == picture else _plain(v) for n, v in fields.items() if v is not None}
 
     def digest(self) -> str:

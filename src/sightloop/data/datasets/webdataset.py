@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from sightloop.data.datasets import schema
-from sightloop.data.datasets.folder import LARGEST, SIDECARS, unescaped
+from sightloop.data.datasets.folder import LARGEST, SIDECARS, unescape_key
 from sightloop.data.images.decode import EXTENSIONS
 from sightloop.errors import ImageError
 from sightloop.types import Limits, Sample
@@ -92,13 +92,13 @@ class _Member:
         """Key and ending, in lower case; None for what belongs to no sample."""
         if self.refused == _LEADS_OUT:  # of no sample perhaps, but never passed over in silence
             stem, dot, ending = self.name.rpartition(".")
-            return unescaped(stem if dot else self.name), ending.lower()
+            return unescape_key(stem if dot else self.name), ending.lower()
         found = _KEY.fullmatch(self.name)
         hidden = self.name.rpartition("/")[2].startswith(("._", "__"))
-        return None if found is None or hidden else (unescaped(found[1]), found[2].lower())
+        return None if found is None or hidden else (unescape_key(found[1]), found[2].lower())
 
 
-class Shard:
+class ShardSource:
     """A source: one seekable .tar. What of it cannot be read is one more sample at its end, which raises."""
 
     def __init__(self, path: Path) -> None:
@@ -172,7 +172,7 @@ class Shard:
             yield from _members(file, None, self._starts[index], self._ends[index])
 
 
-class Pipe:
+class StreamSource:
     """A source that can be read once and in order: a tar on standard input or in a named pipe, or a .tar.gz. Of keys it
     remembers the hashes, to tell apart those that repeat; what is to come it cannot know, so "a#2" may become "a#2#2".
     """
@@ -267,11 +267,11 @@ def _sample(key: str, parts: list[_Part]) -> Sample:
         raise ValueError(f"no picture among its members: {', '.join(member.name for member, _ in parts)}")
     json_name, text_name = f"{key}{SIDECARS[1]}", f"{key}{SIDECARS[0]}"
     fields = schema.json_object(bodies["json"], json_name) if "json" in bodies else {}
-    if "txt" in bodies and schema.first_field(fields, schema.CAPTIONS) is None:
+    if "txt" in bodies and schema.first_field(fields, schema.CAPTION_FIELDS) is None:
         fields["captions"] = schema.lines(bodies["txt"], text_name)
     if "cls" in bodies:
         fields.setdefault("label", bodies["cls"].decode("utf-8", "replace").strip())
-    return schema.sample_of(key, picture, fields)
+    return schema.sample_from_fields(key, picture, fields)
 
 
 def _loss(error: Exception, count: int) -> str:

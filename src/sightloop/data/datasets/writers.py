@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sightloop.data.datasets import schema
-from sightloop.data.datasets.folder import escaped
-from sightloop.data.datasets.rle import mask_runs
+from sightloop.data.datasets.folder import escape_key
+from sightloop.data.datasets.rle import encode_rle
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError
 from sightloop.types import Region, Sample
@@ -28,7 +28,7 @@ _LONGEST = 240  # bytes in a part of a path, with room for an ending
 _GROUP = 1000, 64 << 20  # samples and bytes in a row group, at most
 
 
-class Writer(Protocol):
+class DatasetWriter(Protocol):
     """copies: whether it takes the bytes of every picture. lost: what it could not hold, in words, and how often."""
 
     copies: bool
@@ -48,7 +48,7 @@ class Writer(Protocol):
 
 
 def _check_name(sample: Sample) -> None:
-    if max(len(os.fsencode(part)) for part in escaped(sample.key, dots=True).split("/")) > _LONGEST:
+    if max(len(os.fsencode(part)) for part in escape_key(sample.key, dots=True).split("/")) > _LONGEST:
         raise ImageError(sample.key, "its key is too long for the name of a file")
 
 
@@ -65,7 +65,7 @@ def _reference(picture: Path, base: Path) -> str:
     return found.replace(os.sep, "/")
 
 
-class Folder:
+class FolderWriter:
     """Pictures with sidecars."""
 
     copies = True
@@ -80,14 +80,14 @@ class Folder:
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """The picture, a .txt where lines hold its captions, a .json for the rest where there is any."""
-        name = escaped(sample.key)
+        name = escape_key(sample.key)
         (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
         self._write(name + ending, data or b"")
         text = schema.as_lines(sample.captions)
         if sample.captions and text is not None:
             self._write(f"{name}.txt", text)
             sample = replace(sample, captions=())
-        if fields := schema.fields_of(sample):
+        if fields := schema.fields_from_sample(sample):
             self._write(f"{name}.json", schema.json_text(fields).encode() + b"\n")
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Folder:
             file.write(data)
 
 
-class Shards:
+class ShardWriter:
     """WebDataset tars. Headers hold nothing that changes from run to run."""
 
     copies = True
@@ -121,13 +121,13 @@ class Shards:
             number = self._count // self._size if self._size else 0
             self._file = open(self._folder / self._name(number), "xb")  # noqa: SIM115 (closed by close)
         self._count += 1
-        key = escaped(sample.key, dots=True)
+        key = escape_key(sample.key, dots=True)
         members = {ending: data or b""}
         text = schema.as_lines(sample.captions) if len(sample.captions) == 1 else None
         if text is not None:
             members[".txt"] = text.removesuffix(b"\n")
             sample = replace(sample, captions=())
-        if fields := schema.fields_of(sample):
+        if fields := schema.fields_from_sample(sample):
             members[".json"] = schema.json_text(fields).encode()
         for name, body in sorted(members.items()):
             info = tarfile.TarInfo(key + name)
@@ -143,7 +143,7 @@ class Shards:
             self._file = None
 
 
-class Pictures:
+class ImageFolder:
     """Where a table's pictures are: files as they lie, others in a folder beside the table."""
 
     def __init__(self, folder: Path, base: Path) -> None:
@@ -152,9 +152,9 @@ class Pictures:
 
     def path(self, sample: Sample, data: bytes | None, ending: str) -> str:
         """The path for the table, written to where there is no file yet."""
-        if isinstance(sample.picture, Path):
-            return _reference(sample.picture, self._base)
-        name = escaped(sample.key) + ending
+        if isinstance(sample.image, Path):
+            return _reference(sample.image, self._base)
+        name = escape_key(sample.key) + ending
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
@@ -162,25 +162,25 @@ class Pictures:
         return f"{self._folder.name}/{name}"
 
 
-class JsonLines:
+class JsonLinesWriter:
     """An object a line."""
 
     copies = False
 
-    def __init__(self, path: Path, pictures: Pictures) -> None:
+    def __init__(self, path: Path, pictures: ImageFolder) -> None:
         self._file = path.open("wb")
         self._pictures = pictures
         self.lost = Counter[str]()
 
     def check(self, sample: Sample) -> None:
         """Where the picture gets a file, the key must be a file name."""
-        if isinstance(sample.picture, bytes):
+        if isinstance(sample.image, bytes):
             _check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """{"key", "image", ...}"""
         path = self._pictures.path(sample, data, ending)
-        record = {"key": sample.key, "image": path} | schema.fields_of(sample)
+        record = {"key": sample.key, "image": path} | schema.fields_from_sample(sample)
         self._file.write(schema.json_text(record).encode() + b"\n")
 
     def close(self) -> None:
@@ -188,12 +188,12 @@ class JsonLines:
         self._file.close()
 
 
-class Csv:
+class CsvWriter:
     """A row for each caption; what is not captions stands in the picture's first row."""
 
     copies = False
 
-    def __init__(self, path: Path, pictures: Pictures, delimiter: str) -> None:
+    def __init__(self, path: Path, pictures: ImageFolder, delimiter: str) -> None:
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._pictures = pictures
         # "\r\n": what the csv module takes for an end of line it quotes, in every version.
@@ -204,7 +204,7 @@ class Csv:
 
     def check(self, sample: Sample) -> None:
         """Where the picture gets a file, the key must be a file name."""
-        if isinstance(sample.picture, bytes):
+        if isinstance(sample.image, bytes):
             _check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
@@ -212,7 +212,7 @@ class Csv:
         captions = [caption for caption in sample.captions if caption]
         self.lost.update({"empty captions": lost} if (lost := len(sample.captions) - len(captions)) else {})
         row: dict[str, Any] = {"key": sample.key, "image": self._pictures.path(sample, data, ending)}
-        fields = schema.fields_of(replace(sample, captions=(), extra={}))
+        fields = schema.fields_from_sample(replace(sample, captions=(), extra={}))
         first = {n: v if isinstance(v, str) else schema.json_text(v) for n, v in fields.items()}
         if sample.extra:
             first["extra"] = schema.json_text(dict(sample.extra))
@@ -224,7 +224,7 @@ class Csv:
         self._file.close()
 
 
-class Parquet:
+class ParquetWriter:
     """Pictures and all that is known about them in columns, row group by row group."""
 
     copies = True
@@ -262,21 +262,21 @@ class Parquet:
         """A path must be text; a column holds everything else."""
         if self._base is None:
             return
-        if isinstance(sample.picture, bytes):
+        if isinstance(sample.image, bytes):
             raise ImageError(sample.key, "its picture is no file of its own, so it cannot be referred to")
-        if _portable(str(sample.picture)) != str(sample.picture):
+        if _portable(str(sample.image)) != str(sample.image):
             raise ImageError(sample.key, "its path is not UTF-8, so it cannot be referred to")
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """One row, kept until its row group is full."""
         key = _portable(sample.key)
         image: dict[str, Any] = {"bytes": data, "path": key + ending}
-        if self._base is not None and isinstance(sample.picture, Path):
-            image = {"bytes": None, "path": _reference(sample.picture, self._base)}
+        if self._base is not None and isinstance(sample.image, Path):
+            image = {"bytes": None, "path": _reference(sample.image, self._base)}
         row: dict[str, Any] = {"key": key, "image": image}
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]
-        row["regions"] = schema.fields_of(replace(sample, extra={})).get("regions", [])
+        row["regions"] = schema.fields_from_sample(replace(sample, extra={})).get("regions", [])
         row |= {"label": sample.label, "extra": json.dumps(dict(sample.extra)) if sample.extra else None}
         self._rows.append(row)
         self._bytes += len(data or b"")
@@ -297,12 +297,12 @@ class Parquet:
         self._rows, self._bytes = [], 0
 
 
-class Coco:
+class CocoWriter:
     """COCO's json. What COCO has no place for stands in the picture's object, where `open_dataset` finds it."""
 
     copies = False
 
-    def __init__(self, path: Path, pictures: Pictures) -> None:
+    def __init__(self, path: Path, pictures: ImageFolder) -> None:
         self._path, self._pictures = path, pictures
         self._images = path.open("wb")
         self._notes_path = path.with_name(path.name + ".annotations")
@@ -316,9 +316,9 @@ class Coco:
 
     def check(self, sample: Sample) -> None:
         """COCO states the size of every picture, so its header must be readable."""
-        if isinstance(sample.picture, bytes):
+        if isinstance(sample.image, bytes):
             _check_name(sample)
-        self._size = upright_size(sample.picture, sample.key)
+        self._size = upright_size(sample.image, sample.key)
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """An object for the picture, one for each caption and region."""
@@ -326,7 +326,7 @@ class Coco:
         number = self._number(extra)
         crowd = extra.pop("crowd") if _is_crowd(extra.get("crowd")) else []
         inner = {name: extra.pop(name) for name in ("id", "width", "height") if name in extra}
-        fields = schema.fields_of(replace(sample, captions=(), regions=(), extra=extra))
+        fields = schema.fields_from_sample(replace(sample, captions=(), regions=(), extra=extra))
         if inner:
             fields["extra"] = fields.get("extra", {}) | inner
         height, width = self._size
@@ -378,7 +378,7 @@ class Coco:
         about: dict[str, Any] = {"category_id": self._category(region.label), "iscrowd": 0, "area": area}
         about |= {"bbox": [left, top, width, height], "segmentation": outlines}
         if region.mask is not None and not outlines:
-            about |= {"area": int(region.mask.sum()), "segmentation": mask_runs(region.mask)}
+            about |= {"area": int(region.mask.sum()), "segmentation": encode_rle(region.mask)}
         return about | ({} if region.score is None else {"score": region.score})
 
     def _annotate(self, number: int, about: dict[str, Any]) -> None:

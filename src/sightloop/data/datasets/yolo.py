@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sightloop.data.datasets.folder import Folder
+from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import UsageError
 from sightloop.types import Region, Sample
@@ -21,7 +21,7 @@ from sightloop.types import Region, Sample
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 
 
-class Yolo:
+class YoloSource:
     """A source: one sample a picture, sorted by path; what stands beside the pictures counts too (see `Folder`)."""
 
     def __init__(self, root: Path, pictures: Path | None = None) -> None:
@@ -32,7 +32,7 @@ class Yolo:
                 f"{root}: has labels and no folder images; name that of the pictures (--pictures)."
             )
         self._labels, self._classes = root / "labels", _class_names(root)
-        self._folder = Folder(self._root, classes=False)
+        self._folder = FolderSource(self._root, classes=False)
         self.name, self.notes = root.name, self._folder.notes
 
     @staticmethod
@@ -54,11 +54,11 @@ class Yolo:
     def sample(self, index: int, key: str) -> Sample:
         """The record under its key. Raises ValueError or OSError where it is broken."""
         sample = self._folder.sample(index, key)
-        file = self._labels / Path(str(sample.picture)).relative_to(self._root).with_suffix(".txt")
+        file = self._labels / Path(str(sample.image)).relative_to(self._root).with_suffix(".txt")
         if not file.is_file():
             return sample  # a picture without things
         lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
-        size = upright_size(str(sample.picture)) if any(lines) else (1, 1)
+        size = upright_size(str(sample.image)) if any(lines) else (1, 1)
         found = [
             self._region(line, size, f"{file.name}, line {i}") for i, line in enumerate(lines, 1) if line
         ]

@@ -82,7 +82,7 @@ def augment(
     shape = (picture.height, picture.width) if isinstance(picture, Image.Image) else picture.shape[:2]
     view = _view(shape, options, random, texts)
     image = _cropped(picture, size, view.box)
-    if view.mirrored:
+    if view.flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if options.randaugment is not None:
         image = randaugment(image, *options.randaugment, random)
@@ -94,14 +94,14 @@ class View:
     """What is shown of a picture: a box of it, (left, top, right, bottom) in its whole pixels, perhaps mirrored."""
 
     box: tuple[int, int, int, int]
-    mirrored: bool = False
+    flipped: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of what is shown, in the picture's pixels."""
         return self.box[3] - self.box[1], self.box[2] - self.box[0]
 
-    def place(self, box: Box) -> Box | None:
+    def map_box(self, box: Box) -> Box | None:
         """Where a box of the picture is in what is shown, in the same pixels: moved, cut off at the edges, mirrored.
         None where less than a quarter of it is left."""
         (height, width), (x, y) = self.size, self.box[:2]
@@ -110,7 +110,7 @@ class View:
         area = (box[2] - box[0]) * (box[3] - box[1])
         if not 0 < area * _LEAST_SEEN <= (right - left) * (bottom - top):
             return None
-        return (width - right, top, width - left, bottom) if self.mirrored else (left, top, right, bottom)
+        return (width - right, top, width - left, bottom) if self.flipped else (left, top, right, bottom)
 
 
 def view_of(

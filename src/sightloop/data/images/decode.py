@@ -91,7 +91,7 @@ def decode(source: ImageSource, limits: Limits = _NO_LIMITS) -> Image.Image:
     return found if isinstance(found, Image.Image) else Image.fromarray(found)
 
 
-def decode_words(source: ImageSource, limits: Limits = _NO_LIMITS) -> NDArray[np.uint8]:
+def decode_packed(source: ImageSource, limits: Limits = _NO_LIMITS) -> NDArray[np.uint8]:
     """As `decode`, but uint8 `[H, W, 4]`: red, green, blue and a byte to ignore, so that a pixel is a 32-bit word."""
     found = _decode(source, limits, "RGBX")
     if not isinstance(found, Image.Image):
@@ -333,7 +333,7 @@ def _reason(error: Exception, data: bytes) -> str:
         return f"{count} pixels, over the limit (and over PIL.Image.MAX_IMAGE_PIXELS)"
     kind = headers.kind(data)
     if data and not kind:
-        return headers.describe_stranger(data)
+        return headers.describe_unknown(data)
     if isinstance(error, EOFError) or "truncated" in text.lower() or headers.cut_short(data):
         return "cut short: the file ends before the picture does"
     if not text or isinstance(error, Image.UnidentifiedImageError):

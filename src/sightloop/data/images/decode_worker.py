@@ -59,7 +59,7 @@ def main() -> None:
 
 def _answer(source: str | bytes, spec: ImageSpec, limits: Limits) -> tuple[bytes, bytes]:
     try:
-        done = preprocess.prepare(source, spec, limits=limits)
+        done = preprocess.preprocess(source, spec, limits=limits)
     except ImageError as error:
         reason = error.reason
     except MemoryError:

@@ -83,7 +83,7 @@ def kind(data: bytes) -> str:
     return ""
 
 
-def describe_stranger(data: bytes) -> str:
+def describe_unknown(data: bytes) -> str:
     """A phrase for bytes that are no picture of ours: "not a picture: it starts like HTML", ..."""
     for start, name in _OTHERS:
         if data.startswith(start):

@@ -156,7 +156,7 @@ def spec_from_open_clip(preprocess_cfg: Mapping[str, Any], image_size: int | Seq
     )
 
 
-def prepare(
+def preprocess(
     source: ImageSource,
     spec: ImageSpec,
     *,
@@ -177,7 +177,7 @@ def prepare(
     name = decode.name_of(source)
     try:
         if spec.interpolation != "nearest" and _torch_helps(mode) and resample.order_is_known():
-            array = decode.decode_words(source, limits)
+            array = decode.decode_packed(source, limits)
             size = (array.shape[0], array.shape[1])
             array = _squared(name, array, spec, limits)
             exact = mode == "exact"
@@ -230,7 +230,7 @@ def _torch_helps(mode: str) -> bool:
     return mode == "fast" or "torch" in sys.modules
 
 
-def normalise(
+def normalize(
     batch: torch.Tensor | Sequence[Pixels],
     spec: ImageSpec,
     device: torch.device | str | None = None,

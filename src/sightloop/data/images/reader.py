@@ -31,7 +31,7 @@ _PATIENCE: Final = 30.0  # seconds by the clock for one of the processor's, whic
 _OVERTIME: Final = -27  # exit status: SIGPROF
 
 
-def read_pictures(
+def read_images(
     sources: Iterable[ImageSource],
     spec: ImageSpec,
     *,
@@ -61,7 +61,7 @@ def read_pictures(
     )
 
 
-def died(error: ImageError) -> bool:
+def worker_died(error: ImageError) -> bool:
     """Whether a child ended at this picture, or for want of memory might have: it may go better a second time."""
     return error.reason.startswith((*_OBITUARIES, "needs too much memory"))
 
@@ -94,7 +94,7 @@ class _InProcess:
 
     def __call__(self, source: ImageSource) -> Pixels | ImageError:
         try:
-            return preprocess.prepare(source, self.spec, mode=self.mode, limits=self.limits)
+            return preprocess.preprocess(source, self.spec, mode=self.mode, limits=self.limits)
         except ImageError as error:
             return error.with_traceback(None)
 

@@ -44,7 +44,7 @@ _PLACES = [*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in r
 _CLEANING = "sightloop_cleaning"  # a key of CLEANINGS in tokenizer_config.json; other readers ignore it
 
 
-def load_pieces(
+def load_sentencepiece(
     folder: Path,
     *,
     max_length: int,

@@ -20,7 +20,7 @@ _GEMMA_SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 _CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
-def learn_word_pieces(texts: Iterable[str], size: int, path: Path) -> None:
+def train_wordpiece(texts: Iterable[str], size: int, path: Path) -> None:
     """Write a `vocab.txt` of at most `size` lower-case word pieces, in BERT's form; the same for the same texts.
 
     Byte-pair merges (Sennrich et al. 2016) over words that begin with a mark, which becomes BERT's "##" on the pieces
@@ -49,7 +49,7 @@ def learn_word_pieces(texts: Iterable[str], size: int, path: Path) -> None:
     atomic_write(path.with_name("tokenizer_config.json"), json.dumps(config) + "\n")
 
 
-def learn_byte_pairs(texts: Iterable[str], size: int, folder: Path) -> None:
+def train_bpe(texts: Iterable[str], size: int, folder: Path) -> None:
     """Write `vocab.json` and `merges.txt` of CLIP's kind, about `size` byte pairs; the same for the same texts."""
     clean = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     split = pre_tokenizers.Sequence(
@@ -81,7 +81,7 @@ def learn_byte_pairs(texts: Iterable[str], size: int, folder: Path) -> None:
     atomic_write(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
 
 
-def learn_pieces(texts: Iterable[str], size: int, folder: Path) -> None:
+def train_sentencepiece(texts: Iterable[str], size: int, folder: Path) -> None:
     """Write `tokenizer.json` of SigLIP 2's kind, about `size` lower-case pieces; the same for the same texts.
 
     Spaces belong to the words after them. Bytes are pieces too, so that any text can be written.
