@@ -14,7 +14,7 @@ TOKENS = 20
 ANSWER_TOKENS = 10
 PICTURES = 128  # prepared in one call
 ONE_STEP = 0.0151  # 1 of 255, divided by the smallest standard deviation (0.2613)
-TEXTS = 16  # judged against one picture; questions about one picture
+TEXTS = 16  # judged against one image; questions about one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _captions() -> Iterator[Case]:
         ours, theirs = _both("caption", batch=batch, beams=beams, tokens=TOKENS)
         yield Case(
             f"caption-b{batch}-{how.replace(' ', '')}",
-            f"caption {batch} picture{'s' if batch > 1 else ''}, {how}, {TOKENS} tokens, from the file",
+            f"caption {batch} image{'s' if batch > 1 else ''}, {how}, {TOKENS} tokens, from the file",
             "s",
             1,
             ours,
@@ -126,16 +126,16 @@ def _judging() -> Iterator[Case]:
     whole, repeated = _both("judge", texts=TEXTS)
     yield Case(
         f"judge-{TEXTS}",
-        f"ITM: {TEXTS} texts against one picture, from the file",
+        f"ITM: {TEXTS} texts against one image, from the file",
         "s",
         1,
         whole,
-        (Job("transformers", "judge", repeated[0].options, "picture repeated"),),
+        (Job("transformers", "judge", repeated[0].options, "image repeated"),),
         (8.0,),
     )
     yield Case(
         f"judge-{TEXTS}-texts",
-        f"ITM: {TEXTS} texts against one encoded picture",
+        f"ITM: {TEXTS} texts against one encoded image",
         "s",
         1,
         Job("sightloop", "judge_texts", {"texts": TEXTS}),
@@ -155,12 +155,12 @@ def _questions() -> Iterator[Case]:
     options = {"questions": TEXTS, "tokens": ANSWER_TOKENS}
     yield Case(
         f"ask-{TEXTS}",
-        f"VQA: {TEXTS} questions about one picture, {ANSWER_TOKENS} tokens",
+        f"VQA: {TEXTS} questions about one image, {ANSWER_TOKENS} tokens",
         "s",
         1,
         Job("sightloop", "ask", options),
         (
-            Job("transformers", "ask", options, "picture repeated"),
+            Job("transformers", "ask", options, "image repeated"),
             Job("transformers", "ask_encoded", options, "encoded once, expanded"),
         ),
     )
@@ -185,7 +185,7 @@ def _clip() -> Iterator[Case]:
         options = {"batch": batch}
         yield Case(
             f"clip-images-b{batch}",
-            f"CLIP B/32 pictures, batch {batch}",
+            f"CLIP B/32 images, batch {batch}",
             "pictures/s",
             batch,
             Job("sightloop", "embed_pixels", options),
@@ -193,7 +193,7 @@ def _clip() -> Iterator[Case]:
             (1.0, 1.0) if batch == 32 else (),
         )
     ours, theirs = _both("embed_files", batch=32)
-    yield Case("clip-files-b32", "CLIP B/32 pictures from files, batch 32", "pictures/s", 32, ours, theirs)
+    yield Case("clip-files-b32", "CLIP B/32 images from files, batch 32", "pictures/s", 32, ours, theirs)
     options = {"texts": 64}
     yield Case(
         "clip-texts-b64",

@@ -25,10 +25,10 @@ from sightloop.data.atomic import write_json
 from sightloop.inference.load import weight_hook_for
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.nn.prepack import pack
-from sightloop.nn.quantize import Bits, quantize_hook
+from sightloop.nn.quantize import quantize_hook
 from sightloop.tasks.generate import Decoding, write
 from sightloop.towers.text import LanguageModel
-from sightloop.types import Encoded
+from sightloop.types import Bits, Encoded
 
 OPT = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240}
 CONFIGS: dict[str, dict[str, Any]] = {

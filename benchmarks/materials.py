@@ -1,4 +1,4 @@
-"""What both sides are given: checkpoints with random weights at official sizes, real pictures, real captions.
+"""What both sides are given: checkpoints with random weights at official sizes, real images, real captions.
 
 Written once into a cache folder, by a process of its own (`python -m benchmarks.materials FOLDER SIZE`), with
 `transformers`, as hub checkpoints are. Nothing that is there already is touched.
@@ -26,7 +26,7 @@ PICTURES = 128
 CAPTIONS = 64
 _WORDS = (
     "a an the two three red blue green white black small large old young dog cat man woman boy girl tree car house "
-    "street beach ball hat is are in on with of and what colour photo picture standing sitting running shirt sky "
+    "street beach ball hat is are in on with of and what colour photo image standing sitting running shirt sky "
     "door bag ground wall table water horse bike boat sign bird grass shoe cup"
 ).split()
 # Of one length in tokens: the reference looks at the padding of questions, sightloop does not.
@@ -38,9 +38,9 @@ QUESTIONS = [
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """folder: holds the checkpoints `caption`, `match`, `answer` and `clip`. pictures: paths of 640 x 480 JPEGs.
+    """folder: holds the checkpoints `caption`, `match`, `answer` and `clip`. images: paths of 640 x 480 JPEGs.
 
-    notes: what is not as it should be (generated pictures instead of real ones, ...).
+    notes: what is not as it should be (generated images instead of real ones, ...).
     """
 
     folder: str
@@ -91,7 +91,7 @@ def _pictures(place: Path, count: int, notes: list[str]) -> list[str]:
     """Photographs stretched to 640 x 480 and stored as JPEG; noise over gradients where there are none."""
     found = sorted((SHARED / "coco128").rglob("*.jpg"))[:count]
     if len(found) < count:
-        notes.append("the pictures are generated (noise over gradients), not photographs")
+        notes.append("the images are generated (noise over gradients), not photographs")
 
     def fill(folder: Path) -> None:
         from PIL import Image

@@ -51,7 +51,7 @@ class Sightloop:
         return lambda: model.caption(files, **options)
 
     def encode_blip(self, batch: int) -> Call:
-        """Prepared pictures to image tokens."""
+        """Prepared images to image tokens."""
         model = self._model("caption")
         pictures = self._prepared(model, batch)
         return lambda: model.encode(pictures).tokens.numpy()
@@ -62,7 +62,7 @@ class Sightloop:
         return lambda: model.match(file, captions)
 
     def judge_texts(self, texts: int) -> Call:
-        """An encoded picture and texts to ITM probabilities: what `Model.match` does after the image tower."""
+        """An encoded image and texts to ITM probabilities: what `Model.match` does after the image tower."""
         model, captions = self._model("match"), self.given.captions[:texts]
         image = model.encode(self._prepared(model, 1))
 
@@ -79,7 +79,7 @@ class Sightloop:
         return lambda: model.answer(file, texts, min_new_tokens=tokens, max_new_tokens=tokens)
 
     def embed_pixels(self, batch: int) -> Call:
-        """Prepared pictures to CLIP embeddings."""
+        """Prepared images to CLIP embeddings."""
         model = self._model("clip")
         pictures = self._prepared(model, batch)
         return lambda: model.embed_images(pictures)
@@ -178,7 +178,7 @@ class Sightloop:
         return (self.given.pictures * count)[:count]  # again and again, should there be fewer
 
     def _prepared(self, model: sightloop.Model, batch: int) -> list[Any]:
-        """Resized uint8 pictures; the other sides are given normalised ones."""
+        """Resized uint8 images; the other sides are given normalised ones."""
         return [*model.read(self._files(batch), isolate=False)]
 
 

@@ -102,7 +102,7 @@ class Transformers:
         return torch.inference_mode()(lambda: loaded.model.vision_model(pixel_values=pixels)[0].numpy())
 
     def judge(self, texts: int) -> Call:
-        """A file and texts to ITM probabilities, the picture given once for each text."""
+        """A file and texts to ITM probabilities, the image given once for each text."""
         loaded, captions = self._load("match"), self.given.captions[:texts]
         file = self.given.pictures[0]
 
@@ -117,7 +117,7 @@ class Transformers:
         return torch.inference_mode()(call)
 
     def judge_texts(self, texts: int) -> Call:
-        """An encoded picture and texts to ITM probabilities, the picture's tokens expanded by hand."""
+        """An encoded image and texts to ITM probabilities, the image's tokens expanded by hand."""
         loaded, captions = self._load("match"), self.given.captions[:texts]
         with torch.inference_mode():
             image = loaded.model.vision_model(pixel_values=loaded.pixels(self.given.pictures[:1]))[0]
@@ -137,7 +137,7 @@ class Transformers:
         return torch.inference_mode()(call)
 
     def ask(self, questions: int, tokens: int) -> Call:
-        """A file and questions to answers, the picture given once for each question."""
+        """A file and questions to answers, the image given once for each question."""
         loaded, file, texts = self._load("answer"), self.given.pictures[0], self.given.questions[:questions]
 
         def call() -> list[str]:
@@ -154,7 +154,7 @@ class Transformers:
         return torch.inference_mode()(call)
 
     def ask_encoded(self, questions: int, tokens: int) -> Call:
-        """A file and questions to answers, by a caller who takes `generate` apart to encode the picture once."""
+        """A file and questions to answers, by a caller who takes `generate` apart to encode the image once."""
         loaded, file, texts = self._load("answer"), self.given.pictures[0], self.given.questions[:questions]
         model, ids = loaded.model, loaded.model.config.text_config
 
@@ -252,7 +252,7 @@ class Transformers:
         return loaded, loaded.pixels(self._files(batch))
 
     def pixels(self, family: str, pictures: int, threads: int) -> Call:
-        """Files to normalised float32 batches of 8, one picture after the other or on threads."""
+        """Files to normalised float32 batches of 8, one image after the other or on threads."""
         torch.set_num_threads(threads)
         prepare = processor(Path(self.given.folder) / {"blip": "caption"}.get(family, family))
         files = self.given.pictures[:pictures]

@@ -75,7 +75,7 @@ def _run(command: list[str]) -> str:
 
 
 def main() -> None:
-    """Import one side, load the captioner, caption `batch` pictures (none for 0); print what it took as JSON."""
+    """Import one side, load the captioner, caption `batch` images (none for 0); print what it took as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", required=True)
     for name in ("threads", "batch", "beams", "tokens"):

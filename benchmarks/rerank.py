@@ -1,8 +1,8 @@
 """Re-ranked retrieval against the same pairs, judged one by one: `python -m benchmarks.rerank -d dev-000.tar`.
 
-Both sides use one model, sightloop's own. The first is `evaluate retrieval` as people call it: all pictures and
-captions embedded, the top k of every picture and of every caption judged by ITM, recall counted. The other judges the
-same pairs with `match`, one call a pair, each picture decoded beforehand; from the time of some, that of all is told.
+Both sides use one model, sightloop's own. The first is `evaluate retrieval` as people call it: all images and
+captions embedded, the top k of every image and of every caption judged by ITM, recall counted. The other judges the
+same pairs with `match`, one call a pair, each image decoded beforehand; from the time of some, that of all is told.
 Processor seconds are printed beside those of the clock, so that other work on the machine shows.
 """
 
@@ -33,7 +33,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float, float]:
 
 
 def chosen_pairs(file: Path, samples: list[sightloop.Sample]) -> list[tuple[int, str]]:
-    """The pairs that the evaluation judged: a picture's place and a text, no pair twice."""
+    """The pairs that the evaluation judged: an image's place and a text, no pair twice."""
     records = read_predictions(file)[1]
     texts = list(dict.fromkeys(text for sample in samples for text in sample.captions))
     return [
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-d", "--data", required=True, help="pictures with captions")
+    parser.add_argument("-d", "--data", required=True, help="images with captions")
     parser.add_argument("-m", "--model", default="nano")
     parser.add_argument("-k", type=int, default=16)
     parser.add_argument("--samples", type=int, help="of the data; without it all")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     whole = len(pairs) / len(some)
     captions = sum(len(sample.captions) for sample in samples)
     print(
-        f"{model.name}, {len(samples):,} pictures x {captions:,} captions, k={options.k}: {len(pairs):,} pairs"
+        f"{model.name}, {len(samples):,} images x {captions:,} captions, k={options.k}: {len(pairs):,} pairs"
     )
     print(f"  evaluate retrieval      {clock:9.1f} s  {cores:9.1f} processor s, reading and scoring counted")
     print(

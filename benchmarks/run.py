@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = given.rounds or (2 if given.quick else ROUNDS)
     notes = [
         *materials.notes,
-        *(["tiny networks, few pictures: these times mean nothing"] if given.tiny else []),
+        *(["tiny networks, few images: these times mean nothing"] if given.tiny else []),
     ]
     about = machine()
     if about["load_at_start"] > about["cores"] / 2:
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="name the cases and stop")
     add("--rounds", type=int, default=0, help=f"measured runs a side ({ROUNDS}; long cases make do with 3)")
     add("--quick", action="store_true", help="two rounds")
-    add("--tiny", action="store_true", help="tiny networks, few pictures: to try the benchmark itself")
+    add("--tiny", action="store_true", help="tiny networks, few images: to try the benchmark itself")
     add("--threads", type=int, default=os.cpu_count() or 1, help="of both sides (all cores)")
     add("--out", type=Path, default=Path("bench.json"), help="where the figures go (bench.json)")
     add("--cache", type=Path, default=Path("~/.cache/sightloop-bench"), help="for 4 GB of random checkpoints")

@@ -1,6 +1,6 @@
 """For benchmarks only: lets open_clip be imported where torchvision is not installed.
 
-open_clip needs torchvision for its picture transforms, which the benchmarks never run, not for its networks. The names
+open_clip needs torchvision for its image transforms, which the benchmarks never run, not for its networks. The names
 that it imports are there while it is imported and gone afterwards; whoever calls one gets an error.
 """
 

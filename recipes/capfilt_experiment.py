@@ -40,7 +40,7 @@ from sightloop.types import Sample
 
 @dataclass(frozen=True)
 class Scale:
-    """Pictures of each set; steps of each training; the recipe to pre-train with; seeds; how many test sets."""
+    """Images of each set; steps of each training; the recipe to pre-train with; seeds; how many test sets."""
 
     web: int
     clean: int
@@ -118,7 +118,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "both, beam": {"num_beams": 3},
     "both, shared": {"shared": True},
 }
-# Of the web's texts: half are of other pictures, say nothing, or are cut off.
+# Of the web's texts: half are of other images, say nothing, or are cut off.
 NOISE: dict[Noise, float] = {"mismatched": 0.35, "junk": 0.05, "truncated": 0.05, "generic": 0.05}
 # What the paper says of two rows: the first is better than the second.
 ORDER = (
@@ -228,7 +228,7 @@ def arm(row: str, folder: Path, scale: Scale, data: str | None, seed: int, devic
 
 
 def make_data(folder: Path, scale: Scale, data: str | None, seed: int) -> dict[str, Path]:
-    """web.tar (noisy, one text a picture), clean.tar and test-N.tar (other pictures; of scenes, other combinations).
+    """web.tar (noisy, one text an image), clean.tar and test-N.tar (other images; of scenes, other combinations).
 
     Where a text of the web is true, it says what its writer cared for: any caption of a photograph; of a scene its
     whole caption, or a part. People who were asked for the clean pairs say the whole.
@@ -323,7 +323,7 @@ def evaluated(out: Path, model: Path, data: Path, device: str) -> dict[str, floa
 
 def quality(web: Path, out: Path, told: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """The share that was kept of the web's texts, by the noise that was put in, and of the captioner's, where it is
-    known what is true of a picture (told), by right and wrong; and how many of the captioner's are right."""
+    known what is true of an image (told), by right and wrong; and how many of the captioner's are right."""
     noise = {sample.key: sample.extra["noise"] or "true" for sample in sightloop.open_dataset(web)}
     kept: dict[str, list[bool]] = {}
     right: list[bool] = []

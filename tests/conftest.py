@@ -1,4 +1,4 @@
-"""What every test stands on: no network, and the pictures that lie beside the checkout where there are any."""
+"""What every test stands on: no network, and the images that lie beside the checkout where there are any."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ settings.load_profile("sightloop")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures and vocabularies, `../shared/data` from the repository; skips where it is absent."""
+    """The folder of real images and vocabularies, `../shared/data` from the repository; skips where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"needs real pictures, and there is no {folder}")
+        pytest.skip(f"needs real images, and there is no {folder}")
     return folder

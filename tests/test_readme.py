@@ -1,7 +1,7 @@
 """The README cannot drift: its commands and Python run, its make targets exist, its tree is the tree.
 
 Everything runs in one fresh folder, top to bottom as a reader would: a small random checkpoint stands under the name of
-every model, and a small picture under every picture's name, that a line mentions. Nothing is fetched.
+every model, and a small image under every image's name, that a line mentions. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def real_tree(root: Path) -> set[str]:
 
 
 def furnish(folder: Path, text: str) -> None:
-    """Put a checkpoint, a picture or a folder of pictures where `text` names one."""
+    """Put a checkpoint, an image or a folder of images where `text` names one."""
     from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
     from tests.tiny_checkpoints.florence import write_florence
     from tests.tiny_checkpoints.llava import LLAVA_15, write_llava

@@ -1,7 +1,7 @@
 """The mean of several models' weights: python recipes/nano/average.py OUT [--count DATA] WEIGHT MODEL WEIGHT MODEL ...
 
 Runs that began at the same weights lie in one valley, and their mean generalises better than each (Wortsman et al.
-2022, model soups). Each MODEL is the `model` folder of a run; the last one's other files are taken. DATA: pictures of
+2022, model soups). Each MODEL is the `model` folder of a run; the last one's other files are taken. DATA: images of
 the training, on which the statistics of batch norms are counted anew, as those of a mean are not the mean of theirs.
 """
 
@@ -17,7 +17,7 @@ from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.inference.model import Model
 from sightloop.nn.prepack import unpack
 
-COUNTED = 1500  # pictures, a hundred at a time
+COUNTED = 1500  # images, a hundred at a time
 
 
 def main(out: str, shares: list[float], folders: list[str], data: str | None = None) -> None:
@@ -41,7 +41,7 @@ def main(out: str, shares: list[float], folders: list[str], data: str | None = N
 
 @torch.no_grad()
 def count_anew(model: Model, data: str) -> None:
-    """The means and variances that batch norms meet on pictures of this data, drawn evenly."""
+    """The means and variances that batch norms meet on images of this data, drawn evenly."""
     norms = [part for part in model.network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

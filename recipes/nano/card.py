@@ -11,9 +11,9 @@ from pathlib import Path
 
 HEAD = """# nano
 
-A small BLIP (Li et al. 2022, arXiv 2201.12086) with all its heads: it embeds pictures and texts (ITC), judges
-whether a text fits a picture (ITM), writes captions and answers questions (LM). 7.95 million weights in half
-precision, 16 MB; pictures of 112 x 112 pixels. It comes with sightloop so that every verb works the minute it
+A small BLIP (Li et al. 2022, arXiv 2201.12086) with all its heads: it embeds images and texts (ITC), judges
+whether a text fits an image (ITM), writes captions and answers questions (LM). 7.95 million weights in half
+precision, 16 MB; images of 112 x 112 pixels. It comes with sightloop so that every verb works the minute it
 is installed, without a network. It is small, it has seen 6,874 photographs, and it is often wrong: for real
 work take a large model, one flag away (`-m Salesforce/blip-image-captioning-base`).
 

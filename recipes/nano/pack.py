@@ -1,6 +1,6 @@
 """Put a finished model into the package: python recipes/nano/pack.py RUN/model src/sightloop/nano
 
-At half precision. --unseen: captioned pictures that it did not learn from, on which the judge's verdict is set.
+At half precision. --unseen: captioned images that it did not learn from, on which the judge's verdict is set.
 --learned: those that it did learn from, whose digests go with it, so that nothing is set on them again.
 """
 
@@ -37,7 +37,7 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
     if unseen is not None:
         pairs = sightloop.open_dataset(unseen)
         told = calibrate(model, pairs, len(pairs), (0, unseen))
-        print(told.told() if told else f"{unseen}: too few pictures to set the verdict on")
+        print(told.told() if told else f"{unseen}: too few images to set the verdict on")
     model.network = fixed(model.network).half()
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
 
 
 def fixed(network: Blip) -> Blip:
-    """The same function of a picture, with the scale and shift that each batch norm of the stem has come to."""
+    """The same function of an image, with the scale and shift that each batch norm of the stem has come to."""
     state = network.state_dict()
     for name, norm in network.named_modules():
         if isinstance(norm, nn.BatchNorm2d):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from inspect import signature
-from typing import Any, TypeVar
+from typing import TypeVar
 
 _T = TypeVar("_T")
 
@@ -18,7 +18,7 @@ class SightloopError(Exception):
 
 
 class ImageError(SightloopError):
-    """One picture, or one sample of a dataset, cannot be read. `reason` says why, `name` says which: a file name,
+    """One image, or one sample of a dataset, cannot be read. `reason` says why, `name` says which: a file name,
     `<bytes>`, `<array>`, or the sample's key."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -46,7 +46,7 @@ class UsageError(SightloopError, ValueError):
     """An argument is wrong: its name, its value and what is allowed are in the message."""
 
 
-def from_options(kind: Callable[..., _T], given: Mapping[str, Any], what: str = "option") -> _T:
+def from_options(kind: Callable[..., _T], given: Mapping[str, object], what: str = "option") -> _T:
     """`kind` made from keyword arguments. Raises UsageError for a name that it does not take, with those that it does.
 
     what: how the message calls such a name.

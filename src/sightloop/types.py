@@ -1,6 +1,6 @@
 """What crosses rooms: plain, frozen records and the protocols of what a network can do. Imports no torch at run time.
 
-Shape letters used everywhere: B pictures (or memories), R rows (texts, beams, candidates), N image tokens, L text
+Shape letters used everywhere: B images (or memories), R rows (texts, beams, candidates), N image tokens, L text
 tokens, D width, H heads, V vocabulary, P embedding width.
 """
 
@@ -18,20 +18,35 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
+# A JSON object as it was parsed, or as it is to be written; values are checked where they are read.
+JsonDict: TypeAlias = dict[str, Any]
+JsonMapping: TypeAlias = Mapping[str, Any]
+
+# Arrays of any shape.
+Floats: TypeAlias = "NDArray[np.float64]"
+Floats32: TypeAlias = "NDArray[np.float32]"
+Integers: TypeAlias = "NDArray[np.int64]"
+
+Box: TypeAlias = tuple[
+    float, float, float, float
+]  # left, top, right, bottom in pixels; right and bottom exclusive
+Size: TypeAlias = tuple[int, int]  # height, width in pixels
+Bits: TypeAlias = Literal["int8", "int4"]
+
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a decoded RGB picture becomes the pixels that a network sees: resize, centre crop, scale, normalise.
+    """How a decoded RGB image becomes the pixels that a network sees: resize, centre crop, scale, normalise.
 
     At most one of these may be set: `shortest_edge` (keeps the aspect), `resize` (height, width; stretches), and
-    `patches` (their side in pixels, how many at most): as large as whole patches allow, nearly in the picture's own
-    aspect, so that pictures differ in size (SigLIP 2's NaFlex).
-    tiles: resolutions (height, width), multiples of a square `crop`; the picture is made as large as fits into the best
+    `patches` (their side in pixels, how many at most): as large as whole patches allow, nearly in the image's own
+    aspect, so that images differ in size (SigLIP 2's NaFlex).
+    tiles: resolutions (height, width), multiples of a square `crop`; the image is made as large as fits into the best
     of them and cut into squares; the stretched whole stands above them, all below one another (LLaVA 1.6).
-    square: a picture is first put in the middle of a square of this colour (0..255 each), as large as its longer side.
-    `crop` is (height, width), cut from the centre, padded with black where the picture is smaller.
+    square: an image is first put in the middle of a square of this colour (0..255 each), as large as its longer side.
+    `crop` is (height, width), cut from the centre, padded with black where the image is smaller.
     A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32.
     """
 
@@ -49,7 +64,7 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What decoding one picture may cost. Beyond any of these the picture is refused with an `ImageError`."""
+    """What decoding one image may cost. Beyond any of these the image is refused with an `ImageError`."""
 
     max_pixels: int = 128 * 1024 * 1024
     max_file_bytes: int = 512 * 1024 * 1024
@@ -59,9 +74,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One prepared picture: uint8 `[3, H, W]` after resize and crop, before scale and normalise.
+    """One prepared image: uint8 `[3, H, W]` after resize and crop, before scale and normalise.
 
-    `name` is for messages; `size` is the (height, width) of the original picture after its EXIF turn.
+    `name` is for messages; `size` is the (height, width) of the original image after its EXIF turn.
     """
 
     name: str
@@ -103,7 +118,7 @@ class ImageTowerConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a picture and the answers that people gave, at least one; equal answers may repeat."""
+    """A question about an image and the answers that people gave, at least one; equal answers may repeat."""
 
     question: str
     answers: tuple[str, ...]
@@ -113,7 +128,7 @@ class Question:
 class Message:
     """One turn of a conversation. role: "user" or "assistant", or "system" for how the model is to behave, first.
 
-    images: the pictures that the user shows with it, in order.
+    images: the images that the user shows with it, in order.
     """
 
     role: str
@@ -123,12 +138,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A thing in a picture.
+    """A thing in an image.
 
-    box: (left, top, right, bottom) in pixels of the upright picture, right and bottom exclusive.
+    box: (left, top, right, bottom) in pixels of the upright image, right and bottom exclusive.
     polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there are none.
     score: how sure the model that found it is; higher is surer. None where it does not say, or where people drew it.
-    mask: bool `[H, W]` of the whole upright picture, or None.
+    mask: bool `[H, W]` of the whole upright image, or None.
     """
 
     label: str
@@ -140,9 +155,9 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What every source of training or evaluation data yields: one picture and what is known about it.
+    """What every source of training or evaluation data yields: one image and what is known about it.
 
-    key: unique in its dataset, and its name in messages. picture: the encoded bytes, or the file that holds them.
+    key: unique in its dataset, and its name in messages. image: the encoded bytes, or the file that holds them.
     extra: what the source says beside that, as JSON values, kept by conversions.
     """
 
@@ -173,7 +188,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """The verb was applied to the picture `name`; `value` is what it gave."""
+    """The verb was applied to the image `name`; `value` is what it gave."""
 
     name: str
     value: T
@@ -197,6 +212,6 @@ class Failed:
 
 Event: TypeAlias = "Done[T] | Skipped | Failed"
 
-# A picture as a caller may hand it over: a path, encoded bytes, a PIL image, an array [H, W], [H, W, 3|4] (uint8,
+# An image as a caller may hand it over: a path, encoded bytes, a PIL image, an array [H, W], [H, W, 3|4] (uint8,
 # uint16 or float 0..1), or one that is already prepared.
 ImageSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | NDArray[np.generic] | Pixels"

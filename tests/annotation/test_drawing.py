@@ -1,4 +1,4 @@
-"""Regions on pictures: what is painted, where, and that nothing else changes."""
+"""Regions on images: what is painted, where, and that nothing else changes."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_hidden_folders_and_companion_files_are_left_out_unless_named(tmp_path: 
 def test_named_files_are_taken_whatever_their_ending(tmp_path: Path) -> None:
     touch(tmp_path, "a.dat", "b", "c.txt", "d.jpg", "d.txt", "d.jpg.txt", "E.JPG", "E.txt")
     assert found(tmp_path, "a.dat", "b", "c.txt") == ["a.dat", "b", "c.txt"]
-    # What `folder/*` brings along: the captions of pictures are no pictures.
+    # What `folder/*` brings along: the captions of images are no images.
     assert found(tmp_path, "d.jpg", "d.txt", "d.jpg.txt", "E.txt") == [
         "d.jpg",
         "-d.txt",

@@ -20,7 +20,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[RegionRow]:
-    """Two pictures, the second to be turned upright, and one in which nothing is."""
+    """Two images, the second to be turned upright, and one in which nothing is."""
     (tmp_path / "photos" / "more").mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -111,7 +111,7 @@ def test_whole_or_not_at_all(rows: list[RegionRow], kind: RegionFile, tmp_path: 
     if kind != "yolo":
         assert write_regions(tmp_path / "x", kind, rows[:2], overwrite=True) == 2
     if kind != "jsonl":
-        Path(rows[2][0]).write_bytes(b"no picture")
+        Path(rows[2][0]).write_bytes(b"no image")
         with pytest.raises(ImageError, match="size cannot be read"):
             write_regions(tmp_path / "y", kind, rows)
 

@@ -16,7 +16,7 @@ from sightloop.types import ImageSpec, Pixels, Region
 
 @dataclass
 class FakeModel:
-    """Captions a picture with `texts[stem]`, or "a picture of STEM"; every call is noted in `calls`."""
+    """Captions an image with `texts[stem]`, or "an image of STEM"; every call is noted in `calls`."""
 
     name: str = "fake"
     capabilities: frozenset[str] = frozenset(
@@ -53,13 +53,13 @@ class FakeModel:
                     (image.height, image.width),
                 )
             except OSError:
-                yield ImageError(source, "not a picture of a known kind")
+                yield ImageError(source, "not an image of a known kind")
 
     def caption(self, images, prompt=None, **decoding):
         time.sleep(self.seconds)
         self.calls.append(("caption", [image.name for image in images], prompt, decoding))
         stems = [Path(image.name).stem for image in images]
-        return [self.texts.get(stem, f"{prompt or 'a picture of'} {stem}") for stem in stems]
+        return [self.texts.get(stem, f"{prompt or 'an image of'} {stem}") for stem in stems]
 
     def answer(self, images, questions, candidates=None, **decoding):
         self.calls.append(("answer", len(images), candidates, decoding))

@@ -1,4 +1,4 @@
-"""Tar shards full of what is not a good picture. Every sample's key begins with a number of its own."""
+"""Tar shards full of what is not a good image. Every sample's key begins with a number of its own."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def never(secret: Path) -> list[Maker]:
         named("a/../../{}.jpg"),
         named("..\\{}.jpg"),
         named("C:/{}.jpg"),
-        lambda key, draw: [file(f"{key}.txt", b"a text without a picture")],
+        lambda key, draw: [file(f"{key}.txt", b"a text without an image")],
         told(b"{" * 5000),
         told(b"[1]"),
         told(b"\xff\xfe\x00"),
@@ -118,7 +118,7 @@ def never(secret: Path) -> list[Maker]:
 
 
 def perhaps() -> list[Maker]:
-    """Odd, but a picture; or damaged in a way that a decoder may not see."""
+    """Odd, but an image; or damaged in a way that a decoder may not see."""
     plain = b"a red square"
     return [
         broken(flipped),

@@ -46,7 +46,7 @@ QUICK: dict[str, Any] = {"block": BLOCK, "group": 3, "threads": 1, "isolate": Fa
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, and two shards of scenes; the second one's texts belong to other pictures."""
+    """Two models, and two shards of scenes; the second one's texts belong to other images."""
     folder = tmp_path_factory.mktemp("capfilt")
     write_blip(folder / "caption")
     write_blip(folder / "match", head="match")
@@ -395,7 +395,7 @@ for kill in kills:
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
 """
-# SIGHTLOOP_LONG=1: 50 kills of a job over 2,000 pictures, ten of them at a commit.
+# SIGHTLOOP_LONG=1: 50 kills of a job over 2,000 images, ten of them at a commit.
 KILLS: list[tuple[str, int, float]] = [
     ("sample", 3, 0.0),
     ("replace", 3, 0.0),
@@ -546,8 +546,8 @@ def test_the_report_counts_what_the_evidence_says(whole: Path) -> None:
         judged = [line for line in mine if line["itm"] is not None]
         assert sum(told["itm_histogram"][source]) == len(judged)
         assert told["texts"][source]["noise_ratio"] == pytest.approx(1 - len(kept) / len(judged), abs=1e-4)
-    assert told["pictures"] == {"samples": COUNT, "written": COUNT, "failed": 0}
-    assert told["throughput"]["pictures"] >= COUNT
+    assert told["images"] == {"samples": COUNT, "written": COUNT, "failed": 0}
+    assert told["throughput"]["images"] >= COUNT
     page = (whole / "report.html").read_text()
     assert page.count("data:image/jpeg") >= 8
     assert f"<bdi>{escape(lines[0]['text'])}</bdi>" in page
@@ -682,7 +682,7 @@ def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) 
     for i, sample in enumerate(synthetic_world("train", 4, 2)):
         assert isinstance(sample.image, bytes)
         (folder / f"{i}.png").write_bytes(sample.image if i != 2 else sample.image[:200])
-    (folder / "9.png").write_text("no picture")
+    (folder / "9.png").write_text("no image")
     more = tar(tmp_path / "more.tar", {"m.png": (folder / "0.png").read_bytes(), "m.npy": "left out"})
     data = [tmp_path / "cut.tar", folder, more]
     options = QUICK | {"captioner": place / "caption", "filter": place / "match", "isolate": True}
@@ -702,7 +702,7 @@ def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) 
 
 
 def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> None:
-    """The same pictures in another order and other shards get the same texts."""
+    """The same images in another order and other shards get the same texts."""
     shuffled = open_dataset([place / "a.tar", place / "b.tar"]).select(
         np.random.default_rng(0).permutation(COUNT)
     )
@@ -717,7 +717,7 @@ def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> Non
     assert texts(tmp_path / "x") == texts(tmp_path / "y")
 
 
-# -- pictures that stay where they are ---------------------------------------------------------------------------------
+# -- images that stay where they are ---------------------------------------------------------------------------------
 
 
 def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
@@ -742,7 +742,7 @@ def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
     assert [Path(str(s.image)).read_bytes() for s in behind] == [
         Path(str(s.image)).read_bytes() for s in found
     ]
-    with pytest.raises(UsageError, match=r"the pictures of a\.tar lie inside it"):
+    with pytest.raises(UsageError, match=r"the images of a\.tar lie inside it"):
         bootstrap(place / "a.tar", out=tmp_path / "out2", **options)
     with pytest.raises(UsageError, match="take parquet"):
         CapFiltOptions(by_reference=True)

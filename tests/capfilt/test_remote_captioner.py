@@ -138,8 +138,8 @@ def test_a_refused_picture_costs_itself(scenes: Path, tmp_path: Path, server: Se
     server.replies = [(400, b"cannot read it"), *[(500, b"")] * 5, (200, "x" * 5000)]
     done = run(scenes, tmp_path, server)
     assert [reason for _, _, reason in done.failed] == [
-        "the captioner refused its picture (HTTP 400)",
-        "the captioner failed at its picture, 5 times (HTTP 500)",
+        "the captioner refused its image (HTTP 400)",
+        "the captioner failed at its image, 5 times (HTTP 500)",
         "the captioner's text is too long",
     ]
     assert {shard for shard, _, _ in done.failed} == {"a.tar"}

@@ -1,4 +1,4 @@
-"""Same weights, same pictures, same texts as the reference implementation: same numbers, same words."""
+"""Same weights, same images, same texts as the reference implementation: same numbers, same words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = [
 
 
 def pictures(count: int, seed: int = 0) -> list[Image.Image]:
-    """Pictures of odd sizes; noise over a gradient, so that crops and resizes matter."""
+    """Images of odd sizes; noise over a gradient, so that crops and resizes matter."""
     rng = np.random.default_rng(seed)
     out = []
     for _ in range(count):
@@ -35,7 +35,7 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
 
 
 def reference_inputs(model: Any, images: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
-    """What the reference's own processors make of pictures and texts."""
+    """What the reference's own processors make of images and texts."""
     tokens = model.reference_tokenizer(texts, padding=True, return_tensors="pt")
     pixels = model.reference_processor(images, return_tensors="pt")["pixel_values"]
     return {
@@ -111,7 +111,7 @@ def test_blip_matching(tmp_path: Path, shape: dict[str, Any]) -> None:
     one_picture = grid[2].softmax(dim=-1)[:, 1].numpy()
     assert np.abs(model.match(images[2], TEXTS) - one_picture).max() < 1e-5
     assert np.abs(model.match(images, TEXTS[1]) - grid[:, 1].softmax(dim=-1)[:, 1].numpy()).max() < 1e-5
-    # Every pair at once, in an order in which each picture comes back again and again.
+    # Every pair at once, in an order in which each image comes back again and again.
     everything = model.match([*images] * 5, [text for text in TEXTS for _ in images])
     assert np.abs(everything - grid.softmax(dim=-1)[:, :, 1].T.reshape(-1).numpy()).max() < 1e-5
 

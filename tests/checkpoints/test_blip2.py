@@ -1,4 +1,4 @@
-"""BLIP-2 against the reference: same weights, same pictures, same texts, same numbers and words."""
+"""BLIP-2 against the reference: same weights, same images, same texts, same numbers and words."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_judges(tmp_path: Path, shape: dict[str, Any]) -> None:
     assert (network.embed_text(ids, lengths) - wanted.text_embeds).abs().max() < 1e-5
     wanted = reference(images, **given, use_image_text_matching_head=True).logits_per_image
     assert (network.match_logits(image, ids, lengths) - wanted).abs().max() < 1e-5
-    # Two texts for each of two pictures.
+    # Two texts for each of two images.
     wanted = reference(images[[0, 0, 1, 1]], **given, use_image_text_matching_head=True).logits_per_image
     both = Encoded(image.tokens[:2])
     assert (network.match_logits(both, ids, lengths) - wanted).abs().max() < 1e-5
@@ -219,7 +219,7 @@ def test_ids_and_pixels(tmp_path: Path, kind: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             prompting.build_prefix(model, [[one] for one in prompting.encode_images(model, ready)], forms)
         for ids, real, theirs in zip(seen["ids"], seen["valid_mask"], wanted, strict=True):
-            # The network puts the picture first; the tokenizer has its first token there.
+            # The network puts the image first; the tokenizer has its first token there.
             assert sorted(ids[real].tolist(), key=lambda i: i != reference.config.image_token_index) == theirs
     wanted = processor(images, [""] * 5, return_tensors="pt")["pixel_values"]
     mine = normalize(ready, model.image_spec, device=model.device, dtype=model.dtype)
@@ -243,7 +243,7 @@ def test_captions_and_answers(tmp_path: Path, kind: str, options: dict[str, Any]
     returned = asked.pop("num_return", 1)
 
     def theirs(pictures: list[Image.Image], texts: list[str]) -> list[str]:
-        # T5 counts padding between pictures and words as distance, and OPT goes on from the last token.
+        # T5 counts padding between images and words as distance, and OPT goes on from the last token.
         side = "left" if kind == "opt" else "right"
         inputs = processor(pictures, texts, padding=True, padding_side=side, return_tensors="pt")
         ids = reference.generate(**inputs, **asked, num_return_sequences=returned, do_sample=False)

@@ -102,7 +102,7 @@ def test_as_defined(tmp_path: Path, shape: int) -> None:
         wanted = picture_embeddings(pixels, tensors, SHAPES[shape])
     found = model.embed_images(images)
     assert np.abs(found - wanted.numpy()).max() < 1e-5
-    assert np.abs(found[:1] - found[1:]).max() > 1e-2  # the pictures do matter
+    assert np.abs(found[:1] - found[1:]).max() > 1e-2  # the images do matter
     assert np.allclose(model.classify(images, TEXTS).sum(axis=1), 1)
     assert np.abs(model.embed_images(images[3]) - found[3]).max() < 1e-5
 

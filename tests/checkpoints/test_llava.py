@@ -62,7 +62,7 @@ def tokens_of(net: Llava, pictures: list[tuple[torch.Tensor, tuple[int, int]]]) 
 
 
 def material(net: Llava) -> tuple[list[tuple[torch.Tensor, tuple[int, int]]], list[list[int]]]:
-    """Pictures of several sizes as pixels, and which of them three prompts show."""
+    """Images of several sizes as pixels, and which of them three prompts show."""
     generator = torch.Generator().manual_seed(1)
     sizes = [(20, 50), (31, 30), (90, 17)]
     config = net.config

@@ -22,11 +22,11 @@ from tests.tiny_checkpoints.paligemma import END, PATCH, SIDE, reference
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma": {"second": False},
     "gemma, scores that have an end": {"second": False, "final_logit_softcapping": 2.0},
-    "gemma, the picture's id beyond the words, a head that nothing reads": {
+    "gemma, the image's id beyond the words, a head that nothing reads": {
         "second": False, "image": 90, "head": True, "kv": 4,
     },
     "gemma 2": {"second": True, "kv": 2, "query_pre_attn_scalar": 7},
-    "gemma 2, a window shorter than a picture": {"second": True, "kv": 2, "sliding_window": 3},
+    "gemma 2, a window shorter than an image": {"second": True, "kv": 2, "sliding_window": 3},
 }  # fmt: skip
 Pair = tuple[Any, PaliGemma, Path]
 
@@ -51,7 +51,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def prompts(image_id: int) -> dict[str, torch.Tensor]:
-    """Rows of one and two pictures, prompts of several lengths, padded in front."""
+    """Rows of one and two images, prompts of several lengths, padded in front."""
     generator = torch.Generator().manual_seed(2)
     each = (SIDE // PATCH) ** 2
     rows = [

@@ -1,4 +1,4 @@
-"""SigLIP, SigLIP 2 and NaFlex against the reference: same weights, pictures and texts give the same numbers."""
+"""SigLIP, SigLIP 2 and NaFlex against the reference: same weights, images and texts give the same numbers."""
 
 from __future__ import annotations
 

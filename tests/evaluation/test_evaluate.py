@@ -123,7 +123,7 @@ def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
     assert dict(found) == pytest.approx(expected, abs=1e-12)
     units = {number.name: (number.samples, number.unit) for number in found.runs[0].numbers}
     assert units["text-to-image recall@1"] == (2 * COUNT, "texts")
-    assert units["image-to-text recall@1"] == (COUNT, "pictures")
+    assert units["image-to-text recall@1"] == (COUNT, "images")
 
 
 def test_pictures_that_memory_has_no_room_for_are_encoded_again(
@@ -319,7 +319,7 @@ def test_things_found_by_others_are_scored(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["locate", "segment"])
 def test_phrases_are_found_where_they_are(place: Path, tmp_path: Path, task: Any) -> None:
-    """Half of the pictures have nothing found, which is 0; a label that several things share is one phrase."""
+    """Half of the images have nothing found, which is 0; a label that several things share is one phrase."""
     pytest.importorskip("faster_coco_eval")
     file = tmp_path / "found.jsonl"
     samples = loaded(place)

@@ -322,7 +322,7 @@ def test_what_the_model_spelled_does_not_end_the_conversation(model: Model) -> N
 def test_everything_is_checked_before_the_first_piece(model: Model) -> None:
     with pytest.raises(UsageError, match="no such"):
         model.chat(CONVERSATION, stream=True, beams=3)
-    with pytest.raises(UsageError, match="tuple of pictures"):
+    with pytest.raises(UsageError, match="tuple of images"):
         model.chat([Message("user", "a", "cat.jpg")], stream=True)  # pyright: ignore[reportArgumentType]
 
 

@@ -89,7 +89,7 @@ def test_pictures_in_every_form(captioner: Model, tmp_path: Path) -> None:
 
 def test_a_broken_picture_is_named(captioner: Model, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(sightloop.ImageError, match=r"broken\.jpg"):
         captioner.caption([pictures(1)[0], broken])
 
@@ -129,7 +129,7 @@ def test_wrong_options_are_told(captioner: Model, options: dict[str, object], me
 def test_wrong_pairs_and_labels_are_told(checkpoints: Path) -> None:
     clip = sightloop.load(checkpoints / "clip", device="cpu")
     judge = sightloop.load(checkpoints / "match", device="cpu")
-    with pytest.raises(sightloop.UsageError, match="2 pictures and 3 texts"):
+    with pytest.raises(sightloop.UsageError, match="2 images and 3 texts"):
         judge.match(pictures(2), TEXTS[:3])
     with pytest.raises(sightloop.UsageError, match="labels"):
         clip.classify(pictures(1), [])

@@ -215,7 +215,7 @@ def test_it_learns_and_frozen_parts_stay(loaded: Loaded, shard: Path, tmp_path: 
 
 
 def test_regions_of_what_is_written(loaded: Loaded) -> None:
-    """Boxes in pixels of a picture that is not square, labels, and the probability of the tokens that say them."""
+    """Boxes in pixels of an image that is not square, labels, and the probability of the tokens that say them."""
     tokenizer = loaded[2].tokenizer
     text = "<loc0256><loc0000><loc0512><loc1023> the dog ; <loc0001><loc0002><loc0003> "
     text += "<loc0000><loc0000><loc0512><loc0512>"

@@ -1,4 +1,4 @@
-"""Prompts and the pictures in them: read once, kept briefly; what a caller says stays words."""
+"""Prompts and the images in them: read once, kept briefly; what a caller says stays words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """How many pictures were read, and the tokens of those that were encoded while they live."""
+    """How many images were read, and the tokens of those that were encoded while they live."""
     seen: dict[str, Any] = {"read": 0, "encoded": 0, "alive": [], "most": 0}
     read, encode = Model.read, Model.encode
 
@@ -185,5 +185,5 @@ def test_as_many_pictures_as_places(folders: Path) -> None:
         ([one, one], "<image> a"),
         ([one], "<image><image>"),
     ):
-        with pytest.raises(UsageError, match="places for pictures"):
+        with pytest.raises(UsageError, match="places for images"):
             prompting.build_prefix(model, [given], [prompt])

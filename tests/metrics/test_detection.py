@@ -198,7 +198,7 @@ def test_all_found_is_one_and_nothing_found_is_zero() -> None:
 @needs_evaluator
 def test_what_does_not_fit_is_said() -> None:
     region = Region("cat", (0, 0, 1, 1))
-    with pytest.raises(UsageError, match="1 pictures, references of 2"):
+    with pytest.raises(UsageError, match="1 images, references of 2"):
         detection_scores([[]], [[region], []])
     with pytest.raises(UsageError, match="no region"):
         detection_scores([[]], [[]])

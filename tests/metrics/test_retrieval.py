@@ -116,11 +116,11 @@ def test_reranking_is_a_new_order_of_the_first(k: int, ties: Ties) -> None:
 @pytest.mark.parametrize(
     ("similarity", "positives", "options", "says"),
     [
-        (np.zeros(3), [0], {}, "expected \\[pictures, texts\\]"),
-        (np.zeros((2, 0)), [], {}, "expected \\[pictures, texts\\]"),
+        (np.zeros(3), [0], {}, "expected \\[images, texts\\]"),
+        (np.zeros((2, 0)), [], {}, "expected \\[images, texts\\]"),
         (np.zeros((2, 3)), np.zeros(2, int), {}, "positives"),
-        (np.zeros((2, 3)), np.array([0, 1, 2]), {}, "picture 0..2, but there are 2"),
-        (np.zeros((2, 3)), np.array([-1, -1, -1]), {}, "no picture has a text"),
+        (np.zeros((2, 3)), np.array([0, 1, 2]), {}, "image 0..2, but there are 2"),
+        (np.zeros((2, 3)), np.array([-1, -1, -1]), {}, "no image has a text"),
         (np.zeros((2, 3)), [[0], [3]], {}, "text 0..3"),
         (np.full((2, 3), np.nan), np.array([0, 1, 1]), {}, "NaN"),
         (np.zeros((2, 2)), [0, 1], {"ties": "random"}, "ties='random'"),

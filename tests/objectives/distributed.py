@@ -22,7 +22,7 @@ Result = dict[str, Tensor]
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, texts and ids of the global batch."""
+    """Images, texts and ids of the global batch."""
     generator = torch.Generator().manual_seed(5)
     image, text = (torch.randn(ROWS, WIDTH, generator=generator, dtype=torch.float64) for _ in "ab")
     return (

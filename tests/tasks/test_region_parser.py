@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
 from sightloop.tasks import region_parser
-from sightloop.tasks.region_parser import ParsedRegion, Size
+from sightloop.tasks.region_parser import ParsedRegion
+from sightloop.types import Size
 
 WORDS = [
     "a cat",
@@ -171,7 +172,7 @@ def test_how_sure_it_is() -> None:
 
 
 def test_places_spelled_in_letters_break_nothing() -> None:
-    """Who reads a picture of such words gets them back as they are: a number may have any length."""
+    """Who reads an image of such words gets them back as they are: a number may have any length."""
     for digits in ("1000", "9" * 9, "9" * 30, "9" * 5000, "0" * 40):
         text = "cat" + f"<loc_{digits}>" * 8 + "<poly>" + f"<loc_{digits}>" * 6 + "</poly>"
         for parse in region_parser.PARSERS.values():

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.tasks.region_parser import FORMATTERS, PARSERS, Box, plain_label
+from sightloop.tasks.region_parser import FORMATTERS, PARSERS, plain_label
+from sightloop.types import Box
 
 BINS = {"boxes": 1000, "located": 1024}
 LABELS = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=12)

@@ -73,7 +73,7 @@ def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> N
     out = tmp_path / "three"
     told = one(run(shard, out, f"model.init_from={start}"), Calibrated)
     assert (told.pictures, told.start) == (25, str(start))
-    assert "has learned from the 25 pictures" in told.told()
+    assert "has learned from the 25 images" in told.told()
     samples = [held[i] for i in range(25)]
     order = sorted(samples, key=lambda sample: blake2b(sample.key.encode(), digest_size=8).digest())
     wrong = [
@@ -191,7 +191,7 @@ def test_evaluation_data_is_taken_where_there_is_some(shard: Path, unseen: Path,
     assert one(events, RunStarted).samples == 100
     assert (told.pictures, told.data) == (24, str(unseen))
     with pytest.raises(UsageError, match="another recipe"):
-        run(shard, out)  # it would learn from fewer pictures
+        run(shard, out)  # it would learn from fewer images
 
 
 def test_too_few_pictures_are_said(unseen: Path, tmp_path: Path) -> None:

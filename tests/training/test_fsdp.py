@@ -127,7 +127,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of which few have a caption: in many a step, a process has none."""
+    """Images of which few have a caption: in many a step, a process has none."""
     folder = tmp_path_factory.mktemp("sparse")
     for index in range(9):
         Image.fromarray(np.full((64, 64, 3), index * 20, np.uint8)).save(folder / f"{index}.png")

@@ -1,4 +1,4 @@
-"""Detection as a target: what is to be written is what the verbs read, boxes follow the picture, the loss falls."""
+"""Detection as a target: what is to be written is what the verbs read, boxes follow the image, the loss falls."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def targets(
 
 
 def table(folder: Path, **fields: Any) -> Any:
-    """A dataset of black pictures, each with its fields."""
+    """A dataset of black images, each with its fields."""
     rows: list[dict[str, Any]] = []
     for key, more in fields.items():
         Image.new("RGB", (20, 20)).save(folder / f"{key}.png")
@@ -142,7 +142,7 @@ def test_names_that_are_always_asked_for_and_room(made: tuple[Path, Any], tmp_pa
     assert said["many"][1].endswith("dog 5")
     assert len(found) == 2
     trainee, found = targets(folder, "florence", dataset, batch=2, regions=5, max_tokens=30)
-    (one,) = found  # a picture without things teaches nothing
+    (one,) = found  # an image without things teaches nothing
     body = one[3][1:-1]
     kept = regions_of(trainee.tokenizer, "boxes", body, [0.0] * len(body), (20, 20), "")
     assert 1 <= len(kept) < 5

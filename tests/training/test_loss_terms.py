@@ -20,7 +20,7 @@ from sightloop.training.recipes import RECIPES
 
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_every_caption_of_a_picture_is_read(chunk: int, tmp_path: Path) -> None:
-    """A row is a picture with one of its captions; what it must find is any row of the same picture."""
+    """A row is an image with one of its captions; what it must find is any row of the same image."""
     shard = tmp_path / "train.tar"
     scenes = list(synthetic_world("train", 8, seed=0))
     told = [replace(s, captions=(*s.captions[:1], *(f"{n} {s.captions[0]}" for n in "ab"))) for s in scenes]

@@ -161,7 +161,7 @@ def test_a_folder_of_pictures_with_txt_files(started: str, shard: Path, tmp_path
 
 @pytest.fixture(scope="module")
 def classifier(started: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Any]]:
-    """Pictures by class, a run that learned the classes, and what it said."""
+    """Images by class, a run that learned the classes, and what it said."""
     place = tmp_path_factory.mktemp("classes")
     data = light_and_dark(place / "data", 16)
     settings = [f"model.init_from={started}", "data.batch=8", "epochs=10", f"evaluation.data={data}"]

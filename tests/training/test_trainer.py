@@ -256,7 +256,7 @@ def test_a_broken_picture_is_named_once(tmp_path: Path) -> None:
     for index in range(8):
         Image.fromarray(np.full((64, 64, 3), index * 20, np.uint8)).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(f"shade number {index}")
-    (tmp_path / "3.png").write_bytes(b"no picture")
+    (tmp_path / "3.png").write_bytes(b"no image")
     out = tmp_path.with_name("run")
     events = list(
         train("world", str(tmp_path), out, settings=[*SMALL, "steps=4", "data.batch=8"], device="cpu")

@@ -1,4 +1,4 @@
-"""What is said about a model on pictures that it does not learn from."""
+"""What is said about a model on images that it does not learn from."""
 
 from __future__ import annotations
 

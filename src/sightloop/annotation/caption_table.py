@@ -1,4 +1,4 @@
-"""Captions of many pictures in one file, .jsonl or .csv: a journal while the run goes on, the whole file at its end."""
+"""Captions of many images in one file, .jsonl or .csv: a journal while the run goes on, the whole file at its end."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import csv
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from sightloop.annotation.captioning import Caption
 from sightloop.data.atomic import atomic_path, lock, remove_stale_temporaries
 from sightloop.data.datasets.schema import portable_name
 from sightloop.errors import SightloopError, UsageError
-from sightloop.types import Failed, Skipped
+from sightloop.types import Failed, JsonDict, JsonMapping, Skipped
 
-_Row = dict[str, Any]
+_Row = JsonDict
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -26,7 +26,7 @@ class CaptionTable:
     While the run goes on, rows go to the journal `FILE.partial`, and each `commit` puts them on the disk; `finish`
     writes FILE whole, in the order of the inputs, and removes the journal. A run after a kill goes on behind the
     last whole line of the journal. In mode "skip", the rows that FILE has stay as they are, columns added by hand
-    too; rows of pictures that are not among the inputs come first. In mode "overwrite" FILE is begun anew; its
+    too; rows of images that are not among the inputs come first. In mode "overwrite" FILE is begun anew; its
     journal is taken up only by a run with the same `settings`.
     """
 
@@ -34,7 +34,7 @@ class CaptionTable:
         self,
         path: Path,
         mode: Literal["skip", "overwrite"] = "skip",
-        settings: Mapping[str, Any] | None = None,
+        settings: JsonMapping | None = None,
     ) -> None:
         """Opens the journal. Raises `UsageError` where FILE cannot be read or written, or another run is writing it."""
         self.path = path
@@ -55,13 +55,11 @@ class CaptionTable:
         self._changed = self._worth_keeping or not path.exists() or mode == "overwrite"
         for name, rows in before.items():  # what a person may have edited stands above what a killed run left
             self._known[name] = self._append({"name": name, "rows": rows})
-        self._order = array(
-            "q"
-        )  # where in the journal each picture's line starts, in the order of the inputs
+        self._order = array("q")  # where in the journal each image's line starts, in the order of the inputs
         self._used: set[str] = set()
 
     def check(self, picture: str) -> Skipped | Failed | None:
-        """Before the picture is read: `Skipped` where its row is there already."""
+        """Before the image is read: `Skipped` where its row is there already."""
         return Skipped(picture, "it has a row already") if portable_name(picture) in self._known else None
 
     def keep(self, picture: str, caption: Caption) -> Skipped | Failed | None:
@@ -128,7 +126,7 @@ class CaptionTable:
             raise UsageError(f"--out {self.path}: another run is writing this file now.")
 
     def _recover(self, settings: _Row) -> dict[str, int]:
-        """Where the line of each picture starts in the journal; a torn last line is cut off."""
+        """Where the line of each image starts in the journal; a torn last line is cut off."""
         known: dict[str, int] = {}
         settings = json.loads(json.dumps(settings, default=str))
         self._journal.seek(0)

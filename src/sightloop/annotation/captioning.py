@@ -1,4 +1,4 @@
-"""Captioning many pictures: write a caption for each, drop those not worth keeping, put the rest where they go."""
+"""Captioning many images: write a caption for each, drop those not worth keeping, put the rest where they go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Captioner(runner.ImageReader, Protocol):
     """What writes captions: a `Model` with the capability "caption"."""
 
     def caption(self, images: Any, prompt: str | None = None, **decoding: Any) -> list[str]:
-        """One caption for each picture."""
+        """One caption for each image."""
         ...
 
 
@@ -24,15 +24,15 @@ class CaptionJudge(runner.ImageReader, Protocol):
     """What scores captions: a `Model` with the capability "match"."""
 
     def match(self, images: Any, texts: Any) -> Any:
-        """float32 `[n]`: the probability that each text matches its picture."""
+        """float32 `[n]`: the probability that each text matches its image."""
         ...
 
 
 class CaptionSink(Protocol):
-    """Where captions go: beside their pictures, or into one table."""
+    """Where captions go: beside their images, or into one table."""
 
     def check(self, picture: str) -> Skipped | Failed | None:
-        """None where a caption of this picture is wanted."""
+        """None where a caption of this image is wanted."""
         ...
 
     def keep(self, picture: str, caption: Caption) -> Skipped | Failed | None:
@@ -54,7 +54,7 @@ class CaptionSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What was written for one picture. `text` is the caption with prefix and suffix. Where it is dropped, `text` is
+    """What was written for one image. `text` is the caption with prefix and suffix. Where it is dropped, `text` is
     what the model wrote, `dropped` the kind ("empty", "looping", "unwanted" by `drop_if`, "unmatched" by the judge)
     and `why` the cause in words. `score`: the judge's probability in 0..1, where one was asked."""
 
@@ -78,7 +78,7 @@ def caption_images(
     its value.
     """
     writer, judge = models
-    # A second reading only where the judge sees pictures prepared in another way.
+    # A second reading only where the judge sees images prepared in another way.
     apart = judge is not None and getattr(judge, "image_spec", None) != getattr(writer, "image_spec", None)
     readers: list[runner.ImageReader] = [writer, judge] if judge is not None and apart else [writer]
 

@@ -1,4 +1,4 @@
-"""Regions painted on their picture: boxes, outlines, masks, and tags with labels and scores."""
+"""Regions painted on their image: boxes, outlines, masks, and tags with labels and scores."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _COLORS: tuple[_Color, ...] = (
     (128, 186, 36),
     (97, 82, 63),
 )
-_FILL = 0.4  # how much of a mask's colour covers the picture
+_FILL = 0.4  # how much of a mask's colour covers the image
 
 
 def draw_regions(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
-    """The picture (upright, as `sightloop.data.images.decode.decode` gives it) with its regions, as a new RGB picture.
+    """The image (upright, as `sightloop.data.images.decode.decode` gives it) with its regions, as a new RGB image.
 
-    A colour for each label, in the order in which labels come. Masks and outlines are filled so that the picture shows
+    A colour for each label, in the order in which labels come. Masks and outlines are filled so that the image shows
     through; an outline of four corners stands for a turned box and is not. A tag says the label and the score, if there
-    is one; tags do not cover each other while there is room. What lies outside the picture is cut off.
+    is one; tags do not cover each other while there is room. What lies outside the image is cut off.
     """
     colors = {
         label: _COLORS[i % len(_COLORS)] for i, label in enumerate(dict.fromkeys(r.label for r in regions))
@@ -98,7 +98,7 @@ def _shape(region: Region, size: tuple[int, int]) -> NDArray[np.bool_] | None:
 def _paint(picture: NDArray[np.uint8], shape: NDArray[np.bool_], color: _Color, stroke: int) -> None:
     """The shape's inside tinted, its rim of `stroke` pixels full. Raises ValueError for a mask of another size."""
     if shape.shape != picture.shape[:2]:
-        raise ValueError(f"a mask of {shape.shape} for a picture of {picture.shape[:2]} (height, width)")
+        raise ValueError(f"a mask of {shape.shape} for an image of {picture.shape[:2]} (height, width)")
     inside = np.pad(shape, 1)
     for _ in range(stroke):  # each round takes a rim of one pixel away
         core = inside[1:-1, 1:-1].copy()
@@ -113,7 +113,7 @@ def _paint(picture: NDArray[np.uint8], shape: NDArray[np.bool_], color: _Color, 
 def _fitted(
     pen: ImageDraw.ImageDraw, region: Region, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
 ) -> str:
-    """The tag's text on one line, cut where it is wider than the picture."""
+    """The tag's text on one line, cut where it is wider than the image."""
     label = " ".join(region.label.split())
     score = "" if region.score is None else f"{region.score:.2f}"
     text = f"{label} {score}".strip()

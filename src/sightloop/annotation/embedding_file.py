@@ -1,4 +1,4 @@
-"""Embeddings of many pictures in one file, .npy or .parquet: whole or not at all, however many there are."""
+"""Embeddings of many images in one file, .npy or .parquet: whole or not at all, however many there are."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _GROUP = 16_384  # rows of one row group of a parquet file
 
 
 class EmbeddingFile:
-    """Embeddings under their pictures' names; a context that puts the file in place when it is left well.
+    """Embeddings under their images' names; a context that puts the file in place when it is left well.
 
-    `x.npy` is float32 `[n, d]` (`[n, q, d]` where a picture has q vectors), and `x.names.txt` beside it has the name of
+    `x.npy` is float32 `[n, d]` (`[n, q, d]` where an image has q vectors), and `x.names.txt` beside it has the name of
     each row, one a line. `x.parquet` has the columns `name` (string) and `embedding` (float32 list of fixed length d,
     or q of them). Memory does not grow with n. Without a single row no file is made and an older one stays.
     """

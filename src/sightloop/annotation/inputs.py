@@ -1,4 +1,4 @@
-"""Finding the pictures that a command line names: files, folders, globs; each once, in a stable order."""
+"""Finding the images that a command line names: files, folders, globs; each once, in a stable order."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _FolderId = tuple[int, int]
 
 
 def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skipped | Failed]:
-    """Yields the path of every picture that the arguments name, in the order of the arguments.
+    """Yields the path of every image that the arguments name, in the order of the arguments.
 
-    * A folder gives the pictures in it and below it, known by their ending: first its own, then those of its folders,
+    * A folder gives the images in it and below it, known by their ending: first its own, then those of its folders,
       each sorted by name. Hidden folders (".git") are left out unless they are named; links to folders are followed
       last, and each real folder is visited once, so circles of links end.
-    * A file is taken whatever its ending. Only a caption file beside its picture, as `photos/*` brings it along, is
+    * A file is taken whatever its ending. Only a caption file beside its image, as `photos/*` brings it along, is
       `Skipped`.
     * A glob that the shell has not expanded is expanded here, `**` too; each match is then treated as above, except
       that files count only if their ending, or that of the pattern itself ("*.dat"), says that they are wanted.
 
     What cannot be found, listed or read as a file, and a glob that matches nothing, comes as `Failed`, in its place.
     A file that is named twice comes once. Memory grows with the arguments, the number of folders and the largest single
-    folder, not with the number of pictures.
+    folder, not with the number of images.
     """
     finder = _Finder()
     for argument in arguments:
@@ -69,7 +69,7 @@ class _Finder:
         elif not stat.S_ISREG(mode):
             yield Failed(path, "neither a file nor a folder")
         elif _is_caption_file(path):
-            yield Skipped(path, "it is the caption file of a picture")
+            yield Skipped(path, "it is the caption file of an image")
         else:
             yield path
 
@@ -107,7 +107,7 @@ class _Finder:
                 yield from self._path(match)
         if not found:
             yield Failed(
-                pattern, "the pattern matches no picture" if matches else "the pattern matches nothing"
+                pattern, "the pattern matches no image" if matches else "the pattern matches nothing"
             )
 
     def _walk(self, top: str) -> Iterator[str | Failed]:
@@ -157,7 +157,7 @@ def _folder_id(folder: str) -> _FolderId:
 
 
 def _is_caption_file(path: str) -> bool:
-    """Whether this is `a.txt` beside a picture `a.*`, or `a.jpg.txt` beside `a.jpg`."""
+    """Whether this is `a.txt` beside an image `a.*`, or `a.jpg.txt` beside `a.jpg`."""
     stem, ending = os.path.splitext(path)
     if ending != ".txt":
         return False

@@ -1,7 +1,7 @@
 """Regions as files that other programs read: COCO's json, JSON lines, YOLO's labels. Whole or not at all.
 
     coco     x.json     images, annotations ("bbox", "segmentation", "score") and categories, numbered from 1
-    jsonl    x.jsonl    {"key", "image", "regions": [{"label", "box", "polygons", "score", "mask"}]} for each picture
+    jsonl    x.jsonl    {"key", "image", "regions": [{"label", "box", "polygons", "score", "mask"}]} for each image
     yolo     a folder   labels/NAME.txt, a line for each region; classes.txt and data.yaml with the labels' names
 
 `sightloop.open_dataset` reads the first two back as they were written. A mask is stored as COCO's run lengths.
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from sightloop.annotation.drawing import draw_regions
 from sightloop.data.atomic import PREFIX, atomic_path
@@ -24,20 +24,20 @@ from sightloop.data.datasets.schema import fields_from_region
 from sightloop.data.datasets.writers import CocoWriter, ImageFolder, JsonLinesWriter
 from sightloop.data.images.decode import decode, upright_size
 from sightloop.errors import UsageError
-from sightloop.types import Region, Sample
+from sightloop.types import JsonDict, Region, Sample
 
 RegionFile: TypeAlias = Literal["coco", "jsonl", "yolo"]
 RegionRow: TypeAlias = tuple[str, Sequence[Region]]
 
 
 def write_regions(path: Path, kind: RegionFile, rows: Iterable[RegionRow], *, overwrite: bool = False) -> int:
-    """Writes what was found in each picture, (its path, its regions), and returns how many pictures that were.
+    """Writes what was found in each image, (its path, its regions), and returns how many images that were.
 
     Paths in COCO's json and JSON lines start from the file's folder. YOLO's format has no scores and no masks; a
-    picture's lines are outlines where each of its regions has one, else boxes, and all numbers are shares of its sides.
+    image's lines are outlines where each of its regions has one, else boxes, and all numbers are shares of its sides.
     overwrite: replace a file that is there; a folder is never replaced.
 
-    Raises `UsageError` where something is in the way, `ImageError` for a picture whose size cannot be read, OSError
+    Raises `UsageError` where something is in the way, `ImageError` for an image whose size cannot be read, OSError
     where nothing can be written; then nothing has changed. So it is if `rows` raises.
     """
     taken = os.path.lexists(path)
@@ -66,7 +66,7 @@ def write_regions(path: Path, kind: RegionFile, rows: Iterable[RegionRow], *, ov
 
 
 class Drawings:
-    """Pictures with their regions painted on them, in a folder; made when the first one is added."""
+    """Images with their regions painted on them, in a folder; made when the first one is added."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ class Drawings:
         self._names: set[str] = set()
 
     def add(self, picture: str, regions: Sequence[Region]) -> None:
-        """The picture of that path as a JPEG of its name, with a number where another has that name. Raises ImageError
+        """The image of that path as a JPEG of its name, with a number where another has that name. Raises ImageError
         for what cannot be read, OSError where nothing can be written."""
         stem = name = Path(picture).stem
         number = 1
@@ -89,21 +89,19 @@ class Drawings:
         self.count += 1
 
 
-def region_fields(region: Region) -> dict[str, Any]:
+def region_fields(region: Region) -> JsonDict:
     """A region as JSON values."""
     return fields_from_region(region)
 
 
 def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
-    """Labels lie below `labels` as the pictures lie below the folder that they have in common."""
+    """Labels lie below `labels` as the images lie below the folder that they have in common."""
     names: dict[str, int] = {}
     texts: dict[str, str] = {}
     for picture, regions in rows:
         stem = os.path.splitext(os.path.abspath(picture))[0]
         if stem in texts:
-            raise UsageError(
-                f"{picture}: two pictures of this name would have one file of labels; rename one."
-            )
+            raise UsageError(f"{picture}: two images of this name would have one file of labels; rename one.")
         texts[stem] = _yolo_lines(regions, upright_size(picture), names)
     base = os.path.commonpath([os.path.dirname(stem) for stem in texts]) if texts else ""
     staging = path.parent / f"{PREFIX}{secrets.token_hex(8)}"
@@ -125,7 +123,7 @@ def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
 
 
 def _yolo_lines(regions: Sequence[Region], size: tuple[int, int], names: dict[str, int]) -> str:
-    """The lines of one picture of (height, width); new labels get the next number."""
+    """The lines of one image of (height, width); new labels get the next number."""
     height, width = size
     outlined = all(region.polygons for region in regions)
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""One verb over many pictures: read beside the model, in batches, every input accounted for and in its place."""
+"""One verb over many images: read beside the model, in batches, every input accounted for and in its place."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Sk
 
 T = TypeVar("T")
 
-# A run of this many inputs that need no reading ends one session of the reader: they must wait for the pictures
-# before them, and would fill the memory where all but a few of millions of pictures are done already.
+# A run of this many inputs that need no reading ends one session of the reader: they must wait for the images
+# before them, and would fill the memory where all but a few of millions of images are done already.
 _MOST_WAITING = 65_536
 
 
 class ImageReader(Protocol):
-    """What reads and prepares pictures for one model: every `Model` is one."""
+    """What reads and prepares images for one model: every `Model` is one."""
 
     def read(
         self, sources: Iterable[ImageSource], *, workers: int = 2, isolate: bool = True, limits: Limits = ...
@@ -30,7 +30,7 @@ class ImageReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoaderConfig:
-    """How pictures are read: so many to a batch, by so many workers, apart from this process or in it."""
+    """How images are read: so many to a batch, by so many workers, apart from this process or in it."""
 
     batch_size: int = 8
     workers: int = 2
@@ -44,10 +44,10 @@ def run(
     verb: Callable[..., Sequence[T]],
     reading: LoaderConfig,
 ) -> Generator[Event[T], None, None]:
-    """Applies `verb` to every picture that can be read and yields one event for each input, in the order of the inputs.
+    """Applies `verb` to every image that can be read and yields one event for each input, in the order of the inputs.
 
-    `readers` prepare each picture, usually one model; with two, each picture is prepared for both. `verb` gets one list
-    of `Pixels` for each reader, all of the same length, at most `reading.batch_size`, and returns one value a picture.
+    `readers` prepare each image, usually one model; with two, each image is prepared for both. `verb` gets one list
+    of `Pixels` for each reader, all of the same length, at most `reading.batch_size`, and returns one value an image.
     What is `Skipped` or `Failed` already passes through. An error of the verb (out of memory, say) is not caught.
     """
     rest = iter(inputs)
@@ -60,7 +60,7 @@ def run(
 
 
 class _Session:
-    """One use of the readers: from a first picture until the inputs, or the room for waiting events, end."""
+    """One use of the readers: from a first image until the inputs, or the room for waiting events, end."""
 
     def __init__(self, first: str, rest: Iterator[str | Skipped | Failed]) -> None:
         self._first = first
@@ -70,7 +70,7 @@ class _Session:
     def results(
         self, readers: Sequence[ImageReader], reading: LoaderConfig
     ) -> Iterator[tuple[str, tuple[Pixels | ImageError, ...]] | Skipped | Failed]:
-        """The events that need no reading, and each picture's name with what the readers gave, in order."""
+        """The events that need no reading, and each image's name with what the readers gave, in order."""
         feeds = tee(self._pictures(), len(readers))
         streams = [
             reader.read(feed, workers=reading.workers, isolate=reading.isolate, limits=reading.limits)
@@ -116,7 +116,7 @@ def _batched(
 ) -> Iterator[Event[T]]:
     held: list[
         tuple[str, tuple[Pixels, ...]] | Skipped | Failed
-    ] = []  # events in order, pictures still without value
+    ] = []  # events in order, images still without value
     good = 0
     try:
         for result in results:
@@ -152,7 +152,7 @@ def _finish(
     if pictures:
         given = verb(*(list(column) for column in zip(*pictures, strict=True)))
         if len(given) != len(pictures):
-            raise RuntimeError(f"the verb gave {len(given)} values for {len(pictures)} pictures")
+            raise RuntimeError(f"the verb gave {len(given)} values for {len(pictures)} images")
         values = iter(given)
     for item in held:
         yield Done(item[0], next(values)) if isinstance(item, tuple) else item

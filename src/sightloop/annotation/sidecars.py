@@ -1,4 +1,4 @@
-"""Captions beside their pictures: `photo.txt` for `photo.jpg`, written whole or not at all."""
+"""Captions beside their images: `photo.txt` for `photo.jpg`, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LARGEST = 16 * 1024 * 1024  # bytes; a caption file beyond this is something el
 
 
 class SidecarSink:
-    """Where the caption of a picture goes, and how.
+    """Where the caption of an image goes, and how.
 
     skip: a caption file that exists is never touched. overwrite: it is replaced. append, prepend: the caption becomes a
     line of its own after or before what is there, unless it stands there already, so that a run can be repeated.
 
-    Pictures of one folder that differ only in their ending (a.jpg, a.png) get `a.jpg.txt` and `a.png.txt`; `notify`
+    Images of one folder that differ only in their ending (a.jpg, a.png) get `a.jpg.txt` and `a.png.txt`; `notify`
     is then told so, once.
     """
 
@@ -37,7 +37,7 @@ class SidecarSink:
         ] = {}  # folder -> stems (case folded) that more than one file claims
 
     def path(self, picture: str) -> str:
-        """The caption file of a picture: no two pictures of a folder ever share one."""
+        """The caption file of an image: no two images of a folder ever share one."""
         folder, name = os.path.split(picture)
         stem, _ = os.path.splitext(name)
         if not is_image_name(name) or stem.casefold() in self._stems_to_avoid(folder):
@@ -45,7 +45,7 @@ class SidecarSink:
         return os.path.join(folder, stem + ".txt")
 
     def check(self, picture: str) -> Skipped | Failed | None:
-        """Before the picture is read: None where its caption is wanted and can be written."""
+        """Before the image is read: None where its caption is wanted and can be written."""
         target = self.path(picture)
         name = os.path.basename(target)
         try:
@@ -74,7 +74,7 @@ class SidecarSink:
         return None if caption.dropped else self.write(picture, caption.text)
 
     def skipped(self, picture: str) -> None:
-        """Nothing to remember: the caption file itself says that the picture is done."""
+        """Nothing to remember: the caption file itself says that the image is done."""
 
     def commit(self) -> None:
         """Nothing to do: every caption file is whole as soon as it is there."""
@@ -130,7 +130,7 @@ class SidecarSink:
             crowded = _crowded_stems(folder or ".")
             if crowded and self._notify is not None:
                 self._notify(
-                    "Some pictures differ only in their ending (like a.jpg and a.png): "
+                    "Some images differ only in their ending (like a.jpg and a.png): "
                     "their captions go to a.jpg.txt and a.png.txt."
                 )
                 self._notify = None
@@ -161,7 +161,7 @@ def joined_lines(present: bytes, line: bytes, *, first: bool) -> bytes:
 
 
 def _crowded_stems(folder: str) -> frozenset[str]:
-    """The stems of which a plain `stem.txt` would serve two pictures, or would be the full name of another's file."""
+    """The stems of which a plain `stem.txt` would serve two images, or would be the full name of another's file."""
     try:
         with os.scandir(folder) as listing:
             names = [entry.name for entry in listing]

@@ -1,6 +1,6 @@
 """CapFilt: caption, filter, write the dataset anew (Li et al. 2022, section 3.3): a job that goes on after a kill.
 
-Every picture has its web texts and gets synthetic ones; a filter judges them all; what matches is kept, and the
+Every image has its web texts and gets synthetic ones; a filter judges them all; what matches is kept, and the
 evidence for every text is kept beside it. The work goes unit by unit (`bootstrap.unit`), each written whole
 (`bootstrap.ledger`).
 """
@@ -34,10 +34,10 @@ from sightloop.capfilt.workers import Engine, Processes, process_shards
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import SightloopError, UsageError, from_options, plain_reason
-from sightloop.types import Done, Failed, Skipped
+from sightloop.types import Done, Failed, JsonDict, JsonMapping, Skipped
 
 OnEvent: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
-Found: TypeAlias = "tuple[str, str] | dict[str, Any]"
+Found: TypeAlias = "tuple[str, str] | JsonDict"
 
 _REPORT_EVERY = 300.0  # seconds
 
@@ -46,8 +46,8 @@ _REPORT_EVERY = 300.0  # seconds
 class CapFiltSummary:
     """What a bootstrap came to. texts: "web matched", "synthetic unmatched" and so on -> how many.
 
-    samples: pictures looked at; written: those in the new dataset; failed: those that could not be read, as
-    (shard of the source, key, reason). new: pictures of this call. notes: what a person should know about the job.
+    samples: images looked at; written: those in the new dataset; failed: those that could not be read, as
+    (shard of the source, key, reason). new: images of this call. notes: what a person should know about the job.
     """
 
     out: str
@@ -119,7 +119,7 @@ def estimate(
     price: float | None = None,
     **options: Any,
 ) -> Estimate:
-    """What `bootstrap` with the same arguments would take, measured on about `samples` pictures; nothing is kept.
+    """What `bootstrap` with the same arguments would take, measured on about `samples` images; nothing is kept.
 
     price: of one worker and hour, for the cost. Raises UsageError for what `bootstrap` would refuse.
     """
@@ -133,7 +133,7 @@ def estimate(
     return measure(job, samples, price)
 
 
-def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> CapFiltSummary:
+def summary(out: Path, done: Mapping[int, JsonMapping], new: int = 0) -> CapFiltSummary:
     """The sum of what a manifest tells."""
     texts, entries = Counter[str](), [done[unit] for unit in sorted(done)]
     for entry in entries:
@@ -143,7 +143,7 @@ def summary(out: Path, done: Mapping[int, Mapping[str, Any]], new: int = 0) -> C
     return CapFiltSummary(str(out), samples, written, new, dict(texts), failed)
 
 
-def _work(job: Job, ledger: Manifest, about: Mapping[str, Any], watch: OnEvent | None) -> int:
+def _work(job: Job, ledger: Manifest, about: JsonMapping, watch: OnEvent | None) -> int:
     """Does what is missing; the number of samples that were worked on."""
     done = ledger.verify(len(job.shards))
     if watch is not None:
@@ -200,7 +200,7 @@ def _inline(
         torch.set_num_threads(before)
 
 
-def _log(out: Path, entry: Mapping[str, Any]) -> None:
+def _log(out: Path, entry: JsonMapping) -> None:
     """How long things took: no part of the result."""
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

@@ -7,18 +7,18 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sightloop.capfilt.shard import Job, load_models, process_shard
 from sightloop.data.shuffle import shuffled_index
+from sightloop.types import JsonDict
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of `samples` pictures, from `measured` of them.
+    """Of `samples` images, from `measured` of them.
 
     pictures_per_second: of one worker. hours: of the workers asked for, as if they did not hinder each other (on one
     machine they do), with model_seconds, to load the models. bytes: of the new shards and the evidence. cost: hours of
@@ -51,11 +51,11 @@ class Estimate:
         return None if self.price is None else round(self.price * self.hours * self.workers, 2)
 
     def of(self, samples: int) -> Estimate:
-        """The same for another number of pictures like these."""
+        """The same for another number of images like these."""
         return replace(self, samples=samples)
 
-    def told(self) -> dict[str, Any]:
-        """As JSON values, with the same for 10^4 to 10^9 pictures."""
+    def told(self) -> JsonDict:
+        """As JSON values, with the same for 10^4 to 10^9 images."""
         own = {name: getattr(self, name) for name in ("hours", "bytes", "cost")}
         others = (self.of(10**power) for power in range(4, 10))
         scales = [{n: getattr(e, n) for n in ("samples", "hours", "bytes", "cost")} for e in others]

@@ -17,7 +17,7 @@ DIGITS = 6  # decimals of a score: verdicts are made from what the evidence show
 
 @dataclass(slots=True)
 class CandidateText:
-    """A text of one picture and what was found about it. itm: probability of a match; itc: cosine; None: not asked.
+    """A text of one image and what was found about it. itm: probability of a match; itc: cosine; None: not asked.
 
     reason: "" while undecided; matched, ranked or unjudged where kept; else empty, looping, duplicate, unmatched,
     "not the best" or "not in the top k".
@@ -51,7 +51,7 @@ def drop_unusable(texts: Sequence[CandidateText], prompt: str | None = None) -> 
 
 
 def decide(texts: Sequence[CandidateText], options: CapFiltOptions) -> None:
-    """The verdicts of one picture's screened texts, from their scores; of equal texts the first wins."""
+    """The verdicts of one image's screened texts, from their scores; of equal texts the first wins."""
     if options.mode == "captioner-only":
         for text in texts:
             text.kept, text.reason = True, "unjudged"

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from sightloop.capfilt.shard import Job
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.fingerprint import fingerprint, preprocessing_digest
+from sightloop.types import JsonDict
 
 # What may differ from call to call of one job.
 _FREE = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
@@ -28,7 +28,7 @@ _NOTES = 5  # on what the data holds that is left out
 
 def open_job(
     dataset: Dataset, out: Path | None, models: tuple[str, str], options: CapFiltOptions
-) -> tuple[Job, dict[str, Any]]:
+) -> tuple[Job, JsonDict]:
     """The job, and what job.json says about it."""
     if dataset.is_stream:
         raise UsageError("a stream has no parts to go on from; `sightloop convert` makes shards of it")
@@ -80,7 +80,7 @@ def _check(dataset: Dataset, options: CapFiltOptions, parts: Mapping[str, str]) 
         with suppress(ImageError):
             if count and isinstance(dataset[start].image, bytes):
                 raise UsageError(
-                    f"by_reference: the pictures of {dataset.origin(start)} lie inside it; copy them"
+                    f"by_reference: the images of {dataset.origin(start)} lie inside it; copy them"
                 )
         start += count
 

@@ -4,7 +4,7 @@
     manifest.jsonl     a line for each finished unit, with the checksums of its files and of itself
     quarantine.jsonl   samples that could not be worked on, with the shard that they came from, and why
     000000.tar ...     the new dataset: what `open_dataset(OUT)` and training read
-    evidence/          000000.jsonl ...: every text of every picture, with scores and verdict
+    evidence/          000000.jsonl ...: every text of every image, with scores and verdict
 
 A unit is done when its line is whole and its files are what the line says. Files come first, each whole or absent, then
 the line: whoever is killed anywhere has lost at most the unit at hand.
@@ -16,14 +16,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from sightloop.data.atomic import atomic_write, lock_folder, remove_stale_temporaries, sync_folder
 from sightloop.data.datasets.schema import json_text
 from sightloop.errors import UsageError
+from sightloop.types import JsonDict, JsonMapping
 
 _CHECK = "check"
 _NAMED = 5  # changed sources in a message
@@ -34,7 +34,7 @@ class JournalFile:
 
     def __init__(self, path: Path) -> None:
         """entries: what the whole lines say, in order; a damaged line is left out."""
-        self.entries: list[dict[str, Any]] = []
+        self.entries: list[JsonDict] = []
         self._path = path
         known = path.exists()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
@@ -53,7 +53,7 @@ class JournalFile:
             self.close()
             raise
 
-    def add(self, entry: Mapping[str, Any]) -> None:
+    def add(self, entry: JsonMapping) -> None:
         """One line, on the disk when this returns. Raises OSError; then the file is as it was, or will be."""
         line = _line(entry)
         end = self._file.seek(0, os.SEEK_END)
@@ -67,7 +67,7 @@ class JournalFile:
             raise
         self.entries.append(dict(entry))
 
-    def settle(self, entries: Iterable[Mapping[str, Any]]) -> None:
+    def settle(self, entries: Iterable[JsonMapping]) -> None:
         """Makes these, in this order, the whole file, if it is not so already; the last thing that is done to it."""
         data = b"".join(_line(entry) for entry in entries)
         self.close()
@@ -82,7 +82,7 @@ class JournalFile:
 class Manifest:
     """A job's folder, held by one process at a time. Used through `opened`."""
 
-    def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, job: JsonMapping) -> None:
         """Raises `UsageError` where the folder holds another job, or something else."""
         self.out = out
         _claim(out, job)
@@ -95,9 +95,9 @@ class Manifest:
             self._manifest.close()
             raise
         self._named = {(e["shard"], e["key"]) for e in self._quarantine.entries}
-        self.done: dict[int, dict[str, Any]] = {}
+        self.done: dict[int, JsonDict] = {}
 
-    def verify(self, units: int) -> dict[int, dict[str, Any]]:
+    def verify(self, units: int) -> dict[int, JsonDict]:
         """The units that are done: a line, and both files as it says, byte for byte. The last line of a unit counts."""
         told = {entry.get("unit"): entry for entry in self._manifest.entries}
         for unit in range(units):
@@ -114,7 +114,7 @@ class Manifest:
         self._quarantine.add({"shard": shard, "key": key, "reason": reason, "fatal": True})
         self._named.add((shard, key))
 
-    def commit(self, entry: dict[str, Any]) -> None:
+    def commit(self, entry: JsonDict) -> None:
         """A unit is done: its files are in place."""
         for shard, key, reason in entry["failed"]:
             if (shard, key) not in self._named:
@@ -144,7 +144,7 @@ class Manifest:
         for folder in (self.out, self.out / "evidence"):
             remove_stale_temporaries(folder)
 
-    def _is_there(self, entry: Mapping[str, Any]) -> bool:
+    def _is_there(self, entry: JsonMapping) -> bool:
         evidence = self.out / "evidence" / f"{entry['unit']:06}.jsonl"
         return _is(self.out / entry["shard"], entry["bytes"], entry["sha256"]) and _is(
             evidence, entry["evidence_bytes"], entry["evidence"]
@@ -164,7 +164,7 @@ def open_manifest(out: Path) -> Generator[None]:
         yield
 
 
-def stored_job(out: Path) -> dict[str, Any]:
+def stored_job(out: Path) -> JsonDict:
     """What job.json says; empty where there is none. Raises `UsageError` where it is damaged."""
     path = out / "job.json"
     if not path.exists():
@@ -178,7 +178,7 @@ def stored_job(out: Path) -> dict[str, Any]:
     return found
 
 
-def _claim(out: Path, job: Mapping[str, Any]) -> None:
+def _claim(out: Path, job: JsonMapping) -> None:
     theirs, ours = stored_job(out), json.loads(json.dumps(job))
     differ = _differences(theirs, ours) if theirs else []
     if differ and _has_work(out):
@@ -195,7 +195,7 @@ def _has_work(out: Path) -> bool:
     return any(path.name != "job.json" and path.stat().st_size for path in files)
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def _differences(theirs: JsonMapping, ours: JsonMapping) -> list[str]:
     """Which settings are not the same, in words."""
     was, now = theirs["settings"], ours["settings"]
     names = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
@@ -227,12 +227,12 @@ def _changes(theirs: Sequence[Sequence[str]], ours: Sequence[Sequence[str]]) -> 
     return ", ".join([*said[:_NAMED], *more]) or "other samples of it, or in another order"
 
 
-def _line(entry: Mapping[str, Any]) -> bytes:
+def _line(entry: JsonMapping) -> bytes:
     body = json_text(dict(entry))
     return f'{body[:-1]}, "{_CHECK}": "{_checksum(body)}"}}\n'.encode()
 
 
-def _checked(line: bytes) -> dict[str, Any] | None:
+def _checked(line: bytes) -> JsonDict | None:
     try:
         entry = json.loads(line)
         check = entry.pop(_CHECK)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from sightloop.errors import UsageError
 from sightloop.tasks.generate import Decoding
+from sightloop.types import JsonDict
 
 Mode: TypeAlias = Literal["both", "captioner-only", "filter-only"]
 
@@ -20,17 +21,17 @@ class CapFiltOptions:
 
     mode: "both"; "captioner-only" adds synthetic texts and judges nothing; "filter-only" writes none.
     keep: "matching", every text with an ITM probability of `threshold` or more; "best", the best of those of each
-    picture; "top-k-itc", the `top` best of each picture by ITC similarity, as BLIP-2 does it (Li et al. 2023, section
+    image; "top-k-itc", the `top` best of each image by ITC similarity, as BLIP-2 does it (Li et al. 2023, section
     3.3), by `ranker` or else the filter.
-    captions: synthetic texts a picture, drawn by nucleus sampling with `top_p` from the seed and the picture alone, or
+    captions: synthetic texts an image, drawn by nucleus sampling with `top_p` from the seed and the image alone, or
     with `num_beams` searched. min_tokens, max_tokens: of one; the end counts. prompt: what each starts with.
-    to: the kind of the output's shards. by_reference: they hold the paths of pictures that are files of their own, not
-    the pictures; for Parquet. block: samples in one, at most. group: pictures in one pass of a model, None
+    to: the kind of the output's shards. by_reference: they hold the paths of images that are files of their own, not
+    the images; for Parquet. block: samples in one, at most. group: images in one pass of a model, None
     for 8 on a CPU and 32 elsewhere; threads: of one process, None for torch's choice. These two change the last bits
     of float32, so they stay as a job began.
     engine: "local" for processes of this machine, "ray" for actors of a cluster (`bootstrap.cluster`).
-    workers: how many; batch_size: pictures held ready for the models of each; readers: decoder processes of each.
-    isolate: pictures are decoded by processes that they may take down.
+    workers: how many; batch_size: images held ready for the models of each; readers: decoder processes of each.
+    isolate: images are decoded by processes that they may take down.
     """
 
     mode: Mode = "both"
@@ -68,7 +69,7 @@ class CapFiltOptions:
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: there are {', '.join(allowed)}")
         if self.by_reference and self.to != "parquet":
-            raise UsageError(f"by_reference: to={self.to!r} holds the pictures; take parquet")
+            raise UsageError(f"by_reference: to={self.to!r} holds the images; take parquet")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold={self.threshold}: must be from 0 to 1")
         counts = "top captions num_beams block group threads workers batch_size readers max_pixels"
@@ -82,8 +83,8 @@ class CapFiltOptions:
             raise UsageError("ranker: is for keep=top-k-itc alone")
         self.decoding()
 
-    def decoding(self) -> dict[str, Any]:
+    def decoding(self) -> JsonDict:
         """The captioner's decoding, in the words of `tasks.generate.Decoding`."""
-        how: dict[str, Any] = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
+        how: JsonDict = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
         how |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
         return asdict(Decoding(**how, num_return=self.captions, seed=self.seed))

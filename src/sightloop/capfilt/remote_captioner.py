@@ -1,6 +1,6 @@
 """A captioner elsewhere: a server that speaks OpenAI's chat completions, named as http://host:8000/v1#model.
 
-Off unless such an address is given. What is sent is the prepared picture as a new JPEG, without name, place or date,
+Off unless such an address is given. What is sent is the prepared image as a new JPEG, without name, place or date,
 and the prompt; redirects and proxies are not followed. A key is taken from the environment (SIGHTLOOP_API_KEY) and goes
 over https, or to this machine. No message, file or report holds the address.
 """
@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Event, Semaphore, Thread
-from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -26,17 +25,17 @@ from PIL import Image
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, SightloopError, UsageError
-from sightloop.types import ImageSpec, Pixels
+from sightloop.types import ImageSpec, JsonDict, Pixels
 
 KEY = "SIGHTLOOP_API_KEY"
-_PROMPT = "Describe this picture in one short sentence."
+_PROMPT = "Describe this image in one short sentence."
 _TRIES = 5
 _SECONDS = 120.0  # for one answer
 _LONGEST_WAIT = 60.0  # seconds between two tries
 _MOST_SENT, _MOST_READ = 20 << 20, 1 << 20  # bytes
 _LONGEST = 4000  # characters of a text
 _AT_ONCE = 8
-_REFUSED = (400, 413, 415, 422)  # this picture, not the server
+_REFUSED = (400, 413, 415, 422)  # this image, not the server
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
@@ -75,7 +74,7 @@ class RemoteCaptioner:
     def caption(
         self, pictures: Sequence[Pixels], keys: Sequence[str], options: CapFiltOptions
     ) -> list[list[str] | ImageError]:
-        """`options.captions` texts for each picture, or why the server refused it.
+        """`options.captions` texts for each image, or why the server refused it.
 
         Raises SightloopError where the server does not answer, or refuses everything. Whoever interrupts it, or such an
         error, waits for no request: the threads are daemons, which a pool's are not, and go on to no other one.
@@ -105,12 +104,12 @@ class RemoteCaptioner:
         Image.fromarray(picture.values.transpose(1, 2, 0)).save(file, "JPEG", quality=90)
         data = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
         if len(data) > _MOST_SENT:
-            return ImageError(key, "its picture is too large to send to the captioner")
+            return ImageError(key, "its image is too large to send to the captioner")
         content = [
             {"type": "text", "text": options.prompt or _PROMPT},
             {"type": "image_url", "image_url": {"url": data}},
         ]
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        body: JsonDict = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         body |= {"max_tokens": options.max_tokens, "top_p": options.top_p}
         try:
             return [
@@ -122,7 +121,7 @@ class RemoteCaptioner:
         except ImageError as error:
             return error.with_traceback(None)
 
-    def _ask(self, body: dict[str, Any], key: str) -> str:
+    def _ask(self, body: JsonDict, key: str) -> str:
         why, wait = "", 1.0
         for left in reversed(range(_TRIES)):
             try:
@@ -131,7 +130,7 @@ class RemoteCaptioner:
                     return _text(data, key)
                 why = f"HTTP {status}"
                 if status in _REFUSED:
-                    raise ImageError(key, f"the captioner refused its picture ({why})")
+                    raise ImageError(key, f"the captioner refused its image ({why})")
                 if status not in _BUSY:
                     raise SightloopError(_refusal(status))
                 wait = max(wait, after)
@@ -141,7 +140,7 @@ class RemoteCaptioner:
                 break
             wait *= 2
         if why == "HTTP 500":
-            raise ImageError(key, f"the captioner failed at its picture, {_TRIES} times ({why})")
+            raise ImageError(key, f"the captioner failed at its image, {_TRIES} times ({why})")
         raise SightloopError(
             f"the captioner's endpoint gave no answer in {_TRIES} tries ({why}): see that it runs, and give the same "
             "command again; what is done stays done"

@@ -9,7 +9,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
 
 from PIL import Image
 
@@ -18,11 +17,12 @@ from sightloop.capfilt.shard import BINS, Job
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode, read_file
 from sightloop.errors import ImageError
+from sightloop.types import JsonDict, JsonMapping
 
 KEPT = ("matched", "ranked", "unjudged")
 _MOST_TEXTS = 50_000  # that lengths, words and repetitions are counted over; totals count all
-_UNITS_SHOWN = 8  # from which pictures are taken
-_EACH = 8  # pictures of a kind
+_UNITS_SHOWN = 8  # from which images are taken
+_EACH = 8  # images of a kind
 _SIDE = 180  # px
 _MOST_NAMED = 200
 _LONGEST = 500  # characters of a caption on the page
@@ -39,15 +39,15 @@ svg { background: #fafafa; margin-right: 2em } pre { white-space: pre-wrap; over
 """
 
 _LEGEND = (
-    "<p><small>Bars: how many texts have which ITM probability, that text and picture match; dashed: the threshold."
+    "<p><small>Bars: how many texts have which ITM probability, that text and image match; dashed: the threshold."
     '</small><br>Is the filter too strict? Look at the close calls: where <span class="dropped">dropped texts</span> '
     'are right, lower the threshold; where <span class="kept">kept texts</span> are wrong, raise it.</p>'
 )
 
-Line = dict[str, Any]
+Line = JsonDict
 
 
-def write_report(job: Job, done: Mapping[int, Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+def write_report(job: Job, done: Mapping[int, JsonMapping], about: JsonMapping) -> JsonDict:
     """Writes both, from the manifest's lines of what is done so far and the evidence; returns what report.json says."""
     entries = [done[unit] for unit in sorted(done)]
     lines = list(_sampled(job, [entry["unit"] for entry in entries]))
@@ -57,9 +57,9 @@ def write_report(job: Job, done: Mapping[int, Mapping[str, Any]], about: Mapping
     return facts
 
 
-def shares(texts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def shares(texts: Mapping[str, int]) -> dict[str, JsonDict]:
     """For each source: total, kept, share, and the share of the judged that is dropped (the paper's noise ratio)."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonDict] = {}
     for source in TEXT_SOURCES:
         reasons = {name.partition(" ")[2]: n for name, n in texts.items() if name.startswith(f"{source} ")}
         total, kept = sum(reasons.values()), sum(reasons.get(reason, 0) for reason in KEPT)
@@ -95,9 +95,7 @@ def _sampled(job: Job, units: Sequence[int]) -> Iterator[Line]:
             return
 
 
-def _facts(
-    job: Job, entries: Sequence[Mapping[str, Any]], lines: Sequence[Line], about: Mapping[str, Any]
-) -> dict[str, Any]:
+def _facts(job: Job, entries: Sequence[JsonMapping], lines: Sequence[Line], about: JsonMapping) -> JsonDict:
     texts = Counter[str]()
     bins = {source: [0] * BINS for source in TEXT_SOURCES}
     failed: list[list[str]] = []
@@ -109,7 +107,7 @@ def _facts(
     return {
         "about": {name: value for name, value in about.items() if name != "sources"},
         "shards": {"done": len(entries), "of": len(job.shards), "bytes": sum(e["bytes"] for e in entries)},
-        "pictures": {name: sum(entry[name] for entry in entries) for name in ("samples", "written")}
+        "images": {name: sum(entry[name] for entry in entries) for name in ("samples", "written")}
         | {"failed": len(failed)},
         "texts": shares(texts),
         "itm_histogram": {"bins": f"{BINS} of equal width from 0 to 1", **bins},
@@ -126,7 +124,7 @@ def _facts(
     }
 
 
-def _language(lines: Sequence[Line]) -> dict[str, Any]:
+def _language(lines: Sequence[Line]) -> JsonDict:
     """Lengths, vocabulary, repetitions of some texts. Near duplicates have the same words, in any order or case."""
     lengths, vocabulary = Counter[int](), Counter[str]()
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -147,7 +145,7 @@ def _language(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def _throughput(job: Job) -> dict[str, Any]:
+def _throughput(job: Job) -> JsonDict:
     """Of all runs so far, as log.jsonl tells."""
     path = job.out / "log.jsonl"
     samples = seconds = 0.0
@@ -158,14 +156,14 @@ def _throughput(job: Job) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             continue  # torn by a kill
     return {
-        "pictures": int(samples),
+        "images": int(samples),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(samples / seconds, 3) if seconds else None,
     }
 
 
 def _chosen(lines: Iterable[Line], threshold: float) -> dict[str, list[list[Line]]]:
-    """Pictures to show, with all their texts: clear cases of both verdicts, and close calls."""
+    """Images to show, with all their texts: clear cases of both verdicts, and close calls."""
     pictures: dict[tuple[int, str], list[Line]] = defaultdict(list)
     for line in lines:
         pictures[line["unit"], line["key"]].append(line)
@@ -180,7 +178,7 @@ def _chosen(lines: Iterable[Line], threshold: float) -> dict[str, list[list[Line
         return min(abs(t["itm"] - threshold) for t in texts if t["itm"] is not None)
 
     if not judged:
-        return {"Some pictures": some[: 2 * _EACH]}
+        return {"Some images": some[: 2 * _EACH]}
     by_least = sorted(judged, key=least)
     return {
         "Close calls: would you decide so?": sorted(judged, key=nearest)[:_EACH],
@@ -193,16 +191,16 @@ def _chosen(lines: Iterable[Line], threshold: float) -> dict[str, list[list[Line
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def _page(job: Job, facts: Mapping[str, Any], chosen: Mapping[str, list[list[Line]]]) -> str:
-    pictures, shards, speed = facts["pictures"], facts["shards"], facts["throughput"]
+def _page(job: Job, facts: JsonMapping, chosen: Mapping[str, list[list[Line]]]) -> str:
+    pictures, shards, speed = facts["images"], facts["shards"], facts["throughput"]
     state = (
         "" if shards["done"] == shards["of"] else f" ({shards['done']:,} of {shards['of']:,} shards are done)"
     )
-    rate = f"; {speed['pictures_per_second']:,} pictures/s" if speed["pictures_per_second"] else ""
+    rate = f"; {speed['pictures_per_second']:,} images/s" if speed["pictures_per_second"] else ""
     models = ", ".join(f"{part} {name}" for part, name in facts["about"]["models"].items())
     parts = [
-        f"<h1>Bootstrap of {pictures['samples']:,} pictures{state}</h1>",
-        f"<p>{pictures['written']:,} pictures in the new dataset, {pictures['failed']:,} failed{rate}.<br>"
+        f"<h1>Bootstrap of {pictures['samples']:,} images{state}</h1>",
+        f"<p>{pictures['written']:,} images in the new dataset, {pictures['failed']:,} failed{rate}.<br>"
         f"{_text(models)}; mode {job.options.mode}, keep {job.options.keep}, threshold {job.options.threshold:g}</p>",
         *(f'<p class="note">{_text(note[:1].upper() + note[1:])}.</p>' for note in facts["about"]["notes"]),
         _shares_table(facts["texts"]),
@@ -255,7 +253,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><tr>{names}{cells}</table>"
 
 
-def _shares_table(texts: Mapping[str, Any]) -> str:
+def _shares_table(texts: JsonMapping) -> str:
     rows = [
         [
             s,
@@ -273,11 +271,11 @@ def _shares_table(texts: Mapping[str, Any]) -> str:
     )
 
 
-def _reasons(source: Mapping[str, Any]) -> str:
+def _reasons(source: JsonMapping) -> str:
     return ", ".join(f"{n:,} {reason}" for reason, n in source["reasons"].items())
 
 
-def _language_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def _language_table(before: JsonMapping, after: JsonMapping) -> str:
     def row(name: str, shown: str) -> list[str]:
         values = (before[name], after[name])
         return [shown, *("-" if v is None else _percent(v) if "dup" in name else f"{v:,}" for v in values)]
@@ -332,7 +330,7 @@ def _score(line: Line) -> str:
 
 
 def _images(job: Job, wanted: set[tuple[int, str]]) -> dict[tuple[int, str], str]:
-    """Small pictures, inside the page; what cannot be read any more is left out."""
+    """Small images, inside the page; what cannot be read any more is left out."""
     found: dict[tuple[int, str], str] = {}
     for unit in sorted({unit for unit, _ in wanted}):
         for index in range(*job.shards[unit]):

@@ -2,7 +2,7 @@
 
 What a unit gives is a function of its samples and the job's settings. Float32 sums depend on the shape of a pass, so
 the shapes are the unit's own: its samples go through the models in groups of `group` places, counted from its start,
-whatever the batch size, the number of workers or the order. A picture that cannot be read leaves its place empty.
+whatever the batch size, the number of workers or the order. An image that cannot be read leaves its place empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from sightloop.inference import rerank
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.tasks.embed import embed_images
-from sightloop.types import ImageSpec, Limits, Pixels, Sample
+from sightloop.types import ImageSpec, JsonDict, Limits, Pixels, Sample
 
 OnImage: TypeAlias = "Callable[[str, str], None]"
 
@@ -73,14 +73,14 @@ class Models:
 
     @property
     def specs(self) -> list[ImageSpec]:
-        """The ways in which pictures are prepared for them, each once."""
+        """The ways in which images are prepared for them, each once."""
         models = (self.captioner, self.judge, self.ranker)
         return list(dict.fromkeys(model.image_spec for model in models if model is not None))
 
 
 @dataclass(eq=False)
 class ShardItem:
-    """A place of a unit. shard: the name of the source. reason: why there is no such picture, where there is none."""
+    """A place of a unit. shard: the name of the source. reason: why there is no such image, where there is none."""
 
     shard: str
     key: str
@@ -119,7 +119,7 @@ def load_models(job: Job) -> Models:
 
 def process_shard(
     job: Job, models: Models, unit: int, quarantined: Mapping[str, str], watch: OnImage | None = None
-) -> dict[str, Any]:
+) -> JsonDict:
     """Works on one unit and puts its two files into place; returns what the manifest says about it.
 
     quarantined: samples that are not to be touched, and why. watch: is told of each sample its key and, where it
@@ -195,7 +195,7 @@ def _kept(item: ShardItem, writer: writers.DatasetWriter) -> Sample | None:
 def _read(
     job: Job, models: Models, unit: int, quarantined: Mapping[str, str]
 ) -> Generator[ShardItem, None, None]:
-    """The unit's places in order, each with its picture for every model, or a reason why not."""
+    """The unit's places in order, each with its image for every model, or a reason why not."""
     waiting: deque[ShardItem] = deque()
 
     def sources() -> Iterator[bytes]:
@@ -252,7 +252,7 @@ def _take(item: ShardItem, models: Models, results: Sequence[Pixels | ImageError
 
 
 def _read_again(job: Job, models: Models, group: Sequence[ShardItem]) -> None:
-    """A second try for pictures that could not be decoded: a decoder may have been killed by others' hunger."""
+    """A second try for images that could not be decoded: a decoder may have been killed by others' hunger."""
     failed = [item for item in group if item.unlucky]
     if failed:
         streams = [list(_stream(job, spec, [item.data for item in failed])) for spec in models.specs]
@@ -292,7 +292,7 @@ def _work(job: Job, models: Models, items: Sequence[ShardItem]) -> None:
 
 @torch.inference_mode()
 def score(models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequence[CandidateText]]) -> None:
-    """ITM and ITC of every text with its picture; a picture is encoded once for all of its texts.
+    """ITM and ITC of every text with its image; an image is encoded once for all of its texts.
 
     A text that is longer than a model reads is judged by its beginning.
     """
@@ -318,13 +318,13 @@ def score(models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequenc
 
 
 def evidence_lines(job: Job, item: ShardItem) -> Iterator[bytes]:
-    """A line for each text of a picture, kept or not, or one that says why there is no picture."""
+    """A line for each text of an image, kept or not, or one that says why there is no image."""
     if item.reason:
         failed = {"key": item.key, "shard": item.shard, "failed": item.reason}
         yield schema.json_text(failed).encode() + b"\n"
     how = {name: value for name, value in job.options.decoding().items() if value is not None}
     for text in item.texts:
-        line: dict[str, Any] = {"key": item.key, "source": text.source, "text": text.text}
+        line: JsonDict = {"key": item.key, "source": text.source, "text": text.text}
         line |= {"itm": text.itm, "itc": text.itc, "verdict": "kept" if text.kept else "dropped"}
         line |= {"reason": text.reason, "filter": job.stamps.get("filter")}
         if "ranker" in job.stamps:
@@ -358,7 +358,7 @@ class ShardTally:
             if text.itm is not None:
                 self.bins[text.source][min(BINS - 1, int(text.itm * BINS))] += 1
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> JsonDict:
         """As JSON values, the same for the same unit."""
         counts = dict(sorted(self.texts.items()))
         return {"samples": self.samples, "written": self.written, "texts": counts} | {
@@ -367,6 +367,6 @@ class ShardTally:
         }
 
 
-def _digest(path: Path) -> dict[str, Any]:
+def _digest(path: Path) -> JsonDict:
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}

@@ -23,6 +23,7 @@ import torch
 
 from sightloop.capfilt.shard import Job, Models, OnImage, load_models, process_shard, worked
 from sightloop.errors import SightloopError
+from sightloop.types import JsonDict
 
 # ("unit", number, quarantined) to work on one; ("try", number, index) to see whether one sample kills.
 Request: TypeAlias = "tuple[str, int, Any]"
@@ -102,7 +103,7 @@ def process_shards(
     todo: Sequence[int],
     quarantined: dict[str, str],
     quarantine: Callable[[str, str, str], None],
-) -> Generator[tuple[str, str] | dict[str, Any], None, None]:
+) -> Generator[tuple[str, str] | JsonDict, None, None]:
     """What `run_unit` returns for each of these units, in the order in which they end; before it, what it watches.
 
     quarantine(shard, key, reason): is told of a sample that took a worker down twice. Raises what a worker raised, and

@@ -17,6 +17,7 @@ from sightloop.errors import UnsupportedError
 from sightloop.models.blip import Blip, BlipConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict, JsonMapping
 
 
 # Decoder tensors that equal the encoder's where the two share (names below `text_encoder.` / `text_decoder.bert.`).
@@ -42,10 +43,10 @@ _VISION_DEFAULTS = {
 _TEXT_DEFAULTS = {**_VISION_DEFAULTS, "vocab": 30524, "positions": 512, "heads": 8, "eps": 1e-12}
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BlipConfig:
+def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -> BlipConfig:
     """From the config.json of a hub checkpoint (`model_type: blip`) and the names of its tensors."""
-    vision: dict[str, Any] = data.get("vision_config") or {}
-    text: dict[str, Any] = data.get("text_config") or {}
+    vision: JsonDict = data.get("vision_config") or {}
+    text: JsonDict = data.get("text_config") or {}
     image_tower = VitConfig(
         **from_hf_config(vision, VISION, _VISION_DEFAULTS),
         norm_first=False,
@@ -131,7 +132,7 @@ def _with_parts(
     )
 
 
-def exports(config: BlipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: BlipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
 
     Raises UnsupportedError for a convolutional stem, or a judge that counts ITC too: no model there has them.
@@ -156,7 +157,7 @@ def exports(config: BlipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ..
     return {"": captioning if config.decoder else retrieval}
 
 
-def _config_to_transformers(config: BlipConfig, architecture: str) -> dict[str, Any]:
+def _config_to_transformers(config: BlipConfig, architecture: str) -> JsonDict:
     return {
         "architectures": [architecture],
         "model_type": "blip",
@@ -186,9 +187,7 @@ def both_biases(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return Renamed(tensors, {**dict.fromkeys(_BIASES, there[0]), **own}) if there else tensors
 
 
-def _vision_keys(
-    embed: dict[str, Any], layer: str, names: tuple[str, str, str, str], last: str
-) -> dict[str, Any]:
+def _vision_keys(embed: JsonDict, layer: str, names: tuple[str, str, str, str], last: str) -> JsonDict:
     qkv, out, norm1, norm2 = (f"{layer}.{name}" for name in names)
     return embed | {
         "vision.blocks.{}.attn.qkv": qkv,
@@ -201,7 +200,7 @@ def _vision_keys(
     }
 
 
-def _bert_keys(ours: str, theirs: str) -> dict[str, Any]:
+def _bert_keys(ours: str, theirs: str) -> JsonDict:
     layer = f"{theirs}.encoder.layer.{{}}"
     own, cross = f"{layer}.attention", f"{layer}.crossattention"
     return {
@@ -221,7 +220,7 @@ def _bert_keys(ours: str, theirs: str) -> dict[str, Any]:
     }
 
 
-_HEAD_KEYS: dict[str, Any] = {
+_HEAD_KEYS: JsonDict = {
     **_bert_keys("encoder", "text_encoder"),
     **_bert_keys("decoder.text", "text_decoder.bert"),
     "decoder.head.dense": "text_decoder.cls.predictions.transform.dense",
@@ -235,7 +234,7 @@ _HEAD_KEYS: dict[str, Any] = {
     "temperature": "temp",
 }
 
-VISION_KEYS: dict[str, Any] = _vision_keys(
+VISION_KEYS: JsonDict = _vision_keys(
     {
         "vision.embed.class_token": batched("vision_model.embeddings.class_embedding", 2),
         "vision.embed.position": batched("vision_model.embeddings.position_embedding", 1),
@@ -267,7 +266,7 @@ IGNORED = (
 )
 
 
-def default_image(config: Any) -> dict[str, Any]:
+def default_image(config: Any) -> JsonDict:
     """The processor settings that the models were trained with: stretched to a square, CLIP's mean and std."""
     side = config.vision.image_size
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -18,8 +17,9 @@ from sightloop.errors import CheckpointError, UnsupportedError
 from sightloop.models.blip2 import Blip2, Blip2Config
 from sightloop.towers.text import LanguageConfig, TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict, JsonMapping
 
-_VISION: dict[str, Any] = {
+_VISION: JsonDict = {
     "image_size": 224,
     "patch": 14,
     "dim": 1408,
@@ -29,7 +29,7 @@ _VISION: dict[str, Any] = {
     "activation": "gelu",
     "eps": 1e-6,
 }
-_QFORMER: dict[str, Any] = {
+_QFORMER: JsonDict = {
     "vocab": 30522,
     "positions": 512,
     "dim": 768,
@@ -41,10 +41,10 @@ _QFORMER: dict[str, Any] = {
 }
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Blip2Config:
+def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -> Blip2Config:
     """From the config.json of a hub checkpoint (`model_type: blip-2`) and the names of its tensors."""
-    vision: dict[str, Any] = data.get("vision_config") or {}
-    former: dict[str, Any] = data.get("qformer_config") or {}
+    vision: JsonDict = data.get("vision_config") or {}
+    former: JsonDict = data.get("qformer_config") or {}
     tower = VitConfig(
         **from_hf_config(vision, VISION, _VISION),
         norm_first=False,
@@ -60,7 +60,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
         memory_dim=tower.dim,
         cross_every=former.get("cross_attention_frequency", 2),
     )
-    shared: dict[str, Any] = {"vision": tower, "queries": queries, "temperature": "temp" in tensors}
+    shared: JsonDict = {"vision": tower, "queries": queries, "temperature": "temp" in tensors}
     if "language_projection.weight" not in tensors:
         projection = tensors.get("vision_projection.weight")
         return Blip2Config(
@@ -75,7 +75,7 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
             end_id=102,  # BERT's [SEP]
             pad_id=former.get("pad_token_id") or 0,
         )
-    text: dict[str, Any] = {"model_type": "opt", **(data.get("text_config") or {})}
+    text: JsonDict = {"model_type": "opt", **(data.get("text_config") or {})}
     encoder, language, start = _language(text, tensors, "language_model.")
     picture = image_id(data, None)
     return Blip2Config(
@@ -96,9 +96,9 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def second_stage(
-    first: Blip2Config, text: Mapping[str, Any], tensors: Mapping[str, Tensor], picture: int
+    first: Blip2Config, text: JsonMapping, tensors: Mapping[str, Tensor], picture: int
 ) -> Blip2Config:
-    """The queries of a stage 1 in front of a language model: its config.json and tensors as it is alone; picture: the
+    """The queries of a stage 1 in front of a language model: its config.json and tensors as it is alone; image: the
     id of "<image>" among its tokens. Raises CheckpointError for another kind than OPT and T5."""
     encoder, language, start = _language(text, tensors, "")
     return replace(
@@ -117,7 +117,7 @@ def second_stage(
     )
 
 
-def _end(text: Mapping[str, Any], usual: int) -> int:
+def _end(text: JsonMapping, usual: int) -> int:
     """The one token that ends a text."""
     ends = text.get("eos_token_id", usual)
     if isinstance(ends, list):
@@ -126,7 +126,7 @@ def _end(text: Mapping[str, Any], usual: int) -> int:
 
 
 def _language(
-    text: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
+    text: JsonMapping, tensors: Mapping[str, Tensor], prefix: str
 ) -> tuple[TextConfig | None, LanguageConfig, tuple[int, ...]]:
     """The encoder, if there is one, the language model and the ids that it starts from. prefix: of its tensors."""
     if text.get("model_type") == "opt":
@@ -142,7 +142,7 @@ def _language(
     return encoder, language, ((text.get("pad_token_id") or 0) if start is None else start,)
 
 
-def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: Blip2Config) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The model of `transformers` that holds this checkpoint's parts.
 
     Raises UnsupportedError for a convolutional stem, which no model there has.
@@ -155,7 +155,7 @@ def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, .
     former = to_hf_config(texts or queries, TEXT)
     if texts is None:  # the reference has a vocabulary even where it reads no words
         former |= {"vocab_size": _QFORMER["vocab"], "max_position_embeddings": _QFORMER["positions"]}
-    out: dict[str, Any] = {
+    out: JsonDict = {
         "architectures": [
             "Blip2ForImageTextRetrieval" if config.language is None else "Blip2ForConditionalGeneration"
         ],
@@ -176,7 +176,7 @@ def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, .
         },
     }
     if config.language is not None:
-        ids: dict[str, Any] = {"eos_token_id": config.end_id, "pad_token_id": config.pad_id}
+        ids: JsonDict = {"eos_token_id": config.end_id, "pad_token_id": config.pad_id}
         if config.encoder is None:
             text = {**opt_to_transformers(config.language), **ids}
         else:
@@ -187,7 +187,7 @@ def exports(config: Blip2Config) -> dict[str, tuple[dict[str, Any], tuple[str, .
     return {"": (out, _PARTS)}
 
 
-def _qformer_block(ours: str, mlp: str) -> dict[str, Any]:
+def _qformer_block(ours: str, mlp: str) -> JsonDict:
     """One side of the Q-Former; mlp: what its feed-forward layers are called after ("_query" or nothing)."""
     block, theirs = f"{ours}.blocks.{{}}", "qformer.encoder.layer.{}"
     own = f"{theirs}.attention"
@@ -203,7 +203,7 @@ def _qformer_block(ours: str, mlp: str) -> dict[str, Any]:
 
 
 _CROSS = "qformer.encoder.layer.{}.crossattention"
-_KEYS: dict[str, Any] = {
+_KEYS: JsonDict = {
     **VISION_KEYS,
     "queries.word.weight": batched("query_tokens", 1),
     **_qformer_block("queries", "_query"),
@@ -249,10 +249,8 @@ IGNORED = (
 )
 
 
-def processor(
-    config: Blip2Config, _: tuple[int, int], __: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What processor_config.json says beside the pictures: for how many queries a prompt has places."""
+def processor(config: Blip2Config, _: tuple[int, int], __: Sequence[str]) -> tuple[JsonDict, JsonDict]:
+    """What processor_config.json says beside the images: for how many queries a prompt has places."""
     queries = {} if config.language is None else {"num_query_tokens": config.queries.vocab}
     return {"processor_class": "Blip2Processor", **queries}, {}
 

@@ -18,18 +18,18 @@ BUNDLED = "nano"
 """The model that comes with the package: no download, no network."""
 
 CAPABILITIES: dict[str, str] = {
-    "embed": "a vector for a picture or a text, for search",
-    "similarity": "cosine of every picture with every text",
+    "embed": "a vector for an image or a text, for search",
+    "similarity": "cosine of every image with every text",
     "classify": "probabilities over labels that you name (zero-shot)",
-    "match": "probability that a text fits a picture",
-    "rank": "order texts for a picture: by embedding, then by a second, closer look",
-    "caption": "write a text for a picture",
-    "answer": "answer a question about a picture",
+    "match": "probability that a text fits an image",
+    "rank": "order texts for an image: by embedding, then by a second, closer look",
+    "caption": "write a text for an image",
+    "answer": "answer a question about an image",
     "detect": "find things: all, or those that you name",
     "locate": "find what a phrase refers to",
     "segment": "outline what a phrase refers to",
-    "read": "read the texts in a picture, and where they stand",
-    "chat": "converse about pictures, with more than one question",
+    "read": "read the texts in an image, and where they stand",
+    "chat": "converse about images, with more than one question",
 }
 
 RECOMMENDED: dict[str, str] = {
@@ -70,7 +70,7 @@ class CatalogEntry:
 
     @property
     def memory_mb(self) -> int:
-        """10^6 bytes that the weights take in float32; the program and the pictures at work come on top."""
+        """10^6 bytes that the weights take in float32; the program and the images at work come on top."""
         return round(self.parameters * 4)
 
     @property
@@ -212,7 +212,7 @@ def _open_clip(imagenet: float) -> str:
 
 
 def _captions(cider: float) -> str:
-    return f"COCO CIDEr {cider}, Karpathy test, fine-tuned on COCO, beam 3, prompt 'a picture of' (paper)"
+    return f"COCO CIDEr {cider}, Karpathy test, fine-tuned on COCO, beam 3, prompt 'an image of' (paper)"
 
 
 def _retrieval(data: str, recall: str, k: int) -> str:
@@ -382,12 +382,10 @@ CATALOG: tuple[CatalogEntry, ...] = (
     ),
     _llava("llava-v1.6-mistral-7b-hf", 7566.7, "Apache-2.0", "2310.03744", "TextVQA 65.7 % (authors' table)"),
     _llava("llava-v1.6-vicuna-7b-hf", 7063.4, "Llama 2", "2310.03744", "TextVQA 64.9 % (authors' table)"),
-    _original("model_base_14M.pth", 252.4, "14M pictures"),
-    _original("model_base.pth", 252.4, "129M pictures"),
-    _original(
-        "model_base_capfilt_large.pth", 252.4, "129M pictures with texts that ViT-L wrote and filtered"
-    ),
-    _original("model_large.pth", 474.7, "129M pictures with texts that ViT-L wrote and filtered"),
+    _original("model_base_14M.pth", 252.4, "14M images"),
+    _original("model_base.pth", 252.4, "129M images"),
+    _original("model_base_capfilt_large.pth", 252.4, "129M images with texts that ViT-L wrote and filtered"),
+    _original("model_large.pth", 474.7, "129M images with texts that ViT-L wrote and filtered"),
     _paligemma("paligemma-3b-pt-224", 2923.5),
     _paligemma("paligemma-3b-pt-448", 2924.4),
     _paligemma("paligemma-3b-pt-896", 2927.9),

@@ -22,6 +22,7 @@ from sightloop.models.clip import Clip, ClipConfig
 from sightloop.towers.resnet import ResnetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict, JsonMapping
 
 _TOWER_DEFAULTS = {"layers": 12, "activation": "quick_gelu", "eps": 1e-5}
 _VISION_DEFAULTS = {
@@ -35,7 +36,7 @@ _VISION_DEFAULTS = {
 _TEXT_DEFAULTS = {"vocab": 49408, "positions": 77, "dim": 512, "heads": 8, "mlp_dim": 2048, **_TOWER_DEFAULTS}
 
 
-def config_from_transformers(data: Mapping[str, Any]) -> ClipConfig:
+def config_from_transformers(data: JsonMapping) -> ClipConfig:
     """From the config.json of a hub checkpoint (`model_type: clip`)."""
     # The first files say all of it in a dict of another name, which then decides alone.
     vision, text = (
@@ -59,12 +60,12 @@ def config_from_transformers(data: Mapping[str, Any]) -> ClipConfig:
     )
 
 
-def exports(config: ClipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: ClipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model, `CLIPModel`, with all tensors."""
     return {"": (_config_to_transformers(config), ("",))}
 
 
-def _config_to_transformers(config: ClipConfig) -> dict[str, Any]:
+def _config_to_transformers(config: ClipConfig) -> JsonDict:
     assert isinstance(config.vision, VitConfig)
     width = {"projection_dim": config.embed_dim}
     end_id = 2 if config.end_is_largest_id else config.end_id
@@ -95,7 +96,7 @@ _USUAL = {
 }
 
 
-def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClipConfig:
+def config_from_open_clip(data: JsonMapping, tensors: Mapping[str, Tensor]) -> ClipConfig:
     """From the `model_cfg` of an open_clip_config.json: ViTs and ResNets with CLIP's own text tower.
 
     Without one, from the tensors' shapes alone (heads of 64 wide; OpenAI's QuickGELU is assumed).
@@ -155,7 +156,7 @@ def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]
     )
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
     vocab, dim = tensors["token_embedding.weight"].shape
     resnet = "visual.attnpool.c_proj.weight" in tensors
     return {
@@ -173,7 +174,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _vit_shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _vit_shape(tensors: Mapping[str, Tensor]) -> JsonDict:
     width, _, patch, _ = tensors["visual.conv1.weight"].shape
     grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
@@ -185,7 +186,7 @@ def _vit_shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _resnet_shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _resnet_shape(tensors: Mapping[str, Tensor]) -> JsonDict:
     grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
         "image_size": 32 * grid,
@@ -245,7 +246,7 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-def default_image(config: Any) -> dict[str, Any]:
+def default_image(config: Any) -> JsonDict:
     """The processor settings that the models were trained with: shortest edge, centre crop, CLIP's mean and std."""
     side = config.vision.image_size
     return {

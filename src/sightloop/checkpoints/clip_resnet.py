@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sightloop.checkpoints.clip import (
     IGNORED,
     OPEN_CLIP_TEXT_KEYS,
@@ -16,16 +14,17 @@ from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
 from sightloop.models.clip import Clip, ClipConfig
 from sightloop.towers.resnet import ResnetConfig
+from sightloop.types import JsonDict
 
 
-def exports(config: ClipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: ClipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """Raises UnsupportedError: there is no such model."""
     raise UnsupportedError("transformers has no CLIP with a ResNet; save it in our own layout")
 
 
-def _resnet_keys() -> dict[str, Any]:
+def _resnet_keys() -> JsonDict:
     """The ResNets of open_clip and OpenAI."""
-    keys: dict[str, Any] = {
+    keys: JsonDict = {
         "vision.position": "visual.attnpool.positional_embedding",
         "vision.pool.q": "visual.attnpool.q_proj",
         "vision.pool.kv": cat("visual.attnpool.k_proj", "visual.attnpool.v_proj"),

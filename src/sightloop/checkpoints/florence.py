@@ -16,6 +16,7 @@ from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, bart_to_trans
 from sightloop.errors import CheckpointError, UnsupportedError
 from sightloop.models.florence import Florence, FlorenceConfig
 from sightloop.towers.davit import DavitConfig
+from sightloop.types import JsonDict, JsonMapping
 
 # Our field -> their name, and the reference's default.
 _VISION: dict[str, tuple[str, Any]] = {
@@ -34,9 +35,9 @@ _VISION: dict[str, tuple[str, Any]] = {
 }
 
 
-def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlorenceConfig:
+def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -> FlorenceConfig:
     """From the config.json of a hub checkpoint (`florence2`), and its processor's list as `ignored_phrases`."""
-    vision: dict[str, Any] = data.get("vision_config") or {}
+    vision: JsonDict = data.get("vision_config") or {}
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
     sizes = vision.get("max_position_embeddings", 50), vision.get("max_temporal_embeddings", 100)
     tied = head not in tensors or same(tensors, [(shared, head)])
@@ -45,9 +46,9 @@ def config_from_transformers(data: Mapping[str, Any], tensors: Mapping[str, Tens
     return replace(config, untied_decoder=_untied_decoder(tensors, _BODY))
 
 
-def config_from_original(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlorenceConfig:
+def config_from_original(data: JsonMapping, tensors: Mapping[str, Tensor]) -> FlorenceConfig:
     """From the config.json of microsoft/Florence-2-*. Raises CheckpointError for what transformers' form lacks."""
-    vision: dict[str, Any] = dict(data["vision_config"])
+    vision: JsonDict = dict(data["vision_config"])
     if vision.get("image_feature_source", _SOURCES) != _SOURCES:
         raise CheckpointError(f"config.json: image_feature_source must be {_SOURCES}")
     vision["embed_dim"] = vision["dim_embed"]
@@ -70,20 +71,20 @@ def _untied_decoder(tensors: Mapping[str, Tensor], body: str) -> bool:
 
 
 def _config(
-    data: Mapping[str, Any],
-    vision: Mapping[str, Any],
+    data: JsonMapping,
+    vision: JsonMapping,
     sizes: tuple[int, int],
     *,
     tied: bool,
     head_bias: bool,
     image_id: int,
 ) -> FlorenceConfig:
-    text: dict[str, Any] = data.get("text_config") or {}
+    text: JsonDict = data.get("text_config") or {}
     if (kind := text.get("model_type", "bart")) not in ("bart", "florence2_language"):
         raise CheckpointError(f"config.json: a Florence-2 that writes with {kind!r} is not supported")
     encoder, language = bart_configs(text)
     given = {ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}
-    shape: dict[str, Any] = {
+    shape: JsonDict = {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
     }
     return FlorenceConfig(
@@ -99,7 +100,7 @@ def _config(
     )
 
 
-def exports(config: FlorenceConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: FlorenceConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The one model of `transformers` that this is. Raises UnsupportedError for a bias that it does not have."""
     if config.language.head_bias:
         raise UnsupportedError(
@@ -107,7 +108,7 @@ def exports(config: FlorenceConfig) -> dict[str, tuple[dict[str, Any], tuple[str
         )
     vision = {theirs: getattr(config.vision, ours) for ours, (theirs, _) in _VISION.items()}
     vision |= {"max_position_embeddings": config.grid, "max_temporal_embeddings": config.frames}
-    about: dict[str, Any] = {
+    about: JsonDict = {
         "architectures": ["Florence2ForConditionalGeneration"],
         "model_type": "florence2",
         "image_token_id": config.image_id,
@@ -131,13 +132,13 @@ def exports(config: FlorenceConfig) -> dict[str, tuple[dict[str, Any], tuple[str
 
 def processor(
     config: FlorenceConfig, size: tuple[int, int], ignored_phrases: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[JsonDict, JsonDict]:
     """The reference's processor_config.json, and what its image processor must know of the network."""
     vision, (height, width) = config.vision, size
     for kernel, stride, padding in zip(vision.kernels, vision.strides, vision.paddings, strict=True):
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     kinds = "ocr pure_text description_with_bboxes description_with_polygons polygons bboxes".split()
-    rules: dict[str, Any] = {kind: {} for kind in (*kinds, "description_with_bboxes_or_polygons")}
+    rules: JsonDict = {kind: {} for kind in (*kinds, "description_with_bboxes_or_polygons")}
     words = ignored_phrases if config.ignored_phrases is None else config.ignored_phrases
     rules["phrase_grounding"] = {"banned_grounding_tokens": list(words)}
     return (
@@ -151,9 +152,9 @@ _ROWS, _TIMES = "image_pos_embed.row_embeddings.weight", "visual_temporal_embed.
 _BIAS = "language_model.final_logits_bias"
 
 
-def _layer_keys(tower: str, conv: str, names: Mapping[str, str]) -> dict[str, Any]:
+def _layer_keys(tower: str, conv: str, names: Mapping[str, str]) -> JsonDict:
     """The image tower's keys; names: ours inside a layer -> theirs, "mixer" standing for what each calls its own."""
-    keys: dict[str, Any] = {
+    keys: JsonDict = {
         "vision.stages.{}.conv": f"{tower}.convs.{{}}.{conv}",
         "vision.stages.{}.norm": f"{tower}.convs.{{}}.norm",
     }
@@ -195,7 +196,7 @@ _SHARED, _HEAD = f"{_BODY}.shared.weight", "lm_head.weight"
 
 
 def transformers_keys(config: FlorenceConfig) -> KeyMap:
-    """The key map of the hub's layout, which has a word for pictures. A network without one is given the mean of all
+    """The key map of the hub's layout, which has a word for images. A network without one is given the mean of all
     words, which is never the likeliest."""
     more = int(config.image_id >= config.text.vocab)
     if not more and not config.untied_decoder:
@@ -258,7 +259,7 @@ IGNORED = (
 )
 
 
-def default_image(_: FlorenceConfig) -> dict[str, Any]:
+def default_image(_: FlorenceConfig) -> JsonDict:
     """The processor settings that the models were trained with: 768 x 768, ImageNet's mean and std."""
     return {
         "size": {"height": 768, "width": 768},

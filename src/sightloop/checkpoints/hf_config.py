@@ -10,6 +10,7 @@ from torch import Tensor
 from sightloop.checkpoints.key_map import Renamed, cat
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict, JsonMapping
 
 _TOWER = {
     "dim": "hidden_size",
@@ -24,24 +25,22 @@ VISION = {"image_size": "image_size", "patch": "patch_size", **_TOWER}
 TEXT = {"vocab": "vocab_size", "positions": "max_position_embeddings", **_TOWER}
 
 
-def from_hf_config(
-    data: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def from_hf_config(data: JsonMapping, names: Mapping[str, str], defaults: JsonMapping) -> JsonDict:
     """The fields of a tower's config from a part of config.json; what it leaves out is the reference's default."""
     return {ours: data.get(theirs, defaults[ours]) for ours, theirs in names.items()}
 
 
-def image_id(data: Mapping[str, Any], usual: int | None) -> Any:
-    """The id that stands for a picture, which config.json has under either name; the first wins."""
+def image_id(data: JsonMapping, usual: int | None) -> Any:
+    """The id that stands for an image, which config.json has under either name; the first wins."""
     return data.get("image_token_id", data.get("image_token_index", usual))
 
 
-def to_hf_config(config: VitConfig | TextConfig, names: Mapping[str, str]) -> dict[str, Any]:
+def to_hf_config(config: VitConfig | TextConfig, names: Mapping[str, str]) -> JsonDict:
     """The inverse of `sizes`."""
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
-def transformers_tower(ours: str, theirs: str) -> dict[str, Any]:
+def transformers_tower(ours: str, theirs: str) -> JsonDict:
     """The blocks of a tower in the layout of CLIP's and SigLIP's models on the hub."""
     layer = f"{theirs}.encoder.layers.{{}}"
     return {
@@ -54,7 +53,7 @@ def transformers_tower(ours: str, theirs: str) -> dict[str, Any]:
     }
 
 
-def open_clip_tower(ours: str, theirs: str) -> dict[str, Any]:
+def open_clip_tower(ours: str, theirs: str) -> JsonDict:
     """The blocks of a tower in open_clip's and OpenAI's layout; `theirs` ends in a dot, or is empty."""
     layer = f"{theirs}transformer.resblocks.{{}}"
     return {

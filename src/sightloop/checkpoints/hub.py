@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -25,6 +25,7 @@ from sightloop.checkpoints.tensors import (
     MAX_JSON_BYTES,
 )
 from sightloop.errors import CheckpointError
+from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
     pass
@@ -77,7 +78,7 @@ class CheckpointFiles:
     name: str
     folder: Path
     weights: tuple[Path, ...]
-    config: dict[str, Any] | None
+    config: JsonDict | None
 
 
 def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> CheckpointFiles:
@@ -101,7 +102,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Ch
     raise CheckpointError(_no_such(text))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonDict:
     """A config or an index. Raises CheckpointError for what is too large, damaged or no table of settings."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -111,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the settings of a model")
-    return cast("dict[str, Any]", data)
+    return cast("JsonDict", data)
 
 
 def _in_folder(folder: Path, name: str) -> CheckpointFiles:
@@ -139,7 +140,7 @@ def _one_file(path: Path, name: str) -> CheckpointFiles:
     return CheckpointFiles(name, path.parent, weights, _config(path))
 
 
-def _config(weights: Path) -> dict[str, Any] | None:
+def _config(weights: Path) -> JsonDict | None:
     """The config that belongs to these weights: open_clip's own name for open_clip's files, else config.json."""
     names = ["config.json", "open_clip_config.json"]
     if weights.name.startswith("open_clip"):
@@ -176,7 +177,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
-    listed = list(cast("dict[str, Any]", placed).values())
+    listed = list(cast("JsonDict", placed).values())
     for file in listed:
         if (
             not isinstance(file, str)

@@ -6,7 +6,6 @@ Families hold one of these beside an image tower; they say under which names of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -14,9 +13,10 @@ from sightloop.checkpoints.key_map import KeyMap, cat, grouped, same
 from sightloop.errors import CheckpointError
 from sightloop.nn.attention import HeadConfig
 from sightloop.towers.text import LanguageConfig, TextConfig
+from sightloop.types import JsonDict, JsonMapping
 
 # What a config.json leaves out means the reference's default for its model_type.
-_LLAMA: dict[str, Any] = {
+_LLAMA: JsonDict = {
     "vocab_size": 32_000,
     "hidden_size": 4096,
     "intermediate_size": 11_008,
@@ -28,7 +28,7 @@ _LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _MOST_LAYERS = 1 << 10
-_DEFAULTS: dict[str, dict[str, Any]] = {
+_DEFAULTS: dict[str, JsonDict] = {
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "intermediate_size": 14_336, "num_key_value_heads": 8, "sliding_window": 4096},
     "gemma": {
@@ -73,7 +73,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def language_config(
-    data: Mapping[str, Any], *, bidirectional_prefix: bool = False, tied: bool | None = None
+    data: JsonMapping, *, bidirectional_prefix: bool = False, tied: bool | None = None
 ) -> LanguageConfig:
     """A decoder-only model from its part of config.json: model_type llama, mistral, gemma, gemma2 or opt.
 
@@ -125,11 +125,11 @@ def language_config(
     return LanguageConfig(text, tied=tied, softcap=cap, bidirectional_prefix=bidirectional_prefix)
 
 
-def language_to_transformers(config: LanguageConfig) -> dict[str, Any]:
+def language_to_transformers(config: LanguageConfig) -> JsonDict:
     """The part of config.json that says a Llama, a Mistral or a Gemma; the inverse of `language_config`."""
     text = config.text
     older, newer = ("gemma", "gemma2") if text.norm == "rms_offset" else ("llama", "mistral")
-    data: dict[str, Any] = {
+    data: JsonDict = {
         "model_type": newer if text.windows or text.sandwich else older,
         "vocab_size": text.vocab,
         "hidden_size": text.dim,
@@ -194,7 +194,7 @@ def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> Ke
     }
 
 
-def classic_block(ours: str, layer: str) -> dict[str, Any]:
+def classic_block(ours: str, layer: str) -> JsonDict:
     """The keys of a block as OPT and BART write it; ours: the tower's name, layer: theirs."""
     block = f"{ours}.blocks.{{}}"
     return {
@@ -207,7 +207,7 @@ def classic_block(ours: str, layer: str) -> dict[str, Any]:
     }
 
 
-def _opt(full: Mapping[str, Any]) -> LanguageConfig:
+def _opt(full: JsonMapping) -> LanguageConfig:
     dim = full["hidden_size"]
     unusual = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True}
     unusual |= {"word_embed_proj_dim": dim, "layer_norm_elementwise_affine": True, "sliding_window": None}
@@ -240,7 +240,7 @@ def first_id(ids: int | list[int]) -> int:
     return ids[0] if isinstance(ids, list) else ids
 
 
-def opt_to_transformers(config: LanguageConfig) -> dict[str, Any]:
+def opt_to_transformers(config: LanguageConfig) -> JsonDict:
     """The inverse of `language_config` for an OPT."""
     text = config.text
     return {
@@ -257,18 +257,18 @@ def opt_to_transformers(config: LanguageConfig) -> dict[str, Any]:
     }
 
 
-def _full(data: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _full(data: JsonMapping, kind: str) -> JsonDict:
     return {**_DEFAULTS[kind], **data}
 
 
-def _activation(full: Mapping[str, Any], kind: str) -> str:
+def _activation(full: JsonMapping, kind: str) -> str:
     if kind == "gemma2":
         return full["hidden_activation"]
     # Gemma's first files say "gelu" and mean its tanh approximation.
     return "gelu_pytorch_tanh" if (kind, full["hidden_act"]) == ("gemma", "gelu") else full["hidden_act"]
 
 
-def _theta(full: Mapping[str, Any]) -> float:
+def _theta(full: JsonMapping) -> float:
     """The base of the rotary positions; other kinds of scaling than none are refused."""
     given = full.get("rope_scaling") or full.get("rope_parameters") or {}
     kind = given.get("rope_type", given.get("type", "default"))
@@ -279,7 +279,7 @@ def _theta(full: Mapping[str, Any]) -> float:
     return float(given.get("rope_theta", full["rope_theta"]))
 
 
-def _windows(full: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
+def _windows(full: JsonMapping, kind: str, layers: int) -> tuple[int, ...]:
     window = full.get("sliding_window") or 0
     if not window:
         return ()

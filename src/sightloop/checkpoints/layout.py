@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightloop.checkpoints.key_map import KeyMap
+from sightloop.types import JsonDict, JsonMapping
 
 TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama", "gemma"]
 
@@ -32,7 +33,7 @@ class Layout:
     ignored: Sequence[str]
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     markers: Sequence[str]
-    configure: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
+    configure: Callable[[JsonMapping, Mapping[str, Tensor]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,17 @@ class Family:
     tokenizer: TokenizerKind | Callable[[Any], TokenizerKind]
     image_processor: str
     # Each model that `transformers` makes of it: folder ("" where there is one) -> (config.json, tensor prefixes).
-    to_transformers: Callable[[Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]
+    to_transformers: Callable[[Any], dict[str, tuple[JsonDict, tuple[str, ...]]]]
     # The processor settings that original checkpoints were trained with (they carry none themselves).
-    default_image: Callable[[Any], dict[str, Any]]
+    default_image: Callable[[Any], JsonDict]
 
     # Types of those fields of the config that its class declares by a protocol.
     towers: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
     # Whether the reference reads how it writes in generation_config.json.
     generation: bool = False
     # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
-    # config, the size of pictures, and the words that stand for no thing.
-    processor: (
-        Callable[[Any, tuple[int, int], Sequence[str]], tuple[dict[str, Any], dict[str, Any]]] | None
-    ) = None
+    # config, the size of images, and the words that stand for no thing.
+    processor: Callable[[Any, tuple[int, int], Sequence[str]], tuple[JsonDict, JsonDict]] | None = None
 
     def tokenizer_of(self, config: Any) -> TokenizerKind:
         """The kind of a checkpoint of this config."""

@@ -4,7 +4,6 @@ LlavaNextForConditionalGeneration (1.6)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from sightloop.errors import CheckpointError
 from sightloop.models.chat_templates import IMAGE_PLACEHOLDER, jinja_template, template_name
 from sightloop.models.llava import Llava, LlavaConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict, JsonMapping
 
 # Where config.json is silent about the image tower it is CLIP's L/14 for 336 pixels, about its sizes CLIP's usual one.
 _L14 = {"image_size": 336, "patch": 14, "dim": 1024, "layers": 24, "heads": 16, "mlp_dim": 4096}
@@ -41,15 +41,13 @@ _GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 IGNORED = (r"\.position_ids$", r"\.rotary_emb\.inv_freq$")
 
 
-def config_from_transformers(
-    data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
-) -> LlavaConfig:
+def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor] | None = None) -> LlavaConfig:
     """From a config.json, and the text of the checkpoint's chat template as `chat_template` where it has one.
 
     Raises CheckpointError for towers other than CLIP's and those of Llama and Mistral.
     """
-    vision: Mapping[str, Any] = data.get("vision_config") or {}
-    words: Mapping[str, Any] = {"model_type": "llama", **(data.get("text_config") or {})}
+    vision: JsonMapping = data.get("vision_config") or {}
+    words: JsonMapping = {"model_type": "llama", **(data.get("text_config") or {})}
     if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
         raise CheckpointError(f"config.json: a LLaVA over {vision['model_type']!r} is not supported")
     if words["model_type"] not in ("llama", "mistral"):
@@ -117,12 +115,12 @@ def transformers_keys(config: LlavaConfig) -> KeyMap:
     }
 
 
-def exports(config: LlavaConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: LlavaConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model with all tensors."""
     kind = "LlavaNext" if config.tiles else "Llava"
     patches = (config.vision.image_size // config.vision.patch) ** 2
     layers = [depth - config.vision.layers - 1 for depth in config.depths]
-    data: dict[str, Any] = {
+    data: JsonDict = {
         "architectures": [f"{kind}ForConditionalGeneration"],
         "model_type": "llava_next" if config.tiles else "llava",
         "vision_config": {"model_type": "clip_vision_model", **to_hf_config(config.vision, VISION)},
@@ -141,10 +139,8 @@ def exports(config: LlavaConfig) -> dict[str, tuple[dict[str, Any], tuple[str, .
     return {"": (data, ("",))}
 
 
-def processor(
-    config: LlavaConfig, _: tuple[int, int], __: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What processor_config.json says beside the pictures."""
+def processor(config: LlavaConfig, _: tuple[int, int], __: Sequence[str]) -> tuple[JsonDict, JsonDict]:
+    """What processor_config.json says beside the images."""
     known = {"chat_template": jinja_template(config.chat_template)} if config.chat_template else {}
     about = {
         "processor_class": "LlavaNextProcessor" if config.tiles else "LlavaProcessor",

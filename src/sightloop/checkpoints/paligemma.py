@@ -4,7 +4,6 @@ PaliGemmaForConditionalGeneration."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -21,12 +20,13 @@ from sightloop.checkpoints.layout import Family, Layout
 from sightloop.checkpoints.siglip import default_image, vision_from_transformers, vision_keys
 from sightloop.errors import CheckpointError
 from sightloop.models.paligemma import PaliGemma, PaliGemmaConfig
+from sightloop.types import JsonDict, JsonMapping
 
 # Buffers that old checkpoints store beside the weights, and a pooling head that nothing reads.
 IGNORED = (r"\.position_ids$", r"\.rotary_emb\.inv_freq$", r"^vision_tower\.head\.")
 
 # Where config.json is silent: SigLIP So400m for 224 pixels over Gemma 2B.
-_SO400M: dict[str, Any] = {
+_SO400M: JsonDict = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
@@ -34,7 +34,7 @@ _SO400M: dict[str, Any] = {
     "patch_size": 14,
     "vision_use_head": False,
 }
-_GEMMA: dict[str, Any] = {
+_GEMMA: JsonDict = {
     "model_type": "gemma",
     "hidden_size": 2048,
     "intermediate_size": 16_384,
@@ -46,11 +46,11 @@ _GEMMA: dict[str, Any] = {
 
 
 def config_from_transformers(
-    data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    data: JsonMapping, tensors: Mapping[str, Tensor] | None = None
 ) -> PaliGemmaConfig:
     """From a config.json. Raises CheckpointError for towers other than SigLIP's and those of Gemma and Gemma 2."""
-    vision: Mapping[str, Any] = data.get("vision_config") or _SO400M
-    words: Mapping[str, Any] = data.get("text_config") or _GEMMA
+    vision: JsonMapping = data.get("vision_config") or _SO400M
+    words: JsonMapping = data.get("text_config") or _GEMMA
     if vision.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise CheckpointError(f"config.json: a PaliGemma over {vision['model_type']!r} is not supported")
     kind = words.get("model_type", "gemma")
@@ -75,9 +75,9 @@ def transformers_keys(config: PaliGemmaConfig) -> KeyMap:
     }
 
 
-def exports(config: PaliGemmaConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
+def exports(config: PaliGemmaConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model with all tensors."""
-    data: dict[str, Any] = {
+    data: JsonDict = {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "model_type": "paligemma",
         "vision_config": {
@@ -96,9 +96,7 @@ def exports(config: PaliGemmaConfig) -> dict[str, tuple[dict[str, Any], tuple[st
     return {"": (data, ("",))}
 
 
-def processor(
-    config: PaliGemmaConfig, size: tuple[int, int], _: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def processor(config: PaliGemmaConfig, size: tuple[int, int], _: Sequence[str]) -> tuple[JsonDict, JsonDict]:
     """Its processor_config.json, and what that adds to the image processor's settings."""
     patches = (size[0] // config.vision.patch) * (size[1] // config.vision.patch)
     return {"processor_class": "PaliGemmaProcessor"}, {"image_seq_length": patches}

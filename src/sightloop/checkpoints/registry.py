@@ -15,6 +15,7 @@ from sightloop.checkpoints.key_map import KeyMap, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
+from sightloop.types import JsonDict, JsonMapping
 
 # In the order in which `recognise` tries them: BLIP-2 before BLIP, which has an image tower of the same names.
 FAMILIES: Mapping[str, Family] = {
@@ -98,14 +99,14 @@ def key_map_of(layout: Layout, config: Any) -> KeyMap:
 
 
 def config_from_dict(
-    kind: type[Any], data: Mapping[str, Any], towers: Mapping[str, type[Any]] | None = None
+    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any]] | None = None
 ) -> Any:
     """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError.
 
     towers: types of the fields that the class declares by a protocol.
     """
     hints = {**typing.get_type_hints(kind), **(towers or {})}
-    values: dict[str, Any] = {}
+    values: JsonDict = {}
     for name, value in data.items():
         parts = [
             part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)

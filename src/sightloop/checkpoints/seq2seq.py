@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from sightloop.checkpoints.key_map import KeyMap, batched, cat
 from sightloop.checkpoints.language import classic_block
 from sightloop.nn.attention import HeadConfig
 from sightloop.towers.text import LanguageConfig, TextConfig
+from sightloop.types import JsonDict, JsonMapping
 
-_T5: dict[str, Any] = {
+_T5: JsonDict = {
     "vocab_size": 32_128,
     "d_model": 512,
     "d_kv": 64,
@@ -22,7 +20,7 @@ _T5: dict[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "relu",
 }
-_BART: dict[str, Any] = {
+_BART: JsonDict = {
     "vocab_size": 50_265,
     "max_position_embeddings": 1024,
     "encoder_layers": 12,
@@ -37,14 +35,14 @@ _BART: dict[str, Any] = {
 }
 
 
-def t5_configs(data: Mapping[str, Any], *, tied: bool) -> tuple[TextConfig, LanguageConfig]:
+def t5_configs(data: JsonMapping, *, tied: bool) -> tuple[TextConfig, LanguageConfig]:
     """T5's encoder and decoder (Raffel et al. 2020; the gated ones are 1.1's, as Flan-T5 has them).
 
     tied: the head's matrix is the word table. The tensors say so: configs of 1.1 do not mean what they say.
     """
     full = {**_T5, **data}
     gated, _, activation = str(full["feed_forward_proj"]).rpartition("-")
-    shape: dict[str, Any] = {
+    shape: JsonDict = {
         "vocab": full["vocab_size"],
         "positions": 0,
         "dim": full["d_model"],
@@ -69,7 +67,7 @@ def t5_configs(data: Mapping[str, Any], *, tied: bool) -> tuple[TextConfig, Lang
     return encoder, LanguageConfig(decoder, tied=tied, state_scale=full["d_model"] ** -0.5 if scales else 1.0)
 
 
-def t5_to_transformers(encoder: TextConfig, language: LanguageConfig) -> dict[str, Any]:
+def t5_to_transformers(encoder: TextConfig, language: LanguageConfig) -> JsonDict:
     """The inverse of `t5_configs`."""
     scales = language.state_scale != 1.0
     kind = "gelu" if encoder.activation.startswith("gelu") else encoder.activation
@@ -93,11 +91,11 @@ def t5_to_transformers(encoder: TextConfig, language: LanguageConfig) -> dict[st
     }
 
 
-def bart_configs(data: Mapping[str, Any]) -> tuple[TextConfig, LanguageConfig]:
+def bart_configs(data: JsonMapping) -> tuple[TextConfig, LanguageConfig]:
     """BART's encoder and decoder (Lewis et al. 2020). The decoder's head has the bias that checkpoints keep apart."""
     full = {**_BART, **data}
     dim = full["d_model"]
-    shape: dict[str, Any] = {
+    shape: JsonDict = {
         "vocab": full["vocab_size"],
         "positions": full["max_position_embeddings"],
         "position_offset": 2,
@@ -119,9 +117,9 @@ def bart_configs(data: Mapping[str, Any]) -> tuple[TextConfig, LanguageConfig]:
     return TextConfig(**shape, **sizes["encoder"]), LanguageConfig(decoder, tied=True, head_bias=True)
 
 
-def bart_to_transformers(encoder: TextConfig, language: LanguageConfig) -> dict[str, Any]:
+def bart_to_transformers(encoder: TextConfig, language: LanguageConfig) -> JsonDict:
     """The inverse of `bart_configs`."""
-    data: dict[str, Any] = {
+    data: JsonDict = {
         "model_type": "bart",
         "vocab_size": encoder.vocab,
         "max_position_embeddings": encoder.positions,
@@ -140,7 +138,7 @@ def bart_to_transformers(encoder: TextConfig, language: LanguageConfig) -> dict[
 def t5_keys(encoder: str, decoder: str, theirs: str, *, gated: bool) -> KeyMap:
     """The key map of a T5; encoder, decoder: their names in the network; theirs: a prefix such as
     "language_model."."""
-    keys: dict[str, Any] = {f"{decoder}.head": f"{theirs}lm_head"}
+    keys: JsonDict = {f"{decoder}.head": f"{theirs}lm_head"}
     for ours, side, mlp in ((encoder, "encoder", 1), (f"{decoder}.text", "decoder", 2)):
         block, layer = f"{ours}.blocks.{{}}", f"{theirs}{side}.block.{{}}.layer"
         wide = f"{layer}.{mlp}.DenseReluDense"
@@ -168,7 +166,7 @@ def t5_keys(encoder: str, decoder: str, theirs: str, *, gated: bool) -> KeyMap:
 def bart_keys(encoder: str, decoder: str, body: str, head: str, bias: str) -> KeyMap:
     """The key map of a BART; body: theirs, such as "language_model.model"; head and bias: the full names of the head's
     layer and of the bias that is kept beside it, `[1, V]`."""
-    keys: dict[str, Any] = {
+    keys: JsonDict = {
         f"{decoder}.head.weight": f"{head}.weight",
         f"{decoder}.head.bias": batched(bias, 1),
     }

@@ -22,6 +22,7 @@ from sightloop.errors import CheckpointError
 from sightloop.models.siglip import Siglip, SiglipConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict, JsonMapping
 
 _TOWER_DEFAULTS = {
     "dim": 768,
@@ -35,7 +36,7 @@ _VISION_DEFAULTS = {"image_size": 224, "patch": 16, **_TOWER_DEFAULTS}
 _TEXT_DEFAULTS = {"vocab": 32000, "positions": 64, **_TOWER_DEFAULTS}
 
 
-def vision_from_transformers(data: Mapping[str, Any], *, naflex: bool = False) -> VitConfig:
+def vision_from_transformers(data: JsonMapping, *, naflex: bool = False) -> VitConfig:
     """From the `vision_config` of a hub checkpoint, of PaliGemma's too (`vision_use_head` false: no pooling)."""
     found = from_hf_config(data, VISION, _VISION_DEFAULTS)
     if naflex:
@@ -54,9 +55,9 @@ def _vision(any_size: bool = False, pool: bool = True, **found: Any) -> VitConfi
     )
 
 
-def config_from_transformers(data: Mapping[str, Any]) -> SiglipConfig:
+def config_from_transformers(data: JsonMapping) -> SiglipConfig:
     """From the config.json of a hub checkpoint (`model_type`: siglip, or siglip2 for NaFlex)."""
-    text: dict[str, Any] = data.get("text_config") or {}
+    text: JsonDict = data.get("text_config") or {}
     found = TextConfig(**from_hf_config(text, TEXT, _TEXT_DEFAULTS), post_norm=False)
     return SiglipConfig(
         vision=vision_from_transformers(
@@ -67,8 +68,8 @@ def config_from_transformers(data: Mapping[str, Any]) -> SiglipConfig:
     )
 
 
-def exports(config: SiglipConfig) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
-    """One model, `SiglipModel` or, for pictures of any size, `Siglip2Model`, with all tensors."""
+def exports(config: SiglipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+    """One model, `SiglipModel` or, for images of any size, `Siglip2Model`, with all tensors."""
     kind, vision = "siglip", to_hf_config(config.vision, VISION)
     if config.vision.any_size:
         kind = "siglip2"
@@ -104,7 +105,7 @@ _TIMM_TANH = {
 }
 
 
-def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SiglipConfig:
+def config_from_open_clip(data: JsonMapping, tensors: Mapping[str, Tensor]) -> SiglipConfig:
     """From the `model_cfg` of an open_clip_config.json and the shapes of timm's image tower, which it only names."""
     if not data:
         raise CheckpointError("open_clip_config.json is missing; put the checkpoint's own beside its weights")
@@ -145,7 +146,7 @@ def config_from_open_clip(data: Mapping[str, Any], tensors: Mapping[str, Tensor]
     )
 
 
-def _expected(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+def _expected(vision: JsonMapping, text: JsonMapping) -> JsonDict:
     """Settings that say something else than SigLIP does; None for those that agree."""
     wanted = {
         "timm_pool": (vision, "map"),
@@ -157,7 +158,7 @@ def _expected(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, A
     return {k: None if part.get(k) == value else part.get(k, "absent") for k, (part, value) in wanted.items()}
 
 
-def vision_keys(theirs: str = "vision_model", *, ours: str = "vision") -> dict[str, Any]:
+def vision_keys(theirs: str = "vision_model", *, ours: str = "vision") -> JsonDict:
     """The image tower without its pooling head; `theirs` is where it is in the checkpoint."""
     return {
         f"{ours}.embed.position": f"{theirs}.embeddings.position_embedding.weight",
@@ -218,7 +219,7 @@ OPEN_CLIP_KEYS: KeyMap = {
 IGNORED = (r"\.position_ids$", r"^text\.attn_mask$")
 
 
-def default_image(config: Any) -> dict[str, Any]:
+def default_image(config: Any) -> JsonDict:
     """The processor settings that the models were trained with: a square, or NaFlex's patches."""
     side, half = config.vision.image_size, [0.5] * 3
     common = {"resample": 3, "image_mean": half, "image_std": half}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sightloop.data.atomic import atomic_path
 from sightloop.errors import CheckpointError
+from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
     import torch
@@ -179,11 +180,11 @@ def check_start(path: Path) -> None:
         raise CheckpointError(f"{path}: is empty; download it again")
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(path: Path) -> tuple[JsonDict, int]:
     """The header of a safetensors file: 8 bytes of length, then JSON; and where the tensors start. The library's own
     reader lets a name come twice."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> JsonDict:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +12,19 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, MetricValue, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
 from sightloop.metrics import bleu, caption_facts, meteor_spice_not_computed, score_captions, tokenize
-from sightloop.types import Pixels, Sample
+from sightloop.types import JsonDict, Pixels, Sample
 
 _CLIP_PROMPT = "A photo depicts "
 _CLIP_WEIGHT = 2.5
 
 
 class CaptioningTask:
-    """One caption a picture, against the captions that people wrote."""
+    """One caption an image, against the captions that people wrote."""
 
     def __init__(self, options: EvalOptions, training: Callable[[], Iterable[str]] = tuple[str]) -> None:
         self.options = options
         self._training = training
-        self.settings: dict[str, Any] = {
+        self.settings: JsonDict = {
             "prompt": options.prompt,
             "decoding": dict(options.decoding),
             "clip": options.clip,
@@ -48,7 +47,7 @@ class CaptioningTask:
         ]
 
     def _write(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(_: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             captions = work.model().caption(pictures, self.options.prompt, **self.options.decoding)
             return [{"caption": caption} for caption in captions]
 
@@ -57,9 +56,9 @@ class CaptioningTask:
     def _cosines(self, work: TaskContext, samples: list[Sample]) -> Events:
         scorer = work.load(self.options.clip or "")
 
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             images = scorer.embed_images(pictures)
-            found: list[dict[str, Any]] = []
+            found: list[JsonDict] = []
             for image, sample in zip(images, some, strict=True):
                 written = work.records[sample.key]["caption"]
                 texts = scorer.embed_texts([_CLIP_PROMPT + text for text in (written, *sample.captions)])
@@ -79,7 +78,7 @@ class CaptioningTask:
             MetricTable(
                 f"BLEU-{n}",
                 f"{coco}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
-                "pictures",
+                "images",
                 keys,
                 scored.bleu_counts.astype(np.float64),
                 of_means=lambda means, n=n: bleu(means * len(keys))[:, n - 1],
@@ -87,25 +86,25 @@ class CaptioningTask:
             for n in range(1, 5)
         ]
         said = {
-            "ROUGE-L": "ROUGE-L, beta 1.2, the mean over pictures (Lin 2004)",
+            "ROUGE-L": "ROUGE-L, beta 1.2, the mean over images (Lin 2004)",
             "CIDEr": "CIDEr as COCO's code has it (CIDEr-D: clipped, sigma 6), frequencies from these references",
             "CIDEr-D": "the same number as CIDEr: what COCO's code calls so",
-            "SPICE": "the official jar, the mean over pictures",
+            "SPICE": "the official jar, the mean over images",
         }
         missing = dict(meteor_spice_not_computed())
         if "SPICE" in scored.each and not np.isfinite(scored.each["SPICE"]).all():
             missing["SPICE"] = (
-                "some pictures have nothing to compare on either side, which the jar gives no number"
+                "some images have nothing to compare on either side, which the jar gives no number"
             )
         for name, protocol in said.items():
             if name in scored.each and np.isfinite(scored.each[name]).all():
-                measures.append(MetricTable(name, coco + protocol, "pictures", keys, scored.each[name]))
+                measures.append(MetricTable(name, coco + protocol, "images", keys, scored.each[name]))
         measures += self._like(keys, written)
         facts = self._facts(written)
         if "METEOR" in scored.corpus:
             words = coco + "the official jar over the corpus; no mean of samples, so no interval"
             facts.append(
-                MetricValue("METEOR", scored.corpus["METEOR"], None, None, len(keys), "pictures", words)
+                MetricValue("METEOR", scored.corpus["METEOR"], None, None, len(keys), "images", words)
             )
         if all("cosines" in records[key] for key in keys):
             measures += self._clip_scores(keys, records)
@@ -124,15 +123,15 @@ class CaptioningTask:
         return [
             MetricTable(
                 "CLIPScore",
-                f"2.5 x max(cosine of picture and caption, 0), {by}",
-                "pictures",
+                f"2.5 x max(cosine of image and caption, 0), {by}",
+                "images",
                 keys,
                 of_picture,
             ),
             MetricTable(
                 "RefCLIPScore",
                 f"harmonic mean of CLIPScore and the nearest reference, {by}",
-                "pictures",
+                "images",
                 keys,
                 harmonic,
             ),
@@ -143,11 +142,11 @@ class CaptioningTask:
         length = np.array([facts["length"] for facts in each])
         repeats = np.array([facts["repetition"] for facts in each])
         measures = [
-            MetricTable("length", "words in a caption", "pictures", keys, length),
+            MetricTable("length", "words in a caption", "images", keys, length),
             MetricTable(
                 "repetition",
                 "share of captions in which three words in a row come twice",
-                "pictures",
+                "images",
                 keys,
                 repeats,
             ),
@@ -155,7 +154,7 @@ class CaptioningTask:
         if self.seen:
             new = np.array([text not in self.seen for text in tokenize(written)], np.float64)
             words = "share of captions that the training data does not have"
-            measures.append(MetricTable("unseen", words, "pictures", keys, new))
+            measures.append(MetricTable("unseen", words, "images", keys, new))
         return measures
 
     def _facts(self, written: list[str]) -> list[MetricValue]:
@@ -163,7 +162,7 @@ class CaptioningTask:
         said = {"vocabulary": "different words in all captions", "distinct": "share of different captions"}
         none = "; grows with the number of samples, so no interval"
         return [
-            MetricValue(name, facts[name], None, None, len(written), "pictures", words + none)
+            MetricValue(name, facts[name], None, None, len(written), "images", words + none)
             for name, words in said.items()
         ]
 

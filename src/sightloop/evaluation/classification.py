@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +12,13 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.types import Pixels, Sample
-
-Floats: TypeAlias = NDArray[np.float64]
+from sightloop.types import Floats, JsonDict, Pixels, Sample
 
 _TOP = 5
 
 
 class ClassificationTask:
-    """Classification of labelled pictures: by the model's own layer where it was fine-tuned for these very labels,
+    """Classification of labelled images: by the model's own layer where it was fine-tuned for these very labels,
     zero-shot otherwise."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
@@ -32,7 +29,7 @@ class ClassificationTask:
         if len(self.labels) < 2:
             raise UsageError("classify: needs at least two labels")
         self.templates = options.sentences
-        self.settings: dict[str, Any] = {"labels": self.labels, "templates": self.templates}
+        self.settings: JsonDict = {"labels": self.labels, "templates": self.templates}
 
     def _named(self) -> str:
         known = [name for name, texts in TEMPLATES.items() if texts == self.templates]
@@ -47,7 +44,7 @@ class ClassificationTask:
         return [TaskPhase("classifying", "top", self._classify, "classify")]
 
     def _classify(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(_: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             model = work.model()
             learned = tuple(self.labels) == model.labels
             found = model.classify(pictures, None if learned else self.labels, self.templates)
@@ -88,7 +85,7 @@ class ClassificationTask:
 
         def accuracy(name: str, words: str, chosen: NDArray[np.int64], values: Floats) -> MetricTable:
             rows = [keys[i] for i in chosen]
-            return MetricTable(name, f"{words}; {how}", "pictures", rows, values[chosen])
+            return MetricTable(name, f"{words}; {how}", "images", rows, values[chosen])
 
         whole = np.arange(len(keys))
         measures = [accuracy("top-1", "share whose label is the first", whole, hit)]
@@ -99,8 +96,8 @@ class ClassificationTask:
         measures.append(
             MetricTable(
                 "mean per class",
-                f"mean over classes of the share of their pictures whose label is the first; {how}",
-                "pictures",
+                f"mean over classes of the share of their images whose label is the first; {how}",
+                "images",
                 keys,
                 np.stack([true, hit], 1),
                 of_rows=per_class,
@@ -108,7 +105,7 @@ class ClassificationTask:
         )
         for place, label in enumerate(self.labels):
             if len(mine := np.flatnonzero(true == place)):
-                measures.append(accuracy(f"top-1[{label}]", f"of the pictures labelled {label}", mine, hit))
+                measures.append(accuracy(f"top-1[{label}]", f"of the images labelled {label}", mine, hit))
         table = np.zeros((len(self.labels),) * 2, np.int64)
         np.add.at(table, (true, first), 1)
         cases = tuple(_class_case(s, top) for s, top in zip(samples, tops, strict=True))

@@ -1,4 +1,4 @@
-"""What an evaluation is about: the samples without their pictures, and pictures read when a model needs them."""
+"""What an evaluation is about: the samples without their images, and images read when a model needs them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.model import Model
-from sightloop.types import Done, Failed, Pixels, Sample
+from sightloop.types import Done, Failed, JsonDict, Pixels, Sample
 
-ImageVerb: TypeAlias = "Callable[[list[Sample], list[Pixels]], Sequence[dict[str, Any]]]"
+ImageVerb: TypeAlias = "Callable[[list[Sample], list[Pixels]], Sequence[JsonDict]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How pictures are read: by so many workers, apart from this process or in it."""
+    """How images are read: by so many workers, apart from this process or in it."""
 
     workers: int = 2
     isolate: bool = True
 
 
 class EvalDataset:
-    """The samples of a dataset, or `samples` of them drawn by `seed`, in its order. Pictures stay where they are.
+    """The samples of a dataset, or `samples` of them drawn by `seed`, in its order. Images stay where they are.
 
-    name: of the data, for people. samples: without pictures. broken: key -> why the dataset cannot give the sample.
+    name: of the data, for people. samples: without images. broken: key -> why the dataset cannot give the sample.
     """
 
     def __init__(self, data: str | Path | Sequence[str | Path] | Dataset, samples: int | None, seed: int):
@@ -54,13 +54,13 @@ class EvalDataset:
             self.samples.append(replace(sample, image=b""))
 
     def picture(self, key: str) -> bytes | Path:
-        """The encoded picture of a sample, or its file. Raises `ImageError` where it is gone."""
+        """The encoded image of a sample, or its file. Raises `ImageError` where it is gone."""
         return self.dataset[self._place[key]].image
 
     def run(
         self, model: Model, reading: Reading, samples: Sequence[Sample], verb: ImageVerb
-    ) -> Iterator[Done[dict[str, Any]] | Failed]:
-        """A verb over the pictures of these samples, in batches of the model's size: one event a sample, in order."""
+    ) -> Iterator[Done[JsonDict] | Failed]:
+        """A verb over the images of these samples, in batches of the model's size: one event a sample, in order."""
         pictures: list[Pixels] = []
         owners: list[Sample] = []
         for sample, read in self._read(model, reading, samples):
@@ -100,7 +100,7 @@ class EvalDataset:
             yield sample, error
 
 
-def _finished(samples: Sequence[Sample], values: Sequence[dict[str, Any]]) -> Iterator[Done[dict[str, Any]]]:
+def _finished(samples: Sequence[Sample], values: Sequence[JsonDict]) -> Iterator[Done[JsonDict]]:
     for sample, value in zip(samples, values, strict=True):
         yield Done(sample.key, value)
 

@@ -17,9 +17,8 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, MetricValue, TaskScores, remembered
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
 from sightloop.metrics import detection_scores, mask_overlap, paired_iou
-from sightloop.types import Pixels, Region, Sample
+from sightloop.types import Floats, JsonDict, Pixels, Region, Sample
 
-Floats: TypeAlias = NDArray[np.float64]
 Regions: TypeAlias = list[tuple[Region, ...]]
 
 _DETECT_SETS = 100  # each is a whole evaluation
@@ -39,14 +38,14 @@ class DetectionTask:
     def __init__(self, verb: Literal["detect", "locate", "segment"], options: EvalOptions) -> None:
         self.verb = verb
         self.asked = None if options.labels is None else list(options.labels)
-        self.settings: dict[str, Any] = {"labels": self.asked} if verb == "detect" else {}
+        self.settings: JsonDict = {"labels": self.asked} if verb == "detect" else {}
 
     def wants(self, sample: Sample) -> bool:
-        """To detect, every picture counts: what is found where nothing is, is wrong. Else it needs regions."""
+        """To detect, every image counts: what is found where nothing is, is wrong. Else it needs regions."""
         return self.verb == "detect" or bool(self._phrases(sample))
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One: all phrases of a picture together."""
+        """One: all phrases of an image together."""
         what = {"detect": "finding things", "locate": "locating phrases", "segment": "outlining phrases"}
         return [TaskPhase(what[self.verb], "regions", self._find, self.verb, _FORMAT)]
 
@@ -63,17 +62,17 @@ class DetectionTask:
     def _find(self, work: TaskContext, samples: list[Sample]) -> Events:
         model: Any = work.model()  # that it has the verb is known by now
 
-        def everything(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def everything(_: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             found: list[list[Region]] = model.detect(pictures, self.asked)
             return [{"regions": [fields_from_region(region) for region in regions]} for regions in found]
 
-        def phrases(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def phrases(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             asked = [(place, text) for place, sample in enumerate(some) for text in self._phrases(sample)]
             verb = model.locate if self.verb == "locate" else model.segment
             found: list[list[Region]] = verb(
                 [pictures[place] for place, _ in asked], [text for _, text in asked]
             )
-            records: list[dict[str, Any]] = [{"regions": []} for _ in some]
+            records: list[JsonDict] = [{"regions": []} for _ in some]
             for (place, text), regions in zip(asked, found, strict=True):
                 records[place]["regions"] += [
                     fields_from_region(region) | {"label": text} for region in regions
@@ -103,7 +102,7 @@ class DetectionTask:
 
 
 class _Phrase(NamedTuple):
-    """What a phrase of a picture refers to, and what was found for it."""
+    """What a phrase of an image refers to, and what was found for it."""
 
     row: str
     key: str
@@ -143,13 +142,13 @@ def _detected(samples: Sequence[Sample], found: Regions) -> TaskScores:
     for name, value in family(whole).items():
         if many > _MOST_BOXES:
             why = f"{words}; {many:,} boxes are too many for an interval by resampling"
-            facts.append(MetricValue(name, value, None, None, len(samples), "pictures", why))
+            facts.append(MetricValue(name, value, None, None, len(samples), "images", why))
             continue
         measures.append(
             MetricTable(
                 name,
                 f"{words}; interval of {_DETECT_SETS} resampled sets",
-                "pictures",
+                "images",
                 [sample.key for sample in samples],
                 whole,
                 of_rows=lambda rows, name=name: family(rows).get(name, math.nan),
@@ -225,7 +224,7 @@ def _of_phrases(
     *,
     masks: bool,
 ) -> TaskScores:
-    """The measures; and for people each picture by the phrase that went worst."""
+    """The measures; and for people each image by the phrase that went worst."""
     measures = [
         MetricTable(
             name,
@@ -242,7 +241,7 @@ def _of_phrases(
         if overlap < worst.get(phrase.key, (2.0, phrase))[0]:
             worst[phrase.key] = (overlap, phrase)
     cases = [_case(key, value, phrase.found, phrase.known, masks) for key, (value, phrase) in worst.items()]
-    how = "intersection over union of a picture's worst phrase; disputed: sure and wrong"
+    how = "intersection over union of an image's worst phrase; disputed: sure and wrong"
     return TaskScores(tuple(measures), cases=tuple(cases), ranked=how)
 
 

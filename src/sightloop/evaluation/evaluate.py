@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from os import PathLike
@@ -29,7 +29,7 @@ from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocess
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import Difference
-from sightloop.types import Done, Event, Skipped
+from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
 
 TaskName = Literal[
     "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
@@ -54,8 +54,8 @@ def evaluate(
     model: what `load` takes, or a loaded `Model`. predictions: files to score instead, without the model;
     options that are not given are then those that they were made with.
     out: a folder for report.json, report.html and predictions.jsonl (of a second model predictions-2.jsonl), from which
-    an interrupted run goes on. train_data: looked through for copies of the evaluation's pictures and captions.
-    options: the fields of `evaluation.tasks.Options`. A picture that cannot be read is left out, named and counted.
+    an interrupted run goes on. train_data: looked through for copies of the evaluation's images and captions.
+    options: the fields of `evaluation.tasks.Options`. An image that cannot be read is left out, named and counted.
 
     Raises UsageError for what does not fit together: a task and its data, a file and another model, data or settings.
     """
@@ -128,9 +128,9 @@ def _predict(
     source: ModelSource,
     task: EvalTask,
     material: EvalDataset,
-    how: tuple[EvalOptions, Mapping[str, Any], Path | None],
+    how: tuple[EvalOptions, JsonMapping, Path | None],
     watch: OnSample | None,
-) -> tuple[dict[str, Any], Records]:
+) -> tuple[JsonDict, Records]:
     """What the model gives for every sample, as much of it new as is missing: (about, predictions)."""
     options, about, file = how
     phases = task.phases()
@@ -188,7 +188,7 @@ def _check(model: Model, phases: Sequence[TaskPhase]) -> None:
 
 
 def _scored(
-    task: EvalTask, material: EvalDataset, about: Mapping[str, Any], records: Records, seed: int
+    task: EvalTask, material: EvalDataset, about: JsonMapping, records: Records, seed: int
 ) -> EvalRun:
     keys = {sample.key for sample in material.samples}
     failed = {**material.broken, **{k: str(r["failed"]) for k, r in records.items() if "failed" in r}}
@@ -201,7 +201,7 @@ def _scored(
     if strange := records.keys() - keys - material.broken.keys():
         raise UsageError(f"the predictions have {min(strange)}, which is not in {material.name}")
     if not samples:
-        raise UsageError(f"{material.name}: no picture could be read, such as {next(iter(failed.items()))}")
+        raise UsageError(f"{material.name}: no image could be read, such as {next(iter(failed.items()))}")
     try:
         scored = task.score(samples, records)
     except SightloopError:
@@ -227,6 +227,6 @@ def _differences(runs: Sequence[EvalRun], seed: int) -> dict[str, Difference]:
 
 def _leaks(train_data: Any, material: EvalDataset) -> Leaks:
     def ignore(key: str, reason: str) -> None:
-        """The evaluation names its own; a broken training picture leaks nothing."""
+        """The evaluation names its own; a broken training image leaks nothing."""
 
     return find_leaks(open_dataset(train_data).stream(ignore), material.dataset.stream(ignore))

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
-from sightloop.evaluation.classification import Floats
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, remembered
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
 from sightloop.metrics import matching_curves, matching_scores, tokenize
-from sightloop.types import Pixels, Sample
+from sightloop.types import Floats, JsonDict, Pixels, Sample
 
 _POOL = 200  # captions that a hard mismatch is chosen among
 
 
 class MatchingTask:
-    """Which score is a match: each caption with its picture, against captions of other pictures."""
+    """Which score is a match: each caption with its image, against captions of other images."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         self.judge = options.judge
         self.wrong = mismatches([s for s in samples if s.captions], options.seed)
-        self.settings: dict[str, Any] = {"judge": options.judge, "seed": options.seed}
+        self.settings: JsonDict = {"judge": options.judge, "seed": options.seed}
 
     def wants(self, sample: Sample) -> bool:
         """It needs captions."""
         return bool(sample.captions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One: all pairs of a picture together."""
+        """One: all pairs of an image together."""
         if self.judge == "itc":
             return [TaskPhase("comparing pairs", "scores", self._score_pairs, "embed")]
         without = ' For the cosine of the embeddings: judge="itc", --judge-by itc.'
         return [TaskPhase("judging pairs", "scores", self._score_pairs, "match", without)]
 
     def _score_pairs(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             texts = [
                 t for s in some for i, own in enumerate(s.captions) for t in (own, *self.wrong[s.key][i])
             ]
@@ -62,8 +60,8 @@ class MatchingTask:
         table = np.array([each for sample in samples for each in records[sample.key]["scores"]], np.float64)
         what = "ITM probability" if self.judge == "itm" else "ITC cosine"
         kinds = {
-            "random": "the caption of another picture, drawn by the seed",
-            "hard": f"of {_POOL} captions of other pictures, drawn by the seed, the one that shares most words",
+            "random": "the caption of another image, drawn by the seed",
+            "hard": f"of {_POOL} captions of other images, drawn by the seed, the one that shares most words",
         }
         measures: list[MetricTable] = []
         curves: dict[str, tuple[str, str, Floats]] = {}
@@ -71,7 +69,7 @@ class MatchingTask:
             pairs = table[:, [0, column]]
             family = remembered(_pair_scores)
             for name in family(pairs):
-                protocol = f"{what}; every caption with its picture against as many mismatches: {words}"
+                protocol = f"{what}; every caption with its image against as many mismatches: {words}"
                 if said := _SAID.get(name):
                     protocol = f"{said}; {protocol}"
                 measures.append(
@@ -96,7 +94,7 @@ class MatchingTask:
                 np.stack([drawn.recall, drawn.precision], 1),
             )
         cases = tuple(_pair_case(sample, records[sample.key]["scores"], self.wrong) for sample in samples)
-        how = "score of a caption less that of its hard mismatch, the worst of a picture; disputed: both are close"
+        how = "score of a caption less that of its hard mismatch, the worst of an image; disputed: both are close"
         return TaskScores(tuple(measures), cases=cases, ranked=how, curves=curves)
 
 
@@ -115,9 +113,9 @@ _SAID = {
 
 def mismatches(samples: Sequence[Sample], seed: int) -> dict[str, list[tuple[str, str]]]:
     """For every caption of every sample a wrong one drawn at random, and a hard one: of 200 drawn, the one that shares
-    the most words. A function of the seed and the samples; no caption of the picture itself, in whatever spelling.
+    the most words. A function of the seed and the samples; no caption of the image itself, in whatever spelling.
 
-    Raises UsageError where no other picture has another caption.
+    Raises UsageError where no other image has another caption.
     """
     texts = [(sample.key, text) for sample in samples for text in sample.captions]
     tokens = tokenize(text for _, text in texts)
@@ -133,7 +131,7 @@ def mismatches(samples: Sequence[Sample], seed: int) -> dict[str, list[tuple[str
             drawn = random.integers(len(texts), size=2 * _POOL) if order is None else order
             others = [j for j in drawn.tolist() if texts[j][0] != sample.key and tokens[j] not in own][:_POOL]
             if not others:
-                raise UsageError("matching: needs captions that differ from picture to picture")
+                raise UsageError("matching: needs captions that differ from image to image")
             bag = bags[place + index]
             hard = max(others, key=lambda j: len(bag & bags[j]) / max(1, len(bag | bags[j])))
             chosen.append((texts[others[0]][1], texts[hard][1]))

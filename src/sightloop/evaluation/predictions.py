@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from sightloop.data.atomic import lock
 from sightloop.errors import UsageError
+from sightloop.types import JsonDict, JsonMapping
 
-Records: TypeAlias = "dict[str, dict[str, Any]]"
+Records: TypeAlias = "dict[str, JsonDict]"
 
 MARK = "predictions"
 _SYNC_EVERY = 64  # lines
@@ -37,7 +37,7 @@ _MUST_AGREE = {
 class PredictionFile:
     """The predictions so far, and the file that they go to. path None: they stay in memory."""
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, header: JsonMapping) -> None:
         """Begins the file, or goes on behind its last whole line.
 
         Raises UsageError where it holds predictions of another model, data or settings, is no such file, or another
@@ -63,7 +63,7 @@ class PredictionFile:
             self._file.close()
             raise
 
-    def add(self, key: str, fields: Mapping[str, Any]) -> None:
+    def add(self, key: str, fields: JsonMapping) -> None:
         """One sample's line, handed to the system at once; on the disk after some lines, and at `close`."""
         self.records.setdefault(key, {}).update(fields)
         self._write({"key": key, **fields})
@@ -74,7 +74,7 @@ class PredictionFile:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: JsonMapping) -> None:
         if self._file is None:
             return
         self._file.write((json.dumps(line) + "\n").encode())
@@ -85,7 +85,7 @@ class PredictionFile:
             self._unsynced = 0
 
 
-def read_predictions(path: Path) -> tuple[dict[str, Any], Records]:
+def read_predictions(path: Path) -> tuple[JsonDict, Records]:
     """The first line (empty where the file has none) and the predictions by key; a torn last line is left out.
 
     Raises UsageError that names the line which is damaged.
@@ -98,9 +98,7 @@ def read_predictions(path: Path) -> tuple[dict[str, Any], Records]:
     return header, records
 
 
-def check_compatible(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, remedy: str = ""
-) -> None:
+def check_compatible(found: JsonMapping, wanted: JsonMapping, path: Path, remedy: str = "") -> None:
     """Raises UsageError in plain words where a file's first line says something else than what is wanted."""
     for name, words in _MUST_AGREE.items():
         if name in found and name in wanted and found[name] != _plain(wanted[name]):
@@ -143,9 +141,9 @@ def _difference(found: Any, wanted: Any) -> str:
     )
 
 
-def _parsed(file: IO[bytes], path: Path) -> tuple[dict[str, Any], Records, int]:
+def _parsed(file: IO[bytes], path: Path) -> tuple[JsonDict, Records, int]:
     """The first line, the records, and where the last whole line ends."""
-    header: dict[str, Any] = {}
+    header: JsonDict = {}
     records: Records = {}
     end = 0
     file.seek(0)

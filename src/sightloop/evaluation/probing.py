@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records, floats, packed
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
-from sightloop.types import Pixels, Sample
+from sightloop.types import JsonDict, Pixels, Sample
 
 _NEIGHBOURS, _HEAT = 20, 0.07
 
@@ -23,11 +22,11 @@ _FOLDS, _DECAY = 5, 1e-3
 
 
 class ProbingTask:
-    """k nearest neighbours and a linear probe over the embeddings of labelled pictures."""
+    """k nearest neighbours and a linear probe over the embeddings of labelled images."""
 
     def __init__(self, options: EvalOptions) -> None:
         self.seed = options.seed
-        self.settings: dict[str, Any] = {}
+        self.settings: JsonDict = {}
 
     def wants(self, sample: Sample) -> bool:
         """It needs a label."""
@@ -35,20 +34,20 @@ class ProbingTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """One."""
-        return [TaskPhase("embedding pictures", "image", self._embed, "embed")]
+        return [TaskPhase("embedding images", "image", self._embed, "embed")]
 
     def _embed(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(_: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(_: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             return [{"image": packed(vector)} for vector in work.model().embed_images(pictures)]
 
         return work.pictures(samples, verb)
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
-        """Both in five folds: each picture is judged by what was learned on the four others."""
+        """Both in five folds: each image is judged by what was learned on the four others."""
         keys = [sample.key for sample in samples]
         labels, true = np.unique([sample.label or "" for sample in samples], return_inverse=True)
         if len(labels) < 2 or len(samples) < _FOLDS:
-            raise UsageError(f"features: needs at least two labels and {_FOLDS} pictures")
+            raise UsageError(f"features: needs at least two labels and {_FOLDS} images")
         vectors = np.stack([floats(records[key]["image"]) for key in keys])
         order = generator("evaluate", "folds", self.seed).permutation(len(keys))
         fold = np.empty(len(keys), np.int64)
@@ -65,7 +64,7 @@ class ProbingTask:
             "linear probe": f"logistic regression on standardised embeddings, L2 {_DECAY:g}, L-BFGS",
         }
         measures = tuple(
-            MetricTable(name, f"{words}; {how}", "pictures", keys, found == true)
+            MetricTable(name, f"{words}; {how}", "images", keys, found == true)
             for (name, words), found in zip(said.items(), (near, probe), strict=True)
         )
         right = (near == true).astype(np.float64) + (probe == true)

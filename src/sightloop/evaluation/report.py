@@ -18,11 +18,12 @@ from sightloop.data.images.decode import decode, read_file
 from sightloop.errors import ImageError
 from sightloop.evaluation.dataset import EvalDataset
 from sightloop.evaluation.results import Evaluation, ExampleCase, MetricValue, TaskScores
+from sightloop.types import JsonDict, JsonMapping
 
-_SHOWN = 8  # pictures of a kind
+_SHOWN = 8  # images of a kind
 _SIDE = 250  # px
 _COLOURS = {"people": "#3c3", "model": "#e33", "A": "#e33", "B": "#36f"}
-_LEGEND = " On the pictures: people green, the model red; where there are two, A red and B blue."
+_LEGEND = " On the images: people green, the model red; where there are two, A red and B blue."
 _MOST_CLASSES = 60
 _MOST_NAMED = 200
 _STYLE = """
@@ -53,7 +54,7 @@ def as_json(result: Evaluation) -> str:
         )
         for run in result.runs
     ]
-    whole: dict[str, Any] = {"about": dict(result.about), "runs": runs}
+    whole: JsonDict = {"about": dict(result.about), "runs": runs}
     if result.differences:
         whole["differences"] = {name: asdict(value) for name, value in result.differences.items()}
     if result.leaks is not None:
@@ -62,7 +63,7 @@ def as_json(result: Evaluation) -> str:
 
 
 def as_html(result: Evaluation, material: EvalDataset) -> str:
-    """The same, with pictures: the best, the worst and the most disputed of each model, and where two differ."""
+    """The same, with images: the best, the worst and the most disputed of each model, and where two differ."""
     about = result.about
     parts = [
         f"<h1>{_text(about['task'])} on {_text(about['data'])}</h1>",
@@ -84,7 +85,7 @@ def as_html(result: Evaluation, material: EvalDataset) -> str:
                 f"<li>{_text(k)}: {_text(v)}</li>" for k, v in list(run.failed.items())[:_MOST_NAMED]
             )
             parts.append(
-                f"<h3>{len(run.failed):,} left out: their pictures cannot be read</h3><ul>{named}</ul>"
+                f"<h3>{len(run.failed):,} left out: their images cannot be read</h3><ul>{named}</ul>"
             )
         parts.append(_figures(run.scored))
         parts.append(_pictures(run.scored, material))
@@ -102,7 +103,7 @@ def _text(value: object) -> str:
     return escape(str(value).encode("utf-8", "backslashreplace").decode())
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def _facts(facts: JsonMapping) -> str:
     def shown(value: Any) -> str:
         if isinstance(value, dict):
             value = ", ".join(f"{k} {shown(v)}" for k, v in value.items() if v) or "the defaults"
@@ -154,7 +155,7 @@ def _comparison(result: Evaluation, material: EvalDataset) -> str:
     both = [key for key in mine if key in theirs]
     gaps = sorted(both, key=lambda key: mine[key].quality - theirs[key].quality)
     legend = _LEGEND if any(case.marks for case in first.scored.cases) else ""
-    said = f"p: paired bootstrap over the same samples, two-sided. Pictures by {_text(first.scored.ranked)}.{legend}"
+    said = f"p: paired bootstrap over the same samples, two-sided. Images by {_text(first.scored.ranked)}.{legend}"
     parts = [f'<h2>A against B</h2>{table}<p class="how">{said}</p>']
     for words, keys in (("A does better", gaps[::-1]), ("B does better", gaps)):
         sign = 1 if words[0] == "A" else -1
@@ -166,7 +167,7 @@ def _comparison(result: Evaluation, material: EvalDataset) -> str:
 
 
 def _both(first: ExampleCase, second: ExampleCase) -> ExampleCase:
-    """What both models have of one picture; what is the same stands once."""
+    """What both models have of one image; what is the same stands once."""
     own = [
         (f"{letter} {who}", text)
         for letter, case, other in (("A", first, second), ("B", second, first))
@@ -191,7 +192,7 @@ def _signed(gap: Any) -> str:
 def _leaks(leaks: Any) -> str:
     rows = [
         f'<tr><td>{_text(leak.evaluation)}<td>{_text(leak.train)}<td class="n">{leak.similarity:.3f}'
-        f"<td>{'the same' if leak.exact else 'nearly'} {_text(leak.text or 'picture')}"
+        f"<td>{'the same' if leak.exact else 'nearly'} {_text(leak.text or 'image')}"
         for leak in [*leaks.pictures, *leaks.captions][:_MOST_NAMED]
     ]
     head = "<tr><th>evaluation<th>training<th>similarity<th>what"
@@ -264,7 +265,7 @@ def _gallery(cases: Sequence[ExampleCase], material: EvalDataset) -> str:
 
 
 def _inline(case: ExampleCase, material: EvalDataset) -> str:
-    """The picture itself, small, with its marks; a note where it cannot be read any more."""
+    """The image itself, small, with its marks; a note where it cannot be read any more."""
     try:
         picture = material.picture(case.key)
         image = decode(picture if isinstance(picture, bytes) else read_file(str(picture)))

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from sightloop.data.datasets.leakage import Leaks
 from sightloop.metrics import Difference, Statistic, bootstrap_interval, paired_bootstrap
-from sightloop.types import Region
+from sightloop.types import Floats, JsonDict, JsonMapping, Region
 
-Floats: TypeAlias = NDArray[np.float64]
 T = TypeVar("T")
 RowStatistic: TypeAlias = Callable[[Floats], float]
 
@@ -85,7 +84,7 @@ class MetricTable:
 @dataclass(frozen=True, slots=True)
 class ExampleCase:
     """One sample for people. quality: higher is better; disputed: higher is more so; lines: (who, text); marks: regions
-    to draw on the picture, each with whose it is, "model" or "people"."""
+    to draw on the image, each with whose it is, "model" or "people"."""
 
     key: str
     quality: float
@@ -108,14 +107,14 @@ class TaskScores:
     cases: tuple[ExampleCase, ...] = ()
     ranked: str = ""
     confusion: tuple[tuple[str, ...], NDArray[np.int64]] | None = None
-    curves: Mapping[str, tuple[str, str, Floats]] = field(default_factory=dict[str, Any])
+    curves: Mapping[str, tuple[str, str, Floats]] = field(default_factory=JsonDict)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalRun:
     """One model's part. about: whose predictions these are, and on what; the first line of its file."""
 
-    about: Mapping[str, Any]
+    about: JsonMapping
     numbers: tuple[MetricValue, ...]
     scored: TaskScores
     failed: Mapping[str, str]
@@ -134,7 +133,7 @@ class Evaluation:
     that is in the training data, where that was given. about: task, data and its fingerprint, seed, version.
     """
 
-    about: Mapping[str, Any]
+    about: JsonMapping
     runs: tuple[EvalRun, ...]
     differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
     leaks: Leaks | None = None

@@ -1,13 +1,12 @@
-"""Retrieval between pictures and captions: ITC alone, and with the top k judged anew by ITM."""
+"""Retrieval between images and captions: ITC alone, and with the top k judged anew by ITM."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.errors import SightloopError, UsageError
 from sightloop.evaluation.predictions import Records, floats, integers, packed
@@ -23,10 +22,7 @@ from sightloop.inference.rerank import (
 )
 from sightloop.metrics import RetrievalScores, score_retrieval
 from sightloop.tasks import embed
-from sightloop.types import Done, Encoded, Failed, Pixels, Sample
-
-Floats: TypeAlias = NDArray[np.float32]
-Integers: TypeAlias = NDArray[np.int64]
+from sightloop.types import Done, Encoded, Failed, Floats32, Integers, JsonDict, Pixels, Sample
 
 _SAMPLES_AT_ONCE = 256  # whose texts are embedded together, those of like length in one pass
 _KS = (1, 5, 10)
@@ -34,12 +30,12 @@ _ITC_ALONE = " For ITC alone, without re-ranking: rerank=[], --rerank 0."
 
 
 class RetrievalTask:
-    """Every picture against every caption. Equal captions are embedded and judged once, and count each for itself."""
+    """Every image against every caption. Equal captions are embedded and judged once, and count each for itself."""
 
     def __init__(self, options: EvalOptions) -> None:
         self.options = options
         self.most = max(options.rerank, default=0)
-        self.settings: dict[str, Any] = {"judged": self.most}
+        self.settings: JsonDict = {"judged": self.most}
         self._memories = ImageCache()
 
     def wants(self, sample: Sample) -> bool:
@@ -47,10 +43,10 @@ class RetrievalTask:
         return bool(sample.captions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """Texts, pictures, then the pairs that ITC chose. Asked for once a model."""
+        """Texts, images, then the pairs that ITC chose. Asked for once a model."""
         self._memories = ImageCache()
         all_of_them = [
-            TaskPhase("embedding pictures", "image", self._embed_pictures, "embed"),
+            TaskPhase("embedding images", "image", self._embed_pictures, "embed"),
             TaskPhase("embedding texts", "texts", self._embed_texts, "embed"),
             TaskPhase("judging pairs", "judged", self._judge, "rank", _ITC_ALONE),
         ]
@@ -58,7 +54,7 @@ class RetrievalTask:
 
     def _embed_texts(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model()
-        known: dict[str, Floats] = {}
+        known: dict[str, Floats32] = {}
         for sample in work.good():
             if "texts" in (record := work.records.get(sample.key, {})):
                 rows = floats(record["texts"]).reshape(len(sample.captions), -1)
@@ -74,7 +70,7 @@ class RetrievalTask:
     def _embed_pictures(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model()
 
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             image = model.encode(pictures)
             for place, sample in enumerate(some):
                 if self.most:
@@ -91,7 +87,7 @@ class RetrievalTask:
         rows_of = {key: space.number[rows] for key, rows in zip(space.keys, chosen, strict=True)}
         texts = TokenizedTexts(model, space.distinct)
 
-        def found(some: Sequence[Sample], image: Encoded) -> list[dict[str, Any]]:
+        def found(some: Sequence[Sample], image: Encoded) -> list[JsonDict]:
             rows = [np.unique(rows_of[sample.key]) for sample in some]
             logits = match_scores(model, image, texts, rows)
             return [
@@ -99,7 +95,7 @@ class RetrievalTask:
                 for mine, values in zip(rows, logits, strict=True)
             ]
 
-        def kept() -> Iterator[Done[dict[str, Any]]]:
+        def kept() -> Iterator[Done[JsonDict]]:
             for sample in samples:
                 if (image := self._memories.take(sample.key)) is None:
                     again.append(sample)
@@ -139,7 +135,7 @@ class RetrievalTask:
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """Pictures and texts of the samples. keys: of the pictures; owner: each text's picture; number: each text's place
+    """Images and texts of the samples. keys: of the images; owner: each text's image; number: each text's place
     in `distinct`, which has every text once; rows: what each text is called."""
 
     keys: list[str]
@@ -147,13 +143,13 @@ class _Space:
     number: Integers
     distinct: list[str]
     rows: list[str]
-    images: Floats
-    texts: Floats
+    images: Floats32
+    texts: Floats32
 
     @classmethod
     def of(cls, samples: Sequence[Sample], records: Records) -> _Space:
         place: dict[str, int] = {}
-        vectors: list[Floats] = []
+        vectors: list[Floats32] = []
         number: list[int] = []
         for sample in samples:
             embedded = floats(records[sample.key]["texts"]).reshape(len(sample.captions), -1)
@@ -164,7 +160,7 @@ class _Space:
                 number.append(place[text])
         images = np.stack([floats(records[sample.key]["image"]) for sample in samples])
         width = len(vectors[0])
-        if images.shape[1] > width:  # several vectors a picture
+        if images.shape[1] > width:  # several vectors an image
             images = images.reshape(len(images), -1, width)
         return cls(
             [sample.key for sample in samples],
@@ -176,25 +172,25 @@ class _Space:
             np.stack(vectors),
         )
 
-    def similarity(self) -> Floats:
-        """`[pictures, texts]`; equal texts have equal columns, to the bit."""
+    def similarity(self) -> Floats32:
+        """`[images, texts]`; equal texts have equal columns, to the bit."""
         table = cosines(self.images, self.texts)
         return table if len(self.distinct) == len(self.number) else np.take(table, self.number, axis=1)
 
-    def candidates(self, similarity: Floats, k: int) -> tuple[Integers, Integers]:
-        """The k best texts of each picture, and the k best pictures of each text."""
+    def candidates(self, similarity: Floats32, k: int) -> tuple[Integers, Integers]:
+        """The k best texts of each image, and the k best images of each text."""
         _, first = np.unique(self.number, return_index=True)
         columns = similarity.T if len(first) == len(self.number) else similarity.T[first]
         return top_k(similarity, k), top_k(columns, k)[self.number]
 
     def judged(self, records: Records) -> Any:
-        """A function (picture, text, similarity) -> ITM logit + ITC cosine of pairs of any shape."""
+        """A function (image, text, similarity) -> ITM logit + ITC cosine of pairs of any shape."""
         texts = [integers(records[key]["judged"]) for key in self.keys]
         logits = np.concatenate([floats(records[key]["logits"]) for key in self.keys])
         width = len(self.distinct)
         known = np.concatenate([mine + i * width for i, mine in enumerate(texts)])
 
-        def scores(picture: Integers, text: Integers, similarity: Floats) -> Floats:
+        def scores(picture: Integers, text: Integers, similarity: Floats32) -> Floats32:
             wanted = picture * width + self.number[text]
             place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
             if (known[place] != wanted).any():
@@ -206,9 +202,9 @@ class _Space:
 
 def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> Iterator[MetricTable]:
     ties = "equal scores count as the mean over their orders"
-    size = f"{len(space.keys):,} pictures x {len(space.owner):,} texts; {ties}"
+    size = f"{len(space.keys):,} images x {len(space.owner):,} texts; {ties}"
     for way, unit, rows in (
-        ("image-to-text", "pictures", space.keys),
+        ("image-to-text", "images", space.keys),
         ("text-to-image", "texts", space.rows),
     ):
         for k in _KS:
@@ -229,8 +225,8 @@ def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> 
         )
 
 
-def _cases(samples: Sequence[Sample], similarity: Floats, space: _Space) -> tuple[ExampleCase, ...]:
-    """Quality is by how much the best caption of a picture beats the best of the others; disputed are near ties."""
+def _cases(samples: Sequence[Sample], similarity: Floats32, space: _Space) -> tuple[ExampleCase, ...]:
+    """Quality is by how much the best caption of an image beats the best of the others; disputed are near ties."""
     starts = np.concatenate([[0], np.cumsum(np.bincount(space.owner, minlength=len(samples)))])
     texts = [text for sample in samples for text in sample.captions]
     cases: list[ExampleCase] = []

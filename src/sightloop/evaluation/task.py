@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from sightloop.errors import UsageError
 from sightloop.evaluation.dataset import EvalDataset, ImageVerb, Reading
@@ -12,9 +12,9 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
 from sightloop.inference.model import Model
-from sightloop.types import Done, Failed, Sample
+from sightloop.types import Done, Failed, JsonDict, JsonMapping, Sample
 
-Events: TypeAlias = "Iterator[Done[dict[str, Any]] | Failed]"
+Events: TypeAlias = "Iterator[Done[JsonDict] | Failed]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class EvalOptions:
     batch_size: int | None = None
     workers: int = 2
     isolate: bool = True
-    decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    decoding: JsonMapping = field(default_factory=JsonDict)
     prompt: str | None = None
     clip: str | None = None
     rerank: Sequence[int] = (16,)
@@ -56,7 +56,7 @@ class EvalOptions:
         if any(k < 1 for k in self.rerank):
             raise UsageError(f"rerank={list(self.rerank)}: each must be at least 1")
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> JsonDict:
         """What the numbers depend on, as JSON values: with it, a file of predictions is scored as it was made."""
         machine = ("device", "dtype", "batch_size", "workers", "isolate")
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in machine}
@@ -82,11 +82,11 @@ class TaskContext:
     reading: Reading
 
     def pictures(self, samples: Sequence[Sample], verb: ImageVerb) -> Events:
-        """The verb over the samples' pictures."""
+        """The verb over the samples' images."""
         return self.material.run(self.model(), self.reading, samples, verb)
 
     def good(self) -> list[Sample]:
-        """The samples whose pictures were read."""
+        """The samples whose images were read."""
         return [s for s in self.material.samples if "failed" not in self.records.get(s.key, {})]
 
 
@@ -105,7 +105,7 @@ class TaskPhase:
 class EvalTask(Protocol):
     """Made of the material and the options. `settings` are what predictions depend on; `wants` says which samples."""
 
-    settings: dict[str, Any]
+    settings: JsonDict
 
     def wants(self, sample: Sample) -> bool: ...
 

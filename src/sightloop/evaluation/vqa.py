@@ -1,4 +1,4 @@
-"""Questions about pictures as a task."""
+"""Questions about images as a task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
-from sightloop.types import Pixels, Sample
+from sightloop.types import JsonDict, Pixels, Sample
 
 _FEWEST_ANSWERS = 4  # with fewer, leaving one out, nobody can reach 1
 
@@ -22,7 +22,7 @@ _MOST_KINDS = 12
 
 
 class VqaTask:
-    """Answers to the questions about each picture."""
+    """Answers to the questions about each image."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         self.options = options
@@ -35,7 +35,7 @@ class VqaTask:
             self.candidates = sorted(own) if options.candidates is None else list(options.candidates)
             whose = "all answers of this data" if options.candidates is None else "a given list"
             self.source = f"chosen among {len(self.candidates):,} candidates ({whose})"
-        self.settings: dict[str, Any] = {
+        self.settings: JsonDict = {
             "mode": options.mode,
             "candidates": self.candidates,
             "decoding": dict(options.decoding),
@@ -46,11 +46,11 @@ class VqaTask:
         return any(question.answers for question in sample.questions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One: all questions of a picture together."""
+        """One: all questions of an image together."""
         return [TaskPhase("answering", "answers", self._answer, "answer")]
 
     def _answer(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[dict[str, Any]]:
+        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
             counts = [len(sample.questions) for sample in some]
             asked = [question.question for sample in some for question in sample.questions]
             repeated = [p for p, count in zip(pictures, counts, strict=True) for _ in range(count)]
@@ -98,7 +98,9 @@ class VqaTask:
             measures.append(
                 MetricTable(f"{first.name}[{kind}]", first.protocol, "questions", mine, best[chosen])
             )
-        how = f"mean {first.name} of a picture's questions, the worst shown; disputed: people answer differently"
+        how = (
+            f"mean {first.name} of an image's questions, the worst shown; disputed: people answer differently"
+        )
         return TaskScores(tuple(measures), (), missing, _answer_cases(samples, asked, best), how)
 
 
@@ -124,7 +126,7 @@ def _opening(question: str) -> str:
 def _answer_cases(
     samples: Sequence[Sample], asked: list[tuple[str, Any, str]], scores: NDArray[np.float64]
 ) -> tuple[ExampleCase, ...]:
-    """One a picture: its worst question. Disputed is where people disagree."""
+    """One an image: its worst question. Disputed is where people disagree."""
     places: dict[str, list[int]] = {}
     for place, (key, _, _) in enumerate(asked):
         places.setdefault(key.rpartition("#")[0], []).append(place)

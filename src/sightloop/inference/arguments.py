@@ -1,4 +1,4 @@
-"""Pictures and texts as callers hand them over: one or many, in pairs."""
+"""Images and texts as callers hand them over: one or many, in pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TextInput: TypeAlias = "str | Sequence[str]"
 
 
 def as_images(images: ImageInput) -> Iterable[ImageSource]:
-    """One picture as a list of one; many as they come (an array of four dimensions is many)."""
+    """One image as a list of one; many as they come (an array of four dimensions is many)."""
     one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
     if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]  # pyright: ignore[reportReturnType]
@@ -38,28 +38,28 @@ def as_strings(texts: TextInput, what: str) -> list[str]:
 
 
 def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
-    """The prompts of the pictures from `start`; one prompt serves all, too few are noticed at the end."""
+    """The prompts of the images from `start`; one prompt serves all, too few are noticed at the end."""
     if len(prompts) == 1:
         return prompts * count
     if start + count > len(prompts):
-        raise UsageError(f"prompt: {len(prompts)} prompts for more pictures; give one, or one a picture")
+        raise UsageError(f"prompt: {len(prompts)} prompts for more images; give one, or one an image")
     return prompts[start : start + count]
 
 
 def as_pairs(images: ImageInput, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
-    """As many pictures as texts: one of either goes with all of the other. UsageError names `what` if neither fits."""
+    """As many images as texts: one of either goes with all of the other. UsageError names `what` if neither fits."""
     pictures = list(as_images(images))
     if len(pictures) == 1:
         return pictures * len(texts), texts
     if len(texts) == 1:
         return pictures, texts * len(pictures)
     if len(pictures) != len(texts):
-        raise UsageError(f"{len(pictures)} pictures and {len(texts)} {what}: give as many, or one of either")
+        raise UsageError(f"{len(pictures)} images and {len(texts)} {what}: give as many, or one of either")
     return pictures, texts
 
 
 def duplicate_groups(pictures: Sequence[ImageSource]) -> list[list[int]]:
-    """Where each distinct picture stands, in the order in which they come first: one object, or one path, is one."""
+    """Where each distinct image stands, in the order in which they come first: one object, or one path, is one."""
     places: dict[Hashable, list[int]] = {}
     for i, picture in enumerate(pictures):
         key = os.fspath(picture) if isinstance(picture, (str, PathLike)) else id(picture)

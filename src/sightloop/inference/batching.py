@@ -18,9 +18,9 @@ TEXTS_AT_ONCE = 64
 
 
 def groups(rows_of: Sequence[NDArray[np.int64]]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-    """How texts go to the network: pictures with one text together, the texts of one picture together.
+    """How texts go to the network: images with one text together, the texts of one image together.
 
-    Yields a slice of the pictures and the rows of their texts, the texts of one picture consecutive.
+    Yields a slice of the images and the rows of their texts, the texts of one image consecutive.
     """
     start = 0
     for single, group in groupby(rows_of, key=lambda rows: len(rows) == 1):

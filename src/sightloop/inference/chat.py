@@ -1,27 +1,24 @@
-"""Conversations about pictures: the network's own prompt form, the answer in pieces as it is written."""
+"""Conversations about images: the network's own prompt form, the answer in pieces as it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
 from sightloop.inference import prompting
 from sightloop.inference.arguments import digest
-from sightloop.types import Message
+from sightloop.types import JsonDict, Message
 
 # An answer may be long; it ends where the model ends it.
 _USUAL = {"max_new_tokens": 512}
 
 
-def chat_stream(
-    model: prompting.Prompter, messages: Sequence[Message], given: dict[str, Any]
-) -> Iterator[str]:
+def chat_stream(model: prompting.Prompter, messages: Sequence[Message], given: JsonDict) -> Iterator[str]:
     """The answer to the last message, piece by piece: whole characters, together without space around them.
 
-    Everything is checked and all pictures are read before the first piece is asked for: UsageError, ImageError.
+    Everything is checked and all images are read before the first piece is asked for: UsageError, ImageError.
     """
     options = model.options(given, _USUAL)
     if options.num_return > 1:
@@ -30,7 +27,7 @@ def chat_stream(
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"messages: {message!r} is no sightloop.Message")
         if not isinstance(message.images, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"messages[{place}]: images must be a tuple of pictures, even of one")
+            raise UsageError(f"messages[{place}]: images must be a tuple of images, even of one")
     messages = [
         replace(one, text=prompting.escape_special_tokens(model.tokenizer, one.text))
         if one.role == "assistant"

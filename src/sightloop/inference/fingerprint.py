@@ -52,7 +52,7 @@ def fingerprint(source: ModelSource) -> str:
 
 
 def preprocessing_digest(source: ModelSource) -> str:
-    """16 hex digits: of what says how pictures and texts are prepared for the model."""
+    """16 hex digits: of what says how images and texts are prepared for the model."""
     if isinstance(source, Model):
         return hashlib.sha256(repr((source.image_spec, source.network.config)).encode()).hexdigest()[:16]
     folder = locate(source).folder

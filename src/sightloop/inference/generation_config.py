@@ -12,6 +12,7 @@ from typing import Any
 
 from sightloop.errors import CheckpointError, from_options
 from sightloop.tasks.generate import Decoding
+from sightloop.types import JsonDict, JsonMapping
 
 # Our option -> the name in generation_config.json. Lengths that count the prompt (max_length) are not read.
 _NAMES = {
@@ -50,12 +51,12 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 
 
 def decoding_defaults(
-    given: Mapping[str, Any],
-    config: Mapping[str, Any],
+    given: JsonMapping,
+    config: JsonMapping,
     *,
     end_id: int | None = None,
     start_ids: Sequence[int] = (),
-) -> dict[str, Any]:
+) -> JsonDict:
     """From a parsed generation_config.json or, where that is empty, a config.json of before there were such.
 
     end_id, start_ids: what the network ends texts with, and starts them from. What is drawn at random there
@@ -88,13 +89,11 @@ def decoding_defaults(
     return found
 
 
-def _stated(data: Mapping[str, Any]) -> dict[str, Any]:
+def _stated(data: JsonMapping) -> JsonDict:
     return {name: value for name, value in data.items() if value is not None}
 
 
-def decoding_options(
-    habits: Mapping[str, Any], usual: Mapping[str, Any], given: Mapping[str, Any]
-) -> Decoding:
+def decoding_options(habits: JsonMapping, usual: JsonMapping, given: JsonMapping) -> Decoding:
     """The rule: of the checkpoint, of the verb, of the caller. Raises UsageError for what does not go together."""
     own = {**habits, **usual}
     if any(given.get(name) is not None for name in _SAMPLING):
@@ -106,7 +105,7 @@ def decoding_options(
     return from_options(Decoding, {**own, **given}, "decoding option")
 
 
-def generation_config(habits: Mapping[str, Any], config: Mapping[str, Any], end_id: int) -> dict[str, Any]:
+def generation_config(habits: JsonMapping, config: JsonMapping, end_id: int) -> JsonDict:
     """A generation_config.json that says the habits; config: the config.json beside it, for the ids that it repeats."""
     everywhere = {**config, **(config.get("text_config") or {})}
     out = {name: everywhere[name] for name in _IDS if everywhere.get(name) is not None}

@@ -1,4 +1,4 @@
-"""Prepared pictures through a network's image tower: a few at a time, those of one size together."""
+"""Prepared images through a network's image tower: a few at a time, those of one size together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOKENS_AT_ONCE = 600  # on a CPU
 
 
 class ImageModel(Protocol):
-    """A loaded model: its network and how its pictures are prepared."""
+    """A loaded model: its network and how its images are prepared."""
 
     network: Any
     image_spec: ImageSpec
@@ -25,13 +25,13 @@ class ImageModel(Protocol):
 
 
 def encode_images(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
-    """tokens `[B, N, D]`; where pictures differ in size, zero where mask `[B, N]` is False."""
+    """tokens `[B, N, D]`; where images differ in size, zero where mask `[B, N]` is False."""
     if model.image_spec.patches or model.image_spec.tiles:
         return _of_many_sizes(model, batch)
     pixels = _tensor(model, batch)
     if model.device.type != "cpu":
         return model.network.encode_image(pixels)
-    # A few pictures at a time, whatever the batch: their activations then stay in the caches of a CPU.
+    # A few images at a time, whatever the batch: their activations then stay in the caches of a CPU.
     patch, (height, width) = model.network.config.vision.patch, pixels.shape[2:]
     few = max(1, _TOKENS_AT_ONCE // max(1, (height // patch) * (width // patch)))
     parts: list[Encoded] = [model.network.encode_image(part) for part in pixels.split(few)]
@@ -42,7 +42,7 @@ def encode_images(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
 
 
 def _of_many_sizes(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
-    """Pictures of one size, or of tiles in one layout, go together, so that no patch is filled in."""
+    """Images of one size, or of tiles in one layout, go together, so that no patch is filled in."""
     spec, vision = model.image_spec, model.network.config.vision
     places: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(batch):

@@ -33,8 +33,8 @@ from sightloop.inference.prompting import IMAGE_PLACEHOLDER
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.prepack import pack, pack_hook
-from sightloop.nn.quantize import Bits, quantize_hook
-from sightloop.types import ImageSpec
+from sightloop.nn.quantize import quantize_hook
+from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
 NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,7 +112,7 @@ def _move(network: nn.Module, device: torch.device) -> None:
 
 def _load_own(
     located: CheckpointFiles,
-    config: Mapping[str, Any],
+    config: JsonMapping,
     tensors: Mapping[str, Tensor],
     taking: WeightHook | None,
 ) -> tuple[Family, Any, ImageSpec]:
@@ -133,7 +133,7 @@ def _load_own(
 
 def _load_foreign(
     located: CheckpointFiles,
-    config: Mapping[str, Any],
+    config: JsonMapping,
     tensors: Mapping[str, Tensor],
     taking: WeightHook | None,
 ) -> tuple[Family, Any, ImageSpec]:
@@ -159,7 +159,7 @@ def _load_foreign(
     if name == "open_clip" and open_clip:
         spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), side)
     else:
-        # Since transformers 5 the processors of pictures and text are saved in one file, which then comes first.
+        # Since transformers 5 the processors of images and text are saved in one file, which then comes first.
         both = _json(located.folder / "processor_config.json").get("image_processor")
         described = both or _json(located.folder / "preprocessor_config.json")
         spec = spec_from_transformers(described or family.default_image(settings))
@@ -167,10 +167,10 @@ def _load_foreign(
     return family, network, spec
 
 
-def _beside(folder: Path) -> dict[str, Any]:
+def _beside(folder: Path) -> JsonDict:
     """What a network has to know of its processor's files. `chat_template`: its text, which is compared, never run;
     `ignored_phrases`: the phrases that stand for no thing (Florence-2)."""
-    processor, found = _json(folder / "processor_config.json"), dict[str, Any]()
+    processor, found = _json(folder / "processor_config.json"), JsonDict()
     if isinstance(rules := processor.get("post_processor_config"), dict):
         banned = (rules.get("phrase_grounding") or {}).get("banned_grounding_tokens") or ()
         found["ignored_phrases"] = tuple(str(phrase) for phrase in banned)
@@ -195,14 +195,14 @@ def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
         return
     if (made := spec.crop or spec.resize) != (side, side):
         raise CheckpointError(
-            f"{name}: the model takes pictures of {side} x {side} pixels, but its processor config makes them "
+            f"{name}: the model takes images of {side} x {side} pixels, but its processor config makes them "
             f"{made[0]} x {made[1]}"
             if made
-            else f"{name}: its processor config gives pictures no fixed size, or patches of another"
+            else f"{name}: its processor config gives images no fixed size, or patches of another"
         )
 
 
-def _decoding(located: CheckpointFiles, family: Family, config: Any) -> dict[str, Any]:
+def _decoding(located: CheckpointFiles, family: Family, config: Any) -> JsonDict:
     """How it writes where nobody says, of families whose reference reads it."""
     said = _json(located.folder / "generation_config.json")
     if not family.generation:
@@ -243,7 +243,7 @@ def _masks(located: CheckpointFiles, network: Any, named: str | PathLike[str] | 
     return load_mask_decoder(path) if wanted and (named is not None or path.is_file()) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonDict:
     return read_json(path) if path.is_file() else {}
 
 

@@ -1,4 +1,4 @@
-"""Masks from PaliGemma's segment words, in the place of their box on the picture."""
+"""Masks from PaliGemma's segment words, in the place of their box on the image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sightloop.models.paligemma import MaskDecoder
-from sightloop.tasks.region_parser import Box, ParsedRegion
+from sightloop.tasks.region_parser import ParsedRegion
+from sightloop.types import Box
 
 
 @torch.inference_mode()
 def decode_masks(
     decoder: MaskDecoder, found: Sequence[ParsedRegion], size: tuple[int, int]
 ) -> list[NDArray[np.bool_] | None]:
-    """For each region its mask, bool `[H, W]` of a picture of (height, width); None where it has no segment words, or
+    """For each region its mask, bool `[H, W]` of an image of (height, width); None where it has no segment words, or
     words beyond the codebook."""
     words = decoder.words.num_embeddings
     known = [i for i, one in enumerate(found) if one.segments and max(one.segments) < words]

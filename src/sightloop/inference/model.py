@@ -1,8 +1,8 @@
-"""A loaded checkpoint and its verbs: pictures and texts in, plain Python and NumPy out; batches change nothing."""
+"""A loaded checkpoint and its verbs: images and texts in, plain Python and NumPy out; batches change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
@@ -35,10 +35,19 @@ from sightloop.inference.save import save
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks import answer_ranking, embed, match
 from sightloop.tasks.generate import Decoding
-from sightloop.tasks.region_parser import Box
-from sightloop.types import Encoded, ImageSource, ImageSpec, Limits, Message, Pixels, Region
-
-Floats = NDArray[np.float32]
+from sightloop.types import (
+    Box,
+    Encoded,
+    Floats32,
+    ImageSource,
+    ImageSpec,
+    JsonDict,
+    JsonMapping,
+    Limits,
+    Message,
+    Pixels,
+    Region,
+)
 
 # A pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its score matrix.
 NOT_RANKED = -100.0
@@ -53,7 +62,7 @@ class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
     activation: embed.LogitActivation
 
     @classmethod
-    def of(cls, values: Floats, reading: embed.LogitActivation) -> Probabilities:
+    def of(cls, values: Floats32, reading: embed.LogitActivation) -> Probabilities:
         """The same memory, with its reading."""
         out = values.view(cls)
         out.activation = reading
@@ -66,11 +75,11 @@ class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
 
 @dataclass(eq=False)
 class Model:
-    """What `sightloop.load` returns. Every verb takes one picture or many; a picture is a path, encoded bytes, a PIL
-    image, an array, or `Pixels` from `read`. A picture that cannot be read raises `ImageError`; a verb that the
+    """What `sightloop.load` returns. Every verb takes one image or many; an image is a path, encoded bytes, a PIL
+    image, an array, or `Pixels` from `read`. An image that cannot be read raises `ImageError`; a verb that the
     checkpoint lacks raises `UnsupportedError`.
 
-    name: what was loaded. image_spec: how its pictures are prepared. batch_size: pictures at once (memory, not
+    name: what was loaded. image_spec: how its images are prepared. batch_size: images at once (memory, not
     results, depends on it). decoding: how it writes where nobody says (`tasks.generate.Decoding`, `options`).
     masks: what makes masks of PaliGemma's segment words, None for other families or without its file.
     """
@@ -83,7 +92,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     batch_size: int = 8
-    decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[Any, ...], Tensor] | None = field(default=None, repr=False)
 
@@ -105,7 +114,7 @@ class Model:
         isolate: bool = True,
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
-        """Prepare pictures for this model, in order; one that cannot be read becomes an ImageError in its place.
+        """Prepare images for this model, in order; one that cannot be read becomes an ImageError in its place.
 
         isolate: decode in child processes, which a hostile file may take down without harm to this one.
         """
@@ -120,22 +129,22 @@ class Model:
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> Encoded:
-        """Prepared pictures of `read` through the image tower: tokens `[B, N, D]`, for what works below the verbs."""
+        """Prepared images of `read` through the image tower: tokens `[B, N, D]`, for what works below the verbs."""
         return encode_images(self, batch)
 
-    def embed_images(self, images: ImageInput) -> Floats:
+    def embed_images(self, images: ImageInput) -> Floats32:
         """float32 `[n, d]`, unit length; `[n, q, d]` of a BLIP-2, whose q queries have a vector each."""
         self._need("embed")
         rows = [embed.embed_images(self.network, self.encode(batch)) for batch in self._batches(images)]
         return self._stack(rows)
 
-    def embed_texts(self, texts: TextInput) -> Floats:
+    def embed_texts(self, texts: TextInput) -> Floats32:
         """float32 `[n, d]`, unit length."""
         self._need("embed")
         return _numpy(self._embed_texts(as_strings(texts, "texts")))
 
-    def similarity(self, images: ImageInput, texts: TextInput) -> Floats:
-        """Cosines, float32 `[n_images, n_texts]`; of several vectors a picture, the nearest counts."""
+    def similarity(self, images: ImageInput, texts: TextInput) -> Floats32:
+        """Cosines, float32 `[n_images, n_texts]`; of several vectors an image, the nearest counts."""
         self._need("similarity")
         cosines = self.embed_images(images) @ self.embed_texts(texts).T
         return cosines if cosines.ndim == 2 else cosines.max(axis=1)
@@ -183,10 +192,10 @@ class Model:
         ]
         return Probabilities.of(self._stack(rows, width=classes.shape[0]), activation)
 
-    def match(self, images: ImageInput, texts: TextInput) -> Floats:
-        """ITM probability of each pair, float32 `[n]`; one picture goes with all texts, one text with all pictures.
+    def match(self, images: ImageInput, texts: TextInput) -> Floats32:
+        """ITM probability of each pair, float32 `[n]`; one image goes with all texts, one text with all images.
 
-        Each distinct picture is encoded once, and its texts are scored together against it. Of a judge that was set to
+        Each distinct image is encoded once, and its texts are scored together against it. Of a judge that was set to
         count ITC too (`match_cosine` in its config), the probability by both.
         """
         self._need("match")
@@ -199,11 +208,11 @@ class Model:
                 out[rows] = _numpy(match.match_probability(logits))
         return out
 
-    def rank(self, images: ImageInput, texts: TextInput, k: int = 16) -> Floats:
-        """Retrieval scores, float32 `[n_images, n_texts]`: ITC first, ITM over the k best texts of each picture.
+    def rank(self, images: ImageInput, texts: TextInput, k: int = 16) -> Floats32:
+        """Retrieval scores, float32 `[n_images, n_texts]`: ITC first, ITM over the k best texts of each image.
 
         score = ITM logit of "match" + ITC similarity; `NOT_RANKED` (-100) where the text was not among the k best,
-        as the evaluation of the BLIP code has it. Sort a row to rank the texts of a picture.
+        as the evaluation of the BLIP code has it. Sort a row to rank the texts of an image.
         """
         self._need("rank")
         if k < 1:
@@ -233,9 +242,9 @@ class Model:
         region: Box | None = None,
         **decoding: Any,
     ) -> list[str]:
-        """One caption a picture (`num_return` of them, together). A prompt is continued, and part of the caption.
+        """One caption an image (`num_return` of them, together). A prompt is continued, and part of the caption.
 
-        prompt: one for all pictures, or one a picture. length, and region (a box in pixels, of which the caption then
+        prompt: one for all images, or one an image. length, and region (a box in pixels, of which the caption then
         is): for models that were trained for them, in place of a prompt. decoding: the fields of
         `tasks.generate.Decoding`; what is left out is as `options` says.
         """
@@ -261,9 +270,7 @@ class Model:
                 out.extend(texts)
             done += len(batch)
         if prompts is not None and len(prompts) not in (1, done):
-            raise UsageError(
-                f"prompt: {len(prompts)} prompts for {done} pictures; give one, or one a picture"
-            )
+            raise UsageError(f"prompt: {len(prompts)} prompts for {done} images; give one, or one an image")
         return out
 
     def answer(
@@ -275,7 +282,7 @@ class Model:
         top_candidates: int = 128,
         **decoding: Any,
     ) -> list[str]:
-        """Answers to questions about pictures: pairs, or one picture with many questions, or one question for all.
+        """Answers to questions about images: pairs, or one image with many questions, or one question for all.
 
         candidates: choose among these instead of writing: `top_candidates` of them by their first word, then by the
         likelihood of the whole answer (Li et al. 2022, section 5.3). decoding: as for `caption`.
@@ -324,10 +331,10 @@ class Model:
         region: Box | None = None,
         **decoding: Any,
     ) -> list[list[Region]]:
-        """The things in each picture: all that the model finds, or with phrases all that each of them names; with a
+        """The things in each image: all that the model finds, or with phrases all that each of them names; with a
         region (a box in pixels), what that box holds.
 
-        describe: labels are descriptions instead of names. Boxes are in pixels of the upright picture. decoding: as for
+        describe: labels are descriptions instead of names. Boxes are in pixels of the upright image. decoding: as for
         `caption`; a text of regions may have 1,024 tokens where nobody says.
         """
         self._need("detect")
@@ -349,13 +356,13 @@ class Model:
     def read_text(
         self, images: ImageInput, *, region: Box | None = None, **decoding: Any
     ) -> list[list[Region]]:
-        """The texts written in each picture: labels, with four corners each as polygon, and the box that holds them;
+        """The texts written in each image: labels, with four corners each as polygon, and the box that holds them;
         with a region (a box in pixels), the text in that box."""
         self._need("read")
         return regions.read_text(self, images, region, **decoding)
 
     def chat(self, messages: Sequence[Message], stream: bool = False, **decoding: Any) -> Any:
-        """The answer to the last of the messages, in the model's own prompt form; pictures stand in the messages.
+        """The answer to the last of the messages, in the model's own prompt form; images stand in the messages.
 
         Returns str; with `stream` an iterator of its pieces, as they are written (with beams: all at the end).
         decoding: as for `caption`; 512 tokens at most where nobody says. UsageError for messages out of order.
@@ -397,7 +404,7 @@ class Model:
     def _distinct(
         self, pictures: Sequence[ImageSource]
     ) -> Iterator[tuple[list[Pixels], Encoded, list[NDArray[np.int64]]]]:
-        """Each distinct picture once, in batches: pixels, encoded, and for each picture where it stands in the list."""
+        """Each distinct image once, in batches: pixels, encoded, and for each image where it stands in the list."""
         groups = [np.array(rows, dtype=np.int64) for rows in duplicate_groups(pictures)]
         done = 0
         for batch in self._batches([pictures[rows[0]] for rows in groups]):
@@ -442,19 +449,19 @@ class Model:
             self._classes = (key, embed.ensemble(self._embed_texts(texts), len(templates)))
         return self._classes[1]
 
-    def options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Decoding:
+    def options(self, given: JsonMapping, usual: JsonMapping | None = None) -> Decoding:
         """How it writes, the same for every verb: as the caller says and, where he does not, as the verb does of its
         own (`usual`) and then the checkpoint; see `inference.generation_config`."""
         return generation_config.decoding_options(self.decoding, usual or {}, given)
 
     @property
     def _prompted(self) -> bool:
-        """Whether the network reads pictures among words (`inference.prompting`)."""
+        """Whether the network reads images among words (`inference.prompting`)."""
         return hasattr(self.network, "prompts")
 
-    def _stack(self, rows: list[Tensor], width: int = 0) -> Floats:
+    def _stack(self, rows: list[Tensor], width: int = 0) -> Floats32:
         return _numpy(torch.cat(rows)) if rows else np.zeros((0, width), dtype=np.float32)
 
 
-def _numpy(values: Tensor) -> Floats:
+def _numpy(values: Tensor) -> Floats32:
     return values.float().cpu().numpy()

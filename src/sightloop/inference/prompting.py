@@ -1,7 +1,7 @@
-"""Text from networks that read pictures among words: BLIP-2, Florence-2, PaliGemma, LLaVA.
+"""Text from networks that read images among words: BLIP-2, Florence-2, PaliGemma, LLaVA.
 
-A prompt in the family's own form, its pictures' tokens in place, padded in front, is what the network writes on from
-(or what its encoder reads). Rows of different prompts and numbers of pictures go together; batches change nothing.
+A prompt in the family's own form, its images' tokens in place, padded in front, is what the network writes on from
+(or what its encoder reads). Rows of different prompts and numbers of images go together; batches change nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.arguments import digest, duplicate_groups
 from sightloop.tasks import generate
 from sightloop.tasks.generate import Decoding
-from sightloop.types import Encoded, ImageSource, Pixels
+from sightloop.types import Encoded, ImageSource, JsonMapping, Pixels
 
 IMAGE_PLACEHOLDER = "<image>"
 _PLACE = re.compile(r"<(?:loc|seg)_?\d+>")
@@ -30,9 +30,9 @@ _NEVER_CUT = 1 << 20  # tokens: a prompt that is too long is an error, as what i
 class PromptedNetwork(Protocol):
     """What a network offers to be prompted.
 
-    prompts: job -> the family's form: PICTURE where the picture's tokens stand, "{}" for the caller's words; "prompt"
-    is the form of free words. begin: picture tokens of all rows in order `[K, D]`, ids `[R, L]` and where they are
-    real `[R, L]` -> what `language` starts from. Its config has image_id (the id that stands for one picture token),
+    prompts: job -> the family's form: PICTURE where the image's tokens stand, "{}" for the caller's words; "prompt"
+    is the form of free words. begin: image tokens of all rows in order `[K, D]`, ids `[R, L]` and where they are
+    real `[R, L]` -> what `language` starts from. Its config has image_id (the id that stands for one image token),
     start_ids (what its texts start from, () for a prefix) and end_id.
     """
 
@@ -44,7 +44,7 @@ class PromptedNetwork(Protocol):
 
 
 class Prompter(Protocol):
-    """A loaded model: its network and tokenizer, pictures prepared, and through its image tower; how it writes."""
+    """A loaded model: its network and tokenizer, images prepared, and through its image tower; how it writes."""
 
     network: Any
     tokenizer: Tokenizer
@@ -55,11 +55,11 @@ class Prompter(Protocol):
 
     def encode(self, batch: Sequence[Pixels]) -> Encoded: ...
 
-    def options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Decoding: ...
+    def options(self, given: JsonMapping, usual: JsonMapping | None = None) -> Decoding: ...
 
 
 class EncodedImage(NamedTuple):
-    """A picture that was read, and what the network makes of it: tokens `[N, D]`."""
+    """An image that was read, and what the network makes of it: tokens `[N, D]`."""
 
     pixels: Pixels
     tokens: Tensor
@@ -79,12 +79,12 @@ def format_prompt(model: Prompter, job: str, text: str | None = None) -> str:
 
 
 def check_special_tokens(tokenizer: Tokenizer, text: str) -> None:
-    """Raises UsageError where a text holds a token that begins, ends or fills texts, or stands for a picture: what a
+    """Raises UsageError where a text holds a token that begins, ends or fills texts, or stands for an image: what a
     caller says must not become one. Words of places may stand in it; they are words."""
     if found := _controls(tokenizer).search(text):
         raise UsageError(
-            f"{text[:60]!r}: {found[0]} is a token of the model's own and no word; leave it out, and give pictures "
-            "as pictures"
+            f"{text[:60]!r}: {found[0]} is a token of the model's own and no word; leave it out, and give images "
+            "as images"
         )
 
 
@@ -103,7 +103,7 @@ def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
 def generate_answers(
     model: Prompter, pictures: Sequence[ImageSource], questions: Sequence[str], options: Decoding
 ) -> list[str]:
-    """`options.num_return` answers for each pair of a picture and a question; ImageError for what cannot be read."""
+    """`options.num_return` answers for each pair of an image and a question; ImageError for what cannot be read."""
     forms = [format_prompt(model, "answer", text) for text in questions]
     out: list[list[str]] = [[] for _ in questions]
     for rows, seen in batches_by_image(model, pictures):
@@ -117,8 +117,8 @@ def generate_answers(
 def batches_by_image(
     model: Prompter, pictures: Sequence[ImageSource]
 ) -> Iterator[tuple[list[int], list[EncodedImage]]]:
-    """`model.batch_size` rows at a time, those of one picture after each other: their places in `pictures`, and what
-    is seen there. Each distinct picture is read and encoded once, and kept no longer than its rows need it."""
+    """`model.batch_size` rows at a time, those of one image after each other: their places in `images`, and what
+    is seen there. Each distinct image is read and encoded once, and kept no longer than its rows need it."""
     places = duplicate_groups(pictures)
     order = list(chain(*places))
     owners = [own[0] for own in places for _ in own]
@@ -132,7 +132,7 @@ def batches_by_image(
 
 
 def sampling_keys(seen: Sequence[EncodedImage], asked: Sequence[str]) -> list[int]:
-    """Numbers that name each picture and what is asked of it, for sampling."""
+    """Numbers that name each image and what is asked of it, for sampling."""
     return [
         digest(one.pixels.values.tobytes() + text.encode("utf-8", "replace"))
         for one, text in zip(seen, asked, strict=True)
@@ -140,7 +140,7 @@ def sampling_keys(seen: Sequence[EncodedImage], asked: Sequence[str]) -> list[in
 
 
 def read_distinct(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixels]:
-    """Each picture prepared, the same one once. Raises the ImageError of the first that cannot be read."""
+    """Each image prepared, the same one once. Raises the ImageError of the first that cannot be read."""
     read: dict[int, Pixels] = {}
     places = duplicate_groups(pictures)
     found = model.read([pictures[own[0]] for own in places], isolate=False)
@@ -152,7 +152,7 @@ def read_distinct(model: Prompter, pictures: Sequence[ImageSource]) -> list[Pixe
 
 
 def encode_images(model: Prompter, pictures: Sequence[Pixels]) -> list[EncodedImage]:
-    """Prepared pictures through the image tower, the same object once."""
+    """Prepared images through the image tower, the same object once."""
     if not pictures:
         return []
     distinct = {id(picture): picture for picture in pictures}
@@ -188,7 +188,7 @@ def generate_ids(
 ) -> list[list[int]]:
     """For each prompt, `options.num_return` rows of ids, without what the decoder starts from.
 
-    pictures: of each prompt, in the order of its PICTURE places. keys: a number that names each row for sampling.
+    images: of each prompt, in the order of its PICTURE places. keys: a number that names each row for sampling.
     """
     given, start, about = _begun(model, pictures, prompts, options)
     rows = generate.write(model.network.language, given, start, options, keys=keys, **about)
@@ -252,14 +252,14 @@ def build_prefix(
         ids = encoded_texts.ids[row, : encoded_texts.lengths[row]].tolist()
         if ids.count(image_id) != len(mine):
             raise UsageError(
-                f"{prompt!r}: has {ids.count(image_id)} places for pictures, and {len(mine)} are given"
+                f"{prompt!r}: has {ids.count(image_id)} places for images, and {len(mine)} are given"
             )
         sizes = iter([one.tokens.shape[0] for one in mine])
         rows.append([one for i in ids for one in ([i] * next(sizes) if i == image_id else [i])])
     length, most = max(map(len, rows)), model.network.config.text.positions
     if most and length > most:
         raise UsageError(
-            f"a prompt of {length} tokens, its pictures' included: this model reads {most} at most"
+            f"a prompt of {length} tokens, its images' included: this model reads {most} at most"
         )
     ids = torch.tensor([[model.tokenizer.pad_id] * (length - len(row)) + row for row in rows])
     lengths = torch.tensor([len(row) for row in rows])

@@ -1,9 +1,9 @@
-"""Verbs that find things in pictures: a prompt for each picture and phrase, and the regions in what is written.
+"""Verbs that find things in images: a prompt for each image and phrase, and the regions in what is written.
 
 A network says in `finds` for each of its jobs what it writes, as a key of `tasks.region_parser.PARSERS`, and in
 `prompts` how it is asked (`inference.prompting`): "detect" without words, "describe" for descriptions in place of
 names; "find" for all things of one name; "locate" for the phrases of a text; "segment" for the outline of what a
-phrase refers to, "outline" for that of what a box holds; "read" for the texts in a picture; "category" for the name of
+phrase refers to, "outline" for that of what a box holds; "read" for the texts in an image; "category" for the name of
 what a box holds, "words" for the text in it. In its prompts alone: "detailed" and "long" captions, and "region" for
 that of a box. A network that looks for several names at once says in `joint` what stands between them; what it writes
 has their labels.
@@ -26,9 +26,9 @@ from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_s
 from sightloop.inference.masks import decode_masks
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks.generate import Decoding
-from sightloop.tasks.region_parser import PARSERS, Box, Size, Span, box_tokens, confidence
+from sightloop.tasks.region_parser import PARSERS, Span, box_tokens, confidence
 from sightloop.tasks.region_parser import parse_phrases as grounded
-from sightloop.types import ImageSource, Region
+from sightloop.types import Box, ImageSource, JsonDict, Region, Size
 
 RegionQuery: TypeAlias = "str | Box"  # a phrase, or a box in pixels
 Regions: TypeAlias = list[Region]
@@ -46,7 +46,7 @@ def detect(
     region: Box | None,
     **decoding: Any,
 ) -> list[Regions]:
-    """All things of each picture; with phrases, one after the other, those that each phrase names, under its name;
+    """All things of each image; with phrases, one after the other, those that each phrase names, under its name;
     with a region, what lies in that box."""
     pictures, options = list(as_images(images)), _options(model, decoding)
     if (phrases is not None) + describe + (region is not None) > 1:
@@ -69,12 +69,12 @@ def detect(
 def find_each(
     model: Any, job: str, images: ImageInput, phrases: RegionQuery | Sequence[RegionQuery], **decoding: Any
 ) -> list[Regions]:
-    """Locates or segments: pairs of a picture and what is asked of it, or one of either with all of the other."""
+    """Locates or segments: pairs of an image and what is asked of it, or one of either with all of the other."""
     pictures, asked = list(as_images(images)), _asked(phrases)
     if len(pictures) == 1 or len(asked) == 1:
         pictures, asked = pictures * len(asked), asked * len(pictures)
     if len(pictures) != len(asked):
-        raise UsageError(f"{len(pictures)} pictures and {len(asked)} phrases: give as many, or one of either")
+        raise UsageError(f"{len(pictures)} images and {len(asked)} phrases: give as many, or one of either")
     boxed = [isinstance(one, tuple) for one in asked]
     if any(boxed) and (job != "segment" or not all(boxed)):
         raise UsageError("phrases: give texts; only segment takes boxes, and then boxes alone")
@@ -82,7 +82,7 @@ def find_each(
 
 
 def read_text(model: Any, images: ImageInput, region: Box | None, **decoding: Any) -> list[Regions]:
-    """The texts written in each picture, or the text in a box of it."""
+    """The texts written in each image, or the text in a box of it."""
     pictures = list(as_images(images))
     job = "read" if region is None else "words"
     return find(model, job, pictures, [_whole(region)] * len(pictures), _options(model, decoding))
@@ -117,9 +117,9 @@ def find(
     asked: Sequence[RegionQuery | None],
     options: Decoding,
 ) -> list[Regions]:
-    """What is found for each pair of a picture and what is asked of it, in the order in which it is written.
+    """What is found for each pair of an image and what is asked of it, in the order in which it is written.
 
-    Each distinct picture is read and encoded once. A region without a label of its own gets the phrase's, what is said
+    Each distinct image is read and encoded once. A region without a label of its own gets the phrase's, what is said
     about a box gets the box. Raises UnsupportedError for a job that the network is not prompted for.
     """
     finds, joint = (
@@ -201,7 +201,7 @@ def _prompt(model: Any, job: str, asked: RegionQuery | None, seen: prompting.Enc
     return prompting.format_prompt(model, job, text)
 
 
-def _options(model: Any, decoding: dict[str, Any]) -> Decoding:
+def _options(model: Any, decoding: JsonDict) -> Decoding:
     room = min(MAX_NEW_TOKENS, model.network.config.text.positions or MAX_NEW_TOKENS)
     return model.options(decoding, {"max_new_tokens": room})
 

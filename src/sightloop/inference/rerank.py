@@ -1,4 +1,4 @@
-"""Re-ranking: pairs chosen by ITC similarity, judged by ITM, all texts of a picture against one image memory.
+"""Re-ranking: pairs chosen by ITC similarity, judged by ITM, all texts of an image against one image memory.
 
 The score of a pair is its ITM logit of "match" plus its ITC similarity, as in the evaluation of the BLIP code.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 
 from sightloop.inference.model import Model
 from sightloop.tasks.match import match_logits
-from sightloop.types import Encoded
-
-Floats: TypeAlias = NDArray[np.float32]
-Integers: TypeAlias = NDArray[np.int64]
+from sightloop.types import Encoded, Floats32, Integers
 
 _TOKENS_AT_ONCE = 4096  # text tokens in one pass
 _ROWS = 1 << 24  # similarities sorted at a time
@@ -27,7 +24,7 @@ _MEMORY = 7  # image tokens whose keys and values cost as much as one text token
 
 
 class TokenizedTexts:
-    """Texts tokenised once, for many pictures."""
+    """Texts tokenised once, for many images."""
 
     def __init__(self, model: Model, texts: Sequence[str]) -> None:
         tokens = model.tokenizer.encode(list(texts))
@@ -42,7 +39,7 @@ class TokenizedTexts:
 
 
 class ImageCache:
-    """Encoded pictures, kept in their own precision on the CPU as long as there is room (bytes); the rest is encoded
+    """Encoded images, kept in their own precision on the CPU as long as there is room (bytes); the rest is encoded
     again by who needs it."""
 
     def __init__(self, room: int = 2 << 30) -> None:
@@ -50,7 +47,7 @@ class ImageCache:
         self._kept: dict[str, Encoded] = {}
 
     def keep(self, key: str, image: Encoded, row: int) -> None:
-        """Keep one picture of a batch, if there is room."""
+        """Keep one image of a batch, if there is room."""
         tokens = image.tokens[row : row + 1]
         size = tokens.numel() * tokens.element_size()
         if size <= self._left:
@@ -58,7 +55,7 @@ class ImageCache:
             self._kept[key] = Encoded(tokens.cpu())
 
     def take(self, key: str) -> Encoded | None:
-        """Hand a picture out, once."""
+        """Hand an image out, once."""
         image = self._kept.pop(key, None)
         if image is not None:
             self._left += image.tokens.numel() * image.tokens.element_size()
@@ -67,11 +64,11 @@ class ImageCache:
 
 def match_scores(
     model: Model, image: Encoded, texts: TokenizedTexts, rows_of: Sequence[Integers]
-) -> list[Floats]:
-    """ITM logits (no match, match), float32 `[n, 2]`, of each of B pictures with its own n texts.
+) -> list[Floats32]:
+    """ITM logits (no match, match), float32 `[n, 2]`, of each of B images with its own n texts.
 
-    rows_of: for each picture the rows of `texts`. A picture's texts are query rows against its one memory, those of
-    like length together; pictures with one text each go together.
+    rows_of: for each image the rows of `texts`. An image's texts are query rows against its one memory, those of
+    like length together; images with one text each go together.
     """
     tokens = image.tokens.to(model.device)
     out = [np.zeros((len(rows), 2), np.float32) for rows in rows_of]
@@ -109,10 +106,10 @@ def _like_lengths(lengths: Integers, price: int) -> Iterator[Integers]:
         yield from np.split(passes, range(rows, len(passes), rows))
 
 
-def cosines(images: Floats, texts: Floats) -> Floats:
-    """float32 `[pictures, texts]`; summed in float64, so that no machine orders them differently.
+def cosines(images: Floats32, texts: Floats32) -> Floats32:
+    """float32 `[images, texts]`; summed in float64, so that no machine orders them differently.
 
-    Of several vectors a picture, `[pictures, q, d]`, the nearest to a text counts.
+    Of several vectors an image, `[images, q, d]`, the nearest to a text counts.
     """
     out = np.empty((len(images), len(texts)), np.float32)
     turned = texts.astype(np.float64).T
@@ -136,9 +133,9 @@ def top_k(scores: NDArray[Any], k: int) -> Integers:
 
 
 def pairs_to_judge(texts_of: Integers, pictures_of: Integers) -> list[Integers]:
-    """For each picture the texts that it must be judged with, ascending, no pair twice.
+    """For each image the texts that it must be judged with, ascending, no pair twice.
 
-    texts_of `[pictures, k]`: the best texts of each picture; pictures_of `[texts, k]`: the best pictures of each text.
+    texts_of `[images, k]`: the best texts of each image; pictures_of `[texts, k]`: the best images of each text.
     """
     pictures, texts = len(texts_of), len(pictures_of)
     forth = np.repeat(np.arange(pictures), texts_of.shape[1]) * texts + texts_of.ravel()

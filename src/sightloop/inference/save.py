@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,7 +25,7 @@ from sightloop.nn.attention import Linear
 from sightloop.nn.prepack import pack, unpack
 from sightloop.nn.quantize import is_quantized
 from sightloop.tasks.region_parser import IGNORED_PHRASES
-from sightloop.types import ImageSpec
+from sightloop.types import ImageSpec, JsonMapping
 
 FORMAT = "sightloop/1"
 
@@ -41,7 +40,7 @@ class Saveable(Protocol):
     image_spec: ImageSpec
     device: torch.device
     dtype: torch.dtype
-    decoding: Mapping[str, Any]
+    decoding: JsonMapping
     masks: MaskDecoder | None
 
 

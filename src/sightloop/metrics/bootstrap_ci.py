@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
+from sightloop.types import Floats
 
-Floats: TypeAlias = NDArray[np.float64]
 # From means over samples [R, k] to scores [R].
 Statistic: TypeAlias = Callable[[Floats], Floats]
 

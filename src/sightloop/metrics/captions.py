@@ -18,9 +18,8 @@ from sightloop.errors import UsageError
 from sightloop.metrics.align import KeyedPredictions, KeyedReferences, align
 from sightloop.metrics.meteor_spice import meteor_spice_scores
 from sightloop.metrics.ptb_tokenizer import tokenize
+from sightloop.types import Floats, Integers
 
-Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
 TokenizerName: TypeAlias = Literal["ptb", "whitespace"]
 
 _ORDERS = 4  # words in the longest n-gram, for BLEU and for CIDEr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
-from sightloop.types import Region
+from sightloop.types import Floats, JsonDict, JsonMapping, Region
 
-Floats: TypeAlias = NDArray[np.float64]
 Regions: TypeAlias = Sequence[Sequence[Region]]
 
 # COCO's twelve numbers, in the evaluator's order.
@@ -42,12 +41,12 @@ def detection_scores(
 ) -> dict[str, float]:
     """COCO's mAP and mAR, 0..1, by the evaluator `faster-coco-eval` (the extra `evaluate`).
 
-    predictions: for every picture the regions found; one without a score counts as 1. references: for every picture its
-    regions. crowds: for every picture those that nobody counts, whether found or not (COCO's `iscrowd`). Labels are
+    predictions: for every image the regions found; one without a score counts as 1. references: for every image its
+    regions. crowds: for every image those that nobody counts, whether found or not (COCO's `iscrowd`). Labels are
     compared as they are. `mAP` is the mean over labels and over IoU 0.5, 0.55 ... 0.95 of the 101-point average
     precision; small, medium and large are areas below 32 x 32, below 96 x 96 and above: of a reference's outlines where
     it has some, as COCO's annotations have it, else of the box. With by="mask", of the mask; then every region needs
-    polygons, and `sizes` the (width, height) of every picture.
+    polygons, and `sizes` the (width, height) of every image.
 
     A number that no region can tell (no small thing in the references, say) is left out. Raises UsageError where the
     lengths differ, nothing is to be found, or the evaluator is not installed (see `detection_not_computed`).
@@ -55,13 +54,13 @@ def detection_scores(
     if reason := detection_not_computed():
         raise UsageError(f"detection scores: {reason}")
     if len(predictions) != len(references):
-        raise UsageError(f"predictions of {len(predictions)} pictures, references of {len(references)}")
+        raise UsageError(f"predictions of {len(predictions)} images, references of {len(references)}")
     labels = sorted({region.label for regions in references for region in regions})
     if not labels:
-        raise UsageError("references: there is no region in any picture")
+        raise UsageError("references: there is no region in any image")
     number = {label: index + 1 for index, label in enumerate(labels)}
     if by == "mask" and (sizes is None or len(sizes) != len(references)):
-        raise UsageError('by="mask": give the (width, height) of every picture as `sizes`')
+        raise UsageError('by="mask": give the (width, height) of every image as `sizes`')
     outlines = sizes if by == "mask" else None
     found = [
         _entry(picture, region, number[region.label], outlines)
@@ -82,7 +81,7 @@ def detection_scores(
     stats = _evaluated(
         known,
         found,
-        outlines or [(0, 0)] * len(references),  # by boxes, the sizes of pictures do not matter
+        outlines or [(0, 0)] * len(references),  # by boxes, the sizes of images do not matter
         list(number.values()),
         "bbox" if by == "box" else "segm",
     )
@@ -190,13 +189,11 @@ def label_map_scores(predictions: Any, references: Any, ignored: int | None = No
     return {"mIoU": sum(overlaps) / len(overlaps), "pixel accuracy": float((one == other).mean())}
 
 
-def _entry(
-    picture: int, region: Region, label: int, sizes: Sequence[tuple[int, int]] | None
-) -> dict[str, Any]:
+def _entry(picture: int, region: Region, label: int, sizes: Sequence[tuple[int, int]] | None) -> JsonDict:
     """A region as COCO writes it."""
     left, top, right, bottom = region.box
     width, height = right - left, bottom - top
-    entry: dict[str, Any] = {
+    entry: JsonDict = {
         "image_id": picture + 1,
         "category_id": label,
         "bbox": [left, top, width, height],
@@ -206,7 +203,7 @@ def _entry(
         from faster_coco_eval import mask
 
         if not region.polygons:
-            raise UsageError(f'picture {picture}: a region "{region.label}" has no polygons')
+            raise UsageError(f'image {picture}: a region "{region.label}" has no polygons')
         wide, high = sizes[picture]
         outlines: Any = mask.frPyObjects([list(outline) for outline in region.polygons], high, wide)
         entry["segmentation"] = mask.merge(outlines)
@@ -224,8 +221,8 @@ def _outlined(region: Region, sizes: Sequence[tuple[int, int]] | None) -> dict[s
 
 
 def _evaluated(
-    known: list[dict[str, Any]],
-    found: list[dict[str, Any]],
+    known: list[JsonDict],
+    found: list[JsonDict],
     sizes: Sequence[tuple[int, int]],
     labels: list[int],
     kind: Literal["bbox", "segm"],
@@ -233,8 +230,8 @@ def _evaluated(
     """The evaluator's numbers."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    def dataset(entries: list[dict[str, Any]]) -> Any:
-        content: Mapping[str, Any] = {
+    def dataset(entries: list[JsonDict]) -> Any:
+        content: JsonMapping = {
             "images": [{"id": index + 1, "width": w, "height": h} for index, (w, h) in enumerate(sizes)],
             "categories": [{"id": label, "name": str(label)} for label in labels],
             "annotations": [entry | {"id": index + 1} for index, entry in enumerate(entries)],

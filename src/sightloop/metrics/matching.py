@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
-
-Floats: TypeAlias = NDArray[np.float64]
+from sightloop.types import Floats
 
 _BINS = 15  # of the calibration error, as Guo et al. 2017
 _COLDEST, _HOTTEST = 1e-3, 1e3  # temperatures that a fit may give

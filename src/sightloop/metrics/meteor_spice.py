@@ -13,14 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.errors import SightloopError
-
-Floats: TypeAlias = NDArray[np.float64]
+from sightloop.types import Floats
 
 FOLDER_VARIABLE = "SIGHTLOOP_CAPTION_JARS"
 _NEEDED = {

@@ -1,4 +1,4 @@
-"""Retrieval between pictures and texts: recall@k and median rank, both ways, ties counted exactly."""
+"""Retrieval between images and texts: recall@k and median rank, both ways, ties counted exactly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
+from sightloop.types import Floats, Integers
 
 Array: TypeAlias = NDArray[Any]
-Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
 Ties: TypeAlias = Literal["expected", "worst", "best"]
 Reranked: TypeAlias = "tuple[Any, Any] | None"
 
@@ -38,17 +37,17 @@ def retrieval_scores(
 ) -> dict[str, float]:
     """`image-to-text recall@k` and `text-to-image recall@k`, 0..1, and `... median rank`; ranks begin at 1.
 
-    similarity: [pictures, texts], compared in blocks of rows, so it may be a memory map. positives: the picture of
-    every text, integers [texts] (-1: of none), or a bool table [pictures, texts], or for every picture a list of its
+    similarity: [images, texts], compared in blocks of rows, so it may be a memory map. positives: the image of
+    every text, integers [texts] (-1: of none), or a bool table [images, texts], or for every image a list of its
     texts. A query is found at k if any of its positives is among its first k. Queries without positives are left out
     of the mean and stay as candidates of the others.
 
     ties: equal similarities have no order. "expected" is the mean over all their orders, so that a constant similarity
     scores exactly what chance does; "worst" and "best" put positives last and first among their equals.
 
-    reranked_texts: (texts [pictures, k], scores [pictures, k]), for every picture the texts that were judged anew (by
+    reranked_texts: (texts [images, k], scores [images, k]), for every image the texts that were judged anew (by
     ITM, say): they come before all others, by their new scores, the others behind them by similarity.
-    reranked_pictures: (pictures [texts, k], scores [texts, k]), the same the other way.
+    reranked_pictures: (images [texts, k], scores [texts, k]), the same the other way.
 
     Raises UsageError for shapes that do not fit, places out of range, a similarity that is no number, no positive.
     """
@@ -66,7 +65,7 @@ def score_retrieval(
     """`retrieval_scores` with what every query scored."""
     table = np.asanyarray(similarity)
     if table.ndim != 2 or not table.size:
-        raise UsageError(f"similarity: shape {table.shape}, expected [pictures, texts], none of them 0")
+        raise UsageError(f"similarity: shape {table.shape}, expected [images, texts], none of them 0")
     if ties not in ("expected", "worst", "best"):
         raise UsageError(f'ties={ties!r}: there are "expected", "worst" and "best"')
     pairs = _pairs(positives, table.shape)
@@ -119,7 +118,7 @@ class _Places:
 
 
 def _pairs(positives: Any, shape: tuple[int, ...]) -> tuple[Integers, Integers]:
-    """(picture, text) of all that belong together, each once."""
+    """(image, text) of all that belong together, each once."""
     if isinstance(positives, Sequence) and len(positives) == shape[0] and isinstance(positives[0], Sequence):
         pictures = np.repeat(np.arange(shape[0]), [len(texts) for texts in positives])
         texts = np.array([text for texts in positives for text in texts], np.int64)
@@ -132,12 +131,12 @@ def _pairs(positives: Any, shape: tuple[int, ...]) -> tuple[Integers, Integers]:
             pictures = table[texts]
         else:
             raise UsageError(
-                f"positives: {table.dtype} {table.shape}, expected the picture of every text (integers "
-                f"[{shape[1]}]), a bool table {list(shape)}, or a list of texts for each of {shape[0]} pictures"
+                f"positives: {table.dtype} {table.shape}, expected the image of every text (integers "
+                f"[{shape[1]}]), a bool table {list(shape)}, or a list of texts for each of {shape[0]} images"
             )
     if not len(pictures):
-        raise UsageError("positives: no picture has a text")
-    for name, places, size in (("picture", pictures, shape[0]), ("text", texts, shape[1])):
+        raise UsageError("positives: no image has a text")
+    for name, places, size in (("image", pictures, shape[0]), ("text", texts, shape[1])):
         if places.min() < 0 or places.max() >= size:
             raise UsageError(f"positives: {name} {places.min()}..{places.max()}, but there are {size}")
     key = np.unique(pictures.astype(np.int64) * shape[1] + texts)
@@ -145,7 +144,7 @@ def _pairs(positives: Any, shape: tuple[int, ...]) -> tuple[Integers, Integers]:
 
 
 def _places(table: Array, pairs: tuple[Integers, Integers]) -> tuple[_Places, _Places]:
-    """The places of all pictures' and of all texts' best positives."""
+    """The places of all images' and of all texts' best positives."""
     values = _numbers(table[pairs])
     best: list[Array] = []
     equal: list[Integers] = []

@@ -22,13 +22,13 @@ from sightloop.types import Encoded
 class BlipConfig:
     """The towers' sizes, which parts there are, and the special tokens.
 
-    decoder_memory_dim: width of what the decoder reads: a picture's tokens, or in VQA the states of the question.
+    decoder_memory_dim: width of what the decoder reads: an image's tokens, or in VQA the states of the question.
     embed_dim: width of the ITC space, None without the projections. shared: encoder and decoder share all parameters
     but those of self-attention (the paper's table 3). tied_words: the LM head's matrix is the word embedding.
-    encoder_start: the id that the text encoder reads first when it looks at a picture, None to keep [CLS]: the
+    encoder_start: the id that the text encoder reads first when it looks at an image, None to keep [CLS]: the
     original code puts [ENC] there, `transformers` does not. answers: beside captions, the one decoder also answers
-    from the states of a question; it reads both, so pictures and texts then have one width (ValueError if not).
-    labels: classes of pictures that were learned, which one more layer tells apart. match_cosine: what ITC's cosine
+    from the states of a question; it reads both, so images and texts then have one width (ValueError if not).
+    labels: classes of images that were learned, which one more layer tells apart. match_cosine: what ITC's cosine
     adds to ITM's logit of a match, times; 0 in the paper (`training.calibration` sets it).
     """
 
@@ -157,7 +157,7 @@ class Blip(nn.Module):
         return self.classes(image.pooled)
 
     def encode_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
-        """Texts read beside their picture: ids `[R, L]`, R a multiple of B, the rows of one picture together."""
+        """Texts read beside their image: ids `[R, L]`, R a multiple of B, the rows of one image together."""
         if self.config.encoder_start is not None:
             ids = ids.clone()
             ids[:, 0] = self.config.encoder_start
@@ -167,7 +167,7 @@ class Blip(nn.Module):
         return Encoded(tokens, tokens[:, 0], mask)
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ITM: `[R, 2]`, (no match, match), for R texts over B pictures, the texts of one picture together."""
+        """ITM: `[R, 2]`, (no match, match), for R texts over B images, the texts of one image together."""
         logits = self.match_head(self.encode_text(image, ids, lengths).pooled)
         if self.config.match_cosine:
             texts = self.embed_text(ids, lengths).unflatten(0, (len(image.tokens), -1))

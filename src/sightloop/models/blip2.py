@@ -105,13 +105,13 @@ class Blip2(nn.Module):
         return image if self.config.language is None else Encoded(self.projection(self.encode_queries(image)))
 
     def encode_queries(self, image: Encoded) -> Tensor:
-        """The queries' states after a look at B pictures `[B, N, D]`, without any text: `[B, Q, queries D]`."""
+        """The queries' states after a look at B images `[B, N, D]`, without any text: `[B, Q, queries D]`."""
         asks = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
         return self.queries.read(asks, memory=self.queries.memory(image.tokens))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
-        """What the language model goes on from: image_tokens `[K, D]`, those of all pictures in order; ids `[R, L]`
-        with `image_id` where each stands; real: bool `[R, L]`, False = padding, in front. Pictures come before all
+        """What the language model goes on from: image_tokens `[K, D]`, those of all images in order; ids `[R, L]`
+        with `image_id` where each stands; real: bool `[R, L]`, False = padding, in front. Images come before all
         words, the first token of a text too."""
         order = (valid_mask.long() + (valid_mask & (ids != self.config.image_id))).argsort(dim=1, stable=True)
         ids = ids.gather(1, order)
@@ -136,7 +136,7 @@ class Blip2(nn.Module):
         return similarity / self.temperature
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ITM: `[R, 2]`, (no match, match), for R texts over B pictures, the texts of one picture together. The mean of
+        """ITM: `[R, 2]`, (no match, match), for R texts over B images, the texts of one image together. The mean of
         the queries' opinions."""
         count = self.config.queries.vocab
         real = torch.arange(count + ids.shape[1], device=ids.device) < (count + lengths)[:, None]
@@ -144,8 +144,8 @@ class Blip2(nn.Module):
         return self.match_head(states[:, :count]).mean(dim=1)
 
     def encode_pairs(self, image: Encoded, ids: Tensor, mask: Tensor) -> Tensor:
-        """Queries and words that see each other as far as the mask lets them, and queries alone the picture
-        (figure 2): ids `[R, L]` over B pictures, mask bool `[R, 1, 1 or Q + L, Q + L]` -> `[R, Q + L, D]`."""
+        """Queries and words that see each other as far as the mask lets them, and queries alone the image
+        (figure 2): ids `[R, L]` over B images, mask bool `[R, 1, 1 or Q + L, Q + L]` -> `[R, Q + L, D]`."""
         count = self.config.queries.vocab
         asks = self.queries.word.weight.expand(ids.shape[0], -1, -1)
         places = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -160,7 +160,7 @@ class Blip2(nn.Module):
 
     def decoder_states(self, image: Encoded, ids: Tensor) -> Tensor:
         """For training: states `[R, L, D]` of texts that are written, ids `[R, L]` with their first token, over B
-        pictures of `encode_image`; what `head` or `language.logits` reads. A word sees queries and words before it."""
+        images of `encode_image`; what `head` or `language.logits` reads. A word sees queries and words before it."""
         rows, count = ids.shape[0], self.config.queries.vocab
         if self.config.language is None:
             real = torch.ones(rows, count + ids.shape[1], dtype=torch.bool, device=ids.device)

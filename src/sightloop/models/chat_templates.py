@@ -18,7 +18,7 @@ _CURIOUS = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. "
 )
-# What LLaVA 1.5 was trained to answer with one sentence about the picture (Liu et al. 2023, table 7).
+# What LLaVA 1.5 was trained to answer with one sentence about the image (Liu et al. 2023, table 7).
 _CAPTION = "Provide a one-sentence caption for the provided image."
 
 
@@ -118,7 +118,7 @@ def jinja_template(name: str) -> str:
 def render_chat(name: str, messages: Sequence[Message]) -> str:
     """The prompt of a conversation in the form `name`, up to where the assistant's next words stand.
 
-    The pictures of a message come before its text, PICTURE and a line's end for each. Raises UnsupportedError where
+    The images of a message come before its text, PICTURE and a line's end for each. Raises UnsupportedError where
     the form is not known, UsageError where the last message is not the user's or a role is none of "system" (first
     only), "user", "assistant".
     """
@@ -132,9 +132,9 @@ def render_chat(name: str, messages: Sequence[Message]) -> str:
                 f"messages[{place}]: role {message.role!r}; there are user and assistant, and system as the first"
             )
         if IMAGE_PLACEHOLDER in message.text:
-            raise UsageError(f"messages[{place}]: {IMAGE_PLACEHOLDER} in its text; give pictures as `images`")
+            raise UsageError(f"messages[{place}]: {IMAGE_PLACEHOLDER} in its text; give images as `images`")
         if message.images and message.role != "user":
-            raise UsageError(f"messages[{place}]: only the user's messages have pictures")
+            raise UsageError(f"messages[{place}]: only the user's messages have images")
         words = f"{IMAGE_PLACEHOLDER}\n" * len(message.images) + message.text
         out += {"user": form.user, "assistant": form.assistant, "system": form.system}[message.role].format(
             words
@@ -144,13 +144,13 @@ def render_chat(name: str, messages: Sequence[Message]) -> str:
 
 def render_questions(messages: Sequence[Message]) -> str:
     """The prompt of a conversation as BLIP-2 was asked (Li et al. 2023, section 4.1): "Question: ... Answer: ...", the
-    pictures before all words. Raises UsageError as `dialogue` does."""
+    images before all words. Raises UsageError as `dialogue` does."""
     text = render_chat("questions", messages)
     return IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER) + text.replace(f"{IMAGE_PLACEHOLDER}\n", "")
 
 
 def template_prompts(name: str) -> Mapping[str, str]:
-    """Job -> prompt of one picture: PICTURE where it stands, "{}" for the caller's words; see `inference.prompting`."""
+    """Job -> prompt of one image: PICTURE where it stands, "{}" for the caller's words; see `inference.prompting`."""
     form = _form(name)
 
     def one(words: str) -> str:

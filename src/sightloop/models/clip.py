@@ -41,7 +41,7 @@ class ClipConfig:
 
 
 class Clip(nn.Module):
-    """Pictures and texts to unit vectors of one space."""
+    """Images and texts to unit vectors of one space."""
 
     capabilities = frozenset({"embed", "similarity", "classify"})
 

@@ -1,6 +1,6 @@
 """Florence-2: an image tower and an encoder-decoder that writes captions, boxes and outlines alike, as words.
 
-Xiao et al. 2023, arXiv 2311.06242, section 4. Places in the picture are 1,000 words of their own, `<loc_0>` to
+Xiao et al. 2023, arXiv 2311.06242, section 4. Places in the image are 1,000 words of their own, `<loc_0>` to
 `<loc_999>`, from left to right and from top to bottom.
 """
 
@@ -20,9 +20,9 @@ from sightloop.types import Encoded
 
 @dataclass(frozen=True, slots=True)
 class FlorenceConfig:
-    """text: the encoder, which reads picture and prompt; language: the decoder. image_id: the id that stands for one
-    picture token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
-    the table of times, of which a picture is the first. bos_id: what every text begins with, after `start_ids`.
+    """text: the encoder, which reads image and prompt; language: the decoder. image_id: the id that stands for one
+    image token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
+    the table of times, of which an image is the first. bos_id: what every text begins with, after `start_ids`.
     ignored_phrases: phrases that stand for no thing, whose boxes are left out; None for the usual ones.
     untied_decoder: the
     decoder reads words in a table of its own.
@@ -89,7 +89,7 @@ _FINDS = {
 
 
 class Florence(nn.Module):
-    """Pictures and a prompt -> text. prompts: see `inference.prompting`; finds: see `inference.regions`."""
+    """Images and a prompt -> text. prompts: see `inference.prompting`; finds: see `inference.regions`."""
 
     capabilities = frozenset({"caption", "detect", "locate", "segment", "read"})
     prompts: ClassVar[dict[str, str]] = {job: f"<image><s>{text}</s>" for job, text in _ASK.items()}
@@ -124,7 +124,7 @@ class Florence(nn.Module):
         return Encoded(self.norm(self.projection(tokens)))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
-        """What the decoder reads: pictures' tokens `[K, D]`, in the order of their places in ids `[R, L]`; real
+        """What the decoder reads: images' tokens `[K, D]`, in the order of their places in ids `[R, L]`; real
         `[R, L]`: False = padding. -> Encoded(tokens `[R, L, D]`, mask = real)."""
         places = ids == self.config.image_id
         words = self.encoder.embed_tokens(ids.masked_fill(places, 0))

@@ -1,7 +1,7 @@
 """LLaVA 1.5 and 1.6: patches of a CLIP tower, projected, stand among the words that a language model goes on from.
 
-Liu et al. 2023, arXiv 2310.03744 (1.5: one picture of 336 pixels, an MLP between the towers); Liu et al. 2024,
-"LLaVA-NeXT" (1.6: beside the whole picture its tiles, at the resolution of a list that fits it best).
+Liu et al. 2023, arXiv 2310.03744 (1.5: one image of 336 pixels, an MLP between the towers); Liu et al. 2024,
+"LLaVA-NeXT" (1.6: beside the whole image its tiles, at the resolution of a list that fits it best).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LlavaConfig:
 
     depths: after how many blocks of the image tower its states are taken; several stand side by side. class_token:
     whether the class token's are among them. activation, projector_bias: of the MLP. image_id: the id in whose place a
-    picture's tokens stand. tiles: the resolutions (height, width) that pictures are cut at, () for 1.5. dialogue: the
+    image's tokens stand. tiles: the resolutions (height, width) that images are cut at, () for 1.5. dialogue: the
     form of its prompts (`models.chat_templates`), "" where its checkpoint has one that is not known.
     """
 
@@ -83,18 +83,18 @@ class Llava(nn.Module):
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """Job -> prompt, with "<image>" where the picture stands and "{}" for the caller's words."""
+        """Job -> prompt, with "<image>" where the image stands and "{}" for the caller's words."""
         return template_prompts(self.config.chat_template)
 
     def render_chat(self, messages: Sequence[Message]) -> str:
-        """The prompt of a conversation, "<image>" for each of its pictures."""
+        """The prompt of a conversation, "<image>" for each of its images."""
         return render_chat(self.config.chat_template, messages)
 
     def encode_image(self, pixels: Tensor, grid: tuple[int, int, int, int] | None = None) -> Encoded:
         """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`).
 
         grid, with tiles: rows and columns of them, and how many patches at the top (and bottom) and at the left (and
-        right) only cover margins. pixels are then `[B, 3, (1 + rows * columns) * S, S]`: the whole picture, and below
+        right) only cover margins. pixels are then `[B, 3, (1 + rows * columns) * S, S]`: the whole image, and below
         it its tiles, row by row.
         """
         side = self.config.vision.image_size
@@ -114,7 +114,7 @@ class Llava(nn.Module):
         return torch.cat([found[depth] for depth in self.config.depths], dim=-1)
 
     def _packed(self, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
-        """The whole picture's tokens, then those of its tiles as rows of one picture without its margins, `newline`
+        """The whole image's tokens, then those of its tiles as rows of one image without its margins, `newline`
         after each: `[B, T, N, D]` -> `[B, N', D]`."""
         rows, columns, top, left = grid
         patches = self.config.vision.image_size // self.config.vision.patch
@@ -126,7 +126,7 @@ class Llava(nn.Module):
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What `language` goes on from: ids `[R, L]`, padded in front where `real` is False, with the tokens `[K, D]`
-        of all their pictures in place of `image_id`."""
+        of all their images in place of `image_id`."""
         words = self.language.text.embed_tokens(ids)
         return Encoded(
             insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask), mask=valid_mask

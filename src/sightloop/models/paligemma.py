@@ -1,6 +1,6 @@
 """PaliGemma and PaliGemma 2: patches of a SigLIP tower, projected, stand before the words that Gemma goes on from.
 
-Beyer et al. 2024, arXiv 2407.07726; Steiner et al. 2024, arXiv 2412.03555 (the same over Gemma 2). Picture and prompt
+Beyer et al. 2024, arXiv 2407.07726; Steiner et al. 2024, arXiv 2412.03555 (the same over Gemma 2). Image and prompt
 see each other whole, what is written is causal (figure 2). Boxes and masks are words too: `tasks.location_tokens`.
 """
 
@@ -33,7 +33,7 @@ _FINDS = {"find": "located", "locate": "located", "segment": "segments"}
 
 @dataclass(frozen=True, slots=True)
 class PaliGemmaConfig:
-    """Both towers. image_id: the id in whose place a picture's tokens stand; it may lie beyond the word table."""
+    """Both towers. image_id: the id in whose place an image's tokens stand; it may lie beyond the word table."""
 
     vision: VitConfig
     language: LanguageConfig
@@ -69,7 +69,7 @@ class PaliGemma(nn.Module):
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What `language` goes on from: ids `[R, L]`, padded in front where `real` is False, with the tokens `[K, D]`
-        of all their pictures in place of `image_id`."""
+        of all their images in place of `image_id`."""
         words = self.language.text.embed_tokens(ids.masked_fill(ids == self.config.image_id, 0))
         return Encoded(
             insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask), mask=valid_mask

@@ -18,7 +18,7 @@ from sightloop.types import Encoded
 class SiglipConfig:
     """embed_dim: width of the shared embedding, which is the image tower's own.
 
-    labels: classes of pictures that were learned, which one more layer tells apart.
+    labels: classes of images that were learned, which one more layer tells apart.
     """
 
     vision: VitConfig
@@ -28,7 +28,7 @@ class SiglipConfig:
 
 
 class Siglip(nn.Module):
-    """Pictures and texts to unit vectors of one space; each pair's logit is a verdict of its own."""
+    """Images and texts to unit vectors of one space; each pair's logit is a verdict of its own."""
 
     capabilities = frozenset({"embed", "similarity", "classify"})
     activation = "sigmoid"
@@ -36,7 +36,7 @@ class Siglip(nn.Module):
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
         if config.embed_dim != config.vision.dim:
-            raise ValueError(f"texts of width {config.embed_dim} and pictures of width {config.vision.dim}")
+            raise ValueError(f"texts of width {config.embed_dim} and images of width {config.vision.dim}")
         self.config = config
         self.vision = Vit(config.vision)
         self.text = TextTower(config.text)

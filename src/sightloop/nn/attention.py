@@ -1,8 +1,8 @@
 """The one linear layer, the one attention and the one mask rule.
 
 `Attention` is self-attention, cross-attention over a memory, or cached self-attention, by what it is given. A memory
-(the keys and values of a picture, say) may be shared: R query rows over B memories, R a multiple of B, are folded to
-`[B, R/B * L]` queries, so that beams, prompts and candidate texts read one picture without copying it.
+(the keys and values of an image, say) may be shared: R query rows over B memories, R a multiple of B, are folded to
+`[B, R/B * L]` queries, so that beams, prompts and candidate texts read one image without copying it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.nn.attention import Linear
 from sightloop.nn.prepack import unpack
+from sightloop.types import JsonDict, JsonMapping
 
 _PREFIX = "base_model.model."
 
@@ -122,7 +122,7 @@ def adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def adapter_config(network: nn.Module) -> dict[str, Any]:
+def adapter_config(network: nn.Module) -> JsonDict:
     """What PEFT's `adapter_config.json` says of the adapters. UsageError if there are none, or of several ranks."""
     adapters = _adapters(network)
     kinds = {(lora.a.weight.shape[0], lora.alpha, lora.dropout) for lora in adapters.values()}
@@ -143,7 +143,7 @@ def adapter_config(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def load_adapter(network: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[str]:
+def load_adapter(network: nn.Module, tensors: Mapping[str, Tensor], config: JsonMapping) -> list[str]:
     """Give a network the adapters of such tensors and such a config; the layers' names. All else is frozen.
 
     Raises CheckpointError if they do not fit each other or the network, or do more than this LoRA does.

@@ -2,7 +2,7 @@
 
 Packing copies a weight into the blocked layout of oneDNN and multiplies with oneDNN's kernels. Measured on one 2-core
 AVX-512 machine against the default kernel, in float32: 1.6-4x from 1 to 24 rows (a decoding step), 2.1x at 577 rows (a
-picture); in bfloat16 2x at 1 row, 1.6x at 4, the same at 128. The sums
+image); in bfloat16 2x at 1 row, 1.6x at 4, the same at 128. The sums
 are the same up to rounding. The op has no gradient, so only inference packs.
 """
 

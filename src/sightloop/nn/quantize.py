@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.errors import UsageError
 from sightloop.nn.attention import Linear
-
-Bits: TypeAlias = Literal["int8", "int4"]
+from sightloop.types import Bits
 
 GROUP = 64
 # Weights of a matrix that are rounded, or made again, at a time: they fit into a processor's cache, and no large matrix

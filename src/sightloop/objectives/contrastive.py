@@ -1,6 +1,6 @@
-"""Pictures against texts: BLIP's ITC, CLIP's softmax over all pairs, SigLIP's sigmoid over each pair.
+"""Images against texts: BLIP's ITC, CLIP's softmax over all pairs, SigLIP's sigmoid over each pair.
 
-Embeddings are `[b, P]`, unit length, row i of the pictures belongs to row i of the texts. Everything is computed in
+Embeddings are `[b, P]`, unit length, row i of the images belongs to row i of the texts. Everything is computed in
 float32 at least, whatever autocast says. Each process hands in its own rows and gets its share of the loss of the
 global batch of B rows (see `types.Loss`); all processes must call at the same time.
 
@@ -28,7 +28,7 @@ from sightloop.types import Loss
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What ITC compares with: the momentum teacher's embeddings `[C, P]` of pictures and of texts.
+    """What ITC compares with: the momentum teacher's embeddings `[C, P]` of images and of texts.
 
     First those of the global batch in rank order (`gather_rows`), of which this process's own start at `offset`, then
     those of the queues. batch: B, so that C = B + Q. ids: int64 `[C]`, where rows may show the same thing.
@@ -64,7 +64,7 @@ def itc_loss(
     ):
         raise UsageError(
             f"candidates: {rows} rows from {start} on must lie in a batch of {candidates.batch}, and that in as many "
-            f"pictures as texts, but there are {len(candidates.image)} and {len(candidates.text)}"
+            f"images as texts, but there are {len(candidates.image)} and {len(candidates.text)}"
         )
     own = slice(start, start + rows)
     targets = _Targets(torch.arange(own.start, own.stop, device=image.device), candidates.ids, alpha)
@@ -136,7 +136,7 @@ def siglip_loss(
     Chance: the best answer that knows nothing calls each pair matching with p = 1 / B, the share of matching pairs,
     which costs B * H(p) = ln B + (B - 1) * ln(B / (B - 1)), H the binary entropy: about ln B + 1. (Zero logits cost
     B * ln 2, and SigLIP's start at a bias of -10 about 10.) With ids, p is the share of pairs that match.
-    Facts: accuracy, the share of pictures whose best text in the batch matches.
+    Facts: accuracy, the share of images whose best text in the batch matches.
     """
     counts, start, total = _global_rows(image, text, group)
     if ids is None:
@@ -287,7 +287,7 @@ class _Sigmoid(torch.autograd.Function):
 
 
 class _Sums:
-    """What a process adds up over all pairs of its pictures `[b, P]` with the blocks of texts that come by."""
+    """What a process adds up over all pairs of its images `[b, P]` with the blocks of texts that come by."""
 
     def __init__(self, image: Tensor, scale: Tensor, bias: Tensor, ring: _Ring) -> None:
         self.image, self.scale, self.bias, self.ring = image, scale, bias, ring

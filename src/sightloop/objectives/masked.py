@@ -18,9 +18,9 @@ def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, nor
     0 and deviation 1 first (MAE, He et al. 2022, section 3).
 
     Chance: sqrt(2 / pi) = 0.798, what predicting the mean costs on values of normal distribution and deviation 1;
-    with normalise, predicting 0 costs at most 1 on any pictures. Pictures are no noise, so the fact `baseline` says
+    with normalise, predicting 0 costs at most 1 on any images. Images are no noise, so the fact `baseline` says
     what these patches cost a guesser who knows nothing but averages: with normalise it answers 0, else the mean patch
-    that is seen of the picture (0 where none is). A model that does not beat it has learned nothing.
+    that is seen of the image (0 where none is). A model that does not beat it has learned nothing.
     """
     wide = torch.promote_types(predicted.dtype, torch.float32)
     wanted = target.detach().to(wide)

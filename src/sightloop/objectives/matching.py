@@ -34,7 +34,7 @@ def hard_negatives(
     similarity `[b, B]`: my rows against the columns to draw from, already divided by the temperature; the own pair of
     row i is column offset + i. ids: int64 `[B]`; no column of the row's own id is drawn. A row for which nothing is
     left gets `IGNORED`. The draw depends on (seed, step, stream, offset + i, column) alone: the same for every number
-    of processes. stream: one number for pictures looking for texts, another for the other direction. share: the chance
+    of processes. stream: one number for images looking for texts, another for the other direction. share: the chance
     of a row to be drawn so; the others are drawn evenly from the same columns.
     """
     columns = torch.arange(similarity.shape[1], device=similarity.device)

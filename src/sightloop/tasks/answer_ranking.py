@@ -1,4 +1,4 @@
-"""Text from pictures: captions and answers, written freely or chosen among candidates."""
+"""Text from images: captions and answers, written freely or chosen among candidates."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Which captions are dropped: empty ones, ones that loop, ones that do not match their picture."""
+"""Which captions are dropped: empty ones, ones that loop, ones that do not match their image."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from sightloop.types import JsonDict, JsonMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class CaptionFilter:
     drop_if: re.Pattern[str] | None = None
     min_match: float | None = None
     keep_all: bool = False
-    decoding: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    decoding: JsonMapping = field(default_factory=JsonDict)
 
 
 def drop_reason(text: str, rules: CaptionFilter) -> tuple[str, str]:

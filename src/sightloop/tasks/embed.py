@@ -1,4 +1,4 @@
-"""Embeddings, zero-shot classification: pictures and texts as unit vectors of one space."""
+"""Embeddings, zero-shot classification: images and texts as unit vectors of one space."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Embedder(Protocol):
 
 @torch.inference_mode()
 def embed_images(net: Embedder, images: Encoded) -> Tensor:
-    """B encoded pictures -> float32 `[B, P]`, or `[B, Q, P]` where a picture has several vectors; unit length."""
+    """B encoded images -> float32 `[B, P]`, or `[B, Q, P]` where an image has several vectors; unit length."""
     return net.embed_image(images).float()
 
 
@@ -38,9 +38,9 @@ def embed_texts(net: Embedder, ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 def similarities(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosines `[B, R]` of pictures `[B, P]` with texts `[R, P]`.
+    """Cosines `[B, R]` of images `[B, P]` with texts `[R, P]`.
 
-    Of several vectors a picture, `[B, Q, P]`, the nearest to a text counts (BLIP-2, Li et al. 2023, section 3.1).
+    Of several vectors an image, `[B, Q, P]`, the nearest to a text counts (BLIP-2, Li et al. 2023, section 3.1).
     """
     cosines = images @ texts.t()
     return cosines if images.dim() == 2 else cosines.amax(dim=1)
@@ -55,7 +55,7 @@ def class_probabilities(net: Embedder, images: Tensor, classes: Tensor, reading:
 
 @torch.inference_mode()
 def label_probabilities(net: Embedder, images: Encoded) -> Tensor:
-    """B encoded pictures -> float32 `[B, C]` over the classes that were learned, rows sum to 1."""
+    """B encoded images -> float32 `[B, C]` over the classes that were learned, rows sum to 1."""
     return net.label_logits(images).float().softmax(dim=-1)
 
 

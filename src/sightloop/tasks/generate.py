@@ -27,7 +27,7 @@ class Decoding:
     num_beams: hypotheses kept (1: greedy). top_p: the smallest set of tokens with this probability (0..1].
     top_k: the k best tokens. temperature: divides the logits (> 0). min_new_tokens, max_new_tokens: counted without
     the prompt; the end token counts. repetition_penalty: CTRL's (Keskar et al. 2019), > 1 discourages.
-    length_penalty: a beam's score is its log-probability / length ** penalty. num_return: texts a picture.
+    length_penalty: a beam's score is its log-probability / length ** penalty. num_return: texts an image.
     seed: of sampling. no_repeat_ngram: no n tokens in a row stand twice in a text, prompt included (0: they may).
     early_stopping: beam search ends when `num_beams` texts have ended, though another might still be likelier; "never":
     not before the longest text could no longer be, where `length_penalty` favours long ones.
@@ -105,7 +105,7 @@ def generate(
     """Continue prompts of one length, int64 `[B, L]`, one per memory: B * num_return lists of ids, prompt included.
 
     The texts of one prompt stand together, best first for beams. The end token is not part of a text.
-    keys: one integer per prompt that names it for sampling (a digest of its picture), 0 if left out.
+    keys: one integer per prompt that names it for sampling (a digest of its image), 0 if left out.
     """
     return _run(rows, prompt, options, end_id, keys).texts()
 

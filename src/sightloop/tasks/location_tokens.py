@@ -1,6 +1,6 @@
 """Boxes and masks as PaliGemma writes them: `<loc0123><loc0045><loc0900><loc1000> cat ; <loc0001>...`.
 
-Four places, top, left, bottom and right, each in 1/1024 of the picture's height or width; for a segment sixteen words
+Four places, top, left, bottom and right, each in 1/1024 of the image's height or width; for a segment sixteen words
 of its mask (`<seg012>`...) after them; then the label, up to a `;`. What is malformed is stepped over as the published
 reader does (Beyer et al. 2024, arXiv 2407.07726, section 3.2.4; big_vision's demonstration).
 """
@@ -41,7 +41,7 @@ def parse_locations(text: str) -> list[LocationSpan]:
 
 
 def box_from_bins(place: LocationSpan, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in pixels of a picture of (height, width); corners that are crossed are put in order,
+    """(left, top, right, bottom) in pixels of an image of (height, width); corners that are crossed are put in order,
     what lies outside is cut off."""
     height, width = size
     top, left, bottom, right = (min(place, BINS) / BINS for place in place.bins)
@@ -52,7 +52,7 @@ def box_from_bins(place: LocationSpan, size: tuple[int, int]) -> tuple[float, fl
 def format_locations(
     things: Sequence[tuple[str, tuple[float, float, float, float]]], size: tuple[int, int]
 ) -> list[str]:
-    """What `places` and `box_of` read back: a piece for each thing, a label and a box in pixels of a picture of
+    """What `places` and `box_of` read back: a piece for each thing, a label and a box in pixels of an image of
     (height, width); joined they are the text. Edges go to the nearest place, the last one short of the far side."""
     height, width = size
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""Image-text matching: the ITM head's opinion of pairs, many texts against one picture at once."""
+"""Image-text matching: the ITM head's opinion of pairs, many texts against one image at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Matcher(Protocol):
 
 @torch.inference_mode()
 def match_logits(net: Matcher, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-    """ids `[B * K, L]`, K texts for each of B pictures -> float32 `[B * K, 2]`: (no match, match)."""
+    """ids `[B * K, L]`, K texts for each of B images -> float32 `[B * K, 2]`: (no match, match)."""
     return net.match_logits(image, ids, lengths).float()
 
 

@@ -15,10 +15,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from sightloop.tasks import location_tokens
+from sightloop.types import Box, Size
 
-Size: TypeAlias = tuple[int, int]  # (height, width) of the upright picture, as `Pixels.size` has it
 Span: TypeAlias = tuple[int, int]  # from, to: characters of a text
-Box: TypeAlias = tuple[float, float, float, float]
 
 BINS, _FAR = 1000, 10**6
 _LOC, _PART = r"<loc_(\d+)>", r"(?:<loc_\d+>|<sep>|<poly>|</poly>)"
@@ -102,7 +101,7 @@ def parse_location_tokens(text: str, size: Size) -> list[ParsedRegion]:
 
 def parse_region_text(text: str, size: Size) -> list[ParsedRegion]:
     """The words about a box that was asked for, without its places, which the network may repeat behind them; the
-    region is the whole picture. None where it has no words."""
+    region is the whole image. None where it has no words."""
     text = strip_special_tokens(text)
     words = re.sub(_LOC, "", text).strip()
     end = text.find("<loc_", 1)

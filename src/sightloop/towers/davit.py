@@ -20,7 +20,7 @@ from sightloop.types import Encoded
 class DavitConfig:
     """Sizes, one of each for every stage.
 
-    kernels, strides, paddings: of the convolution that begins a stage and makes the picture smaller. norm_first:
+    kernels, strides, paddings: of the convolution that begins a stage and makes the image smaller. norm_first:
     whether its norm comes before it. dims: widths. depths: pairs of layers, one over windows, one over channels.
     heads: of windows, groups: of channels. window: places a side. mlp_ratio: width of the MLPs / width.
     """
@@ -38,7 +38,7 @@ class DavitConfig:
     activation: str
     qkv_bias: bool
 
-    image_size: ClassVar[int] = 0  # pictures of all sizes
+    image_size: ClassVar[int] = 0  # images of all sizes
 
     @property
     def patch(self) -> int:
@@ -110,7 +110,7 @@ class Layer(nn.Module):
 
 
 class Stage(nn.Module):
-    """A convolution that makes the picture smaller, then layers: `[B, H, W, C]` -> `[B, H / stride, W / stride, D]`."""
+    """A convolution that makes the image smaller, then layers: `[B, H, W, C]` -> `[B, H / stride, W / stride, D]`."""
 
     def __init__(self, config: DavitConfig, stage: int) -> None:
         super().__init__()

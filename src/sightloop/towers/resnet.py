@@ -26,7 +26,7 @@ class ResnetConfig:
 
     @property
     def patch(self) -> int:
-        """How far apart the last positions are, in pixels of the picture."""
+        """How far apart the last positions are, in pixels of the image."""
         return 32
 
     def build(self) -> Resnet:

@@ -1,7 +1,7 @@
 """The text transformer: encoders and decoders of every family, differing in data only.
 
 CLIP's causal text tower; BERT with optional image memory (BLIP, Q-Former); encoders and decoders of T5 and BART; OPT,
-Llama, Mistral and Gemma, which go on from a prefix of pictures and words.
+Llama, Mistral and Gemma, which go on from a prefix of images and words.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class TextTower(nn.Module):
         memory: list[KeyValue | None] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """Vectors of words (and of what stands among them, such as pictures) -> states, both `[R, L, D]`.
+        """Vectors of words (and of what stands among them, such as images) -> states, both `[R, L, D]`.
 
         real: bool `[R, L]`, False = padding, on either side. whole: bool `[R, L]`, a prefix that sees itself whole
         although the rest is causal (prefix-LM).
@@ -270,7 +270,7 @@ def _table(rows: int, dim: int) -> nn.Embedding:
 def insert_image_tokens(
     words: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, real: Tensor
 ) -> Tensor:
-    """The word vectors `[R, L, D]` with picture tokens `[K, D]` where `ids` has the picture's id, in order."""
+    """The word vectors `[R, L, D]` with image tokens `[K, D]` where `ids` has the image's id, in order."""
     here = (ids == image_id) & real
     return words.masked_scatter(here[..., None], image_tokens.to(words.dtype))
 

@@ -1,6 +1,6 @@
 """Vision transformer (Dosovitskiy et al. 2020): CLIP's, BLIP's and SigLIP's image tower, differing in data only.
 
-Small towers trained on few pictures see them through convolutions first (Xiao et al. 2021, arXiv 2106.14881).
+Small towers trained on few images see them through convolutions first (Xiao et al. 2021, arXiv 2106.14881).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class VitConfig:
     SigLIP) and not to the class token alone (CLIP). patch_bias: the patch projection has a bias (BLIP, SigLIP).
     qkv_bias: queries, keys and values have one (all that are published).
 
-    pooling: what stands for the picture: "class", a token put before the patches (CLIP, BLIP); "mean", one that starts
-    as the patches' mean, which few pictures teach sooner; "attention", a learned probe that reads all patches (SigLIP);
+    pooling: what stands for the image: "class", a token put before the patches (CLIP, BLIP); "mean", one that starts
+    as the patches' mean, which few images teach sooner; "attention", a learned probe that reads all patches (SigLIP);
     "none": the patches are all there is (SigLIP's tower in PaliGemma).
-    any_size: pictures of any height and width that `patch` divides, without a class token; the table of positions, a
+    any_size: images of any height and width that `patch` divides, without a class token; the table of positions, a
     square of `image_size / patch` a side, is stretched to each (SigLIP 2's NaFlex, Tschannen et al. 2025, section 2.4).
 
-    stem: widths of the convolutional stages before the projection, each of which halves the picture's sides and
+    stem: widths of the convolutional stages before the projection, each of which halves the image's sides and
     leaves less for the patches to cut: 2^len(stem) must divide `patch`. stem_blocks: residual blocks a stage.
-    stem_norm: "channel", of each position; "batch" (Ioffe and Szegedy 2015), which learns faster from few pictures;
+    stem_norm: "channel", of each position; "batch" (Ioffe and Szegedy 2015), which learns faster from few images;
     "fixed": the scale and shift that a trained batch norm comes to.
     """
 
@@ -100,7 +100,7 @@ def _stem(config: VitConfig) -> nn.Sequential:
 
 
 class PatchEmbed(nn.Module):
-    """Cuts a picture into patches, projects each, puts a class token first, adds learned positions (ViT, section 3.1).
+    """Cuts an image into patches, projects each, puts a class token first, adds learned positions (ViT, section 3.1).
 
     pixels `[B, 3, H, W]` -> `[B, 1 + H/patch * W/patch, D]`, without a class token `[B, H/patch * W/patch, D]`.
     Raises ValueError for a stem that does not fit the patch.
@@ -112,7 +112,7 @@ class PatchEmbed(nn.Module):
         if left or not cut:
             raise ValueError(f"a stem of {len(config.stem)} stages does not fit patches of {config.patch}")
         if config.any_size and config.pooling in ("class", "mean"):
-            raise ValueError("pictures of any size have no class token")
+            raise ValueError("images of any size have no class token")
         self.stem = _stem(config)
         channels = config.stem[-1] if config.stem else 3
         self.any_size = config.any_size

@@ -1,4 +1,4 @@
-"""What a recipe trains, made ready: networks with their weights, the tokenizer, how pictures are prepared."""
+"""What a recipe trains, made ready: networks with their weights, the tokenizer, how images are prepared."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Bl
     config = second_stage(first.config, about, tensors, tokenizer.token_id(IMAGE_PLACEHOLDER))
     words = config.text.vocab
     if config.image_id >= words:
-        raise UsageError(f"model.language={source}: its table of {words} words has no row left for pictures")
+        raise UsageError(f"model.language={source}: its table of {words} words has no row left for images")
     with torch.device("meta"):
         network = Blip2(config)
     part = nn.ModuleDict({"language": network.language})
@@ -167,7 +167,7 @@ def _with_side(config: Any, side: int) -> Any:
 
 
 def _resized(network: Any, family: str, spec: ImageSpec, side: int) -> tuple[Any, ImageSpec]:
-    """The network for pictures of another size: its table of positions is stretched (ViT, section 3.2)."""
+    """The network for images of another size: its table of positions is stretched (ViT, section 3.2)."""
     config = _with_side(network.config, side)
     new: Any = FAMILIES[family].network(config)
     tensors = network.state_dict()

@@ -2,7 +2,7 @@
 
 Training pairs are judged better than others, so a judge that is fair to them says no to the world too often: 0.5 is
 moved to where as large a share of true pairs stays as of wrong ones goes. Where a network can count ITC's cosine too
-(`match_cosine` of BLIP), it does so as often as sorts the pairs best. A model may come with digests of the pictures
+(`match_cosine` of BLIP), it does so as often as sorts the pairs best. A model may come with digests of the images
 that it has learned from (`nano` does): true pairs of these are known by heart and tell nothing, but wrong ones are
 still new, so that of those as many are to be dropped as before.
 """
@@ -32,14 +32,13 @@ from sightloop.metrics import balanced_threshold, matching_curves, roc_area
 from sightloop.tasks.embed import embed_images
 from sightloop.training.events import Calibrated
 from sightloop.training.validation import load_samples
-from sightloop.types import Pixels, Sample
+from sightloop.types import Floats, Pixels, Sample
 
-FEWEST = 20  # pictures: from fewer, a threshold is a guess
-LEARNED, DIGEST = "learned.bin", 3  # a file in a model's folder; bytes of a picture's digest in it
+FEWEST = 20  # images: from fewer, a threshold is a guess
+LEARNED, DIGEST = "learned.bin", 3  # a file in a model's folder; bytes of an image's digest in it
 _PART, _LEAST, _MOST = 20, 50, 500
 _COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # that ITC may count beside ITM's logit
 
-Floats: TypeAlias = NDArray[np.float64]
 Truths: TypeAlias = NDArray[np.bool_]
 
 
@@ -59,14 +58,14 @@ def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def learned_from(start: str) -> frozenset[bytes]:
-    """The digests of pictures it learned from that come with a model on this machine; mostly there are none."""
+    """The digests of images it learned from that come with a model on this machine; mostly there are none."""
     path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / LEARNED
     known = path.read_bytes() if start and path.is_file() else b""
     return frozenset(known[at : at + DIGEST] for at in range(0, len(known), DIGEST))
 
 
 def image_digest(dataset: Dataset, index: int) -> bytes:
-    """What tells a picture from nearly every other, from its encoded bytes; empty where they cannot be read."""
+    """What tells an image from nearly every other, from its encoded bytes; empty where they cannot be read."""
     try:
         picture = dataset[index].image
         data = picture if isinstance(picture, bytes) else read_file(str(picture))
@@ -80,8 +79,8 @@ def calibrate(
 ) -> Calibrated | None:
     """Sets the verdict of the model's judge, in place, and says what that changes; None where pairs are too few.
 
-    Of the dataset's first `most` samples every caption counts twice: with its own picture, and with another one.
-    about: the step and the name of the data, for the event. start: the model that the training began with; pictures
+    Of the dataset's first `most` samples every caption counts twice: with its own image, and with another one.
+    about: the step and the name of the data, for the event. start: the model that the training began with; images
     that it has learned from are left out, and where too few are left, what share of wrong texts it drops is kept.
     """
     known = learned_from(start)
@@ -102,7 +101,7 @@ def calibrate(
 
 
 def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
-    """The share of wrong texts that is dropped stays what it was, with pictures that were known from the start."""
+    """The share of wrong texts that is dropped stays what it was, with images that were known from the start."""
     theirs = _told(load(start, device=str(model.device)), dataset, len(dataset))
     pairs = _told(model, dataset, len(dataset))
     if theirs is None or pairs is None:
@@ -115,7 +114,7 @@ def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: s
 
 class _Told(NamedTuple):
     """Pairs `[n]`: the odds of the judge (the logit of "match" less that of "no match"), ITC's cosine (0 where it
-    cannot count), which are true; of how many pictures."""
+    cannot count), which are true; of how many images."""
 
     odds: Floats
     itc: Floats
@@ -162,7 +161,7 @@ def _area(scores: Floats, match: Truths) -> float:
 
 
 def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
-    """(picture, text): all captions with their own, then with the next picture in the order of the keys' hashes."""
+    """(image, text): all captions with their own, then with the next image in the order of the keys' hashes."""
     order = sorted(range(len(samples)), key=lambda i: _hash(samples[i].key))
     other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     true = [(i, text) for i, sample in enumerate(samples) for text in sample.captions]
@@ -173,9 +172,9 @@ def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
 def _judged(
     model: Model, pictures: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
 ) -> tuple[Floats, Floats]:
-    """The odds of each pair `[n]` and ITC's cosine, 0 where that cannot count; each picture is encoded once.
+    """The odds of each pair `[n]` and ITC's cosine, 0 where that cannot count; each image is encoded once.
 
-    Every picture is in a pair.
+    Every image is in a pair.
     """
     strings = [text for _, text in pairs]
     embeds = len(_allowed(model)) > 1

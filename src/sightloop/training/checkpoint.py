@@ -23,6 +23,7 @@ from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.atomic import PREFIX, SUFFIX, atomic_path, sync_folder, write_json
 from sightloop.errors import CheckpointError
 from sightloop.training.distributed import local, part, whole
+from sightloop.types import JsonDict, JsonMapping
 
 _NAME = re.compile(r"step-(\d+)")
 # What safetensors calls them.
@@ -50,7 +51,7 @@ class TrainState:
     queue: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int
-    notes: dict[str, Any]
+    notes: JsonDict
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The network's and the heads' parameters, each once."""
@@ -98,7 +99,7 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file of these in their order, with one at a time in memory."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonDict = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
@@ -135,7 +136,7 @@ def resume(state: TrainState, run: Path) -> list[str]:
     return []
 
 
-def _open(folder: Path) -> tuple[Mapping[str, Tensor], int, dict[str, Any]]:
+def _open(folder: Path) -> tuple[Mapping[str, Tensor], int, JsonDict]:
     data = json.loads((folder / "state.json").read_text("utf-8"))
     if (
         not isinstance(data, dict)
@@ -147,9 +148,7 @@ def _open(folder: Path) -> tuple[Mapping[str, Tensor], int, dict[str, Any]]:
 
 
 @torch.no_grad()
-def _put(
-    state: TrainState, name: str, stored: Mapping[str, Tensor], step: int, notes: dict[str, Any]
-) -> None:
+def _put(state: TrainState, name: str, stored: Mapping[str, Tensor], step: int, notes: JsonDict) -> None:
     ours = _tensors(state)
     if different := sorted(set(ours) ^ set(stored)):
         raise CheckpointError(f"{name}: not of this run: {different[0]} is in one of them only")
@@ -197,7 +196,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
                 out |= {f"{prefix}.{name}.{key}": buffer for key, buffer in layer.named_buffers()}
     out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
     for name, parameter in state.trained():
-        moments = cast("Mapping[str, Any]", state.optimizer.state.get(parameter, {}))
+        moments = cast("JsonMapping", state.optimizer.state.get(parameter, {}))
         out |= {
             f"optimizer.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
         }

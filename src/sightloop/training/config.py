@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from sightloop.data.images.augment import Augment
 from sightloop.errors import UsageError
 from sightloop.training.config_parser import from_dict, set_option
 from sightloop.training.optimizer import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
+from sightloop.types import JsonDict, JsonMapping
 
 OBJECTIVES = ("itc", "itm", "lm", "vqa", "prompted", "clip", "siglip", "mlm", "mim", "classes")
 
@@ -53,15 +54,15 @@ class ModelSettings:
 class DataSettings:
     """How samples become batches.
 
-    batch: pictures a step over all processes and chunks. chunk: pictures at once on one device, 0 for all; the gradient
-    is that of the whole batch whatever the chunk. texts, questions: how many of a picture's captions and questions
+    batch: images a step over all processes and chunks. chunk: images at once on one device, 0 for all; the gradient
+    is that of the whole batch whatever the chunk. texts, questions: how many of an image's captions and questions
     one visit draws; ITM and MLM read the first caption only. prompt: words put before every caption, not learned.
     max_tokens: longer texts are cut. hidden_words: the share of words in captions that networks do not get to see (they
     become as in MLM), though the decoder still has to write them: against learning few captions by heart.
-    regions: how many of a picture's things one visit has written down, each with its label and box, behind the prompt
-    that asks for them (Florence-2, PaliGemma; as many as `max_tokens` holds); 0 for none. Pictures without any have no
-    such text. names: only things of these names, which are then asked of every picture; empty for all that there are.
-    augment: None for the plain resize of evaluation; boxes follow crops and flips. cache: decode once, keep pictures
+    regions: how many of an image's things one visit has written down, each with its label and box, behind the prompt
+    that asks for them (Florence-2, PaliGemma; as many as `max_tokens` holds); 0 for none. Images without any have no
+    such text. names: only things of these names, which are then asked of every image; empty for all that there are.
+    augment: None for the plain resize of evaluation; boxes follow crops and flips. cache: decode once, keep images
     of this many pixels a side in memory, 0 for none. workers: threads that decode.
     """
 
@@ -93,8 +94,8 @@ class TeacherSettings:
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """data: what `open_dataset` reads, empty for none. every: steps between, 0 for the end only. samples: how many
-    pictures at most. num_beams, max_tokens: of the captions written. show: how many of them are logged. leaks:
-    look at the start whether these pictures or captions are in the training data too."""
+    images at most. num_beams, max_tokens: of the captions written. show: how many of them are logged. leaks:
+    look at the start whether these images or captions are in the training data too."""
 
     data: str = ""
     every: int = 0
@@ -117,7 +118,7 @@ class Recipe:
     pair counts in ITM than a false one. hard_negatives: the share of ITM's wrong pairs that are drawn by ITC's
     similarities, 1 in the papers; the others are drawn evenly from the batch, so that the judge also meets texts that
     are wholly wrong. calibrate: at the end ITM's threshold, and for BLIP what ITC counts beside it, is set on the
-    evaluation data or, without, on pictures that are kept out of the training (`calibration`); `start` must not know
+    evaluation data or, without, on images that are kept out of the training (`calibration`); `start` must not know
     them either. masked: the share of patches (MIM) and of words (MLM) to hide.
     """
 
@@ -162,12 +163,12 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     return from_json(data)
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
+def to_json(recipe: Recipe) -> JsonDict:
     """Plain values that JSON can hold, and `from_json` reads back equal."""
     return json.loads(json.dumps(dataclasses.asdict(recipe) | {"terms": dict(recipe.terms)}))
 
 
-def from_json(data: Mapping[str, Any]) -> Recipe:
+def from_json(data: JsonMapping) -> Recipe:
     """A recipe from plain values; UsageError names what is unknown, ill-typed or out of range."""
     recipe: Recipe = from_dict(Recipe, data, "")
     _check(recipe)
@@ -184,7 +185,7 @@ def _check(recipe: Recipe) -> None:
         "model.init_from, model.size: one of them is needed": not (
             recipe.model.init_from or recipe.model.size
         ),
-        "data.batch: must be at least 2, as pictures are told from each other": recipe.data.batch < 2,
+        "data.batch: must be at least 2, as images are told from each other": recipe.data.batch < 2,
         "data.micro_batch: must not be below 0": recipe.data.micro_batch < 0,
         "data.texts, data.questions: must be at least 1, or 0 with data.regions": (
             min(recipe.data.texts, recipe.data.questions) < (not recipe.data.regions)

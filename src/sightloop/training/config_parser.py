@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from sightloop.errors import UsageError
+from sightloop.types import JsonDict, JsonMapping
 
 
 def set_option(
-    data: dict[str, Any],
+    data: JsonDict,
     path: str,
     text: str,
     *,
@@ -39,7 +40,7 @@ def set_option(
         data[last] = text
 
 
-def _step_into(data: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+def _step_into(data: JsonDict, name: str, path: str) -> JsonDict:
     if name not in data:
         raise UsageError(f"--set {path}: no such setting{_nearest(name, data)}")
     if not isinstance(data[name], dict):
@@ -47,12 +48,12 @@ def _step_into(data: dict[str, Any], name: str, path: str) -> dict[str, Any]:
     return data[name]
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: JsonMapping) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
 
 
-def from_dict(kind: type[Any], data: Mapping[str, Any], path: str) -> Any:
+def from_dict(kind: type[Any], data: JsonMapping, path: str) -> Any:
     """A dataclass from plain values, with every type checked."""
     hints = get_type_hints(kind)
     if unknown := sorted(set(data) - set(hints)):
@@ -74,7 +75,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise wrong
-        return from_dict(cast("type[Any]", hint), cast("Mapping[str, Any]", value), f"{path}.")
+        return from_dict(cast("type[Any]", hint), cast("JsonMapping", value), f"{path}.")
     if origin is tuple:
         return _row(args, value, path, wrong)
     if origin is frozenset:
@@ -84,7 +85,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, Mapping):
             raise wrong
-        items = cast("Mapping[str, Any]", value)
+        items = cast("JsonMapping", value)
         return {name: _value(args[1], item, f"{path}.{name}") for name, item in items.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -25,19 +25,19 @@ from sightloop.data.shuffle import rank_slice, shuffled_index
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.prompting import check_special_tokens
-from sightloop.tasks.region_parser import FORMATTERS, Box, Size, plain_label
+from sightloop.tasks.region_parser import FORMATTERS, plain_label
 from sightloop.training.config import DataSettings
 from sightloop.training.masking import mask_words
-from sightloop.types import ImageSpec, Limits, Sample
+from sightloop.types import Box, ImageSpec, JsonDict, Limits, Sample, Size
 
 _AHEAD = 2  # batches that are prepared while the networks work
 LabeledBox: TypeAlias = tuple[str, Box]  # a label, and a box in pixels
 
 
 class TextRows(NamedTuple):
-    """Texts of a batch, the same number for each of some of its pictures.
+    """Texts of a batch, the same number for each of some of its images.
 
-    ids int64 `[R, L]`, lengths `[R]`; pictures `[P]`: the batch rows that have texts, R/P consecutive texts each.
+    ids int64 `[R, L]`, lengths `[R]`; images `[P]`: the batch rows that have texts, R/P consecutive texts each.
     prompt: tokens at the start, the first one included, that are not to be learned. read: the ids that a network
     gets to read, with some words hidden, or `ids` itself.
     """
@@ -56,9 +56,9 @@ class TextRows(NamedTuple):
 
 
 class PromptedRows(NamedTuple):
-    """Texts behind their prompts, in which the picture stands as one id, for networks that write on from a prompt.
+    """Texts behind their prompts, in which the image stands as one id, for networks that write on from a prompt.
 
-    ids int64 `[R, L]`; lengths `[R]`, of which the first `prompts` `[R]` are given; pictures `[R]`: the batch rows.
+    ids int64 `[R, L]`; lengths `[R]`, of which the first `prompts` `[R]` are given; images `[R]`: the batch rows.
     """
 
     ids: Tensor
@@ -215,7 +215,7 @@ class BatchLoader:
     def _pixels(
         self, cache: _Cache, index: int, sample: Sample, epoch: int, things: list[LabeledBox]
     ) -> tuple[NDArray[np.uint8], list[LabeledBox], Size]:
-        """What is shown of a picture, the things in it, and its size in the pixels of their boxes."""
+        """What is shown of an image, the things in it, and its size in the pixels of their boxes."""
         options = self.settings.augment
         if options is None:
             values, (height, width) = cache.get(index, lambda: _plain(sample, self.spec))
@@ -224,7 +224,7 @@ class BatchLoader:
             side = (self.spec.crop or self.spec.resize or (224, 224))[0]
             picture, (height, width) = cache.get(index, lambda: _decoded(sample, cache.side))
             texts = [*sample.captions, *(q.question for q in sample.questions), *(name for name, _ in things)]
-            about: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
+            about: JsonDict = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
             values = augment(picture, side, options, **about)
             view = view_of((picture.shape[0], picture.shape[1]), options, **about)
             scale = picture.shape[1] / width, picture.shape[0] / height
@@ -330,7 +330,7 @@ class BatchLoader:
 
 
 class _Cache:
-    """Decoded pictures and their sizes by index, shared by threads; side 0 keeps nothing."""
+    """Decoded images and their sizes by index, shared by threads; side 0 keeps nothing."""
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -350,7 +350,7 @@ class _Cache:
 
 
 def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
-    """Prepared, and the (height, width) that the picture had."""
+    """Prepared, and the (height, width) that the image had."""
     try:
         pixels = preprocess(_source(sample), spec, limits=Limits())
     except ImageError as error:
@@ -377,7 +377,7 @@ def _scaled(box: Box, scale: tuple[float, float]) -> Box:
 
 
 def _check_words(tokenizer: Tokenizer, key: str, texts: Sequence[str]) -> None:
-    """Texts that hold a token of the model's own are not learned: its place would not be a picture's, or an end."""
+    """Texts that hold a token of the model's own are not learned: its place would not be an image's, or an end."""
     try:
         for text in texts:
             check_special_tokens(tokenizer, text)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 from sightloop.errors import SightloopError
+from sightloop.types import JsonDict, JsonMapping
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
     """The run starts, or goes on at `first_step`.
 
-    recipe: its name. steps: of the whole run. batch: pictures a step, over all processes. samples: in the training
+    recipe: its name. steps: of the whole run. batch: images a step, over all processes. samples: in the training
     data. parameters, trainable: numbers of weights.
     """
 
@@ -49,7 +50,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The evaluation after a step. values: metrics by name. texts: (key of the picture, caption written now)."""
+    """The evaluation after a step. values: metrics by name. texts: (key of the image, caption written now)."""
 
     step: int
     values: dict[str, float]
@@ -60,9 +61,9 @@ class Evaluated:
 class Calibrated:
     """The threshold of the judge was set. data: where the pairs come from; empty: kept out of the training.
 
-    pictures, pairs: how many. area: under the ROC curve. before, after: at a probability of 0.5, the shares of true
+    images, pairs: how many. area: under the ROC curve. before, after: at a probability of 0.5, the shares of true
     pairs that were "kept" and of wrong ones that were "dropped". cosine: what ITC's cosine counts beside ITM's logit.
-    start: the model whose share of dropped texts was kept, as it has learned from these pictures; else empty.
+    start: the model whose share of dropped texts was kept, as it has learned from these images; else empty.
     """
 
     step: int
@@ -81,13 +82,13 @@ class Calibrated:
         if self.start:
             return (
                 f"ITM's threshold is carried over from {self.start}, which has learned from the {self.pictures:,} "
-                f"pictures that it could be set on: 0.5 drops {gone:.1%} of their wrong texts, as there (before: "
-                f"{dropped:.1%}). Pictures that are new to both would tell more: --evaluate DATA"
+                f"images that it could be set on: 0.5 drops {gone:.1%} of their wrong texts, as there (before: "
+                f"{dropped:.1%}). Images that are new to both would tell more: --evaluate DATA"
             )
         return (
             f"ITM's threshold is set: 0.5 keeps {now:.1%} of true texts and drops {gone:.1%} of wrong ones (before: "
             f"{kept:.1%} and {dropped:.1%}; ROC area {self.area:.3f}), measured on {self.pairs:,} pairs with "
-            f"{self.pictures:,} pictures {f'of {self.data}' if self.data else 'kept out of the training'}"
+            f"{self.pictures:,} images {f'of {self.data}' if self.data else 'kept out of the training'}"
             + (f". ITC's cosine counts {self.cosine:g} times beside ITM's logit" if self.cosine else "")
         )
 
@@ -154,13 +155,13 @@ KINDS: Final[dict[str, type[RunEvent]]] = {
 _KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
 
 
-def to_json(event: RunEvent) -> dict[str, Any]:
+def to_json(event: RunEvent) -> JsonDict:
     """The event as JSON values: "kind" first, then its fields. What JSON has no number for is "nan", "inf", "-inf"."""
     record = {field.name: _plain(getattr(event, field.name)) for field in fields(event)}
     return {"kind": _KIND_OF[type(event)], **record}
 
 
-def from_json(record: Mapping[str, Any]) -> RunEvent:
+def from_json(record: JsonMapping) -> RunEvent:
     """The event that `to_json` made `record` of; fields that it does not know are ignored.
 
     Raises SightloopError where the kind is unknown, or a field without a default is missing, or of the wrong type.
@@ -184,7 +185,7 @@ def _plain(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case dict():
-            return {key: _plain(one) for key, one in cast("dict[str, Any]", value).items()}
+            return {key: _plain(one) for key, one in cast("JsonDict", value).items()}
         case tuple():
             return [_plain(one) for one in cast("tuple[Any, ...]", value)]
         case Path():

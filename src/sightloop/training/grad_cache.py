@@ -1,4 +1,4 @@
-"""Gradients of a whole batch, however few pictures fit at once.
+"""Gradients of a whole batch, however few images fit at once.
 
 A contrastive loss couples all rows of a batch, so that adding up the gradients of its parts is not the gradient of the
 whole. Here the towers first run without a graph, part by part; what they give becomes leaves; the losses are taken on

@@ -29,7 +29,7 @@ class LossContext:
     """One step: the networks, this process's rows, the features made so far, the sums to report.
 
     teacher: the momentum network, None without. heads: modules that only training needs. queue: past features,
-    {"image", "text"} `[Q, P]`. counts: of the global batch: pictures with captions, tokens to write, ...
+    {"image", "text"} `[Q, P]`. counts: of the global batch: images with captions, tokens to write, ...
     """
 
     network: Any
@@ -55,7 +55,7 @@ class LossContext:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """Image tokens of every picture `[b, N, D]`."""
+        """Image tokens of every image `[b, N, D]`."""
 
         def encode(pixels: Tensor) -> Tensor:
             return self.network.encode_image(pixels).tokens
@@ -64,18 +64,18 @@ class LossContext:
 
     @cached_property
     def captioned(self) -> TextRows:
-        """The first caption of each picture that has one; no rows where none has."""
+        """The first caption of each image that has one; no rows where none has."""
         return _first(self.batch.captions, self.pixels.device)
 
     @property
     def each(self) -> int:
-        """K: how many captions are read with each picture that has any (`data.texts`)."""
+        """K: how many captions are read with each image that has any (`data.texts`)."""
         rows = self.batch.captions
         return len(rows.ids) // len(rows.pictures) if rows is not None and len(rows.ids) else 1
 
     @cached_property
     def texts(self) -> Tensor:
-        """ITC embeddings of all captions `[c * K, P]`, those of one picture beside each other."""
+        """ITC embeddings of all captions `[c * K, P]`, those of one image beside each other."""
         rows = self.batch.captions
         if rows is None or not len(rows.ids):
             return self._no_rows()
@@ -83,7 +83,7 @@ class LossContext:
 
     @cached_property
     def pictures(self) -> Tensor:
-        """ITC embeddings of their pictures, one for each caption: `[c * K, P]`."""
+        """ITC embeddings of their images, one for each caption: `[c * K, P]`."""
         rows = self.captioned
         if not len(rows.ids):
             return self._no_rows()
@@ -95,12 +95,12 @@ class LossContext:
         )
 
     def repeated(self, x: Tensor) -> Tensor:
-        """A row of each picture -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
+        """A row of each image -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
         return x if self.each == 1 else x.repeat_interleave(self.each, 0)
 
     @cached_property
     def groups(self) -> Tensor:
-        """int64 `[c * K]`: rows of one picture, or with one and the same caption, are no negatives of each other."""
+        """int64 `[c * K]`: rows of one image, or with one and the same caption, are no negatives of each other."""
         return self.repeated(self.batch.identities[self.captioned.pictures])
 
     def _no_rows(self) -> Tensor:
@@ -163,7 +163,7 @@ def _in_parts(context: LossContext, function: Callable[..., Tensor], *inputs: Te
 
 
 def itm(context: LossContext) -> None:
-    """Does the text say what the picture shows: each pair, beside a picture and a text that ITC mistakes for it, or
+    """Does the text say what the image shows: each pair, beside an image and a text that ITC mistakes for it, or
     that were drawn evenly (`hard_negatives` of the recipe)."""
     rows, network, recipe = context.captioned, context.network, context.recipe
     with torch.no_grad():
@@ -220,7 +220,7 @@ def lm(context: LossContext) -> None:
 
 
 def vqa(context: LossContext) -> None:
-    """The decoder writes the answer from the states of the question, which was read beside its picture."""
+    """The decoder writes the answer from the states of the question, which was read beside its image."""
     questions, answers = context.batch.questions, context.batch.answers
     count = 0 if answers is None else int((answers.lengths - 1).sum())
     everything = total(count)
@@ -275,7 +275,7 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
 
 
 def prompted(context: LossContext) -> None:
-    """The language model writes on from its prompt, in which the picture stands (LM, or prefix-LM where the network's
+    """The language model writes on from its prompt, in which the image stands (LM, or prefix-LM where the network's
     prefix sees itself whole: PaliGemma, section 3), or from what an encoder made of the prompt (Florence-2)."""
     rows, network = context.batch.dialogues, context.network
     count = 0 if rows is None else int((rows.lengths - rows.prompts).sum())
@@ -293,7 +293,7 @@ def prompted(context: LossContext) -> None:
 def _continued(
     network: Any, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits `[T, V]` and targets `[T]` of what stands behind the prompts of ids `[R, L]`, each with a picture."""
+    """Logits `[T, V]` and targets `[T]` of what stands behind the prompts of ids `[R, L]`, each with an image."""
     model, more = network.language, tokens.shape[1] - 1
     ids, real = _with_places(network, ids, lengths, more)
     whole = None
@@ -326,7 +326,7 @@ def _answered(
 
 
 def _with_places(network: Any, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:
-    """The first `lengths` of ids `[R, L]` with `more` places for the picture, which stands in them as one id, and bool
+    """The first `lengths` of ids `[R, L]` with `more` places for the image, which stands in them as one id, and bool
     `[R, L']`: which of them are real."""
     place = torch.arange(int(lengths.max()), device=ids.device)
     ids = ids[:, : len(place)].masked_fill(place >= lengths[:, None], 0)
@@ -352,7 +352,7 @@ def siglip(context: LossContext) -> None:
 
 
 def mlm(context: LossContext) -> None:
-    """Hidden words of a caption, told from the others and the picture (Devlin et al. 2019; Li et al. 2021)."""
+    """Hidden words of a caption, told from the others and the image (Devlin et al. 2019; Li et al. 2021)."""
     rows, network, recipe = context.captioned, context.network, context.recipe
     hidden = mask_words(
         rows.ids.cpu().numpy(),
@@ -377,7 +377,7 @@ def mlm(context: LossContext) -> None:
 
 
 def mim(context: LossContext) -> None:
-    """Hidden patches of a picture, told from the others (Xie et al. 2022, SimMIM): they are painted in the mean colour,
+    """Hidden patches of an image, told from the others (Xie et al. 2022, SimMIM): they are painted in the mean colour,
     so that any stem may read them."""
     network, recipe, pixels = context.network, context.recipe, context.pixels
     patch, side = network.config.vision.patch, network.config.vision.image_size
@@ -402,7 +402,7 @@ def mim(context: LossContext) -> None:
 
 
 def classes(context: LossContext) -> None:
-    """The class of a picture, from its pooled state through the network's layer for them."""
+    """The class of an image, from its pooled state through the network's layer for them."""
     known = (context.batch.labels >= 0).nonzero()[:, 0]
     everything = total(len(known))
     if everything == 0:

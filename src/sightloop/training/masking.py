@@ -1,4 +1,4 @@
-"""What is hidden from a network that learns by filling gaps: words of texts (MLM) and patches of pictures (MIM).
+"""What is hidden from a network that learns by filling gaps: words of texts (MLM) and patches of images (MIM).
 
 Which ones is a function of (seed, step, row): the same for every number of processes, and whatever the padding.
 """
@@ -74,9 +74,9 @@ def mask_patches(
     unit: int = 2,
     blocks: bool = False,
 ) -> NDArray[np.bool_]:
-    """Hide patches: bool `[B, height, width]`, True = hidden, exactly `round(share * height * width)` of each picture.
+    """Hide patches: bool `[B, height, width]`, True = hidden, exactly `round(share * height * width)` of each image.
 
-    grid: patches down and across. rows `[B]`: where each picture stands in the global batch. Hidden together are
+    grid: patches down and across. rows `[B]`: where each image stands in the global batch. Hidden together are
     squares of `unit` x `unit` patches, the last one perhaps in part (SimMIM, Xie et al. 2022, section 3.2); or with
     `blocks`, fewer and larger rectangles (BEiT, Bao et al. 2022, algorithm 1).
     Raises `UsageError` for a share outside 0..1 and a grid or unit below 1.
@@ -117,7 +117,7 @@ def _hide_blocks(hidden: NDArray[np.bool_], count: int, random: np.random.Genera
         block = np.zeros_like(hidden)
         block[top : top + tall, start : start + wide] = True
         hidden.flat[np.flatnonzero(block & ~hidden)[:left]] = True
-    # A nearly full picture, whose last gaps no block happened to hit.
+    # A nearly full image, whose last gaps no block happened to hit.
     gaps = np.flatnonzero(~hidden)
     hidden.flat[random.permutation(gaps)[: count - int(hidden.sum())]] = True
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sightloop.models import blip, blip2, clip, siglip
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
+from sightloop.types import JsonDict
 
 Sized = TypeVar("Sized", blip.BlipConfig, blip2.Blip2Config, clip.ClipConfig, siglip.SiglipConfig)
 
@@ -89,7 +90,7 @@ def _clip(patch: int) -> clip.ClipConfig:
 
 def _siglip(image_size: int, patch: int, dim: int, layers: int, heads: int) -> siglip.SiglipConfig:
     """Towers of one width (Zhai et al. 2023, section 4.1)."""
-    how: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
+    how: JsonDict = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
     vision = replace(_vit(image_size, patch, dim, layers, heads), pooling="attention", **how)
     text = replace(_bert(dim, layers, heads, positions=64), vocab=32_000, post_norm=False, **how)
     return siglip.SiglipConfig(vision, text, embed_dim=dim)

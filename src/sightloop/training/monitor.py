@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from sightloop.training.events import StepDone, WarningRaised
+from sightloop.types import JsonDict, JsonMapping
 
 # A term has left chance when its mean over a window lies below by this many standard errors and this share of chance.
 # The errors are those of the means of blocks, which are nearly independent where single steps are not.
@@ -25,7 +26,7 @@ _NO_SPREAD, _ONE_SIDED = 0.01, 0.01
 _SCALES: Final = (1e-2, 1e4)
 
 _AT_CHANCE: Final = (
-    "Nothing is being learned from it yet. Try: look whether each caption belongs to its picture (shuffled pairs look "
+    "Nothing is being learned from it yet. Try: look whether each caption belongs to its image (shuffled pairs look "
     "exactly like this), a learning rate 10 times lower or higher, a longer warm-up, a larger batch"
 )
 _REMEDIES: Final[dict[str, str]] = {
@@ -55,7 +56,7 @@ class TrainingMonitor:
         *,
         patience: int = 200,
         bounds: Mapping[str, tuple[float, float]] | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: JsonMapping | None = None,
     ) -> None:
         """patience: steps before a term at chance is worth a warning, at least 20. bounds: what facts are clamped to,
         by the last part of their name. state: what `state()` of the run to go on with returned."""
@@ -81,7 +82,7 @@ class TrainingMonitor:
         self._left: list[str] = list(state.get("left", []))
         self.fatal = bool(state.get("fatal", False))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonDict:
         """JSON values from which another `Watch` goes on as this one would."""
         return {
             "seen": self._seen,
@@ -223,7 +224,7 @@ class TrainingMonitor:
                     if sharp
                     else "the contrast gives up telling pairs apart"
                 )
-                + ". Try: a lower learning rate, a larger batch, and look whether each caption belongs to its picture"
+                + ". Try: a lower learning rate, a larger batch, and look whether each caption belongs to its image"
             )
         return ""
 
@@ -272,7 +273,7 @@ def _spread(_: str, window: Sequence[float]) -> str:
         return ""
     return (
         f"is {fmean(window):.2g}: all embeddings point the same way (collapse). Try: a lower learning rate, a longer "
-        "warm-up, a larger batch, and look whether all pictures or captions are the same"
+        "warm-up, a larger batch, and look whether all images or captions are the same"
     )
 
 
@@ -283,7 +284,7 @@ def _matched(_: str, window: Sequence[float]) -> str:
     verdict = "matching" if share > 0.5 else "not matching"
     return (
         f"is {share:.3f}: ITM calls every pair {verdict} and looks at none. Try: a lower learning rate, and look "
-        "whether each caption belongs to its picture; ITM waits for ITC, whose hard negatives it is given"
+        "whether each caption belongs to its image; ITM waits for ITC, whose hard negatives it is given"
     )
 
 

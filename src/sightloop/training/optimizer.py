@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from sightloop.nn.lora import name_matches
 from sightloop.towers.text import TextTower
 from sightloop.training.config_parser import check_option
 from sightloop.training.distributed import is_sharded
+from sightloop.types import JsonDict
 
 # Bounds of parameters, by the last part of their name. temperature: ITC divides by it (ALBEF's and BLIP's code).
 # logit_scale: logits are multiplied by at most 100 (Radford et al. 2021, section 2.5), never by less than 1.
@@ -87,7 +88,7 @@ def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 def parameter_groups(
     network: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+) -> list[JsonDict]:
     """Parameter groups of all that has a gradient, after `freeze(network, frozen)`; `scale` is each group's share of
     the rate. UsageError: nothing is left to train, or a pattern fits no parameter.
     """

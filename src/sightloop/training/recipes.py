@@ -11,6 +11,7 @@ from sightloop.errors import UsageError
 from sightloop.training.config import DataSettings, ModelSettings, Recipe, TeacherSettings, from_json
 from sightloop.training.optimizer import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
+from sightloop.types import JsonDict
 
 
 def find_recipe(name: str) -> Recipe:
@@ -25,7 +26,7 @@ def find_recipe(name: str) -> Recipe:
             raise UsageError(f"{name}: is no JSON file that can be read ({error})") from error
         if not isinstance(data, dict):
             raise UsageError(f"{name}: holds no recipe; a run's recipe.json shows what one looks like")
-        return from_json(cast("dict[str, Any]", data))
+        return from_json(cast("JsonDict", data))
     raise UsageError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or the .json file of one")
 
 

@@ -50,7 +50,7 @@ def write_report(run: Path) -> Path:
 
 
 def sample_path(run: Path, key: str) -> Path:
-    """Where the thumbnail of the picture `key` lies that the report shows beside its captions."""
+    """Where the thumbnail of the image `key` lies that the report shows beside its captions."""
     return run / "samples" / f"{blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}.jpg"
 
 

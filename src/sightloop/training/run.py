@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from sightloop.training.distributed import (
 )
 from sightloop.training.ema import ema_copy
 from sightloop.training.monitor import TrainingMonitor, patience_for
+from sightloop.types import JsonDict, JsonMapping
 
 if TYPE_CHECKING:
     from sightloop.training.fsdp import FSDP
@@ -109,7 +110,7 @@ def _claimed(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
         yield
 
 
-def _essence(stored: Mapping[str, Any]) -> dict[str, Any]:
+def _essence(stored: JsonMapping) -> JsonDict:
     free = {"evaluation", "save_every", "keep", "shard"}
     recipe = from_json(stored["recipe"])  # settings that are newer than the run have their defaults
     kept = {name: value for name, value in to_json(recipe).items() if name not in free}

@@ -233,7 +233,7 @@ def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
         run.state.step,
         "calibration",
         "ITM's threshold stays as it was learned, and unseen pairs will often fall below 0.5: setting it takes "
-        f"{FEWEST} captioned pictures of the evaluation data, or 80 to learn from, of which a quarter is kept out",
+        f"{FEWEST} captioned images of the evaluation data, or 80 to learn from, of which a quarter is kept out",
     )
 
 

@@ -1,4 +1,4 @@
-"""A short evaluation while a training goes on: what the model can do by now, on pictures it does not learn from."""
+"""A short evaluation while a training goes on: what the model can do by now, on images it does not learn from."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SCORES = {
 def validate(
     model: Model, dataset: Dataset, settings: EvaluationSettings, *, boxes: bool = False
 ) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
-    """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first pictures.
+    """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first images.
 
-    The dataset's first `samples` pictures; what they lack (captions, questions, labels) or the model cannot do is left
-    out. Pictures that cannot be read are left out too. boxes: things are to be found as well, which takes a while.
+    The dataset's first `samples` images; what they lack (captions, questions, labels) or the model cannot do is left
+    out. Images that cannot be read are left out too. boxes: things are to be found as well, which takes a while.
     """
     was_training = model.network.training
     model.network.eval()
@@ -69,9 +69,9 @@ def validation_score(values: Mapping[str, float], terms: Collection[str]) -> flo
 
 
 def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]) -> str:
-    """What is no better than guessing on these unseen pictures, in words; empty where all is better.
+    """What is no better than guessing on these unseen images, in words; empty where all is better.
 
-    Within three standard errors of what a guesser gets: 1 / pictures for recall@1, a half for ITM's verdicts. Only
+    Within three standard errors of what a guesser gets: 1 / images for recall@1, a half for ITM's verdicts. Only
     what these objectives train: a captioner is free to forget how to judge.
     """
     guesses: dict[str, float] = {}
@@ -87,13 +87,13 @@ def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]
     if not bad:
         return ""
     return (
-        f"on pictures that it does not learn from, {' and '.join(bad)}: at chance. If the training loss falls "
-        "nevertheless, pairs are learned by heart: look whether each caption belongs to its picture"
+        f"on images that it does not learn from, {' and '.join(bad)}: at chance. If the training loss falls "
+        "nevertheless, pairs are learned by heart: look whether each caption belongs to its image"
     )
 
 
 def load_samples(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
-    """Of the first `most` samples those whose picture can be read, and the pictures, prepared for the model."""
+    """Of the first `most` samples those whose image can be read, and the images, prepared for the model."""
     samples: list[Sample] = []
     pictures: list[Pixels] = []
     for index in range(min(most, len(dataset))):
@@ -108,7 +108,7 @@ def load_samples(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample
 
 
 def _retrieval(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
-    """ITC's recall both ways, and how often ITM tells the picture's own text from another one's."""
+    """ITC's recall both ways, and how often ITM tells the image's own text from another one's."""
     texts = [text for sample in samples for text in sample.captions]
     owner = np.concatenate([np.full(len(sample.captions), i) for i, sample in enumerate(samples)])
     similarity = model.similarity(pictures, texts)
@@ -129,7 +129,7 @@ def _retrieval(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) 
 def _matching(
     model: Model, samples: Sequence[Sample], pictures: list[Pixels], wrong: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Verdicts at 0.5 on each picture's first text, the text that ITC likes best of the others', and the next one's."""
+    """Verdicts at 0.5 on each image's first text, the text that ITC likes best of the others', and the next one's."""
     texts = [text for sample in samples for text in sample.captions]
     first = [sample.captions[0] for sample in samples]
     hard = [texts[i] for i in wrong.argmax(1).tolist()]
@@ -165,7 +165,7 @@ def _classes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) ->
 
 
 def _boxes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
-    """COCO's mAP of the things that people named; who is asked for names is asked for those of the picture."""
+    """COCO's mAP of the things that people named; who is asked for names is asked for those of the image."""
     known = [i for i, sample in enumerate(samples) if sample.regions]
     if not known or detection_not_computed():
         return {}

@@ -16,7 +16,7 @@ from sightloop.types import Message
 
 @dataclass
 class Talker:
-    """Answers with how many words and pictures it was shown, in two pieces."""
+    """Answers with how many words and images it was shown, in two pieces."""
 
     name: str = "talker"
     capabilities: frozenset[str] = frozenset({"chat"})
@@ -44,7 +44,7 @@ def talk(
 
 
 def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = "what?\nand\n/picture b.jpg\nnow?\n/new\nagain\n\nnever read\n"
+    lines = "what?\nand\n/image b.jpg\nnow?\n/new\nagain\n\nnever read\n"
     status, out, err, talker = talk(monkeypatch, capsys, lines, "a.jpg", "--system", "be short")
     assert status == 0
     assert err == ""
@@ -62,7 +62,7 @@ def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_json_and_what_goes_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = "/picture broken.jpg\nwhat?\n/dance\nwhat now?"
+    lines = "/image broken.jpg\nwhat?\n/dance\nwhat now?"
     status, out, err, talker = talk(monkeypatch, capsys, lines, "a.jpg", "--json")
     assert status == 1
     assert [json.loads(line) for line in out.splitlines()] == [

@@ -31,8 +31,8 @@ def test_convert_says_what_it_did(photos: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads(out) == {
         "target": str(tmp_path / "x-{000..}.tar"), "kind": "tar", "samples": 3, "failed": 1, "notes": [],
     }  # fmt: skip
-    assert "failed: broken: not a picture" in err
-    assert "4 pictures: 3 done, 0 skipped, 1 failed" in err
+    assert "failed: broken: not an image" in err
+    assert "4 images: 3 done, 0 skipped, 1 failed" in err
     assert sorted(path.name for path in tmp_path.glob("x-*")) == ["x-000.tar", "x-001.tar"]
     assert run("convert", tmp_path / "x-{000..001}.tar", tmp_path / "x.parquet") == 0
     assert [sample.captions for sample in open_dataset(tmp_path / "x.parquet")] == [

@@ -42,7 +42,7 @@ def test_a_table_for_people(place: Path, tmp_path: Path, capsys: pytest.CaptureF
     out, said = capsys.readouterr()
     rows = dict(line.split("\t", 1) for line in out.splitlines())
     assert "CIDEr" in rows
-    assert rows["length"].endswith("6 pictures")
+    assert rows["length"].endswith("6 images")
     assert "6 done, 0 skipped" in said
     assert "METEOR: not computed" in said
     assert (tmp_path / "report.html").is_file()
@@ -73,13 +73,13 @@ def test_two_models_in_one_table(place: Path, capsys: pytest.CaptureFixture[str]
     out, said = capsys.readouterr()
     assert "roc_auc (hard)" in out
     assert "+0.0000 (+0.0000 to +0.0000)" in out
-    assert "8 pictures of the evaluation are in the training data" in said
+    assert "8 images of the evaluation are in the training data" in said
 
 
 def test_broken_pictures_are_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i, sample in enumerate(synthetic_world("train", 3, 1)):
         assert isinstance(sample.image, bytes)
-        (tmp_path / f"{i}.png").write_bytes(sample.image if i else b"no picture")
+        (tmp_path / f"{i}.png").write_bytes(sample.image if i else b"no image")
         (tmp_path / f"{i}.txt").write_text(sample.captions[0])
     assert run("retrieval", "-d", tmp_path, "-m", place / "match") == 1
     said = capsys.readouterr().err

@@ -48,17 +48,17 @@ def test_captions_go_beside_their_pictures(model: FakeModel, photos: Path, capsy
     (photos / "broken.jpg").write_bytes(b"nothing")
     assert run("caption", photos, "-m", "M", "--prefix", "ohwx, ", "--suffix", "!") == 1
     assert texts(photos) == {
-        "a.txt": "ohwx, a picture of a!\n",
+        "a.txt": "ohwx, an image of a!\n",
         "b.txt": "by hand",
-        "sub/c.txt": "ohwx, a picture of c!\n",
+        "sub/c.txt": "ohwx, an image of c!\n",
     }
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        f"{photos}/a.jpg\tohwx, a picture of a!",
-        f"{photos}/sub/c.jpg\tohwx, a picture of c!",
+        f"{photos}/a.jpg\tohwx, an image of a!",
+        f"{photos}/sub/c.jpg\tohwx, an image of c!",
     ]
     assert err.count("broken.jpg") == 1
-    assert "4 pictures: 2 done, 1 skipped, 1 failed" in err
+    assert "4 images: 2 done, 1 skipped, 1 failed" in err
     assert str(photos / "b.png") not in model.read_names  # skipped before it is decoded
     assert model.calls[0][1:] == ([str(photos / "a.jpg"), str(photos / "sub/c.jpg")], None, {})
 
@@ -72,7 +72,7 @@ def test_a_second_run_has_nothing_to_do(model: FakeModel, photos: Path, capsys) 
     before = written()
     assert run("caption", photos, "-m", "M") == 0
     assert written() == before
-    assert "3 pictures: 0 done, 3 skipped, 0 failed" in capsys.readouterr().err
+    assert "3 images: 0 done, 3 skipped, 0 failed" in capsys.readouterr().err
     assert len(model.read_names) == 3
     assert run("caption", *photos.iterdir(), "-m", "M") == 0  # what a shell makes of photos/*
 
@@ -82,12 +82,12 @@ def test_other_ways_to_write_can_be_repeated(model: FakeModel, photos: Path, mod
     (photos / "a.txt").write_text("by hand")
     for _ in range(2):
         assert run("caption", photos, "-m", "M", "--write", mode) == 0
-    new = "a picture of a\n"
+    new = "an image of a\n"
     assert (
         texts(photos)["a.txt"]
         == {"append": "by hand\n" + new, "prepend": new + "by hand\n", "overwrite": new}[mode]
     )
-    assert texts(photos)["b.txt"] == "a picture of b\n"
+    assert texts(photos)["b.txt"] == "an image of b\n"
 
 
 def test_drops_are_named_and_counted(model: FakeModel, photos: Path, capsys) -> None:
@@ -97,13 +97,13 @@ def test_drops_are_named_and_counted(model: FakeModel, photos: Path, capsys) -> 
     assert list(texts(photos)) == ["d.txt"]
     err = capsys.readouterr().err
     assert err.count("\ndropped: ") == 2
-    assert "4 pictures: 4 done (3 dropped: 1 empty, 1 looping, 1 unwanted), 0 skipped, 0 failed" in err
+    assert "4 images: 4 done (3 dropped: 1 empty, 1 looping, 1 unwanted), 0 skipped, 0 failed" in err
     assert run("caption", photos, "-m", "M", "--keep-all") == 0
     assert texts(photos)["b.txt"] == "the the the the\n"
 
 
 def test_a_judge_with_its_own_preparation(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
-    judge = FakeModel("judge", frozenset({"match"}), ImageSpec(resize=(3, 3)), scores={"a picture of b": 0.2})
+    judge = FakeModel("judge", frozenset({"match"}), ImageSpec(resize=(3, 3)), scores={"an image of b": 0.2})
     monkeypatch.setattr(common, "load", lambda source, **_: judge if source == "J" else model)
     assert run("caption", photos, "-m", "M", "--min-match", "0.5", "--judge", "J", "--json") == 0
     out, err = capsys.readouterr()
@@ -122,7 +122,7 @@ def test_one_table_instead_of_many_files(model: FakeModel, photos: Path, tmp_pat
     assert run("caption", photos, "-m", "M", "--out", out) == 0
     assert texts(photos) == {}
     first = out.read_text()
-    assert first.count("a picture of") == 3
+    assert first.count("an image of") == 3
     make_picture(photos / "aa.jpg")
     assert run("caption", photos, "-m", "M", "--out", out, "--prefix", "new: ") == 0
     lines = out.read_text().splitlines()
@@ -304,15 +304,15 @@ def test_hostile_names_stay_on_one_line(model: FakeModel, photos: Path, capsys) 
     assert "\u202e" not in err
     assert "x\\ny.jpg" in err
     assert "bad\\xff.jpg" in err
-    assert "10 pictures: 4 done, 0 skipped, 6 failed" in err
+    assert "10 images: 4 done, 0 skipped, 6 failed" in err
     assert len([json.loads(line) for line in out.splitlines()]) == 4
 
 
 def test_nothing_found(model: FakeModel, tmp_path: Path, capsys) -> None:
     assert run("caption", tmp_path, "-m", "M") == 0
-    assert capsys.readouterr().err == "No pictures found.\n"
+    assert capsys.readouterr().err == "No images found.\n"
     assert run("caption", tmp_path / "gone", "-m", "M") == 1
-    assert "1 picture: 0 done, 0 skipped, 1 failed" in capsys.readouterr().err
+    assert "1 image: 0 done, 0 skipped, 1 failed" in capsys.readouterr().err
 
 
 def test_out_of_memory_is_said_plainly(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
@@ -349,11 +349,11 @@ def test_an_interrupt_leaves_a_journal_that_the_next_run_takes_up(
     monkeypatch.setattr(model, "caption", caption)
     arguments = ("caption", photos, "-m", "M", "--out", tmp_path / "c.jsonl", "--batch-size", 1)
     assert run(*arguments) == 130
-    assert "Stopped early. 2 pictures: 2 done" in capsys.readouterr().err
+    assert "Stopped early. 2 images: 2 done" in capsys.readouterr().err
     assert not (tmp_path / "c.jsonl").exists()
     model.calls.append("go on")
     assert run(*arguments) == 0
-    assert "3 pictures: 1 done, 2 skipped" in capsys.readouterr().err
+    assert "3 images: 1 done, 2 skipped" in capsys.readouterr().err
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 3
 
 
@@ -414,7 +414,7 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
         job.kill()
         job.wait()
         for path in photos.rglob("*.txt"):
-            assert path.read_text() in (f"a picture of {path.stem}\n", "by hand\n", "")
+            assert path.read_text() in (f"an image of {path.stem}\n", "by hand\n", "")
     assert landed >= 5
     done = subprocess.run(
         command(0, "caption", photos, "-m", "M", *out), env=ENVIRONMENT, capture_output=True, text=True
@@ -425,13 +425,13 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
         assert [Path(row["name"]).stem for row in rows] == sorted(
             (f"p{i:02d}" for i in range(60)), key=lambda stem: (int(stem[1:]) % 3, stem)
         )
-        assert all(row["caption"] == f"a picture of {Path(row['name']).stem}" for row in rows)
+        assert all(row["caption"] == f"an image of {Path(row['name']).stem}" for row in rows)
         assert not (tmp_path / "c.jsonl.partial").exists()
         return
     assert (photos / "0/p03.txt").read_text() == "by hand\n"
     assert (photos / "1/p04.txt").read_text() == ""
     for i in set(range(60)) - {3, 4}:
-        assert (photos / f"{i % 3}" / f"p{i:02d}.txt").read_text() == f"a picture of p{i:02d}\n"
+        assert (photos / f"{i % 3}" / f"p{i:02d}.txt").read_text() == f"an image of p{i:02d}\n"
     assert len(list(photos.rglob("*"))) == 3 + 120
     assert not list(photos.rglob("*.tmp"))
 
@@ -500,9 +500,9 @@ def test_on_a_terminal_there_is_a_table(photos: Path) -> None:
     assert job.wait(timeout=20) == 1
     shown = seen.decode()
     assert "caption" in shown.splitlines()[0] + shown
-    assert "a picture of a" in shown
-    assert shown.count("broken.jpg: not a picture") == 1
-    assert "4 pictures: 3 done, 0 skipped, 1 failed" in shown
+    assert "an image of a" in shown
+    assert shown.count("broken.jpg: not an image") == 1
+    assert "4 images: 3 done, 0 skipped, 1 failed" in shown
 
 
 def test_help_is_quick_to_load() -> None:

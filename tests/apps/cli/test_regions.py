@@ -23,14 +23,14 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two pictures of one name, one of them on its side, and one that is broken."""
+    """Two images of one name, one of them on its side, and one that is broken."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20), "gray").save(folder / "a.png", exif=exif)
     Image.new("RGB", (60, 30), "gray").save(folder / "more" / "a.png")
-    (folder / "b.jpg").write_bytes(b"no picture")
+    (folder / "b.jpg").write_bytes(b"no image")
     return folder
 
 

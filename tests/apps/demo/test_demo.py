@@ -73,8 +73,8 @@ def test_your_pictures(model: FakeModel, tmp_path: Path, capsys) -> None:
     model.texts = {"b": "one & only"}
     assert run("--photos", photos, "--out", tmp_path / "out") == 0
     out, err = capsys.readouterr()
-    assert "a<b>\ta picture of a<b>" in out
-    assert "failed: broken: not a picture" in err
+    assert "a<b>\tan image of a<b>" in out
+    assert "failed: broken: not an image" in err
     assert str(tmp_path / "out" / "index.html") in out
     assert not list(photos.rglob("*.txt"))
 
@@ -96,14 +96,14 @@ def test_photographs_inside_packages_that_cannot_be_imported(
     monkeypatch.syspath_prepend(packages(tmp_path / "packages"))
     assert run("--out", tmp_path / "out") == 0
     out = capsys.readouterr().out
-    assert out.startswith("8 pictures from scikit-image and scikit-learn, read by fake\n")
-    assert "The true text has the highest match in 8 of 8 pictures (guessing: 1 in 3)." in out
+    assert out.startswith("8 images from scikit-image and scikit-learn, read by fake\n")
+    assert "The true text has the highest match in 8 of 8 images (guessing: 1 in 3)." in out
     assert re.search(r"comes first for \d of 4 texts \(guessing: 1 in 8\)", out)
     text = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "scikit-learn: danielbuechele, CC BY 2.0" in text
     assert text.count("class=right") >= 1
     assert run("--count", 3, "--out", tmp_path / "out") == 0
-    assert capsys.readouterr().out.startswith("3 pictures")
+    assert capsys.readouterr().out.startswith("3 images")
     assert not {"skimage", "sklearn"} & set(sys.modules)
 
 
@@ -112,7 +112,7 @@ def test_rendered_scenes_where_there_is_nothing_else(
 ) -> None:
     assert run("--out", tmp_path / "out", "--count", 5) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("5 pictures rendered")
+    assert out.startswith("5 images rendered")
     assert "make demo PHOTOS=folder" in err
 
 
@@ -149,7 +149,7 @@ def test_what_is_missing_is_said_plainly(
     assert run("--count", 0) == 2
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     assert run("--photos", tmp_path, "--out", tmp_path / "out") == 2
-    assert "none of the pictures can be read" in capsys.readouterr().err
+    assert "none of the images can be read" in capsys.readouterr().err
 
     def load(source, *, device, dtype):
         raise CheckpointError(f"{source}: the hub cannot be reached.")

@@ -1,4 +1,4 @@
-"""Samples and pictures for tests of sources and conversions; tars written by the standard library."""
+"""Samples and images for tests of sources and conversions; tars written by the standard library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Members = dict[str, bytes | str] | Sequence[tuple[str, bytes | str]]
 
 
 def picture(number: int = 0, kind: str = "JPEG") -> bytes:
-    """A small picture; each number gives other bytes."""
+    """A small image; each number gives other bytes."""
     file = io.BytesIO()
     Image.new("RGB", (5, 4), (number % 256, number // 256 % 256, 77)).save(file, kind, lossless=True)
     return file.getvalue()

@@ -124,7 +124,7 @@ def dataset(samples: Sequence[Sample]) -> Any:
 
 
 def read(source: Any) -> dict[str, Sample]:
-    """The samples by key, their pictures as bytes."""
+    """The samples by key, their images as bytes."""
     found = list(open_dataset(source))
     plain = [replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes()) for s in found]
     assert len({sample.key for sample in plain}) == len(plain)
@@ -149,7 +149,7 @@ def test_what_is_written_is_read_back(kind: str, samples: list[Sample]) -> None:
         done = convert(dataset(samples), Path(folder) / TARGETS[kind], shard_size=2)
         assert (done.samples, done.failed) == (len(samples), 0)
         back = read(where(Path(folder), kind))
-    if kind == "coco":  # it gives every picture a number
+    if kind == "coco":  # it gives every image a number
         given_ids = {sample.key: sample.extra.get("image_id") for sample in samples}
         back = {
             k: replace(s, extra={n: v for n, v in s.extra.items() if n != "image_id"})

@@ -79,7 +79,7 @@ def test_a_folder_with_sidecars(tmp_path: Path) -> None:
     put(tmp_path / "c.png.txt", "the png")
     put(tmp_path / "sub/d.txt", "edited by hand\n")
     put(tmp_path / "sub/d.json", {"captions": ["old"], "qa": [{"question": "what?", "answer": 2}]})
-    put(tmp_path / "list.csv", "no,picture")
+    put(tmp_path / "list.csv", "no,image")
     dataset = open_dataset(tmp_path)
     assert captions(dataset) == {
         "a": ("a dog", "two dogs", "three"),
@@ -171,7 +171,7 @@ def test_tables_of_open_clip_and_json_cells(tmp_path: Path) -> None:
     put(tmp_path / "clip.csv", "filepath\ttitle\np/a.jpg\ta, b and c\n")
     assert captions(open_dataset(tmp_path / "clip.csv")) == {"p/a": ("a, b and c",)}
     put(tmp_path / "x.tsv", 'image\tcaptions\tlabel\nb.jpg\t["one", "two"]\tcat\na.jpg\t[not json\tdog\n')
-    dataset = open_dataset(tmp_path / "x.tsv", pictures=tmp_path / "p")
+    dataset = open_dataset(tmp_path / "x.tsv", images=tmp_path / "p")
     assert [(s.key, s.captions, s.label) for s in dataset] == [
         ("b", ("one", "two"), "cat"),
         ("a", ("[not json",), "dog"),
@@ -187,7 +187,7 @@ def test_json_lines_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "{broken",
         '{"image": "gone.jpg", "caption": "x"}',
         '{"image": "http://x/y.jpg"}',
-        '{"caption": "no picture"}',
+        '{"caption": "no image"}',
         '{"image": "b.jpg", "caption": "\\ud800"}',
         '{"image": "b.jpg", "caption": 5}',
         "",
@@ -282,7 +282,7 @@ def test_coco_files_merge(tmp_path: Path) -> None:
     assert (second.captions, second.regions, second.extra) == ((), (), {"license": 3, "image_id": 2})
     assert set(dataset.notes) == {
         "1 keypoints are left out",
-        "1 annotations are about pictures that are not listed",
+        "1 annotations are about images that are not listed",
     }
 
 
@@ -301,14 +301,14 @@ def test_vqa_files_merge(tmp_path: Path) -> None:
 
 def test_strange_coco_is_refused(tmp_path: Path) -> None:
     base = coco(tmp_path)
-    with pytest.raises(UsageError, match="no folder with its pictures"):
+    with pytest.raises(UsageError, match="no folder with its images"):
         open_dataset(put(tmp_path / "x/y/z.json", base))
-    assert len(open_dataset(tmp_path / "x/y/z.json", pictures=tmp_path / "val")) == 2
+    assert len(open_dataset(tmp_path / "x/y/z.json", images=tmp_path / "val")) == 2
     for wrong in ({"images": [{"id": 1}]}, base | {"annotations": [{"caption": "x"}]}, {"images": 5}):
         with pytest.raises(UsageError, match="cannot be read as COCO's json"):
-            open_dataset(put(tmp_path / "val/wrong.json", wrong), pictures=tmp_path / "val")
+            open_dataset(put(tmp_path / "val/wrong.json", wrong), images=tmp_path / "val")
     noted = base | {"annotations": [{"image_id": 1, "bbox": [0, 0], "category_id": 1}]}
-    good, skipped = streamed(open_dataset(put(tmp_path / "w.json", noted), pictures=tmp_path / "val"))
+    good, skipped = streamed(open_dataset(put(tmp_path / "w.json", noted), images=tmp_path / "val"))
     assert ([s.key for s in good], list(skipped)) == (["2"], ["1"])
 
 
@@ -380,7 +380,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     put(tmp_path / "x.zip", b"PK")
     for source, words in {
         "gone.tar": "no such file",
-        "empty": "no pictures in it",
+        "empty": "no images in it",
         "x.zip": "not a kind",
         "*.tar": "matches nothing",
         "a-{0..1}.tar": "a-0.tar",

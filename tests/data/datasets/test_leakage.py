@@ -28,7 +28,7 @@ FLICKR = Path(__file__).parents[3] / "shared" / "data" / "flickr8k"
 
 @cache
 def scene(seed: int, side: int = 128) -> Image.Image:
-    """A picture with the spectrum of photographs: noise whose amplitude falls with the frequency."""
+    """An image with the spectrum of photographs: noise whose amplitude falls with the frequency."""
     drawn = np.random.default_rng(seed).normal(size=(3, side, side))
     y, x = np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)
     smooth = np.fft.ifft2(np.fft.fft2(drawn) / (np.hypot(y, x) + 1 / side)).real
@@ -98,7 +98,7 @@ def test_the_same_bytes_are_exact(tmp_path: Path) -> None:
         ("y", "train", True, 1.0),
     ]
     assert (
-        "2 pictures of the evaluation are in the training data (2 the same, 0 nearly), such as x = train"
+        "2 images of the evaluation are in the training data (2 the same, 0 nearly), such as x = train"
         in (leaks.summary())
     )
     assert "memory, not sight" in leaks.summary()

@@ -20,7 +20,7 @@ from tests.data.datasets.test_dataset import streamed
 def test_webdataset_rules(tmp_path: Path) -> None:
     members: dict[str, bytes | str] = {
         "readme": "no ending",
-        "a/x.b.jpg": b"not the picture: its ending is b.jpg",
+        "a/x.b.jpg": b"not the image: its ending is b.jpg",
         "a/x.JPG": picture(1),
         "a/x.png": picture(2, "PNG"),
         "a/x.cls": "7",
@@ -30,7 +30,7 @@ def test_webdataset_rules(tmp_path: Path) -> None:
         "b/x.txt": "a\nb",
         "b/x.npy": "left out",
         "._b/._x.jpg": "macOS",
-        "c.txt": "no picture",
+        "c.txt": "no image",
     }
     dataset = open_dataset(tar(tmp_path / "x.tar", members))
     good, skipped = streamed(dataset)
@@ -38,7 +38,7 @@ def test_webdataset_rules(tmp_path: Path) -> None:
         ("a/x", members["a/x.JPG"], ("one", "two"), "7", {}),
         ("b/x", members["b/x.webp"], ("a\nb",), None, {"url": "u"}),
     ]
-    assert skipped == {"c": "no picture among its members: c.txt"}
+    assert skipped == {"c": "no image among its members: c.txt"}
     assert dataset.notes == ("x.tar: members of other kinds are left out: 1 .b.jpg, 1 .npy",)
 
 

@@ -28,7 +28,7 @@ def test_what_we_write_is_read_back(tmp_path: Path) -> None:
     write_regions(tmp_path / "out", "yolo", rows)
     (tmp_path / "out" / "classes.txt").unlink()
     for dataset in (
-        sightloop.open_dataset(tmp_path / "out", pictures=pictures),
+        sightloop.open_dataset(tmp_path / "out", images=pictures),
         _moved(tmp_path, pictures),
     ):
         assert [sample.key for sample in dataset] == ["a", "more/b"]
@@ -65,7 +65,7 @@ def test_names_of_classes(text: str, tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "classes.txt").write_text("cat\n")
-    with pytest.raises(UsageError, match="--pictures"):
+    with pytest.raises(UsageError, match="--images"):
         sightloop.open_dataset(tmp_path)
     (tmp_path / "images").mkdir()
     for name in "abcd":

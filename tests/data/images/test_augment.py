@@ -55,7 +55,7 @@ def test_a_crop_lies_in_the_picture_and_within_its_bounds(
     area = ((wide - 0.5) * (tall - 0.5), (wide + 0.5) * (tall + 0.5))
     aspect = ((wide - 0.5) / (tall + 0.5), (wide + 0.5) / (tall - 0.5))
     fits = area[1] >= options.scale[0] * width * height and area[0] <= options.scale[1] * width * height
-    # or ten draws did not fit the picture, and it is the largest with an allowed aspect
+    # or ten draws did not fit the image, and it is the largest with an allowed aspect
     largest = wide == min(width, max(1, round(height * 4 / 3))) and tall == min(
         height, max(1, round(width * 4 / 3))
     )
@@ -219,7 +219,7 @@ def test_places_move_as_defined(name: str, sign: float) -> None:
         "shear_y": (x, y - 0.3 * strength * sign * x),
         "translate_x": (x - shift, y),
         "translate_y": (x, y - shift),
-        "rotate": (  # a positive angle turns the picture counterclockwise
+        "rotate": (  # a positive angle turns the image counterclockwise
             centre + math.cos(angle) * (x - centre) - math.sin(angle) * (y - centre),
             centre + math.sin(angle) * (x - centre) + math.cos(angle) * (y - centre),
         ),
@@ -295,7 +295,7 @@ def test_boxes_follow_crops_and_flips() -> None:
         values = augment(picture, 64, options, **about)[0] > 127
         view = view_of((120, 160), options, **about)
         placed = view.map_box(box)
-        shown = float(values.mean()) * view.size[0] * view.size[1]  # in the picture's pixels
+        shown = float(values.mean()) * view.size[0] * view.size[1]  # in the image's pixels
         if placed is None:
             seen[None] += 1
             assert shown < 0.3 * 48 * 56

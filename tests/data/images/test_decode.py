@@ -1,4 +1,4 @@
-"""Decoding: the same bits as Pillow on every kind of picture, one plain ImageError on everything else."""
+"""Decoding: the same bits as Pillow on every kind of image, one plain ImageError on everything else."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_paths_that_are_no_regular_files(tmp_path: Path) -> None:
         server.bind(str(tmp_path / "s"))
         expected = {
             "pipe.jpg": "a pipe, not a regular file",
-            "folder.jpg": "a folder, not a picture",
+            "folder.jpg": "a folder, not an image",
             "empty.jpg": "an empty file",
             "dangling.jpg": "a link to nothing",
             "absent.jpg": "no such file",
@@ -308,8 +308,8 @@ def test_no_permission(tmp_path: Path) -> None:
         (b"\0\0\0\x20ftypisom", "MP4"),
         (b"just words", "text"),
         (b"\0" * 99, "zeros"),
-        (b"\x80\x81\x82\x83" * 9, "unknown picture format"),
-        (b"P6 1 1 255\n\0\0\0", "unknown picture format"),
+        (b"\x80\x81\x82\x83" * 9, "unknown image format"),
+        (b"P6 1 1 255\n\0\0\0", "unknown image format"),
         (b"version https://git-lfs.github.com/spec/v1", "LFS"),
         (b"\xff\xd8\xff", "cut short"),
         (b"\x89PNG\r\n\x1a\n", "damaged"),
@@ -391,7 +391,7 @@ def test_bombs_are_refused_soon_and_cheaply(name: str) -> None:
 
 def test_honest_scans_are_not_refused() -> None:
     data = encoded(photo(), "JPEG", progressive=True)
-    assert decode.decode(data + b"\xff\xda" * 1_000).size == (61, 47)  # a trailer is not part of the picture
+    assert decode.decode(data + b"\xff\xda" * 1_000).size == (61, 47)  # a trailer is not part of the image
 
 
 def test_limits() -> None:

@@ -109,7 +109,7 @@ def test_equals_the_reference_at_any_size(
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P transparent", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 def test_equals_the_reference_on_files(tmp_path: Path, mode: str, orientation: int) -> None:
-    """The reference gets the picture upright; it lays transparency over white."""
+    """The reference gets the image upright; it lays transparency over white."""
     image = noise(120, 70).convert(mode.split()[0])
     if "A" in mode:
         image.putalpha(noise(120, 70).convert("L"))

@@ -1,4 +1,4 @@
-"""Reading many pictures: in order, lazily, and past anything that kills, hangs or bloats a decoder."""
+"""Reading many images: in order, lazily, and past anything that kills, hangs or bloats a decoder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(path: Path, shade: int, size: tuple[int, int] = (40, 30)) -> Path:
 
 
 def slow_png(path: Path, side: int) -> Path:
-    """A picture of zeros in a small file: quick to write, a while to decode."""
+    """An image of zeros in a small file: quick to write, a while to decode."""
     rows = zlib.compress(bytes(3 * side + 1) * side, 1)
     parts = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
     path.write_bytes(
@@ -183,7 +183,7 @@ def test_waiting_for_the_processor_costs_no_picture(tmp_path: Path) -> None:
 
 def test_a_memory_bomb_costs_one_picture(tmp_path: Path) -> None:
     small, large = save(tmp_path / "a.png", 3), slow_png(tmp_path / "large.png", 6_000)
-    limits = Limits(max_memory_bytes=100 * 2**20)  # the picture takes 144 MB in Pillow
+    limits = Limits(max_memory_bytes=100 * 2**20)  # the image takes 144 MB in Pillow
     results = list(read_images([small, large, small], SPEC, limits=limits, isolate=True, workers=1))
     assert [isinstance(result, Pixels) for result in results] == [True, False, True]
     assert isinstance(results[1], ImageError)
@@ -263,7 +263,7 @@ def test_children_inherit_nothing_and_import_no_torch() -> None:
         process.communicate()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child first ends its picture")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child first ends its image")
 def test_children_die_with_their_parent(tmp_path: Path) -> None:
     slow = slow_png(tmp_path / "slow.png", 11_000)
     code = (

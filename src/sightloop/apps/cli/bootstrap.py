@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from sightloop.apps.cli.options import Dtype, whole
 from sightloop.apps.cli.output import OutputTable, Screen, say
 from sightloop.checkpoints.catalog import BUNDLED
+from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
     from sightloop.capfilt.estimate import Estimate
@@ -35,19 +36,19 @@ class TextOptions:
     """both; captioner-only adds texts and judges none; filter-only judges and writes none."""
 
     keep: Literal["matching", "best", "top-k-itc"] = "matching"
-    """matching: all that the filter takes; best: the best of each picture; top-k-itc: the --top best by ITC."""
+    """matching: all that the filter takes; best: the best of each image; top-k-itc: the --top best by ITC."""
 
     threshold: float = 0.5
     """The ITM probability from which a text matches."""
 
     top: Annotated[int, Parameter(converter=whole)] = 2
-    """top-k-itc: how many texts of a picture stay."""
+    """top-k-itc: how many texts of an image stay."""
 
     ranker: str | None = None
     """top-k-itc: an embedding model. Without it: the filter."""
 
     captions: Annotated[int, Parameter(converter=whole)] = 1
-    """Synthetic texts a picture."""
+    """Synthetic texts an image."""
 
     top_p: float = 0.9
     """They are drawn from the likeliest tokens that together have this probability."""
@@ -77,7 +78,7 @@ class WorkOptions:
     """The kind of the new shards."""
 
     by_reference: Annotated[bool, Parameter(negative=(), show_default=False)] = False
-    """parquet: the paths of pictures that are files of their own, not the pictures."""
+    """parquet: the paths of images that are files of their own, not the images."""
 
     block: Annotated[int, Parameter(converter=whole)] = 1000
     """Samples in a shard, at most: what one kill can cost."""
@@ -89,16 +90,16 @@ class WorkOptions:
     """Processes, each with its own models."""
 
     batch_size: Annotated[int | None, Parameter(converter=whole)] = None
-    """Pictures held ready for the models: it changes speed and memory only."""
+    """Images held ready for the models: it changes speed and memory only."""
 
     group: Annotated[int | None, Parameter(converter=whole)] = None
-    """Pictures in one pass of a model. It may change last digits of scores, so a job keeps it. 8 on a CPU, else 32."""
+    """Images in one pass of a model. It may change last digits of scores, so a job keeps it. 8 on a CPU, else 32."""
 
     threads: Annotated[int | None, Parameter(converter=whole)] = None
     """CPU threads of each process; a job keeps it, as --group. Without it: all cores."""
 
     readers: Annotated[int, Parameter(converter=whole)] = 2
-    """Processes that decode pictures beside each model."""
+    """Processes that decode images beside each model."""
 
     device: str = "auto"
     """auto takes a GPU where there is one, and more workers the next ones; or name it: cpu, cuda, cuda:1, mps."""
@@ -107,7 +108,7 @@ class WorkOptions:
     """Number format of the models."""
 
     max_pixels: Annotated[int, Parameter(converter=whole)] = 128 * 1024 * 1024
-    """Pictures with more pixels than this are refused."""
+    """Images with more pixels than this are refused."""
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Print the summary, or the estimate, as one JSON object."""
@@ -124,7 +125,7 @@ def bootstrap(
     out: Annotated[Path, Parameter(alias="-o", metavar="FOLDER")],
     captioner: str = BUNDLED,
     filter: str = BUNDLED,
-    pictures: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     estimate: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     texts: TextOptions = _TEXTS,
     working: WorkOptions = _WORKING,
@@ -146,10 +147,10 @@ def bootstrap(
         chat completions, http://host:8000/v1#model, its key in SIGHTLOOP_API_KEY.
     filter
         The model that judges; better one that was not made from the captioner.
-    pictures
+    images
         The folder that the paths in a table or in COCO's json start from.
     estimate
-        Measure 64 pictures, predict time, cost and disk for all of them and for 10^4 to 10^9, and write nothing.
+        Measure 64 images, predict time, cost and disk for all of them and for 10^4 to 10^9, and write nothing.
     """
     options = _given(texts) | _given(working)
     json, price = options.pop("json"), options.pop("price")
@@ -159,7 +160,7 @@ def bootstrap(
     from sightloop.capfilt.report import shares
     from sightloop.data.datasets.dataset import open_dataset
 
-    dataset = open_dataset(list(data), pictures=pictures)
+    dataset = open_dataset(list(data), images=images)
     if estimate:
         _tell(predict(dataset, captioner=captioner, filter=filter, price=price, **options), json)
         return 0
@@ -168,20 +169,20 @@ def bootstrap(
             screen.count_ahead(lambda: len(dataset))
         done = run(dataset, out=out, captioner=captioner, filter=filter, on_event=screen.event, **options)
     kept = [f"{t['kept']:,} of {t['total']:,} {s} texts" for s, t in shares(done.texts).items() if t["total"]]
-    say(f"{out}: {done.written:,} of {done.samples:,} pictures; kept {' and '.join(kept) or 'no texts'}.")
+    say(f"{out}: {done.written:,} of {done.samples:,} images; kept {' and '.join(kept) or 'no texts'}.")
     for note in done.notes:
         say(f"note: {note}.")
-    say(f"{out / 'report.html'}: what was kept and dropped, with pictures.")
+    say(f"{out / 'report.html'}: what was kept and dropped, with images.")
     if json:
         print(jsonlib.dumps(asdict(done)))
     return 1 if done.failed else 0
 
 
 def _tell(made: Estimate, json: bool) -> None:
-    say(f"{made.measured:,} pictures measured: {made.pictures_per_second:,.2f} pictures/s and worker.")
+    say(f"{made.measured:,} images measured: {made.pictures_per_second:,.2f} images/s and worker.")
     for each in (made, *(made.of(10**power) for power in range(4, 10))):
         cost = "" if each.cost is None else f", {each.cost:,.2f} at {each.price:g} a worker and hour"
-        say(f"{each.samples:13,} pictures: {_time(each.hours)}, {each.bytes / 1e9:,.2f} GB{cost}")
+        say(f"{each.samples:13,} images: {_time(each.hours)}, {each.bytes / 1e9:,.2f} GB{cost}")
     say(f"With {made.workers} worker(s), as if they did not hinder each other.")
     if json:
         print(jsonlib.dumps(made.told()))
@@ -193,7 +194,7 @@ def _time(hours: float) -> str:
     return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
-def _given(group: Any) -> dict[str, Any]:
+def _given(group: Any) -> JsonDict:
     return {field.name: getattr(group, field.name) for field in fields(group)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sightloop.apps.cli.common import Paths, inputs, model_for, reading, require
 from sightloop.apps.cli.options import (
@@ -16,7 +16,7 @@ from sightloop.apps.cli.options import (
 )
 from sightloop.apps.cli.output import Column, OutputTable, Screen, say
 from sightloop.errors import UsageError
-from sightloop.types import Done
+from sightloop.types import Done, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.annotation.caption_table import CaptionTable
@@ -48,9 +48,9 @@ def caption(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Write a caption for every picture.
+    """Write a caption for every image.
 
-    Each caption goes to a .txt file beside its picture. A picture that has
+    Each caption goes to a .txt file beside its image. An image that has
     one is skipped, so your own edits stay, and a run that was cut off goes on
     where it stopped. Empty and looping captions are dropped, and named.
 
@@ -61,7 +61,7 @@ def caption(
     length
         How much to say; for models that were trained for it (Florence-2), and in place of a prompt.
     box
-        Say what lies in this box, in pixels of the picture as it is seen; as --length.
+        Say what lies in this box, in pixels of the image as it is seen; as --length.
     """
     from sightloop.annotation.captioning import caption_images
     from sightloop.tasks.caption_filter import CaptionFilter
@@ -99,7 +99,7 @@ def caption(
     return screen.status
 
 
-def _instead_of_prompt(prompt: str | None, length: str | None, box: str | None) -> dict[str, Any]:
+def _instead_of_prompt(prompt: str | None, length: str | None, box: str | None) -> JsonDict:
     """--length or --box, as the model takes them."""
     if (prompt is not None) + (length is not None) + (box is not None) > 1:
         raise UsageError("--prompt, --length and --box: give one of them.")

@@ -1,4 +1,4 @@
-"""The command `sightloop chat`: a conversation about pictures on the terminal, or from lines of a file."""
+"""The command `sightloop chat`: a conversation about images on the terminal, or from lines of a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EPILOGUE = (
 )
 _DECODING, _MACHINE = DecodingOptions(), MachineOptions()
 _HELP = (
-    "Ask about the pictures. /picture FILE shows one more, /new starts again, Ctrl-C cuts an answer short, an empty "
+    "Ask about the images. /image FILE shows one more, /new starts again, Ctrl-C cuts an answer short, an empty "
     "line or Ctrl-D ends."
 )
 
@@ -37,16 +37,16 @@ def chat(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Talk with a model about pictures: every line that you write is answered as it is made.
+    """Talk with a model about images: every line that you write is answered as it is made.
 
     The conversation so far is part of every question. Lines may also come
-    from a file or a pipe. /picture FILE shows one more picture with the next
-    question, /new forgets all but the pictures of the command.
+    from a file or a pipe. /image FILE shows one more image with the next
+    question, /new forgets all but the images of the command.
 
     Parameters
     ----------
     images
-        The pictures that the first question is about; none for a conversation without.
+        The images that the first question is about; none for a conversation without.
     system
         How the model is to behave, said before the conversation.
     """
@@ -60,8 +60,8 @@ def chat(
     for line in _lines():
         if line == "/new":
             said, shown = list(opening), list(images)
-        elif line.startswith("/picture "):
-            shown.append(line.removeprefix("/picture ").strip())
+        elif line.startswith("/image "):
+            shown.append(line.removeprefix("/image ").strip())
         elif line.startswith("/"):
             complain("sightloop", f"{line.split()[0]}: no such command. {_HELP}")
         else:

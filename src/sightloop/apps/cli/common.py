@@ -1,4 +1,4 @@
-"""One verb over the pictures that a command names: the model, what it reads, every input accounted for."""
+"""One verb over the images that a command names: the model, what it reads, every input accounted for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.options import Bits, Dtype, MachineOptions
+from sightloop.apps.cli.options import Dtype, MachineOptions
 from sightloop.apps.cli.output import Screen, say_bundled
 from sightloop.errors import UnsupportedError
-from sightloop.types import Done, Failed, Skipped
+from sightloop.types import Bits, Done, Failed, Skipped
 
 if TYPE_CHECKING:
     from sightloop.annotation.runner import LoaderConfig
@@ -25,7 +25,7 @@ Paths = Annotated[
 
 def load(source: str, *, device: str, dtype: Dtype, quantize: Bits | None = None) -> Model:
     """`sightloop.load`, brought in by the first command that needs it."""
-    # Pictures are decoded beside the model: threads of its matrix products that wait for each other must not burn the
+    # Images are decoded beside the model: threads of its matrix products that wait for each other must not burn the
     # cores meanwhile. GNU OpenMP reads this when torch is imported, and spins for milliseconds without it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from sightloop.inference.load import load
@@ -56,14 +56,14 @@ def require(model: Model, capability: str) -> None:
 
 
 def inputs(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
-    """The pictures that paths name."""
+    """The images that paths name."""
     from sightloop.annotation.inputs import find_images
 
     return find_images(paths)
 
 
 def reading(machine: MachineOptions, model: Model) -> LoaderConfig:
-    """How pictures are read beside the model."""
+    """How images are read beside the model."""
     from sightloop.annotation.runner import LoaderConfig
     from sightloop.types import Limits
 

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from sightloop.apps.cli.options import Dtype, at_least, whole, words_or_file
 from sightloop.apps.cli.output import Column, OutputTable, Screen, say, say_bundled
 from sightloop.checkpoints.catalog import BUNDLED
-from sightloop.types import Event
+from sightloop.types import Event, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.evaluation.results import EvalRun, Evaluation
@@ -76,15 +76,15 @@ class EvaluateOptions:
     """Number format of the model."""
 
     batch_size: Annotated[int | None, Parameter(converter=whole)] = None
-    """Pictures in one pass of the model: it changes speed and memory only."""
+    """Images in one pass of the model: it changes speed and memory only."""
 
     workers: Annotated[int, Parameter(converter=whole)] = 2
-    """Processes that read and prepare pictures beside the model."""
+    """Processes that read and prepare images beside the model."""
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Print one JSON object a number, with its protocol, instead of a table."""
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> JsonDict:
         """The options of `sightloop.evaluate` that were set. Raises `UsageError` for values out of range."""
         for name in ("samples", "batch_size", "workers", "num_beams", "max_new_tokens"):
             if (value := getattr(self, name)) is not None:
@@ -138,7 +138,7 @@ def evaluate(
     Parameters
     ----------
     task
-        What is measured: captions against those that people wrote; retrieval of pictures by captions and back; classify
+        What is measured: captions against those that people wrote; retrieval of images by captions and back; classify
         without training; vqa; matching, which score is a match; features, for k-NN and a linear probe; detect; locate,
         boxes of phrases; segment, their outlines.
     data
@@ -150,7 +150,7 @@ def evaluate(
     out
         Where the report and the predictions go.
     train_data
-        Look for copies of the evaluation's pictures and captions in this data.
+        Look for copies of the evaluation's images and captions in this data.
     """
     options = measuring.given()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -173,11 +173,11 @@ def evaluate(
         if key not in screens.named:
             say(f"failed: {key}: {reason}")
     if failed := _failed(result):
-        say(f"{len(failed):,} left out of {result.about['samples']:,}: their pictures cannot be read.")
+        say(f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read.")
     if result.leaks is not None:
         say(result.leaks.summary() or "No copies of this data in the training data.")
     if out is not None:
-        say(f"{out / 'report.html'}: all numbers, what each means, and pictures.")
+        say(f"{out / 'report.html'}: all numbers, what each means, and images.")
     return 1 if failed else 0
 
 

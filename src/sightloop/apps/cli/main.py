@@ -29,7 +29,7 @@ _PIPE_CLOSED = 141
 
 app = App(
     name="sightloop",
-    help="Read pictures at sight: caption, ask, classify, match and embed them, and find what is in them.",
+    help="Read images at sight: caption, ask, classify, match and embed them, and find what is in them.",
     version=lambda: sightloop.__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our rows has gone: no complaint, and none from the interpreter's last flush either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
-    except OSError as error:  # a full disk, say: of the run itself, for a picture's own are events
+    except OSError as error:  # a full disk, say: of the run itself, for an image's own are events
         complain("sightloop", error)
         return 1
     except (MemoryError, RuntimeError) as error:

@@ -49,8 +49,8 @@ def _show_to_people(entries: list[catalog.CatalogEntry], job: str | None) -> Non
             for figure in entry.quality if job is not None else ():
                 print(f"      {figure}")
         print()
-    print("px: side of the picture. M: parameters in millions. GB: memory of the weights in float32,")
-    print("half of that in bfloat16; the program and the pictures at work come on top.\n")
+    print("px: side of the image. M: parameters in millions. GB: memory of the weights in float32,")
+    print("half of that in bfloat16; the program and the images at work come on top.\n")
     print("Which one to start with:")
     for name, what in catalog.CAPABILITIES.items():
         if job in (None, name):

@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter, Token
 
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
+from sightloop.types import Bits, JsonDict
 
 
 def whole(kind: Any, tokens: Sequence[Token]) -> int:
@@ -22,7 +23,6 @@ def whole(kind: Any, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
 
 
-Bits: TypeAlias = Literal["int8", "int4"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 BoxOption: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
@@ -35,7 +35,7 @@ WRITE_GROUP = Group("Where captions go", sort_key=10)
 @Parameter(name="*", group=MACHINE_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineOptions:
-    """Which model, where, and how pictures are read."""
+    """Which model, where, and how images are read."""
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
     """A hub id (Salesforce/blip-image-captioning-base), a folder or a file. `sightloop models` lists what is known.
@@ -52,13 +52,13 @@ class MachineOptions:
     differ a little."""
 
     batch_size: Annotated[int | None, Parameter(converter=whole)] = None
-    """Pictures in one pass of the model: it changes speed and memory only. Without it: 8 on a CPU, 32 on a GPU."""
+    """Images in one pass of the model: it changes speed and memory only. Without it: 8 on a CPU, 32 on a GPU."""
 
     workers: Annotated[int, Parameter(converter=whole)] = 2
-    """Processes that read and prepare pictures beside the model."""
+    """Processes that read and prepare images beside the model."""
 
     max_pixels: Annotated[int, Parameter(converter=whole)] = 128 * 1024 * 1024
-    """Pictures with more pixels than this are refused."""
+    """Images with more pixels than this are refused."""
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Print one JSON object a line instead of a table."""
@@ -110,7 +110,7 @@ class DecodingOptions:
     seed: Annotated[int | None, Parameter(converter=whole)] = None
     """For sampling: the same seed gives the same text."""
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> JsonDict:
         """What was set, by name. Raises `UsageError` for values that are out of range or contradict each other."""
         ranges = {
             "num_beams": 1, "top_k": 1, "min_new_tokens": 0, "max_new_tokens": 1, "seed": 0,
@@ -144,7 +144,7 @@ class FilterOptions:
     """Drop captions in which this regular expression is found."""
 
     min_match: float | None = None
-    """Drop captions whose probability of matching the picture, as the judge sees it, is below this (0 to 1)."""
+    """Drop captions whose probability of matching the image, as the judge sees it, is below this (0 to 1)."""
 
     judge: str | None = None
     """The image-text matching model that judges for --min-match. Without it the captioning model does, if it can."""
@@ -170,7 +170,7 @@ class WriteOptions:
     """What becomes of the captions."""
 
     write: Literal["skip", "overwrite", "append", "prepend"] = "skip"
-    """Where a caption exists: skip the picture, replace the caption, or add the new one as last or first line."""
+    """Where a caption exists: skip the image, replace the caption, or add the new one as last or first line."""
 
     prefix: Annotated[str, Parameter(show_default=False)] = ""
     """Text put before every caption, as it stands."""
@@ -179,7 +179,7 @@ class WriteOptions:
     """Text put behind every caption, as it stands."""
 
     out: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    """Write one table, .jsonl or .csv, instead of a .txt file beside each picture."""
+    """Write one table, .jsonl or .csv, instead of a .txt file beside each image."""
 
 
 def at_least(name: str, value: float, least: float) -> None:

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sightloop.checkpoints import catalog
-from sightloop.types import Done, Event, Skipped
+from sightloop.types import Done, Event, JsonMapping, Skipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +75,7 @@ class OutputTable:
         self._headed = False
         self.console: Console | None = None  # what shows a progress on the same terminal, while it does
 
-    def row(self, cells: Mapping[str, Any]) -> None:
+    def row(self, cells: JsonMapping) -> None:
         """Puts out one row. Except for JSON it has a value for each of the columns."""
         if self._closed:
             return
@@ -96,7 +96,7 @@ class OutputTable:
         encoding = sys.stdout.encoding or "utf-8"
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
-    def _table_row(self, cells: Mapping[str, Any]) -> None:
+    def _table_row(self, cells: JsonMapping) -> None:
         from rich.console import Console
         from rich.text import Text
 
@@ -162,7 +162,7 @@ class Screen:
         threading.Thread(target=work, daemon=True).start()
 
     def drop(self, name: str, kind: str, why: str) -> None:
-        """Names a picture that is done, but whose result is not kept."""
+        """Names an image that is done, but whose result is not kept."""
         self.dropped[kind] += 1
         self._name("dropped", name, why)
 
@@ -173,7 +173,7 @@ class Screen:
         elif isinstance(event, Skipped):
             self.counts["skipped"] += 1
             if not self.counts["done"] and not self.counts["failed"]:
-                self._first = time.monotonic()  # the rate is that of the pictures that were worked on
+                self._first = time.monotonic()  # the rate is that of the images that were worked on
         else:
             self.counts["failed"] += 1
             self._name("failed", event.name, event.reason)
@@ -203,16 +203,16 @@ class Screen:
         details = f" ({dropped:,} dropped: {', '.join(f'{n:,} {kind}' for kind, n in self.dropped.items())})"
         seconds = time.monotonic() - self._start
         if not total:
-            self.say("No pictures found.")
+            self.say("No images found.")
             return
         self.say(
-            f"{'Stopped early. ' if stopped else ''}{total:,} {'picture' if total == 1 else 'pictures'}: "
+            f"{'Stopped early. ' if stopped else ''}{total:,} {'image' if total == 1 else 'images'}: "
             f"{counts['done']:,} done{details if dropped else ''}, {counts['skipped']:,} skipped, "
             f"{counts['failed']:,} failed, in {_clock(seconds)}."
         )
 
 
-def _json_text(cells: Mapping[str, Any]) -> str:
+def _json_text(cells: JsonMapping) -> str:
     plain = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(cells, ensure_ascii=not plain)
     try:

@@ -1,4 +1,4 @@
-"""The commands that find things in pictures: detect, locate, segment, read."""
+"""The commands that find things in images: detect, locate, segment, read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sightloop.apps.cli.common import Paths, model_for, run
 from sightloop.apps.cli.options import BoxOption, DecodingOptions, MachineOptions, box_of, words_or_file
 from sightloop.apps.cli.output import Column, OutputTable, Screen
 from sightloop.errors import UsageError
+from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
     from sightloop.annotation.region_files import RegionFile
@@ -51,7 +52,7 @@ class OutputOptions:
     """Beside the rows on standard output. Nothing that is there is replaced."""
 
     draw: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
-    """Paint what is found on a copy of each picture, in this new folder."""
+    """Paint what is found on a copy of each image, in this new folder."""
 
     out: Annotated[Path | None, Parameter(metavar="FILE|FOLDER")] = None
     """Write all regions to x.json (COCO's), x.jsonl or, without an ending, a folder of YOLO's labels."""
@@ -90,9 +91,9 @@ def detect(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Find the things in every picture, each with its name, its box and how sure the model is.
+    """Find the things in every image, each with its name, its box and how sure the model is.
 
-    Boxes are left, top, right and bottom, in pixels of the picture as it is seen.
+    Boxes are left, top, right and bottom, in pixels of the image as it is seen.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def detect(
     describe
         Describe each thing instead of naming it.
     box
-        Name what lies in this box alone, in pixels of the picture as it is seen.
+        Name what lies in this box alone, in pixels of the image as it is seen.
     """
     names = None if phrases is None else words_or_file("--phrases", phrases)
     if (names is not None) + describe + (box is not None) > 1:
@@ -121,7 +122,7 @@ def locate(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Find what a phrase refers to, or each phrase of a sentence, in every picture.
+    """Find what a phrase refers to, or each phrase of a sentence, in every image.
 
     Parameters
     ----------
@@ -144,14 +145,14 @@ def segment(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Outline what a phrase refers to, in every picture.
+    """Outline what a phrase refers to, in every image.
 
     Parameters
     ----------
     phrase
         A phrase; give -p again for more.
     box
-        In place of a phrase: outline what lies in this box, in pixels of the picture as it is seen.
+        In place of a phrase: outline what lies in this box, in pixels of the image as it is seen.
     """
     if (phrase is None) == (box is None):
         raise UsageError("-p or --box: give one of them.")
@@ -171,12 +172,12 @@ def read(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Read the texts in every picture, each with the box in which it stands.
+    """Read the texts in every image, each with the box in which it stands.
 
     Parameters
     ----------
     box
-        Read the text in this box alone, in pixels of the picture as it is seen.
+        Read the text in this box alone, in pixels of the image as it is seen.
     """
     options = decoding.given() | ({} if box is None else {"region": box_of(box)})
 
@@ -217,9 +218,9 @@ def _find(
                 screen.row({"name": event.name, "label": region.label, "box": box, "score": score})
         if keeping.out is not None and kept:
             write_regions(keeping.out, keeping.kind, kept)
-            screen.say(f"{keeping.out}: the regions of {len(kept):,} pictures.")
+            screen.say(f"{keeping.out}: the regions of {len(kept):,} images.")
         if drawings is not None and drawings.count:
-            screen.say(f"{keeping.draw}: {drawings.count:,} pictures with their regions on them.")
+            screen.say(f"{keeping.draw}: {drawings.count:,} images with their regions on them.")
     return screen.status
 
 
@@ -227,10 +228,10 @@ def _each(
     verb: Callable[..., list[list[Region]]],
     pictures: list[Any],
     asked: Sequence[Any],
-    options: dict[str, Any],
+    options: JsonDict,
 ) -> list[list[Region]]:
-    """All that is asked of each picture."""
-    pairs = [picture for picture in pictures for _ in asked]  # the model encodes each picture of a batch once
+    """All that is asked of each image."""
+    pairs = [picture for picture in pictures for _ in asked]  # the model encodes each image of a batch once
     found = verb(pairs, [*asked] * len(pictures), **options)
     each = len(asked)
     return [[region for one in found[i : i + each] for region in one] for i in range(0, len(found), each)]

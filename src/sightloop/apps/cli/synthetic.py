@@ -37,11 +37,11 @@ def synthetic(
     part
         train, or unseen: combinations of the same words that no train scene shows.
     size
-        Width and height of each picture in pixels.
+        Width and height of each image in pixels.
     different
-        No caption twice: so that each picture of a retrieval test has one right caption.
+        No caption twice: so that each image of a retrieval test has one right caption.
     shuffled
-        Captions and answers of other pictures: nothing can be learned from it, as a control.
+        Captions and answers of other images: nothing can be learned from it, as a control.
     """
     from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 

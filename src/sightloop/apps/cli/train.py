@@ -22,7 +22,7 @@ def train(
     tensorboard: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
-    """Train a model, or fine-tune one, on your own pictures.
+    """Train a model, or fine-tune one, on your own images.
 
     The same command goes on where it was stopped. OUT holds the model at the
     end (OUT/model), curves (OUT/report.html) and all numbers (OUT/metrics.jsonl).
@@ -33,7 +33,7 @@ def train(
         blip_pretrain, clip_pretrain, siglip_pretrain, masked_pretrain, captioner, filter, retrieval, vqa, classify,
         world, nano, or the recipe.json of a run.
     data
-        A folder of pictures with .txt files, a CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
+        A folder of images with .txt files, a CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
     out
         Where the run lives.
     set

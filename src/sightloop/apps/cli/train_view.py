@@ -221,7 +221,7 @@ class _Plain:
 
 
 class _Terminal:
-    """A picture of the run that stays in its place; what happens scrolls by above it."""
+    """An image of the run that stays in its place; what happens scrolls by above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -246,7 +246,7 @@ class _Terminal:
             if said := _skipped(event, state):
                 self._above(said, "yellow")
         elif isinstance(event, Evaluated):
-            self._above(_figures(event), "green")  # the captions are in the picture
+            self._above(_figures(event), "green")  # the captions are in the image
         elif not isinstance(event, StepDone | CheckpointSaved):
             for line in _happened(event):
                 self._above(line, "")

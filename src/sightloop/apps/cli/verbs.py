@@ -46,12 +46,12 @@ def ask(
     decoding: DecodingOptions = _DECODING,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Answer questions about every picture.
+    """Answer questions about every image.
 
     Parameters
     ----------
     question
-        A question; give -q again for more. Each picture is read once for all of them.
+        A question; give -q again for more. Each image is read once for all of them.
     candidates
         The answers to choose from: a,b,c or a file with one a line. Without them the model writes its own.
     """
@@ -63,7 +63,7 @@ def ask(
     model = model_for("answer", machine)
 
     def verb(pictures: list[Any]) -> list[list[str]]:
-        pairs = [picture for picture in pictures for _ in question]  # the model encodes each picture once
+        pairs = [picture for picture in pictures for _ in question]  # the model encodes each image once
         answers = model.answer(pairs, question * len(pictures), candidates=choices, **options)
         return [answers[i : i + len(question)] for i in range(0, len(answers), len(question))]
 
@@ -83,7 +83,7 @@ def classify(
     activation: Literal["softmax", "sigmoid"] | None = None,
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Say which of your labels fits each picture best, without training, or which class of those it was trained for.
+    """Say which of your labels fits each image best, without training, or which class of those it was trained for.
 
     Parameters
     ----------
@@ -135,12 +135,12 @@ def match(
     *texts: Annotated[str, Parameter(name="TEXTS", required=True)],
     machine: MachineOptions = _MACHINE,
 ) -> int:
-    """Judge how well texts describe one picture: for each the probability, 0 to 1, that it matches.
+    """Judge how well texts describe one image: for each the probability, 0 to 1, that it matches.
 
     Parameters
     ----------
     image
-        One picture file.
+        One image file.
     texts
         One or more texts; put them in quotes.
     """
@@ -148,7 +148,7 @@ def match(
     if not texts:
         raise UsageError("TEXTS: give at least one text to judge.")
     if os.path.isdir(image):
-        raise UsageError(f"{image}: this is a folder; match judges one picture.")
+        raise UsageError(f"{image}: this is a folder; match judges one image.")
     model = model_for("match", machine)
 
     def verb(pictures: list[Any]) -> list[list[float]]:
@@ -165,12 +165,12 @@ def match(
 def embed(
     *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: MachineOptions = _MACHINE
 ) -> int:
-    """Turn every picture into a vector of unit length, for search and comparison.
+    """Turn every image into a vector of unit length, for search and comparison.
 
     Parameters
     ----------
     out
-        x.npy (float32, one row a picture; the names go to x.names.txt) or x.parquet (columns name and embedding). It is
+        x.npy (float32, one row an image; the names go to x.names.txt) or x.parquet (columns name and embedding). It is
         written whole or not at all, and replaces an older one.
     """
     from sightloop.annotation.embedding_file import EmbeddingFile

@@ -1,4 +1,4 @@
-"""The demonstration behind `make demo`: caption, judge, classify, ask and search a few pictures, shown on the terminal
+"""The demonstration behind `make demo`: caption, judge, classify, ask and search a few images, shown on the terminal
 and in one HTML page.
 
 python -m sightloop.apps.demo.__main__ --photos FOLDER --model FOLDER-OR-HUB-ID
@@ -44,17 +44,17 @@ def demo(
     count: Annotated[int, Parameter(converter=whole)] = 8,
     out: Path = Path("demo-out"),
 ) -> int:
-    """Do with some pictures what the model can do, and write a page that shows it.
+    """Do with some images what the model can do, and write a page that shows it.
 
     Parameters
     ----------
     model
         A folder or a hub id.
     photos
-        A folder of pictures. Without it: photographs that come inside scikit-image and scikit-learn where those are
+        A folder of images. Without it: photographs that come inside scikit-image and scikit-learn where those are
         installed, else rendered scenes.
     count
-        So many pictures at most.
+        So many images at most.
     out
         The folder for the page.
     """
@@ -65,11 +65,11 @@ def demo(
         loaded = common.load(model, device="auto", dtype="float32")
     except SightloopError as error:
         raise UsageError(f"{error}\nName a model that you have: make demo MODEL=folder-or-hub-id") from error
-    title = f"{len(album.shots)} pictures {album.where}, read by {_describe(loaded)}"
+    title = f"{len(album.shots)} images {album.where}, read by {_describe(loaded)}"
     print(title, flush=True)
     shots, pictures = _read(loaded, album)
     if not pictures:
-        raise UsageError("none of the pictures can be read")
+        raise UsageError("none of the images can be read")
     tour = Tour(loaded, replace(album, shots=tuple(shots)), pictures)
     tour.caption()
     tour.judge()
@@ -96,8 +96,8 @@ class Tour:
         self.notes: list[str] = []
 
     def caption(self) -> None:
-        """What is in each picture."""
-        if self._says("caption", "a sentence for each picture", "sightloop caption photos"):
+        """What is in each image."""
+        if self._says("caption", "a sentence for each image", "sightloop caption photos"):
             rows = OutputTable([_NAME, Column("caption")])
             texts = self.model.caption(self.pictures)
             for i, text in enumerate(texts):
@@ -105,12 +105,12 @@ class Tour:
                 rows.row({"name": self._name(i), "caption": text})
 
     def judge(self) -> None:
-        """Its own text, or caption, against those of the next two pictures."""
+        """Its own text, or caption, against those of the next two images."""
         own = [s.text or r.caption for s, r in zip(self.album.shots, self.readings, strict=True)]
         texts = [text for text in own if text]
         command = "sightloop match photo.jpg 'a text' 'another'"
         if len(texts) < len(own) or not self._says(
-            "match", "does a text fit a picture? (others: the texts of the next two)", command
+            "match", "does a text fit an image? (others: the texts of the next two)", command
         ):
             return
         rows = OutputTable([_NAME, Column("match", 6, True), Column("others", 14), Column("text")])
@@ -125,7 +125,7 @@ class Tour:
             rows.row({"name": self._name(i), "match": scores[0], "others": others, "text": texts[i]})
         if all(shot.text for shot in self.album.shots) and len(texts) > 2:
             self._note(
-                f"The true text has the highest match in {first} of {len(texts)} pictures (guessing: 1 in 3)."
+                f"The true text has the highest match in {first} of {len(texts)} images (guessing: 1 in 3)."
             )
 
     def classify(self) -> None:
@@ -144,20 +144,20 @@ class Tour:
                 rows.row({"name": self._name(i), "label": best[0][0], "probability": best[0][1]})
 
     def ask(self) -> None:
-        """A question about each picture."""
+        """A question about each image."""
         questions = [shot.question for shot in self.album.shots]
-        if self._says("answer", "questions about the pictures", "sightloop ask photos -q 'what is it?'"):
+        if self._says("answer", "questions about the images", "sightloop ask photos -q 'what is it?'"):
             rows = OutputTable([_NAME, Column("question", 36), Column("answer")])
             for i, text in enumerate(self.model.answer(self.pictures, questions)):
                 self._add(i, answers=((questions[i], text),))
                 rows.row({"name": self._name(i), "question": questions[i], "answer": text})
 
     def search(self) -> None:
-        """Pictures for a text, and pictures like a picture, by the cosine of their embeddings."""
+        """Images for a text, and images like an image, by the cosine of their embeddings."""
         from sightloop.apps.demo.page import DemoSearch
 
         if not self._says(
-            "embed", "pictures for a text; pictures like a picture", "sightloop embed photos --out x.npy"
+            "embed", "images for a text; images like an image", "sightloop embed photos --out x.npy"
         ):
             return
         texts = list(self.album.searches)
@@ -179,7 +179,7 @@ class Tour:
         if self.album.searches:
             first = sum(found.found[0][0] == found.right for found in self.searches)
             self._note(
-                f"The picture that is meant comes first for {first} of {len(texts)} texts "
+                f"The image that is meant comes first for {first} of {len(texts)} texts "
                 f"(guessing: 1 in {len(self.pictures)})."
             )
 
@@ -207,7 +207,7 @@ def _album(photos: Path | None, count: int) -> Album:
         album = own(photos, count)
         if not album.shots:
             raise UsageError(
-                f"there are no pictures in {photos}. Name a folder that has some: make demo PHOTOS=folder"
+                f"there are no images in {photos}. Name a folder that has some: make demo PHOTOS=folder"
             )
         return album
     if (album := packaged(count)).shots:
@@ -220,7 +220,7 @@ def _album(photos: Path | None, count: int) -> Album:
 
 
 def _read(model: Model, album: Album) -> tuple[list[Shot], list[Any]]:
-    """The pictures that can be read, prepared; the others are named."""
+    """The images that can be read, prepared; the others are named."""
     shots: list[Shot] = []
     pictures: list[Any] = []
     read = model.read([shot.picture for shot in album.shots])

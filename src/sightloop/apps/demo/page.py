@@ -1,4 +1,4 @@
-"""The page of the demonstration: pictures and what a model read in them, in one HTML file without scripts."""
+"""The page of the demonstration: images and what a model read in them, in one HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode
 
-_FOUND = 5  # pictures shown for a search
+_FOUND = 5  # images shown for a search
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """One picture, a path or encoded bytes, and what was read in it; what is None or empty is not shown.
+    """One image, a path or encoded bytes, and what was read in it; what is None or empty is not shown.
 
     texts: (text, probability of a match, whether it is true, None where nobody knows). classes: (label, probability),
     best first. answers: (question, answer).
@@ -36,8 +36,8 @@ class DemoResult:
 
 @dataclass(frozen=True, slots=True)
 class DemoSearch:
-    """query: a text, or the place of a picture. found: (place of a picture, cosine), best first. right: the place of
-    the picture that a text means, None where nobody knows."""
+    """query: a text, or the place of an image. found: (place of an image, cosine), best first. right: the place of
+    the image that a text means, None where nobody knows."""
 
     query: str | int
     found: tuple[tuple[int, float], ...]
@@ -52,7 +52,7 @@ def write_page(
     notes: Sequence[str],
     warning: str = "",
 ) -> Path:
-    """Writes the page, whole or not at all, and returns its path. Raises ImageError for a picture that is none."""
+    """Writes the page, whole or not at all, and returns its path. Raises ImageError for an image that is none."""
     large = [_image(reading, 400) for reading in readings]
     small = [_image(reading, 200) for reading in readings]
     body = [
@@ -65,7 +65,7 @@ def write_page(
         *(_card(reading, image) for reading, image in zip(readings, large, strict=True)),
         "</section>",
         _searches("Search by text", [s for s in searches if isinstance(s.query, str)], small),
-        _searches("Search by picture", [s for s in searches if isinstance(s.query, int)], small),
+        _searches("Search by image", [s for s in searches if isinstance(s.query, int)], small),
     ]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -84,7 +84,7 @@ def _text(value: str) -> str:
 
 
 def _image(reading: DemoResult, side: int) -> str:
-    """The tag with the picture in it: a JPEG of at most `side` pixels a side."""
+    """The tag with the image in it: a JPEG of at most `side` pixels a side."""
     image = decode(reading.picture)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -143,7 +143,7 @@ def _searches(name: str, searches: Sequence[DemoSearch], images: Sequence[str]) 
     if not rows:
         return ""
     frame = any(search.right is not None for search in searches)
-    key = "; the picture that is meant has a frame" if frame else ""
+    key = "; the image that is meant has a frame" if frame else ""
     note = f"<p>Nearest first, with the cosine of the embeddings{key}.</p>"
     return f"<section><h2>{name}</h2>{note}{''.join(rows)}</section>"
 

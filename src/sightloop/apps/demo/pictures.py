@@ -1,4 +1,4 @@
-"""Which pictures the demonstration shows: yours, photographs that come inside Python packages, or rendered scenes."""
+"""Which images the demonstration shows: yours, photographs that come inside Python packages, or rendered scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sightloop.data.datasets.synthetic import synthetic_world
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A picture: the path of a file, or encoded bytes. text: what is true of it, and question: what to ask; empty where
+    """An image: the path of a file, or encoded bytes. text: what is true of it, and question: what to ask; empty where
     nobody said."""
 
     name: str
@@ -27,7 +27,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """Pictures and what to try with them. searches: (text, the place in `shots` of the picture that it means)."""
+    """Images and what to try with them. searches: (text, the place in `shots` of the image that it means)."""
 
     where: str
     shots: tuple[Shot, ...]
@@ -76,7 +76,7 @@ _PHOTOGRAPHS = (
         "what color is the sky?",
         "SpaceX",
     ),
-    ("skimage", "data/camera.png", "a man is taking a picture in a field", "what is the man doing?", ""),
+    ("skimage", "data/camera.png", "a man is taking an image in a field", "what is the man doing?", ""),
     (
         "skimage",
         "data/motorcycle_left.png",
@@ -103,9 +103,9 @@ _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 def own(folder: Path, count: int) -> Album:
-    """The first pictures of a folder."""
+    """The first images of a folder."""
     found = islice((path for path in find_images([folder]) if isinstance(path, str)), count)
-    shots = tuple(Shot(Path(path).stem, path, question="what is in the picture?") for path in found)
+    shots = tuple(Shot(Path(path).stem, path, question="what is in the image?") for path in found)
     return Album(f"from {folder}", shots, _LABELS)
 
 

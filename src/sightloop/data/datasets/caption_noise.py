@@ -1,9 +1,9 @@
 """Noise as the web has it, made on purpose: captions spoilt in known ways, so that a filter can be measured.
 
-    mismatched   the caption of another picture
+    mismatched   the caption of another image
     junk         alt text as machines leave it: IMG_2041.JPG, "click to enlarge", prices, dates
     truncated    the first words alone
-    generic      true of nearly every picture: "image", "a photo"
+    generic      true of nearly every image: "image", "a photo"
 
 What happens to a sample is a function of the seed and its key.
 """
@@ -23,13 +23,13 @@ from sightloop.types import Sample
 Noise: TypeAlias = Literal["mismatched", "junk", "truncated", "generic"]
 
 KINDS: tuple[Noise, ...] = get_args(Noise)
-# Half of the texts are noise, most of it of other pictures, which hurts most.
+# Half of the texts are noise, most of it of other images, which hurts most.
 DEFAULT_SHARES: Mapping[Noise, float] = {"mismatched": 0.3, "junk": 0.1, "truncated": 0.05, "generic": 0.05}
 _GENERIC = (
     "image",
     "a photo",
     "picture",
-    "a picture of something",
+    "an image of something",
     "photo of the day",
     "untitled",
     "stock image",

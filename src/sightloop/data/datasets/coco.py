@@ -1,4 +1,4 @@
-"""COCO's json: captions and instances, and VQA's questions and annotations; all files about the same pictures merge.
+"""COCO's json: captions and instances, and VQA's questions and annotations; all files about the same images merge.
 
 Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data; Antol et al., "VQA" (2015). Crowd regions
 stand in `extra["crowd"]` as COCO has them; keypoints are left out, and said so.
@@ -17,17 +17,17 @@ from typing import Any
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.rle import decode_rle
 from sightloop.errors import UsageError
-from sightloop.types import Question, Region, Sample
+from sightloop.types import JsonDict, Question, Region, Sample
 
-_Object = dict[str, Any]
+_Object = JsonDict
 
 
 class CocoSource:
-    """A source: one sample a picture, in the order of the files. `extra["image_id"]` is COCO's number."""
+    """A source: one sample an image, in the order of the files. `extra["image_id"]` is COCO's number."""
 
     def __init__(self, paths: Sequence[Path], pictures: Path | None = None) -> None:
         """Holds the annotations in memory. Raises `UsageError` where a file is not such json, or no folder has the
-        pictures: `pictures`, or one beside the files or beside their folder ("train2017" for x_train2017.json)."""
+        images: `images`, or one beside the files or beside their folder ("train2017" for x_train2017.json)."""
         self.name = paths[0].name
         self._images: dict[int, _Object] = {}
         self._about: defaultdict[int, list[_Object]] = defaultdict(list)
@@ -60,7 +60,7 @@ class CocoSource:
             else:
                 counts["questions without answers are left out"] += 1
         lost = sum(len(notes) for number, notes in self._about.items() if number not in self._images)
-        counts["annotations are about pictures that are not listed"] = lost
+        counts["annotations are about images that are not listed"] = lost
         self.notes = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
         self._numbers = list(self._images)
         self._folder = self._find_pictures(paths, pictures)
@@ -109,7 +109,7 @@ class CocoSource:
         return Sample(key, path, read.captions, asked, (*read.regions, *regions), read.label, extra)
 
     def digest(self) -> str:
-        """Of the json files; the pictures count by name."""
+        """Of the json files; the images count by name."""
         return self._digest
 
     def _load(self, path: Path) -> _Object:
@@ -119,7 +119,7 @@ class CocoSource:
             for image in value.get("images", ()):
                 known = self._images.setdefault(image["id"], dict(image))
                 if known["file_name"] != image["file_name"]:
-                    raise UsageError(f"{path} and the files before it are not about the same pictures.")
+                    raise UsageError(f"{path} and the files before it are not about the same images.")
                 known.update(image)
             self._names |= {category["id"]: category["name"] for category in value.get("categories", ())}
             for note in value.get("annotations", ()):
@@ -150,7 +150,7 @@ class CocoSource:
                 return folder
         looked = ", ".join(map(str, folders[:3])) + (", ..." if len(folders) > 3 else "")
         raise UsageError(
-            f"{paths[0]}: no folder with its pictures ({names[0]}, ...); looked in {looked}. Name it (--pictures)."
+            f"{paths[0]}: no folder with its images ({names[0]}, ...); looked in {looked}. Name it (--images)."
         )
 
 

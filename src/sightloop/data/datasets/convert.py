@@ -1,14 +1,14 @@
 """From any source of samples to any other: `sightloop convert SRC DST`. One sample at a time is held in memory.
 
-    folder    DST/                     pictures; captions in .txt where lines can hold them, the rest in .json
+    folder    DST/                     images; captions in .txt where lines can hold them, the rest in .json
     tar       x.tar, x-{000..}.tar     WebDataset; a lone caption in .txt, the rest in .json; the same bytes every time
-    parquet   x.parquet                pictures inside, as {"bytes", "path"}
+    parquet   x.parquet                images inside, as {"bytes", "path"}
     csv tsv   x.csv, x.tsv             a row for each caption
-    jsonl     x.jsonl                  an object for each picture
+    jsonl     x.jsonl                  an object for each image
     coco      x.json                   captions, boxes and outlines as COCO has them, questions and labels beside them
 
-Pictures are copied byte for byte. Tables and COCO's json refer to picture files where they are; pictures from an
-archive go to the folder x.pictures.
+Images are copied byte for byte. Tables and COCO's json refer to image files where they are; images from an
+archive go to the folder x.images.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def convert(
     *,
     to: DatasetFormat | None = None,
     shard_size: int = 10_000,
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     overwrite: bool = False,
     notify: Callable[[Done[None] | Failed], None] | None = None,
 ) -> ConvertSummary:
     """Writes every sample of `source` to `target`, whole or not at all.
 
-    source, pictures: as for `open_dataset`. to: the kind, where the target's form does not say it; "tar" with a folder
+    source, images: as for `open_dataset`. to: the kind, where the target's form does not say it; "tar" with a folder
     writes 00000.tar and so on in it. shard_size: samples in a shard. overwrite: replace what is there; a folder only if
     a conversion wrote it. notify: is told of every sample; a broken one is `Failed` and left out.
 
@@ -81,7 +81,7 @@ def convert(
     """
     if shard_size < 1:
         raise UsageError(f"shard_size {shard_size}: must be at least 1.")
-    dataset = source if isinstance(source, Dataset) else open_dataset(source, pictures=pictures)
+    dataset = source if isinstance(source, Dataset) else open_dataset(source, images=images)
     place = _Destination(Path(target), to)
     place.check(overwrite)
     counts = Counter[type]()
@@ -124,7 +124,7 @@ def _write(
 def encoded_image(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
     """The bytes, where they are wanted (whole) or nowhere else, and the ending for what they start like.
 
-    Raises `ImageError` for a picture that is gone, too large or of no known kind.
+    Raises `ImageError` for an image that is gone, too large or of no known kind.
     """
     if isinstance(sample.image, bytes):
         data = sample.image
@@ -135,7 +135,7 @@ def encoded_image(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
         except OSError as error:
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
     if len(data) > Limits().max_file_bytes:
-        raise ImageError(sample.key, "its picture is too large")
+        raise ImageError(sample.key, "its image is too large")
     ending = _ENDINGS.get(headers.kind(data))
     if ending is None:
         raise ImageError(sample.key, headers.describe_unknown(data))
@@ -187,7 +187,7 @@ class _Destination:
             raise UsageError(f"{present[0]} is a folder.")
 
     def publish(self, staging: Path, overwrite: bool) -> None:
-        """Moves what was staged to its place: pictures before the table that names them."""
+        """Moves what was staged to its place: images before the table that names them."""
         self.check(overwrite)
         for folder, _, names in os.walk(staging):
             for name in names:

@@ -53,7 +53,7 @@ class SampleSource(Protocol):
 
 
 class Dataset:
-    """Samples by number, and in order. Opening one reads names and places, never a picture; it can be pickled, and
+    """Samples by number, and in order. Opening one reads names and places, never an image; it can be pickled, and
     used by several threads.
 
     notes: what the source holds that a `Sample` cannot, in words.
@@ -131,7 +131,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits for the content, wherever it lies: names, sizes and texts; pictures count by name and size."""
+        """32 hex digits for the content, wherever it lies: names, sizes and texts; images count by name and size."""
         return self.fingerprints()[0]
 
     def fingerprints(self) -> tuple[str, list[tuple[str, str]]]:
@@ -181,22 +181,22 @@ class Dataset:
 def open_dataset(
     source: str | Path | Sequence[str | Path],
     *,
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     classes: bool | None = None,
 ) -> Dataset:
     """The samples of one source, or of several one after the other.
 
-    source: a folder of pictures with .txt or .json beside them, or with a folder for each class, or of shards; .csv,
+    source: a folder of images with .txt or .json beside them, or with a folder for each class, or of shards; .csv,
     .tsv, .jsonl, .parquet (`records` has the names of columns); .json, a list of records or COCO's, of which several
-    about the same pictures merge; a folder with YOLO's `labels`; .tar shards as WebDataset and img2dataset write them,
+    about the same images merge; a folder with YOLO's `labels`; .tar shards as WebDataset and img2dataset write them,
     `{000..005}` and globs too;
     .tar.gz, a named pipe or "-" (standard input), which can only be read in order.
-    pictures: the folder that a table's or COCO's paths start from. classes: whether folders are classes (see `Folder`).
+    images: the folder that a table's or COCO's paths start from. classes: whether folders are classes (see `Folder`).
 
     Raises `UsageError` where there is no such thing, or nothing in it.
     """
     given = [source] if isinstance(source, str | Path) else list(source)
-    base = None if pictures is None else Path(pictures)
+    base = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
     for name in (name for each in given for name in _expanded(os.fspath(each))):
@@ -210,7 +210,7 @@ def open_dataset(
         sources.append(CocoSource(coco, base))
     dataset = Dataset(sources)
     if not isinstance(sources[0], StreamSource) and not len(dataset):
-        raise UsageError(f"{' '.join(map(str, given))}: there are no pictures in it.")
+        raise UsageError(f"{' '.join(map(str, given))}: there are no images in it.")
     return dataset
 
 

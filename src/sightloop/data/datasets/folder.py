@@ -1,4 +1,4 @@
-"""Pictures in a folder and all folders in it, with what stands beside them: photo.txt, photo.json."""
+"""Images in a folder and all folders in it, with what stands beside them: photo.txt, photo.json."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sightloop.data.datasets import schema
 from sightloop.data.images.decode import EXTENSIONS
-from sightloop.types import Sample
+from sightloop.types import JsonDict, Sample
 
 SIDECARS = (".txt", ".json")
 MARKER = ".sightloop.json"  # in a folder that `convert` has written: its labels stand in sidecars
@@ -19,14 +18,14 @@ LARGEST = 16 * 1024 * 1024  # bytes of a sidecar
 
 
 class FolderSource:
-    """A source: one sample a picture, sorted by path. The key is the path without its ending, or with it where two
-    pictures differ in nothing else.
+    """A source: one sample an image, sorted by path. The key is the path without its ending, or with it where two
+    images differ in nothing else.
 
     photo.txt (photo.jpg.txt goes first) holds one caption a line. photo.json holds fields (see `records`); its
     captions count only where the .txt has none, because the .txt is what people and `sightloop caption` edit.
 
-    classes: whether the first folder of the path is the label. None: it is where every picture lies in a folder of
-    the top one, there are two such folders or more, no picture has a sidecar, and `convert` did not write it.
+    classes: whether the first folder of the path is the label. None: it is where every image lies in a folder of
+    the top one, there are two such folders or more, no image has a sidecar, and `convert` did not write it.
     """
 
     def __init__(self, root: Path, classes: bool | None = None) -> None:
@@ -71,7 +70,7 @@ class FolderSource:
         if not os.path.isfile(path):
             raise ValueError(f"there is no file {path}")
         text, record = (_sidecar(path, ending) for ending in SIDECARS)
-        fields: dict[str, Any] = {} if record is None else schema.json_object(record[1], record[0])
+        fields: JsonDict = {} if record is None else schema.json_object(record[1], record[0])
         captions = () if text is None else schema.lines(text[1], text[0])
         if captions:
             fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
@@ -81,7 +80,7 @@ class FolderSource:
         return schema.sample_from_fields(key, Path(path), fields)
 
     def digest(self) -> str:
-        """Of the names and sizes of the pictures and the contents of their sidecars."""
+        """Of the names and sizes of the images and the contents of their sidecars."""
         whole = hashlib.sha256()
         for name in self._names:
             path = os.path.join(self._root, name)
@@ -91,7 +90,7 @@ class FolderSource:
         return whole.hexdigest()
 
     def _walk(self) -> Iterator[tuple[list[str], list[str]]]:
-        """The pictures and the sidecars of each folder, as paths from the root; each real folder once."""
+        """The images and the sidecars of each folder, as paths from the root; each real folder once."""
         seen: set[tuple[int, int]] = set()
 
         def lose(error: OSError) -> None:
@@ -112,7 +111,7 @@ class FolderSource:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the ending of a file name is one of a picture; the companion files `._*` of macOS are none."""
+    """Whether the ending of a file name is one of an image; the companion files `._*` of macOS are none."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith("._")
 
 
@@ -150,7 +149,7 @@ def unescape_key(name: str) -> str:
 
 
 def _sidecar(picture: str, ending: str) -> tuple[str, bytes] | None:
-    """The name and the contents of what stands beside a picture."""
+    """The name and the contents of what stands beside an image."""
     for path in (picture + ending, os.path.splitext(picture)[0] + ending):
         try:
             with open(path, "rb") as file:
@@ -160,6 +159,6 @@ def _sidecar(picture: str, ending: str) -> tuple[str, bytes] | None:
         except OSError as error:
             raise ValueError(f"{os.path.basename(path)}: {(error.strerror or str(error)).lower()}") from error
         if len(data) > LARGEST:
-            raise ValueError(f"{os.path.basename(path)} is too large to stand beside a picture")
+            raise ValueError(f"{os.path.basename(path)} is too large to stand beside an image")
         return os.path.basename(path), data
     return None

@@ -1,6 +1,6 @@
-"""Is the evaluation in the training data? Exact and near copies of pictures and captions, found in one pass.
+"""Is the evaluation in the training data? Exact and near copies of images and captions, found in one pass.
 
-Pictures are compared in two steps. Coarse: the 63 lowest frequencies of a 64 x 64 gray thumbnail, each weighted by its
+Images are compared in two steps. Coarse: the 63 lowest frequencies of a 64 x 64 gray thumbnail, each weighted by its
 frequency (so that all count alike), as a unit vector; a copy that was cropped is met by looking through 28 windows at
 either side, a mirrored one by mirroring. Fine: for the few best, the window is fitted and 255 frequencies are compared
 through it. Re-encoding, resizing, stretching, gray, brightness, thin borders and crops to 80 % are seen through; a
@@ -35,8 +35,8 @@ FEWEST_WORDS = 5  # "a dog" says nothing about where it comes from
 
 _COARSE, _FINE = 8, 16  # frequencies each way
 _CANDIDATE = 0.7  # coarse similarity from which a pair is looked at closely
-_TRIES = 4  # candidates for each evaluation picture
-_FLAT = 3.0  # standard deviation of gray below which a picture has nothing to compare
+_TRIES = 4  # candidates for each evaluation image
+_FLAT = 3.0  # standard deviation of gray below which an image has nothing to compare
 _CHUNK = 512
 _MOST_PIXELS = 1 << 26
 _WHOLE = (0.0, 1.0, 0.0, 1.0)
@@ -49,16 +49,16 @@ _WINDOWS = [_WHOLE] + [
 
 _Gray: TypeAlias = "NDArray[np.uint8]"
 _Floats: TypeAlias = "NDArray[np.float32]"
-# Coarse similarity, window, mirrored, key and thumbnail of a training picture.
+# Coarse similarity, window, mirrored, key and thumbnail of a training image.
 _Try: TypeAlias = "tuple[float, int, bool, str, _Gray]"
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """An evaluation picture, or one of its captions, that is in the training data: the most similar one.
+    """An evaluation image, or one of its captions, that is in the training data: the most similar one.
 
     train, evaluation: keys of the samples. similarity: at most 1. exact: the same bytes, or the same words. text: the
-    evaluation's caption, empty for pictures.
+    evaluation's caption, empty for images.
     """
 
     train: str
@@ -70,7 +70,7 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """What was found among `train_samples` and `evaluation_samples`. unreadable: keys of pictures that were no help."""
+    """What was found among `train_samples` and `evaluation_samples`. unreadable: keys of images that were no help."""
 
     pictures: tuple[Leak, ...]
     captions: tuple[Leak, ...]
@@ -87,7 +87,7 @@ class Leaks:
             f"{_count(found, what)} in the training data ({exact:,} the same, {len(found) - exact:,} nearly), "
             f"such as {example.evaluation} = {example.train}"
             + (f': "{example.text}"' if example.text else "")
-            for found, what in ((self.pictures, "picture"), (self.captions, "caption"))
+            for found, what in ((self.pictures, "image"), (self.captions, "caption"))
             if found
             for exact in [sum(leak.exact for leak in found)]
             for example in found[:1]
@@ -95,9 +95,9 @@ class Leaks:
         if not said:
             return ""
         meaning = (
-            "What is measured on these pictures is memory, not sight: take them out of one of the two."
+            "What is measured on these images is memory, not sight: take them out of one of the two."
             if self.pictures
-            else "Equal captions of different pictures happen; many of them mean that texts were shared."
+            else "Equal captions of different images happen; many of them mean that texts were shared."
         )
         return f"{'; '.join(said)}. {meaning}"
 
@@ -109,10 +109,10 @@ def find_leaks(
     picture_threshold: float = PICTURE_THRESHOLD,
     caption_threshold: float = CAPTION_THRESHOLD,
 ) -> Leaks:
-    """The evaluation's pictures and captions that are in the training data, most similar first.
+    """The evaluation's images and captions that are in the training data, most similar first.
 
-    Both are read once, the evaluation first: it is held in memory (24 kB a picture), the training data is not. Captions
-    of fewer than 5 words are not compared. Pictures that cannot be read are named, not raised.
+    Both are read once, the evaluation first: it is held in memory (24 kB an image), the training data is not. Captions
+    of fewer than 5 words are not compared. Images that cannot be read are named, not raised.
     """
     pictures, captions = _Pictures(), _Captions(caption_threshold)
     unreadable: list[str] = []
@@ -134,7 +134,7 @@ def find_leaks(
 
 
 def fingerprint_picture(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What near copies are told by: a gray thumbnail, uint8 `[64, 64]`, of a picture uint8 `[H, W, 3]`."""
+    """What near copies are told by: a gray thumbnail, uint8 `[64, 64]`, of an image uint8 `[H, W, 3]`."""
     return _thumbnail(Image.fromarray(rgb))
 
 
@@ -168,7 +168,7 @@ def _read(samples: Iterable[Sample], unreadable: list[str]) -> Iterator[tuple[Sa
 
 
 def _gray(data: bytes) -> _Gray:
-    """The thumbnail of an encoded picture; of an ordinary JPEG only as many pixels are decoded as it needs."""
+    """The thumbnail of an encoded image; of an ordinary JPEG only as many pixels are decoded as it needs."""
     try:
         jpeg = headers.check(data, _MOST_PIXELS)
         if jpeg is not None and jpeg.plain and jpeg.width * jpeg.height <= _MOST_PIXELS:
@@ -186,7 +186,7 @@ def _thumbnail(image: Image.Image) -> _Gray:
 
 @dataclass
 class _Pictures:
-    """Evaluation pictures, and the training pictures that look most like each."""
+    """Evaluation images, and the training images that look most like each."""
 
     keys: list[str] = field(default_factory=list[str])
     grays: list[_Gray] = field(default_factory=list[_Gray])
@@ -254,7 +254,7 @@ def _scores(ours: Sequence[_Floats] | _Gray, theirs: _Gray) -> tuple[_Floats, ND
 
 
 def _descriptors(grays: _Gray, window: tuple[float, float, float, float]) -> _Floats:
-    """Unit vectors `[B, 63]` of thumbnails `[B, 64, 64]` seen through a window; zeros where a picture is flat."""
+    """Unit vectors `[B, 63]` of thumbnails `[B, 64, 64]` seen through a window; zeros where an image is flat."""
     x = grays.astype(np.float32)
     found = _frequencies(x, np.array([window]), _COARSE)
     found[x.std((1, 2)) < _FLAT] = 0

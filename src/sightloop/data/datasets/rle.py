@@ -6,16 +6,13 @@ the third on is written as the difference from the one two before, in groups of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.types import Limits
+from sightloop.types import JsonDict, JsonMapping, Limits
 
 
-def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
+def encode_rle(mask: NDArray[np.bool_]) -> JsonDict:
     """bool `[H, W]` -> {"size": [H, W], "counts": text}."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
@@ -25,7 +22,7 @@ def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": text}
 
 
-def decode_rle(runs: Mapping[str, Any]) -> NDArray[np.bool_]:
+def decode_rle(runs: JsonMapping) -> NDArray[np.bool_]:
     """{"size": [H, W], "counts": text, or the numbers themselves} -> bool `[H, W]`. Raises ValueError, TypeError or
     KeyError for what is none."""
     height, width = (int(n) for n in runs["size"])

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
-from sightloop.types import Question, Region, Sample
+from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
-    "image picture filepath file_path file file_name filename path image_path img jpg jpeg png webp name".split()
+    "image image filepath file_path file file_name filename path image_path img jpg jpeg png webp name".split()
 )
 CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title")
 _QUESTIONS, _LABELS = ("qa", "questions"), ("label", "class", "category")
@@ -39,7 +39,7 @@ _IN_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTIONS, "answers", "regions", "extr
 }
 
 
-def first_field(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
+def first_field(fields: JsonMapping, names: Iterable[str]) -> str | None:
     """The field that goes by the first of `names` under which there is something."""
     present = {field.lower(): field for field, value in fields.items() if value is not None}
     return next((present[name] for name in names if name in present), None)
@@ -51,8 +51,8 @@ def key_hash(key: str) -> int:
     return reduce(lambda before, number: hash((before, number)), numbers, hash(first))
 
 
-def sample_from_fields(key: str, picture: bytes | Path, fields: Mapping[str, Any]) -> Sample:
-    """The sample that the fields describe; nothing in them is taken for the picture or the key."""
+def sample_from_fields(key: str, picture: bytes | Path, fields: JsonMapping) -> Sample:
+    """The sample that the fields describe; nothing in them is taken for the image or the key."""
     left = dict(fields)
 
     def take(names: tuple[str, ...], default: Any = None) -> Any:
@@ -77,9 +77,9 @@ def sample_from_fields(key: str, picture: bytes | Path, fields: Mapping[str, Any
     )
 
 
-def fields_from_sample(sample: Sample) -> dict[str, Any]:
+def fields_from_sample(sample: Sample) -> JsonDict:
     """The fields from which `sample_of` makes the same sample; what is empty is left out."""
-    fields: dict[str, Any] = {}
+    fields: JsonDict = {}
     if sample.captions:
         fields["captions"] = list(sample.captions)
     if sample.questions:
@@ -93,7 +93,7 @@ def fields_from_sample(sample: Sample) -> dict[str, Any]:
     return fields | ({"extra": hidden} if hidden else {})
 
 
-def region_from_fields(fields: Mapping[str, Any]) -> Region:
+def region_from_fields(fields: JsonMapping) -> Region:
     """A region from its `label`, `box`, and if there are any `polygons`, `score` and `mask`. Raises ValueError."""
     try:
         left, top, right, bottom = (float(edge) for edge in fields["box"])
@@ -108,16 +108,16 @@ def region_from_fields(fields: Mapping[str, Any]) -> Region:
     return Region(label, (left, top, right, bottom), polygons, score, mask)
 
 
-def fields_from_region(region: Region) -> dict[str, Any]:
+def fields_from_region(region: Region) -> JsonDict:
     """The fields from which `region_of` makes the same region."""
-    fields: dict[str, Any] = {"label": region.label, "box": list(region.box)}
+    fields: JsonDict = {"label": region.label, "box": list(region.box)}
     fields |= {"polygons": [list(p) for p in region.polygons]} if region.polygons else {}
     fields |= {"score": region.score} if region.score is not None else {}
     return fields if region.mask is None else fields | {"mask": encode_rle(region.mask)}
 
 
 def merged(first: Sample, second: Sample) -> Sample:
-    """What two rows about one picture say together; equal questions pool their answers."""
+    """What two rows about one image say together; equal questions pool their answers."""
     questions = {question.question: question for question in second.questions}
     pooled = [
         replace(known, answers=known.answers + more.answers)
@@ -135,9 +135,9 @@ def merged(first: Sample, second: Sample) -> Sample:
     )
 
 
-def cells(row: Mapping[str, str]) -> dict[str, Any]:
+def cells(row: Mapping[str, str]) -> JsonDict:
     """The fields of a table whose cells are texts: empty ones are no fields, lists and objects are JSON."""
-    fields: dict[str, Any] = {name: cell for name, cell in row.items() if cell}
+    fields: JsonDict = {name: cell for name, cell in row.items() if cell}
     for name, cell in fields.items():
         if name.lower() in _IN_CELLS and cell[0] in "[{":
             with suppress(ValueError):  # a text that begins with a bracket
@@ -160,7 +160,7 @@ def as_lines(captions: tuple[str, ...]) -> bytes | None:
     return data if lines(data, "") == captions else None
 
 
-def json_object(data: bytes, name: str) -> dict[str, Any]:
+def json_object(data: bytes, name: str) -> JsonDict:
     """The object that a JSON text holds."""
     try:
         value = json.loads(data)
@@ -194,7 +194,7 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
     return tuple(_text(text, what) for text in (value if isinstance(value, list | tuple) else (value,)))
 
 
-def _objects(value: Any, what: str) -> list[Mapping[str, Any]]:
+def _objects(value: Any, what: str) -> list[JsonMapping]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping) for item in value):
         raise ValueError(f"its {what} are not a list of objects")
     return list(value)
@@ -214,7 +214,7 @@ def _questions(value: Any) -> tuple[Question, ...]:
     return tuple(found)
 
 
-def _plain_question(question: Question) -> dict[str, Any]:
+def _plain_question(question: Question) -> JsonDict:
     if len(question.answers) == 1:
         return {"question": question.question, "answer": question.answers[0]}
     return {"question": question.question, "answers": list(question.answers)}

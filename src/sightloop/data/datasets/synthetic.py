@@ -8,7 +8,7 @@ A scene shows one combination of counts, sizes, colours, shapes, relations and w
     a green ring inside a black square
     two red circles above the word sun
 
-A fifth of all combinations is held out as "unseen": new pictures, new captions, only known words.
+A fifth of all combinations is held out as "unseen": new images, new captions, only known words.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class SyntheticWorld(Sequence[Sample]):
     ) -> None:
         self.name, self.seed, self.size = name, seed, size
         self.shown = tuple(shown)
-        self.told = tuple(told)  # which scene's words go with each picture
+        self.told = tuple(told)  # which scene's words go with each image
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -161,12 +161,12 @@ class SyntheticWorld(Sequence[Sample]):
 def synthetic_world(
     part: Part, count: int, seed: int = 0, *, size: int = 64, different: bool = False, shuffled: bool = False
 ) -> SyntheticWorld:
-    """`count` samples of one part: pictures as PNG bytes, `size` px square, each with its one right caption.
+    """`count` samples of one part: images as PNG bytes, `size` px square, each with its one right caption.
 
-    A function of its arguments; a smaller count gives the first samples of a larger one. Pictures of one caption
+    A function of its arguments; a smaller count gives the first samples of a larger one. Images of one caption
     differ in places, sizes, turns, shades, background and noise.
-    different: no caption comes twice, so that each picture of a retrieval test has one right text.
-    shuffled: pictures keep their pixels and get the words, questions and regions of other pictures, so that there is
+    different: no caption comes twice, so that each image of a retrieval test has one right text.
+    shuffled: images keep their pixels and get the words, questions and regions of other images, so that there is
     nothing to learn but their frequencies: the negative control.
     Raises `UsageError` for a count below 0, a size below 16 and for more different captions than there are.
     """
@@ -189,7 +189,7 @@ def synthetic_world(
             shown.append(drawn)
             seen.add(drawn)
     told = np.arange(count)
-    if shuffled:  # a random cycle through all of them: no picture keeps its own words
+    if shuffled:  # a random cycle through all of them: no image keeps its own words
         order = generator("world", "shuffle", part, seed).permutation(count)
         told[order] = np.roll(order, 1)
     return SyntheticWorld(part, seed, size, shown, told.tolist())

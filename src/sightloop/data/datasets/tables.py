@@ -1,6 +1,6 @@
-"""Tables with a row for each picture, or for each of its captions: CSV, TSV, JSON lines, a JSON list, Parquet.
+"""Tables with a row for each image, or for each of its captions: CSV, TSV, JSON lines, a JSON list, Parquet.
 
-The columns are those of `records`, the picture's is the first of `records.PICTURES`: a path from the table's folder (or
+The columns are those of `records`, the image's is the first of `records.PICTURES`: a path from the table's folder (or
 from the current one, where it leads nowhere from there), in Parquet also the bytes, bare or as {"bytes", "path"}. Rows
 with the same path are one sample, wherever they stand. The key is the column `key`, or the path without its ending.
 """
@@ -21,12 +21,12 @@ import numpy as np
 
 from sightloop.data.datasets import schema
 from sightloop.errors import UsageError
-from sightloop.types import Sample
+from sightloop.types import JsonDict, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_Fields = dict[str, Any]
+_Fields = JsonDict
 _FOOTER = 1 << 20  # the end of a Parquet file holds the places and statistics of all columns
 
 
@@ -34,7 +34,7 @@ class TableRows(Protocol):
     """The rows of one file by number. Only `scan` goes through the whole file."""
 
     def scan(self) -> Iterable[_Fields | None]:
-        """Every row, at least the columns that name its picture; None for one that cannot be read."""
+        """Every row, at least the columns that name its image; None for one that cannot be read."""
         ...
 
     def row(self, index: int) -> _Fields:
@@ -45,12 +45,12 @@ class TableRows(Protocol):
 
 
 class TableSource:
-    """A source: one sample for each picture of a table, in the order of their first rows."""
+    """A source: one sample for each image of a table, in the order of their first rows."""
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, pictures: Path | None = None) -> None:
-        """Goes through the table once. Raises `UsageError` where it is no table or has no column with pictures."""
+        """Goes through the table once. Raises `UsageError` where it is no table or has no column with images."""
         self._path, self.name, self._base = path, path.name, pictures or path.parent
         try:
             self._rows = _open(path)
@@ -113,19 +113,19 @@ class TableSource:
         return self._rows.digest()
 
     def _picture(self, fields: _Fields) -> bytes | Path:
-        """Takes the picture out of the fields."""
+        """Takes the image out of the fields."""
         column = schema.first_field(fields, schema.IMAGE_FIELDS)
         if column is None:
-            raise ValueError(f"a row of {self._path.name} names no picture")
+            raise ValueError(f"a row of {self._path.name} names no image")
         value = fields.pop(column)
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str):
-            raise ValueError(f"its column {column!r} holds no picture and no path")
+            raise ValueError(f"its column {column!r} holds no image and no path")
         if "://" in value:
-            raise ValueError(f"{value} is an address; pictures are not fetched from the network")
+            raise ValueError(f"{value} is an address; images are not fetched from the network")
         for path in (self._base / value, Path(value)):
             if os.path.isfile(path):
                 return path
@@ -153,12 +153,12 @@ def _open(path: Path) -> TableRows:
 def _check_columns(path: Path, columns: Iterable[str]) -> None:
     columns = list(columns)
     if schema.first_field(dict.fromkeys(columns, ""), schema.IMAGE_FIELDS) is None:
-        remedy = f"name the one with the paths of the pictures {schema.IMAGE_FIELDS[0]!r}"
+        remedy = f"name the one with the paths of the images {schema.IMAGE_FIELDS[0]!r}"
         if "url" in map(str.lower, columns):
             remedy = (
-                "its pictures are addresses; fetch them first, with img2dataset say, and open what it writes"
+                "its images are addresses; fetch them first, with img2dataset say, and open what it writes"
             )
-        raise UsageError(f"{path}: no column with pictures among {', '.join(columns) or 'none'}: {remedy}.")
+        raise UsageError(f"{path}: no column with images among {', '.join(columns) or 'none'}: {remedy}.")
 
 
 def _file_digest(path: Path) -> str:

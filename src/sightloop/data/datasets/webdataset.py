@@ -264,7 +264,7 @@ def _sample(key: str, parts: list[_Part]) -> Sample:
             picture = data
         bodies.setdefault(ending, data)
     if picture is None:
-        raise ValueError(f"no picture among its members: {', '.join(member.name for member, _ in parts)}")
+        raise ValueError(f"no image among its members: {', '.join(member.name for member, _ in parts)}")
     json_name, text_name = f"{key}{SIDECARS[1]}", f"{key}{SIDECARS[0]}"
     fields = schema.json_object(bodies["json"], json_name) if "json" in bodies else {}
     if "txt" in bodies and schema.first_field(fields, schema.CAPTION_FIELDS) is None:

@@ -18,18 +18,18 @@ from sightloop.data.datasets.folder import escape_key
 from sightloop.data.datasets.rle import encode_rle
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError
-from sightloop.types import Region, Sample
+from sightloop.types import JsonDict, Region, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLES = ("csv", "tsv", "jsonl", "coco")  # the kinds whose pictures lie outside
+TABLES = ("csv", "tsv", "jsonl", "coco")  # the kinds whose images lie outside
 _LONGEST = 240  # bytes in a part of a path, with room for an ending
 _GROUP = 1000, 64 << 20  # samples and bytes in a row group, at most
 
 
 class DatasetWriter(Protocol):
-    """copies: whether it takes the bytes of every picture. lost: what it could not hold, in words, and how often."""
+    """copies: whether it takes the bytes of every image. lost: what it could not hold, in words, and how often."""
 
     copies: bool
     lost: Counter[str]
@@ -39,7 +39,7 @@ class DatasetWriter(Protocol):
         ...
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """One sample, its picture's bytes (None: they stay in the file that it names) and ending (".jpg")."""
+        """One sample, its image's bytes (None: they stay in the file that it names) and ending (".jpg")."""
         ...
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ def _portable(name: str) -> str:
 
 
 def _reference(picture: Path, base: Path) -> str:
-    """The path of a picture from a folder."""
+    """The path of an image from a folder."""
     found = os.path.relpath(picture, base)
     if found.startswith(".."):  # of a folder behind a link, the parent is where that leads to
         found = os.path.relpath(picture, os.path.realpath(base))
@@ -66,7 +66,7 @@ def _reference(picture: Path, base: Path) -> str:
 
 
 class FolderWriter:
-    """Pictures with sidecars."""
+    """Images with sidecars."""
 
     copies = True
 
@@ -79,7 +79,7 @@ class FolderWriter:
         _check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """The picture, a .txt where lines hold its captions, a .json for the rest where there is any."""
+        """The image, a .txt where lines hold its captions, a .json for the rest where there is any."""
         name = escape_key(sample.key)
         (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
         self._write(name + ending, data or b"")
@@ -144,7 +144,7 @@ class ShardWriter:
 
 
 class ImageFolder:
-    """Where a table's pictures are: files as they lie, others in a folder beside the table."""
+    """Where a table's images are: files as they lie, others in a folder beside the table."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         """base: the folder that the table's paths start from; `folder` will lie in it."""
@@ -173,7 +173,7 @@ class JsonLinesWriter:
         self.lost = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """Where the picture gets a file, the key must be a file name."""
+        """Where the image gets a file, the key must be a file name."""
         if isinstance(sample.image, bytes):
             _check_name(sample)
 
@@ -189,7 +189,7 @@ class JsonLinesWriter:
 
 
 class CsvWriter:
-    """A row for each caption; what is not captions stands in the picture's first row."""
+    """A row for each caption; what is not captions stands in the image's first row."""
 
     copies = False
 
@@ -203,7 +203,7 @@ class CsvWriter:
         self.lost = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """Where the picture gets a file, the key must be a file name."""
+        """Where the image gets a file, the key must be a file name."""
         if isinstance(sample.image, bytes):
             _check_name(sample)
 
@@ -211,7 +211,7 @@ class CsvWriter:
         """An empty caption would be none, so it is lost."""
         captions = [caption for caption in sample.captions if caption]
         self.lost.update({"empty captions": lost} if (lost := len(sample.captions) - len(captions)) else {})
-        row: dict[str, Any] = {"key": sample.key, "image": self._pictures.path(sample, data, ending)}
+        row: JsonDict = {"key": sample.key, "image": self._pictures.path(sample, data, ending)}
         fields = schema.fields_from_sample(replace(sample, captions=(), extra={}))
         first = {n: v if isinstance(v, str) else schema.json_text(v) for n, v in fields.items()}
         if sample.extra:
@@ -225,12 +225,12 @@ class CsvWriter:
 
 
 class ParquetWriter:
-    """Pictures and all that is known about them in columns, row group by row group."""
+    """Images and all that is known about them in columns, row group by row group."""
 
     copies = True
 
     def __init__(self, path: Path, *, refer: bool = False) -> None:
-        """refer: paths from the file's folder instead of pictures that are files of their own."""
+        """refer: paths from the file's folder instead of images that are files of their own."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -254,7 +254,7 @@ class ParquetWriter:
             ]
         )
         self._file = pq.ParquetWriter(path, self._schema)
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[JsonDict] = []
         self._bytes = 0
         self.lost = Counter[str]()
 
@@ -263,17 +263,17 @@ class ParquetWriter:
         if self._base is None:
             return
         if isinstance(sample.image, bytes):
-            raise ImageError(sample.key, "its picture is no file of its own, so it cannot be referred to")
+            raise ImageError(sample.key, "its image is no file of its own, so it cannot be referred to")
         if _portable(str(sample.image)) != str(sample.image):
             raise ImageError(sample.key, "its path is not UTF-8, so it cannot be referred to")
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
         """One row, kept until its row group is full."""
         key = _portable(sample.key)
-        image: dict[str, Any] = {"bytes": data, "path": key + ending}
+        image: JsonDict = {"bytes": data, "path": key + ending}
         if self._base is not None and isinstance(sample.image, Path):
             image = {"bytes": None, "path": _reference(sample.image, self._base)}
-        row: dict[str, Any] = {"key": key, "image": image}
+        row: JsonDict = {"key": key, "image": image}
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]
         row["regions"] = schema.fields_from_sample(replace(sample, extra={})).get("regions", [])
@@ -298,7 +298,7 @@ class ParquetWriter:
 
 
 class CocoWriter:
-    """COCO's json. What COCO has no place for stands in the picture's object, where `open_dataset` finds it."""
+    """COCO's json. What COCO has no place for stands in the image's object, where `open_dataset` finds it."""
 
     copies = False
 
@@ -315,13 +315,13 @@ class CocoWriter:
         self.lost = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """COCO states the size of every picture, so its header must be readable."""
+        """COCO states the size of every image, so its header must be readable."""
         if isinstance(sample.image, bytes):
             _check_name(sample)
         self._size = upright_size(sample.image, sample.key)
 
     def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """An object for the picture, one for each caption and region."""
+        """An object for the image, one for each caption and region."""
         extra = dict(sample.extra)
         number = self._number(extra)
         crowd = extra.pop("crowd") if _is_crowd(extra.get("crowd")) else []
@@ -354,7 +354,7 @@ class CocoWriter:
         self._notes.close()
         self._notes_path.unlink()
 
-    def _number(self, extra: dict[str, Any]) -> int:
+    def _number(self, extra: JsonDict) -> int:
         """COCO's own number where the sample has one, taken out of `extra`; otherwise the next."""
         number = extra.get("image_id")
         if not isinstance(number, int) or isinstance(number, bool) or number in self._used:
@@ -369,19 +369,19 @@ class CocoWriter:
     def _category(self, label: str) -> int:
         return self._categories.setdefault(label, len(self._categories) + 1)
 
-    def _region(self, region: Region) -> dict[str, Any]:
+    def _region(self, region: Region) -> JsonDict:
         left, top, right, bottom = region.box
         # Rounded, so that COCO's numbers of two decimals come back from the sum that made an edge of them.
         width, height = round(right - left, 6), round(bottom - top, 6)
         outlines = [list(polygon) for polygon in region.polygons]
         area = sum(map(_area, region.polygons)) if outlines else width * height
-        about: dict[str, Any] = {"category_id": self._category(region.label), "iscrowd": 0, "area": area}
+        about: JsonDict = {"category_id": self._category(region.label), "iscrowd": 0, "area": area}
         about |= {"bbox": [left, top, width, height], "segmentation": outlines}
         if region.mask is not None and not outlines:
             about |= {"area": int(region.mask.sum()), "segmentation": encode_rle(region.mask)}
         return about | ({} if region.score is None else {"score": region.score})
 
-    def _annotate(self, number: int, about: dict[str, Any]) -> None:
+    def _annotate(self, number: int, about: JsonDict) -> None:
         self._note += 1
         self._notes.write(b",\n" if self._note > 1 else b"\n")
         note = {"id": self._note, "image_id": number} | about

@@ -1,7 +1,7 @@
 """YOLO's labels: `images/a/b.jpg` and `labels/a/b.txt`, and the names of the classes in data.yaml or classes.txt.
 
 A line is `class x y width height` (the middle and the sides of a box), perhaps with a score behind, or
-`class x y x y ...` (an outline); all as shares of the upright picture's sides (https://docs.ultralytics.com/datasets/detect/).
+`class x y x y ...` (an outline); all as shares of the upright image's sides (https://docs.ultralytics.com/datasets/detect/).
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ _NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 
 
 class YoloSource:
-    """A source: one sample a picture, sorted by path; what stands beside the pictures counts too (see `Folder`)."""
+    """A source: one sample an image, sorted by path; what stands beside the images counts too (see `Folder`)."""
 
     def __init__(self, root: Path, pictures: Path | None = None) -> None:
-        """pictures: their folder where it is not `images`. Raises `UsageError` where it, or the names, are missing."""
+        """images: their folder where it is not `images`. Raises `UsageError` where it, or the names, are missing."""
         self._root = pictures or root / "images"
         if not self._root.is_dir():
-            raise UsageError(
-                f"{root}: has labels and no folder images; name that of the pictures (--pictures)."
-            )
+            raise UsageError(f"{root}: has labels and no folder images; name that of the images (--images).")
         self._labels, self._classes = root / "labels", _class_names(root)
         self._folder = FolderSource(self._root, classes=False)
         self.name, self.notes = root.name, self._folder.notes
@@ -56,7 +54,7 @@ class YoloSource:
         sample = self._folder.sample(index, key)
         file = self._labels / Path(str(sample.image)).relative_to(self._root).with_suffix(".txt")
         if not file.is_file():
-            return sample  # a picture without things
+            return sample  # an image without things
         lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
         size = upright_size(str(sample.image)) if any(lines) else (1, 1)
         found = [
@@ -65,7 +63,7 @@ class YoloSource:
         return replace(sample, regions=(*sample.regions, *found))
 
     def digest(self) -> str:
-        """Of the pictures' names and sizes, what stands beside them, the labels and the names of their classes."""
+        """Of the images' names and sizes, what stands beside them, the labels and the names of their classes."""
         whole = hashlib.sha256(f"{self._folder.digest()}{self._classes!r}".encode())
         for file in sorted(self._labels.rglob("*.txt")):
             whole.update(repr((file.relative_to(self._labels).as_posix(), file.read_bytes())).encode())

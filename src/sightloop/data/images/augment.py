@@ -1,4 +1,4 @@
-"""Training pictures: a random crop, a flip, and RandAugment, as functions of (seed, epoch, key) and nothing else."""
+"""Training images: a random crop, a flip, and RandAugment, as functions of (seed, epoch, key) and nothing else."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
+from sightloop.types import Box
 
-# Texts with these words are about a side or about writing: a mirrored picture makes them wrong.
+# Texts with these words are about a side or about writing: a mirrored image makes them wrong.
 GUARD_WORDS: tuple[str, ...] = tuple(
     "left right leftmost rightmost clockwise counterclockwise word words letter letters text written reads says".split()
 )
-Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 _TRIES = 10
 _STRONGEST = 10
@@ -33,11 +33,11 @@ _REDUCING_GAP = (
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """What is done to a training picture.
+    """What is done to a training image.
 
-    scale: the smallest and largest part of the picture's area that a crop keeps, 0 to 1. ratio: a crop's smallest and
+    scale: the smallest and largest part of the image's area that a crop keeps, 0 to 1. ratio: a crop's smallest and
     largest width / height, before it is made square. flip: the chance to be mirrored, 0 to 1. randaugment: how many
-    operations are drawn and their magnitude, 0 to 10; None for none. guard_words: where a text about the picture has
+    operations are drawn and their magnitude, 0 to 10; None for none. guard_words: where a text about the image has
     one of these words, in any case, it is never mirrored.
     The defaults are BLIP's (Li et al. 2022), apart from the guard. Raises `UsageError` for values out of range.
     """
@@ -75,7 +75,7 @@ def augment(
 ) -> NDArray[np.uint8]:
     """uint8 `[3, size, size]`: a random crop, resized (bicubic), perhaps mirrored, then RandAugment.
 
-    picture: upright, a PIL image or uint8 `[H, W, 3]`. texts: what is said and asked about it, for the guard.
+    image: upright, a PIL image or uint8 `[H, W, 3]`. texts: what is said and asked about it, for the guard.
     A function of its arguments: the same on every worker and rank, in every order.
     """
     random = generator("augment", seed, epoch, key)
@@ -91,18 +91,18 @@ def augment(
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is shown of a picture: a box of it, (left, top, right, bottom) in its whole pixels, perhaps mirrored."""
+    """What is shown of an image: a box of it, (left, top, right, bottom) in its whole pixels, perhaps mirrored."""
 
     box: tuple[int, int, int, int]
     flipped: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of what is shown, in the picture's pixels."""
+        """(height, width) of what is shown, in the image's pixels."""
         return self.box[3] - self.box[1], self.box[2] - self.box[0]
 
     def map_box(self, box: Box) -> Box | None:
-        """Where a box of the picture is in what is shown, in the same pixels: moved, cut off at the edges, mirrored.
+        """Where a box of the image is in what is shown, in the same pixels: moved, cut off at the edges, mirrored.
         None where less than a quarter of it is left."""
         (height, width), (x, y) = self.size, self.box[:2]
         left, right = (min(max(edge - x, 0.0), float(width)) for edge in (box[0], box[2]))
@@ -116,7 +116,7 @@ class View:
 def view_of(
     size: tuple[int, int], options: Augment, *, seed: int, epoch: int, key: str, texts: Sequence[str] = ()
 ) -> View:
-    """What `augment` shows of a picture of (height, width), before RandAugment, which may turn and shear it."""
+    """What `augment` shows of an image of (height, width), before RandAugment, which may turn and shear it."""
     return _view(size, options, generator("augment", seed, epoch, key), texts)
 
 
@@ -130,10 +130,10 @@ def _view(size: tuple[int, int], options: Augment, random: np.random.Generator, 
 def crop_box(
     width: int, height: int, options: Augment, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """The (left, top, right, bottom) of a random crop, in whole pixels inside a picture of this size.
+    """The (left, top, right, bottom) of a random crop, in whole pixels inside an image of this size.
 
     Its part of the area is uniform over `options.scale` and the logarithm of its aspect over `options.ratio` (Szegedy
-    et al. 2015). Where ten draws do not fit the picture: the largest crop in its middle with an allowed aspect.
+    et al. 2015). Where ten draws do not fit the image: the largest crop in its middle with an allowed aspect.
     """
     low, high = math.log(options.ratio[0]), math.log(options.ratio[1])
     for _ in range(_TRIES):

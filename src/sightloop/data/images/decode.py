@@ -1,6 +1,6 @@
 """Bytes -> RGB: the one safe decoder.
 
-Untrusted files may be anything: `decode` returns an RGB picture or raises one `ImageError` with a one-line reason.
+Untrusted files may be anything: `decode` returns an RGB image or raises one `ImageError` with a one-line reason.
 Pixels equal `PIL.ImageOps.exif_transpose(image).convert("RGB")`; only 16-bit, 32-bit and float grays differ, which that
 would clip to white: they are scaled. Imports no torch.
 """
@@ -55,7 +55,7 @@ EXTENSIONS: frozenset[str] = frozenset(
         ".heif",
     )
 )
-"""File endings of the pictures that `decode` reads (lower case, with the dot)."""
+"""File endings of the images that `decode` reads (lower case, with the dot)."""
 
 # Importing a plugin registers it with Pillow; no other plugin (EPS, PSD, ...) is ever asked. JPEG reads MPO as well.
 _PLUGINS: Final = {
@@ -80,12 +80,12 @@ _TURNS: Final = {
 
 
 def decode(source: ImageSource, limits: Limits = _NO_LIMITS) -> Image.Image:
-    """The picture in mode RGB, turned upright as its EXIF orientation says.
+    """The image in mode RGB, turned upright as its EXIF orientation says.
 
     Paths must be regular files. Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8, uint16, bool or floats
     in 0..1. Transparency is dropped as `convert("RGB")` does, not painted over.
 
-    Raises ImageError: unreadable, damaged, cut short, not a picture, or beyond `limits`.
+    Raises ImageError: unreadable, damaged, cut short, not an image, or beyond `limits`.
     """
     found = _decode(source, limits)
     return found if isinstance(found, Image.Image) else Image.fromarray(found)
@@ -154,7 +154,7 @@ def _decode(source: ImageSource, limits: Limits, layout: str = "RGB") -> Image.I
             case str() | os.PathLike():
                 data = read_file(os.fspath(source), limits)
             case _:
-                raise ImageError(name, "not a picture: give a path, bytes, a PIL image or a NumPy array")
+                raise ImageError(name, "not an image: give a path, bytes, a PIL image or a NumPy array")
         return _from_bytes(name, data, limits, layout)
     except ImageError:
         raise
@@ -193,7 +193,7 @@ def read_file(path: str, limits: Limits = _NO_LIMITS) -> bytes:
 def _check_file(path: str, status: os.stat_result, limits: Limits) -> None:
     mode = status.st_mode
     if stat.S_ISDIR(mode):
-        raise ImageError(path, "a folder, not a picture")
+        raise ImageError(path, "a folder, not an image")
     if not stat.S_ISREG(mode):
         what = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise ImageError(path, f"{what}, not a regular file")
@@ -251,7 +251,7 @@ def _heif_is_here() -> bool:
 def _check_size(name: str, size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(name, f"a picture of {width} x {height} pixels")
+        raise ImageError(name, f"an image of {width} x {height} pixels")
     if width * height > limits.max_pixels:
         raise ImageError(name, f"{width} x {height} pixels, over the limit of {limits.max_pixels}")
 
@@ -275,7 +275,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF, in any of the ways it can be, leaves a good picture as it lies
+    except Exception:  # damaged EXIF, in any of the ways it can be, leaves a good image as it lies
         return 1
 
 
@@ -335,14 +335,14 @@ def _reason(error: Exception, data: bytes) -> str:
     if data and not kind:
         return headers.describe_unknown(data)
     if isinstance(error, EOFError) or "truncated" in text.lower() or headers.cut_short(data):
-        return "cut short: the file ends before the picture does"
+        return "cut short: the file ends before the image does"
     if not text or isinstance(error, Image.UnidentifiedImageError):
         return f"damaged: it starts like {kind}, but its header cannot be read"
     line = re.sub(r"[^\x21-\x7e]+", " ", re.sub(r"<[^>]*>|(?<!\S)/\S+", "", text)).strip()
-    return f"damaged {kind or 'picture'}: {line[:120]}"
+    return f"damaged {kind or 'image'}: {line[:120]}"
 
 
-# Pillow warns about odd metadata and large pictures. `warnings.catch_warnings` is not safe beside other threads, so one
+# Pillow warns about odd metadata and large images. `warnings.catch_warnings` is not safe beside other threads, so one
 # filter that silences Pillow's own modules stands in the list while any thread decodes.
 _FILTER: Final = ("ignore", None, Warning, re.compile(r"PIL\.|pillow_heif"), 0)
 _quiet_lock = threading.Lock()

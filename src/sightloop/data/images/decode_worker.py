@@ -1,4 +1,4 @@
-"""The child process that decodes pictures: run as `python -m sightloop.data.images.decode_worker SETTINGS`.
+"""The child process that decodes images: run as `python -m sightloop.data.images.decode_worker SETTINGS`.
 
 SETTINGS is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits". Frames on the pipes, big-endian:
 
@@ -17,13 +17,13 @@ import os
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from sightloop.data.images import preprocess
 from sightloop.errors import ImageError
-from sightloop.types import ImageSpec, Limits
+from sightloop.types import ImageSpec, JsonDict, Limits
 
 REQUEST = struct.Struct(">BQ")
 RESPONSE = struct.Struct(">BIIIIQ")
@@ -32,11 +32,9 @@ STARTED = b"\x06"
 
 def main() -> None:
     """Serves requests until the pipe is closed."""
-    settings: dict[str, dict[str, Any]] = json.loads(sys.argv[1])
+    settings: dict[str, JsonDict] = json.loads(sys.argv[1])
     limits = Limits(**settings["limits"])
-    fields: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in settings["spec"].items()
-    }
+    fields: JsonDict = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["spec"].items()}
     spec = ImageSpec(**fields)
     # Whatever a C library prints must not get between the frames.
     requests, responses = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say, read without decoding anything: kind, JPEG facts, and header bombs.
+"""What the first bytes of an image file say, read without decoding anything: kind, JPEG facts, and header bombs.
 
 Decoders walk headers one small block at a time and some of them join blocks in quadratic time, so a few megabytes of
 crafted metadata can keep one busy for minutes. `check` walks the same blocks first, with a budget.
@@ -71,7 +71,7 @@ class Jpeg:
 
 
 def kind(data: bytes) -> str:
-    """The picture format that `data` starts like ("JPEG", "PNG", ...), or "" if it starts like none of ours."""
+    """The image format that `data` starts like ("JPEG", "PNG", ...), or "" if it starts like none of ours."""
     for start, name in _STARTS:
         if data.startswith(start):
             return name
@@ -84,24 +84,24 @@ def kind(data: bytes) -> str:
 
 
 def describe_unknown(data: bytes) -> str:
-    """A phrase for bytes that are no picture of ours: "not a picture: it starts like HTML", ..."""
+    """A phrase for bytes that are no image of ours: "not an image: it starts like HTML", ..."""
     for start, name in _OTHERS:
         if data.startswith(start):
-            return f"not a picture that can be read: it starts like {name}"
+            return f"not an image that can be read: it starts like {name}"
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "not a picture: it starts like HTML (was an error page saved under this name?)"
+        return "not an image: it starts like HTML (was an error page saved under this name?)"
     if b"<svg" in head:
-        return "not a picture that can be read: it starts like SVG"
+        return "not an image that can be read: it starts like SVG"
     if head.startswith(b"<"):
-        return "not a picture: it starts like XML"
+        return "not an image: it starts like XML"
     if data[4:8] == b"ftyp":
-        return "not a picture: it starts like an MP4 or QuickTime video"
+        return "not an image: it starts like an MP4 or QuickTime video"
     if data.count(0) == len(data):
-        return "not a picture: it holds nothing but zeros"
+        return "not an image: it holds nothing but zeros"
     if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return "not a picture: it starts like text"
-    return "unknown picture format"
+        return "not an image: it starts like text"
+    return "unknown image format"
 
 
 def cut_short(data: bytes) -> bool:
@@ -160,7 +160,7 @@ def _check_jpeg(data: bytes, max_pixels: int) -> Jpeg:
         position = end
     else:
         raise HeaderError(f"damaged: more than {MAX_BLOCKS} segments in the JPEG header")
-    raise HeaderError("cut short: the file ends before the picture does")
+    raise HeaderError("cut short: the file ends before the image does")
 
 
 def _finish_jpeg(
@@ -182,7 +182,7 @@ def _finish_jpeg(
 
 
 def _count_scans(data: bytes, position: int) -> int:
-    """Scans of the first picture from the first SOS on; stops at its end or just beyond `MAX_SCANS`."""
+    """Scans of the first image from the first SOS on; stops at its end or just beyond `MAX_SCANS`."""
     scans = 1
     position += int.from_bytes(data[position : position + 2], "big")
     for _ in range(MAX_BLOCKS):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sightloop.data.images import decode, resample, tiles
 from sightloop.errors import CheckpointError, ImageError, UsageError
-from sightloop.types import ImageSource, ImageSpec, Interpolation, Limits, Pixels
+from sightloop.types import ImageSource, ImageSpec, Interpolation, JsonDict, JsonMapping, Limits, Pixels
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,10 @@ _HALF: Final = (0.5, 0.5, 0.5)
 _NO_LIMITS: Final = Limits()
 # A whole resize beyond this many pixels is done for its crop alone: strips of 84:1 and more at 224.
 _WINDOW_FROM: Final = 1 << 22
-# Larger pictures are Pillow's: torch would take 16 bytes a pixel, four times as many.
+# Larger images are Pillow's: torch would take 16 bytes a pixel, four times as many.
 _TORCH_UP_TO: Final = 1 << 22
 
-_CLIP: Final[dict[str, Any]] = {
+_CLIP: Final[JsonDict] = {
     "square": False,
     "size": {"shortest_edge": 224},
     "resample": 3,
@@ -45,7 +45,7 @@ _CLIP: Final[dict[str, Any]] = {
     "image_std": _CLIP_STD,
 }
 # What a processor config that leaves a key out means, per family; `square`: what a bare `size: 224` means.
-_FAMILIES: Final[dict[str, dict[str, Any]]] = {
+_FAMILIES: Final[dict[str, JsonDict]] = {
     "clip": _CLIP,
     "blip": {"square": True, "size": 384, "resample": 3, "image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
     "siglip": {"square": False, "size": {"height": 224, "width": 224}, "resample": 3}
@@ -58,13 +58,13 @@ _FAMILIES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
+def spec_from_transformers(config: JsonMapping) -> ImageSpec:
     """The spec in a `preprocessor_config.json` of the CLIP, BLIP, SigLIP (NaFlex too) or ViT kind.
 
     Raises CheckpointError for a processor, or a form of size, crop or filter, that is not known.
     """
     inner = config.get("image_processor")
-    config = cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else config
+    config = cast("JsonMapping", inner) if isinstance(inner, Mapping) else config
     kind = str(
         config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
     )
@@ -102,9 +102,9 @@ def spec_from_transformers(config: Mapping[str, Any]) -> ImageSpec:
     )
 
 
-def spec_to_transformers(spec: ImageSpec, processor: str) -> dict[str, Any]:
+def spec_to_transformers(spec: ImageSpec, processor: str) -> JsonDict:
     """A `preprocessor_config.json` that says `spec`, for a class such as "CLIPImageProcessor"; the inverse."""
-    config: dict[str, Any] = {
+    config: JsonDict = {
         "image_processor_type": processor,
         "do_convert_rgb": True,
         "do_resize": spec.shortest_edge is not None or spec.resize is not None,
@@ -133,7 +133,7 @@ def spec_to_transformers(spec: ImageSpec, processor: str) -> dict[str, Any]:
     return config
 
 
-def spec_from_open_clip(preprocess_cfg: Mapping[str, Any], image_size: int | Sequence[int]) -> ImageSpec:
+def spec_from_open_clip(preprocess_cfg: JsonMapping, image_size: int | Sequence[int]) -> ImageSpec:
     """The spec in the `preprocess_cfg` of an `open_clip_config.json`; `image_size` is the vision tower's.
 
     Raises CheckpointError for a resize mode or filter that is not known.
@@ -168,7 +168,7 @@ def preprocess(
     "exact" equals Pillow's resize in every bit. "fast" may be off by 1 of 255, in few values (real photographs: under
     0.1 %; 1 % at most), and imports torch. A Pixels is returned as it is.
 
-    Raises ImageError; beyond `limits.max_pixels` also for the resized picture, unless a crop needs only a part of it.
+    Raises ImageError; beyond `limits.max_pixels` also for the resized image, unless a crop needs only a part of it.
     """
     if mode not in ("exact", "fast"):
         raise UsageError(f"mode={mode!r}: must be 'exact' or 'fast'")
@@ -200,7 +200,7 @@ def preprocess(
 def _each(
     size: tuple[int, int], spec: ImageSpec, resize: Callable[[ImageSpec], NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """The picture resized; with tiles the whole one, and its tiles below it."""
+    """The image resized; with tiles the whole one, and its tiles below it."""
     if not spec.tiles or spec.crop is None:
         return resize(spec)
     grid, plain = tiles.best_grid(size, spec.tiles), replace(spec, tiles=(), shortest_edge=None, crop=None)
@@ -254,7 +254,7 @@ def normalize(
     out = torch.empty(batch.shape, dtype=torch.float32, device=batch.device)
     step = (
         1 if batch.device.type == "cpu" else max(1, len(batch))
-    )  # one picture at a time stays in the CPU's cache
+    )  # one image at a time stays in the CPU's cache
     for start in range(0, len(batch), step):
         part, into = batch[start : start + step], out[start : start + step]
         if how == "table":
@@ -270,10 +270,10 @@ def _stack(batch: Sequence[Pixels]) -> torch.Tensor:
     import torch
 
     if not batch:
-        raise UsageError("batch: empty; at least one picture is needed")
+        raise UsageError("batch: empty; at least one image is needed")
     shapes = {pixels.values.shape for pixels in batch}
     if len(shapes) > 1:
-        raise UsageError(f"batch: pictures of different shapes {sorted(shapes)}; crop or stretch them to one")
+        raise UsageError(f"batch: images of different shapes {sorted(shapes)}; crop or stretch them to one")
     return torch.from_numpy(np.stack([pixels.values for pixels in batch]))
 
 
@@ -328,7 +328,7 @@ def _resize_words(
 
 
 def _is_strip(window: resample.Window, spec: ImageSpec) -> bool:
-    """Whether the whole resized picture is too large to make for the crop that is wanted of it."""
+    """Whether the whole resized image is too large to make for the crop that is wanted of it."""
     return (
         spec.crop is not None
         and spec.interpolation != "nearest"
@@ -345,7 +345,7 @@ def _check_resized(name: str, window: resample.Window, limits: Limits) -> None:
 
 
 def _window(size: tuple[int, int], spec: ImageSpec) -> resample.Window:
-    """The part of the resized picture that the crop keeps; size is (width, height)."""
+    """The part of the resized image that the crop keeps; size is (width, height)."""
     width, height = size
     if spec.resize is not None:
         height, width = spec.resize
@@ -384,7 +384,7 @@ def _whole_patches(height: int, width: int, side: int, most: int) -> tuple[int, 
 
 
 def _pad(values: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
-    """Black around a picture [3, H, W] smaller than the crop; an odd row or column goes above or to the left."""
+    """Black around an image [3, H, W] smaller than the crop; an odd row or column goes above or to the left."""
     if spec.crop is None or values.shape[1:] == spec.crop:
         return values
     high, wide = (wanted - there for wanted, there in zip(spec.crop, values.shape[1:], strict=True))
@@ -394,7 +394,7 @@ def _pad(values: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
 def _tiles(
     grids: Any, size: int | tuple[int, int] | None, crop: tuple[int, int] | None
 ) -> tuple[tuple[int, int], ...]:
-    """The resolutions at which pictures are cut into tiles of `crop`."""
+    """The resolutions at which images are cut into tiles of `crop`."""
     side = crop[0] if crop is not None else 0
     try:
         found = tuple((int(height), int(width)) for height, width in grids)
@@ -452,7 +452,7 @@ def _number(key: str, value: Any) -> float:
 
 
 def _colour(mean: Any) -> tuple[int, int, int]:
-    """The colour that a picture is made square with: its processor's mean."""
+    """The colour that an image is made square with: its processor's mean."""
     red, green, blue = (int(255 * value) for value in _triple("image_mean", mean))
     if min(red, green, blue) < 0 or max(red, green, blue) > 255:
         raise CheckpointError(f"preprocessor_config.json: image_mean = {mean!r} with do_pad; wanted 0 to 1")

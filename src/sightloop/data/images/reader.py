@@ -1,7 +1,7 @@
-"""Many pictures, decoded and resized beside the model: on threads, or in child processes that may die.
+"""Many images, decoded and resized beside the model: on threads, or in child processes that may die.
 
 Threads are quickest and share the process. Isolation is for files of unknown origin: a decoder that crashes, hangs or
-eats memory costs one picture, not the run. Imports no torch.
+eats memory costs one image, not the run. Imports no torch.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def read_images(
 
     isolate=False: threads of this process; of `limits`, time and memory are not enforced.
     isolate=True: child processes decode paths and bytes. One that takes more than `limits.max_seconds` of the
-    processor's time for a picture (or thirty times as long by the clock) or dies is replaced, and that picture becomes
-    an ImageError; `limits.max_memory_bytes` caps each. Pictures that are already in memory (PIL images, arrays, Pixels)
+    processor's time for an image (or thirty times as long by the clock) or dies is replaced, and that image becomes
+    an ImageError; `limits.max_memory_bytes` caps each. Images that are already in memory (PIL images, arrays, Pixels)
     are prepared in this process. Children always resize in "exact" mode.
 
     Raises UsageError for wrong arguments, and whatever iterating `sources` raises.
@@ -62,7 +62,7 @@ def read_images(
 
 
 def worker_died(error: ImageError) -> bool:
-    """Whether a child ended at this picture, or for want of memory might have: it may go better a second time."""
+    """Whether a child ended at this image, or for want of memory might have: it may go better a second time."""
     return error.reason.startswith((*_OBITUARIES, "needs too much memory"))
 
 
@@ -154,13 +154,13 @@ class _Isolated:
 
 
 class _Child:
-    """One decoder process, asked for one picture at a time."""
+    """One decoder process, asked for one image at a time."""
 
     def __init__(self, settings: str, seconds: float) -> None:
         self._seconds = seconds
         self.dead = False
         self._late = False
-        # The parent's import path, but not the working directory: nobody's numpy.py lying among pictures is run.
+        # The parent's import path, but not the working directory: nobody's numpy.py lying among images is run.
         path = os.pathsep.join(item for item in sys.path if item)
         # One thread: the pools that numpy's BLAS reserves would count against the memory cap.
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
@@ -174,7 +174,7 @@ class _Child:
         self._ready = False
 
     def ask(self, name: str, kind: int, payload: bytes) -> Pixels | ImageError:
-        """The child's answer; whatever goes wrong with the child is this picture's error."""
+        """The child's answer; whatever goes wrong with the child is this image's error."""
         to_child, from_child = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
         try:
             if not self._ready:

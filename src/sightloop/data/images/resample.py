@@ -41,7 +41,7 @@ _BITS: Final = 22  # of Pillow's fixed-point weights for 8-bit pixels
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a resized picture: its whole (width, height), and rows top..bottom, columns left..right of it."""
+    """A part of a resized image: its whole (width, height), and rows top..bottom, columns left..right of it."""
 
     width: int
     height: int
@@ -159,7 +159,7 @@ def _weigh(array: NDArray[np.uint8], plan: Taps, axis: int) -> NDArray[np.uint8]
 
 @cache
 def order_is_known() -> bool:
-    """Whether the installed Pillow takes its passes as `vertical_first` says; tried once, on small pictures.
+    """Whether the installed Pillow takes its passes as `vertical_first` says; tried once, on small images.
 
     In the other order a quarter of the values would be off by a few.
     """
@@ -185,7 +185,7 @@ def through_torch(
 
     array: uint8 [H, W, 4], contiguous; the fourth channel is ignored. Without `last_exact` the second pass is torch's
     own resize for bicubic (plain float32 sums for others): one rounding in some 500 turns, so that a
-    value is off by 1; never by more, as the first pass is exact. None if the picture shrinks so much that sums would
+    value is off by 1; never by more, as the first pass is exact. None if the image shrinks so much that sums would
     not be exact.
 
     A pass is a weighted sum of rows, which torch has as a kernel (`embedding_bag`); columns become rows by moving

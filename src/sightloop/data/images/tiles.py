@@ -1,4 +1,4 @@
-"""Tiles of a large picture (LLaVA 1.6, "anyres"): where they lie, and cutting. Sizes are (height, width)."""
+"""Tiles of a large image (LLaVA 1.6, "anyres"): where they lie, and cutting. Sizes are (height, width)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Size = tuple[int, int]
+from sightloop.types import Size
 
 # The resolutions of the published models.
 GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
 def best_grid(size: Size, grids: Sequence[Size]) -> Size:
-    """The resolution at which a picture keeps most of its pixels; among equals the one that wastes least."""
+    """The resolution at which an image keeps most of its pixels; among equals the one that wastes least."""
 
     def worth(grid: Size) -> tuple[int, int]:
         scale = min(grid[1] / size[1], grid[0] / size[0])
@@ -26,7 +26,7 @@ def best_grid(size: Size, grids: Sequence[Size]) -> Size:
 
 
 def fitted(size: Size, grid: Size) -> Size:
-    """The size of a picture made as large as fits into `grid`, its sides rounded up."""
+    """The size of an image made as large as fits into `grid`, its sides rounded up."""
     wide, high = grid[1] / size[1], grid[0] / size[0]
     if wide < high:
         return min(math.ceil(size[0] * wide), grid[0]), grid[1]
@@ -35,14 +35,14 @@ def fitted(size: Size, grid: Size) -> Size:
 
 def unpadded(size: Size, grid: Size) -> Size:
     """How many rows (above and below alike) and columns (left and right alike) of a grid of patches only cover the
-    margins that fill a picture up to the grid's shape; one of the two is 0."""
+    margins that fill an image up to the grid's shape; one of the two is 0."""
     if size[1] / size[0] > grid[1] / grid[0]:
         return (grid[0] - int(round(size[0] * (grid[1] / size[1]), 7))) // 2, 0
     return 0, (grid[1] - int(round(size[1] * (grid[0] / size[0]), 7))) // 2
 
 
 def layout(size: Size, grids: Sequence[Size], side: int, patch: int) -> tuple[int, int, int, int]:
-    """How a picture of this size is put together again from tiles of `side` pixels: rows and columns of tiles, and the
+    """How an image of this size is put together again from tiles of `side` pixels: rows and columns of tiles, and the
     patches in the margins at the top and at the left."""
     grid = best_grid(size, grids)
     rows, columns, patches = grid[0] // side, grid[1] // side, side // patch
@@ -50,7 +50,7 @@ def layout(size: Size, grids: Sequence[Size], side: int, patch: int) -> tuple[in
 
 
 def cut(values: NDArray[np.uint8], grid: Size, side: int) -> NDArray[np.uint8]:
-    """A picture `[3, H, W]` in the middle of black of the size `grid`, as squares below one another, row by row:
+    """An image `[3, H, W]` in the middle of black of the size `grid`, as squares below one another, row by row:
     `[3, T * side, side]`."""
     _, height, width = values.shape
     whole = np.zeros((3, *grid), np.uint8)

@@ -1,11 +1,10 @@
-"""BART's byte pairs as Florence-2 reads them: places, tags and pictures are words of their own, and nothing is put
+"""BART's byte pairs as Florence-2 reads them: places, tags and images are words of their own, and nothing is put
 around a text (its prompts say where they begin and end)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
@@ -13,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from sightloop.data.text.padding import Padding
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import TokenizerError
+from sightloop.types import JsonDict
 
 _ROLES = {
     "bos_token": "<s>",
@@ -84,7 +84,7 @@ def load_bart(folder: Path, *, max_length: int) -> Tokenizer:
     )
 
 
-def _add(folder: Path, backend: tokenizers.Tokenizer, config: dict[str, Any], names: dict[str, str]) -> None:
+def _add(folder: Path, backend: tokenizers.Tokenizer, config: JsonDict, names: dict[str, str]) -> None:
     """Adds the words that tokenizer_config.json lists, those of places and tags, and the special ones."""
     stated = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
     listed = [
@@ -106,11 +106,11 @@ def _add(folder: Path, backend: tokenizers.Tokenizer, config: dict[str, Any], na
             )
 
 
-def _name(token: str | dict[str, Any]) -> str:
+def _name(token: str | JsonDict) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> JsonDict:
     if not path.is_file():
         return {}
     try:

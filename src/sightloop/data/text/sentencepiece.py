@@ -28,8 +28,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from sightloop.data.text.padding import Padding
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import TokenizerError
-
-Json = dict[str, Any]
+from sightloop.types import JsonDict
 
 _MARK = "▁"  # stands for a space
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -102,7 +101,7 @@ def load_sentencepiece(
 def _assemble(
     folder: Path,
     backend: tokenizers.Tokenizer,
-    settings: Json,
+    settings: JsonDict,
     files: dict[str, bytes],
     shape: tuple[int, bool],
 ) -> Tokenizer:
@@ -147,7 +146,7 @@ def _assemble(
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _has_older(folder: Path, config: Json) -> bool:
+def _has_older(folder: Path, config: JsonDict) -> bool:
     """Files from before `added_tokens_decoder` name the special tokens in a file of their own, which then wins."""
     return "added_tokens_decoder" not in config and (folder / "special_tokens_map.json").is_file()
 
@@ -156,14 +155,14 @@ def _bare(folder: Path) -> Path | None:
     return next((folder / n for n in ("spiece.model", "tokenizer.model") if (folder / n).is_file()), None)
 
 
-def _json(path: Path) -> Json:
+def _json(path: Path) -> JsonDict:
     try:
         return {**json.loads(path.read_text("utf-8"))}
     except (OSError, ValueError, TypeError) as error:
         raise TokenizerError(f"{path} is damaged or of another kind ({error}); fetch it again.") from error
 
 
-def _backend(path: Path, config: Json) -> tokenizers.Tokenizer:
+def _backend(path: Path, config: JsonDict) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -200,9 +199,9 @@ def _byte_pairs(folder: Path, prefix_space: bool) -> tokenizers.Tokenizer:
     return backend
 
 
-def _add_tokens(folder: Path, backend: tokenizers.Tokenizer, config: Json) -> dict[str, str]:
+def _add_tokens(folder: Path, backend: tokenizers.Tokenizer, config: JsonDict) -> dict[str, str]:
     """Adds what tokenizer_config.json lists beyond the vocabulary; returns the names of the special tokens by role."""
-    listed: dict[str, Any] = config.get("added_tokens_decoder") or {}
+    listed: JsonDict = config.get("added_tokens_decoder") or {}
     stated = {int(index): _token(token) for index, token in listed.items()}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_tokens([token for _, token in sorted(stated.items()) if token.content not in known])
@@ -227,14 +226,14 @@ def _add_missing(backend: tokenizers.Tokenizer, extra: str, places: bool) -> Non
     backend.add_tokens(_PLACES if places else [])
 
 
-def _token(token: str | Json) -> AddedToken:
+def _token(token: str | JsonDict) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True, normalized=False)
     return AddedToken(**{key: value for key, value in token.items() if key not in ("id", "__type")})
 
 
 def _frame(
-    backend: tokenizers.Tokenizer, kind: str, names: dict[str, str], config: Json, *, bare: bool
+    backend: tokenizers.Tokenizer, kind: str, names: dict[str, str], config: JsonDict, *, bare: bool
 ) -> None:
     """First and last token: as tokenizer.json says; where it is silent (bare) as tokenizer_config.json, else as the
     class has it."""

@@ -31,12 +31,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from sightloop.data.text.padding import Padding, check_texts, pad
 from sightloop.errors import TokenizerError, UsageError
-from sightloop.types import Tokens
+from sightloop.types import JsonDict, JsonMapping, Tokens
 
 Kind = Literal["clip", "bert", "pieces"]  # the last: data/pieces.py
-Json = dict[str, Any]
 Merges = list[tuple[str, str]]
-Vocabulary = tuple[dict[str, int], Merges | None, list[Json]]  # and the added tokens that a file lists
+Vocabulary = tuple[dict[str, int], Merges | None, list[JsonDict]]  # and the added tokens that a file lists
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _NAMES: dict[Kind, dict[str, str]] = {
@@ -47,7 +46,7 @@ _NAMES: dict[Kind, dict[str, str]] = {
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FRAME: dict[Kind, tuple[str, str]] = {"clip": ("bos_token", "eos_token"), "bert": ("cls_token", "sep_token")}
 _CLASS: dict[Kind, str] = {"clip": "CLIPTokenizer", "bert": "BertTokenizer"}
-_BERT_SWITCHES: Json = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+_BERT_SWITCHES: JsonDict = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 _CLEANING = "sightloop_cleaning"  # "openai" or absent in tokenizer_config.json; other readers ignore it
 _JOINED = "sightloop_joined"  # marks such as "_" that decoded texts have without spaces around them
 
@@ -85,7 +84,7 @@ class Tokenizer:
     vocab_size: int
     max_length: int
     backend: tokenizers.Tokenizer
-    settings: Mapping[str, Any]
+    settings: JsonMapping
     clean: Callable[[str], str] | None = None
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
@@ -154,10 +153,10 @@ class Tokenizer:
             backend.model.save(str(folder))
         for name, data in self.files.items():
             (folder / name).write_bytes(data)
-        roles: Json = {role: name for role, name in self.settings.items() if role.endswith("_token")}
+        roles: JsonDict = {role: name for role, name in self.settings.items() if role.endswith("_token")}
         extra = [t.content for t in added.values() if t.special and t.content not in roles.values()]
         roles |= {"additional_special_tokens": extra} if extra else {}
-        config: Json = {"tokenizer_class": _CLASS.get(self.kind), **self.settings, **roles}
+        config: JsonDict = {"tokenizer_class": _CLASS.get(self.kind), **self.settings, **roles}
         config["model_max_length"] = self.max_length
         config["added_tokens_decoder"] = {str(index): token.__getstate__() for index, token in added.items()}
         for name, content in {"tokenizer_config.json": config, "special_tokens_map.json": roles}.items():
@@ -264,7 +263,7 @@ def bert_tokenizer_from_vocab(
 
 
 def _assemble(
-    kind: Kind, model: models.Model, settings: Json, tokens: Sequence[AddedToken], max_length: int
+    kind: Kind, model: models.Model, settings: JsonDict, tokens: Sequence[AddedToken], max_length: int
 ) -> Tokenizer:
     """The pipeline of `kind` around `model`; `tokens` in the order that gives those it lacks the hub's ids."""
     bos, eos = (str(settings[role]) for role in _FRAME[kind])
@@ -290,7 +289,7 @@ def _assemble(
     )
 
 
-def _clip_pipeline(model: models.Model, settings: Json) -> tokenizers.Tokenizer:
+def _clip_pipeline(model: models.Model, settings: JsonDict) -> tokenizers.Tokenizer:
     openai = settings.get(_CLEANING) == "openai"
     backend = tokenizers.Tokenizer(model)
     if not openai:
@@ -309,7 +308,7 @@ def _clip_pipeline(model: models.Model, settings: Json) -> tokenizers.Tokenizer:
     return backend
 
 
-def _bert_pipeline(model: models.Model, settings: Json) -> tokenizers.Tokenizer:
+def _bert_pipeline(model: models.Model, settings: JsonDict) -> tokenizers.Tokenizer:
     switches = {**_BERT_SWITCHES, **settings}
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(
@@ -365,7 +364,7 @@ def _read_plain(path: Path, kind: Kind) -> Vocabulary:
 
 
 def _read_special(
-    folder: Path, kind: Kind, config: Json, listed: list[Json]
+    folder: Path, kind: Kind, config: JsonDict, listed: list[JsonDict]
 ) -> tuple[dict[int, AddedToken], dict[str, str], list[AddedToken]]:
     """Tokens whose ids are stated; names by role; all tokens to add, in the hub's order.
 
@@ -374,11 +373,13 @@ def _read_special(
     """
     current = "added_tokens_decoder" in config
     older = {} if current else _read_json(folder / "special_tokens_map.json", optional=True)
-    every: Json = {**_NAMES[kind], **config, **older}
+    every: JsonDict = {**_NAMES[kind], **config, **older}
     roles = {k: v for k, v in every.items() if k.endswith("_token") and isinstance(v, (str, dict))}
     names = {role: _name(roles[role]) for role in dict.fromkeys((*_ROLES, *roles)) if role in roles}
     special = {*names.values(), *map(_name, _extra(config))}  # as at the hub: `older` comes too late for this
-    entries: dict[int, Json] = {int(k): token for k, token in config.get("added_tokens_decoder", {}).items()}
+    entries: dict[int, JsonDict] = {
+        int(k): token for k, token in config.get("added_tokens_decoder", {}).items()
+    }
     if not current:
         for name, index in _read_json(folder / "added_tokens.json", optional=True).items():
             flag = name in special
@@ -390,20 +391,20 @@ def _read_special(
     return stated, names, [*stated.values(), *(_token(token, special=True) for token in unlisted)]
 
 
-def _extra(config: Json) -> list[str | Json]:
+def _extra(config: JsonDict) -> list[str | JsonDict]:
     found = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     return list(found.values() if isinstance(found, dict) else found)
 
 
-def _name(token: str | Json) -> str:
+def _name(token: str | JsonDict) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _token(token: str | Json, *, special: bool = False) -> AddedToken:
+def _token(token: str | JsonDict, *, special: bool = False) -> AddedToken:
     """A token from its name (then special, and matched as written) or from its flags in a file."""
     if isinstance(token, str):
         return AddedToken(token, special=True)
-    flags: Json = {key: value for key, value in token.items() if key not in ("id", "__type", "special")}
+    flags: JsonDict = {key: value for key, value in token.items() if key not in ("id", "__type", "special")}
     return AddedToken(**flags, special=special or bool(token.get("special")))
 
 
@@ -433,7 +434,7 @@ def _require_frame(source: Path, kind: Kind, names: Mapping[str, str], known: Co
             )
 
 
-def _read_json(path: Path, *, optional: bool = False) -> Json:
+def _read_json(path: Path, *, optional: bool = False) -> JsonDict:
     if optional and not path.is_file():
         return {}
     with _reading(path):

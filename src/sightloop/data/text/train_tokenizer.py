@@ -12,7 +12,7 @@ from sightloop.data.atomic import atomic_write
 from sightloop.data.text.sentencepiece import gemma_backend
 from sightloop.errors import UsageError
 
-# BERT's special tokens, and BLIP's two: the decoder's start, and the start of a text that is read beside a picture.
+# BERT's special tokens, and BLIP's two: the decoder's start, and the start of a text that is read beside an image.
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 _MARK = "\u2581"
 _PRIVATE = 0xE000  # the first of Unicode's private characters
