@@ -26,7 +26,8 @@ from sightloop.inference.load import weight_hook_for
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.nn.prepack import pack
 from sightloop.nn.quantize import quantize_hook
-from sightloop.tasks.generate import Decoding, write
+from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import generate
 from sightloop.towers.text import LanguageModel
 from sightloop.types import Bits, Encoded
 
@@ -132,7 +133,7 @@ def ours(language: LanguageModel) -> float:
     def decode(count: int) -> None:
         options = Decoding(max_new_tokens=count, min_new_tokens=count)
         first = ids[:, : language.config.text.memory_dim is not None]
-        write(language, Encoded(language.text.embed_tokens(ids)), first, options, end_id=2)
+        generate(language, Encoded(language.text.embed_tokens(ids)), first, options, end_id=2)
 
     return rate(decode)
 

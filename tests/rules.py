@@ -12,13 +12,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "sightloop"
 
 
-CONTRACTS = {"errors", "types"}
+CONTRACTS = {"errors", "types", "protocols"}
 DATA = {"data", "data.images", "data.text", "data.datasets"}
 NETWORKS = {"nn", "towers", "models"}
 # Room -> the rooms that its files may import from, beside their own. Read downwards: no room imports from a later one.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "protocols": {"types"},
     "data": CONTRACTS,
     "data.images": CONTRACTS | {"data"},
     "data.text": CONTRACTS | {"data"},

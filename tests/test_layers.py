@@ -41,6 +41,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": NETWORKS
     | {
         "types",
+        "protocols",
         "data.images",
         "objectives",
         "tasks",

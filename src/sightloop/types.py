@@ -1,7 +1,7 @@
-"""What crosses rooms: plain, frozen records and the protocols of what a network can do. Imports no torch at run time.
+"""Records that cross rooms: image specs, tokens, samples, events, encoded images, losses.
 
-Shape letters used everywhere: B images (or memories), R rows (texts, beams, candidates), N image tokens, L text
-tokens, D width, H heads, V vocabulary, P embedding width.
+Imports neither torch nor NumPy at run time. Shape letters used everywhere: B images (or memories), R rows (texts,
+beams, candidates), N image tokens, L text tokens, D width, H heads, V vocabulary, P embedding width, Q queries.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # A JSON object as it was parsed, or as it is to be written; values are checked where they are read.
 JsonDict: TypeAlias = dict[str, Any]
@@ -27,27 +27,51 @@ Floats: TypeAlias = "NDArray[np.float64]"
 Floats32: TypeAlias = "NDArray[np.float32]"
 Integers: TypeAlias = "NDArray[np.int64]"
 
-Box: TypeAlias = tuple[
-    float, float, float, float
-]  # left, top, right, bottom in pixels; right and bottom exclusive
-Size: TypeAlias = tuple[int, int]  # height, width in pixels
+# Left, top, right, bottom in pixels of the upright image; right and bottom exclusive.
+Box: TypeAlias = tuple[float, float, float, float]
+# Height and width in pixels.
+Size: TypeAlias = tuple[int, int]
 Bits: TypeAlias = Literal["int8", "int4"]
+# How the logits of classes become probabilities: over all classes, or for each class alone.
+LogitActivation: TypeAlias = Literal["softmax", "sigmoid"]
+# "pieces": SigLIP's; "language": an OPT's or a T5's; "llama" and "gemma": those of these language models.
+TokenizerKind: TypeAlias = Literal["clip", "bert", "pieces", "bart", "language", "llama", "gemma"]
+Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
-Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+# Where the tokens of an image go in a prompt.
+IMAGE_PLACEHOLDER = "<image>"
+
+# An image as a caller may pass it: a path, encoded bytes, a PIL image, an array `[H, W]` or `[H, W, 3 or 4]` (uint8,
+# uint16 or float 0..1), or one that is prepared already.
+ImageSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | NDArray[np.generic] | Pixels"
+
+T = TypeVar("T")
+
+
+# Images.
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a decoded RGB image becomes the pixels that a network sees: resize, centre crop, scale, normalise.
+    """Preprocessing of a decoded RGB image: resize, center crop, scale, normalize.
 
-    At most one of these may be set: `shortest_edge` (keeps the aspect), `resize` (height, width; stretches), and
-    `patches` (their side in pixels, how many at most): as large as whole patches allow, nearly in the image's own
-    aspect, so that images differ in size (SigLIP 2's NaFlex).
-    tiles: resolutions (height, width), multiples of a square `crop`; the image is made as large as fits into the best
-    of them and cut into squares; the stretched whole stands above them, all below one another (LLaVA 1.6).
-    square: an image is first put in the middle of a square of this colour (0..255 each), as large as its longer side.
-    `crop` is (height, width), cut from the centre, padded with black where the image is smaller.
-    A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32.
+    A pixel value v in 0..255 becomes (v * scale - mean) / std, in float32. At most one of `shortest_edge`, `resize`
+    and `patches` may be set.
+
+    Args:
+        shortest_edge: length of the shorter side in pixels after the resize; keeps the aspect ratio.
+        resize: (height, width) after the resize; stretches.
+        crop: (height, width) of the center crop; padded with black where the image is smaller.
+        interpolation: filter of the resize.
+        scale: factor on pixel values.
+        mean: subtracted per channel.
+        std: divided by per channel.
+        patches: (side of a patch in pixels, greatest number of patches): as large as whole patches allow, nearly at
+            the image's own aspect ratio, so that images differ in size (SigLIP 2's NaFlex).
+        tiles: resolutions (height, width), multiples of a square `crop`: the image is fitted into the best of them and
+            cut into squares; the whole image, stretched, comes first, all below one another (LLaVA 1.6).
+        square: color (0..255 each) of a square onto whose center the image is put first; its side is the image's longer
+            one.
     """
 
     shortest_edge: int | None = None
@@ -64,7 +88,14 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What decoding one image may cost. Beyond any of these the image is refused with an `ImageError`."""
+    """Bounds on decoding one image; an image beyond any of them raises `ImageError`.
+
+    Args:
+        max_pixels: height times width.
+        max_file_bytes: size of the encoded image.
+        max_seconds: processor time.
+        max_memory_bytes: memory of the child process that decodes.
+    """
 
     max_pixels: int = 128 * 1024 * 1024
     max_file_bytes: int = 512 * 1024 * 1024
@@ -74,61 +105,43 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One prepared image: uint8 `[3, H, W]` after resize and crop, before scale and normalise.
+    """A preprocessed image, before scale and normalization.
 
-    `name` is for messages; `size` is the (height, width) of the original image after its EXIF turn.
+    Args:
+        name: for messages: the file name, `<bytes>`, `<array>` or the sample's key.
+        values: uint8 `[3, H, W]`.
+        size: (height, width) of the original image, upright.
     """
 
     name: str
     values: NDArray[np.uint8]
-    size: tuple[int, int]
+    size: Size
+
+
+# Texts.
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of R texts, padded at the end to one length: int64 `[R, L]`, and the lengths `[R]` without padding."""
+    """Token ids of R texts, padded at the end to one length.
+
+    Args:
+        ids: int64 `[R, L]`.
+        lengths: int64 `[R]`, tokens without padding.
+    """
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """What every tower returns. tokens `[B, N, D]`, pooled `[B, D]`, mask bool `[B, N]` (True = attend)."""
-
-    tokens: Tensor
-    pooled: Tensor | None = None
-    mask: Tensor | None = None
-
-
-class ImageTowerConfig(Protocol):
-    """Sizes of an image tower.
-
-    image_size: pixels a side. patch: pixels between the positions of its output. dim: width of the pooled state.
-    """
-
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def patch(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    def build(self) -> nn.Module: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about an image and the answers that people gave, at least one; equal answers may repeat."""
-
-    question: str
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: "user" or "assistant", or "system" for how the model is to behave, first.
+    """A turn of a conversation.
 
-    images: the images that the user shows with it, in order.
+    Args:
+        role: "user", "assistant", or "system" (how the model is to behave; the first message only).
+        text: what was said.
+        images: the images that come with it, in order.
     """
 
     role: str
@@ -137,17 +150,51 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
-    """A thing in an image.
+class ChatTemplate:
+    """Chat template.
 
-    box: (left, top, right, bottom) in pixels of the upright image, right and bottom exclusive.
-    polygons: outlines as flat x, y, x, y, ... rows in the same pixels; empty where there are none.
-    score: how sure the model that found it is; higher is surer. None where it does not say, or where people drew it.
-    mask: bool `[H, W]` of the whole upright image, or None.
+    Args:
+        user: a user's turn, "{}" for the words.
+        assistant: an assistant's turn.
+        system: the system message.
+        asks: what comes before the assistant's next words.
+        literals: the strings that the hub's Jinja template of this form prints, the words aside.
+        opening: what comes first if there is no system message.
+    """
+
+    user: str
+    assistant: str
+    system: str
+    asks: str
+    literals: frozenset[str]
+    opening: str = ""
+
+
+# Datasets.
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about an image, and the answers of its annotators: at least one, equal ones may repeat."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A labeled region of an image.
+
+    Args:
+        label: name, phrase or text.
+        box: left, top, right, bottom in pixels of the upright image; right and bottom exclusive.
+        polygons: outlines as flat x, y, x, y, ... in the same pixels; empty without outlines.
+        score: confidence of the model, higher is surer; None for annotations, or where the model gives none.
+        mask: bool `[H, W]` of the whole upright image, or None.
     """
 
     label: str
-    box: tuple[float, float, float, float]
+    box: Box
     polygons: tuple[tuple[float, ...], ...] = ()
     score: float | None = None
     mask: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
@@ -155,10 +202,16 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What every source of training or evaluation data yields: one image and what is known about it.
+    """An image of a dataset with its annotations.
 
-    key: unique in its dataset, and its name in messages. image: the encoded bytes, or the file that holds them.
-    extra: what the source says beside that, as JSON values, kept by conversions.
+    Args:
+        key: unique in its dataset; names the sample in messages.
+        image: the encoded bytes, or the path of the file.
+        captions: texts that describe the image.
+        questions: questions with their answers.
+        regions: boxes and outlines.
+        label: class.
+        extra: further fields of the source, as JSON values; conversions keep them.
     """
 
     key: str
@@ -167,28 +220,15 @@ class Sample:
     questions: tuple[Question, ...] = ()
     regions: tuple[Region, ...] = ()
     label: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extra: JsonMapping = field(default_factory=JsonDict)
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What every objective returns.
-
-    value: a scalar with a gradient: this process's share of the loss of the global batch; the shares of all processes
-    sum to that loss. chance: what the whole loss is worth when nothing was learned. facts: further shares to report.
-    """
-
-    value: Tensor
-    chance: float
-    facts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
-
-
-T = TypeVar("T")
+# Events of a job over many images.
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """The verb was applied to the image `name`; `value` is what it gave."""
+    """The result `value` for the image `name`."""
 
     name: str
     value: T
@@ -196,7 +236,7 @@ class Done(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The input needed no work; `reason` says why, as the end of a sentence ("it has a caption already")."""
+    """An image that needed no work; `reason` is the end of a sentence ("it has a caption already")."""
 
     name: str
     reason: str
@@ -204,7 +244,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The input could not be worked on; `reason` says why and, where there is one, gives the remedy."""
+    """An image that could not be processed; `reason` gives the cause and, if there is one, the remedy."""
 
     name: str
     reason: str
@@ -212,6 +252,36 @@ class Failed:
 
 Event: TypeAlias = "Done[T] | Skipped | Failed"
 
-# An image as a caller may hand it over: a path, encoded bytes, a PIL image, an array [H, W], [H, W, 3|4] (uint8,
-# uint16 or float 0..1), or one that is already prepared.
-ImageSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | NDArray[np.generic] | Pixels"
+
+# Tensors.
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Output of a tower.
+
+    Args:
+        tokens: `[B, N, D]`.
+        pooled: `[B, D]`, None without pooling.
+        mask: bool `[B, N]`, False for padding; None if there is none.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Output of an objective.
+
+    Args:
+        value: scalar with a gradient: this process's share of the loss of the global batch. The shares of all
+            processes sum to that loss.
+        chance: the loss of a model that has learned nothing.
+        facts: further shares to report.
+    """
+
+    value: Tensor
+    chance: float
+    facts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])

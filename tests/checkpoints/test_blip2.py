@@ -31,11 +31,11 @@ from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.data.images.preprocess import normalize
 from sightloop.errors import CheckpointError, SightloopError, UnsupportedError
-from sightloop.inference import prompting
 from sightloop.inference.rerank import cosines
 from sightloop.models.blip2 import Blip2
 from sightloop.nn.init import initialize
-from sightloop.tasks.generate import Decoding, write
+from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import generate
 from sightloop.training.events import StepDone
 from sightloop.training.model_sizes import SIZES, fitted
 from sightloop.training.trainer import train
@@ -153,10 +153,10 @@ def test_words(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
         given = network.build_prefix(network.encode_image(images).tokens.flatten(0, 1), ids, real)
     prompt = torch.tensor([network.config.start_ids] * 4, dtype=torch.int64).view(4, -1)
     options = {"max_new_tokens": 9, **options}
-    got = write(network.language, given, prompt, Decoding(**options), end_id=network.config.end_id)
+    got = generate(network.language, given, prompt, Decoding(**options), end_id=network.config.end_id)
     end = network.config.end_id
     cut = [row[: row.index(end)] if end in row else row for row in out[:, start:].tolist()]
-    assert [row[prompt.shape[1] :] for row in got] == cut
+    assert [text.ids[prompt.shape[1] :] for text in got] == cut
 
 
 @pytest.mark.parametrize("shape", JUDGES)
@@ -217,7 +217,7 @@ def test_ids_and_pixels(tmp_path: Path, kind: str) -> None:
         forms = [f"<image>{ask}".format(text) for text in QUESTIONS]
         ready = [picture for picture in model.read(images) if isinstance(picture, Pixels)]
         with pytest.raises(KeyboardInterrupt):
-            prompting.build_prefix(model, [[one] for one in prompting.encode_images(model, ready)], forms)
+            model.generator.build_prefix([[image] for image in model.encoder.encode_each(ready)], forms)
         for ids, real, theirs in zip(seen["ids"], seen["valid_mask"], wanted, strict=True):
             # The network puts the image first; the tokenizer has its first token there.
             assert sorted(ids[real].tolist(), key=lambda i: i != reference.config.image_token_index) == theirs

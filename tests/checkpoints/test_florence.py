@@ -16,9 +16,9 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration
 import sightloop
 from sightloop.data.images.preprocess import normalize
 from sightloop.errors import CheckpointError, UsageError
-from sightloop.inference import prompting
 from sightloop.inference.regions import regions_of
 from sightloop.nn.prepack import unpack
+from sightloop.tasks.generate import Generation
 from sightloop.types import Region
 from tests.checkpoints.test_against_reference import pictures
 from tests.tiny_checkpoints.florence import write_florence, write_original
@@ -67,8 +67,8 @@ def test_the_same_numbers(tmp_path: Path, shape: int) -> None:
     model.network.double()
     reference.double()
     model.dtype, wanted["pixel_values"] = torch.float64, wanted["pixel_values"].double()
-    given, asked = prompting.build_prefix(
-        model, [[one] for one in prompting.encode_images(model, read)], [ask(model, task) for task in TASKS]
+    given, asked = model.generator.build_prefix(
+        [[image] for image in model.encoder.encode_each(read)], [ask(model, task) for task in TASKS]
     )
     assert asked.shape == wanted["input_ids"].shape
     states = reference.model.get_encoder()(
@@ -110,11 +110,12 @@ def test_the_same_words(tmp_path: Path, beams: int, rules: dict[str, Any]) -> No
         options = model.options({"max_new_tokens": count, "num_beams": beams})
         read = list(model.read(images, isolate=False))
         asked = [ask(model, task) for task in TASKS]
-        seen = prompting.encode_images(model, read)
-        rows = prompting.generate_ids(model, [[one] for one in seen], asked, options, [0] * len(TASKS))
-        assert rows == [_text(row[1:]) for row in wanted.tolist()]
+        seen = model.encoder.encode_each(read)
+        rows, start = model.generator.generate([[image] for image in seen], asked, options, [0] * len(TASKS))
+        assert [row.ids[start:] for row in rows] == [_text(row[1:]) for row in wanted.tolist()]
         for row, picture, prompt in zip(rows, seen, asked, strict=True):
-            assert prompting.generate_ids(model, [[picture]], [prompt], options, [0]) == [row]
+            alone, _ = model.generator.generate([[picture]], [prompt], options, [0])
+            assert alone[0].ids == row.ids
 
 
 def _text(row: list[int]) -> list[int]:
@@ -227,10 +228,12 @@ def test_how_likely_each_token_was(tmp_path: Path, beams: int) -> None:
     read = list(model.read(images, isolate=False))
     prompts = [ask(model, task) for task in TASKS[:3]]
     options = model.options({"num_beams": beams, "max_new_tokens": 20})
-    seen = prompting.encode_images(model, read)
-    rows = prompting.generate_scored(model, [[one] for one in seen], prompts, options, [0, 0, 0])
+    seen = model.encoder.encode_each(read)
+    rows, start = model.generator.generate(
+        [[image] for image in seen], prompts, options, [0, 0, 0], scored=True
+    )
     given = inputs(reference, images, TASKS[:3])
-    for place, (ids, log_p) in enumerate(rows):
+    for place, (ids, log_p) in enumerate((row.ids[start:], row.log_probs) for row in rows):
         assert len(ids) == len(log_p)
         one = {name: value[place : place + 1] for name, value in given.items()}
         with torch.inference_mode():
@@ -359,12 +362,10 @@ def test_the_processors_own_words_for_no_thing(tmp_path: Path) -> None:
         found = regions_of(
             model.tokenizer,
             "phrases",
-            ids,
-            [0.0] * len(ids),
+            Generation(ids, [0.0] * len(ids)),
             (40, 90),
             "",
-            None,
-            model.network.config.ignored_phrases,
+            ignored_phrases=model.network.config.ignored_phrases,
         )
         assert [region.label for region in found] == wanted
         model.save(tmp_path / f"own-{len(words)}")
@@ -385,8 +386,8 @@ def test_words_that_the_decoder_has_for_itself(tmp_path: Path, tied: bool) -> No
     images, words = pictures(1), torch.randint(3, 500, (1, 7), generator=torch.Generator().manual_seed(1))
     given = inputs(reference, images, TASKS[:1])
     with torch.inference_mode():
-        seen = prompting.encode_images(model, list(model.read(images, isolate=False)))
-        start, _ = prompting.build_prefix(model, [seen], [ask(model, TASKS[0])])
+        seen = model.encoder.encode_each(list(model.read(images, isolate=False)))
+        start, _ = model.generator.build_prefix([seen], [ask(model, TASKS[0])])
         logits = model.network.language.all_logits(words, model.network.language.start(start, 7))
         wanted = reference(**given, decoder_input_ids=words).logits
         assert (logits - wanted).abs().max() < 1e-3

@@ -13,7 +13,8 @@ from sightloop.checkpoints import llava
 from sightloop.checkpoints.registry import FAMILIES, build_network, recognize
 from sightloop.data.images import tiles
 from sightloop.models.llava import Llava
-from sightloop.tasks.generate import Decoding, write
+from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import generate
 from tests.tiny_checkpoints.llava import reference
 
 IMAGE = 90
@@ -57,7 +58,8 @@ def tokens_of(net: Llava, pictures: list[tuple[torch.Tensor, tuple[int, int]]]) 
             if config.tiles
             else None
         )
-        found.append(net.encode_image(pixels[None], grid).tokens[0])
+        image = net.encode_image(pixels[None]) if grid is None else net.encode_tiles(pixels[None], grid)
+        found.append(image.tokens[0])
     return found
 
 
@@ -118,8 +120,8 @@ def test_it_reads_and_writes_as_the_reference(pair: tuple[Any, Llava, Path]) -> 
     for beams in (1, 3):
         text = theirs.generate(**given, num_beams=beams, do_sample=False, max_new_tokens=7, pad_token_id=0)
         options = Decoding(num_beams=beams, max_new_tokens=7)
-        found = write(net.language, begun, torch.zeros(3, 0, dtype=torch.long), options, end_id=2)
-        for row, expected in zip(found, text[:, ids.shape[1] :].tolist(), strict=True):
+        found = generate(net.language, begun, torch.zeros(3, 0, dtype=torch.long), options, end_id=2)
+        for (row, _), expected in zip(found, text[:, ids.shape[1] :].tolist(), strict=True):
             assert row == (expected[: expected.index(2)] if 2 in expected else expected[: len(row)])
             assert len(row) == 7 or 2 in expected
 

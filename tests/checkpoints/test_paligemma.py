@@ -16,7 +16,8 @@ from sightloop.checkpoints.key_map import export_state_dict
 from sightloop.checkpoints.registry import FAMILIES, build_network, recognize
 from sightloop.errors import CheckpointError
 from sightloop.models.paligemma import PaliGemma
-from sightloop.tasks.generate import Decoding, write
+from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import generate
 from tests.tiny_checkpoints.paligemma import END, PATCH, SIDE, reference
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -86,12 +87,12 @@ def test_it_reads_and_writes_as_the_reference(pair: Pair) -> None:
     for beams in (1, 3):
         text = theirs.generate(**given, num_beams=beams, do_sample=False, max_new_tokens=9)
         options = Decoding(num_beams=beams, max_new_tokens=9)
-        found = write(net.language, begun, torch.zeros(3, 0, dtype=torch.long), options, end_id=END)
-        for row, expected in zip(found, text[:, ids.shape[1] :].tolist(), strict=True):
+        found = generate(net.language, begun, torch.zeros(3, 0, dtype=torch.long), options, end_id=END)
+        for (row, _), expected in zip(found, text[:, ids.shape[1] :].tolist(), strict=True):
             assert row == (expected[: expected.index(END)] if END in expected else expected)
     alone = net.build_prefix(encoded[:1].flatten(0, 1), ids[:1, -8:], real[:1, -8:])
     options = Decoding(max_new_tokens=9)
-    row = write(net.language, alone, torch.zeros(1, 0, dtype=torch.long), options, end_id=END)[0]
+    row = generate(net.language, alone, torch.zeros(1, 0, dtype=torch.long), options, end_id=END)[0].ids
     single = {"pixel_values": given["pixel_values"][:1]}
     single |= {name: given[name][:1, -8:] for name in ("input_ids", "attention_mask", "token_type_ids")}
     expected = theirs.generate(**single, do_sample=False, max_new_tokens=9)[0, 8:].tolist()

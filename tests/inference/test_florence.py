@@ -37,9 +37,11 @@ def test_the_loss_is_the_references(tmp_path: Path, shard: Path) -> None:
     recipe = replace(RECIPES["florence"], model=ModelSettings(init_from=str(tmp_path / "hub")), data=settings)
     dataset = sightloop.open_dataset(shard)
     trainee = build_model(recipe, dataset, tmp_path)
-    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    feed = BatchLoader(
+        dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, prompts=trainee.prompts
+    )
     (batch,) = feed.batches(0, 1)
-    rows, network = batch.dialogues, trainee.network.train()
+    rows, network = batch.prompted, trainee.network.train()
     assert rows is not None
     found: list[torch.Tensor] = []
     for chunk in (0, 4):
@@ -53,7 +55,7 @@ def test_the_loss_is_the_references(tmp_path: Path, shard: Path) -> None:
     theirs.zero_grad()
     image_id, whole = network.config.image_id, torch.zeros(())
     count = int((rows.lengths - rows.prompts).sum())
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.pictures, strict=True):
+    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
         asked = [i for one in ids[:prompt].tolist() for i in [one] * (5 if one == image_id else 1)]
         labels = ids[None, prompt:length]
         assert (int(labels[0, 0]), int(labels[0, -1])) == (0, 2)  # <s> and </s>

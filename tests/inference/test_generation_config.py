@@ -21,7 +21,7 @@ import sightloop
 from sightloop import Message
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.inference.generation_config import decoding_defaults, decoding_options, generation_config
-from sightloop.tasks.generate import Decoding, _sampling_probs
+from sightloop.tasks.decoding import Decoding, sampling_probs
 from tests.tiny_checkpoints.florence import write_florence
 from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 from tests.tiny_checkpoints.paligemma import write_paligemma
@@ -106,7 +106,7 @@ def test_what_is_drawn_at_random(given: dict[str, Any]) -> None:
     scores = TemperatureLogitsWarper(usual["temperature"])(None, logits)
     scores = TopKLogitsWarper(usual["top_k"])(None, scores) if usual["top_k"] else scores
     scores = TopPLogitsWarper(usual["top_p"])(None, scores) if usual["top_p"] < 1 else scores
-    drawn = _sampling_probs(logits, made)
+    drawn = sampling_probs(logits, made)
     assert torch.allclose((drawn / drawn.sum(-1, keepdim=True)).float(), scores.softmax(-1), atol=1e-6)
     back = generation_config(decoding_defaults(said, {}), {}, 2)
     assert decoding_defaults(back, {}) == decoding_defaults(said, {})

@@ -134,9 +134,11 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
     )
     dataset = sightloop.open_dataset(shard)
     trainee = build_model(recipe, dataset, folder)
-    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    feed = BatchLoader(
+        dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, prompts=trainee.prompts
+    )
     (batch,) = feed.batches(0, 1)
-    rows = batch.dialogues
+    rows = batch.prompted
     assert rows is not None
     assert rows.prompts is not None
     network = trainee.network.train()
@@ -152,7 +154,7 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
     each, image_id = (SIDE // PATCH) ** 2, network.config.image_id
     theirs.zero_grad()
     whole, count = torch.zeros(()), int((rows.lengths - rows.prompts).sum())
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.pictures, strict=True):
+    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
         row = [i for one in ids[:length].tolist() for i in [one] * (each if one == image_id else 1)]
         text = torch.tensor([row])
         suffix = (torch.arange(len(row)) >= int(prompt) + each - 1).long()[None]
@@ -174,16 +176,16 @@ def test_prompts_and_texts_are_those_of_the_processor(loaded: Loaded, shard: Pat
     dataset = sightloop.open_dataset(shard)
     forms = PromptFormat(model.network.prompts, END)
     settings = DataSettings(batch=5, augment=None, prompt="")
-    (batch,) = BatchLoader(dataset, settings, model.tokenizer, model.image_spec, 0, {}, forms=forms).batches(
-        0, 1
-    )
-    rows = batch.dialogues
+    (batch,) = BatchLoader(
+        dataset, settings, model.tokenizer, model.image_spec, 0, {}, prompts=forms
+    ).batches(0, 1)
+    rows = batch.prompted
     assert rows is not None
     picture = Image.new("RGB", (9, 9))
     each, image_id = (SIDE // PATCH) ** 2, model.network.config.image_id
     for i, (ids, length) in enumerate(zip(rows.ids, rows.lengths, strict=True)):
         row = [i for one in ids[:length].tolist() for i in [one] * (each if one == image_id else 1)]
-        sample = dataset[int(batch.identities[int(rows.pictures[i])])]
+        sample = dataset[int(batch.identities[int(rows.images[i])])]
         pairs = [("caption en", text) for text in sample.captions]
         pairs += [(f"answer en {q.question}", a) for q in sample.questions for a in q.answers]
         wanted = [processor(images=picture, text=f"<image>{p}", suffix=a)["input_ids"][0] for p, a in pairs]

@@ -14,7 +14,6 @@ from PIL import Image
 
 import sightloop
 from sightloop.errors import UsageError
-from sightloop.inference import prompting
 from sightloop.inference.arguments import duplicate_groups
 from sightloop.inference.model import Model
 from tests.tiny_checkpoints.florence import write_florence
@@ -121,18 +120,18 @@ def test_words_never_become_tokens_of_control(folders: Path, name: str) -> None:
                 call()
     assert model.caption(picture, "a <b> dog", max_new_tokens=2)
     place = "<loc_3>" if name == "florence" else "<loc0003>"  # words of places are words
-    assert "a " + place in prompting.format_prompt(model, "caption", "a " + place)
+    assert "a " + place in model.generator.format_prompt("caption", "a " + place)
 
 
 def test_phrases_that_are_called_as_prompts_are(folders: Path) -> None:
     model = sightloop.load(folders / "florence", device="cpu")
-    assert prompting.format_prompt(model, "locate", "region").endswith(
+    assert model.generator.format_prompt("locate", "region").endswith(
         "Locate the phrases in the caption: region</s>"
     )
-    assert prompting.format_prompt(model, "find", "<OD>").endswith("Locate <OD> in the image.</s>")
-    assert prompting.format_prompt(model, "caption", "<OD>") == model.network.prompts["detect"]
-    assert prompting.format_prompt(model, "caption", "<REGION_TO_OCR>").endswith("<s><REGION_TO_OCR></s>")
-    assert prompting.format_prompt(model, "caption", "detect") == "<image><s>detect</s>"
+    assert model.generator.format_prompt("find", "<OD>").endswith("Locate <OD> in the image.</s>")
+    assert model.generator.format_prompt("caption", "<OD>") == model.network.prompts["detect"]
+    assert model.generator.format_prompt("caption", "<REGION_TO_OCR>").endswith("<s><REGION_TO_OCR></s>")
+    assert model.generator.format_prompt("caption", "detect") == "<image><s>detect</s>"
 
 
 def test_a_prompt_is_never_cut(folders: Path) -> None:
@@ -141,7 +140,7 @@ def test_a_prompt_is_never_cut(folders: Path) -> None:
     short, long = (sightloop.Message("user", "dog " * count) for count in (10, 40))
     assert model.chat([long], max_new_tokens=4) != ""
     (_, few), (_, many) = (
-        prompting.build_prefix(model, [[]], [model.network.render_chat([message])])
+        model.generator.build_prefix([[]], [model.network.render_chat([message])])
         for message in (short, long)
     )
     assert many.shape[1] - few.shape[1] == 30
@@ -178,7 +177,7 @@ def test_tiny_and_turned_pictures(folders: Path, name: str, tmp_path: Path) -> N
 
 def test_as_many_pictures_as_places(folders: Path) -> None:
     model = sightloop.load(folders / "llava", device="cpu")
-    (one,) = prompting.encode_images(model, prompting.read_distinct(model, [folders / "0.png"]))
+    (one,) = model.encoder.encode_each(model.preprocessor.read_distinct([folders / "0.png"]))
     for given, prompt in (
         ([one], "a"),
         ([], "<image>"),
@@ -186,4 +185,4 @@ def test_as_many_pictures_as_places(folders: Path) -> None:
         ([one], "<image><image>"),
     ):
         with pytest.raises(UsageError, match="places for images"):
-            prompting.build_prefix(model, [given], [prompt])
+            model.generator.build_prefix([given], [prompt])

@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sightloop
-from sightloop.inference import rerank
+from sightloop.inference import matching, rerank
 from sightloop.inference.model import Model
-from sightloop.inference.rerank import (
-    ImageCache,
-    TokenizedTexts,
-    cosines,
-    match_scores,
-    pairs_to_judge,
-    top_k,
-)
+from sightloop.inference.rerank import ImageCache, cosines, pairs_to_match, top_k
 from tests.checkpoints.test_against_reference import pictures
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
@@ -37,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_texts_of_a_picture_together_are_what_they_are_alone(model: Model, rows: list[list[int]]) -> None:
     images = list(model.read(pictures(len(rows)), isolate=False))
     chosen = [np.array(mine, np.int64) for mine in rows]
-    found = match_scores(model, model.encode(images), TokenizedTexts(model, TEXTS), chosen)
+    found = model.match_scores(model.encode(images), model.tokenize(TEXTS), chosen)
     for image, mine, logits in zip(images, rows, found, strict=True):
         assert logits.shape == (len(mine), 2)
         for text, (no, yes) in zip(mine, logits, strict=True):
@@ -47,16 +40,16 @@ def test_texts_of_a_picture_together_are_what_they_are_alone(model: Model, rows:
 
 def test_a_cap_on_tokens_changes_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     image = model.encode(list(model.read(pictures(1), isolate=False)))
-    rows, texts = [np.arange(len(TEXTS))], TokenizedTexts(model, TEXTS)
-    whole = match_scores(model, image, texts, rows)[0]
-    monkeypatch.setattr(rerank, "_TOKENS_AT_ONCE", 10)
-    assert np.abs(match_scores(model, image, texts, rows)[0] - whole).max() < 1e-5
+    rows, texts = [np.arange(len(TEXTS))], model.tokenize(TEXTS)
+    whole = model.match_scores(image, texts, rows)[0]
+    monkeypatch.setattr(matching, "_TOKENS_AT_ONCE", 10)
+    assert np.abs(model.match_scores(image, texts, rows)[0] - whole).max() < 1e-5
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(0, 300))
 def test_every_text_goes_once_and_no_split_is_dearer_than_none(lengths: list[int], price: int) -> None:
     values = np.array(lengths, np.int64)
-    passes = list(rerank._like_lengths(values, price))
+    passes = list(matching._passes(values, price))
     assert sorted(np.concatenate([np.empty(0, np.int64), *passes]).tolist()) == list(range(len(lengths)))
     if lengths:
         cost = sum(price + len(part) * int(values[part].max()) for part in passes)
@@ -81,7 +74,7 @@ def test_both_directions_meet_in_one_list_of_pairs(pictures: int, texts: int, k:
     texts_of, pictures_of = top_k(table, k), top_k(table.T, k)
     expected = {(p, int(t)) for p in range(pictures) for t in texts_of[p]}
     expected |= {(int(p), t) for t in range(texts) for p in pictures_of[t]}
-    found = pairs_to_judge(texts_of, pictures_of)
+    found = pairs_to_match(texts_of, pictures_of)
     assert len(found) == pictures
     assert [(p, int(t)) for p, mine in enumerate(found) for t in mine] == sorted(expected)
 
@@ -89,7 +82,7 @@ def test_both_directions_meet_in_one_list_of_pairs(pictures: int, texts: int, k:
 def test_similarities_in_blocks_are_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     images, texts = random.random((7, 5), np.float32), random.random((4, 5), np.float32)
-    monkeypatch.setattr(rerank, "_ROWS", 8)
+    monkeypatch.setattr(rerank, "_SIMILARITIES_AT_ONCE", 8)
     assert np.array_equal(
         cosines(images, texts), (images.astype(float) @ texts.T.astype(float)).astype(np.float32)
     )
@@ -100,12 +93,12 @@ def test_memories_keep_what_fits_and_hand_it_out_once(model: Model) -> None:
     size = image.tokens[0].numel() * 4
     kept = ImageCache(2 * size)
     for row in range(3):
-        kept.keep(str(row), image, row)
-    found = [kept.take(str(row)) for row in range(3)]
+        kept.put(str(row), image, row)
+    found = [kept.pop(str(row)) for row in range(3)]
     assert found[2] is None
-    assert kept.take("0") is None
+    assert kept.pop("0") is None
     assert all(
         one is not None and one.tokens.equal(image.tokens[i : i + 1]) for i, one in enumerate(found[:2])
     )
-    kept.keep("2", image, 2)
-    assert kept.take("2") is not None
+    kept.put("2", image, 2)
+    assert kept.pop("2") is not None

@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sightloop.models.chat_templates import (
-    CHAT_TEMPLATES,
-    jinja_template,
-    render_chat,
-    template_name,
-    template_prompts,
-)
+from sightloop.checkpoints.chat_templates import jinja_template, template_name
+from sightloop.models.chat_templates import CHAT_TEMPLATES, render_chat, template_prompts
 from sightloop.types import Message
 
 MESSAGES = [

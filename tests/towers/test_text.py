@@ -17,7 +17,8 @@ from sightloop.checkpoints.language import language_config, language_keys
 from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, t5_configs, t5_keys
 from sightloop.errors import CheckpointError
 from sightloop.nn.attention import attention_mask
-from sightloop.tasks.generate import Decoding, write
+from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import generate
 from sightloop.towers.text import LanguageModel, TextTower
 from sightloop.types import Encoded
 from tests.tiny_checkpoints.clip_and_blip import sharpen
@@ -122,8 +123,8 @@ def test_decoders_write_as_the_reference_does(name: str, beams: int) -> None:
     )[:, ids.shape[1] :]
     prefix = Encoded(ours.text.embed_tokens(ids), mask=real)
     options = Decoding(num_beams=beams, max_new_tokens=8)
-    rows = write(ours, prefix, ids[:, :0], options, end_id=END)
-    assert rows == [_texts(row) for row in wanted.tolist()]
+    rows = generate(ours, prefix, ids[:, :0], options, end_id=END)
+    assert [row.ids for row in rows] == [_texts(row) for row in wanted.tolist()]
 
 
 OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -157,10 +158,10 @@ def test_rules_of_writing_know_the_prompt(mine: dict[str, Any], asked: dict[str,
     wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **given)[:, 9:].tolist()
     prefix = Encoded(ours.text.embed_tokens(ids), mask=torch.ones_like(ids, dtype=torch.bool))
     options = Decoding(max_new_tokens=10, **mine)
-    rows = write(ours, prefix, ids, options, end_id=END, held=9)
+    rows = generate(ours, prefix, ids, options, end_id=END, prefix_length=9)
     ends = options.end_ids or (END,)
     cut = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in wanted]
-    assert [row[9:] for row in rows] == cut
+    assert [row.ids[9:] for row in rows] == cut
 
 
 def test_config_files_are_read_as_the_reference_reads_them() -> None:
@@ -265,8 +266,8 @@ def test_encoders_with_decoders(name: str) -> None:
     for beams in (1, 3):
         given = {"input_ids": ids, "attention_mask": real.long(), "max_new_tokens": 8, "num_beams": beams}
         wanted = theirs.generate(**given, do_sample=False)[:, 1:]
-        rows = write(decoder, memory, start, Decoding(num_beams=beams, max_new_tokens=8), end_id=END)
-        assert [row[1:] for row in rows] == [_texts(row) for row in wanted.tolist()]
+        rows = generate(decoder, memory, start, Decoding(num_beams=beams, max_new_tokens=8), end_id=END)
+        assert [row.ids[1:] for row in rows] == [_texts(row) for row in wanted.tolist()]
     texts = torch.randint(3, 50, (3, 6))
     read = decoder.text.read(
         decoder.text.embed_tokens(texts),

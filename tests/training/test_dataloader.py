@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
+import pytest
 import torch
+from torch import nn
 
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.data.text.tokenizer import load_tokenizer
 from sightloop.data.text.train_tokenizer import train_wordpiece
+from sightloop.objectives import language
 from sightloop.training.config import DataSettings
 from sightloop.training.dataloader import Batch, BatchLoader, TextRows
-from sightloop.training.loss_terms import _written
-from sightloop.types import Encoded, ImageSpec
+from sightloop.training.grad_cache import GradCache
+from sightloop.training.loss_terms import LossContext, lm
+from sightloop.training.recipes import RECIPES
+from sightloop.types import Encoded, ImageSpec, Loss
 
 
 def batch_of(folder: Path, share: float, rank: int = 0, processes: int = 1) -> Batch:
@@ -52,24 +56,45 @@ def test_every_process_hides_the_same(tmp_path: Path) -> None:
     assert sorted(torch.cat(padded).tolist()) == sorted(whole.tolist())
 
 
-def test_the_decoder_reads_gaps_and_writes_the_words(tmp_path: Path) -> None:
-    rows = rows_of(batch_of(tmp_path, 0.4))
-    seen: list[torch.Tensor] = []
+class _Decoder(nn.Module):
+    """Language-modeling network that records what it reads; its states are the ids themselves."""
 
-    def tower(ids: torch.Tensor, **_: object) -> Encoded:
-        seen.append(ids)
-        return Encoded(ids[:, :, None])
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[torch.Tensor] = []
+        self.predicted: list[torch.Tensor] = []
 
-    tower.memory = lambda tokens: None
-    network = SimpleNamespace(
-        config=SimpleNamespace(start_id=5), decoder=SimpleNamespace(text=tower, head=lambda states: states)
+    def frame_text(self, ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = ids.clone()
+        ids[:, 0] = 5
+        return ids, lengths
+
+    def decoder_states(self, memory: Encoded, ids: torch.Tensor) -> torch.Tensor:
+        self.read.append(ids)
+        return ids[:, :, None].float()
+
+    def lm_logits(self, states: torch.Tensor) -> torch.Tensor:
+        self.predicted.append(states[:, 0])
+        return states.repeat(1, 200)
+
+
+def test_the_decoder_reads_hidden_words_and_predicts_the_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, targets = batch_of(tmp_path, 0.4), list[torch.Tensor]()
+    rows, network = rows_of(batch), _Decoder()
+
+    def lm_loss(logits: torch.Tensor, ids: torch.Tensor, count: int, **_: object) -> Loss:
+        targets.append(ids)
+        return Loss(logits.sum() * 0, 1.0)
+
+    monkeypatch.setattr(language, "lm_loss", lm_loss)
+    recipe = RECIPES["blip_pretrain"]
+    context = LossContext(
+        network, None, nn.ModuleDict(), recipe, batch, torch.zeros(len(batch.keys), 1), {}, 0.0, GradCache(0)
     )
-    read, targets = _written(network, Encoded(torch.zeros(1)), rows, slice(0, 3))
-    lengths = rows.lengths[:3].tolist()
-    assert targets.tolist() == [
-        word for row, n in zip(rows.ids[:3].tolist(), lengths, strict=True) for word in row[1:n]
-    ]
-    want = [
-        word for row, n in zip(rows.read[:3].tolist(), lengths, strict=True) for word in [5, *row[1 : n - 1]]
-    ]
-    assert read[:, 0].tolist() == want
+    context.__dict__["tokens"] = torch.zeros(len(batch.keys), 1, 1)
+    lm(context)
+    words = list(zip(rows.ids.tolist(), rows.read.tolist(), rows.lengths.tolist(), strict=True))
+    assert torch.cat(targets).tolist() == [word for row, _, n in words for word in row[1:n]]
+    assert torch.cat(network.predicted).tolist() == [w for _, row, n in words for w in [5, *row[1 : n - 1]]]

@@ -50,12 +50,14 @@ def targets(
     recipe = replace(RECIPES[f"{family}_detect"], data=settings)
     recipe = apply_settings(recipe, [f"model.init_from={folder / family}"])
     trainee = build_model(recipe, dataset, folder)
-    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    feed = BatchLoader(
+        dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, prompts=trainee.prompts
+    )
     (batch,) = feed.batches(0, 1)
-    rows = batch.dialogues
+    rows = batch.prompted
     assert rows is not None
     out: list[tuple[int, str, list[int], list[int]]] = []
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.pictures, strict=True):
+    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
         asked, said = ids[:prompt].tolist(), ids[prompt:length].tolist()
         text = trainee.tokenizer.decode([asked])[0]
         out.append((int(batch.identities[int(owner)]), text, asked, said))
@@ -84,10 +86,10 @@ def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) ->
     trainee, found = targets(folder, family, dataset, max_tokens=200)
     assert len(found) == 8
     for index, text, asked, said in found:
-        sample, forms = dataset[index], trainee.forms
+        sample, prompts = dataset[index], trainee.prompts
         things = [(region.label, region.box) for region in sample.regions]
         written = "".join(FORMATTERS[KINDS[family]](things, (64, 64)))
-        assert said[-1] == forms.end_id
+        assert said[-1] == prompts.end_id
         if family == "florence":
             assert text == "Locate the objects with category name in the image."
             assert said[0] == 0
@@ -164,7 +166,9 @@ def test_samples_that_cannot_be_learned_are_named(made: tuple[Path, Any], tmp_pa
     settings = DataSettings(batch=4, regions=9, augment=None)
     recipe = apply_settings(RECIPES["florence_detect"], [f"model.init_from={folder / 'florence'}"])
     trainee = build_model(recipe, dataset, folder)
-    feed = BatchLoader(dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, forms=trainee.forms)
+    feed = BatchLoader(
+        dataset, settings, trainee.tokenizer, trainee.image_spec, 0, {}, prompts=trainee.prompts
+    )
     (batch,) = feed.batches(0, 1)
     assert batch.keys == ("good",)
     assert {key for key, _ in batch.skipped} == {"nameless", "ends", "shows"}

@@ -44,7 +44,7 @@ def test_every_caption_of_a_picture_is_read(chunk: int, tmp_path: Path) -> None:
     with torch.no_grad():
         image = network.embed_image(network.encode_image(pixels))
         text = network.embed_text(texts.read, texts.lengths)
-        owner = [int(p) for p in texts.pictures for _ in range(3)]
+        owner = [int(p) for p in texts.images for _ in range(3)]
         said = [tuple(ids[:n].tolist()) for ids, n in zip(texts.ids, texts.lengths, strict=True)]
         whole = 0.0
         for row in range(24):

@@ -15,7 +15,8 @@ from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.clip import Clip
 from sightloop.nn.init import initialize
 from sightloop.tasks.answer_ranking import rank_answers
-from sightloop.tasks.generate import Decoding, write
+from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import generate
 from sightloop.training.model_sizes import SIZES, fitted
 
 
@@ -69,7 +70,7 @@ def test_one_decoder_captions_and_answers() -> None:
     start = net.config.start_id
     for memory in (image, states):
         prompt = torch.full((memory.tokens.shape[0], 1), start)
-        texts = write(net.decoder, memory, prompt, Decoding(num_beams=2, max_new_tokens=4), end_id=102)
+        texts = generate(net.decoder, memory, prompt, Decoding(num_beams=2, max_new_tokens=4), end_id=102)
         assert len(texts) == memory.tokens.shape[0]
     candidates = torch.tensor([[start, 7, 102], [start, 9, 102], [start, 8, 102]])
     assert len(rank_answers(net.decoder, states, candidates, torch.tensor([3, 3, 3]), top=2)) == 4

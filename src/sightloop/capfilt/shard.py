@@ -29,9 +29,9 @@ from sightloop.data.datasets.convert import encoded_image
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.reader import read_images, worker_died
 from sightloop.errors import ImageError, UnsupportedError
-from sightloop.inference import rerank
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
+from sightloop.protocols import Embedder, require
 from sightloop.tasks.embed import embed_images
 from sightloop.types import ImageSpec, JsonDict, Limits, Pixels, Sample
 
@@ -303,14 +303,12 @@ def score(models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequenc
     for model in dict.fromkeys(m for m in (models.judge, models.ranker) if m is not None):
         image = model.encode([item.pixels[model.image_spec] for item in items])
         if model is models.judge and "match" in model.capabilities:
-            logits = np.concatenate(
-                rerank.match_scores(model, image, rerank.TokenizedTexts(model, strings), rows)
-            )
+            logits = np.concatenate(model.match_scores(image, model.tokenize(strings), rows))
             logits = logits.astype(np.float64)
             for text, (no, yes) in zip(texts, logits.tolist(), strict=True):
                 text.itm = round(1 / (1 + float(np.exp(no - yes))), DIGITS)
         if model is (models.ranker or models.judge) and "embed" in model.capabilities:
-            pictures = embed_images(model.network, image).cpu().numpy().astype(np.float64)
+            pictures = embed_images(require(model.network, Embedder), image).cpu().numpy().astype(np.float64)
             words = model.embed_texts(strings).astype(np.float64)
             for picture, mine in zip(pictures, rows, strict=True):
                 for row in mine.tolist():

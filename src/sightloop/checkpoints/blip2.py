@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sightloop.checkpoints.blip import VISION_KEYS, default_image
 from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, image_id, to_hf_config
-from sightloop.checkpoints.key_map import KeyMap, batched, cat, same
+from sightloop.checkpoints.hub import CheckpointFiles
+from sightloop.checkpoints.key_map import KeyMap, batched, cat, load_weights, same
 from sightloop.checkpoints.language import language_config, language_keys, opt_to_transformers
 from sightloop.checkpoints.layout import Family, Layout, unchanged
 from sightloop.checkpoints.seq2seq import t5_configs, t5_keys, t5_to_transformers
-from sightloop.errors import CheckpointError, UnsupportedError
+from sightloop.checkpoints.tensors import read_tensors
+from sightloop.errors import CheckpointError, UnsupportedError, UsageError
 from sightloop.models.blip2 import Blip2, Blip2Config
+from sightloop.nn.attention import Linear
+from sightloop.nn.init import initialize
 from sightloop.towers.text import LanguageConfig, TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict, JsonMapping
@@ -95,11 +100,53 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
     )
 
 
-def second_stage(
-    first: Blip2Config, text: JsonMapping, tensors: Mapping[str, Tensor], picture: int
+def add_language_model(first: nn.Module, files: CheckpointFiles, image_id: int, seed: int) -> Blip2:
+    """BLIP-2's second stage: a language model behind the image tower and queries of a first stage.
+
+    Args:
+        first: a BLIP-2 without language model; its image tower and queries are taken over.
+        files: an OPT or a T5 as `transformers` keeps it alone.
+        image_id: id of its image token, a row of its token embedding.
+        seed: of the new projection.
+
+    Raises:
+        CheckpointError: another kind of language model.
+        UsageError: `first` is of another stage, or the token embedding has no row for the image token.
+    """
+    if not isinstance(first, Blip2) or first.config.language is not None:
+        raise UsageError(
+            f"model.language={files.name}: needs a BLIP-2 of stage 1; name one as model.init_from (the "
+            "model of a run of blip2_stage1)"
+        )
+    tensors = read_tensors(files.weights, torch.float32)
+    config = _with_language(first.config, files.config or {}, tensors, image_id)
+    if image_id >= config.text.vocab:
+        raise UsageError(
+            f"model.language={files.name}: its token embedding of {config.text.vocab} rows has none left for images"
+        )
+    with torch.device("meta"):
+        network = Blip2(config)
+    parts = nn.ModuleDict({"language": network.language})
+    if config.encoder is not None:
+        parts["encoder"] = network.encoder
+    load_weights(parts, tensors, _language_model_keys(config, ""), ignore=IGNORED, source=files.name)
+    network.vision, network.queries = first.vision, first.queries
+    network.projection = Linear(config.queries.dim, config.text.dim)
+    initialize(network.projection, seed)
+    return network.eval()
+
+
+def _with_language(
+    first: Blip2Config, text: JsonMapping, tensors: Mapping[str, Tensor], image_token: int
 ) -> Blip2Config:
-    """The queries of a stage 1 in front of a language model: its config.json and tensors as it is alone; image: the
-    id of "<image>" among its tokens. Raises CheckpointError for another kind than OPT and T5."""
+    """Config of the second stage.
+
+    Args:
+        first: of the first stage.
+        text: config.json of the language model alone.
+        tensors: of the language model alone.
+        image_token: id of IMAGE_PLACEHOLDER.
+    """
     encoder, language, start = _language(text, tensors, "")
     return replace(
         first,
@@ -110,7 +157,7 @@ def second_stage(
         matching=False,
         temperature=False,
         writes=False,
-        image_id=picture,
+        image_id=image_token,
         start_ids=start,
         end_id=_end(text, 2 if encoder is None else 1),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
@@ -229,10 +276,10 @@ _PARTS = ("vision_", "query_tokens", "qformer.", "embeddings.", "language_", "te
 
 def keys(config: Blip2Config) -> KeyMap:
     """The key map of a checkpoint of this config."""
-    return _KEYS if config.language is None else {**_KEYS, **language_model_keys(config, "language_model.")}
+    return _KEYS if config.language is None else {**_KEYS, **_language_model_keys(config, "language_model.")}
 
 
-def language_model_keys(config: Blip2Config, theirs: str) -> KeyMap:
+def _language_model_keys(config: Blip2Config, theirs: str) -> KeyMap:
     """That of the language model in it; theirs: a prefix, "" for one that is alone."""
     if config.language is None:
         return {}
@@ -273,4 +320,5 @@ FAMILY = Family(
     to_transformers=exports,
     default_image=default_image,
     processor=processor,
+    add_language_model=add_language_model,
 )

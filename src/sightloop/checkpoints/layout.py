@@ -9,11 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sightloop.checkpoints.hub import CheckpointFiles
 from sightloop.checkpoints.key_map import KeyMap
-from sightloop.types import JsonDict, JsonMapping
-
-TokenizerKind = typing.Literal["clip", "bert", "pieces", "bart", "language", "llama", "gemma"]
-
+from sightloop.types import JsonDict, JsonMapping, TokenizerKind
 
 # A network -> what is asked to take each of its weights (see `weights.fill`).
 WeightHook: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
@@ -41,7 +39,7 @@ class Family:
     """One family: its network, its config, its layouts by name, the kind of its tokenizer and image processor."""
 
     name: str
-    network: Callable[[Any], Any]
+    network: Callable[[Any], nn.Module]
     config: type[Any]
     layouts: Mapping[str, Layout]
     # A family with several kinds says which one by its config.
@@ -56,6 +54,9 @@ class Family:
     towers: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
     # Whether the reference reads how it writes in generation_config.json.
     generation: bool = False
+    # The network with a language model behind it: from the network of a first stage, the files of the language model
+    # alone, the id of its image token, a seed.
+    add_language_model: Callable[[nn.Module, CheckpointFiles, int, int], nn.Module] | None = None
     # A processor_config.json and what it adds to the image processor's settings, for readers that need one: from the
     # config, the size of images, and the words that stand for no thing.
     processor: Callable[[Any, tuple[int, int], Sequence[str]], tuple[JsonDict, JsonDict]] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from sightloop.checkpoints.chat_templates import jinja_template, template_name
 from sightloop.checkpoints.clip import default_image
 from sightloop.checkpoints.hf_config import (
     VISION,
@@ -26,10 +27,9 @@ from sightloop.checkpoints.language import (
 )
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import CheckpointError
-from sightloop.models.chat_templates import IMAGE_PLACEHOLDER, jinja_template, template_name
 from sightloop.models.llava import Llava, LlavaConfig
 from sightloop.towers.vit import VitConfig
-from sightloop.types import JsonDict, JsonMapping
+from sightloop.types import IMAGE_PLACEHOLDER, JsonDict, JsonMapping
 
 # Where config.json is silent about the image tower it is CLIP's L/14 for 336 pixels, about its sizes CLIP's usual one.
 _L14 = {"image_size": 336, "patch": 14, "dim": 1024, "layers": 24, "heads": 16, "mlp_dim": 4096}

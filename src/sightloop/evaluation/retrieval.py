@@ -12,16 +12,10 @@ from sightloop.errors import SightloopError, UsageError
 from sightloop.evaluation.predictions import Records, floats, integers, packed
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
-from sightloop.inference.rerank import (
-    ImageCache,
-    TokenizedTexts,
-    cosines,
-    match_scores,
-    pairs_to_judge,
-    top_k,
-)
+from sightloop.inference.rerank import ImageCache, cosines, pairs_to_match, top_k
 from sightloop.metrics import RetrievalScores, score_retrieval
-from sightloop.tasks import embed
+from sightloop.protocols import Embedder, require
+from sightloop.tasks.embed import embed_images
 from sightloop.types import Done, Encoded, Failed, Floats32, Integers, JsonDict, Pixels, Sample
 
 _SAMPLES_AT_ONCE = 256  # whose texts are embedded together, those of like length in one pass
@@ -36,7 +30,7 @@ class RetrievalTask:
         self.options = options
         self.most = max(options.rerank, default=0)
         self.settings: JsonDict = {"judged": self.most}
-        self._memories = ImageCache()
+        self._images = ImageCache()
 
     def wants(self, sample: Sample) -> bool:
         """It needs captions."""
@@ -44,7 +38,7 @@ class RetrievalTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """Texts, images, then the pairs that ITC chose. Asked for once a model."""
-        self._memories = ImageCache()
+        self._images = ImageCache()
         all_of_them = [
             TaskPhase("embedding images", "image", self._embed_pictures, "embed"),
             TaskPhase("embedding texts", "texts", self._embed_texts, "embed"),
@@ -74,8 +68,8 @@ class RetrievalTask:
             image = model.encode(pictures)
             for place, sample in enumerate(some):
                 if self.most:
-                    self._memories.keep(sample.key, image, place)
-            embedded = embed.embed_images(model.network, image).cpu().numpy()
+                    self._images.put(sample.key, image, place)
+            embedded = embed_images(require(model.network, Embedder), image).cpu().numpy()
             return [{"image": packed(vector)} for vector in embedded]
 
         return work.pictures(samples, verb)
@@ -83,13 +77,13 @@ class RetrievalTask:
     def _judge(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model()
         space = _Space.of(work.good(), work.records)
-        chosen = pairs_to_judge(*space.candidates(space.similarity(), self.most))
+        chosen = pairs_to_match(*space.candidates(space.similarity(), self.most))
         rows_of = {key: space.number[rows] for key, rows in zip(space.keys, chosen, strict=True)}
-        texts = TokenizedTexts(model, space.distinct)
+        texts = model.tokenize(space.distinct)
 
         def found(some: Sequence[Sample], image: Encoded) -> list[JsonDict]:
             rows = [np.unique(rows_of[sample.key]) for sample in some]
-            logits = match_scores(model, image, texts, rows)
+            logits = model.match_scores(image, texts, rows)
             return [
                 {"judged": packed(mine), "logits": packed(values[:, 1])}
                 for mine, values in zip(rows, logits, strict=True)
@@ -97,7 +91,7 @@ class RetrievalTask:
 
         def kept() -> Iterator[Done[JsonDict]]:
             for sample in samples:
-                if (image := self._memories.take(sample.key)) is None:
+                if (image := self._images.pop(sample.key)) is None:
                     again.append(sample)
                 else:
                     yield Done(sample.key, found([sample], image)[0])

@@ -1,4 +1,4 @@
-"""Conversations about images: the network's own prompt form, the answer in pieces as it is written."""
+"""Conversations about images: the chat template's prompt, the answer streamed as it is generated."""
 
 from __future__ import annotations
 
@@ -7,54 +7,72 @@ from dataclasses import replace
 
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
-from sightloop.inference import prompting
 from sightloop.inference.arguments import digest
-from sightloop.types import JsonDict, Message
+from sightloop.inference.image_encoding import ImageEncoder
+from sightloop.inference.prompting import check_special_tokens, escape_special_tokens
+from sightloop.inference.text_generation import TextGenerator
+from sightloop.protocols import ChatNetwork, require
+from sightloop.types import JsonMapping, Message
 
 # An answer may be long; it ends where the model ends it.
-_USUAL = {"max_new_tokens": 512}
+_DEFAULTS = {"max_new_tokens": 512}
 
 
-def chat_stream(model: prompting.Prompter, messages: Sequence[Message], given: JsonDict) -> Iterator[str]:
-    """The answer to the last message, piece by piece: whole characters, together without space around them.
+def chat_stream(
+    encoder: ImageEncoder, generator: TextGenerator, messages: Sequence[Message], decoding: JsonMapping
+) -> Iterator[str]:
+    """The answer to the last message, piece by piece.
 
-    Everything is checked and all images are read before the first piece is asked for: UsageError, ImageError.
+    Everything is checked and all images are read before the first piece is asked for.
+
+    Args:
+        encoder: of the model.
+        generator: of the model.
+        messages: the conversation; the last one is the user's.
+        decoding: options of `Decoding`; 512 new tokens unless said.
+
+    Yields:
+        Pieces of whole characters; joined they are the answer without space around it.
+
+    Raises:
+        UsageError: the messages are out of order, or have special tokens.
+        ImageError: an image cannot be read.
     """
-    options = model.options(given, _USUAL)
+    options = generator.options(decoding, _DEFAULTS)
     if options.num_return > 1:
-        raise UsageError(f"num_return={options.num_return}: a conversation goes on from one answer")
-    for place, message in enumerate(messages):
+        raise UsageError(f"num_return={options.num_return}: a conversation continues from one answer")
+    for i, message in enumerate(messages):
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"messages: {message!r} is no sightloop.Message")
         if not isinstance(message.images, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"messages[{place}]: images must be a tuple of images, even of one")
+            raise UsageError(f"messages[{i}]: images must be a tuple of images, even of one")
+    tokenizer = generator.tokenizer
     messages = [
-        replace(one, text=prompting.escape_special_tokens(model.tokenizer, one.text))
-        if one.role == "assistant"
-        else one
-        for one in messages
+        replace(message, text=escape_special_tokens(tokenizer, message.text))
+        if message.role == "assistant"
+        else message
+        for message in messages
     ]
-    prompt = model.network.render_chat(messages)
+    prompt = require(generator.network, ChatNetwork).render_chat(messages)
     for message in messages:
-        prompting.check_special_tokens(model.tokenizer, message.text)
-    pictures = prompting.read_distinct(model, [image for message in messages for image in message.images])
-    key = digest(
-        b"".join(picture.values.tobytes() for picture in pictures) + prompt.encode("utf-8", "replace")
-    )
-    seen = prompting.encode_images(model, pictures)
-    return _pieces(model.tokenizer, prompting.generate_stream(model, seen, prompt, options, key))
+        check_special_tokens(tokenizer, message.text)
+    images = [image for message in messages for image in message.images]
+    pixels = encoder.preprocessor.read_distinct(images)
+    key = digest(b"".join(one.values.tobytes() for one in pixels) + prompt.encode("utf-8", "replace"))
+    return _pieces(tokenizer, generator.stream(encoder.encode_each(pixels), prompt, options, key))
 
 
-def _pieces(tokenizer: Tokenizer, runs: Iterator[list[int]]) -> Iterator[str]:
-    tidied = tokenizer.settings.get("clean_up_tokenization_spaces")
-    said, text = "", ""
-    for ids in runs:
+def _pieces(tokenizer: Tokenizer, texts: Iterator[list[int]]) -> Iterator[str]:
+    """What each longer text adds to the last, held back while it may still change."""
+    tidies = tokenizer.settings.get("clean_up_tokenization_spaces")
+    shown, text = "", ""
+    for ids in texts:
         text = tokenizer.decode([ids])[0].strip()
-        # Where spaces before marks are taken out, the last word may still move: " n" becomes "n't".
-        sure = text.rpartition(" ")[0] if tidied else text
-        # What is not whole yet shows as U+FFFD: a character of several tokens.
-        if len(sure) > len(said) and sure.startswith(said) and not sure.endswith("\ufffd"):
-            yield sure[len(said) :]
-            said = sure
-    if len(text) > len(said):
-        yield text[len(said) :]
+        # Where spaces before punctuation are removed, the last word may still move: " n" becomes "n't".
+        final = text.rpartition(" ")[0] if tidies else text
+        # An incomplete character of several tokens shows as U+FFFD.
+        if len(final) > len(shown) and final.startswith(shown) and not final.endswith("\ufffd"):
+            yield final[len(shown) :]
+            shown = final
+    if len(text) > len(shown):
+        yield text[len(shown) :]

@@ -1,23 +1,25 @@
-"""The identity of a model: a digest of its weights and of the files beside them."""
+"""Identity of a model: digests of its weights and of its small files."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from torch import nn
 
 from sightloop.checkpoints.hub import locate
 from sightloop.inference.model import Model
+from sightloop.nn.attention import Linear
 
 ModelSource: TypeAlias = "str | PathLike[str] | Model"
 
 
-_BESIDE = (
+# What decides how a checkpoint prepares its inputs.
+_SMALL_FILES = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -31,33 +33,39 @@ _BESIDE = (
 
 
 def fingerprint(source: ModelSource) -> str:
-    """32 hex digits: the start of the SHA-256 of a checkpoint's weights file (of those of several, where it is in
-    parts), or of the weights of a loaded model."""
-    digest = hashlib.sha256()
+    """Identity of a model's weights: 32 hex digits.
+
+    The start of the SHA-256 of a checkpoint's weights file (of the digests of several files), or of the weights of a
+    loaded model.
+    """
     if isinstance(source, Model):
-        for name, module in source.network.named_modules():
-            parts: Mapping[str, torch.Tensor] = dict(
-                itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-            )
-            for own, tensor in parts.items():
-                if tensor.is_meta:  # its bytes are in the layout that the CPU multiplies fastest, or fewer
-                    if module.packed is None:
-                        continue  # and buffers of the layer's kernel
-                    tensor = module.packed.to_dense().reshape(tensor.shape)
-                digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:32]
-    found = [_digest(file) for file in locate(source).weights]
-    return (found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest())[:32]
+        return _weights_digest(source.module)
+    digests = [_digest(file) for file in locate(source).weights]
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return whole[:32]
+
+
+def _weights_digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        tensors = itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for own_name, tensor in tensors:
+            if tensor.is_meta:  # its values are in a layout that the CPU multiplies fastest, or in few bits
+                if not isinstance(module, Linear) or module.packed is None:
+                    continue
+                tensor = module.packed.to_dense().reshape(tensor.shape)
+            digest.update(f"{name}.{own_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def preprocessing_digest(source: ModelSource) -> str:
-    """16 hex digits: of what says how images and texts are prepared for the model."""
+    """Identity of how images and texts are prepared for a model: 16 hex digits."""
     if isinstance(source, Model):
         return hashlib.sha256(repr((source.image_spec, source.network.config)).encode()).hexdigest()[:16]
     folder = locate(source).folder
-    found = [f"{name} {_digest(folder / name)}" for name in _BESIDE if (folder / name).is_file()]
-    return hashlib.sha256("".join(found).encode()).hexdigest()[:16]
+    digests = [f"{name} {_digest(folder / name)}" for name in _SMALL_FILES if (folder / name).is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def _digest(file: Path) -> str:

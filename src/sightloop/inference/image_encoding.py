@@ -1,74 +1,200 @@
-"""Prepared images through a network's image tower: a few at a time, those of one size together."""
+"""Preprocessor and image encoder of a loaded model: images from callers -> pixels -> image tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sightloop.data.images.preprocess import normalize
+from sightloop.data.images.reader import read_images
 from sightloop.data.images.tiles import layout
-from sightloop.types import Encoded, ImageSpec, Pixels
+from sightloop.errors import ImageError
+from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups
+from sightloop.protocols import Network, TiledNetwork, require
+from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels
 
-_TOKENS_AT_ONCE = 600  # on a CPU
+_TOKENS_AT_ONCE = 600  # image tokens in one pass on a CPU
 
 
-class ImageModel(Protocol):
-    """A loaded model: its network and how its images are prepared."""
+class EncodedImage(NamedTuple):
+    """An image and what the image tower makes of it: tokens `[N, D]`, without padding."""
 
-    network: Any
-    image_spec: ImageSpec
+    pixels: Pixels
+    tokens: Tensor
+
+
+@dataclass(eq=False)
+class Preprocessor:
+    """Reader of images for one model.
+
+    Args:
+        spec: resize, crop and normalization.
+        batch_size: images in a batch; memory depends on it, results do not.
+    """
+
+    spec: ImageSpec
+    batch_size: int = 8
+
+    def read(
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        workers: int = 2,
+        isolate: bool = True,
+        limits: Limits | None = None,
+    ) -> Iterator[Pixels | ImageError]:
+        """Preprocessed images, uint8 `[3, H, W]` each, in order; an `ImageError` in the place of one that fails.
+
+        Args:
+            sources: the images.
+            workers: threads or child processes that decode.
+            isolate: decode in child processes, which a hostile file may take down without harm to this one.
+            limits: bounds on each image.
+        """
+        return read_images(sources, self.spec, workers=workers, isolate=isolate, limits=limits or Limits())
+
+    def batches(self, images: ImageInput) -> Iterator[list[Pixels]]:
+        """Preprocessed images, `batch_size` at a time. Raises the ImageError of the first that cannot be read."""
+        batch: list[Pixels] = []
+        for pixels in self.read(as_images(images), isolate=False):
+            if isinstance(pixels, ImageError):
+                raise pixels
+            batch.append(pixels)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def read_distinct(self, images: Sequence[ImageSource]) -> list[Pixels]:
+        """All images preprocessed; equal ones are read once. Raises the ImageError of the first that fails."""
+        groups = duplicate_groups(images)
+        distinct = chain(*self.batches([images[group[0]] for group in groups])) if groups else iter(())
+        by_index = {i: pixels for group, pixels in zip(groups, distinct, strict=True) for i in group}
+        return [by_index[i] for i in range(len(images))]
+
+
+@dataclass(eq=False)
+class ImageEncoder:
+    """Image tower of a loaded model with its preprocessor.
+
+    Args:
+        network: the model's network.
+        preprocessor: reads images for it.
+        device: of the network.
+        dtype: of weights and activations.
+    """
+
+    network: Network
+    preprocessor: Preprocessor
     device: torch.device
     dtype: torch.dtype
 
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Pixels]) -> Encoded:
+        """Image tokens of a batch.
 
-def encode_images(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
-    """tokens `[B, N, D]`; where images differ in size, zero where mask `[B, N]` is False."""
-    if model.image_spec.patches or model.image_spec.tiles:
-        return _of_many_sizes(model, batch)
-    pixels = _tensor(model, batch)
-    if model.device.type != "cpu":
-        return model.network.encode_image(pixels)
-    # A few images at a time, whatever the batch: their activations then stay in the caches of a CPU.
-    patch, (height, width) = model.network.config.vision.patch, pixels.shape[2:]
-    few = max(1, _TOKENS_AT_ONCE // max(1, (height // patch) * (width // patch)))
-    parts: list[Encoded] = [model.network.encode_image(part) for part in pixels.split(few)]
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Encoded(
-        torch.cat([part.tokens for part in parts]), torch.cat(pooled) if len(pooled) == len(parts) else None
-    )
+        Returns:
+            tokens `[B, N, D]`, pooled `[B, D]` or None; where images differ in size also a mask `[B, N]`, and zeros
+            where it is False.
+        """
+        if self.preprocessor.spec.patches or self.preprocessor.spec.tiles:
+            return self._encode_sizes(batch)
+        pixels = self._normalize(batch)
+        if self.device.type != "cpu":
+            return self.network.encode_image(pixels)
+        # A few images at a time, whatever the batch: their activations then stay in the caches of a CPU.
+        patch, (height, width) = self.network.config.vision.patch, pixels.shape[2:]
+        count = max(1, _TOKENS_AT_ONCE // max(1, (height // patch) * (width // patch)))
+        parts = [self.network.encode_image(part) for part in pixels.split(count)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        tokens = torch.cat([part.tokens for part in parts])
+        return Encoded(tokens, torch.cat(pooled) if len(pooled) == len(parts) else None)
 
+    def encode_each(self, batch: Sequence[Pixels]) -> list[EncodedImage]:
+        """Image tokens `[N, D]` of every image; the same object is encoded once."""
+        if not batch:
+            return []
+        distinct = {id(pixels): pixels for pixels in batch}
+        encoded = self.encode(list(distinct.values()))
+        tokens: dict[int, Tensor] = {}
+        for row, key in enumerate(distinct):
+            own = encoded.tokens[row]
+            tokens[key] = own if encoded.mask is None else own[encoded.mask[row]]
+        return [EncodedImage(pixels, tokens[id(pixels)]) for pixels in batch]
 
-def _of_many_sizes(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
-    """Images of one size, or of tiles in one layout, go together, so that no patch is filled in."""
-    spec, vision = model.image_spec, model.network.config.vision
-    places: dict[tuple[int, ...], list[int]] = {}
-    for i, picture in enumerate(batch):
-        same = (
-            layout(picture.size, spec.tiles, vision.image_size, vision.patch)
-            if spec.tiles
-            else picture.values.shape
-        )
-        places.setdefault(same, []).append(i)
-    parts: list[tuple[list[int], Encoded]] = []
-    for same, rows in places.items():
-        pixels = _tensor(model, [batch[i] for i in rows])
-        encode_image = model.network.encode_image
-        parts.append((rows, encode_image(pixels, same) if spec.tiles else encode_image(pixels)))
-    longest = max(part.tokens.shape[1] for _, part in parts)
-    first = parts[0][1]
-    tokens = first.tokens.new_zeros(len(batch), longest, first.tokens.shape[2])
-    mask = torch.zeros(len(batch), longest, dtype=torch.bool, device=tokens.device)
-    pooled = None if first.pooled is None else first.pooled.new_empty(len(batch), first.pooled.shape[1])
-    for rows, part in parts:
-        tokens[rows, : part.tokens.shape[1]] = part.tokens
-        mask[rows, : part.tokens.shape[1]] = True
-        if pooled is not None and part.pooled is not None:
-            pooled[rows] = part.pooled
-    return Encoded(tokens, pooled, mask)
+    def distinct_batches(
+        self, images: Sequence[ImageSource]
+    ) -> Iterator[tuple[list[Pixels], Encoded, list[Integers]]]:
+        """Every distinct image once, in batches.
 
+        Yields:
+            The batch, its image tokens `[B, N, D]`, and for each image its indices in `images`.
+        """
+        groups = [np.array(group, dtype=np.int64) for group in duplicate_groups(images)]
+        start = 0
+        for batch in self.preprocessor.batches([images[group[0]] for group in groups]):
+            yield batch, self.encode(batch), groups[start : start + len(batch)]
+            start += len(batch)
 
-def _tensor(model: ImageModel, batch: Sequence[Pixels]) -> Tensor:
-    return normalize(batch, model.image_spec, device=model.device, dtype=model.dtype)
+    def batches_by_image(
+        self, images: Sequence[ImageSource]
+    ) -> Iterator[tuple[list[int], list[EncodedImage]]]:
+        """`batch_size` rows at a time, those of one image after each other; each distinct image is encoded once.
+
+        Encoded images are kept no longer than their rows need them.
+
+        Yields:
+            The rows' indices in `images`, and the encoded image of each.
+        """
+        groups = duplicate_groups(images)
+        order = list(chain(*groups))
+        first = [group[0] for group in groups for _ in group]
+        kept: dict[int, EncodedImage] = {}
+        size = self.preprocessor.batch_size
+        for start in range(0, len(order), size):
+            part = slice(start, start + size)
+            kept = {owner: kept[owner] for owner in first[part] if owner in kept}
+            new = [owner for owner in dict.fromkeys(first[part]) if owner not in kept]
+            pixels = self.preprocessor.read_distinct([images[i] for i in new])
+            kept |= zip(new, self.encode_each(pixels), strict=True)
+            yield order[part], [kept[owner] for owner in first[part]]
+
+    def _encode_sizes(self, batch: Sequence[Pixels]) -> Encoded:
+        """Images of several sizes, or tile layouts: those of one size go together, so that no patch is padding."""
+        spec, vision = self.preprocessor.spec, self.network.config.vision
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, pixels in enumerate(batch):
+            shape = pixels.values.shape
+            if spec.tiles:
+                shape = layout(pixels.size, spec.tiles, vision.image_size, vision.patch)
+            groups.setdefault(shape, []).append(i)
+        parts: list[tuple[list[int], Encoded]] = []
+        for shape, rows in groups.items():
+            values = self._normalize([batch[i] for i in rows])
+            if spec.tiles:
+                top_left = (shape[0], shape[1], shape[2], shape[3])
+                parts.append((rows, require(self.network, TiledNetwork).encode_tiles(values, top_left)))
+            else:
+                parts.append((rows, self.network.encode_image(values)))
+        longest = max(part.tokens.shape[1] for _, part in parts)
+        first = parts[0][1]
+        tokens = first.tokens.new_zeros(len(batch), longest, first.tokens.shape[2])
+        mask = torch.zeros(len(batch), longest, dtype=torch.bool, device=tokens.device)
+        pooled = None if first.pooled is None else first.pooled.new_empty(len(batch), first.pooled.shape[1])
+        for rows, part in parts:
+            tokens[rows, : part.tokens.shape[1]] = part.tokens
+            mask[rows, : part.tokens.shape[1]] = True
+            if pooled is not None and part.pooled is not None:
+                pooled[rows] = part.pooled
+        return Encoded(tokens, pooled, mask)
+
+    def _normalize(self, batch: Sequence[Pixels]) -> Tensor:
+        """uint8 pixels -> `[B, 3, H, W]` on the network's device."""
+        return normalize(batch, self.preprocessor.spec, device=self.device, dtype=self.dtype)

@@ -17,26 +17,18 @@ from sightloop.checkpoints.mask_decoder import FILE, load_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.preprocess import spec_from_open_clip, spec_from_transformers
-from sightloop.data.text.bart import load_bart
-from sightloop.data.text.sentencepiece import load_sentencepiece
-from sightloop.data.text.tokenizer import (
-    Tokenizer,
-    bert_tokenizer_from_vocab,
-    clip_tokenizer_from_bpe,
-    load_tokenizer,
-)
+from sightloop.data.text.load import load_tokenizer_of_kind
+from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
-from sightloop.inference.prompting import IMAGE_PLACEHOLDER
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.prepack import pack, pack_hook
 from sightloop.nn.quantize import quantize_hook
 from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
-NO_LIMIT = 1 << 20  # tokens in a text, for towers that could go on for ever
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -211,30 +203,15 @@ def _decoding(located: CheckpointFiles, family: Family, config: Any) -> JsonDict
 
 
 def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokenizer:
-    """From the files beside the weights; the families' original vocabulary files serve where there are no others."""
-    folder, most = located.folder, config.text.positions
-    kind = family.tokenizer_of(config)
-    if kind == "gemma":
-        return load_sentencepiece(folder, max_length=NO_LIMIT, extra=IMAGE_PLACEHOLDER, places=True)
-    if kind in ("language", "llama"):
-        usual = "LlamaTokenizer" if kind == "llama" else ""
-        return load_sentencepiece(folder, max_length=most or NO_LIMIT, extra=IMAGE_PLACEHOLDER, usual=usual)
-    if kind == "pieces":
-        about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
-        cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None
-        # The hub names Gemma's tokenizer for NaFlex; the reference makes that SigLIP 2's own.
-        return load_sentencepiece(
-            folder, max_length=most, fill=True, lower=config.vision.any_size, cleaning=cleaning
-        )
-    if kind == "bart":
-        return load_bart(folder, max_length=most)
-    whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
-    words, pairs = folder / "vocab.txt", folder / "bpe_simple_vocab_16e6.txt.gz"
-    if kind == "bert" and not whole and words.is_file():
-        return bert_tokenizer_from_vocab(words, max_length=most)
-    if kind == "clip" and not (folder / "vocab.json").is_file() and not whole and pairs.is_file():
-        return clip_tokenizer_from_bpe(pairs, max_length=most)
-    return load_tokenizer(folder, kind=kind, max_length=most)
+    data = _json(located.folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+    return load_tokenizer_of_kind(
+        located.folder,
+        family.tokenizer_of(config),
+        max_length=config.text.positions,
+        # The hub names Gemma's tokenizer for NaFlex; `transformers` makes that SigLIP 2's own.
+        lower=getattr(config.vision, "any_size", False),
+        cleaning=data.get("tokenizer_kwargs", {}).get("clean", "whitespace") if data else None,
+    )
 
 
 def _masks(located: CheckpointFiles, network: Any, named: str | PathLike[str] | None) -> MaskDecoder | None:

@@ -1,4 +1,4 @@
-"""Masks from PaliGemma's segment words, in the place of their box on the image."""
+"""Masks from segmentation tokens (PaliGemma), resized into their boxes."""
 
 from __future__ import annotations
 
@@ -11,31 +11,39 @@ from PIL import Image
 
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.tasks.region_parser import ParsedRegion
-from sightloop.types import Box
+from sightloop.types import Box, Floats32, Size
 
 
 @torch.inference_mode()
 def decode_masks(
-    decoder: MaskDecoder, found: Sequence[ParsedRegion], size: tuple[int, int]
+    decoder: MaskDecoder, regions: Sequence[ParsedRegion], size: Size
 ) -> list[NDArray[np.bool_] | None]:
-    """For each region its mask, bool `[H, W]` of an image of (height, width); None where it has no segment words, or
-    words beyond the codebook."""
-    words = decoder.words.num_embeddings
-    known = [i for i, one in enumerate(found) if one.segments and max(one.segments) < words]
-    out: list[NDArray[np.bool_] | None] = [None] * len(found)
+    """The mask of each region.
+
+    Args:
+        decoder: of segmentation tokens.
+        regions: parsed regions with their segmentation tokens.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        bool `[H, W]` of the whole image; None for a region without segmentation tokens, or with unknown ones.
+    """
+    codes = decoder.words.num_embeddings
+    known = [i for i, region in enumerate(regions) if region.segments and max(region.segments) < codes]
+    masks: list[NDArray[np.bool_] | None] = [None] * len(regions)
     if known:
-        decoded = decoder(torch.tensor([found[i].segments for i in known])).numpy()
-        for i, shares in zip(known, decoded, strict=True):
-            out[i] = _placed(shares, found[i].box, size)
-    return out
+        decoded = decoder(torch.tensor([regions[i].segments for i in known])).numpy()  # [n, 64, 64]
+        for i, probabilities in zip(known, decoded, strict=True):
+            masks[i] = _place(probabilities, regions[i].box, size)
+    return masks
 
 
-def _placed(shares: NDArray[np.float32], box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask made as large as its box, in whole pixels, and true where more than half is the thing's."""
+def _place(probabilities: Floats32, box: Box, size: Size) -> NDArray[np.bool_]:
+    """A mask `[64, 64]` resized to its box in whole pixels, thresholded at one half: bool `[H, W]`."""
     mask = np.zeros(size, np.bool_)
     left, top, right, bottom = map(round, box)
     if right > left and bottom > top:
-        gray = Image.fromarray((shares * 255).astype(np.uint8))
+        gray = Image.fromarray((probabilities * 255).astype(np.uint8))
         resized = gray.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
         mask[top:bottom, left:right] = np.asarray(resized) > 127
     return mask

@@ -7,9 +7,10 @@ import os
 import shutil
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
+from torch import nn
 
 from sightloop.checkpoints.key_map import export_state_dict, native_state_dict
 from sightloop.checkpoints.mask_decoder import FILE, save_mask_decoder
@@ -24,6 +25,7 @@ from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.attention import Linear
 from sightloop.nn.prepack import pack, unpack
 from sightloop.nn.quantize import is_quantized
+from sightloop.protocols import Network, PromptedNetwork, require
 from sightloop.tasks.region_parser import IGNORED_PHRASES
 from sightloop.types import ImageSpec, JsonMapping
 
@@ -34,7 +36,7 @@ class Saveable(Protocol):
     """What is written of a model."""
 
     name: str
-    network: Any
+    network: Network
     family: str
     tokenizer: Tokenizer
     image_spec: ImageSpec
@@ -42,6 +44,9 @@ class Saveable(Protocol):
     dtype: torch.dtype
     decoding: JsonMapping
     masks: MaskDecoder | None
+
+    @property
+    def module(self) -> nn.Module: ...
 
 
 def save(
@@ -62,10 +67,10 @@ def save(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{folder}: is there already; choose a new folder, or empty this one first")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if any(isinstance(module, Linear) and is_quantized(module) for module in model.network.modules()):
+    if any(isinstance(module, Linear) and is_quantized(module) for module in model.module.modules()):
         raise UsageError(f"{model.name}: was loaded in few bits; load it without `quantize` to save it")
     temporary = target.parent / f".sightloop-{target.name}-{os.getpid()}.tmp"
-    unpack(model.network)
+    unpack(model.module)
     try:
         if layout == "sightloop":
             _write_own(model, temporary)
@@ -79,7 +84,7 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if model.device.type == "cpu":
-            pack(model.network)
+            pack(model.module)
 
 
 def _write_own(model: Saveable, folder: Path) -> None:
@@ -96,21 +101,21 @@ def _write_own(model: Saveable, folder: Path) -> None:
         folder / "config.json",
     )
     model.tokenizer.save(folder)
-    write_safetensors(native_state_dict(model.network), folder / "model.safetensors")
+    write_safetensors(native_state_dict(model.module), folder / "model.safetensors")
 
 
 def _write_transformers(model: Saveable, folder: Path) -> None:
     family = FAMILIES[model.family]
     parts = family.to_transformers(model.network.config)
     tensors = export_state_dict(
-        model.network, key_map_of(family.layouts["transformers"], model.network.config)
+        model.module, key_map_of(family.layouts["transformers"], model.network.config)
     )
     for name, (config, prefixes) in parts.items():
         part = folder / name if name else folder
         part.mkdir(parents=True)
         write_json({**config, "dtype": str(model.dtype).removeprefix("torch.")}, part / "config.json")
         if model.decoding and family.generation:
-            end_id = model.network.config.end_id
+            end_id = require(model.network, PromptedNetwork).config.end_id
             write_json(generation_config(model.decoding, config, end_id), part / "generation_config.json")
         images = spec_to_transformers(model.image_spec, family.image_processor)
         size = model.image_spec.crop or model.image_spec.resize

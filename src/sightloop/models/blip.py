@@ -1,4 +1,4 @@
-"""BLIP: one image tower; a text encoder that embeds (ITC) and judges (ITM); a text decoder that writes (LM).
+"""BLIP: an image tower, a text encoder that embeds (ITC) and matches (ITM), and a text decoder that writes (LM).
 
 Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hold any of the parts.
 """
@@ -6,7 +6,6 @@ Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hol
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +14,37 @@ from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import ACTIVATIONS
 from sightloop.towers.text import DecodeState, TextConfig, TextTower
 from sightloop.towers.vit import Vit, VitConfig
-from sightloop.types import Encoded
+from sightloop.types import Encoded, LogitActivation
 
 
 @dataclass(frozen=True, slots=True)
 class BlipConfig:
-    """The towers' sizes, which parts there are, and the special tokens.
+    """Sizes of BLIP's towers, which parts there are, and the special tokens.
 
-    decoder_memory_dim: width of what the decoder reads: an image's tokens, or in VQA the states of the question.
-    embed_dim: width of the ITC space, None without the projections. shared: encoder and decoder share all parameters
-    but those of self-attention (the paper's table 3). tied_words: the LM head's matrix is the word embedding.
-    encoder_start: the id that the text encoder reads first when it looks at an image, None to keep [CLS]: the
-    original code puts [ENC] there, `transformers` does not. answers: beside captions, the one decoder also answers
-    from the states of a question; it reads both, so images and texts then have one width (ValueError if not).
-    labels: classes of images that were learned, which one more layer tells apart. match_cosine: what ITC's cosine
-    adds to ITM's logit of a match, times; 0 in the paper (`training.calibration` sets it).
+    Args:
+        vision: the image tower's config.
+        text: config of the text encoder and, with another memory, of the text decoder.
+        decoder_memory_dim: width of the decoder's memory: image tokens, or in VQA the question's states.
+        encoder: whether there is a text encoder.
+        decoder: whether there is a text decoder.
+        matching: whether there is an ITM head.
+        embed_dim: width of the ITC space, None without the projections.
+        temperature: whether there is a learned ITC temperature.
+        shared: encoder and decoder share all parameters but those of self-attention (the paper's table 3).
+        tied_words: the LM head's matrix is the token embedding.
+        start_id: id that the decoder reads first ([DEC]).
+        end_id: id of EOS ([SEP]).
+        pad_id: id of padding.
+        encoder_start: id that the text encoder reads first beside an image ([ENC] in the original code); None to keep
+            [CLS], as `transformers` does.
+        answers: the one decoder captions images and answers questions from their states; it reads both, so image and
+            text tower have one width.
+        labels: names of fine-tuned classes; a linear head on the class token's state tells them apart.
+        match_cosine: weight of the ITC cosine that is added to the ITM logit of "match"; 0 in the paper, set by
+            `training.calibration`.
+
+    Raises:
+        ValueError: `answers` without encoder and decoder of one width.
     """
 
     vision: VitConfig
@@ -58,7 +73,7 @@ class BlipConfig:
 
 
 class LmHead(nn.Module):
-    """BERT's language-modelling head: dense, activation, norm, then a score for every word `[..., D]` -> `[..., V]`."""
+    """BERT's language modeling head: dense, activation, norm, then a logit for every word: `[..., D]` -> `[..., V]`."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -72,30 +87,33 @@ class LmHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Text tower and LM head: writes a text for a memory (image tokens, or the states of a question)."""
+    """Text decoder over a memory (image tokens, or the states of a question): text tower and LM head."""
 
     def __init__(self, config: TextConfig, *, tied_words: bool) -> None:
         super().__init__()
         self.text = TextTower(config)
         self.head = LmHead(config)
         if tied_words:
-            self.head.words.weight = cast(nn.Parameter, self.text.word.weight)
+            self.head.words.weight = self.text.word_weight
 
     def start(self, memory: Encoded, capacity: int) -> DecodeState:
-        """A decoding state with one row a memory, for up to `capacity` tokens a row."""
+        """Decoder state with one row a memory, tokens `[B, N, D]`, for up to `capacity` tokens a row."""
         return self.text.start(memory, capacity)
 
     def next_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Scores of the token after ids: ids `[R, L]` -> `[R, V]`."""
+        """Appends ids `[R, L]` -> logits `[R, V]` of the token after them."""
         return self.head(self.text.step(ids, state)[:, -1])
 
     def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Scores of the token after each of ids: ids `[R, L]` -> `[R, L, V]`."""
+        """Appends ids `[R, L]` -> logits `[R, L, V]` of the token after each of them."""
         return self.head(self.text.step(ids, state))
 
 
 class Blip(nn.Module):
-    """All heads of BLIP over one image tower; what a checkpoint lacks is absent."""
+    """BLIP: all heads over one image tower; parts that a checkpoint lacks are absent."""
+
+    activation: LogitActivation = "softmax"
+    embeds_first_token = True
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -120,10 +138,10 @@ class Blip(nn.Module):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """The verbs that this checkpoint's parts allow."""
+        """Verbs that this checkpoint's parts allow."""
         config = self.config
         embeds = config.encoder and config.embed_dim is not None
-        there = {
+        parts = {
             "embed": embeds,
             "similarity": embeds,
             "classify": (embeds and config.temperature) or bool(config.labels),
@@ -133,14 +151,45 @@ class Blip(nn.Module):
             "caption": config.decoder and (config.answers or not config.encoder or config.matching),
             "answer": config.answers or (config.decoder and config.encoder and not config.matching),
         }
-        return frozenset(job for job in there if there[job])
+        return frozenset(name for name in parts if parts[name])
+
+    @property
+    def objectives(self) -> frozenset[str]:
+        """Training objectives that its parts allow."""
+        config = self.config
+        embeds = config.embed_dim is not None and config.temperature
+        parts = {
+            "itc": embeds and config.encoder,
+            "itm": embeds and config.matching,
+            "lm": config.decoder and config.decoder_memory_dim == config.vision.dim,
+            "vqa": config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
+            "mlm": config.encoder,
+            "mim": config.vision.has_class_token,
+            "classes": True,
+        }
+        return frozenset(name for name in parts if parts[name])
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the ITC space, 0 without the projections."""
+        return self.config.embed_dim or 0
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding."""
+        return self.config.pad_id
+
+    @property
+    def match_cosine(self) -> float | None:
+        """Weight of the ITC cosine in the logit of "match"; None if it cannot be added."""
+        return self.config.match_cosine
 
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]`)."""
+        """Image tower: pixels `[B, 3, S, S]` -> tokens `[B, N, D]`, pooled `[B, D]`."""
         return self.vision(pixels)
 
     def embed_image(self, image: Encoded) -> Tensor:
-        """-> `[B, P]`, unit length (ITC)."""
+        """B encoded images -> `[B, P]`, unit length (ITC)."""
         return nn.functional.normalize(self.image_projection(image.tokens[:, 0]), dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -149,15 +198,30 @@ class Blip(nn.Module):
         return nn.functional.normalize(self.text_projection(first), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:
-        """Cosines -> logits: divided by the learned ITC temperature."""
+        """Cosines `[...]` -> logits `[...]`: divided by the learned ITC temperature."""
         return similarity / self.temperature
 
     def label_logits(self, image: Encoded) -> Tensor:
-        """The learned classes: `[B, len(labels)]`."""
+        """B encoded images -> logits `[B, C]` of the fine-tuned classes."""
         return self.classes(image.pooled)
 
+    def add_label_head(self, labels: tuple[str, ...]) -> nn.Module:
+        """Replaces the head for fine-tuned classes and returns it, to be initialized."""
+        self.config = replace(self.config, labels=labels)
+        self.classes = Linear(self.config.vision.dim, len(labels))
+        return self.classes
+
     def encode_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
-        """Texts read beside their image: ids `[R, L]`, R a multiple of B, the rows of one image together."""
+        """Text encoder with cross-attention to the image (the image-grounded encoder of figure 2).
+
+        Args:
+            image: B encoded images.
+            ids: `[R, L]`, R a multiple of B, the texts of one image together.
+            lengths: `[R]`, tokens without padding.
+
+        Returns:
+            tokens `[R, L, D]`, pooled `[R, D]` (the first token's state), mask `[R, L]`.
+        """
         if self.config.encoder_start is not None:
             ids = ids.clone()
             ids[:, 0] = self.config.encoder_start
@@ -167,7 +231,7 @@ class Blip(nn.Module):
         return Encoded(tokens, tokens[:, 0], mask)
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ITM: `[R, 2]`, (no match, match), for R texts over B images, the texts of one image together."""
+        """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together."""
         logits = self.match_head(self.encode_text(image, ids, lengths).pooled)
         if self.config.match_cosine:
             texts = self.embed_text(ids, lengths).unflatten(0, (len(image.tokens), -1))
@@ -175,13 +239,37 @@ class Blip(nn.Module):
             logits[:, 1] += self.config.match_cosine * cosines
         return logits
 
+    def calibrate_match(self, threshold: float, match_cosine: float) -> None:
+        """Subtracts a threshold from the logit of "match", and sets the weight of the ITC cosine."""
+        self.config = replace(self.config, match_cosine=match_cosine)
+        bias = self.match_head.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias[1] -= threshold
+
+    def frame_text(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokenized texts, ids `[R, L]` and lengths `[R]`, with the decoder's first token in place of [CLS]."""
+        ids = ids.clone()
+        ids[:, 0] = self.config.start_id
+        return ids, lengths
+
+    def decoder_states(self, memory: Encoded, ids: Tensor) -> Tensor:
+        """For training: ids `[R, L]` over B memories, tokens `[B, N, D]` -> states `[R, L, D]`, causal."""
+        mask = None if memory.mask is None else memory.mask[:, None, None, :]
+        tower = self.decoder.text
+        return tower(ids, causal=True, memory=tower.memory(memory.tokens), memory_mask=mask).tokens
+
+    def lm_logits(self, states: Tensor) -> Tensor:
+        """The decoder's states `[..., D]` -> next-token logits `[..., V]`."""
+        return self.decoder.head(states)
+
 
 def _share(encoder: TextTower, writer: Decoder) -> None:
-    """Give the decoder the encoder's modules, all but self-attention and its norm (the paper, section 3.1)."""
+    """Gives the decoder the encoder's modules, all but self-attention and its norm (the paper, section 3.1)."""
     decoder = writer.text
-    if writer.head.words.weight is decoder.word.weight:  # stays tied, to the words that both now have
-        writer.head.words.weight = cast(nn.Parameter, encoder.word.weight)
+    if writer.head.words.weight is decoder.word.weight:  # stays tied, to the embedding that both now have
+        writer.head.words.weight = encoder.word_weight
     decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
-    for theirs, ours in zip(encoder.blocks, decoder.blocks, strict=True):
+    for source, target in zip(encoder.blocks, decoder.blocks, strict=True):
         for name in ("cross", "norm_cross", "mlp", "norm2"):
-            setattr(ours, name, getattr(theirs, name))
+            setattr(target, name, getattr(source, name))

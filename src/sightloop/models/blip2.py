@@ -1,35 +1,49 @@
-"""BLIP-2: a few learned queries read a frozen image tower and tell a frozen language model what they saw.
+"""BLIP-2: learned queries (the Q-Former) read a frozen image tower and feed a frozen language model.
 
-Li et al. 2023, arXiv 2301.12597, section 3. Stage 1 teaches the queries beside texts (ITC, ITM, LM); stage 2 puts them
-in front of the words of a language model, OPT or T5. A checkpoint holds one of the two.
+Li et al. 2023, arXiv 2301.12597, section 3. Stage 1 trains the queries beside texts (ITC, ITM, LM); stage 2 puts them
+before the words of a language model, OPT or T5. A checkpoint holds one of the two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.models.blip import LmHead
-from sightloop.models.chat_templates import QUESTIONS, render_questions
+from sightloop.models.chat_templates import QUESTION_PROMPTS, render_questions
 from sightloop.nn.attention import Linear, attention_mask
-from sightloop.nn.blocks import Block
 from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, insert_image_tokens
 from sightloop.towers.vit import Vit, VitConfig
-from sightloop.types import Encoded
+from sightloop.types import Encoded, LogitActivation, Message
 
 
 @dataclass(frozen=True, slots=True)
 class Blip2Config:
-    """queries: the Q-Former, whose "words" are the queries. texts: its other side, which reads words (stage 1), with
-    ITC's width `embed_dim` and, if `matching`, the ITM head. language: what writes (stage 2), and `encoder`, T5's.
+    """Sizes of BLIP-2's parts, and the special tokens.
 
-    image_id: the id in a prompt that stands for one query's state. start_ids: what the language model's text starts
-    from: nothing (OPT) or its first token (T5); in stage 1 the first token of a text that is written. end_id, pad_id:
-    of the language model, or of `texts`. writes: `texts` has the head that stage 1 trains and nothing needs later.
-    Raises ValueError unless it is one of the two stages.
+    Args:
+        vision: the image tower's config.
+        queries: the Q-Former's image side; its "vocabulary" is the queries.
+        texts: the Q-Former's text side (stage 1), None in stage 2.
+        language: the language model (stage 2), None in stage 1.
+        encoder: T5's encoder, None with OPT.
+        embed_dim: width of the ITC space, None without the projections.
+        matching: whether there is an ITM head.
+        temperature: whether there is a learned ITC temperature.
+        image_id: id in a prompt that stands for one query's state.
+        start_ids: ids that the language model's text starts from: () with OPT, T5's first token; in stage 1 the first
+            token of a caption.
+        end_id: id of EOS, of the language model or of `texts`.
+        pad_id: id of padding.
+        writes: `texts` has the LM head that stage 1 trains and nothing needs later.
+        labels: names of fine-tuned classes; always ().
+
+    Raises:
+        ValueError: not exactly one of `texts` and `language` is set.
     """
 
     vision: VitConfig
@@ -53,15 +67,20 @@ class Blip2Config:
 
     @property
     def text(self) -> TextConfig:
-        """The tower that reads what a caller writes."""
-        return self.texts or self.encoder or cast(LanguageConfig, self.language).text
+        """Config of the tower that reads what a caller writes."""
+        if self.language is None or self.encoder is not None:
+            text = self.texts or self.encoder
+            assert text is not None  # one of the two stages
+            return text
+        return self.language.text
 
 
 class Blip2(nn.Module):
     """Image tower, Q-Former, and the heads of stage 1 or the language model of stage 2."""
 
-    prompts = QUESTIONS
-    render_chat = staticmethod(render_questions)
+    prompts: ClassVar[Mapping[str, str]] = QUESTION_PROMPTS
+    activation: LogitActivation = "softmax"
+    embeds_first_token = False
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__()
@@ -79,7 +98,7 @@ class Blip2(nn.Module):
             _share(self.queries, self.texts)
             if config.writes:
                 self.head = LmHead(config.texts)
-                self.head.words.weight = cast(nn.Parameter, self.texts.word.weight)
+                self.head.words.weight = self.texts.word_weight
         if config.embed_dim is not None:
             self.image_projection = Linear(config.queries.dim, config.embed_dim)
             self.text_projection = Linear(config.queries.dim, config.embed_dim)
@@ -90,40 +109,94 @@ class Blip2(nn.Module):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """The verbs that this checkpoint's parts allow."""
+        """Verbs that this checkpoint's parts allow."""
         config = self.config
         writes, embeds = config.language is not None, config.embed_dim is not None
-        there = {"caption": writes, "answer": writes, "chat": writes, "embed": embeds, "similarity": embeds}
-        there |= {"classify": embeds and config.temperature, "match": config.matching}
-        there["rank"] = embeds and config.matching
-        return frozenset(job for job in there if there[job])
+        parts = {"caption": writes, "answer": writes, "chat": writes, "embed": embeds, "similarity": embeds}
+        parts |= {"classify": embeds and config.temperature, "match": config.matching}
+        parts["rank"] = embeds and config.matching
+        return frozenset(name for name in parts if parts[name])
+
+    @property
+    def objectives(self) -> frozenset[str]:
+        """Training objectives that its parts allow."""
+        config = self.config
+        embeds = config.embed_dim is not None and config.temperature
+        parts = {
+            "itc": embeds,
+            "itm": embeds and config.matching,
+            "lm": config.writes or config.language is not None,
+            "prompted": config.language is not None and not config.start_ids,
+        }
+        return frozenset(name for name in parts if parts[name])
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The prompt of a conversation, IMAGE_PLACEHOLDER for each of its images."""
+        return render_questions(messages)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the ITC space, 0 without the projections."""
+        return self.config.embed_dim or 0
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding."""
+        return self.config.pad_id
+
+    @property
+    def match_cosine(self) -> float | None:
+        """Weight of the ITC cosine in the logit of "match"; None if it cannot be added."""
+        return None
+
+    @property
+    def answer_start(self) -> tuple[int, ...]:
+        """Ids that every answer begins with: none."""
+        return ()
 
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """pixels `[B, 3, S, S]` -> what the rest reads: the image tower's tokens `[B, N, D]` in stage 1, the queries'
-        states among words, `[B, Q, language D]`, in stage 2."""
+        """Image memory of the checkpoint's stage.
+
+        Args:
+            pixels: `[B, 3, S, S]`.
+
+        Returns:
+            Stage 1: the image tower's tokens `[B, N, D]`. Stage 2: the queries' states in the language model's width,
+            `[B, Q, D]`.
+        """
         image = self.vision(pixels)
         return image if self.config.language is None else Encoded(self.projection(self.encode_queries(image)))
 
     def encode_queries(self, image: Encoded) -> Tensor:
-        """The queries' states after a look at B images `[B, N, D]`, without any text: `[B, Q, queries D]`."""
-        asks = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
-        return self.queries.read(asks, memory=self.queries.memory(image.tokens))
+        """The Q-Former over images alone: the image tower's tokens `[B, N, D]` -> queries' states `[B, Q, D]`."""
+        queries = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
+        return self.queries.read(queries, memory=self.queries.memory(image.tokens))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
-        """What the language model goes on from: image_tokens `[K, D]`, those of all images in order; ids `[R, L]`
-        with `image_id` where each stands; real: bool `[R, L]`, False = padding, in front. Images come before all
-        words, the first token of a text too."""
+        """Prefix of the language model, or T5's encoder output: image tokens first, then the words, BOS included.
+
+        Args:
+            image_tokens: `[K, D]`, those of all images in the order of their places in `ids`.
+            ids: `[R, L]`, `image_id` for each image token.
+            valid_mask: bool `[R, L]`, False for padding, which comes first.
+
+        Returns:
+            tokens `[R, L, D]`, mask `valid_mask`.
+        """
+        # Stable sort by class: padding (0), image tokens (1), words (2).
         order = (valid_mask.long() + (valid_mask & (ids != self.config.image_id))).argsort(dim=1, stable=True)
         ids = ids.gather(1, order)
-        x = insert_image_tokens(
-            self.language.text.embed_tokens(ids), image_tokens, ids, self.config.image_id, valid_mask
-        )
+        words = self.language.text.embed_tokens(ids)  # [R, L, D]
+        x = insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask)
         if self.config.encoder is None:
             return Encoded(x, mask=valid_mask)
         return Encoded(self.encoder.read(x, valid_mask=valid_mask), mask=valid_mask)
 
     def embed_image(self, image: Encoded) -> Tensor:
-        """-> `[B, Q, P]`, each query's, unit length (ITC). A text is compared with the nearest (section 3.1)."""
+        """B encoded images -> `[B, Q, P]`, a unit vector for each query (ITC).
+
+        The similarity of a text is that of its nearest query (section 3.1).
+        """
         return nn.functional.normalize(self.image_projection(self.encode_queries(image)), dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -132,52 +205,91 @@ class Blip2(nn.Module):
         return nn.functional.normalize(self.text_projection(first), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:
-        """Cosines -> logits: divided by the learned ITC temperature."""
+        """Cosines `[...]` -> logits `[...]`: divided by the learned ITC temperature."""
         return similarity / self.temperature
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ITM: `[R, 2]`, (no match, match), for R texts over B images, the texts of one image together. The mean of
-        the queries' opinions."""
+        """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together.
+
+        The logits are the mean over the queries.
+        """
         count = self.config.queries.vocab
-        real = torch.arange(count + ids.shape[1], device=ids.device) < (count + lengths)[:, None]
-        states = self.encode_pairs(image, ids, real[:, None, None])
+        valid_mask = torch.arange(count + ids.shape[1], device=ids.device) < (count + lengths)[:, None]
+        states = self.encode_pairs(image, ids, valid_mask[:, None, None])
         return self.match_head(states[:, :count]).mean(dim=1)
 
+    def calibrate_match(self, threshold: float, match_cosine: float) -> None:
+        """Subtracts a threshold from the logit of "match"; the weight of the ITC cosine stays 0."""
+        bias = self.match_head.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias[1] -= threshold
+
     def encode_pairs(self, image: Encoded, ids: Tensor, mask: Tensor) -> Tensor:
-        """Queries and words that see each other as far as the mask lets them, and queries alone the image
-        (figure 2): ids `[R, L]` over B images, mask bool `[R, 1, 1 or Q + L, Q + L]` -> `[R, Q + L, D]`."""
+        """The Q-Former over queries and words; only the queries cross-attend to the image (figure 2).
+
+        Args:
+            image: the image tower's tokens `[B, N, D]`.
+            ids: `[R, L]`, R a multiple of B, the texts of one image together.
+            mask: bool `[R, 1, 1 or Q + L, Q + L]`, True = attend.
+
+        Returns:
+            States `[R, Q + L, D]`.
+        """
         count = self.config.queries.vocab
-        asks = self.queries.word.weight.expand(ids.shape[0], -1, -1)
-        places = torch.arange(ids.shape[1], device=ids.device)[None]
-        words = self.texts.add_positions(self.texts.embed_tokens(ids), places)
-        x = torch.cat([self.queries.add_positions(asks, places), words], dim=1)
-        sides = zip(self.queries.blocks, self.texts.blocks, strict=True)
-        for (query, text), memory in zip(sides, self.queries.memory(image.tokens), strict=True):
-            x = cast(Block, query).self_attention_half(x, mask)
-            seen = cast(Block, query).mlp_half(x[:, :count], memory)
-            x = torch.cat([seen, cast(Block, text).mlp_half(x[:, count:])], dim=1)
+        queries = self.queries.word.weight.expand(ids.shape[0], -1, -1)  # [R, Q, D]
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        words = self.texts.add_positions(self.texts.embed_tokens(ids), positions)  # [R, L, D]
+        x = torch.cat([self.queries.add_positions(queries, positions), words], dim=1)
+        layers = zip(self.queries.layers, self.texts.layers, self.queries.memory(image.tokens), strict=True)
+        for query_block, text_block, memory in layers:
+            x = query_block.self_attention_half(x, mask)  # shared by both sides
+            query_states = query_block.mlp_half(x[:, :count], memory)
+            x = torch.cat([query_states, text_block.mlp_half(x[:, count:])], dim=1)
         return x
 
-    def decoder_states(self, image: Encoded, ids: Tensor) -> Tensor:
-        """For training: states `[R, L, D]` of texts that are written, ids `[R, L]` with their first token, over B
-        images of `encode_image`; what `head` or `language.logits` reads. A word sees queries and words before it."""
+    def frame_text(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokenized texts, ids `[R, L]` and lengths `[R]`, with the first and last token that the decoder expects.
+
+        Stage 1 replaces the first token by [DEC]. OPT's tokenizer adds no EOS, T5's no first token: `[R, L + 1]`.
+        """
+        start, count = self.config.start_ids, len(ids)
+        if self.config.language is None:
+            ids = ids.clone()
+            ids[:, 0] = start[0]
+            return ids, lengths
+        if start:
+            return torch.cat([ids.new_full((count, 1), start[0]), ids], dim=1), lengths + 1
+        ids = nn.functional.pad(ids, (0, 1), value=self.config.pad_id)
+        return ids.scatter(1, lengths[:, None], self.config.end_id), lengths + 1
+
+    def decoder_states(self, memory: Encoded, ids: Tensor) -> Tensor:
+        """For training: ids `[R, L]` over the B memories of `encode_image` -> states `[R, L, D]`.
+
+        A word attends to the queries and to the words before it.
+        """
         rows, count = ids.shape[0], self.config.queries.vocab
         if self.config.language is None:
-            real = torch.ones(rows, count + ids.shape[1], dtype=torch.bool, device=ids.device)
-            whole = (torch.arange(real.shape[1], device=ids.device) < count).expand_as(real)
-            return self.encode_pairs(image, ids, attention_mask(real, prefix_mask=whole))[:, count:]
+            valid_mask = torch.ones(rows, count + ids.shape[1], dtype=torch.bool, device=ids.device)
+            prefix_mask = (torch.arange(valid_mask.shape[1], device=ids.device) < count).expand_as(valid_mask)
+            mask = attention_mask(valid_mask, prefix_mask=prefix_mask)
+            return self.encode_pairs(memory, ids, mask)[:, count:]
         tower = self.language.text
         words = tower.embed_tokens(ids)
         if self.config.encoder is None:
-            before = image.tokens.repeat_interleave(rows // image.tokens.shape[0], dim=0)
-            return tower.read(torch.cat([before, words], dim=1), causal=True)[:, count:]
-        end = tower.embed_tokens(ids.new_full((image.tokens.shape[0], 1), self.config.end_id))
-        seen = self.encoder.read(torch.cat([image.tokens, end], dim=1))
-        return tower.read(words, causal=True, memory=tower.memory(seen))
+            prefix = memory.tokens.repeat_interleave(rows // memory.tokens.shape[0], dim=0)
+            return tower.read(torch.cat([prefix, words], dim=1), causal=True)[:, count:]
+        end = tower.embed_tokens(ids.new_full((memory.tokens.shape[0], 1), self.config.end_id))
+        encoded = self.encoder.read(torch.cat([memory.tokens, end], dim=1))
+        return tower.read(words, causal=True, memory=tower.memory(encoded))
+
+    def lm_logits(self, states: Tensor) -> Tensor:
+        """The decoder's states `[..., D]` -> next-token logits `[..., V]`."""
+        return self.head(states) if self.config.language is None else self.language.logits(states)
 
 
 def _share(queries: TextTower, texts: TextTower) -> None:
-    """The two sides of the Q-Former have one self-attention, and one norm of what goes in (section 3.1)."""
+    """Gives both sides of the Q-Former one self-attention and one norm of their input (section 3.1)."""
     texts.norm = queries.norm
-    for query, text in zip(queries.blocks, texts.blocks, strict=True):
-        text.attn, text.norm1 = query.attn, query.norm1
+    for query_block, text_block in zip(queries.layers, texts.layers, strict=True):
+        text_block.attn, text_block.norm1 = query_block.attn, query_block.norm1

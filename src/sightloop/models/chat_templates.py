@@ -1,38 +1,21 @@
-"""The forms in which conversations are written for language models, as data. No template of a checkpoint is ever run:
-its text is compared with what the known forms write, and one that is not known is an error when it is needed.
+"""Chat templates: the forms in which conversations are written for language models, as data.
+
+No template of a checkpoint is ever run. `checkpoints.chat_templates` recognizes its text as one of these.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
 
 from sightloop.errors import UnsupportedError, UsageError
-from sightloop.types import Message
+from sightloop.types import IMAGE_PLACEHOLDER, ChatTemplate, Message
 
-IMAGE_PLACEHOLDER = "<image>"
 _CURIOUS = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. "
 )
-# What LLaVA 1.5 was trained to answer with one sentence about the image (Liu et al. 2023, table 7).
+# The instruction that LLaVA 1.5 was trained to answer with a one-sentence caption (Liu et al. 2023, table 7).
 _CAPTION = "Provide a one-sentence caption for the provided image."
-
-
-@dataclass(frozen=True, slots=True)
-class ChatTemplate:
-    """How each role's words are written, `{}` for them; `asks`: what the answer follows. opening: what comes first
-    where no message is of the system. literals: what the hub's template of this form prints, apart from the words."""
-
-    user: str
-    assistant: str
-    system: str
-    asks: str
-    literals: frozenset[str]
-    opening: str = ""
 
 
 _VICUNA = frozenset((": ", IMAGE_PLACEHOLDER + "\n", " ", "ASSISTANT:"))
@@ -40,7 +23,7 @@ _MISTRAL = frozenset(("<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", IMAGE_PLACEHOLDE
 _INST = "[INST] {} [/INST]"
 _SYS = "<<SYS>>\n{}\n<</SYS>>\n\n"
 
-QUESTIONS: Mapping[str, str] = {
+QUESTION_PROMPTS: Mapping[str, str] = {
     "caption": IMAGE_PLACEHOLDER,
     "prompt": f"{IMAGE_PLACEHOLDER}{{}}",
     "answer": f"{IMAGE_PLACEHOLDER}Question: {{}} Answer:",
@@ -60,72 +43,23 @@ CHAT_TEMPLATES: Mapping[str, ChatTemplate] = {
 }
 
 
-def template_name(template: str) -> str:
-    """The name of the form that a chat template (Jinja) writes, "" for one that is not known.
-
-    Known by the literals that it prints: comments, spacing and what it calls its variables make no difference.
-    """
-    printed = "".join(re.findall(r"\{\{-?(.*?)-?\}\}", re.sub(r"\{#.*?#\}", "", template, flags=re.S), re.S))
-    indices = re.compile(r"\[\s*(['\"]).*?\1\s*\]|raise_exception\(.*?\)")  # message['role'], errors
-    found = re.findall(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", indices.sub("", printed))
-    literals = frozenset(_unescaped(single or double) for single, double in found) - {""}
-    return next(
-        (name for name, form in CHAT_TEMPLATES.items() if literals in (form.literals, _own(form))), ""
-    )
-
-
-def _own(form: ChatTemplate) -> frozenset[str]:
-    """What `template_of` prints."""
-    shapes = (form.user, form.assistant, form.system)
-    return frozenset(
-        (
-            *chain.from_iterable(s.split("{}") for s in shapes),
-            form.asks,
-            form.opening,
-            f"{IMAGE_PLACEHOLDER}\n",
-        )
-    ) - {""}
-
-
-def jinja_template(name: str) -> str:
-    """A chat template (Jinja) that writes the form, for other programs; `form_of` knows it."""
-    form = CHAT_TEMPLATES[name]
-
-    def part(kind: str, value: str) -> str:
-        return f"{{% for c in m['content'] if c['type'] == '{kind}' %}}{{{{ {value} }}}}{{% endfor %}}"
-
-    def said(role: str, shape: str, between: str) -> str:
-        before, after = (json.dumps(text) for text in shape.split("{}"))
-        return f"{{% {between} m['role'] == '{role}' %}}{{{{ {before} }}}}{pictures}{words}{{{{ {after} }}}}"
-
-    pictures, words = part("image", json.dumps(f"{IMAGE_PLACEHOLDER}\n")), part("text", "c['text']")
-    turns = (
-        said("system", form.system, "if")
-        + said("user", form.user, "elif")
-        + said("assistant", form.assistant, "elif")
-    )
-    opening = (
-        f"{{% if messages[0]['role'] != 'system' %}}{{{{ {json.dumps(form.opening)} }}}}{{% endif %}}"
-        if form.opening
-        else ""
-    )
-    asks = (
-        f"{{% if add_generation_prompt %}}{{{{ {json.dumps(form.asks)} }}}}{{% endif %}}" if form.asks else ""
-    )
-    return f"{opening}{{% for m in messages %}}{turns}{{% endif %}}{{% endfor %}}{asks}"
-
-
 def render_chat(name: str, messages: Sequence[Message]) -> str:
-    """The prompt of a conversation in the form `name`, up to where the assistant's next words stand.
+    """The prompt of a conversation, up to the assistant's next words.
 
-    The images of a message come before its text, PICTURE and a line's end for each. Raises UnsupportedError where
-    the form is not known, UsageError where the last message is not the user's or a role is none of "system" (first
-    only), "user", "assistant".
+    The images of a message come before its text, each as IMAGE_PLACEHOLDER and a newline.
+
+    Args:
+        name: of CHAT_TEMPLATES.
+        messages: the conversation, ending with the user's message.
+
+    Raises:
+        UnsupportedError: there is no template of that name.
+        UsageError: the last message is not the user's, or a role is none of "system" (first only), "user", "assistant".
     """
-    form = _form(name)
+    template = _template(name)
     if not messages or messages[-1].role != "user":
         raise UsageError("messages: the last one must be the user's, for the model to answer")
-    out = "" if messages[0].role == "system" else form.opening
+    out = "" if messages[0].role == "system" else template.opening
     for place, message in enumerate(messages):
         if message.role not in ("system", "user", "assistant") or (message.role == "system" and place):
             raise UsageError(
@@ -136,30 +70,32 @@ def render_chat(name: str, messages: Sequence[Message]) -> str:
         if message.images and message.role != "user":
             raise UsageError(f"messages[{place}]: only the user's messages have images")
         words = f"{IMAGE_PLACEHOLDER}\n" * len(message.images) + message.text
-        out += {"user": form.user, "assistant": form.assistant, "system": form.system}[message.role].format(
-            words
-        )
-    return out + form.asks
+        out += {"user": template.user, "assistant": template.assistant, "system": template.system}[
+            message.role
+        ].format(words)
+    return out + template.asks
 
 
 def render_questions(messages: Sequence[Message]) -> str:
-    """The prompt of a conversation as BLIP-2 was asked (Li et al. 2023, section 4.1): "Question: ... Answer: ...", the
-    images before all words. Raises UsageError as `dialogue` does."""
+    """The prompt of a conversation with BLIP-2 (Li et al. 2023, section 4.1): images, then "Question: ... Answer: ...".
+
+    Raises UsageError as `render_chat` does.
+    """
     text = render_chat("questions", messages)
     return IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER) + text.replace(f"{IMAGE_PLACEHOLDER}\n", "")
 
 
 def template_prompts(name: str) -> Mapping[str, str]:
-    """Job -> prompt of one image: PICTURE where it stands, "{}" for the caller's words; see `inference.prompting`."""
-    form = _form(name)
+    """Task -> prompt about one image in a chat template: IMAGE_PLACEHOLDER for it, "{}" for the caller's words."""
+    template = _template(name)
 
     def one(words: str) -> str:
-        return form.opening + form.user.format(f"{IMAGE_PLACEHOLDER}\n{words}") + form.asks
+        return template.opening + template.user.format(f"{IMAGE_PLACEHOLDER}\n{words}") + template.asks
 
     return {"caption": one(_CAPTION), "answer": one("{}"), "prompt": one("{}")}
 
 
-def _form(name: str) -> ChatTemplate:
+def _template(name: str) -> ChatTemplate:
     if name not in CHAT_TEMPLATES:
         raise UnsupportedError(
             "the chat template of this checkpoint is of no known form, and it is not run; known: those of "
@@ -167,9 +103,3 @@ def _form(name: str) -> ChatTemplate:
             "(chat_template.jinja, chat_template.json) to prompt it as its language model was trained"
         )
     return CHAT_TEMPLATES[name]
-
-
-def _unescaped(literal: str) -> str:
-    """What Jinja makes of an escaped literal: `\\n` and the like, as Python reads them; an unknown one stays."""
-    known = {"n": "\n", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
-    return re.sub(r"\\(.)", lambda found: known.get(found[1], found[0]), literal, flags=re.S)

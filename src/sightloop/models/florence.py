@@ -1,13 +1,14 @@
-"""Florence-2: an image tower and an encoder-decoder that writes captions, boxes and outlines alike, as words.
+"""Florence-2: an image tower and an encoder-decoder that writes captions, boxes and outlines as text.
 
-Xiao et al. 2023, arXiv 2311.06242, section 4. Places in the image are 1,000 words of their own, `<loc_0>` to
-`<loc_999>`, from left to right and from top to bottom.
+Xiao et al. 2023, arXiv 2311.06242, section 4. Coordinates are 1,000 location tokens, `<loc_0>` to `<loc_999>`, from
+left to right and from top to bottom.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,21 @@ from sightloop.types import Encoded
 
 @dataclass(frozen=True, slots=True)
 class FlorenceConfig:
-    """text: the encoder, which reads image and prompt; language: the decoder. image_id: the id that stands for one
-    image token, which need not be in the vocabulary. grid: rows and columns that have a position. frames: rows of
-    the table of times, of which an image is the first. bos_id: what every text begins with, after `start_ids`.
-    ignored_phrases: phrases that stand for no thing, whose boxes are left out; None for the usual ones.
-    untied_decoder: the
-    decoder reads words in a table of its own.
+    """Sizes of Florence-2's towers, and the special tokens.
+
+    Args:
+        vision: the image tower's config.
+        text: the encoder's, which reads image tokens and prompt.
+        language: the decoder's.
+        grid: rows and columns that have a learned position.
+        frames: rows of the table of temporal positions, of which an image takes the first.
+        image_id: id of one image token in a prompt; it need not be in the vocabulary.
+        start_ids: ids that the decoder starts from.
+        end_id: id of EOS.
+        bos_id: first token of every text, after `start_ids`.
+        labels: names of fine-tuned classes; always ().
+        ignored_phrases: phrases whose boxes are left out of grounding; None for the usual ones.
+        untied_decoder: the decoder has a token embedding of its own.
     """
 
     vision: DavitConfig
@@ -42,8 +52,8 @@ class FlorenceConfig:
     untied_decoder: bool = False
 
 
-_ASK: dict[str, str] = {
-    # Our job, or the name of the task in the paper's code -> its question, in the words that it was trained with.
+_QUESTIONS: dict[str, str] = {
+    # Our task, or the task's name in the paper's code -> the question that it was trained with.
     "caption": "What does the image describe?",
     "<CAPTION>": "What does the image describe?",
     "detailed": "Describe in detail what is shown in the image.",
@@ -74,8 +84,8 @@ _ASK: dict[str, str] = {
     "<REGION_TO_OCR>": "What text is in the region {}?",
     "prompt": "{}",
 }
-# What is written for a job that finds things, as a key of tasks.region_parser.PARSERS.
-_FINDS = {
+# Task -> the format of its regions, a key of tasks.region_parser.PARSERS.
+_REGION_FORMATS = {
     "detect": "boxes",
     "find": "anything",
     "describe": "boxes",
@@ -89,11 +99,15 @@ _FINDS = {
 
 
 class Florence(nn.Module):
-    """Images and a prompt -> text. prompts: see `inference.prompting`; finds: see `inference.regions`."""
+    """Image tower, and an encoder-decoder that answers a prompt about the image."""
 
     capabilities = frozenset({"caption", "detect", "locate", "segment", "read"})
-    prompts: ClassVar[dict[str, str]] = {job: f"<image><s>{text}</s>" for job, text in _ASK.items()}
-    region_formats: ClassVar[dict[str, str]] = _FINDS
+    objectives = frozenset({"prompted"})
+    prompts: ClassVar[Mapping[str, str]] = {
+        task: f"<image><s>{text}</s>" for task, text in _QUESTIONS.items()
+    }
+    region_formats: ClassVar[Mapping[str, str]] = _REGION_FORMATS
+    phrase_separator = ""
 
     def __init__(self, config: FlorenceConfig) -> None:
         super().__init__()
@@ -102,7 +116,7 @@ class Florence(nn.Module):
         self.vision = Davit(config.vision)
         self.rows = nn.Parameter(torch.empty(config.grid, dim // 2))
         self.columns = nn.Parameter(torch.empty(config.grid, dim - dim // 2))
-        self.register_buffer("times", _waves(config.frames, dim))
+        self.register_buffer("times", _temporal_positions(config.frames, dim))
         self.projection = Linear(dim, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.encoder = TextTower(config.text)
@@ -110,34 +124,51 @@ class Florence(nn.Module):
         if not config.untied_decoder:
             self.language.text.word = self.encoder.word
         if config.language.tied:
-            self.language.head.weight = cast(nn.Parameter, self.encoder.word.weight)
+            self.language.head.weight = self.encoder.word_weight
+
+    @property
+    def ignored_phrases(self) -> Sequence[str] | None:
+        """Phrases whose boxes are left out of grounding; None for the usual ones."""
+        return self.config.ignored_phrases
+
+    @property
+    def answer_start(self) -> tuple[int, ...]:
+        """Ids that every answer begins with: BOS."""
+        return (self.config.bos_id,)
 
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """pixels `[B, 3, H, W]` -> Encoded(tokens `[B, 1 + N, D]`): the mean of all places, then each place."""
-        grid = self.vision.grid(pixels)
+        """pixels `[B, 3, H, W]` -> image tokens `[B, 1 + N, D]`: the mean of all positions, then each position."""
+        grid = self.vision.grid(pixels)  # [B, h, w, V]
         _, height, width, _ = grid.shape
         columns = self.columns[:width].expand(height, -1, -1)
         rows = self.rows[:height, None].expand(-1, width, -1)
-        places = (grid + torch.cat([columns, rows], dim=-1)).flatten(1, 2)
-        places = places + self.get_buffer("times")[0]
-        tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1)
+        tokens = (grid + torch.cat([columns, rows], dim=-1)).flatten(1, 2)  # [B, h * w, V]
+        tokens = tokens + self.get_buffer("times")[0]
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         return Encoded(self.norm(self.projection(tokens)))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
-        """What the decoder reads: images' tokens `[K, D]`, in the order of their places in ids `[R, L]`; real
-        `[R, L]`: False = padding. -> Encoded(tokens `[R, L, D]`, mask = real)."""
-        places = ids == self.config.image_id
-        words = self.encoder.embed_tokens(ids.masked_fill(places, 0))
-        words = words.masked_scatter(places[..., None], image_tokens.to(words.dtype))
+        """The encoder's output over image tokens and prompt, the decoder's memory.
+
+        Args:
+            image_tokens: `[K, D]`, those of all images in the order of their places.
+            ids: `[R, L]`, `image_id` for each image token.
+            valid_mask: bool `[R, L]`, False for padding.
+
+        Returns:
+            tokens `[R, L, D]`, mask `valid_mask`.
+        """
+        is_image = ids == self.config.image_id
+        words = self.encoder.embed_tokens(ids.masked_fill(is_image, 0))
+        words = words.masked_scatter(is_image[..., None], image_tokens.to(words.dtype))
         return Encoded(self.encoder.read(words, valid_mask=valid_mask), mask=valid_mask)
 
 
-def _waves(rows: int, dim: int) -> Tensor:
-    """Sines and cosines of each row's number in turn, `[rows, dim]` (Vaswani et al. 2017, section 3.5)."""
+def _temporal_positions(rows: int, dim: int) -> Tensor:
+    """Sinusoidal positions `[rows, dim]`, sine and cosine interleaved (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2
-    with torch.device(
-        "cpu"
-    ):  # to compute where no memory is ("meta"), torch loads its compiler: 75 MB and 0.7 s
-        speeds = torch.exp(torch.arange(half).float() * (-torch.log(torch.tensor(10_000.0)) / half))
-        angles = torch.arange(rows)[:, None] * speeds
+    # Computed on the CPU: on "meta", torch would load its compiler (75 MB, 0.7 s).
+    with torch.device("cpu"):
+        frequencies = torch.exp(torch.arange(half).float() * (-torch.log(torch.tensor(10_000.0)) / half))
+        angles = torch.arange(rows)[:, None] * frequencies
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

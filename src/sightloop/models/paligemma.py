@@ -1,12 +1,13 @@
-"""PaliGemma and PaliGemma 2: patches of a SigLIP tower, projected, stand before the words that Gemma goes on from.
+"""PaliGemma and PaliGemma 2: projected SigLIP patch tokens are prepended to the prompt of a Gemma decoder.
 
 Beyer et al. 2024, arXiv 2407.07726; Steiner et al. 2024, arXiv 2412.03555 (the same over Gemma 2). Image and prompt
-see each other whole, what is written is causal (figure 2). Boxes and masks are words too: `tasks.location_tokens`.
+attend to each other in both directions, the answer is causal (figure 2). Boxes and masks are written as location and
+segmentation tokens: `tasks.location_tokens`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -18,7 +19,7 @@ from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, ins
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded
 
-# Section 3.2.3 and appendix E: the task stands first, its language where it has one, and a line's end after all.
+# Section 3.2.3 and appendix E: task, its language if it has one, a newline at the end.
 PROMPTS: Mapping[str, str] = {
     "caption": "<image><bos>caption en\n",
     "answer": "<image><bos>answer en {}\n",
@@ -27,13 +28,22 @@ PROMPTS: Mapping[str, str] = {
     "segment": "<image><bos>segment {}\n",
     "prompt": "<image><bos>{}\n",
 }
-# What is written for a job that finds things, as a key of tasks.region_parser.PARSERS.
-_FINDS = {"find": "located", "locate": "located", "segment": "segments"}
+# Task -> the format of its regions, a key of tasks.region_parser.PARSERS.
+_REGION_FORMATS = {"find": "located", "locate": "located", "segment": "segments"}
 
 
 @dataclass(frozen=True, slots=True)
 class PaliGemmaConfig:
-    """Both towers. image_id: the id in whose place an image's tokens stand; it may lie beyond the word table."""
+    """Sizes of PaliGemma's towers, and the special tokens.
+
+    Args:
+        vision: the image tower's config.
+        language: the language model's.
+        image_id: id of one image token in a prompt; it may lie beyond the vocabulary.
+        end_id: id of EOS.
+        start_ids: always (); its texts continue the prompt.
+        labels: names of fine-tuned classes; always ().
+    """
 
     vision: VitConfig
     language: LanguageConfig
@@ -44,17 +54,19 @@ class PaliGemmaConfig:
 
     @property
     def text(self) -> TextConfig:
-        """The language tower's sizes."""
+        """The language tower's config."""
         return self.language.text
 
 
 class PaliGemma(nn.Module):
-    """Image tower, one linear layer, language model. finds, joint: see `inference.regions`."""
+    """Image tower, linear projector, language model."""
 
-    capabilities = frozenset(("caption", "answer", "detect", "locate", "segment"))
+    capabilities = frozenset({"caption", "answer", "detect", "locate", "segment"})
+    objectives = frozenset({"prompted"})
     prompts: ClassVar[Mapping[str, str]] = PROMPTS
-    region_formats: ClassVar[Mapping[str, str]] = _FINDS
+    region_formats: ClassVar[Mapping[str, str]] = _REGION_FORMATS
     phrase_separator = " ; "
+    ignored_phrases: ClassVar[Sequence[str] | None] = None
 
     def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
@@ -63,24 +75,36 @@ class PaliGemma(nn.Module):
         self.projector = Linear(config.vision.dim, config.text.dim)
         self.language = LanguageModel(config.language)
 
+    @property
+    def answer_start(self) -> tuple[int, ...]:
+        """Ids that every answer begins with: none."""
+        return ()
+
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """pixels `[B, 3, S, S]` -> Encoded(tokens `[B, (S / patch)^2, D]`)."""
+        """pixels `[B, 3, S, S]` -> image tokens `[B, (S / patch)^2, D]`."""
         return Encoded(self.projector(self.vision(pixels).tokens))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
-        """What `language` goes on from: ids `[R, L]`, padded in front where `real` is False, with the tokens `[K, D]`
-        of all their images in place of `image_id`."""
+        """Prefix of the language model: word vectors, with image tokens at the places of `image_id`.
+
+        Args:
+            image_tokens: `[K, D]`, those of all images in the order of their places.
+            ids: `[R, L]`, `image_id` for each image token.
+            valid_mask: bool `[R, L]`, False for padding, which comes first.
+
+        Returns:
+            tokens `[R, L, D]`, mask `valid_mask`.
+        """
         words = self.language.text.embed_tokens(ids.masked_fill(ids == self.config.image_id, 0))
-        return Encoded(
-            insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask), mask=valid_mask
-        )
+        x = insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask)
+        return Encoded(x, mask=valid_mask)
 
 
 _GRID = 4
 
 
 class Residual(nn.Module):
-    """Convolutions of 3x3, 3x3 and 1x1, beside a residual: `[B, C, H, W]` -> the same."""
+    """Residual block of 3x3, 3x3 and 1x1 convolutions: `[B, C, H, W]` -> `[B, C, H, W]`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,13 +116,15 @@ class Residual(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Decoder of segmentation tokens: the codebook and decoder of a VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937;
-    Ning et al. 2023, arXiv 2301.02229), as PaliGemma reads them (section 3.2.4); weights: the published `vae-oid.npz`.
+    """Decoder of segmentation tokens: 16 tokens of a mask, row by row `[B, 16]` -> mask probabilities `[B, 64, 64]`.
 
-    Segment words `[B, 16]`, row by row -> how much of each place is the thing's: `[B, 64, 64]`, 0..1.
+    The codebook and decoder of a VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937; Ning et al. 2023, arXiv
+    2301.02229), as PaliGemma reads them (section 3.2.4); weights: the published `vae-oid.npz`.
 
-    words: how many there are. code: the width of a word's vector. width: of the first layers; each but the first of the
-    four that double the sides halves it.
+    Args:
+        words: size of the codebook.
+        code: width of a code.
+        width: channels of the first layers; each of the four layers that double the sides, but the first, halves it.
     """
 
     def __init__(self, words: int, code: int, width: int) -> None:

@@ -1,9 +1,9 @@
-"""SigLIP and SigLIP 2: two towers and a sigmoid for every pair (Zhai et al. 2023, arXiv 2303.15343; Tschannen et al.
-2025, arXiv 2502.14786)."""
+"""SigLIP and SigLIP 2: two towers trained with a sigmoid for every pair (Zhai et al. 2023, arXiv 2303.15343; Tschannen
+et al. 2025, arXiv 2502.14786, NaFlex included)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from sightloop.nn.attention import Linear
 from sightloop.towers.text import TextConfig, TextTower
 from sightloop.towers.vit import Vit, VitConfig
-from sightloop.types import Encoded
+from sightloop.types import Encoded, LogitActivation
 
 
 @dataclass(frozen=True, slots=True)
 class SiglipConfig:
-    """embed_dim: width of the shared embedding, which is the image tower's own.
+    """Sizes of SigLIP's two towers.
 
-    labels: classes of images that were learned, which one more layer tells apart.
+    Args:
+        vision: the image tower's config; its attention pooling ends in the embedding space.
+        text: the text tower's config.
+        embed_dim: width of the shared embedding space, `vision.dim`.
+        labels: names of fine-tuned classes; a linear head on the pooled image state tells them apart.
     """
 
     vision: VitConfig
@@ -28,10 +32,12 @@ class SiglipConfig:
 
 
 class Siglip(nn.Module):
-    """Images and texts to unit vectors of one space; each pair's logit is a verdict of its own."""
+    """Two towers that map images and texts to unit vectors of one space; each pair's logit is read on its own."""
 
     capabilities = frozenset({"embed", "similarity", "classify"})
-    activation = "sigmoid"
+    objectives = frozenset({"clip", "siglip", "classes"})
+    activation: LogitActivation = "sigmoid"
+    embeds_first_token = False
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -46,27 +52,38 @@ class Siglip(nn.Module):
         if config.labels:
             self.classes = Linear(config.vision.dim, len(config.labels))
 
+    @property
+    def embed_dim(self) -> int:
+        """Width of the embedding space."""
+        return self.config.embed_dim
+
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """pixels `[B, 3, H, W]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]`)."""
+        """Image tower: pixels `[B, 3, H, W]` -> tokens `[B, N, D]`, pooled `[B, D]`."""
         return self.vision(pixels)
 
     def embed_image(self, image: Encoded) -> Tensor:
-        """-> `[B, P]`, unit length."""
+        """B encoded images -> `[B, P]`, unit length."""
         assert image.pooled is not None
         return nn.functional.normalize(image.pooled, dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ids `[R, L]`, filled up by the tokenizer -> `[R, P]`, unit length.
+        """ids `[R, L]`, padded to the tokenizer's length -> `[R, P]`, unit length.
 
-        The last position stands for the text, whatever is there, and all positions are read, the fill too: so it was
-        trained. lengths is what every embedder is given; none is shorter than L.
+        The state at the last position is the text's pooled state, and padding is attended to: it was trained so.
+        `lengths` is not read.
         """
         return nn.functional.normalize(self.text_projection(self.text(ids).tokens[:, -1]), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:
-        """Cosines -> logits: multiplied by the learned scale, plus the bias."""
+        """Cosines `[...]` -> logits `[...]`: times the learned scale, plus the bias."""
         return similarity * self.logit_scale.exp() + self.logit_bias
 
     def label_logits(self, image: Encoded) -> Tensor:
-        """The learned classes: `[B, len(labels)]`."""
+        """B encoded images -> logits `[B, C]` of the fine-tuned classes."""
         return self.classes(image.pooled)
+
+    def add_label_head(self, labels: tuple[str, ...]) -> nn.Module:
+        """Replaces the head for fine-tuned classes and returns it, to be initialized."""
+        self.config = replace(self.config, labels=labels)
+        self.classes = Linear(self.config.vision.dim, len(labels))
+        return self.classes

@@ -1,43 +1,64 @@
-"""Text from images: captions and answers, written freely or chosen among candidates."""
+"""Answer ranking: the likeliest of given answers under a decoder (Li et al. 2022, section 5.3)."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sightloop.tasks.generate import TextDecoder
+from sightloop.protocols import DecoderState, TextDecoder
 from sightloop.types import Encoded
+
+S = TypeVar("S", bound=DecoderState)
 
 
 @torch.inference_mode()
 def rank_answers(
-    writer: TextDecoder, memory: Encoded, candidates: Tensor, lengths: Tensor, *, top: int, chunk: int = 256
+    decoder: TextDecoder[S],
+    memory: Encoded,
+    candidates: Tensor,
+    lengths: Tensor,
+    *,
+    top: int,
+    chunk: int = 256,
 ) -> list[int]:
-    """The likeliest candidate for each of B memories: BLIP's answer ranking (Li et al. 2022, section 5.3).
+    """The likeliest candidate for each of B memories.
 
-    candidates `[C, L]`: start token, words, end token, padding; lengths `[C]`. The `top` candidates by the probability
-    of their first word go on; the one whose whole text has the highest log-likelihood is chosen. Returns B indices.
+    The `top` candidates by the probability of their first word are scored whole; the highest log-likelihood wins.
+
+    Args:
+        decoder: the network's text decoder.
+        memory: the questions' states, tokens `[B, N, D]`.
+        candidates: `[C, L]`: start token, words, EOS, padding.
+        lengths: `[C]`, tokens without padding.
+        top: candidates that are scored whole.
+        chunk: candidates at a time.
+
+    Returns:
+        B indices into the candidates.
     """
     start = candidates[:1, :1].expand(memory.tokens.shape[0], 1)
-    first = writer.next_logits(start, writer.start(memory, 1)).float().log_softmax(dim=-1)
+    first = decoder.next_logits(start, decoder.start(memory, 1)).float().log_softmax(dim=-1)  # [B, V]
     best = first[:, candidates[:, 1]].topk(min(top, candidates.shape[0]), dim=1).indices  # [B, top]
     chosen: list[int] = []
     for b, picks in enumerate(best):
-        one = Encoded(memory.tokens[b : b + 1], mask=None if memory.mask is None else memory.mask[b : b + 1])
-        scores = torch.cat(
-            [_log_likelihood(writer, one, candidates[part], lengths[part]) for part in picks.split(chunk)]
-        )
-        chosen.append(int(picks[scores.argmax()]))
+        mask = None if memory.mask is None else memory.mask[b : b + 1]
+        question = Encoded(memory.tokens[b : b + 1], mask=mask)
+        parts = [
+            _log_likelihood(decoder, question, candidates[part], lengths[part]) for part in picks.split(chunk)
+        ]
+        chosen.append(int(picks[torch.cat(parts).argmax()]))
     return chosen
 
 
-def _log_likelihood(writer: TextDecoder, memory: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Sum of the log-probabilities of each text's tokens after the first, `[R]`; all rows read one memory."""
+def _log_likelihood(decoder: TextDecoder[S], memory: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Sum of the log-probabilities of each text's tokens after the first: ids `[R, L]` over one memory -> `[R]`."""
     ids = ids[:, : int(lengths.max())]
-    state = writer.start(memory, ids.shape[1] - 1)
+    state = decoder.start(memory, ids.shape[1] - 1)
     state.select(torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device))
-    logits = writer.all_logits(ids[:, :-1], state).float()
+    logits = decoder.all_logits(ids[:, :-1], state).float()  # [R, L - 1, V]
     tokens = ids[:, 1:]
     log_p = logits.gather(2, tokens[:, :, None]).squeeze(2) - logits.logsumexp(dim=-1)
-    real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
-    return (log_p * real).sum(dim=1)
+    valid_mask = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+    return (log_p * valid_mask).sum(dim=1)

@@ -1,27 +1,30 @@
-"""Image-text matching: the ITM head's opinion of pairs, many texts against one image at once."""
+"""Image-text matching: the ITM head over pairs, many texts against one image at once."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sightloop.protocols import Matcher
 from sightloop.types import Encoded
 
 
-class Matcher(Protocol):
-    """What a network must offer to judge pairs."""
-
-    def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor: ...
-
-
 @torch.inference_mode()
-def match_logits(net: Matcher, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-    """ids `[B * K, L]`, K texts for each of B images -> float32 `[B * K, 2]`: (no match, match)."""
-    return net.match_logits(image, ids, lengths).float()
+def match_logits(network: Matcher, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
+    """ITM logits of K texts for each of B images.
+
+    Args:
+        network: with an ITM head.
+        image: B encoded images.
+        ids: `[B * K, L]`, the texts of one image together.
+        lengths: `[B * K]`, tokens without padding.
+
+    Returns:
+        float32 `[B * K, 2]`: (no match, match).
+    """
+    return network.match_logits(image, ids, lengths).float()
 
 
 def match_probability(logits: Tensor) -> Tensor:
-    """`[R, 2]` -> `[R]`, the probability of a match (Li et al. 2022, section 3.2, ITM)."""
+    """ITM logits `[R, 2]` -> probability of a match `[R]` (Li et al. 2022, section 3.2)."""
     return logits.softmax(dim=-1)[:, 1]

@@ -42,8 +42,22 @@ class DavitConfig:
 
     @property
     def patch(self) -> int:
-        """How many pixels a side become one place."""
+        """Pixels a side that become one output position."""
         return math.prod(self.strides)
+
+    @property
+    def dim(self) -> int:
+        """Width of the output."""
+        return self.dims[-1]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first output token is a class token."""
+        return False
+
+    def build(self) -> Davit:
+        """The tower, with weights as torch draws them."""
+        return Davit(self)
 
 
 class WindowMixer(nn.Module):

@@ -29,6 +29,11 @@ class ResnetConfig:
         """How far apart the last positions are, in pixels of the image."""
         return 32
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first output token is a class token."""
+        return False
+
     def build(self) -> Resnet:
         """The tower, with weights as torch draws them."""
         return Resnet(self)

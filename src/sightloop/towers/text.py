@@ -108,6 +108,17 @@ class TextTower(nn.Module):
         shapes = (config.block, config.block._replace(memory_dim=None))
         self.blocks = nn.ModuleList(Block(shapes[i % config.cross_every > 0]) for i in range(config.layers))
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, in order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def word_weight(self) -> nn.Parameter:
+        """The token embedding `[V, D]`, to be tied."""
+        assert isinstance(self.word.weight, nn.Parameter)
+        return self.word.weight
+
     def memory(self, tokens: Tensor) -> list[KeyValue | None]:
         """Each layer's cross-attention keys and values of a memory `[B, N, memory_dim]`, None where it has none."""
         crosses = [getattr(block, "cross", None) for block in self.blocks]
@@ -304,7 +315,7 @@ class LanguageModel(nn.Module):
         self.text = TextTower(config.text)
         self.head = Linear(config.text.dim, config.text.vocab, bias=config.head_bias)
         if config.tied:
-            self.head.weight = cast(nn.Parameter, self.text.word.weight)
+            self.head.weight = self.text.word_weight
 
     def logits(self, states: Tensor) -> Tensor:
         """States `[..., D]` -> scores of the next token `[..., V]`."""

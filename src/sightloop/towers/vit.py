@@ -55,6 +55,11 @@ class VitConfig:
     any_size: bool = False
     qkv_bias: bool = True
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first output token is a class token."""
+        return self.pooling in ("class", "mean")
+
     def build(self) -> Vit:
         """The tower, with weights as torch draws them."""
         return Vit(self)

@@ -11,80 +11,83 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from sightloop.checkpoints.blip2 import IGNORED, language_model_keys, second_stage
 from sightloop.checkpoints.hub import locate
-from sightloop.checkpoints.key_map import load_weights
 from sightloop.checkpoints.registry import FAMILIES
-from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.text.sentencepiece import load_sentencepiece
-from sightloop.data.text.tokenizer import (
-    Tokenizer,
-    bert_tokenizer_from_vocab,
-    clip_tokenizer_from_bpe,
-    load_tokenizer,
-)
+from sightloop.data.text.load import load_tokenizer_of_kind
+from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.data.text.train_tokenizer import train_bpe, train_sentencepiece, train_wordpiece
 from sightloop.errors import SightloopError, UsageError
-from sightloop.inference.load import NO_LIMIT, load
-from sightloop.inference.prompting import IMAGE_PLACEHOLDER
-from sightloop.models.blip import Blip, LmHead
-from sightloop.models.blip2 import Blip2
-from sightloop.models.florence import Florence
+from sightloop.inference.load import load
 from sightloop.nn.attention import Linear
 from sightloop.nn.init import initialize
 from sightloop.nn.prepack import unpack, use_training_kernels
 from sightloop.nn.regularization import set_regularization
-from sightloop.towers.vit import VitConfig
+from sightloop.protocols import (
+    BiasNetwork,
+    LabelClassifier,
+    Network,
+    PromptedNetwork,
+    RegionNetwork,
+    require,
+)
+from sightloop.towers.text import TextTower
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import PromptFormat
+from sightloop.training.heads import WordHead
 from sightloop.training.model_sizes import SIZES, fitted
-from sightloop.types import ImageSpec
+from sightloop.types import IMAGE_PLACEHOLDER, ImageSpec, TokenizerKind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainableModel:
-    """A network with everything that its result folder needs."""
+    """A network with everything that its result folder needs.
+
+    Args:
+        name: of the model.
+        family: of the network, a key of `checkpoints.registry.FAMILIES`.
+        network: the network, on the CPU.
+        tokenizer: of its texts.
+        image_spec: preprocessing of its images.
+        heads: modules that only training needs.
+        labels: class names, () if the recipe learns no classes.
+    """
 
     name: str
     family: str
-    network: Any
+    network: nn.Module
     tokenizer: Tokenizer
     image_spec: ImageSpec
     heads: nn.ModuleDict
     labels: tuple[str, ...]
 
     @property
-    def forms(self) -> PromptFormat | None:
-        """How it is asked, if it writes on from a prompt."""
-        if not hasattr(self.network, "build_prefix"):
+    def prompts(self) -> PromptFormat | None:
+        """Prompts and answers as a prompted network expects them; None for other networks."""
+        network = self.network
+        if not isinstance(network, PromptedNetwork):
             return None
-        config = self.network.config
-        begin = (config.bos_id,) if isinstance(self.network, Florence) else ()
-        finds, joint = (
-            getattr(self.network, "region_formats", {}),
-            getattr(self.network, "phrase_separator", ""),
-        )
-        return PromptFormat(self.network.prompts, config.end_id, begin, finds, joint)
-
-
-class WordHead(LmHead):
-    """BERT's head for hidden words, with the id that hides them."""
-
-    def __init__(self, config: Any, mask_id: int) -> None:
-        super().__init__(config)
-        self.mask_id = mask_id
+        end_id, begin = network.config.end_id, network.answer_start
+        if not isinstance(network, RegionNetwork):
+            return PromptFormat(network.prompts, end_id, begin)
+        return PromptFormat(network.prompts, end_id, begin, network.region_formats, network.phrase_separator)
 
 
 def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableModel:
-    """The recipe's networks on the CPU, ready to learn. A learned vocabulary is kept in `folder` and found there again.
+    """Builds a recipe's networks on the CPU, with their first weights.
 
-    Raises CheckpointError, TokenizerError or UsageError that say what is missing or does not fit.
+    Args:
+        recipe: whose `model` settings say what to start from.
+        dataset: texts for a learned vocabulary, names of classes.
+        folder: of the run; keeps a learned vocabulary, which is read from there on resume.
+
+    Raises:
+        CheckpointError, TokenizerError, UsageError: what is missing or does not fit.
     """
     settings = recipe.model
     if settings.init_from:
         loaded = load(settings.init_from, device="cpu")
-        network, family, tokenizer, spec = loaded.network, loaded.family, loaded.tokenizer, loaded.image_spec
+        network, family, tokenizer, spec = loaded.module, loaded.family, loaded.tokenizer, loaded.image_spec
         unpack(network)
         if settings.image_size:
             network, spec = _resized(network, family, spec, settings.image_size)
@@ -93,13 +96,13 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
         network, family, tokenizer, spec = _from_random(recipe, dataset, folder)
         name = recipe.name
     if settings.language:
-        network, tokenizer = _before_language(network, settings, recipe.seed)
+        network, tokenizer = _add_language(network, family, settings, recipe.seed)
     if settings.vision:
         _start_vision(network, settings.vision)
-    _check_terms(recipe, network)
+    _check_objectives(recipe, network)
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
-    if labels:
-        _give_classes(network, labels, recipe.seed + 1)
+    if labels and require(network, Network).config.labels != labels:
+        initialize(require(network, LabelClassifier).add_label_head(labels), recipe.seed + 1)
     network.requires_grad_(True)
     heads = _heads(recipe, network, tokenizer)
     set_regularization(network, dropout=settings.dropout, drop_path=settings.drop_path)
@@ -108,37 +111,28 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     return TrainableModel(name, family, network, tokenizer, spec, heads, labels)
 
 
-def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Blip2, Tokenizer]:
-    """BLIP-2's stage 2: the image tower and queries of a stage 1, a new projection, and a language model as
-    `transformers` keeps it alone, with its tokenizer."""
-    source = settings.language
-    if not isinstance(first, Blip2) or first.config.language is not None:
+def _add_language(
+    network: nn.Module, family: str, settings: ModelSettings, seed: int
+) -> tuple[nn.Module, Tokenizer]:
+    """BLIP-2's second stage: a language model behind the queries of a first stage."""
+    add = FAMILIES[family].add_language_model
+    if add is None:
         raise UsageError(
-            f"model.language={source}: a BLIP-2 of stage 1 stands before it; name one as model.init_from (the "
+            f"model.language={settings.language}: needs a BLIP-2 of stage 1; name one as model.init_from (the "
             "model of a run of blip2_stage1)"
         )
-    located = locate(source)
-    tensors, about = read_tensors(located.weights, torch.float32), located.config or {}
-    folder = Path(settings.vocabulary) if settings.vocabulary else located.folder
-    most = about.get("max_position_embeddings", NO_LIMIT)
-    tokenizer = load_sentencepiece(folder, max_length=most, extra=IMAGE_PLACEHOLDER)
-    config = second_stage(first.config, about, tensors, tokenizer.token_id(IMAGE_PLACEHOLDER))
-    words = config.text.vocab
-    if config.image_id >= words:
-        raise UsageError(f"model.language={source}: its table of {words} words has no row left for images")
-    with torch.device("meta"):
-        network = Blip2(config)
-    part = nn.ModuleDict({"language": network.language})
-    if config.encoder is not None:
-        part["encoder"] = network.encoder
-    load_weights(part, tensors, language_model_keys(config, ""), ignore=IGNORED, source=located.name)
-    network.vision, network.queries = first.vision, first.queries
-    network.projection = Linear(config.queries.dim, config.text.dim)
-    initialize(network.projection, seed)
-    return network.eval(), tokenizer
+    located = locate(settings.language)
+    tokenizer = load_tokenizer_of_kind(
+        Path(settings.vocabulary) if settings.vocabulary else located.folder,
+        "language",
+        max_length=(located.config or {}).get("max_position_embeddings", 0),
+    )
+    return add(network, located, tokenizer.token_id(IMAGE_PLACEHOLDER), seed), tokenizer
 
 
-def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, str, Tokenizer, ImageSpec]:
+def _from_random(
+    recipe: Recipe, dataset: Dataset, folder: Path
+) -> tuple[nn.Module, str, Tokenizer, ImageSpec]:
     settings = recipe.model
     if settings.size not in SIZES:
         raise UsageError(f"model.size={settings.size}: there are {', '.join(SIZES)}")
@@ -149,9 +143,9 @@ def _from_random(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[Any, s
         FAMILIES[family].tokenizer_of(config), settings, dataset, folder, config.text.positions
     )
     config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
-    network: Any = FAMILIES[family].network(config)
+    network = FAMILIES[family].network(config)
     initialize(network, recipe.seed)
-    if hasattr(network, "logit_bias"):
+    if isinstance(network, BiasNetwork):
         # SigLIP's -10 is the odds of its batch of 32k; small batches that start there collapse to one point.
         network.logit_bias.data.fill_(-math.log(recipe.data.batch))
     side = config.vision.image_size
@@ -166,13 +160,14 @@ def _with_side(config: Any, side: int) -> Any:
     return replace(config, vision=replace(config.vision, image_size=side))
 
 
-def _resized(network: Any, family: str, spec: ImageSpec, side: int) -> tuple[Any, ImageSpec]:
-    """The network for images of another size: its table of positions is stretched (ViT, section 3.2)."""
-    config = _with_side(network.config, side)
-    new: Any = FAMILIES[family].network(config)
+def _resized(network: nn.Module, family: str, spec: ImageSpec, side: int) -> tuple[nn.Module, ImageSpec]:
+    """The network for images of another size, its position embeddings interpolated (ViT, section 3.2)."""
+    old_config = require(network, Network).config
+    config = _with_side(old_config, side)
+    new = FAMILIES[family].network(config)
     tensors = network.state_dict()
     name = "vision.embed.position" if "vision.embed.position" in tensors else "vision.position"
-    before, after = (c.vision.image_size // c.vision.patch for c in (network.config, config))
+    before, after = (c.vision.image_size // c.vision.patch for c in (old_config, config))
     first, table = tensors[name].split([len(tensors[name]) - before**2, before**2])  # a class token's, if any
     grid = table.T.reshape(1, -1, before, before)
     grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic", antialias=after < before)
@@ -184,7 +179,7 @@ def _resized(network: Any, family: str, spec: ImageSpec, side: int) -> tuple[Any
 
 
 def _tokenizer(
-    kind: Any, settings: ModelSettings, dataset: Dataset, folder: Path, positions: int
+    kind: TokenizerKind, settings: ModelSettings, dataset: Dataset, folder: Path, positions: int
 ) -> Tokenizer:
     given = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
     if not settings.vocabulary and not given.exists():
@@ -197,15 +192,7 @@ def _tokenizer(
             train_wordpiece(_texts(dataset), settings.vocab_size, given / "vocab.txt")
     if not given.exists():
         raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
-    words = given / "vocab.txt" if given.is_dir() else given
-    whole = (given / "tokenizer.json").is_file() or (given / "tokenizer_config.json").is_file()
-    if kind == "bert" and words.is_file() and not whole:
-        return bert_tokenizer_from_vocab(words, max_length=positions)
-    if kind == "clip" and given.is_file():
-        return clip_tokenizer_from_bpe(given, max_length=positions)
-    if kind == "pieces":
-        return load_sentencepiece(given, max_length=positions, fill=True)
-    return load_tokenizer(given, kind=kind, max_length=positions)
+    return load_tokenizer_of_kind(given, kind, max_length=positions)
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:
@@ -236,55 +223,30 @@ def _labels(dataset: Dataset) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _give_classes(network: Any, labels: tuple[str, ...], seed: int) -> None:
-    """A new layer for the classes, unless the network has learned these very ones before."""
-    if network.config.labels != labels:
-        network.config = replace(network.config, labels=labels)
-        network.classes = Linear(network.config.vision.dim, len(labels))
-        initialize(network.classes, seed)
-
-
-def _start_vision(network: Any, source: str) -> None:
-    other = load(source, device="cpu").network
+def _start_vision(network: nn.Module, source: str) -> None:
+    other = load(source, device="cpu").module
     unpack(other)
-    if other.vision.config != network.vision.config:
-        raise UsageError(
-            f"model.vision={source}: its image tower is {other.vision.config}, not {network.vision.config}"
-        )
-    network.vision.load_state_dict(other.vision.state_dict())
+    theirs, config = require(other, Network).config.vision, require(network, Network).config.vision
+    if theirs != config:
+        raise UsageError(f"model.vision={source}: its image tower is {theirs}, not {config}")
+    network.get_submodule("vision").load_state_dict(other.get_submodule("vision").state_dict())
 
 
-def _check_terms(recipe: Recipe, network: Any) -> None:
-    """Say at once when an objective asks for a part that the network lacks."""
+def _check_objectives(recipe: Recipe, network: nn.Module) -> None:
+    """Raises UsageError if an objective needs a part that the network lacks."""
     name = recipe.model.init_from or recipe.model.size
-    is_blip, config = isinstance(network, Blip), network.config
-    is_blip2 = isinstance(network, Blip2)
-    judges = (is_blip or is_blip2) and config.embed_dim is not None and config.temperature
-    writes = is_blip and config.decoder and config.decoder_memory_dim == config.vision.dim
-    has = {
-        "itc": judges and (is_blip2 or config.encoder),
-        "itm": judges and config.matching,
-        "lm": (config.writes or config.language is not None) if is_blip2 else writes,
-        "vqa": is_blip and config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
-        "prompted": isinstance(network, Florence)
-        or (hasattr(network, "build_prefix") and not config.start_ids),
-        "clip": hasattr(network, "logit_scale"),
-        "siglip": hasattr(network, "logit_bias"),
-        "mlm": is_blip and config.encoder,
-        "mim": isinstance(config.vision, VitConfig) and not config.vision.any_size,
-        "classes": not is_blip2,
-    }
-    if recipe.data.regions and not {"boxes", "located"} & set(
-        getattr(network, "region_formats", {}).values()
+    if recipe.data.regions and not (
+        isinstance(network, RegionNetwork) and {"boxes", "located"} & {*network.region_formats.values()}
     ):
         raise UsageError(
             f"data.regions: {name} writes no boxes; start from a Florence-2 or a "
             "PaliGemma, or set data.regions=0"
         )
-    if recipe.data.classes and not getattr(network, "phrase_separator", ""):
-        raise UsageError(f"data.classes: {name} is asked for all things at once; leave them out")
+    if recipe.data.classes and not (isinstance(network, RegionNetwork) and network.phrase_separator):
+        raise UsageError(f"data.classes: {name} is asked for all objects at once; leave them out")
+    objectives = require(network, Network).objectives
     for term, weight in recipe.terms.items():
-        if weight > 0 and not has[term]:
+        if weight > 0 and term not in objectives:
             raise UsageError(
                 f"terms.{term}: {name} lacks a part that this objective trains; "
                 f"set terms.{term}=0, or start from another model"
@@ -296,15 +258,16 @@ def _check_terms(recipe: Recipe, network: Any) -> None:
         )
 
 
-def _heads(recipe: Recipe, network: Any, tokenizer: Tokenizer) -> nn.ModuleDict:
-    """What only training needs."""
+def _heads(recipe: Recipe, network: nn.Module, tokenizer: Tokenizer) -> nn.ModuleDict:
+    """Modules that only training needs: BERT's head for `mlm`, a linear head for `mim`."""
     heads = nn.ModuleDict()
-    config = network.config
-    if recipe.terms.get("mlm"):
-        heads["mlm"] = WordHead(config.text, tokenizer.token_id("[MASK]"))
+    encoder = require(network.get_submodule("encoder"), TextTower) if recipe.terms.get("mlm") else None
+    if encoder is not None:
+        heads["mlm"] = WordHead(encoder.config, tokenizer.token_id("[MASK]"))
     if recipe.terms.get("mim"):
-        heads["mim"] = Linear(config.vision.dim, 3 * config.vision.patch**2)
+        vision = require(network, Network).config.vision
+        heads["mim"] = Linear(vision.dim, 3 * vision.patch**2)
     initialize(heads, recipe.seed + 1)
-    if "mlm" in heads:
-        cast(WordHead, heads["mlm"]).words.weight = network.encoder.word.weight
+    if encoder is not None:
+        require(heads["mlm"], WordHead).words.weight = encoder.word_weight
     return heads

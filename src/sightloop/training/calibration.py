@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sightloop.checkpoints.catalog import BUNDLED
@@ -25,10 +24,10 @@ from sightloop.checkpoints.hub import BUNDLED_FOLDER
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.decode import read_file
 from sightloop.errors import ImageError
-from sightloop.inference import rerank
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import balanced_threshold, matching_curves, roc_area
+from sightloop.protocols import Embedder, Matcher, require
 from sightloop.tasks.embed import embed_images
 from sightloop.training.events import Calibrated
 from sightloop.training.validation import load_samples
@@ -93,11 +92,11 @@ def calibrate(
     pairs = _told(model, dataset, most)
     if pairs is None:
         return None
-    counted = getattr(model.network.config, "match_cosine", 0.0)
+    counted = _match_cosine(model)
     areas = {w: _area(pairs.odds + (w - counted) * pairs.itc, pairs.match) for w in _allowed(model)}
     cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
     pairs = pairs._replace(odds=pairs.odds + (cosine - counted) * pairs.itc)
-    return _set_verdict(model.network, pairs, cosine, balanced_threshold(pairs.odds, pairs.match), about)
+    return _set_verdict(model, pairs, cosine, balanced_threshold(pairs.odds, pairs.match), about)
 
 
 def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
@@ -108,8 +107,7 @@ def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: s
         return None
     dropped = float((theirs.odds[~theirs.match] < 0).mean())
     threshold = float(np.quantile(pairs.odds[~pairs.match], dropped))
-    cosine = getattr(model.network.config, "match_cosine", 0.0)
-    return replace(_set_verdict(model.network, pairs, cosine, threshold, about), start=start)
+    return replace(_set_verdict(model, pairs, _match_cosine(model), threshold, about), start=start)
 
 
 class _Told(NamedTuple):
@@ -123,8 +121,8 @@ class _Told(NamedTuple):
 
 
 def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
-    was_training = model.network.training
-    model.network.eval()
+    was_training = model.module.training
+    model.module.eval()
     try:
         samples, pictures = load_samples(model, dataset, most)
         told = [i for i, sample in enumerate(samples) if sample.captions]
@@ -133,25 +131,26 @@ def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
             return None
         return _Told(*_judged(model, [pictures[i] for i in told], pairs), match, len(told))
     finally:
-        model.network.train(was_training)
+        model.module.train(was_training)
+
+
+def _match_cosine(model: Model) -> float:
+    """The weight of the ITC cosine in the logit of "match" now, 0 if it cannot be added."""
+    return require(model.network, Matcher).match_cosine or 0.0
 
 
 def _allowed(model: Model) -> Sequence[float]:
-    """How much ITC may count: not at all where the network does not embed, or its judge knows no cosine."""
-    able = "embed" in model.capabilities and hasattr(model.network.config, "match_cosine")
+    """Weights of the ITC cosine to choose from; 0 alone if the network has no embeddings, or cannot add it."""
+    able = "embed" in model.capabilities and require(model.network, Matcher).match_cosine is not None
     return _COSINES if able else _COSINES[:1]
 
 
 def _set_verdict(
-    network: Any, pairs: _Told, cosine: float, threshold: float, about: tuple[int, str]
+    model: Model, pairs: _Told, cosine: float, threshold: float, about: tuple[int, str]
 ) -> Calibrated:
-    """ITC counts so much, and what then has odds of `threshold` gets a probability of 0.5."""
-    counted = getattr(network.config, "match_cosine", 0.0)
-    before = _shares(pairs.odds - (cosine - counted) * pairs.itc >= 0, pairs.match)
-    if hasattr(network.config, "match_cosine"):
-        network.config = replace(network.config, match_cosine=cosine)
-    with torch.no_grad():
-        network.match_head.bias[1] -= threshold
+    """Sets the weight of the ITC cosine, and a probability of 0.5 for log odds of `threshold`."""
+    before = _shares(pairs.odds - (cosine - _match_cosine(model)) * pairs.itc >= 0, pairs.match)
+    require(model.network, Matcher).calibrate_match(threshold, cosine)
     area, after = _area(pairs.odds, pairs.match), _shares(pairs.odds >= threshold, pairs.match)
     return Calibrated(*about, pairs.pictures, len(pairs.odds), area, before, after, cosine)
 
@@ -180,7 +179,7 @@ def _judged(
     embeds = len(_allowed(model)) > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a text that is longer than the model reads
-        texts = rerank.TokenizedTexts(model, strings)
+        texts = model.tokenize(strings)
         words = model.embed_texts(strings) if embeds else None
     owner = np.array([picture for picture, _ in pairs])
     odds, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
@@ -188,10 +187,10 @@ def _judged(
         part = pictures[start : start + model.batch_size]
         rows = [np.flatnonzero(owner == start + place) for place in range(len(part))]
         image, mine = model.encode(part), np.concatenate(rows)
-        logits = np.concatenate(rerank.match_scores(model, image, texts, rows)).astype(np.float64)
+        logits = np.concatenate(model.match_scores(image, texts, rows)).astype(np.float64)
         odds[mine] = logits[:, 1] - logits[:, 0]
         if words is not None:
-            seen = embed_images(model.network, image).cpu().numpy()
+            seen = embed_images(require(model.network, Embedder), image).cpu().numpy()
             cosines[mine] = (seen[owner[mine] - start] * words[mine]).sum(axis=1)
     return odds, cosines
 

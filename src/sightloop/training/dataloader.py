@@ -44,7 +44,7 @@ class TextRows(NamedTuple):
 
     ids: Tensor
     lengths: Tensor
-    pictures: Tensor
+    images: Tensor
     prompt: int
     read: Tensor
 
@@ -64,7 +64,7 @@ class PromptedRows(NamedTuple):
     ids: Tensor
     lengths: Tensor
     prompts: Tensor
-    pictures: Tensor
+    images: Tensor
 
     def to(self, device: torch.device) -> PromptedRows:
         """The same on another device."""
@@ -73,8 +73,15 @@ class PromptedRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a network is asked that writes on from a prompt: its prompts by job, and the ids that begin and end what it
-    writes. finds, joint: of one that finds things (see `inference.regions`)."""
+    """Prompts and answers as a prompted network expects them.
+
+    Args:
+        prompts: task -> prompt (`protocols.PromptedNetwork`).
+        end_id: EOS.
+        begin: ids that every answer begins with.
+        region_formats: task -> format of its regions (`protocols.RegionNetwork`).
+        phrase_separator: what joins several phrases in one prompt; "" if it takes one at a time.
+    """
 
     prompts: Mapping[str, str]
     end_id: int
@@ -94,10 +101,20 @@ class PromptFormat:
 class Batch:
     """This process's part of one global batch.
 
-    places: `[b]`, where each row stands in the global batch; identities `[b]`: the sample's index in the dataset.
-    pixels: uint8 `[b, 3, S, S]`. captions: as written; prompted: with the recipe's prompt before them.
-    dialogues: captions and answers behind their prompts. labels: `[b]`, -1 where there is none. skipped: (key, reason)
-    of samples that could not be used.
+    Args:
+        step: of the batch, from 0.
+        epoch: passes over the data before this batch.
+        keys: of the b samples.
+        places: row of each sample in the global batch, int64 `[b]`.
+        identities: index of each sample in the dataset, int64 `[b]`.
+        pixels: uint8 `[b, 3, S, S]`.
+        captions: as written.
+        lm_captions: behind the recipe's prompt.
+        questions: of all samples.
+        answers: one a question.
+        prompted: captions, answers and regions behind their prompts, for prompted networks.
+        labels: class of each sample, int64 `[b]`, -1 without.
+        skipped: (key, reason) of samples that could not be used.
     """
 
     step: int
@@ -107,10 +124,10 @@ class Batch:
     identities: Tensor
     pixels: Tensor
     captions: TextRows | None
-    prompted: TextRows | None
+    lm_captions: TextRows | None
     questions: TextRows | None
     answers: TextRows | None
-    dialogues: PromptedRows | None
+    prompted: PromptedRows | None
     labels: Tensor
     skipped: tuple[tuple[str, str], ...]
 
@@ -134,8 +151,19 @@ class _Skip(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchLoader:
-    """Batches of a dataset. labels: name -> class, for recipes that learn classes. rank, world: this process's part.
-    forms: of a network that writes on from a prompt."""
+    """Loader of a dataset's batches, the same for a seed and a step whatever was loaded before.
+
+    Args:
+        dataset: samples.
+        settings: batch size, texts a sample, augmentation, workers.
+        tokenizer: of the texts.
+        spec: preprocessing of the images.
+        seed: of shuffling and all draws.
+        labels: name -> class, for recipes that learn classes.
+        rank: of this process.
+        world: number of processes.
+        prompts: of a prompted network, None for others.
+    """
 
     dataset: Dataset
     settings: DataSettings
@@ -145,7 +173,7 @@ class BatchLoader:
     labels: Mapping[str, int]
     rank: int = 0
     world: int = 1
-    forms: PromptFormat | None = None
+    prompts: PromptFormat | None = None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Those of steps `first` to `last - 1`, prepared ahead by threads; the same whatever was drawn before."""
@@ -193,7 +221,7 @@ class BatchLoader:
             questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in asked]
             label = -1 if sample.label is None else self.labels.get(sample.label, -1)
             things = self._things(sample, epoch, index)
-            if self.forms is not None:
+            if self.prompts is not None:
                 _check_words(self.tokenizer, key, [*captions, *chain(*questions), *(n for n, _ in things)])
             values, things, size = self._pixels(cache, index, sample, epoch, things)
         except ImageError as error:
@@ -252,10 +280,10 @@ class BatchLoader:
             identities=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
-            prompted=prompted,
+            lm_captions=prompted,
             questions=self._texts([[question for question, _ in row.questions] for row in rows]),
             answers=self._texts([[answer for _, answer in row.questions] for row in rows]),
-            dialogues=None if self.forms is None else self._dialogues(self.forms, rows),
+            prompted=None if self.prompts is None else self._prompted(self.prompts, rows),
             labels=torch.tensor([row.label for row in rows], dtype=torch.int64),
             skipped=tuple((result.key, result.reason) for result in results if isinstance(result, _Skip)),
         )
@@ -284,7 +312,7 @@ class BatchLoader:
             share=self.settings.caption_dropout,
             seed=self.seed,
             step=step,
-            rows=places[rows.pictures].numpy(),
+            rows=places[rows.images].numpy(),
         )
         return rows._replace(read=torch.from_numpy(hidden.ids))
 
@@ -297,18 +325,18 @@ class BatchLoader:
                 return text
         return ""
 
-    def _dialogues(self, forms: PromptFormat, rows: Sequence[_Row]) -> PromptedRows | None:
+    def _prompted(self, formats: PromptFormat, rows: Sequence[_Row]) -> PromptedRows | None:
         """Each caption and answer after its prompt, and the id that ends it; texts are cut to `max_tokens`."""
         asked: list[tuple[int, str, str]] = []
-        caption = forms.prompts["caption"]
+        caption = formats.prompts["caption"]
         if self.settings.prompt:
-            caption = forms.prompts["prompt"].replace("{}", self.settings.prompt)
-        question = forms.prompts.get("answer", forms.prompts["prompt"])
+            caption = formats.prompts["prompt"].replace("{}", self.settings.prompt)
+        question = formats.prompts.get("answer", formats.prompts["prompt"])
         for place, row in enumerate(rows):
             asked += [(place, caption, text) for text in row.captions]
             asked += [(place, question.replace("{}", q), text) for q, text in row.questions]
             if row.things or (self.settings.regions and self.settings.classes):
-                ask, pieces = forms.detect(row.things, row.size, self.settings.classes)
+                ask, pieces = formats.detect(row.things, row.size, self.settings.classes)
                 asked.append((place, ask, self._fitting(pieces)))
         if not asked:
             return None
@@ -320,7 +348,7 @@ class BatchLoader:
             prompts.ids, prompts.lengths, texts.ids, texts.lengths, strict=True
         ):
             kept = text[begins : end - ends][: self.settings.max_tokens - 1]
-            whole.append(np.array([*prompt[:long], *forms.begin, *kept, forms.end_id], np.int64))
+            whole.append(np.array([*prompt[:long], *formats.begin, *kept, formats.end_id], np.int64))
         lengths = [len(row) for row in whole]
         ids = np.full((len(whole), max(lengths)), self.tokenizer.pad_id, np.int64)
         for row, found in zip(ids, whole, strict=True):
@@ -405,9 +433,9 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         identities=batch.identities.to(device),
         labels=batch.labels.to(device),
         captions=None if batch.captions is None else batch.captions.to(device),
-        prompted=None if batch.prompted is None else batch.prompted.to(device),
+        lm_captions=None if batch.lm_captions is None else batch.lm_captions.to(device),
         questions=None if batch.questions is None else batch.questions.to(device),
         answers=None if batch.answers is None else batch.answers.to(device),
-        dialogues=None if batch.dialogues is None else batch.dialogues.to(device),
+        prompted=None if batch.prompted is None else batch.prompted.to(device),
     )
     return move, normalize(batch.pixels, spec, device)

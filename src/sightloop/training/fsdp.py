@@ -82,9 +82,9 @@ class FSDP:
 
     def are_alike(self, batch: Batch, chunk: int) -> bool:
         """Whether all processes will run the same units, in as many parts, for their rows of this batch."""
-        texts = (batch.captions, batch.prompted, batch.questions)
+        texts = (batch.captions, batch.lm_captions, batch.questions)
         rows = [len(batch.keys), int((batch.labels >= 0).sum())]
-        rows += [0 if text is None else len(text.pictures) for text in texts]
+        rows += [0 if text is None else len(text.images) for text in texts]
         return agree([math.ceil(count / chunk) if chunk else min(count, 1) for count in rows], self._ranks)
 
     @contextmanager

@@ -1,6 +1,6 @@
-"""What each objective asks of the networks, for one batch: towers -> features -> losses.
+"""Forward pass and loss of each training objective for one batch.
 
-Here networks and objectives meet; neither knows the other.
+Here networks and objectives meet: networks return features and logits, `objectives` turn them into losses.
 """
 
 from __future__ import annotations
@@ -8,46 +8,79 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sightloop.models.blip import Blip
-from sightloop.models.blip2 import Blip2
+from sightloop.nn.attention import Linear
 from sightloop.objectives import contrastive, language, masked, matching
 from sightloop.objectives.gather import gather_rows, row_offset
+from sightloop.protocols import (
+    BiasNetwork,
+    DecoderNetwork,
+    Embedder,
+    LabelClassifier,
+    LanguageModelingNetwork,
+    Matcher,
+    Network,
+    PromptedNetwork,
+    ScaleNetwork,
+    TemperatureNetwork,
+    require,
+)
+from sightloop.towers.text import LanguageModel
 from sightloop.training.config import Recipe
 from sightloop.training.dataloader import Batch, TextRows
 from sightloop.training.grad_cache import GradCache
+from sightloop.training.heads import WordHead
 from sightloop.training.masking import mask_patches, mask_words
 from sightloop.types import Encoded, Loss
+
+P = TypeVar("P")
 
 
 @dataclass(eq=False)
 class LossContext:
-    """One step: the networks, this process's rows, the features made so far, the sums to report.
+    """One step: networks, this process's rows, the features computed so far, the sums to report.
 
-    teacher: the momentum network, None without. heads: modules that only training needs. queue: past features,
-    {"image", "text"} `[Q, P]`. counts: of the global batch: images with captions, tokens to write, ...
+    Args:
+        network: the network in training.
+        teacher: the momentum teacher, None without.
+        heads: modules that only training needs.
+        recipe: weights of the objectives, and their options.
+        batch: b images with their texts, on the device.
+        pixels: `[b, 3, S, S]`, normalized.
+        queue: past features, "image" and "text" `[Q, P]`, "ids" `[Q]`; empty without.
+        alpha: weight of the teacher's soft targets, 0..1.
+        cache: features and gradients of the batch, a micro-batch at a time.
+
+    Attributes:
+        values: this process's share of each loss and fact.
+        chances: each loss of a model that has learned nothing.
+        new_features: features of the global batch for the queue.
     """
 
-    network: Any
-    teacher: Any
+    network: nn.Module
+    teacher: nn.Module | None
     heads: nn.ModuleDict
     recipe: Recipe
     batch: Batch
     pixels: Tensor
     queue: Mapping[str, Tensor]
     alpha: float
-    features: GradCache
+    cache: GradCache
     values: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     chances: dict[str, float] = field(default_factory=dict[str, float])
-    fresh: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    new_features: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def net(self, protocol: type[P]) -> P:
+        """The network as one of `protocols`."""
+        return require(self.network, protocol)
 
     def add(self, name: str, loss: Loss) -> None:
-        """Count a loss in with the recipe's weight, and what it reports."""
-        self.features.add(self.recipe.terms[name] * loss.value)
+        """Adds a loss with the recipe's weight, and its facts to the report."""
+        self.cache.add(self.recipe.terms[name] * loss.value)
         shares = {name: loss.value} | {f"{name}.{fact}": value for fact, value in loss.facts.items()}
         for key, value in shares.items():
             self.values[key] = self.values.get(key, torch.zeros(())) + value.detach().float().cpu()
@@ -56,63 +89,68 @@ class LossContext:
     @cached_property
     def tokens(self) -> Tensor:
         """Image tokens of every image `[b, N, D]`."""
-
-        def encode(pixels: Tensor) -> Tensor:
-            return self.network.encode_image(pixels).tokens
-
-        return self.features.rows(encode, self.pixels)
+        network = self.net(Network)
+        return self.cache.rows(partial(_image_tokens, network), self.pixels)
 
     @cached_property
-    def captioned(self) -> TextRows:
-        """The first caption of each image that has one; no rows where none has."""
+    def first_captions(self) -> TextRows:
+        """The first caption of each image that has one, c rows."""
         return _first(self.batch.captions, self.pixels.device)
 
     @property
-    def each(self) -> int:
-        """K: how many captions are read with each image that has any (`data.texts`)."""
+    def captions_per_image(self) -> int:
+        """K, captions that are read with each captioned image (`data.texts`)."""
         rows = self.batch.captions
-        return len(rows.ids) // len(rows.pictures) if rows is not None and len(rows.ids) else 1
+        return len(rows.ids) // len(rows.images) if rows is not None and len(rows.ids) else 1
 
     @cached_property
-    def texts(self) -> Tensor:
-        """ITC embeddings of all captions `[c * K, P]`, those of one image beside each other."""
+    def text_embeddings(self) -> Tensor:
+        """Embeddings of all captions `[c * K, P]`, those of one image together."""
         rows = self.batch.captions
         if rows is None or not len(rows.ids):
             return self._no_rows()
-        return self.features.rows(self.network.embed_text, rows.read, rows.lengths)
+        return self.cache.rows(self.net(Embedder).embed_text, rows.read, rows.lengths)
 
     @cached_property
-    def pictures(self) -> Tensor:
-        """ITC embeddings of their images, one for each caption: `[c * K, P]`."""
-        rows = self.captioned
+    def image_embeddings(self) -> Tensor:
+        """Embeddings of their images, one for each caption: `[c * K, P]`."""
+        rows, network = self.first_captions, self.net(Embedder)
         if not len(rows.ids):
             return self._no_rows()
-        if isinstance(self.network, Blip):  # its first token is all, and other terms share them
-            tokens = pick(self.tokens, rows.pictures)
-            return self.repeated(self.network.embed_image(Encoded(tokens, tokens[:, 0])))
-        return self.repeated(
-            self.features.rows(partial(_embed, self.network), pick(self.pixels, rows.pictures))
-        )
+        if network.embeds_first_token:  # cheap for the whole batch, from tokens that other objectives share
+            tokens = pick(self.tokens, rows.images)
+            return self.repeated(network.embed_image(Encoded(tokens, tokens[:, 0])))
+        pixels = pick(self.pixels, rows.images)
+        return self.repeated(self.cache.rows(partial(_embed_pixels, self.network), pixels))
 
     def repeated(self, x: Tensor) -> Tensor:
-        """A row of each image -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
-        return x if self.each == 1 else x.repeat_interleave(self.each, 0)
+        """A row for each image -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
+        return x if self.captions_per_image == 1 else x.repeat_interleave(self.captions_per_image, 0)
 
     @cached_property
     def groups(self) -> Tensor:
-        """int64 `[c * K]`: rows of one image, or with one and the same caption, are no negatives of each other."""
-        return self.repeated(self.batch.identities[self.captioned.pictures])
+        """int64 `[c * K]`: rows of equal value are no negatives of each other (captions of one image)."""
+        return self.repeated(self.batch.identities[self.first_captions.images])
 
     def _no_rows(self) -> Tensor:
-        return self.pixels.new_zeros(0, self.network.config.embed_dim)
+        return self.pixels.new_zeros(0, self.net(Embedder).embed_dim)
 
 
-def _embed(network: Any, pixels: Tensor) -> Tensor:
-    return network.embed_image(network.encode_image(pixels))
+def _image_tokens(network: Network, pixels: Tensor) -> Tensor:
+    """pixels `[b, 3, S, S]` -> `[b, N, D]`."""
+    return network.encode_image(pixels).tokens
+
+
+def _embed_pixels(network: nn.Module, pixels: Tensor) -> Tensor:
+    """pixels `[b, 3, S, S]` -> `[b, P]`."""
+    return require(network, Embedder).embed_image(require(network, Network).encode_image(pixels))
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], without a copy where that is x. Pick for each part of a batch anew: each goes backward by itself."""
+    """x[rows], `[n, ...]` -> `[r, ...]`, without a copy if that is x.
+
+    Pick anew for each part of a batch: each part goes backward on its own.
+    """
     if len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all()):
         return x
     return x[rows]
@@ -122,10 +160,10 @@ def _first(rows: TextRows | None, device: torch.device) -> TextRows:
     if rows is None:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         return TextRows(none[:, None], none, none, 1, none[:, None])
-    per = len(rows.ids) // len(rows.pictures)
-    lengths = rows.lengths[::per]
-    ids, read = (x[::per, : int(lengths.max())] for x in (rows.ids, rows.read))
-    return TextRows(ids, lengths, rows.pictures, rows.prompt, read)
+    each = len(rows.ids) // len(rows.images)
+    lengths = rows.lengths[::each]
+    ids, read = (x[::each, : int(lengths.max())] for x in (rows.ids, rows.read))
+    return TextRows(ids, lengths, rows.images, rows.prompt, read)
 
 
 def total(count: int) -> int:
@@ -134,252 +172,263 @@ def total(count: int) -> int:
 
 
 def itc(context: LossContext) -> None:
-    """BLIP's contrast with a momentum teacher, soft targets and a queue (section 3.2); without a teacher, against the
-    network's own embeddings as they are: with a gradient on both sides small networks stay at chance for longer."""
-    network, teacher, queue = context.network, context.teacher, context.queue
-    image, text, ids = context.pictures, context.texts, context.groups
-    rows = context.batch.captions or context.captioned
+    """Image-text contrast (BLIP, section 3.2), with a momentum teacher, soft targets and a queue if there are any.
+
+    Without a teacher the candidates are the network's own embeddings, detached: with a gradient on both sides small
+    networks stay at chance for longer.
+    """
+    teacher, queue = context.teacher, context.queue
+    image, text, ids = context.image_embeddings, context.text_embeddings, context.groups
+    rows = context.batch.captions or context.first_captions
     with torch.no_grad():
-        fresh = {"image": image.detach(), "text": text.detach(), "ids": ids}
+        features = {"image": image.detach(), "text": text.detach(), "ids": ids}
         if teacher is not None:
-            pixels = pick(context.pixels, context.captioned.pictures)
-            fresh["image"] = context.repeated(_in_parts(context, partial(_embed, teacher), pixels))
-            fresh["text"] = _in_parts(context, teacher.embed_text, rows.ids, rows.lengths)
-        fresh = context.fresh = {name: gather_rows(x) for name, x in fresh.items()}
-        image_m, text_m, every = (torch.cat([x, queue[name]]) if queue else x for name, x in fresh.items())
-        count, offset = len(fresh["ids"]), row_offset(len(image))[0]
-        candidates = contrastive.Candidates(image_m, text_m, count, offset, every)
+            pixels = pick(context.pixels, context.first_captions.images)
+            embedded = _in_parts(context, partial(_embed_pixels, teacher), pixels)
+            features["image"] = context.repeated(embedded)
+            features["text"] = _in_parts(
+                context, require(teacher, Embedder).embed_text, rows.ids, rows.lengths
+            )
+        features = context.new_features = {name: gather_rows(x) for name, x in features.items()}
+        # Candidates: the global batch, then the queue.
+        images, texts, all_ids = (torch.cat([x, queue[name]]) if queue else x for name, x in features.items())
+        count, offset = len(features["ids"]), row_offset(len(image))[0]
+        candidates = contrastive.Candidates(images, texts, count, offset, all_ids)
     if count:
-        context.add(
-            "itc", contrastive.itc_loss(image, text, candidates, network.temperature, alpha=context.alpha)
-        )
+        temperature = context.net(TemperatureNetwork).temperature
+        context.add("itc", contrastive.itc_loss(image, text, candidates, temperature, alpha=context.alpha))
 
 
 def _in_parts(context: LossContext, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """function over micro-batches of the inputs' rows: `[r, ...]` -> `[r, P]`."""
     count = inputs[0].shape[0]
     if count == 0:
-        return context.pixels.new_zeros(0, context.network.config.embed_dim)
-    return torch.cat([function(*(x[part] for x in inputs)) for part in context.features.parts(count)])
+        return context.pixels.new_zeros(0, context.net(Embedder).embed_dim)
+    return torch.cat([function(*(x[part] for x in inputs)) for part in context.cache.parts(count)])
 
 
 def itm(context: LossContext) -> None:
-    """Does the text say what the image shows: each pair, beside an image and a text that ITC mistakes for it, or
-    that were drawn evenly (`hard_negatives` of the recipe)."""
-    rows, network, recipe = context.captioned, context.network, context.recipe
+    """Image-text matching: each pair, the image with a wrong text, and the text with a wrong image.
+
+    Wrong ones are drawn by ITC similarity, or uniformly (`hard_negatives` of the recipe).
+    """
+    rows, network, recipe = context.first_captions, context.net(Matcher), context.recipe
     with torch.no_grad():
-        pairs = (context.pictures.detach(), context.texts.detach(), context.groups)
-        image, text, group = (x[:: context.each] for x in pairs)
+        pairs = (context.image_embeddings.detach(), context.text_embeddings.detach(), context.groups)
+        image, text, group = (x[:: context.captions_per_image] for x in pairs)
         images, texts, ids = gather_rows(image), gather_rows(text), gather_rows(group)
         if not len(ids) or bool((ids == ids[0]).all()):
-            return  # nothing to mistake it for
-        place = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}
-        scale = network.temperature.detach()
-        draw = partial(matching.hard_negatives, ids=ids, share=recipe.hard_negatives, **place)
+            return  # no pair has a negative
+        keys = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}
+        scale = context.net(TemperatureNetwork).temperature.detach()
+        draw = partial(matching.hard_negatives, ids=ids, share=recipe.hard_negatives, **keys)
         wrong_text = draw(contrastive.similarities(image, texts) / scale, stream=0)
         wrong_image = draw(contrastive.similarities(text, images) / scale, stream=1)
-    tokens = pick(context.tokens, rows.pictures)
-    everyones, _ = context.features.everywhere(tokens)
+    tokens = pick(context.tokens, rows.images)
+    all_tokens, _ = context.cache.everywhere(tokens)
     width = max(int(gather_rows(torch.tensor([[rows.ids.shape[1]]])).max()), rows.ids.shape[1])
-    padded = nn.functional.pad(rows.read, (0, width - rows.ids.shape[1]), value=network.config.pad_id)
-    words, lengths = gather_rows(padded), gather_rows(rows.lengths)
-    everything = 3 * len(ids)
-    if not len(rows.ids):  # the others wait for us on the way back
-        context.features.add(everyones.sum() * 0)
-    for part in context.features.parts(len(rows.ids)):
+    padded = nn.functional.pad(rows.read, (0, width - rows.ids.shape[1]), value=network.pad_id)
+    all_texts, all_lengths = gather_rows(padded), gather_rows(rows.lengths)
+    count = 3 * len(ids)
+    if not len(rows.ids):  # other processes wait for this one on the way back
+        context.cache.add(all_tokens.sum() * 0)
+    for part in context.cache.parts(len(rows.ids)):
         # A row without a negative keeps its place with a pair that is not counted.
         lacks = (wrong_text[part] < 0) | (wrong_image[part] < 0)
-        other, swap = wrong_text[part].clamp(min=0), wrong_image[part].clamp(min=0)
-        both = torch.stack([padded[part], words[other]], 1).flatten(0, 1)
-        both_lengths = torch.stack([rows.lengths[part], lengths[other]], 1).flatten()
+        other_text, other_image = wrong_text[part].clamp(min=0), wrong_image[part].clamp(min=0)
+        # 1. The image with its own text and with the wrong one, next to each other: [2r, L].
+        both = torch.stack([padded[part], all_texts[other_text]], 1).flatten(0, 1)
+        both_lengths = torch.stack([rows.lengths[part], all_lengths[other_text]], 1).flatten()
         both = both[:, : int(both_lengths.max())]
-        mine = pick(context.tokens, rows.pictures[part])
-        same = network.match_logits(Encoded(mine), both, both_lengths)
-        swapped = network.match_logits(Encoded(everyones[swap]), rows.read[part], rows.lengths[part])
+        own_tokens = pick(context.tokens, rows.images[part])
+        text_logits = network.match_logits(Encoded(own_tokens), both, both_lengths)
+        # 2. The text with the wrong image: [r, L].
+        image_logits = network.match_logits(
+            Encoded(all_tokens[other_image]), rows.read[part], rows.lengths[part]
+        )
         wrong = torch.where(lacks, matching.IGNORED, 0)
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
-        logits = torch.cat([same, swapped])
-        context.add("itm", matching.itm_loss(logits, labels, everything, match_weight=recipe.match_weight))
+        logits = torch.cat([text_logits, image_logits])
+        context.add("itm", matching.itm_loss(logits, labels, count, match_weight=recipe.match_weight))
 
 
 def lm(context: LossContext) -> None:
-    """The decoder writes the captions, word by word."""
-    rows = context.batch.prompted
-    if rows is not None and isinstance(context.network, Blip2):
-        rows = _framed(context.network, rows)
+    """Language modeling: the decoder predicts the captions' tokens from the image."""
+    rows = context.batch.lm_captions
+    if rows is not None:
+        rows = _frame(context.net(LanguageModelingNetwork), rows)
     count = 0 if rows is None else int((rows.lengths - rows.prompt).clamp(min=0).sum())
-    everything = total(count)
-    if rows is None or everything == 0:
+    all_count = total(count)
+    if rows is None or all_count == 0:
         return
-    per = len(rows.ids) // len(rows.pictures)
-    for part in context.features.parts(len(rows.pictures)):
-        texts = slice(part.start * per, part.stop * per)
-        tokens = pick(context.tokens, rows.pictures[part])
-        logits, targets = _written(context.network, Encoded(tokens), rows, texts)
-        loss = language.lm_loss(logits, targets, everything, smoothing=context.recipe.label_smoothing)
-        context.add("lm", loss)
+    each = len(rows.ids) // len(rows.images)
+    for part in context.cache.parts(len(rows.images)):
+        texts = slice(part.start * each, part.stop * each)
+        memory = Encoded(pick(context.tokens, rows.images[part]))
+        _add_lm(context, "lm", memory, rows, texts, all_count)
 
 
 def vqa(context: LossContext) -> None:
-    """The decoder writes the answer from the states of the question, which was read beside its image."""
+    """Question answering: the decoder predicts the answer from the question's states beside its image."""
     questions, answers = context.batch.questions, context.batch.answers
     count = 0 if answers is None else int((answers.lengths - 1).sum())
-    everything = total(count)
-    if questions is None or answers is None or everything == 0:
+    all_count = total(count)
+    if questions is None or answers is None or all_count == 0:
         return
-    per = len(questions.ids) // len(questions.pictures)
-    for part in context.features.parts(len(questions.pictures)):
-        texts = slice(part.start * per, part.stop * per)
-        tokens = pick(context.tokens, questions.pictures[part])
-        read = context.network.encode_text(Encoded(tokens), questions.ids[texts], questions.lengths[texts])
-        logits, targets = _written(context.network, read, answers, texts)
-        loss = language.lm_loss(logits, targets, everything, smoothing=context.recipe.label_smoothing)
-        context.add("vqa", loss)
+    encoder = context.net(DecoderNetwork)
+    answers = _frame(context.net(LanguageModelingNetwork), answers)
+    each = len(questions.ids) // len(questions.images)
+    for part in context.cache.parts(len(questions.images)):
+        texts = slice(part.start * each, part.stop * each)
+        tokens = pick(context.tokens, questions.images[part])
+        states = encoder.encode_text(Encoded(tokens), questions.ids[texts], questions.lengths[texts])
+        _add_lm(context, "vqa", states, answers, texts, all_count)
 
 
-def _framed(network: Blip2, rows: TextRows) -> TextRows:
-    """Texts as BLIP-2 writes them: T5's tokenizer puts no first token before them, OPT's no last behind."""
-    start, count = network.config.start_ids, len(rows.ids)
-    lengths = rows.lengths + 1
-    if network.config.language is None:
-        read = rows.read.clone()
-        read[:, 0] = start[0]
-        return rows._replace(read=read)
-
-    def framed(ids: Tensor) -> Tensor:
-        if start:
-            return torch.cat([ids.new_full((count, 1), start[0]), ids], dim=1)
-        ids = nn.functional.pad(ids, (0, 1), value=network.config.pad_id)
-        return ids.scatter(1, rows.lengths[:, None], network.config.end_id)
-
-    # A prompt was counted without its last token, which the others have behind the words.
-    prompt = rows.prompt + (rows.prompt > 1)
-    return TextRows(framed(rows.ids), lengths, rows.pictures, prompt, framed(rows.read))
+def _frame(network: LanguageModelingNetwork, rows: TextRows) -> TextRows:
+    """Texts with the first and last token that the decoder expects; a prompt was counted without its last token."""
+    ids, lengths = network.frame_text(rows.ids, rows.lengths)
+    read, _ = network.frame_text(rows.read, rows.lengths)
+    longer = ids.shape[1] > rows.ids.shape[1]
+    return TextRows(ids, lengths, rows.images, rows.prompt + (longer and rows.prompt > 1), read)
 
 
-def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tuple[Tensor, Tensor]:
-    """Logits `[T, V]` and targets `[T]` of every word that the decoder is to write of these texts."""
-    lengths = rows.lengths[part]
-    ids, read = (x[part, : int(lengths.max())] for x in (rows.ids, rows.read))
-    if isinstance(network, Blip2):
-        kept = language.next_tokens(ids, lengths, rows.prompt)
-        states = network.decoder_states(memory, read)
-        head = network.head if network.config.language is None else network.language.logits
-        return head(states.flatten(0, 1)[kept.where]), kept.targets
-    read = read.clone()
-    read[:, 0] = network.config.start_id
-    mask = None if memory.mask is None else memory.mask[:, None, None, :]
-    tower = network.decoder.text
+def _add_lm(
+    context: LossContext, name: str, memory: Encoded, rows: TextRows, texts: slice, count: int
+) -> None:
+    """Adds the loss of some of the texts: logits `[T, V]` and targets `[T]` of all T tokens to predict."""
+    network, lengths = context.net(LanguageModelingNetwork), rows.lengths[texts]
+    ids, read = (x[texts, : int(lengths.max())] for x in (rows.ids, rows.read))
     kept = language.next_tokens(ids, lengths, rows.prompt)
-    states = tower(read, causal=True, memory=tower.memory(memory.tokens), memory_mask=mask).tokens
-    return network.decoder.head(states.flatten(0, 1)[kept.where]), kept.targets
+    states = network.decoder_states(memory, read).flatten(0, 1)  # [r * L, D]
+    logits = network.lm_logits(states[kept.where])
+    context.add(name, language.lm_loss(logits, kept.targets, count, smoothing=context.recipe.label_smoothing))
 
 
 def prompted(context: LossContext) -> None:
-    """The language model writes on from its prompt, in which the image stands (LM, or prefix-LM where the network's
-    prefix sees itself whole: PaliGemma, section 3), or from what an encoder made of the prompt (Florence-2)."""
-    rows, network = context.batch.dialogues, context.network
+    """Answers of prompted networks: continued from the prompt (LM, or prefix-LM), or decoded from its encoding.
+
+    Prefix-LM: PaliGemma, section 3; encoder-decoder: Florence-2.
+    """
+    rows, network = context.batch.prompted, context.net(PromptedNetwork)
     count = 0 if rows is None else int((rows.lengths - rows.prompts).sum())
-    everything = total(count)
-    if rows is None or everything == 0:
+    all_count = total(count)
+    if rows is None or all_count == 0:
         return
-    write = _answered if network.config.start_ids else _continued
-    for part in context.features.parts(len(rows.ids)):
-        tokens = pick(context.tokens, rows.pictures[part])  # in here: each part goes backward by itself
-        logits, targets = write(network, tokens, rows.ids[part], rows.lengths[part], rows.prompts[part])
-        loss = language.lm_loss(logits, targets, everything, smoothing=context.recipe.label_smoothing)
-        context.add("prompted", loss)
+    forward = _decode_answers if network.config.start_ids else _continue_prompts
+    for part in context.cache.parts(len(rows.ids)):
+        tokens = pick(
+            context.tokens, rows.images[part]
+        )  # inside the loop: each part goes backward on its own
+        logits, targets = forward(network, tokens, rows.ids[part], rows.lengths[part], rows.prompts[part])
+        smoothing = context.recipe.label_smoothing
+        context.add("prompted", language.lm_loss(logits, targets, all_count, smoothing=smoothing))
 
 
-def _continued(
-    network: Any, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
+def _continue_prompts(
+    network: PromptedNetwork, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits `[T, V]` and targets `[T]` of what stands behind the prompts of ids `[R, L]`, each with an image."""
-    model, more = network.language, tokens.shape[1] - 1
-    ids, real = _with_places(network, ids, lengths, more)
-    whole = None
+    """Logits `[T, V]` and targets `[T]` of the tokens after the prompts.
+
+    Args:
+        network: whose language model reads prompt and answer.
+        tokens: image tokens `[R, N, D]`.
+        ids: prompts and answers `[R, L]`, one id for the image.
+        lengths: `[R]`.
+        prompts: lengths of the prompts `[R]`.
+    """
+    model, more = require(network.language, LanguageModel), tokens.shape[1] - 1
+    ids, valid_mask = _expand_image(network, ids, lengths, more)
+    prefix_mask = None
     if model.config.bidirectional_prefix:
-        whole = torch.arange(ids.shape[1], device=ids.device) < (prompts + more)[:, None]
-    given = network.build_prefix(tokens.flatten(0, 1), ids, real).tokens
-    states = model.text.read(given, valid_mask=real, prefix_mask=whole, causal=True)
+        prefix_mask = torch.arange(ids.shape[1], device=ids.device) < (prompts + more)[:, None]
+    vectors = network.build_prefix(tokens.flatten(0, 1), ids, valid_mask).tokens
+    states = model.text.read(vectors, valid_mask=valid_mask, prefix_mask=prefix_mask, causal=True)
     kept = language.next_tokens(ids, lengths + more, prompts + more)
     return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
 
 
-def _answered(
-    network: Any, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
+def _decode_answers(
+    network: PromptedNetwork, tokens: Tensor, ids: Tensor, lengths: Tensor, prompts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same where an encoder reads the prompt, and the decoder starts from ids of its own."""
-    model, start = network.language, ids.new_tensor(network.config.start_ids)
-    asked, real = _with_places(network, ids, prompts, tokens.shape[1] - 1)
-    memory = network.build_prefix(tokens.flatten(0, 1), asked, real)
+    """As `_continue_prompts`, for an encoder that reads the prompt and a decoder that starts from its own ids."""
+    model = require(network.language, LanguageModel)
+    start = ids.new_tensor(network.config.start_ids)
+    prompt_ids, valid_mask = _expand_image(network, ids, prompts, tokens.shape[1] - 1)
+    memory = network.build_prefix(tokens.flatten(0, 1), prompt_ids, valid_mask)
     steps = torch.arange(int((lengths - prompts).max()), device=ids.device)
-    words = ids.gather(1, (prompts[:, None] + steps).clamp(max=ids.shape[1] - 1))
-    texts = torch.cat([start.expand(len(ids), -1), words], dim=1)
+    answers = ids.gather(1, (prompts[:, None] + steps).clamp(max=ids.shape[1] - 1))
+    texts = torch.cat([start.expand(len(ids), -1), answers], dim=1)
     kept = language.next_tokens(texts, len(start) + lengths - prompts, len(start))
     states = model.text.read(
         model.text.embed_tokens(texts),
         causal=True,
         memory=model.text.memory(memory.tokens),
-        memory_mask=real[:, None, None],
+        memory_mask=valid_mask[:, None, None],
     )
     return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
 
 
-def _with_places(network: Any, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:
-    """The first `lengths` of ids `[R, L]` with `more` places for the image, which stands in them as one id, and bool
-    `[R, L']`: which of them are real."""
+def _expand_image(network: PromptedNetwork, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    """The first `lengths` ids of each row `[R, L]` with `more` further places for the image's one id: ids `[R, L']` and
+    valid_mask `[R, L']`."""
     place = torch.arange(int(lengths.max()), device=ids.device)
     ids = ids[:, : len(place)].masked_fill(place >= lengths[:, None], 0)
-    picture = ids == network.config.image_id
-    ids = ids.flatten().repeat_interleave(1 + more * picture.flatten()).view(len(ids), -1)
+    is_image = ids == network.config.image_id
+    ids = ids.flatten().repeat_interleave(1 + more * is_image.flatten()).view(len(ids), -1)
     return ids, torch.arange(ids.shape[1], device=ids.device) < (lengths + more)[:, None]
 
 
 def clip(context: LossContext) -> None:
     """CLIP's softmax over all pairs of the global batch (Radford et al. 2021, figure 3)."""
-    scale = context.network.logit_scale.exp()
-    loss = contrastive.clip_loss(context.pictures, context.texts, scale, ids=context.groups)
+    scale = context.net(ScaleNetwork).logit_scale.exp()
+    loss = contrastive.clip_loss(context.image_embeddings, context.text_embeddings, scale, ids=context.groups)
     context.add("clip", loss)
 
 
 def siglip(context: LossContext) -> None:
-    """A sigmoid for every pair of the global batch (Zhai et al. 2023, algorithm 1)."""
-    network = context.network
-    loss = contrastive.siglip_loss(
-        context.pictures, context.texts, network.logit_scale.exp(), network.logit_bias, ids=context.groups
-    )
-    context.add("siglip", loss)
+    """SigLIP's sigmoid for every pair of the global batch (Zhai et al. 2023, algorithm 1)."""
+    scale, bias = context.net(ScaleNetwork).logit_scale.exp(), context.net(BiasNetwork).logit_bias
+    embeddings = (context.image_embeddings, context.text_embeddings)
+    context.add("siglip", contrastive.siglip_loss(*embeddings, scale, bias, ids=context.groups))
 
 
 def mlm(context: LossContext) -> None:
-    """Hidden words of a caption, told from the others and the image (Devlin et al. 2019; Li et al. 2021)."""
-    rows, network, recipe = context.captioned, context.network, context.recipe
+    """Masked language modeling beside the image (Devlin et al. 2019; Li et al. 2021, ALBEF)."""
+    rows, network, recipe = context.first_captions, context.net(DecoderNetwork), context.recipe
+    head = require(context.heads["mlm"], WordHead)
     hidden = mask_words(
         rows.ids.cpu().numpy(),
         rows.lengths.cpu().numpy(),
-        mask_id=cast(Any, context.heads["mlm"]).mask_id,
+        mask_id=head.mask_id,
         vocab=network.config.text.vocab,
         share=recipe.masked_words,
         seed=recipe.seed,
         step=context.batch.step,
-        rows=context.batch.places[rows.pictures].cpu().numpy(),
+        rows=context.batch.places[rows.images].cpu().numpy(),
     )
     device = context.pixels.device
-    ids, wanted = torch.from_numpy(hidden.ids).to(device), torch.from_numpy(hidden.chosen).to(device)
-    everything = total(int(wanted.sum()))
-    if everything == 0:
+    ids, masked_positions = (
+        torch.from_numpy(hidden.ids).to(device),
+        torch.from_numpy(hidden.chosen).to(device),
+    )
+    count = total(int(masked_positions.sum()))
+    if count == 0:
         return
-    for part in context.features.parts(len(rows.ids)):
-        tokens = pick(context.tokens, rows.pictures[part])
-        read = network.encode_text(Encoded(tokens), ids[part], rows.lengths[part])
-        logits = context.heads["mlm"](read.tokens[wanted[part]])
-        context.add("mlm", language.mlm_loss(logits, rows.ids[part][wanted[part]], everything))
+    for part in context.cache.parts(len(rows.ids)):
+        tokens = pick(context.tokens, rows.images[part])
+        states = network.encode_text(Encoded(tokens), ids[part], rows.lengths[part]).tokens  # [r, L, D]
+        logits = head(states[masked_positions[part]])
+        targets = rows.ids[part][masked_positions[part]]
+        context.add("mlm", language.mlm_loss(logits, targets, count))
 
 
 def mim(context: LossContext) -> None:
-    """Hidden patches of an image, told from the others (Xie et al. 2022, SimMIM): they are painted in the mean colour,
-    so that any stem may read them."""
-    network, recipe, pixels = context.network, context.recipe, context.pixels
+    """Masked image modeling (Xie et al. 2022, SimMIM): hidden patches are predicted from the others.
+
+    Hidden patches are painted in the mean color, so that any stem may read them.
+    """
+    network, recipe, pixels = context.net(Network), context.recipe, context.pixels
     patch, side = network.config.vision.patch, network.config.vision.image_size
     grid = side // patch
     hidden = torch.from_numpy(
@@ -391,27 +440,29 @@ def mim(context: LossContext) -> None:
             rows=context.batch.places.cpu().numpy(),
         )
     ).to(pixels.device)  # [b, grid, grid]
-    everything = total(int(hidden.sum()))
-    if everything == 0:
+    count = total(int(hidden.sum()))
+    if count == 0:
         return
+    head = require(context.heads["mim"], Linear)
     targets = nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # [b, N, 3 * patch^2]
     painted = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
-    for part in context.features.parts(len(pixels)):
-        predicted = context.heads["mim"](network.encode_image(painted[part]).tokens[:, 1:])
-        context.add("mim", masked.mim_loss(predicted, targets[part], hidden[part].flatten(1), everything))
+    for part in context.cache.parts(len(pixels)):
+        predicted = head(network.encode_image(painted[part]).tokens[:, 1:])
+        context.add("mim", masked.mim_loss(predicted, targets[part], hidden[part].flatten(1), count))
 
 
 def classes(context: LossContext) -> None:
-    """The class of an image, from its pooled state through the network's layer for them."""
+    """Classification: cross-entropy of the label head on the pooled image state."""
     known = (context.batch.labels >= 0).nonzero()[:, 0]
-    everything = total(len(known))
-    if everything == 0:
+    count = total(len(known))
+    if count == 0:
         return
+    network, encoder = context.net(LabelClassifier), context.net(Network)
     labels, pixels = context.batch.labels[known], pick(context.pixels, known)
-    for part in context.features.parts(len(known)):
-        logits = context.network.label_logits(context.network.encode_image(pixels[part]))
-        loss = language.lm_loss(logits, labels[part], everything, smoothing=context.recipe.label_smoothing)
-        context.add("classes", loss)
+    for part in context.cache.parts(len(known)):
+        logits = network.label_logits(encoder.encode_image(pixels[part]))
+        smoothing = context.recipe.label_smoothing
+        context.add("classes", language.lm_loss(logits, labels[part], count, smoothing=smoothing))
 
 
 LOSS_TERMS: Mapping[str, Callable[[LossContext], None]] = {

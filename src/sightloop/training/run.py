@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import SightloopError, UsageError
 from sightloop.nn.lora import add_lora
 from sightloop.nn.regularization import set_activation_checkpointing
+from sightloop.protocols import Embedder, require
 from sightloop.training import checkpoint, optimizer
 from sightloop.training.build import TrainableModel, build_model
 from sightloop.training.calibration import held_out
@@ -111,7 +112,7 @@ def _claimed(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
 
 
 def _essence(stored: JsonMapping) -> JsonDict:
-    free = {"evaluation", "save_every", "keep", "shard"}
+    free = {"evaluation", "save_every", "keep_last", "shard"}
     recipe = from_json(stored["recipe"])  # settings that are newer than the run have their defaults
     kept = {name: value for name, value in to_json(recipe).items() if name not in free}
     return {"data": stored["data"], "recipe": kept, "holds out": _holds_out(recipe)}
@@ -138,7 +139,7 @@ def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[Train
         )
     optimizer.freeze(network, recipe.model.frozen)
     if trainee.labels:  # new, and never frozen
-        network.classes.requires_grad_(True)
+        network.get_submodule("classes").requires_grad_(True)
     network.to(ranks.device).train()
     trainee.heads.to(ranks.device).train()
     set_activation_checkpointing(network, recipe.activation_checkpointing)
@@ -171,10 +172,10 @@ def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: World) -
     return FSDP(networks, ranks, bfloat16=recipe.precision == "bfloat16")
 
 
-def _queue(recipe: Recipe, network: Any, ranks: World) -> dict[str, Tensor]:
+def _queue(recipe: Recipe, network: torch.nn.Module, ranks: World) -> dict[str, Tensor]:
     """Random unit vectors at first, as in BLIP's released code; they belong to no sample."""
     random = torch.Generator().manual_seed(recipe.seed)
-    shape = (recipe.teacher.queue, network.config.embed_dim)
+    shape = (recipe.teacher.queue, require(network, Embedder).embed_dim)
     queue = {
         name: torch.nn.functional.normalize(torch.randn(shape, generator=random), dim=1).to(ranks.device)
         for name in ("image", "text")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sightloop.objectives.contrastive import enqueue
+from sightloop.protocols import ScaleNetwork, TemperatureNetwork
 from sightloop.training import optimizer
 from sightloop.training.checkpoint import TrainState
 from sightloop.training.dataloader import Batch, on_device
@@ -25,16 +26,13 @@ from sightloop.training.loss_terms import LOSS_TERMS, LossContext
 from sightloop.training.run import TrainRun
 from sightloop.training.schedule import lr_at
 
-if TYPE_CHECKING:
-    pass
-
 
 def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, float], float]:
     """Losses, gradients and the optimizer's step for one batch: (values, chances, learning rate)."""
     state, recipe, ranks = run.state, run.recipe, run.world
     # Dropout and the like draw from torch's generator: it starts anew at every step, so that no state need be kept.
     torch.manual_seed(hash((recipe.seed, state.step, ranks.rank)) & 0x7FFFFFFF)
-    network: Any = state.network
+    network = state.network
     if state.teacher is not None:
         update_ema(state.teacher, network, recipe.teacher.momentum)
     speed = lr_at(recipe.schedule, state.step, run.steps, run.steps_per_epoch, recipe.optimizer.lr)
@@ -50,13 +48,13 @@ def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, 
         pixels=pixels,
         queue=state.queue,
         alpha=recipe.teacher.alpha * min(1.0, done) if state.teacher is not None else 0.0,
-        features=GradCache(recipe.data.micro_batch),
+        cache=GradCache(recipe.data.micro_batch),
     )
     with _cast(recipe.precision, ranks.device), _gathered(run, batch):
         for name, weight in recipe.terms.items():
             if weight > 0:
                 LOSS_TERMS[name](context)
-        context.features.finish()
+        context.cache.finish()
     parameters = [p for _, p in state.trained() if p.requires_grad]
     reduce_gradients(parameters, ranks)
     norm = clip_gradients(parameters, recipe.optimizer.clip_norm or math.inf)
@@ -66,8 +64,8 @@ def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, 
     optimizer.clamp_parameters(network, optimizer.CLAMPS if "siglip" not in recipe.terms else {})
     if state.average is not None:
         update_ema(state.average, network, ema_decay(state.step, recipe.ema))
-    if state.queue and context.fresh:
-        _remember(state, context.fresh)
+    if state.queue and context.new_features:
+        _remember(state, context.new_features)
     values = sum_values({name: float(value) for name, value in context.values.items()}, ranks)
     return values | _facts(context) | {"gradient_norm": norm}, context.chances, speed
 
@@ -80,15 +78,17 @@ def _remember(state: TrainState, fresh: Mapping[str, Tensor]) -> None:
 
 
 def _facts(context: LossContext) -> dict[str, float]:
-    """What the watch looks at beside the losses."""
+    """What the monitor looks at beside the losses: temperature or scale, and the spread of the image embeddings."""
     facts: dict[str, float] = {}
-    for name in ("temperature", "logit_scale"):
-        if isinstance(value := getattr(context.network, name, None), Tensor):
-            facts[name] = float(value.detach())
-    if {"itc", "clip", "siglip"} & set(context.values) and len(rows := context.pictures.detach().float()) > 1:
-        mean = rows.mean(0)
-        count = len(rows)
-        facts["spread"] = 1 - float((mean.square().sum() * count - 1) / (count - 1))
+    if isinstance(context.network, TemperatureNetwork):
+        facts["temperature"] = float(context.network.temperature.detach())
+    if isinstance(context.network, ScaleNetwork):
+        facts["logit_scale"] = float(context.network.logit_scale.detach())
+    if {"itc", "clip", "siglip"} & set(context.values):
+        rows = context.image_embeddings.detach().float()  # [n, P]
+        if (count := len(rows)) > 1:
+            # The mean of all n (n - 1) cosines: |sum|^2 = n^2 |mean|^2 counts each pair twice and n ones.
+            facts["spread"] = 1 - float((rows.mean(0).square().sum() * count - 1) / (count - 1))
     return facts
 
 

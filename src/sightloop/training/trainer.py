@@ -25,6 +25,7 @@ from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model
 from sightloop.inference.save import save
 from sightloop.nn.lora import merge_lora
+from sightloop.protocols import Network, require
 from sightloop.training import checkpoint
 from sightloop.training.calibration import FEWEST, calibrate
 from sightloop.training.config import Recipe, apply_settings
@@ -120,7 +121,7 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
         labels,
         ranks.rank,
         ranks.world,
-        run.model.forms if recipe.terms.get("prompted") else None,
+        run.model.prompts if recipe.terms.get("prompted") else None,
     )
     last = run.steps if stop_after is None else min(run.steps, state.step + stop_after)
     for batch in feed.batches(state.step, last):
@@ -211,7 +212,7 @@ def _model(run: TrainRun) -> Model:
         network = run.shards.whole(network)
     return Model(
         name=trainee.name,
-        network=network,
+        network=require(network, Network),
         family=trainee.family,
         tokenizer=trainee.tokenizer,
         image_spec=trainee.image_spec,
@@ -240,7 +241,7 @@ def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
 def _keep(run: TrainRun, model: Model, folder: Path) -> None:
     """Write the result; one from an earlier life of this run is replaced."""
     if run.recipe.model.lora:
-        merge_lora(model.network)
+        merge_lora(model.module)
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
 

@@ -12,6 +12,7 @@ from sightloop.data.images.preprocess import preprocess
 from sightloop.errors import ImageError
 from sightloop.inference.model import Model
 from sightloop.metrics import caption_scores, detection_not_computed, detection_scores
+from sightloop.protocols import RegionNetwork
 from sightloop.training.config import EvaluationSettings
 from sightloop.types import Limits, Pixels, Sample
 
@@ -33,8 +34,8 @@ def validate(
     The dataset's first `samples` images; what they lack (captions, questions, labels) or the model cannot do is left
     out. Images that cannot be read are left out too. boxes: things are to be found as well, which takes a while.
     """
-    was_training = model.network.training
-    model.network.eval()
+    was_training = model.module.training
+    model.module.eval()
     try:
         samples, pictures = load_samples(model, dataset, settings.samples)
         values: dict[str, float] = {}
@@ -58,7 +59,7 @@ def validate(
             values |= _boxes(model, samples, pictures)
         return values, texts
     finally:
-        model.network.train(was_training)
+        model.module.train(was_training)
 
 
 def validation_score(values: Mapping[str, float], terms: Collection[str]) -> float | None:
@@ -169,7 +170,7 @@ def _boxes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> d
     known = [i for i, sample in enumerate(samples) if sample.regions]
     if not known or detection_not_computed():
         return {}
-    if getattr(model.network, "phrase_separator", ""):
+    if isinstance(model.network, RegionNetwork) and model.network.phrase_separator:
         names = [list(dict.fromkeys(region.label for region in samples[i].regions)) for i in known]
         found = [model.detect(pictures[i], asked)[0] for i, asked in zip(known, names, strict=True)]
     else:

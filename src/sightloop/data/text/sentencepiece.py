@@ -30,6 +30,7 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import TokenizerError
 from sightloop.types import JsonDict
 
+NO_LIMIT = 1 << 20  # tokens a text, for towers without a limit
 _MARK = "▁"  # stands for a space
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _NAMES: dict[str, dict[str, str]] = {

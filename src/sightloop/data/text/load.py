@@ -1,0 +1,61 @@
+"""Loader of a checkpoint's tokenizer: which files of a folder are read, for each kind of tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sightloop.data.text.bart import load_bart
+from sightloop.data.text.sentencepiece import NO_LIMIT, load_sentencepiece
+from sightloop.data.text.tokenizer import (
+    Tokenizer,
+    bert_tokenizer_from_vocab,
+    clip_tokenizer_from_bpe,
+    load_tokenizer,
+)
+from sightloop.types import IMAGE_PLACEHOLDER, TokenizerKind
+
+_CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+
+
+def load_tokenizer_of_kind(
+    source: Path,
+    kind: TokenizerKind,
+    *,
+    max_length: int,
+    lower: bool = False,
+    cleaning: str | None = None,
+) -> Tokenizer:
+    """A checkpoint's tokenizer.
+
+    BERT's `vocab.txt` and CLIP's `bpe_simple_vocab_16e6.txt.gz`, the authors' own files, are read only if the hub's
+    files (`tokenizer.json`, `tokenizer_config.json`, `vocab.json`) are missing.
+
+    Args:
+        source: the folder with its files, or for "clip" and "bert" the authors' file itself.
+        kind: of the tokenizer.
+        max_length: tokens a text; 0 for no limit.
+        lower: lower-case the texts ("pieces" alone).
+        cleaning: name of the text cleaning, a key of `sentencepiece.CLEANINGS` ("pieces" alone); None for the files'.
+
+    Raises:
+        TokenizerError: what is missing or damaged.
+    """
+    if kind == "gemma":
+        return load_sentencepiece(source, max_length=NO_LIMIT, extra=IMAGE_PLACEHOLDER, places=True)
+    if kind in ("language", "llama"):
+        usual = "LlamaTokenizer" if kind == "llama" else ""
+        return load_sentencepiece(
+            source, max_length=max_length or NO_LIMIT, extra=IMAGE_PLACEHOLDER, usual=usual
+        )
+    if kind == "pieces":
+        return load_sentencepiece(source, max_length=max_length, fill=True, lower=lower, cleaning=cleaning)
+    if kind == "bart":
+        return load_bart(source, max_length=max_length)
+    from_hub = (source / "tokenizer.json").is_file() or (source / "tokenizer_config.json").is_file()
+    vocab = source if source.is_file() else source / "vocab.txt"
+    merges = source if source.is_file() else source / _CLIP_MERGES
+    if kind == "bert" and vocab.is_file() and not from_hub:
+        return bert_tokenizer_from_vocab(vocab, max_length=max_length)
+    if kind == "clip" and merges.is_file() and not from_hub and not (source / "vocab.json").is_file():
+        return clip_tokenizer_from_bpe(merges, max_length=max_length)
+    return load_tokenizer(source, kind=kind, max_length=max_length)

@@ -1,0 +1,92 @@
+"""Question answering: free text, or the likeliest of given answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sightloop.errors import UnsupportedError
+from sightloop.inference.image_encoding import ImageEncoder
+from sightloop.inference.matching import TokenizedTexts, text_batches
+from sightloop.inference.text_generation import TextGenerator, sampling_key, sampling_keys, select_rows
+from sightloop.protocols import DecoderNetwork, require
+from sightloop.tasks.answer_ranking import rank_answers
+from sightloop.tasks.decoding import Decoding
+from sightloop.types import ImageSource
+
+
+def answer_questions(
+    encoder: ImageEncoder,
+    generator: TextGenerator,
+    images: Sequence[ImageSource],
+    questions: Sequence[str],
+    candidates: Sequence[str] | None,
+    options: Decoding,
+    *,
+    top: int,
+) -> list[list[str]]:
+    """`num_return` answers for each of R pairs of an image and a question.
+
+    Args:
+        encoder: of the model.
+        generator: of the model.
+        images: R images; each distinct one is encoded once.
+        questions: R questions.
+        candidates: answers to choose among; None to write freely.
+        options: how text is chosen.
+        top: candidates that are scored whole.
+
+    Raises:
+        UnsupportedError: the network cannot choose among candidates.
+    """
+    if not generator.is_prompted:
+        return _decoder_answers(encoder, generator, images, questions, candidates, options, top=top)
+    if candidates is not None:
+        raise UnsupportedError("this model cannot choose among candidates; leave them out")
+    prompts = [generator.format_prompt("answer", text) for text in questions]
+    answers: list[list[str]] = [[] for _ in questions]
+    for rows, encoded in encoder.batches_by_image(images):
+        keys = sampling_keys(encoded, [questions[i] for i in rows])
+        texts = generator.answer_prompts(encoded, [prompts[i] for i in rows], options, keys)
+        for i, own in zip(rows, texts, strict=True):
+            answers[i] = own
+    return answers
+
+
+def _decoder_answers(
+    encoder: ImageEncoder,
+    generator: TextGenerator,
+    images: Sequence[ImageSource],
+    questions: Sequence[str],
+    candidates: Sequence[str] | None,
+    options: Decoding,
+    *,
+    top: int,
+) -> list[list[str]]:
+    """BLIP: the question is encoded beside its image, and its states are the decoder's memory."""
+    network, device = require(generator.network, DecoderNetwork), generator.device
+    tokens = TokenizedTexts(generator.tokenizer, questions, device)
+    choices = None
+    if candidates is not None:
+        start_id = network.config.start_id
+        choices = TokenizedTexts(generator.tokenizer, candidates, device, first_id=start_id)
+    answers: list[list[str]] = [[] for _ in questions]
+    for batch, image, rows_of in encoder.distinct_batches(images):
+        for owners, part in text_batches(tokens, rows_of, image.tokens.shape[1]):
+            rows = np.concatenate([rows_of[b][part] for b in owners])
+            memory = select_rows(image, torch.tensor(owners, device=device))
+            with torch.inference_mode():
+                states = network.encode_text(memory, *tokens.rows(rows))
+            if candidates is not None and choices is not None:
+                best = rank_answers(network.decoder, states, choices.ids, choices.device_lengths, top=top)
+                texts = [[candidates[i]] for i in best]
+            else:
+                pixels = [batch[b] for b in owners for _ in part]
+                asked: list[str] = [questions[int(row)] for row in rows]
+                keys = [sampling_key(own, text) for own, text in zip(pixels, asked, strict=True)]
+                texts = generator.continue_texts(states, None, keys, options)
+            for row, own in zip(rows.tolist(), texts, strict=True):
+                answers[row] = own
+    return answers

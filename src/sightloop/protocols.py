@@ -1,0 +1,345 @@
+"""Protocols of what a network can do. A family's `nn.Module` satisfies those that its parts allow.
+
+Networks are narrowed with `require(network, Matcher)` after a look at their `capabilities` or `objectives`. Shape
+letters as in `types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from sightloop.types import Encoded, LogitActivation, Message
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+P = TypeVar("P")
+
+
+class ImageTowerConfig(Protocol):
+    """Sizes of an image tower.
+
+    Attributes:
+        image_size: pixels a side; 0 if any size goes.
+        patch: pixels between neighboring output positions.
+        dim: width of the pooled state.
+        has_class_token: whether the first output token is a class token.
+    """
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def patch(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def has_class_token(self) -> bool: ...
+    def build(self) -> nn.Module: ...
+
+
+class TextTowerConfig(Protocol):
+    """Sizes of a text tower.
+
+    Attributes:
+        vocab: rows of the token embedding.
+        positions: greatest number of tokens; 0 if there is no limit.
+        dim: width of the states.
+    """
+
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+
+
+class NetworkConfig(Protocol):
+    """Config of a network.
+
+    Attributes:
+        vision: the image tower's.
+        text: of the tower that reads what a caller writes.
+        labels: names of fine-tuned classes, () if there are none.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def vision(self) -> ImageTowerConfig: ...
+    @property
+    def text(self) -> TextTowerConfig: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class Network(Protocol):
+    """Network of any family.
+
+    Attributes:
+        config: its sizes.
+        capabilities: the verbs that this checkpoint's parts allow; keys of `checkpoints.catalog.CAPABILITIES`.
+        objectives: the training objectives that its parts allow; of `training.config.OBJECTIVES`.
+
+    Methods:
+        encode_image: pixels `[B, 3, H, W]` -> tokens `[B, N, D]`, pooled `[B, D]` or None.
+    """
+
+    @property
+    def config(self) -> NetworkConfig: ...
+    @property
+    def capabilities(self) -> frozenset[str]: ...
+    @property
+    def objectives(self) -> frozenset[str]: ...
+    def encode_image(self, pixels: Tensor) -> Encoded: ...
+
+
+@runtime_checkable
+class TiledNetwork(Protocol):
+    """Network that reads an image as tiles (LLaVA 1.6).
+
+    Methods:
+        encode_tiles: pixels `[B, 3, (1 + tiles) * S, S]` and their layout -> tokens `[B, N, D]`.
+    """
+
+    def encode_tiles(self, pixels: Tensor, grid: tuple[int, int, int, int]) -> Encoded: ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Network that embeds images and texts as unit vectors of one space.
+
+    Attributes:
+        activation: how the logits of zero-shot classes are read.
+        embeds_first_token: whether an image's embedding depends on its first token alone.
+        embed_dim: P, 0 without the projections.
+
+    Methods:
+        embed_image: B encoded images -> `[B, P]`, or `[B, Q, P]` for several vectors an image.
+        embed_text: ids `[R, L]`, lengths `[R]` -> `[R, P]`.
+        class_logits: cosines of any shape -> logits of the same shape.
+    """
+
+    @property
+    def activation(self) -> LogitActivation: ...
+    @property
+    def embeds_first_token(self) -> bool: ...
+    @property
+    def embed_dim(self) -> int: ...
+    def embed_image(self, image: Encoded) -> Tensor: ...
+    def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor: ...
+    def class_logits(self, similarity: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class LabelClassifier(Protocol):
+    """Network that can be fine-tuned for classes.
+
+    Methods:
+        label_logits: B encoded images -> `[B, C]`.
+        add_label_head: replaces the head by one for these classes and returns it, to be initialized.
+    """
+
+    def label_logits(self, image: Encoded) -> Tensor: ...
+    def add_label_head(self, labels: tuple[str, ...]) -> nn.Module: ...
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    """Network with an ITM head.
+
+    Attributes:
+        pad_id: id of padding.
+        match_cosine: weight of the ITC cosine in the logit of "match"; None if it cannot be added.
+
+    Methods:
+        match_logits: ids `[R, L]`, lengths `[R]` over B images, R a multiple of B, the texts of one image together ->
+            `[R, 2]`, (no match, match).
+        calibrate_match: subtracts a threshold from the logit of "match", and sets the weight of the ITC cosine.
+    """
+
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def match_cosine(self) -> float | None: ...
+    def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor: ...
+    def calibrate_match(self, threshold: float, match_cosine: float) -> None: ...
+
+
+class DecoderState(Protocol):
+    """What a text decoder keeps between steps.
+
+    Methods:
+        select: row i continues from row `rows[i]`, `[R']`.
+    """
+
+    def select(self, rows: Tensor) -> None: ...
+
+
+StateT = TypeVar("StateT", bound=DecoderState)
+
+
+class TextDecoder(Protocol[StateT]):
+    """Autoregressive text decoder over memories.
+
+    Methods:
+        start: a state with one row a memory, tokens `[B, N, D]`, for up to `capacity` tokens a row.
+        next_logits: appends ids `[R, L]` to the rows -> logits `[R, V]` of the token after them.
+        all_logits: appends ids `[R, L]` -> logits `[R, L, V]` of the token after each of them.
+    """
+
+    def start(self, memory: Encoded, capacity: int) -> StateT: ...
+    def next_logits(self, ids: Tensor, state: StateT) -> Tensor: ...
+    def all_logits(self, ids: Tensor, state: StateT) -> Tensor: ...
+
+
+class DecoderConfig(NetworkConfig, Protocol):
+    """Config of a network with a decoder of its own.
+
+    Attributes:
+        start_id: first id that the decoder reads.
+        end_id: EOS.
+    """
+
+    @property
+    def start_id(self) -> int: ...
+    @property
+    def end_id(self) -> int: ...
+
+
+@runtime_checkable
+class DecoderNetwork(Protocol):
+    """Network whose decoder cross-attends to image tokens, or to a question's states (BLIP).
+
+    Methods:
+        encode_text: ids `[R, L]`, lengths `[R]`, read beside B images, R a multiple of B -> states `[R, L, D]`.
+    """
+
+    @property
+    def config(self) -> DecoderConfig: ...
+    @property
+    def decoder(self) -> TextDecoder[Any]: ...
+    def encode_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded: ...
+
+
+class PromptedConfig(NetworkConfig, Protocol):
+    """Config of a network that is prompted.
+
+    Attributes:
+        image_id: id of one image token in a prompt; it may lie beyond the vocabulary.
+        start_ids: ids that its texts start from; () if they continue the prompt.
+        end_id: EOS.
+    """
+
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def start_ids(self) -> tuple[int, ...]: ...
+    @property
+    def end_id(self) -> int: ...
+
+
+@runtime_checkable
+class PromptedNetwork(Protocol):
+    """Network that reads images among the words of a prompt (BLIP-2, Florence-2, PaliGemma, LLaVA).
+
+    Attributes:
+        prompts: task -> its prompt, with IMAGE_PLACEHOLDER for the image and "{}" for the caller's words; "prompt" is
+            the form of free words.
+        answer_start: ids that every answer begins with, after `config.start_ids`.
+        language: the decoder that continues the prompt, or reads what an encoder made of it.
+
+    Methods:
+        build_prefix: image tokens `[K, D]` of all rows in order, ids `[R, L]`, padded in front where valid_mask
+            `[R, L]` is False -> what `language` starts from.
+    """
+
+    @property
+    def config(self) -> PromptedConfig: ...
+    @property
+    def prompts(self) -> Mapping[str, str]: ...
+    @property
+    def answer_start(self) -> tuple[int, ...]: ...
+    @property
+    def language(self) -> TextDecoder[Any]: ...
+    def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded: ...
+
+
+@runtime_checkable
+class ChatNetwork(Protocol):
+    """Network with a chat template.
+
+    Methods:
+        render_chat: the prompt of a conversation, with IMAGE_PLACEHOLDER for each image.
+    """
+
+    def render_chat(self, messages: Sequence[Message]) -> str: ...
+
+
+@runtime_checkable
+class RegionNetwork(Protocol):
+    """Prompted network that writes regions as location tokens (Florence-2, PaliGemma).
+
+    Attributes:
+        region_formats: task -> the format of its text, a key of `tasks.region_parser.PARSERS`.
+        phrase_separator: what joins several phrases in one prompt; "" if it takes one at a time.
+        ignored_phrases: phrases whose boxes are left out; None for the usual ones.
+    """
+
+    @property
+    def region_formats(self) -> Mapping[str, str]: ...
+    @property
+    def phrase_separator(self) -> str: ...
+    @property
+    def ignored_phrases(self) -> Sequence[str] | None: ...
+
+
+# Networks in training.
+
+
+@runtime_checkable
+class TemperatureNetwork(Protocol):
+    """Network whose ITC similarities are divided by a learned temperature, scalar."""
+
+    @property
+    def temperature(self) -> Tensor: ...
+
+
+@runtime_checkable
+class ScaleNetwork(Protocol):
+    """Network whose cosines are multiplied by exp(logit_scale), scalar (CLIP, SigLIP)."""
+
+    @property
+    def logit_scale(self) -> Tensor: ...
+
+
+@runtime_checkable
+class BiasNetwork(Protocol):
+    """Network with a learned bias on every pair's logit, scalar (SigLIP)."""
+
+    @property
+    def logit_bias(self) -> Tensor: ...
+
+
+@runtime_checkable
+class LanguageModelingNetwork(Protocol):
+    """Network that learns to write captions or answers.
+
+    Methods:
+        frame_text: ids `[R, L]`, lengths `[R]` of tokenized texts -> ids and lengths as the decoder reads them.
+        decoder_states: ids `[R, L]` over B memories, R a multiple of B -> states `[R, L, D]`.
+        lm_logits: states `[..., D]` -> `[..., V]`.
+    """
+
+    def frame_text(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]: ...
+    def decoder_states(self, memory: Encoded, ids: Tensor) -> Tensor: ...
+    def lm_logits(self, states: Tensor) -> Tensor: ...
+
+
+def require(network: object, protocol: type[P]) -> P:
+    """The network as one of the protocols above. Raises TypeError if it lacks a member."""
+    if not isinstance(network, protocol):
+        raise TypeError(f"{type(network).__name__} is no {protocol.__name__}")
+    return network
