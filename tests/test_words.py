@@ -18,7 +18,7 @@ CASTS = 30
 VAGUE = {"found", "said", "told", "given", "mine", "theirs"}
 # Word -> the field's word for it.
 AVOIDED = {
-    r"images?": "image",
+    r"\w*pictures?\w*": "image",
     r"words? of places?|segment words?": "location tokens, segmentation tokens",
     r"no_things?": "ignored_phrases",
     r"optimis\w+|quantis\w+|normalis\w+|initialis\w+|regularis\w+|recognis\w+": "the spelling of torch",

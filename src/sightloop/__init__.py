@@ -1,4 +1,4 @@
-"""sightloop reads pictures at sight: caption, judge, search, train and evaluate on your own pictures.
+"""Vision-language models on your own images: caption, score, filter, train, evaluate.
 
     import sightloop
     model = sightloop.load("Salesforce/blip-image-captioning-base")

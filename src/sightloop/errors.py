@@ -46,19 +46,25 @@ class UsageError(SightloopError, ValueError):
     """An argument is wrong: its name, its value and what is allowed are in the message."""
 
 
-def from_options(kind: Callable[..., _T], given: Mapping[str, object], what: str = "option") -> _T:
-    """`kind` made from keyword arguments. Raises UsageError for a name that it does not take, with those that it does.
+def from_options(kind: Callable[..., _T], options: Mapping[str, object], what: str = "option") -> _T:
+    """An object made from keyword arguments.
 
-    what: how the message calls such a name.
+    Args:
+        kind: its class.
+        options: keyword arguments.
+        what: word for one of them in the message.
+
+    Raises:
+        UsageError: an option that the class does not take; it lists those that it takes.
     """
     known = signature(kind).parameters
-    for name in given:
+    for name in options:
         if name not in known:
             raise UsageError(f"{name}: no such {what}; there are {', '.join(known)}")
-    return kind(**given)
+    return kind(**options)
 
 
 def plain_reason(error: OSError) -> str:
     """The cause of an `OSError` in the system's words (Arrow has its own), without its number and file name."""
-    said = os.strerror(error.errno) if error.errno else error.strerror or str(error)
-    return (said or type(error).__name__).lower()
+    reason = os.strerror(error.errno) if error.errno else error.strerror or str(error)
+    return (reason or type(error).__name__).lower()

@@ -146,6 +146,11 @@ def test_lora_on_all_layers(started: str, shard: Path, tmp_path: Path) -> None:
     assert any(key.startswith("vision.") for key in moved)
     assert not any(key.endswith(("bias", "word.weight")) for key in moved)
     assert sightloop.load(out / "model").caption(np.zeros((64, 64, 3), np.uint8))
+    # The adapter alone, merged into the model that the run started from, is that model too.
+    sightloop.load(started, lora=out / "adapter").save(tmp_path / "merged")
+    assert all(load_file(tmp_path / "merged" / "model.safetensors")[key].equal(after[key]) for key in after)
+    with pytest.raises(UsageError, match="quantize"):
+        sightloop.load(started, lora=out / "adapter", quantize="int8")
 
 
 def test_a_folder_of_pictures_with_txt_files(started: str, shard: Path, tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Images and texts as callers hand them over: one or many, in pairs."""
+"""Arguments of the verbs: one image or many, one text or many, pairs of both."""
 
 from __future__ import annotations
 
@@ -47,26 +47,30 @@ def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
 
 
 def as_pairs(images: ImageInput, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
-    """As many images as texts: one of either goes with all of the other. UsageError names `what` if neither fits."""
-    pictures = list(as_images(images))
-    if len(pictures) == 1:
-        return pictures * len(texts), texts
+    """Images and texts as pairs; a single one of either goes with all of the other.
+
+    Raises:
+        UsageError: their numbers differ; it names `what`.
+    """
+    sources = list(as_images(images))
+    if len(sources) == 1:
+        return sources * len(texts), texts
     if len(texts) == 1:
-        return pictures, texts * len(pictures)
-    if len(pictures) != len(texts):
-        raise UsageError(f"{len(pictures)} images and {len(texts)} {what}: give as many, or one of either")
-    return pictures, texts
+        return sources, texts * len(sources)
+    if len(sources) != len(texts):
+        raise UsageError(f"{len(sources)} images and {len(texts)} {what}: give as many, or one of either")
+    return sources, texts
 
 
-def duplicate_groups(pictures: Sequence[ImageSource]) -> list[list[int]]:
-    """Where each distinct image stands, in the order in which they come first: one object, or one path, is one."""
-    places: dict[Hashable, list[int]] = {}
-    for i, picture in enumerate(pictures):
-        key = os.fspath(picture) if isinstance(picture, (str, PathLike)) else id(picture)
-        places.setdefault(key, []).append(i)
-    return list(places.values())
+def duplicate_groups(images: Sequence[ImageSource]) -> list[list[int]]:
+    """Indices of each distinct image, by first occurrence; equal paths and the same object are one image."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, image in enumerate(images):
+        key = os.fspath(image) if isinstance(image, (str, PathLike)) else id(image)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
 
 
 def digest(data: bytes) -> int:
-    """A number that names the content: seeds of sampling depend on it, not on the place in a batch."""
+    """64-bit digest of an image's content, the key of its random draws; batches do not change them."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,17 +1,16 @@
-"""How a checkpoint writes where nobody says: generation_config.json -> options of `tasks.generate.Decoding`, and back.
+"""Decoding defaults of a checkpoint: generation_config.json -> options of `tasks.decoding.Decoding`, and back.
 
-One rule holds for every verb: what the checkpoint says, over it what the verb says of its own (a conversation may have
-512 tokens, a text of regions 1,024), over it what the caller says. Who samples is given no beams by the checkpoint, and
-who says how many beams draws nothing.
+Every verb uses the checkpoint's options, overridden by the verb's own (512 new tokens for a conversation, 1,024 for
+regions), overridden by the caller's. Sampling options of the caller drop the checkpoint's beams, and `num_beams` of the
+caller drops its sampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sightloop.errors import CheckpointError, from_options
-from sightloop.tasks.generate import Decoding
+from sightloop.tasks.decoding import Decoding
 from sightloop.types import JsonDict, JsonMapping
 
 # Our option -> the name in generation_config.json. Lengths that count the prompt (max_length) are not read.
@@ -27,8 +26,8 @@ _NAMES = {
     "suppress_tokens": "suppress_tokens",
     "begin_suppress_tokens": "begin_suppress_tokens",
 }
-# Rules that are not known here, and what says there that there is none.
-_NO_RULE: Mapping[str, tuple[Any, ...]] = {
+# Options that are not supported, and their values that mean "off".
+_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "bad_words_ids": (),
     "diversity_penalty": (0.0,),
     "encoder_no_repeat_ngram_size": (0,),
@@ -46,73 +45,90 @@ _NO_RULE: Mapping[str, tuple[Any, ...]] = {
     "watermarking_config": (),
 }
 _SAMPLING = ("temperature", "top_k", "top_p")
-_TOP_K = 50  # of the reference, where a file that wants sampling does not say
+_TOP_K = 50  # default of `transformers` for a file with do_sample and no top_k
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def decoding_defaults(
-    given: JsonMapping,
+    generation: JsonMapping,
     config: JsonMapping,
     *,
     end_id: int | None = None,
     start_ids: Sequence[int] = (),
 ) -> JsonDict:
-    """From a parsed generation_config.json or, where that is empty, a config.json of before there were such.
+    """Decoding options of a checkpoint.
 
-    end_id, start_ids: what the network ends texts with, and starts them from. What is drawn at random there
-    (`do_sample`) is drawn here, unless there are beams too. Raises CheckpointError that names a rule which is not
-    known.
+    Args:
+        generation: parsed generation_config.json, empty if there is none.
+        config: parsed config.json, read in its place (checkpoints from before generation_config.json).
+        end_id: EOS of the network.
+        start_ids: ids that its texts start from.
+
+    Returns:
+        Fields of `Decoding`. Sampling (`do_sample`) is kept, unless there are beams too.
+
+    Raises:
+        CheckpointError: an option that is not supported, by name.
     """
-    every = given or {**(config.get("text_config") or {}), **_stated(config)}
-    said = _stated(every)
-    if not start_ids:  # it says what follows one first token, and a prompt is longer
-        said.pop("forced_bos_token_id", None)
-    ends = said.get("eos_token_id", end_id)
+    options = _stated(generation or {**(config.get("text_config") or {}), **_stated(config)})
+    if not start_ids:  # it forces the token after the first one, and a prompt is longer
+        options.pop("forced_bos_token_id", None)
+    ends = options.get("eos_token_id", end_id)
     ends = ends if isinstance(ends, list) else [ends]
-    if start_ids and "min_length" in said:  # which counts the token that a text starts from
-        said["min_new_tokens"] = max(said.pop("min_length") - 1, said.get("min_new_tokens", 0))
-    rules = {**_NO_RULE, "forced_eos_token_id": (ends[0], ends[:1])}
-    rules |= {"decoder_start_token_id": tuple(start_ids)} if start_ids else {}
-    for name, none in rules.items():
-        if name in said and said[name] not in none:
+    if start_ids and "min_length" in options:  # which counts the token that a text starts from
+        options["min_new_tokens"] = max(options.pop("min_length") - 1, options.get("min_new_tokens", 0))
+    allowed = {**_UNSUPPORTED, "forced_eos_token_id": (ends[0], ends[:1])}
+    allowed |= {"decoder_start_token_id": tuple(start_ids)} if start_ids else {}
+    for name, values in allowed.items():
+        if name in options and options[name] not in values:
             raise CheckpointError(
-                f"generation_config.json: {name}={said[name]!r} is not supported; take it out to write without it"
+                f"generation_config.json: {name}={options[name]!r} is not supported; remove it to decode without it"
             )
-    found = {ours: said[theirs] for ours, theirs in _NAMES.items() if theirs in said}
-    found |= {"force_eos": True} if "forced_eos_token_id" in said else {}
-    found |= {} if end_id is None or ends == [end_id] else {"end_ids": ends}
-    if said.get("do_sample") and found.get("num_beams", 1) == 1:
-        drawn = {"temperature": 1.0, "top_k": _TOP_K, "top_p": 1.0}
-        drawn |= {name: said[name] for name in drawn if said.get(name) is not None}
-        neutral = {"top_k": 0, "top_p": 1.0}
-        found |= {name: value for name, value in drawn.items() if value != neutral.get(name)}
-    return found
+    decoding = {ours: options[hf_name] for ours, hf_name in _NAMES.items() if hf_name in options}
+    decoding |= {"force_eos": True} if "forced_eos_token_id" in options else {}
+    decoding |= {} if end_id is None or ends == [end_id] else {"end_ids": ends}
+    if options.get("do_sample") and decoding.get("num_beams", 1) == 1:
+        sampling = {"temperature": 1.0, "top_k": _TOP_K, "top_p": 1.0}
+        sampling |= {name: options[name] for name in sampling if options.get(name) is not None}
+        off = {"top_k": 0, "top_p": 1.0}
+        decoding |= {name: value for name, value in sampling.items() if value != off.get(name)}
+    return decoding
 
 
 def _stated(data: JsonMapping) -> JsonDict:
     return {name: value for name, value in data.items() if value is not None}
 
 
-def decoding_options(habits: JsonMapping, usual: JsonMapping, given: JsonMapping) -> Decoding:
-    """The rule: of the checkpoint, of the verb, of the caller. Raises UsageError for what does not go together."""
-    own = {**habits, **usual}
-    if any(given.get(name) is not None for name in _SAMPLING):
-        own.pop("num_beams", None)
-    elif "num_beams" in given:
-        own = {name: value for name, value in own.items() if name not in _SAMPLING}
-    if isinstance(most := given.get("max_new_tokens"), int) and "min_new_tokens" in own:
-        own["min_new_tokens"] = min(own["min_new_tokens"], most)
-    return from_options(Decoding, {**own, **given}, "decoding option")
+def decoding_options(defaults: JsonMapping, verb_defaults: JsonMapping, options: JsonMapping) -> Decoding:
+    """Decoding options of one call: the caller's, else the verb's, else the checkpoint's.
+
+    Raises:
+        UsageError: an unknown option, or options that exclude each other.
+    """
+    merged = {**defaults, **verb_defaults}
+    if any(options.get(name) is not None for name in _SAMPLING):
+        merged.pop("num_beams", None)
+    elif "num_beams" in options:
+        merged = {name: value for name, value in merged.items() if name not in _SAMPLING}
+    if isinstance(limit := options.get("max_new_tokens"), int) and "min_new_tokens" in merged:
+        merged["min_new_tokens"] = min(merged["min_new_tokens"], limit)
+    return from_options(Decoding, {**merged, **options}, "decoding option")
 
 
-def generation_config(habits: JsonMapping, config: JsonMapping, end_id: int) -> JsonDict:
-    """A generation_config.json that says the habits; config: the config.json beside it, for the ids that it repeats."""
-    everywhere = {**config, **(config.get("text_config") or {})}
-    out = {name: everywhere[name] for name in _IDS if everywhere.get(name) is not None}
-    out |= {theirs: habits[ours] for ours, theirs in _NAMES.items() if ours in habits}
-    drawn = {name: habits[name] for name in _SAMPLING if name in habits}
-    if drawn:
-        out |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **drawn}
-    ends = list(habits.get("end_ids") or [end_id])
-    out["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    return out | ({"forced_eos_token_id": ends[0]} if habits.get("force_eos") else {})
+def generation_config(defaults: JsonMapping, config: JsonMapping, end_id: int) -> JsonDict:
+    """Contents of a generation_config.json.
+
+    Args:
+        defaults: the checkpoint's decoding options.
+        config: the config.json beside it, whose special token ids it repeats.
+        end_id: EOS of the network.
+    """
+    ids = {**config, **(config.get("text_config") or {})}
+    data = {name: ids[name] for name in _IDS if ids.get(name) is not None}
+    data |= {hf_name: defaults[ours] for ours, hf_name in _NAMES.items() if ours in defaults}
+    sampling = {name: defaults[name] for name in _SAMPLING if name in defaults}
+    if sampling:
+        data |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **sampling}
+    ends = list(defaults.get("end_ids") or [end_id])
+    data["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return data | ({"forced_eos_token_id": ends[0]} if defaults.get("force_eos") else {})

@@ -1,4 +1,4 @@
-"""`load`: the one place where files, networks, tokenizers and preprocessing are tied together."""
+"""Loader of checkpoints: network, tokenizer, preprocessing and decoding defaults of one source as a `Model`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
 from sightloop.checkpoints.layout import Family, WeightHook
+from sightloop.checkpoints.lora import load_lora
 from sightloop.checkpoints.mask_decoder import FILE, load_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
 from sightloop.checkpoints.tensors import read_tensors
@@ -25,8 +26,11 @@ from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
+from sightloop.nn.device import choose_device
+from sightloop.nn.lora import merge_lora
 from sightloop.nn.prepack import pack, pack_hook
 from sightloop.nn.quantize import quantize_hook
+from sightloop.protocols import Network, RegionNetwork, require
 from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,27 +43,42 @@ def load(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     quantize: Bits | None = None,
     masks: str | PathLike[str] | None = None,
+    lora: str | PathLike[str] | None = None,
 ) -> Model:
-    """Load a checkpoint: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`.
+    """Loads a checkpoint.
 
-    Without a source: `nano`, the small model that comes with the package. The hub is asked only for what is not on
-    this machine. device: "auto" (a GPU where there is one), "cpu", "cuda",
-    "cuda:1", "mps". dtype: of the weights and activations; results are float32 always. quantize: "int8" or "int4",
-    the weights of a language model in so few bits, made while they are read (`nn.quantize` says the error).
-    masks: the published `vae-oid.npz` that PaliGemma needs to segment, where it is not beside the checkpoint's files.
+    Args:
+        source: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`; `nano`, the
+            small model of the package, if left out. The hub is asked only for files that are not on this machine.
+        device: "auto" (CUDA if there is any, else MPS, else the CPU), "cpu", "cuda", "cuda:1", "mps".
+        dtype: of weights and activations; results are always float32.
+        quantize: "int8" or "int4": the weights of a language model quantized as they are read (`nn.quantize` gives the
+            error).
+        masks: the published `vae-oid.npz`, which PaliGemma needs to segment, if it is not among the checkpoint's files.
+        lora: folder of a LoRA adapter (PEFT's files, this network's layer names), merged into the weights.
 
-    Raises CheckpointError that names the files or tensors that are missing, unknown or misshapen, TokenizerError for
-    tokenizer files, UsageError for a wrong device or dtype.
+    Raises:
+        CheckpointError: tensors or files that are missing, unknown or of the wrong shape, by name.
+        TokenizerError: likewise, for the tokenizer's files.
+        UsageError: a device, dtype or combination of options that cannot be.
     """
-    where, kind = _device(device), _dtype(dtype)
+    if lora is not None and quantize is not None:
+        raise UsageError(
+            f'lora="{lora}": an adapter is not merged into quantized weights; leave out quantize'
+        )
+    where, kind = choose_device(device), _dtype(dtype)
     located = locate(source)
     config = located.config or {}
-    taking = weight_hook_for(quantize, where)
+    hook = weight_hook_for(quantize, where) if lora is None else None
     with give_back_freed_memory():
         tensors = read_tensors(located.weights, kind)
         load_network = _load_own if config.get("format") == FORMAT else _load_foreign
-        family, network, spec = load_network(located, config, tensors, taking)
-        tokenizer = _tokenizer(located, family, network.config)
+        family, network, spec = load_network(located, config, tensors, hook)
+        if lora is not None:
+            load_lora(network, lora)
+            merge_lora(network)
+        network_config = require(network, Network).config
+        tokenizer = _tokenizer(located, family, network_config)
         if where.type == "cpu":
             pack(network)
         else:
@@ -67,7 +86,7 @@ def load(
     return Model(
         masks=_masks(located, network, masks),
         name=located.name,
-        network=network,
+        network=require(network, Network),
         family=family.name,
         tokenizer=tokenizer,
         image_spec=spec,
@@ -76,24 +95,24 @@ def load(
         batch_size=8 if where.type == "cpu" else 32,
         decoding=config.get("decoding", {})
         if config.get("format") == FORMAT
-        else _decoding(located, family, network.config),
+        else _decoding(located, family, network_config),
     )
 
 
 def weight_hook_for(quantize: Bits | None, device: torch.device) -> WeightHook:
-    """What puts weights where they are multiplied from as soon as they are read: in few bits, packed for a CPU."""
+    """Hook that stores weights as they are read: quantized, or packed for a CPU's matrix multiplication."""
 
-    def taking(network: nn.Module) -> Callable[[str, Tensor], bool]:
-        takers = [] if quantize is None else [quantize_hook(network, quantize, device)]
+    def hook_of(network: nn.Module) -> Callable[[str, Tensor], bool]:
+        hooks = [] if quantize is None else [quantize_hook(network, quantize, device)]
         if device.type == "cpu":
-            takers.append(pack_hook(network))
-        return lambda name, weight: any(take(name, weight) for take in takers)
+            hooks.append(pack_hook(network))
+        return lambda name, weight: any(take(name, weight) for take in hooks)
 
-    return taking
+    return hook_of
 
 
 def _move(network: nn.Module, device: torch.device) -> None:
-    """`network.to(device)`, also where weights in few bits have left parameters without memory."""
+    """`network.to(device)` that leaves the meta parameters of quantized weights alone."""
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             if not parameter.is_meta:
@@ -106,8 +125,8 @@ def _load_own(
     located: CheckpointFiles,
     config: JsonMapping,
     tensors: Mapping[str, Tensor],
-    taking: WeightHook | None,
-) -> tuple[Family, Any, ImageSpec]:
+    hook: WeightHook | None,
+) -> tuple[Family, nn.Module, ImageSpec]:
     try:
         family = FAMILIES[config["family"]]
         settings = config_from_dict(family.config, config["config"], family.towers)
@@ -118,7 +137,7 @@ def _load_own(
         ) from error
     return (
         family,
-        build_network(family, settings, tensors, None, source=located.name, weight_hook=taking),
+        build_network(family, settings, tensors, None, source=located.name, weight_hook=hook),
         spec,
     )
 
@@ -127,8 +146,8 @@ def _load_foreign(
     located: CheckpointFiles,
     config: JsonMapping,
     tensors: Mapping[str, Tensor],
-    taking: WeightHook | None,
-) -> tuple[Family, Any, ImageSpec]:
+    hook: WeightHook | None,
+) -> tuple[Family, nn.Module, ImageSpec]:
     family, name = recognize(tensors, located.name)
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
@@ -146,7 +165,7 @@ def _load_foreign(
         settings = layout.configure(described, tensors)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
-    network = build_network(family, settings, tensors, layout, source=located.name, weight_hook=taking)
+    network = build_network(family, settings, tensors, layout, source=located.name, weight_hook=hook)
     side = settings.vision.image_size
     if name == "open_clip" and open_clip:
         spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), side)
@@ -160,17 +179,20 @@ def _load_foreign(
 
 
 def _beside(folder: Path) -> JsonDict:
-    """What a network has to know of its processor's files. `chat_template`: its text, which is compared, never run;
-    `ignored_phrases`: the phrases that stand for no thing (Florence-2)."""
-    processor, found = _json(folder / "processor_config.json"), JsonDict()
+    """What a network needs of its processor's files.
+
+    `chat_template`: a Jinja text, which is compared and never run; `ignored_phrases`: phrases that name no object
+    (Florence-2).
+    """
+    processor, values = _json(folder / "processor_config.json"), JsonDict()
     if isinstance(rules := processor.get("post_processor_config"), dict):
         banned = (rules.get("phrase_grounding") or {}).get("banned_grounding_tokens") or ()
-        found["ignored_phrases"] = tuple(str(phrase) for phrase in banned)
+        values["ignored_phrases"] = tuple(str(phrase) for phrase in banned)
     template = folder / "chat_template.jinja"
     if template.is_file():
-        return found | {"chat_template": template.read_text("utf-8", "replace")}
+        return values | {"chat_template": template.read_text("utf-8", "replace")}
     texts = [file.get("chat_template") for file in (_json(folder / "chat_template.json"), processor)]
-    return found | next(({"chat_template": text} for text in texts if isinstance(text, str)), {})
+    return values | next(({"chat_template": text} for text in texts if isinstance(text, str)), {})
 
 
 def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
@@ -195,11 +217,13 @@ def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
 
 
 def _decoding(located: CheckpointFiles, family: Family, config: Any) -> JsonDict:
-    """How it writes where nobody says, of families whose reference reads it."""
-    said = _json(located.folder / "generation_config.json")
+    """Decoding defaults of families whose generation_config.json `transformers` reads."""
     if not family.generation:
         return {}
-    return decoding_defaults(said, located.config or {}, end_id=config.end_id, start_ids=config.start_ids)
+    generation = _json(located.folder / "generation_config.json")
+    return decoding_defaults(
+        generation, located.config or {}, end_id=config.end_id, start_ids=config.start_ids
+    )
 
 
 def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokenizer:
@@ -214,29 +238,19 @@ def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokeniz
     )
 
 
-def _masks(located: CheckpointFiles, network: Any, named: str | PathLike[str] | None) -> MaskDecoder | None:
-    path = located.folder / FILE if named is None else Path(named)
-    wanted = "segments" in getattr(network, "region_formats", {}).values()
-    return load_mask_decoder(path) if wanted and (named is not None or path.is_file()) else None
+def _masks(
+    located: CheckpointFiles, network: nn.Module, path: str | PathLike[str] | None
+) -> MaskDecoder | None:
+    if not (isinstance(network, RegionNetwork) and "segments" in network.region_formats.values()):
+        return None
+    if path is not None:
+        return load_mask_decoder(Path(path))
+    own = located.folder / FILE
+    return load_mask_decoder(own) if own.is_file() else None
 
 
 def _json(path: Path) -> JsonDict:
     return read_json(path) if path.is_file() else {}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f'device="{name}": not on this machine; use "auto", "cpu", "cuda" or "mps"'
-        ) from error
-    return device
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,8 +1,8 @@
-"""Boxes and masks as PaliGemma writes them: `<loc0123><loc0045><loc0900><loc1000> cat ; <loc0001>...`.
+"""Location and segmentation tokens of PaliGemma: `<loc0123><loc0045><loc0900><loc1000> cat ; <loc0001>...`.
 
-Four places, top, left, bottom and right, each in 1/1024 of the image's height or width; for a segment sixteen words
-of its mask (`<seg012>`...) after them; then the label, up to a `;`. What is malformed is stepped over as the published
-reader does (Beyer et al. 2024, arXiv 2407.07726, section 3.2.4; big_vision's demonstration).
+Four location tokens (top, left, bottom, right, in 1/1024 of the image's height or width); for a segment sixteen
+segmentation tokens of its mask (`<seg012>`...); then the label, up to a `;`. Malformed objects are skipped as the
+published reader does (Beyer et al. 2024, arXiv 2407.07726, section 3.2.4; big_vision's demo).
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sightloop.types import Box, Size
+
 BINS, WORDS = 1024, 16
 _OBJECT = re.compile(rf"((?:<loc\d{{4}}>){{4}})\s*((?:<seg\d{{3}}>){{{WORDS}}})?\s*([^;<>]*)")
 _NUMBER = re.compile(r"\d+")
 
 
 class LocationSpan(NamedTuple):
-    """One object of a text. bins: top, left, bottom, right, as they stand there; segments: of its mask, or ().
+    """One object of a text.
 
-    span: the characters of the text, from and to, that say it.
+    Args:
+        label: the object's name.
+        bins: top, left, bottom, right as written, 0..9999.
+        segments: codes of its mask, 16 or none.
+        span: first and last character (exclusive) of the object in the text.
     """
 
     label: str
@@ -29,35 +35,39 @@ class LocationSpan(NamedTuple):
 
 
 def parse_locations(text: str) -> list[LocationSpan]:
-    """The objects of a text, in its order. A line's end outside of an object ends the reading."""
-    found: list[LocationSpan] = []
-    at = 0
-    while (match := _OBJECT.search(text, at)) and "\n" not in text[at : match.start()]:
+    """Objects of a text in order; reading stops at a line break between objects."""
+    objects: list[LocationSpan] = []
+    position = 0
+    while (match := _OBJECT.search(text, position)) and "\n" not in text[position : match.start()]:
         top, left, bottom, right = map(int, _NUMBER.findall(match[1]))
         segments = tuple(map(int, _NUMBER.findall(match[2] or "")))
-        found.append(LocationSpan(match[3].strip(), (top, left, bottom, right), segments, match.span()))
-        at = match.end()
-    return found
+        objects.append(LocationSpan(match[3].strip(), (top, left, bottom, right), segments, match.span()))
+        position = match.end()
+    return objects
 
 
-def box_from_bins(place: LocationSpan, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in pixels of an image of (height, width); corners that are crossed are put in order,
-    what lies outside is cut off."""
+def box_from_bins(location: LocationSpan, size: Size) -> Box:
+    """Box in pixels of an image of `size`; crossed corners are swapped, parts outside are cut off."""
     height, width = size
-    top, left, bottom, right = (min(place, BINS) / BINS for place in place.bins)
-    across, down = sorted((left * width, right * width)), sorted((top * height, bottom * height))
-    return (across[0], down[0], across[1], down[1])
+    top, left, bottom, right = (min(index, BINS) / BINS for index in location.bins)
+    x, y = sorted((left * width, right * width)), sorted((top * height, bottom * height))
+    return (x[0], y[0], x[1], y[1])
 
 
-def format_locations(
-    things: Sequence[tuple[str, tuple[float, float, float, float]]], size: tuple[int, int]
-) -> list[str]:
-    """What `places` and `box_of` read back: a piece for each thing, a label and a box in pixels of an image of
-    (height, width); joined they are the text. Edges go to the nearest place, the last one short of the far side."""
+def format_locations(objects: Sequence[tuple[str, Box]], size: Size) -> list[str]:
+    """Text of objects, one piece an object, which `parse_locations` and `box_from_bins` read back.
+
+    Args:
+        objects: label and box in pixels.
+        size: of the image.
+
+    Returns:
+        A piece for each object; joined they are the text. Edges are rounded to the nearest bin, at most 1023.
+    """
     height, width = size
-    found: list[str] = []
-    for label, (left, top, right, bottom) in things:
+    pieces: list[str] = []
+    for label, (left, top, right, bottom) in objects:
         shares = (top / height, left / width, bottom / height, right / width)
-        words = "".join(f"<loc{min(max(round(share * BINS), 0), BINS - 1):04d}>" for share in shares)
-        found.append(f"{' ; ' if found else ''}{words} {label}")
-    return found
+        tokens = "".join(f"<loc{min(max(round(share * BINS), 0), BINS - 1):04d}>" for share in shares)
+        pieces.append(f"{' ; ' if pieces else ''}{tokens} {label}")
+    return pieces

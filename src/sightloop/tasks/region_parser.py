@@ -1,8 +1,8 @@
-"""Regions in what a network writes: words of places -> boxes, outlines and turned boxes in pixels; and how sure it is.
+"""Parsers of the regions in a generated text: location tokens -> boxes, polygons and quads in pixels.
 
-Florence-2 writes `cat<loc_52><loc_332><loc_932><loc_774>`: a label and the bins, of 1,000 a side, of left, top, right
-and bottom. What is malformed is left out exactly as the reference leaves it out (`transformers`,
-`Florence2Processor.post_process_generation`). PaliGemma's own form is read in `location_strings`.
+Florence-2 writes `cat<loc_52><loc_332><loc_932><loc_774>`: a label and four bins, 0..999, of left, top, right and
+bottom. Malformed regions are left out exactly as in `transformers` (`Florence2Processor.post_process_generation`).
+PaliGemma's form is in `location_tokens`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OUTLINE, _ENCLOSED = re.compile(r"((?:<loc_\d+>)+)(?:<sep>|$)"), re.compile("<p
 _ENDS = "<od>|</od>|<box>|</box>|<bbox>|</bbox>|<loc_"
 _LABEL, _OUTLINE_LABEL = re.compile(rf"^\s*(.*?)(?={_ENDS})"), re.compile(rf"^\s*(.*?)(?={_ENDS}|<poly>)")
 
-# Words that stand for no thing of their own: what is found for them is left out (the reference's processor files).
+# Phrases that name no object: their boxes are left out (processor files of `transformers`).
 IGNORED_PHRASES = frozenset(
     "it I me mine you your yours he him his she her hers they them their theirs one oneself we us our ours its myself "
     "yourself himself herself itself ourselves yourselves themselves this that these those who whom whose which what "
@@ -39,8 +39,15 @@ IGNORED_PHRASES = frozenset(
 
 
 class ParsedRegion(NamedTuple):
-    """One region of a text. box and polygons: in pixels; spans: where in the text its label and its places stand;
-    segments: words of its mask, that a decoder reads (PaliGemma), or ()."""
+    """One region of a text.
+
+    Args:
+        label: "" if it has none.
+        box: in pixels.
+        polygons: in pixels, x and y in turn.
+        spans: characters of its label and of its location tokens in the text.
+        segments: codes of its mask, for a mask decoder (PaliGemma), or ().
+    """
 
     label: str
     box: Box
@@ -62,12 +69,12 @@ def parse_proposals(text: str, size: Size) -> list[ParsedRegion]:
 def parse_phrases(
     text: str, size: Size, ignored_phrases: frozenset[str] = IGNORED_PHRASES
 ) -> list[ParsedRegion]:
-    """The phrases of a caption, each with its boxes, less those that name no thing."""
+    """Phrases of a caption with their boxes, without `ignored_phrases`."""
     return list(_labelled_boxes(text, size, _BOXES, ignored_phrases))
 
 
 def parse_quads(text: str, size: Size) -> list[ParsedRegion]:
-    """Texts, each with four corners, clockwise from the top left of the text; the box is what holds them."""
+    """Texts with four corners each, clockwise from the top left of the text, and their bounding box."""
     text = strip_special_tokens(text)
     out: list[ParsedRegion] = []
     for match in _QUAD.finditer(text):
@@ -78,30 +85,30 @@ def parse_quads(text: str, size: Size) -> list[ParsedRegion]:
 
 
 def parse_outlines(text: str, size: Size) -> list[ParsedRegion]:
-    """Outlines alone, of one thing after the other; outlines of one thing have `<sep>` between them."""
+    """Polygons without labels; `<sep>` separates the polygons of one object."""
     return list(_labelled_outlines(text, size, _BARE_OUTLINES))
 
 
 def parse_boxes_or_outlines(text: str, size: Size) -> list[ParsedRegion]:
-    """Labels with outlines where there is a `<poly>`, else labels with boxes."""
+    """Labels with polygons if the text has a `<poly>`, else labels with boxes."""
     if "<poly>" in text:
         return list(_labelled_outlines(text, size, _OUTLINES))
     return parse_boxes(text, size)
 
 
 def parse_location_tokens(text: str, size: Size) -> list[ParsedRegion]:
-    """PaliGemma's boxes, each with its label and perhaps the words of its mask behind it."""
+    """PaliGemma's boxes with labels, and segmentation tokens if there are any."""
     return [
-        ParsedRegion(
-            place.label, location_tokens.box_from_bins(place, size), (), (place.span,), place.segments
-        )
-        for place in location_tokens.parse_locations(text)
+        ParsedRegion(each.label, location_tokens.box_from_bins(each, size), (), (each.span,), each.segments)
+        for each in location_tokens.parse_locations(text)
     ]
 
 
 def parse_region_text(text: str, size: Size) -> list[ParsedRegion]:
-    """The words about a box that was asked for, without its places, which the network may repeat behind them; the
-    region is the whole image. None where it has no words."""
+    """Description of a box that was asked about, without the location tokens that the network may repeat after it.
+
+    One region, the whole image; none if there are no words.
+    """
     text = strip_special_tokens(text)
     words = re.sub(_LOC, "", text).strip()
     end = text.find("<loc_", 1)
@@ -123,29 +130,36 @@ PARSERS: dict[str, Callable[[str, Size], list[ParsedRegion]]] = {
 
 
 def strip_special_tokens(text: str) -> str:
-    """A text without the tokens that begin, end and fill it, as the parsers read it."""
+    """A text without BOS, EOS and padding."""
     return text.replace("<s>", "").replace("</s>", "").replace("<pad>", "")
 
 
 def box_tokens(box: Box, size: Size) -> str:
-    """The words of a box in pixels, for prompts about a region: four of `<loc_0>` to `<loc_999>`."""
+    """Location tokens of a box in pixels: four of `<loc_0>` to `<loc_999>`."""
     height, width = size
     per_bin = np.array([width / BINS, height / BINS] * 2, dtype=np.float32)
     bins = np.floor(np.array(box, dtype=np.float32) / per_bin).clip(0, BINS - 1).astype(int)
     return "".join(f"<loc_{place}>" for place in bins.tolist())
 
 
-def format_boxes(things: Sequence[tuple[str, Box]], size: Size) -> list[str]:
-    """What `boxes` reads back: a piece for each thing, a label and a box in pixels; joined they are the text. Things of
-    one label follow the first of them, and share its label."""
-    found: list[str] = []
-    for label in dict.fromkeys(label for label, _ in things):
-        mine = [box_tokens(box, size) for name, box in things if name == label]
-        found += [label + mine[0], *mine[1:]]
-    return found
+def format_boxes(objects: Sequence[tuple[str, Box]], size: Size) -> list[str]:
+    """Text of objects, one piece an object, which `parse_boxes` reads back.
+
+    Args:
+        objects: label and box in pixels.
+        size: of the image.
+
+    Returns:
+        A piece for each object; joined they are the text. Objects of one label follow each other and share it.
+    """
+    pieces: list[str] = []
+    for label in dict.fromkeys(label for label, _ in objects):
+        boxes = [box_tokens(box, size) for name, box in objects if name == label]
+        pieces += [label + boxes[0], *boxes[1:]]
+    return pieces
 
 
-# Those of PARSERS whose texts can be written, to be learned.
+# Formats of PARSERS that can be written, for training.
 FORMATTERS: dict[str, Callable[[Sequence[tuple[str, Box]], Size], list[str]]] = {
     "boxes": format_boxes,
     "located": location_tokens.format_locations,
@@ -158,21 +172,26 @@ def plain_label(label: str) -> str:
 
 
 def bounding_box(polygons: Sequence[Sequence[float]]) -> Box:
-    """The box that holds all points; all zeros where there are none."""
+    """Bounding box of all points; zeros if there are none."""
     across = [x for polygon in polygons for x in polygon[0::2]] or [0.0]
     down = [y for polygon in polygons for y in polygon[1::2]] or [0.0]
     return (min(across), min(down), max(across), max(down))
 
 
-def confidence(spans: Sequence[Span], tokens: Sequence[Span], log_p: Sequence[float]) -> float | None:
-    """How sure the network is of a region, 0..1: the mean probability (geometric) of the tokens that say it, label and
-    places. tokens: where in the text each token stands; log_p: its log-probability. None where no token says it."""
-    said = [
+def confidence(spans: Sequence[Span], tokens: Sequence[Span], log_probs: Sequence[float]) -> float | None:
+    """Score of a region, 0..1: geometric mean of the probabilities of its tokens; None if it has none.
+
+    Args:
+        spans: characters of its label and location tokens.
+        tokens: characters of each token of the text.
+        log_probs: log-probability of each token.
+    """
+    own = [
         value
-        for (start, end), value in zip(tokens, log_p, strict=True)
+        for (start, end), value in zip(tokens, log_probs, strict=True)
         if any(start < stop and begin < end for begin, stop in spans)
     ]
-    return math.exp(sum(said) / len(said)) if said else None
+    return math.exp(sum(own) / len(own)) if own else None
 
 
 def _labelled_boxes(
@@ -183,7 +202,7 @@ def _labelled_boxes(
         if label is None or label.group().strip() in ignored_phrases:
             continue
         start = match.start()
-        # As the reference has it: what is not ASCII is dropped from labels of boxes.
+        # As in `transformers`, characters that are not ASCII are dropped from labels of boxes.
         name = label.group().strip().encode("ascii", "ignore").decode("ascii")
         for box in _BOX.finditer(match.group()):
             left, top, right, bottom = _pixels([*map(_bin, box.groups())], size)
@@ -212,12 +231,12 @@ def _labelled_outlines(text: str, size: Size, pattern: re.Pattern[str]) -> Itera
 
 
 def _bin(digits: str) -> int:
-    """The number of a place; letters may spell larger ones than there are, but none that is too large to count with."""
+    """Number of a bin; a huge one, spelt by ordinary words, becomes `_FAR`."""
     return int(digits) if len(digits) < 7 else _FAR
 
 
 def _pixels(bins: Sequence[int], size: Size) -> tuple[float, ...]:
-    """The middle of each bin in whole pixels, x and y in turn; in float32, as the reference rounds."""
+    """Center of each bin in whole pixels, x and y in turn; in float32, as `transformers` rounds."""
     height, width = size
     per_bin = np.array([width / BINS, height / BINS] * (len(bins) // 2), dtype=np.float32)
     middles = np.array(bins, dtype=np.int64).astype(np.float32) + np.float32(0.5)

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sightloop.nn.device import choose_device
+
 _BUCKET = 32 * 1024 * 1024  # bytes of gradients summed at once
 
 
@@ -32,10 +34,8 @@ class World:
 def init_world(device: str) -> World:
     """Take part in the run that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK), or be alone. device: as `load`."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = device
-    if device == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    if chosen == "cuda" and torch.cuda.is_available():
+    chosen = str(choose_device(device))
+    if chosen == "cuda":
         chosen = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():

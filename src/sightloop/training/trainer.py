@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sightloop.checkpoints.lora import save_lora
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.leakage import find_leaks
 from sightloop.errors import SightloopError
@@ -239,8 +240,11 @@ def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
 
 
 def _keep(run: TrainRun, model: Model, folder: Path) -> None:
-    """Write the result; one from an earlier life of this run is replaced."""
+    """Writes the model, in place of one that an earlier call wrote; with LoRA, the adapter alone beside it."""
     if run.recipe.model.lora:
+        adapter = run.folder / "adapter"
+        shutil.rmtree(adapter, ignore_errors=True)
+        save_lora(model.module, adapter)
         merge_lora(model.module)
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
