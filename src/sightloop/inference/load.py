@@ -48,19 +48,18 @@ def load(
     """Loads a checkpoint.
 
     Args:
-        source: a local folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`; `nano`, the
-            small model of the package, if left out. The hub is asked only for files that are not on this machine.
+        source: a folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`, whose files are
+            downloaded if they are not on this machine; left out: `nano`, the small model of the package.
         device: "auto" (CUDA if there is any, else MPS, else the CPU), "cpu", "cuda", "cuda:1", "mps".
         dtype: of weights and activations; results are always float32.
-        quantize: "int8" or "int4": the weights of a language model quantized as they are read (`nn.quantize` gives the
-            error).
+        quantize: "int8" or "int4", the weights of a language model, quantized as they are read (error: `nn.quantize`).
         masks: the published `vae-oid.npz`, which PaliGemma needs to segment, if it is not among the checkpoint's files.
-        lora: folder of a LoRA adapter (PEFT's files, this network's layer names), merged into the weights.
+        lora: folder of a LoRA adapter (PEFT's files, our layer names), merged into the weights.
 
     Raises:
         CheckpointError: tensors or files that are missing, unknown or of the wrong shape, by name.
-        TokenizerError: likewise, for the tokenizer's files.
-        UsageError: a device, dtype or combination of options that cannot be.
+        TokenizerError: the same for the tokenizer's files.
+        UsageError: a wrong option.
     """
     if lora is not None and quantize is not None:
         raise UsageError(
