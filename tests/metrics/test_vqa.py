@@ -79,7 +79,7 @@ def test_accuracy_of_every_kind() -> None:
     assert scores["accuracy[binary]"] == pytest.approx(binary)
     assert scores["accuracy[number]"] == pytest.approx(1)
     assert scores["overall"] == round(100 * (2 * binary + 1) / 3, 2)
-    with pytest.raises(UsageError, match="kind"):
+    with pytest.raises(UsageError, match="question type"):
         vqa_accuracy(predictions, answers, {"q1": "binary"})
     with pytest.raises(UsageError, match="3 samples but 1 kinds"):
         vqa_accuracy(predictions, answers, ["binary"])
