@@ -21,7 +21,7 @@ from sightloop.data.datasets.schema import fields_from_region
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.evaluation import retrieval
-from sightloop.evaluation.matching import mismatches
+from sightloop.evaluation.matching import draw_mismatches
 from sightloop.evaluation.predictions import packed, read_predictions
 from sightloop.evaluation.results import MetricTable
 from sightloop.evaluation.templates import TEMPLATES
@@ -117,7 +117,7 @@ def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
         similarity,
         owner,
         reranked_texts=(near, np.take_along_axis(judged, near, 1)),
-        reranked_pictures=(close, np.take_along_axis(judged.T, close, 1)),
+        reranked_images=(close, np.take_along_axis(judged.T, close, 1)),
     )
     expected |= {f"{name}, k={k}": value for name, value in anew.items()}
     assert dict(found) == pytest.approx(expected, abs=1e-12)
@@ -449,8 +449,8 @@ def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, mode: Any) -
 
 def test_mismatches_are_wrong_and_depend_on_the_seed_alone() -> None:
     samples = [replace(s, captions=(*s.captions, s.captions[0].upper())) for s in scenes()]
-    found = mismatches(samples, 0)
-    assert found == mismatches(samples[::1], 0) != mismatches(samples, 1)
+    found = draw_mismatches(samples, 0)
+    assert found == draw_mismatches(samples[::1], 0) != draw_mismatches(samples, 1)
     captions = {s.key: {text.lower() for text in s.captions} for s in samples}
     for key, pairs in found.items():
         assert len(pairs) == 2
@@ -462,7 +462,7 @@ def test_mismatches_are_wrong_and_depend_on_the_seed_alone() -> None:
     hard = sum(shared(key, pair[1]) for key, pairs in found.items() for pair in pairs)
     assert hard > sum(shared(key, pair[0]) for key, pairs in found.items() for pair in pairs)
     with pytest.raises(UsageError, match="differ"):
-        mismatches([replace(s, captions=("a cat",)) for s in samples], 0)
+        draw_mismatches([replace(s, captions=("a cat",)) for s in samples], 0)
 
 
 def test_matching_tells_a_good_judge_from_a_coin(place: Path, tmp_path: Path) -> None:
@@ -532,9 +532,9 @@ def test_differences_of_rows_are_paired() -> None:
         median = lambda drawn: float(np.median(drawn))  # noqa: E731
         return MetricTable("m", "p", "u", names, table, of_rows=median)
 
-    same = measure(values, rows).less(measure(values[::-1].copy(), rows[::-1]), 0)
+    same = measure(values, rows).difference(measure(values[::-1].copy(), rows[::-1]), 0)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    apart = measure(values + 1, rows).less(measure(values[:30], rows[:30]), 0)
+    apart = measure(values + 1, rows).difference(measure(values[:30], rows[:30]), 0)
     assert apart.low == pytest.approx(1)
     assert apart.p < 0.01
 
