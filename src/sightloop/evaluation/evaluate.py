@@ -75,10 +75,7 @@ def evaluate(
     """
     if task not in get_args(TaskName):
         raise UsageError(f"task={task!r}: there are {', '.join(get_args(TaskName))}")
-    models = [model] if isinstance(model, str | PathLike | Model) else list(model)
-    files = [Path(f) for f in ([predictions] if isinstance(predictions, str | PathLike) else predictions)]
-    if bool(models) == bool(files) or len(models) + len(files) > 2:
-        raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
+    models, files = _list_sources(model, predictions)
     contents = [read_predictions(file) for file in files]
     file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
     settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
@@ -86,9 +83,7 @@ def evaluate(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
     eval_task = _make_task(task, settings, dataset, train_data)
-    dataset.samples = [sample for sample in dataset.samples if eval_task.wants(sample)]
-    if not dataset.samples:
-        raise UsageError(f"{dataset.name}: no sample has what {task} needs")
+    _select_samples(dataset, task, eval_task)
     folder = None if out is None else Path(out)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +103,24 @@ def evaluate(
         atomic_write(folder / "report.json", as_json(result))
         atomic_write(folder / "report.html", as_html(result, dataset))
     return result
+
+
+def _list_sources(
+    model: ModelSource | Sequence[ModelSource], predictions: str | Path | Sequence[str | Path]
+) -> tuple[list[ModelSource], list[Path]]:
+    """Models and files of predictions as lists, of which one is empty and the other has one or two."""
+    models = [model] if isinstance(model, str | PathLike | Model) else list(model)
+    files = [Path(f) for f in ([predictions] if isinstance(predictions, str | PathLike) else predictions)]
+    if bool(models) == bool(files) or len(models) + len(files) > 2:
+        raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
+    return models, files
+
+
+def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> None:
+    """Keeps the samples that have the annotations of the task; raises UsageError if there are none."""
+    dataset.samples = [sample for sample in dataset.samples if task.wants(sample)]
+    if not dataset.samples:
+        raise UsageError(f"{dataset.name}: no sample has what {name} needs")
 
 
 def _about(task: TaskName, dataset: EvalDataset, seed: int) -> JsonDict:

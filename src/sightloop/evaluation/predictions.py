@@ -119,7 +119,7 @@ def check_compatible(header: JsonMapping, expected: JsonMapping, path: Path, rem
 
 
 def packed(values: NDArray[np.generic]) -> str:
-    """float32 or int32 values of any shape as text, exact: base64 of their little-endian bytes."""
+    """float32 or int32 values `[...]` as text, exact: base64 of their little-endian bytes."""
     dtype = "<f4" if np.issubdtype(values.dtype, np.floating) else "<i4"
     return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode()
 

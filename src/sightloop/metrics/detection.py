@@ -39,9 +39,8 @@ def detection_scores(
 ) -> dict[str, float]:
     """COCO's mAP and mAR, 0..1, computed by `faster-coco-eval` (the extra `evaluate`).
 
-    `mAP` is the mean over labels and over IoU thresholds 0.5, 0.55 ... 0.95 of the 101-point average precision; small,
-    medium and large are areas below 32 x 32, below 96 x 96 and above. The area of a reference is that of its outlines
-    where it has some, as in COCO's annotations, else that of its box; with by="mask" that of its mask.
+    `mAP` is the mean over labels and IoU thresholds 0.5, 0.55 ... 0.95 of the 101-point average precision; small,
+    medium and large are areas below 32 x 32, below 96 x 96 and above: of outlines (or masks), else of the box.
 
     Args:
         predictions: for each of N images the detected regions; one without a score counts as 1.
@@ -54,8 +53,7 @@ def detection_scores(
         COCO's twelve numbers by name; those without any reference region (no small one, say) are left out.
 
     Raises:
-        UsageError: lengths that differ, no reference region, no sizes for masks, or no evaluator (see
-            `detection_not_computed`).
+        UsageError: lengths that differ, no reference, no sizes for masks, no evaluator (`detection_not_computed`).
     """
     if reason := detection_not_computed():
         raise UsageError(f"detection scores: {reason}")
