@@ -1,4 +1,4 @@
-"""Evaluation: numbers that few lines find again, predictions that outlive the process, files that are not mixed up."""
+"""Evaluation: numbers against direct computation, resumed predictions, incompatible files, reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sightloop.data.datasets.schema import fields_from_region
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.evaluation import retrieval
-from sightloop.evaluation.matching import mismatches
+from sightloop.evaluation.matching import draw_mismatches
 from sightloop.evaluation.predictions import packed, read_predictions
 from sightloop.evaluation.results import MetricTable
 from sightloop.evaluation.templates import TEMPLATES
@@ -74,7 +74,7 @@ def loaded(place: Path, task: str = "captions") -> list[Sample]:
     return list(sightloop.open_dataset(data_of(place, task)))
 
 
-def test_captions_are_scored_as_the_measures_do(place: Path, tmp_path: Path) -> None:
+def test_caption_metrics_equal_direct_computation(place: Path, tmp_path: Path) -> None:
     result = run(place, "captions", "caption", tmp_path, clip=str(place / "clip"), decoding=SHORT)
     numbers = dict(result)
     records = read_predictions(tmp_path / "predictions.jsonl")[1]
@@ -99,7 +99,7 @@ def test_captions_are_scored_as_the_measures_do(place: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("k", [1, 4, 3 * COUNT])
-def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
+def test_retrieval_equals_similarity_and_rank(place: Path, k: int) -> None:
     found = run(place, "retrieval", "match", rerank=[k])
     samples = loaded(place)
     model = sightloop.load(place / "match", device="cpu")
@@ -117,7 +117,7 @@ def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
         similarity,
         owner,
         reranked_texts=(near, np.take_along_axis(judged, near, 1)),
-        reranked_pictures=(close, np.take_along_axis(judged.T, close, 1)),
+        reranked_images=(close, np.take_along_axis(judged.T, close, 1)),
     )
     expected |= {f"{name}, k={k}": value for name, value in anew.items()}
     assert dict(found) == pytest.approx(expected, abs=1e-12)
@@ -126,16 +126,14 @@ def test_retrieval_is_what_the_verbs_say(place: Path, k: int) -> None:
     assert units["image-to-text recall@1"] == (COUNT, "images")
 
 
-def test_pictures_that_memory_has_no_room_for_are_encoded_again(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_beyond_the_cache_are_encoded_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(run(place, "retrieval", "match", rerank=[5]))
     monkeypatch.setattr(retrieval, "ImageCache", lambda: ImageCache(3 * 17 * 32 * 4))
     assert list(run(place, "retrieval", "match", rerank=[5])) == expected
 
 
 @pytest.mark.parametrize("task", ["captions", "retrieval", "classify", "vqa", "matching", "features"])
-def test_scored_again_without_the_model_it_is_the_same(place: Path, tmp_path: Path, task: str) -> None:
+def test_scoring_the_predictions_again_gives_the_same_numbers(place: Path, tmp_path: Path, task: str) -> None:
     models = {"captions": "caption", "vqa": "answer", "classify": "clip", "features": "clip"}
     options = {"samples": 16, "seed": 3} | ({"decoding": SHORT} if task in ("captions", "vqa") else {})
     first = run(place, task, models.get(task, "match"), tmp_path, **options)
@@ -158,7 +156,7 @@ def test_scored_again_without_the_model_it_is_the_same(place: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("task", ["captions", "retrieval"])
-def test_what_was_interrupted_goes_on(place: Path, tmp_path: Path, task: str) -> None:
+def test_interrupted_run_resumes(place: Path, tmp_path: Path, task: str) -> None:
     model, options = ("caption", {"decoding": SHORT}) if task == "captions" else ("match", {"rerank": [3]})
     whole = run(place, task, model, tmp_path / "whole", **options)
     seen: list[str] = []
@@ -185,7 +183,7 @@ def test_what_was_interrupted_goes_on(place: Path, tmp_path: Path, task: str) ->
     assert max(Counter((line.get("key"), *sorted(line)) for line in lines).values()) == 1
 
 
-def test_what_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes(place: Path, tmp_path: Path) -> None:
     program = """
 import sys, sightloop
 def watch(what, total, event):
@@ -225,7 +223,7 @@ sightloop.evaluate("captions", sys.argv[1], model=sys.argv[2], out=sys.argv[3], 
     assert list(again) == list(run(place, "captions", "caption", decoding=SHORT))
 
 
-def test_files_are_not_mixed_up(place: Path, tmp_path: Path) -> None:
+def test_incompatible_predictions_are_refused(place: Path, tmp_path: Path) -> None:
     run(place, "captions", "caption", tmp_path, decoding=SHORT)
     file = tmp_path / "predictions.jsonl"
     with pytest.raises(UsageError, match=r"other settings .*max_new_tokens.*--out"):
@@ -271,8 +269,10 @@ def test_predictions_of_other_programs_are_scored(place: Path, tmp_path: Path) -
         sightloop.evaluate("captions", place / "world.tar", predictions=file)
 
 
-def write_found(file: Path, samples: list[Sample], move: float, *, score: float | None = 0.9) -> None:
-    """Everything that there is, moved to the right; of every other sample."""
+def write_predicted_regions(
+    file: Path, samples: list[Sample], move: float, *, score: float | None = 0.9
+) -> None:
+    """Writes the regions of every other sample, moved `move` pixels to the right, as predictions."""
     with file.open("w") as out:
         for place, sample in enumerate(samples):
             regions = [
@@ -288,12 +288,12 @@ def write_found(file: Path, samples: list[Sample], move: float, *, score: float 
             out.write(json.dumps({"key": sample.key, "regions": fields}) + "\n")
 
 
-def test_things_found_by_others_are_scored(place: Path, tmp_path: Path) -> None:
+def test_detections_of_other_programs_are_scored(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval")
     files = [tmp_path / "boxes.jsonl", tmp_path / "moved.jsonl"]
     samples = loaded(place)
-    write_found(files[0], samples, 0)
-    write_found(files[1], samples, 12)
+    write_predicted_regions(files[0], samples, 0)
+    write_predicted_regions(files[1], samples, 12)
     known = [s.regions for s in samples]
     found = [s.regions if i % 2 == 0 else () for i, s in enumerate(samples)]
     result = sightloop.evaluate("detect", place / "world.tar", predictions=files, out=tmp_path)
@@ -309,7 +309,7 @@ def test_things_found_by_others_are_scored(place: Path, tmp_path: Path) -> None:
     files[0].write_text(files[0].read_text().replace('"score"', '"sure"', 1))
     with pytest.raises(UsageError, match="some have none"):
         sightloop.evaluate("detect", place / "world.tar", predictions=files[0])
-    write_found(files[0], samples, 0, score=None)
+    write_predicted_regions(files[0], samples, 0, score=None)
     again = sightloop.evaluate("detect", place / "world.tar", predictions=files[0])
     assert "no scores" in again.runs[0].numbers[0].protocol
     files[0].write_text(files[0].read_text().replace('"box": [', '"box": ["x", ', 1))
@@ -318,12 +318,12 @@ def test_things_found_by_others_are_scored(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["locate", "segment"])
-def test_phrases_are_found_where_they_are(place: Path, tmp_path: Path, task: Any) -> None:
-    """Half of the images have nothing found, which is 0; a label that several things share is one phrase."""
+def test_phrases_are_scored_by_iou(place: Path, tmp_path: Path, task: Any) -> None:
+    """Images without predictions count 0; a label of several regions is one phrase."""
     pytest.importorskip("faster_coco_eval")
     file = tmp_path / "found.jsonl"
     samples = loaded(place)
-    write_found(file, samples, 0)
+    write_predicted_regions(file, samples, 0)
     result = sightloop.evaluate(task, place / "world.tar", predictions=file)
 
     def phrases(sample: Sample) -> int:
@@ -338,7 +338,7 @@ def test_phrases_are_found_where_they_are(place: Path, tmp_path: Path, task: Any
     assert (result.runs[0].numbers[0].samples, result.runs[0].numbers[0].unit) == (count, "phrases")
 
 
-def test_models_that_find_are_asked_for_what_the_data_names(
+def test_region_models_get_the_labels_of_the_data(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = sightloop.load(place / "clip", device="cpu")
@@ -369,7 +369,7 @@ def test_models_that_find_are_asked_for_what_the_data_names(
     assert {tuple(phrases) for _, phrases in asked} == {("word cat",)}
 
 
-def test_broken_pictures_are_named_and_left_out(place: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_left_out(place: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for i, sample in enumerate(scenes()[:6]):
@@ -398,7 +398,7 @@ def test_broken_pictures_are_named_and_left_out(place: Path, tmp_path: Path) -> 
     assert "1 left out" in page
 
 
-def test_classes_are_those_of_the_verb(place: Path) -> None:
+def test_classification_equals_classify(place: Path) -> None:
     result = run(place, "classify", "clip", templates="clip-7")
     samples = loaded(place, "classify")
     labels = sorted({sample.label or "" for sample in samples})
@@ -427,7 +427,7 @@ def test_classes_are_those_of_the_verb(place: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["generate", "rank"])
-def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, mode: Any) -> None:
+def test_vqa_equals_answer(place: Path, tmp_path: Path, mode: Any) -> None:
     numbers = dict(run(place, "vqa", "answer", tmp_path, mode=mode, decoding=SHORT, samples=6))
     records = read_predictions(tmp_path / "predictions.jsonl")[1]
     samples = [sample for sample in loaded(place) if sample.key in records]
@@ -447,10 +447,10 @@ def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, mode: Any) -
     assert "exact match[yes/no]" in numbers or "exact match[number]" in numbers
 
 
-def test_mismatches_are_wrong_and_depend_on_the_seed_alone() -> None:
+def test_mismatches_are_wrong_captions_drawn_by_the_seed() -> None:
     samples = [replace(s, captions=(*s.captions, s.captions[0].upper())) for s in scenes()]
-    found = mismatches(samples, 0)
-    assert found == mismatches(samples[::1], 0) != mismatches(samples, 1)
+    found = draw_mismatches(samples, 0)
+    assert found == draw_mismatches(samples[::1], 0) != draw_mismatches(samples, 1)
     captions = {s.key: {text.lower() for text in s.captions} for s in samples}
     for key, pairs in found.items():
         assert len(pairs) == 2
@@ -462,10 +462,10 @@ def test_mismatches_are_wrong_and_depend_on_the_seed_alone() -> None:
     hard = sum(shared(key, pair[1]) for key, pairs in found.items() for pair in pairs)
     assert hard > sum(shared(key, pair[0]) for key, pairs in found.items() for pair in pairs)
     with pytest.raises(UsageError, match="differ"):
-        mismatches([replace(s, captions=("a cat",)) for s in samples], 0)
+        draw_mismatches([replace(s, captions=("a cat",)) for s in samples], 0)
 
 
-def test_matching_tells_a_good_judge_from_a_coin(place: Path, tmp_path: Path) -> None:
+def test_matching_scores_of_perfect_and_random_scores(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.jsonl"
 
     def score(make: Any) -> dict[str, float]:
@@ -482,7 +482,7 @@ def test_matching_tells_a_good_judge_from_a_coin(place: Path, tmp_path: Path) ->
     assert 0.3 < coin["roc_auc (random)"] < 0.7
 
 
-def test_features_that_tell_classes_apart_do(place: Path, tmp_path: Path) -> None:
+def test_separable_features_are_classified(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "vectors.jsonl"
     samples = loaded(place, "features")
     labels = sorted({s.label or "" for s in samples})
@@ -497,7 +497,7 @@ def test_features_that_tell_classes_apart_do(place: Path, tmp_path: Path) -> Non
     assert numbers["linear probe"] >= 1 - lone / COUNT
 
 
-def test_two_models_stand_side_by_side(place: Path, tmp_path: Path) -> None:
+def test_two_models_are_compared(place: Path, tmp_path: Path) -> None:
     write_blip(place / "second", seed=5)
     result = sightloop.evaluate(
         "captions",
@@ -532,9 +532,9 @@ def test_differences_of_rows_are_paired() -> None:
         median = lambda drawn: float(np.median(drawn))  # noqa: E731
         return MetricTable("m", "p", "u", names, table, of_rows=median)
 
-    same = measure(values, rows).less(measure(values[::-1].copy(), rows[::-1]), 0)
+    same = measure(values, rows).difference(measure(values[::-1].copy(), rows[::-1]), 0)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    apart = measure(values + 1, rows).less(measure(values[:30], rows[:30]), 0)
+    apart = measure(values + 1, rows).difference(measure(values[:30], rows[:30]), 0)
     assert apart.low == pytest.approx(1)
     assert apart.p < 0.01
 
@@ -550,14 +550,14 @@ def test_differences_of_rows_are_paired() -> None:
         ({"model": "x", "samples": 0}, "samples"),
     ],
 )
-def test_wrong_use_is_told(place: Path, options: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_raise(place: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         sightloop.evaluate("vqa", place / "world.tar", **options)
     with pytest.raises(UsageError, match="task"):
         sightloop.evaluate("taste", place / "world.tar", model="x")  # type: ignore[arg-type]
 
 
-def test_what_a_model_cannot_do_is_told_before_it_works(place: Path, tmp_path: Path) -> None:
+def test_missing_capabilities_raise_before_predicting(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"cannot rank .*rerank=\[\]"):
         run(place, "retrieval", "clip", tmp_path)
     assert read_predictions(tmp_path / "predictions.jsonl")[1] == {}
@@ -567,7 +567,7 @@ def test_what_a_model_cannot_do_is_told_before_it_works(place: Path, tmp_path: P
     assert "ece (hard)" not in dict(run(place, "matching", "clip", judge="itc"))
 
 
-def test_a_loaded_model_is_told_by_its_weights(place: Path) -> None:
+def test_fingerprint_of_a_loaded_model_is_that_of_its_weights(place: Path) -> None:
     weights = (place / "match" / "model.safetensors").read_bytes()
     assert fingerprint(place / "match") == hashlib.sha256(weights).hexdigest()[:32]
     model = sightloop.load(place / "match", device="cpu")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import sightloop
 from sightloop import UsageError
 from sightloop.metrics import captions as module
-from sightloop.metrics.captions import bleu, caption_facts, caption_scores, score_captions
+from sightloop.metrics.captions import bleu, caption_scores, caption_statistics, score_captions
 
 sentence = st.lists(st.sampled_from("a b c d a dog runs".split()), max_size=9).map(" ".join)
 samples = st.lists(st.tuples(sentence, st.lists(sentence, min_size=1, max_size=4)), min_size=1, max_size=6)
@@ -94,7 +94,7 @@ def split(pairs: list[tuple[str, list[str]]]) -> tuple[list[str], list[list[str]
 @given(samples)
 def test_every_score_is_that_of_the_slow_references(pairs: list[tuple[str, list[str]]]) -> None:
     scored = score_captions(*split(pairs), tokenizer="whitespace")
-    corpus, each = scored.corpus, scored.each
+    corpus, each = scored.corpus, scored.per_sample
     np.testing.assert_allclose([corpus[f"BLEU-{n}"] for n in range(1, 5)], slow_bleu(pairs), rtol=1e-9)
     for index, pair in enumerate(pairs):
         ours = [each[f"BLEU-{n}"][index] for n in range(1, 5)]
@@ -135,7 +135,7 @@ def test_equal_to_the_official_code(seed: int) -> None:
     official |= {f"BLEU-{n + 1}": (corpus[n], each[n]) for n in range(4)}
     for name, (score, scores) in official.items():
         assert scored.corpus[name] == pytest.approx(score, abs=1e-9), name
-        np.testing.assert_allclose(scored.each[name], scores, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(scored.per_sample[name], scores, rtol=1e-9, atol=1e-9)
 
 
 def test_the_size_of_the_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_corpus_bleu_is_made_of_its_counts() -> None:
     np.testing.assert_allclose(
         bleu(scored.bleu_counts.sum(0)), [scored.corpus[f"BLEU-{n}"] for n in range(1, 5)]
     )
-    np.testing.assert_allclose(bleu(scored.bleu_counts)[:, 3], scored.each["BLEU-4"])
+    np.testing.assert_allclose(bleu(scored.bleu_counts)[:, 3], scored.per_sample["BLEU-4"])
 
 
 def test_a_perfect_caption_and_a_wrong_one() -> None:
@@ -170,7 +170,7 @@ def test_one_sample_has_no_cider() -> None:
 
 def test_keys_give_the_order() -> None:
     scored = score_captions({2: "a", 1: "b c"}, {1: ["b c"], 2: ["x"]})
-    np.testing.assert_allclose(scored.each["ROUGE-L"], [0, 1])
+    np.testing.assert_allclose(scored.per_sample["ROUGE-L"], [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,9 @@ def test_an_unknown_tokenizer_is_said() -> None:
 
 
 def test_facts_of_captions() -> None:
-    facts = caption_facts(["A dog runs.", "a dog runs", "go on and go on and go"], training=["A dog runs!"])
+    facts = caption_statistics(
+        ["A dog runs.", "a dog runs", "go on and go on and go"], training=["A dog runs!"]
+    )
     assert facts == {
         "length": pytest.approx(13 / 3),
         "vocabulary": 6,
@@ -206,9 +208,9 @@ def test_facts_of_captions() -> None:
         "distinct": pytest.approx(2 / 3),
         "unseen": pytest.approx(1 / 3),
     }
-    assert "unseen" not in caption_facts(["a"])
+    assert "unseen" not in caption_statistics(["a"])
     with pytest.raises(UsageError):
-        caption_facts([])
+        caption_statistics([])
 
 
 def test_the_public_name() -> None:

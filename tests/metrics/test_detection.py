@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 
 from sightloop import UsageError, open_dataset
-from sightloop.evaluation.detection import crowd_of
+from sightloop.evaluation.detection import Regions, crowd_of
 from sightloop.metrics import detection as module
 from sightloop.metrics.detection import (
-    Regions,
     detection_not_computed,
     detection_scores,
     grounding_scores,
     label_map_scores,
-    mask_overlap,
+    mask_intersection_union,
     mask_scores,
     paired_iou,
 )
@@ -170,16 +169,16 @@ def test_real_annotations_are_scored_as_the_official_evaluator_does(shared_data:
 def test_outlines_are_rasterised_as_masks() -> None:
     square = Region("a", (0, 0, 4, 4), ((0, 0, 4, 0, 4, 4, 0, 4),))
     right = Region("a", (2, 0, 6, 4), ((2, 0, 6, 0, 6, 4, 2, 4),))
-    assert mask_overlap([square], [right]) == (8, 24)
-    assert mask_overlap([square, right], [square]) == (16, 24)
-    assert mask_overlap([], [square]) == (0, 16)
+    assert mask_intersection_union([square], [right]) == (8, 24)
+    assert mask_intersection_union([square, right], [square]) == (16, 24)
+    assert mask_intersection_union([], [square]) == (0, 16)
     painted = np.zeros((5, 9), bool)
     painted[:, :4] = True
-    assert mask_overlap([Region("a", (0, 0, 4, 5), mask=painted)], [right]) == (8, 28)
+    assert mask_intersection_union([Region("a", (0, 0, 4, 5), mask=painted)], [right]) == (8, 28)
     with pytest.raises(UsageError, match="sizes differ"):
-        mask_overlap(*([Region("a", (0, 0, 1, 1), mask=painted[n:])] for n in (0, 1)))
+        mask_intersection_union(*([Region("a", (0, 0, 1, 1), mask=painted[n:])] for n in (0, 1)))
     with pytest.raises(UsageError, match="nor polygons"):
-        mask_overlap([], [Region("a", (0, 0, 1, 1))])
+        mask_intersection_union([], [Region("a", (0, 0, 1, 1))])
 
 
 @needs_evaluator

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sightloop import UsageError
 from sightloop.metrics.matching import (
-    balanced_threshold,
     calibration_error,
-    fitted_temperature,
+    equal_error_threshold,
+    fit_temperature,
     matching_curves,
     matching_scores,
 )
@@ -77,7 +77,7 @@ def test_balanced_is_as_near_to_equal_shares_as_any_threshold(values: list[tuple
         dropped = np.mean([not t for t, y in zip(taken, labels, strict=True) if not y])
         return abs(float(kept - dropped))
 
-    assert lean(balanced_threshold(scores, labels)) == pytest.approx(
+    assert lean(equal_error_threshold(scores, labels)) == pytest.approx(
         min(lean(t / 16) for t in range(-1, 19)), abs=1e-12
     )
 
@@ -86,9 +86,9 @@ def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
     assert matching_scores([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])["recommended_threshold"] == pytest.approx(0.5)
 
 
-def test_the_balanced_threshold_lies_in_the_middle_of_its_gap() -> None:
-    assert balanced_threshold([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == pytest.approx(0.5)
-    assert balanced_threshold([0.5, 0.5], [0, 1]) == 0.5
+def test_equal_error_threshold_is_the_middle_of_its_gap() -> None:
+    assert equal_error_threshold([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == pytest.approx(0.5)
+    assert equal_error_threshold([0.5, 0.5], [0, 1]) == 0.5
 
 
 def test_curves_begin_with_nothing_and_end_with_everything() -> None:
@@ -115,7 +115,7 @@ def test_the_temperature_is_found_again(temperature: float) -> None:
     random = np.random.default_rng(2)
     honest = random.normal(0, 2, 40_000)
     labels = random.random(len(honest)) < 1 / (1 + np.exp(-honest))
-    fitted = fitted_temperature(honest * temperature, labels)
+    fitted = fit_temperature(honest * temperature, labels)
     assert fitted == pytest.approx(temperature, rel=0.05)
     result = matching_scores(honest * temperature, labels, logits=True)
     assert result["temperature"] == fitted
@@ -128,7 +128,7 @@ def test_the_temperature_is_found_again(temperature: float) -> None:
 def test_no_temperature_has_less_loss(values: list[tuple[int, int]]) -> None:
     scores, labels = drawn(values)
     logits, y = np.array(scores) * 6 - 3, np.array(labels)
-    best = fitted_temperature(logits, y)
+    best = fit_temperature(logits, y)
 
     def loss(temperature: float) -> float:
         return float(np.logaddexp(0, np.where(y == 1, -logits, logits) / temperature).sum())

@@ -79,9 +79,9 @@ def test_without_java_there_is_a_reason(jars: Path, monkeypatch: pytest.MonkeyPa
 
 def test_numbers_are_the_programs(jars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = score_captions(["A dog.", "two red cars"], [["a"], ["b", "c"]], jars=jars)
-    np.testing.assert_allclose(scored.each["METEOR"], [0.2, 0.3])
+    np.testing.assert_allclose(scored.per_sample["METEOR"], [0.2, 0.3])
     assert scored.corpus["METEOR"] == pytest.approx(0.5)
-    np.testing.assert_allclose(scored.each["SPICE"], [0.25, 0.5])
+    np.testing.assert_allclose(scored.per_sample["SPICE"], [0.25, 0.5])
     monkeypatch.setenv(FOLDER_VARIABLE, str(jars))
     assert meteor_spice_not_computed() == {}
     assert caption_scores(["a b"], [["a"]])["METEOR"] == pytest.approx(0.2)

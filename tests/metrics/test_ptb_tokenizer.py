@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.metrics.ptb_tokenizer import tokenize, tokens
+from sightloop.metrics.ptb_tokenizer import ptb_tokenize, ptb_tokens
 from tests.rules import REPOSITORY
 
 KNOWN = json.loads(Path(__file__).with_name("ptb_tokens.json").read_text("utf-8"))
@@ -32,7 +32,7 @@ def test_the_tokens_are_those_of_the_official_tokenizer(part: str) -> None:
     assert len(captions) > 50
     different = [
         (caption, expected, ours)
-        for (caption, expected), ours in zip(KNOWN[part], tokenize(captions), strict=True)
+        for (caption, expected), ours in zip(KNOWN[part], ptb_tokenize(captions), strict=True)
         if ours != expected
     ]
     assert different == []
@@ -52,18 +52,18 @@ def test_the_tokens_are_those_of_the_official_tokenizer(part: str) -> None:
     ],
 )
 def test_single_tokens(text: str, expected: list[str]) -> None:
-    assert tokens(text) == expected
+    assert ptb_tokens(text) == expected
 
 
 @given(st.lists(st.text(max_size=20), max_size=4), st.text(max_size=20))
 def test_a_caption_is_read_alone(others: list[str], caption: str) -> None:
-    assert tokenize([*others, caption])[-1] == tokenize([caption])[0]
+    assert ptb_tokenize([*others, caption])[-1] == ptb_tokenize([caption])[0]
 
 
 @given(st.text("aB .,'-$1\"()\u2019\u00e9&;:/", max_size=30))
 def test_nothing_but_spaces_is_lost_or_made_up(text: str) -> None:
     # Marks may be written as others (quotes, brackets), so letters and digits are compared.
-    kept = "".join(tokens(text)).replace("-lrb-", "").replace("-rrb-", "")
+    kept = "".join(ptb_tokens(text)).replace("-lrb-", "").replace("-rrb-", "")
     assert [c for c in kept if c.isalnum()] == [c for c in text.lower() if c.isalnum()]
 
 
@@ -73,7 +73,7 @@ def test_nothing_but_spaces_is_lost_or_made_up(text: str) -> None:
 def test_the_short_cut_for_plain_captions_changes_nothing(words: list[str], stop: bool) -> None:
     plain = " ".join(words) + ("." if stop else "")
     # A trailing tab keeps the caption off the short cut.
-    assert tokens(plain) == tokens(plain + "\t")
+    assert ptb_tokens(plain) == ptb_tokens(plain + "\t")
 
 
 def official_folder() -> Path:
@@ -102,5 +102,5 @@ def test_real_captions_have_the_official_tokens(tmp_path: Path) -> None:
     run = subprocess.run([*command, text], cwd=folder, capture_output=True, check=True)
     lines = run.stdout.decode().split("\n")[: len(captions)]
     official = [" ".join(w for w in line.rstrip().split(" ") if w not in REMOVED) for line in lines]
-    equal = sum(a == b for a, b in zip(official, tokenize(captions), strict=True))
+    equal = sum(a == b for a, b in zip(official, ptb_tokenize(captions), strict=True))
     assert equal / len(captions) >= 0.999

@@ -104,7 +104,7 @@ def test_reranking_is_a_new_order_of_the_first(k: int, ties: Ties) -> None:
     again = np.random.default_rng(1).integers(0, 6, table.shape).astype(np.float32)
     rows, texts = sparse(table, again, k)
     columns, pictures = sparse(table.T, again.T, k)
-    both = score_retrieval(table, own, ties=ties, reranked_texts=texts, reranked_pictures=pictures).each
+    both = score_retrieval(table, own, ties=ties, reranked_texts=texts, reranked_images=pictures).each
     expected = score_retrieval(rows, own, ties=ties).each
     turned = score_retrieval(columns.T, own, ties=ties).each
     for name, values in both.items():
@@ -126,7 +126,7 @@ def test_reranking_is_a_new_order_of_the_first(k: int, ties: Ties) -> None:
         (np.zeros((2, 2)), [0, 1], {"ties": "random"}, "ties='random'"),
         (np.zeros((2, 2)), [0, 1], {"reranked_texts": ([[0]], [[1.0]])}, "re-ranked"),
         (np.zeros((2, 2)), [0, 1], {"reranked_texts": ([[0], [2]], [[1.0], [1.0]])}, "candidates 0..2"),
-        (np.zeros((2, 2)), [0, 1], {"reranked_pictures": ([[0, 0], [0, 1]], np.ones((2, 2)))}, "twice"),
+        (np.zeros((2, 2)), [0, 1], {"reranked_images": ([[0, 0], [0, 1]], np.ones((2, 2)))}, "twice"),
     ],
 )
 def test_what_does_not_fit_is_said(similarity: Any, positives: Any, options: Any, says: str) -> None:

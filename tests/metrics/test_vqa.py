@@ -66,12 +66,12 @@ def test_matches_of_ten(matches: int, expected: float) -> None:
     assert vqa_accuracy(["yes"], [answers])["accuracy"] == pytest.approx(expected)
 
 
-def test_nothing_is_normalised_where_all_agree() -> None:
+def test_nothing_is_normalized_where_all_agree() -> None:
     assert vqa_accuracy(["a dog"], [["dog"] * 10])["accuracy"] == 0
     assert vqa_accuracy(["a dog"], [["dog"] * 9 + ["cat"]])["accuracy"] == 1
 
 
-def test_accuracy_of_every_kind() -> None:
+def test_accuracy_of_every_question_type() -> None:
     predictions = {"q1": "yes", "q2": "2", "q3": "no"}
     answers = {"q3": ["yes", "no"], "q1": ["yes"] * 10, "q2": ["two", "two", "two", "2", "x"]}
     scores = vqa_accuracy(predictions, answers, {"q1": "binary", "q2": "number", "q3": "binary"})
@@ -79,9 +79,9 @@ def test_accuracy_of_every_kind() -> None:
     assert scores["accuracy[binary]"] == pytest.approx(binary)
     assert scores["accuracy[number]"] == pytest.approx(1)
     assert scores["overall"] == round(100 * (2 * binary + 1) / 3, 2)
-    with pytest.raises(UsageError, match="kind"):
+    with pytest.raises(UsageError, match="question type"):
         vqa_accuracy(predictions, answers, {"q1": "binary"})
-    with pytest.raises(UsageError, match="3 samples but 1 kinds"):
+    with pytest.raises(UsageError, match="3 samples but 1"):
         vqa_accuracy(predictions, answers, ["binary"])
 
 

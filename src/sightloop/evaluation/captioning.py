@@ -1,4 +1,4 @@
-"""Tasks in which a model writes: captions, and answers to questions."""
+"""Captioning as an evaluation task: COCO's metrics, CLIPScore, and statistics of the captions."""
 
 from __future__ import annotations
 
@@ -6,24 +6,41 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import ExampleCase, MetricTable, MetricValue, TaskScores
-from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
-from sightloop.metrics import bleu, caption_facts, meteor_spice_not_computed, score_captions, tokenize
-from sightloop.types import JsonDict, Pixels, Sample
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, over_images
+from sightloop.inference.model import Model
+from sightloop.metrics import (
+    CaptionScores,
+    bleu,
+    caption_statistics,
+    meteor_spice_not_computed,
+    ptb_tokenize,
+    score_captions,
+)
+from sightloop.types import Floats, JsonDict, Pixels, Sample
 
 _CLIP_PROMPT = "A photo depicts "
 _CLIP_WEIGHT = 2.5
+_COCO = "COCO's Penn Treebank tokens, lower case, without punctuation; "
+_PROTOCOLS = {
+    "ROUGE-L": "ROUGE-L, beta 1.2, the mean over images (Lin 2004)",
+    "CIDEr": "CIDEr as in COCO's code (CIDEr-D: clipped, sigma 6), document frequencies from these references",
+    "CIDEr-D": "the same number as CIDEr, which is CIDEr-D in COCO's code",
+    "SPICE": "the official jar, the mean over images",
+}
 
 
 class CaptioningTask:
-    """One caption an image, against the captions that people wrote."""
+    """One caption per image, against the captions that people wrote."""
 
-    def __init__(self, options: EvalOptions, training: Callable[[], Iterable[str]] = tuple[str]) -> None:
+    def __init__(
+        self, options: EvalOptions, train_captions: Callable[[], Iterable[str]] = tuple[str]
+    ) -> None:
+        """Takes the options, and a function that reads the captions of the training data."""
         self.options = options
-        self._training = training
+        self._read_train_captions = train_captions
         self.settings: JsonDict = {
             "prompt": options.prompt,
             "decoding": dict(options.decoding),
@@ -31,154 +48,151 @@ class CaptioningTask:
         }
 
     @cached_property
-    def seen(self) -> set[str]:
-        """The captions of the training data, as tokens."""
-        return set(tokenize(self._training()))
+    def train_captions(self) -> set[str]:
+        """The captions of the training data, as PTB tokens."""
+        return set(ptb_tokenize(self._read_train_captions()))
 
     def wants(self, sample: Sample) -> bool:
         """It needs references."""
         return bool(sample.captions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """Captions; then, where a model for it is named, what CLIPScore needs."""
-        write = TaskPhase("captioning", "caption", self._write, "caption")
-        return [write, TaskPhase("embedding for CLIPScore", "cosines", self._cosines)][
-            : 1 + bool(self.options.clip)
-        ]
+        """Captions; then, if a model for CLIPScore is named, its cosines."""
+        phases = [TaskPhase("captioning", "caption", over_images(self._caption), "caption")]
+        if self.options.clip:
+            phases.append(
+                TaskPhase("embedding for CLIPScore", "cosines", self._embed, model=self.options.clip)
+            )
+        return phases
 
-    def _write(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(_: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
-            captions = work.model().caption(pictures, self.options.prompt, **self.options.decoding)
-            return [{"caption": caption} for caption in captions]
+    def _caption(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        captions = model.caption(images, self.options.prompt, **self.options.decoding)
+        return [{"caption": caption} for caption in captions]
 
-        return work.pictures(samples, verb)
+    def _embed(self, work: TaskContext, samples: list[Sample]) -> Events:
+        """Cosines of each caption with its image, and with the nearest reference."""
 
-    def _cosines(self, work: TaskContext, samples: list[Sample]) -> Events:
-        scorer = work.load(self.options.clip or "")
+        def predict(model: Model, batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+            cosines: list[JsonDict] = []
+            for image, sample in zip(model.embed_images(images), batch, strict=True):
+                caption = work.records[sample.key]["caption"]
+                texts = model.embed_texts([_CLIP_PROMPT + text for text in (caption, *sample.captions)])
+                image_cosine = float((image @ texts[0]).max())
+                reference_cosine = float((texts[1:] @ texts[0]).max())
+                cosines.append({"cosines": [image_cosine, reference_cosine]})
+            return cosines
 
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
-            images = scorer.embed_images(pictures)
-            found: list[JsonDict] = []
-            for image, sample in zip(images, some, strict=True):
-                written = work.records[sample.key]["caption"]
-                texts = scorer.embed_texts([_CLIP_PROMPT + text for text in (written, *sample.captions)])
-                cosine, near = float((image @ texts[0]).max()), float((texts[1:] @ texts[0]).max())
-                found.append({"cosines": [cosine, near]})
-            return found
-
-        return work.material.run(scorer, work.reading, samples, verb)
+        return over_images(predict)(work, samples)
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
-        """COCO's measures, CLIPScore where asked for, and what the captions are like."""
+        """COCO's metrics, statistics of the captions, and CLIPScore where its cosines were computed."""
         keys = [sample.key for sample in samples]
-        written = [str(records[key]["caption"]) for key in keys]
-        scored = score_captions(written, [list(sample.captions) for sample in samples])
-        coco = "COCO's Penn-Treebank tokens, lower case, without punctuation; "
-        measures = [
-            MetricTable(
-                f"BLEU-{n}",
-                f"{coco}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
-                "images",
-                keys,
-                scored.bleu_counts.astype(np.float64),
-                of_means=lambda means, n=n: bleu(means * len(keys))[:, n - 1],
+        captions = [str(records[key]["caption"]) for key in keys]
+        scores = score_captions(captions, [list(sample.captions) for sample in samples])
+        metrics = _coco_metrics(keys, scores)
+        not_computed = dict(meteor_spice_not_computed())
+        if "SPICE" in scores.per_sample and not np.isfinite(scores.per_sample["SPICE"]).all():
+            not_computed["SPICE"] = (
+                "the jar gives NaN for images with no proposition in caption and references"
             )
-            for n in range(1, 5)
-        ]
-        said = {
-            "ROUGE-L": "ROUGE-L, beta 1.2, the mean over images (Lin 2004)",
-            "CIDEr": "CIDEr as COCO's code has it (CIDEr-D: clipped, sigma 6), frequencies from these references",
-            "CIDEr-D": "the same number as CIDEr: what COCO's code calls so",
-            "SPICE": "the official jar, the mean over images",
-        }
-        missing = dict(meteor_spice_not_computed())
-        if "SPICE" in scored.each and not np.isfinite(scored.each["SPICE"]).all():
-            missing["SPICE"] = (
-                "some images have nothing to compare on either side, which the jar gives no number"
-            )
-        for name, protocol in said.items():
-            if name in scored.each and np.isfinite(scored.each[name]).all():
-                measures.append(MetricTable(name, coco + protocol, "images", keys, scored.each[name]))
-        measures += self._like(keys, written)
-        facts = self._facts(written)
-        if "METEOR" in scored.corpus:
-            words = coco + "the official jar over the corpus; no mean of samples, so no interval"
-            facts.append(
-                MetricValue("METEOR", scored.corpus["METEOR"], None, None, len(keys), "images", words)
-            )
+        metrics += self._sample_statistics(keys, captions)
         if all("cosines" in records[key] for key in keys):
-            measures += self._clip_scores(keys, records)
+            metrics += self._clip_scores(keys, records)
         else:
-            missing |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), "no embedding model was named for it")
-        cases = _caption_cases(samples, written, scored.each["CIDEr"], scored.each["ROUGE-L"])
-        how = "CIDEr; disputed: CIDEr and ROUGE-L say different things"
-        return TaskScores(tuple(measures), tuple(facts), missing, cases, how)
+            not_computed |= dict.fromkeys(
+                ("CLIPScore", "RefCLIPScore"), "no embedding model was named for it"
+            )
+        metrics += _corpus_numbers(keys, captions, scores)
+        cases = _caption_cases(samples, captions, scores.per_sample["CIDEr"], scores.per_sample["ROUGE-L"])
+        return TaskScores(
+            tuple(metrics),
+            not_computed,
+            cases,
+            "CIDEr; disputed: CIDEr and ROUGE-L rank the image differently",
+        )
 
     def _clip_scores(self, keys: list[str], records: Records) -> list[MetricTable]:
-        cosines = np.clip([records[key]["cosines"] for key in keys], 0, None)
-        of_picture, of_texts = _CLIP_WEIGHT * cosines[:, 0], cosines[:, 1]
-        total = of_picture + of_texts
-        harmonic = np.divide(2 * of_picture * of_texts, total, out=np.zeros(len(keys)), where=total > 0)
+        cosines = np.clip([records[key]["cosines"] for key in keys], 0, None)  # [N, 2]
+        clip_score, reference = _CLIP_WEIGHT * cosines[:, 0], cosines[:, 1]
+        total = clip_score + reference
+        harmonic = np.divide(2 * clip_score * reference, total, out=np.zeros(len(keys)), where=total > 0)
         by = f'by {self.options.clip}, "{_CLIP_PROMPT}" before each text (Hessel et al. 2021)'
+        protocol = f"2.5 x max(cosine of image and caption, 0), {by}"
+        reference_protocol = f"harmonic mean of CLIPScore and the nearest reference, {by}"
         return [
-            MetricTable(
-                "CLIPScore",
-                f"2.5 x max(cosine of image and caption, 0), {by}",
-                "images",
-                keys,
-                of_picture,
-            ),
-            MetricTable(
-                "RefCLIPScore",
-                f"harmonic mean of CLIPScore and the nearest reference, {by}",
-                "images",
-                keys,
-                harmonic,
-            ),
+            MetricTable("CLIPScore", protocol, "images", keys, clip_score),
+            MetricTable("RefCLIPScore", reference_protocol, "images", keys, harmonic),
         ]
 
-    def _like(self, keys: list[str], written: list[str]) -> list[MetricTable]:
-        each = [caption_facts([text]) for text in written]
-        length = np.array([facts["length"] for facts in each])
-        repeats = np.array([facts["repetition"] for facts in each])
-        measures = [
+    def _sample_statistics(self, keys: list[str], captions: list[str]) -> list[MetricTable]:
+        statistics = [caption_statistics([caption]) for caption in captions]
+        length = np.array([each["length"] for each in statistics])
+        repetition = np.array([each["repetition"] for each in statistics])
+        repetition_protocol = "share of captions in which three words in a row occur twice"
+        metrics = [
             MetricTable("length", "words in a caption", "images", keys, length),
-            MetricTable(
-                "repetition",
-                "share of captions in which three words in a row come twice",
-                "images",
-                keys,
-                repeats,
-            ),
+            MetricTable("repetition", repetition_protocol, "images", keys, repetition),
         ]
-        if self.seen:
-            new = np.array([text not in self.seen for text in tokenize(written)], np.float64)
-            words = "share of captions that the training data does not have"
-            measures.append(MetricTable("unseen", words, "images", keys, new))
-        return measures
+        if self.train_captions:
+            unseen = np.array([c not in self.train_captions for c in ptb_tokenize(captions)], np.float64)
+            protocol = "share of captions that are not in the training data"
+            metrics.append(MetricTable("unseen", protocol, "images", keys, unseen))
+        return metrics
 
-    def _facts(self, written: list[str]) -> list[MetricValue]:
-        facts = caption_facts(written)
-        said = {"vocabulary": "different words in all captions", "distinct": "share of different captions"}
-        none = "; grows with the number of samples, so no interval"
-        return [
-            MetricValue(name, facts[name], None, None, len(written), "images", words + none)
-            for name, words in said.items()
-        ]
+
+def _coco_metrics(keys: list[str], scores: CaptionScores) -> list[MetricTable]:
+    metrics = [
+        MetricTable(
+            f"BLEU-{n}",
+            f"{_COCO}corpus BLEU-{n}, closest reference length (Papineni et al. 2002)",
+            "images",
+            keys,
+            scores.bleu_counts.astype(np.float64),
+            of_means=lambda means, n=n: bleu(means * len(keys))[:, n - 1],
+        )
+        for n in range(1, 5)
+    ]
+    for name, protocol in _PROTOCOLS.items():
+        if name in scores.per_sample and np.isfinite(scores.per_sample[name]).all():
+            metrics.append(MetricTable(name, _COCO + protocol, "images", keys, scores.per_sample[name]))
+    return metrics
+
+
+def _corpus_numbers(keys: list[str], captions: list[str], scores: CaptionScores) -> list[MetricTable]:
+    """Numbers of the whole corpus, without interval."""
+    statistics = caption_statistics(captions)
+    protocols = {
+        "vocabulary": "different words in all captions",
+        "distinct": "share of different captions",
+    }
+    numbers = [
+        MetricTable.constant(
+            name,
+            f"{protocol}; depends on the number of samples, so no interval",
+            "images",
+            keys,
+            statistics[name],
+        )
+        for name, protocol in protocols.items()
+    ]
+    if "METEOR" in scores.corpus:
+        protocol = f"{_COCO}the official jar over the corpus; no mean over samples, so no interval"
+        numbers.append(MetricTable.constant("METEOR", protocol, "images", keys, scores.corpus["METEOR"]))
+    return numbers
 
 
 def _caption_cases(
-    samples: Sequence[Sample], written: list[str], cider: NDArray[np.float64], rouge: NDArray[np.float64]
+    samples: Sequence[Sample], captions: list[str], cider: Floats, rouge: Floats
 ) -> tuple[ExampleCase, ...]:
-    """Disputed is what one measure ranks high and the other low."""
-    ranks = [np.argsort(np.argsort(values, kind="stable")) / len(samples) for values in (cider, rouge)]
+    """One case per image; disputed is what CIDEr `[N]` ranks high and ROUGE-L `[N]` low, or the reverse."""
+    ranks = [np.argsort(np.argsort(scores, kind="stable")) / len(samples) for scores in (cider, rouge)]
     return tuple(
         ExampleCase(
             sample.key,
             float(cider[i]),
             float(abs(ranks[0][i] - ranks[1][i])),
             (
-                ("model", written[i]),
+                ("model", captions[i]),
                 *(("people", text) for text in sample.captions[:3]),
                 ("CIDEr, ROUGE-L", f"{cider[i]:.2f}, {rouge[i]:.2f}"),
             ),

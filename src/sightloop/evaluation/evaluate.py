@@ -1,13 +1,17 @@
-"""`evaluate`: a task over a dataset, every number with its protocol; predictions are kept and never made twice."""
+"""`evaluate`: runs a task over a dataset; each number has its protocol, and predictions are never made twice.
+
+For each model: the phases of the task fill predictions.jsonl (`_predict`), the task scores them (`_score`), and the
+numbers of two models are compared on the same samples (`_differences`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -15,7 +19,7 @@ from sightloop.data.datasets.leakage import Leaks, find_leaks
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.classification import ClassificationTask
-from sightloop.evaluation.dataset import EvalDataset, Reading
+from sightloop.evaluation.dataset import DataSource, EvalDataset
 from sightloop.evaluation.detection import DetectionTask
 from sightloop.evaluation.matching import MatchingTask
 from sightloop.evaluation.predictions import MARK, PredictionFile, Records, check_compatible, read_predictions
@@ -34,88 +38,116 @@ from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
 TaskName = Literal[
     "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
 ]
-# (what is being done, of how many, what became of one)
-OnSample: TypeAlias = "Callable[[str, int, Event[Any]], None]"
+
+# (description of the phase, number of samples, what became of one of them)
+OnSample: TypeAlias = "Callable[[str, int, Event[JsonDict]], None]"
 
 
 def evaluate(
     task: TaskName,
-    data: str | Path | Sequence[str | Path] | Dataset,
+    data: DataSource | Dataset,
     *,
     model: ModelSource | Sequence[ModelSource] = (),
     predictions: str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
-    train_data: str | Path | Sequence[str | Path] | None = None,
+    train_data: DataSource | None = None,
     on_sample: OnSample | None = None,
-    **options: Any,
+    **options: object,
 ) -> Evaluation:
-    """Measure a model, or two side by side, on your data.
+    """Evaluates one model, or two side by side, on a dataset.
 
-    model: what `load` takes, or a loaded `Model`. predictions: files to score instead, without the model;
-    options that are not given are then those that they were made with.
-    out: a folder for report.json, report.html and predictions.jsonl (of a second model predictions-2.jsonl), from which
-    an interrupted run goes on. train_data: looked through for copies of the evaluation's images and captions.
-    options: the fields of `evaluation.tasks.Options`. An image that cannot be read is left out, named and counted.
+    Args:
+        task: what is evaluated.
+        data: a source for `open_dataset`, or a dataset. Samples without the annotations of the task are ignored; an
+            image that cannot be read is left out, named and counted.
+        model: one or two models: what `load` takes, or a loaded `Model`.
+        predictions: one or two files of predictions to score without a model; options that are not given are those
+            that they were made with.
+        out: folder for report.json, report.html and predictions.jsonl (predictions-2.jsonl of a second model), from
+            which an interrupted run resumes.
+        train_data: training data, in which copies of the evaluation's images and captions are searched.
+        on_sample: called with (description of the phase, number of samples, event) for every sample of every phase.
+        **options: fields of `evaluation.task.EvalOptions`.
 
-    Raises UsageError for what does not fit together: a task and its data, a file and another model, data or settings.
+    Raises:
+        UsageError: a task without suited data, or a file made with another model, data or settings.
+        UnsupportedError: a model that cannot do the task.
     """
     if task not in get_args(TaskName):
         raise UsageError(f"task={task!r}: there are {', '.join(get_args(TaskName))}")
-    models, files = _several(model), [Path(file) for file in _several(predictions)]
-    if bool(models) == bool(files) or len(models) + len(files) > 2:
-        raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
-    found = [read_predictions(file) for file in files]
-    told = found[0][0].get("options", {}) if found else {}
-    given = from_options(EvalOptions, {**told, **options}, "option of evaluate")
-    material = EvalDataset(data, given.samples, given.seed)
-    made = _task(task, given, material, train_data)
-    material.samples = [sample for sample in material.samples if made.wants(sample)]
-    if not material.samples:
-        raise UsageError(f"{material.name}: no sample has what {task} needs")
+    models, files = _list_sources(model, predictions)
+    contents = [read_predictions(file) for file in files]
+    file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
+    settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
+    dataset = EvalDataset(
+        data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
+    )
+    eval_task = _make_task(task, settings, dataset, train_data)
+    _select_samples(dataset, task, eval_task)
     folder = None if out is None else Path(out)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale_temporaries(folder)
-    about = {
-        "task": task,
-        "data": material.name,
-        "data_fingerprint": material.fingerprint,
-        "samples": len(material.samples),
-        "seed": given.seed,
-        "version": version("sightloop"),
-    }
+    about = _about(task, dataset, settings.seed)
     runs: list[EvalRun] = []
-    for place, source in enumerate(models):
-        file = None if folder is None else folder / f"predictions{f'-{place + 1}' if place else ''}.jsonl"
-        header, records = _predict(source, made, material, (given, about, file), on_sample)
-        runs.append(_scored(made, material, header, records, given.seed))
-    for file, (header, records) in zip(files, found, strict=True):
-        check_compatible(header, about | {"settings": made.settings}, file)
-        runs.append(_scored(made, material, header or {"model": file.name}, records, given.seed))
-    leaks = None if train_data is None else _leaks(train_data, material)
-    result = Evaluation(about, tuple(runs), _differences(runs, given.seed), leaks)
+    for number, source in enumerate(models, 1):
+        file = None if folder is None else folder / f"predictions{f'-{number}' if number > 1 else ''}.jsonl"
+        header, records = _predict(source, eval_task, dataset, settings, about, file, on_sample)
+        runs.append(_score(eval_task, dataset, header, records, settings.seed))
+    for file, (header, records) in zip(files, contents, strict=True):
+        check_compatible(header, about | {"settings": eval_task.settings}, file)
+        runs.append(_score(eval_task, dataset, header or {"model": file.name}, records, settings.seed))
+    leaks = None if train_data is None else _find_leaks(train_data, dataset)
+    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks)
     if folder is not None:
         atomic_write(folder / "report.json", as_json(result))
-        atomic_write(folder / "report.html", as_html(result, material))
+        atomic_write(folder / "report.html", as_html(result, dataset))
     return result
 
 
-def _several(given: Any) -> list[Any]:
-    return [given] if isinstance(given, str | PathLike | Model) else list(given)
+def _list_sources(
+    model: ModelSource | Sequence[ModelSource], predictions: str | Path | Sequence[str | Path]
+) -> tuple[list[ModelSource], list[Path]]:
+    """Models and files of predictions as lists, of which one is empty and the other has one or two."""
+    models = [model] if isinstance(model, str | PathLike | Model) else list(model)
+    files = [Path(f) for f in ([predictions] if isinstance(predictions, str | PathLike) else predictions)]
+    if bool(models) == bool(files) or len(models) + len(files) > 2:
+        raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
+    return models, files
 
 
-def _task(name: TaskName, options: EvalOptions, material: EvalDataset, train_data: Any) -> EvalTask:
-    def training() -> Iterator[str]:
+def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> None:
+    """Keeps the samples that have the annotations of the task; raises UsageError if there are none."""
+    dataset.samples = [sample for sample in dataset.samples if task.wants(sample)]
+    if not dataset.samples:
+        raise UsageError(f"{dataset.name}: no sample has what {name} needs")
+
+
+def _about(task: TaskName, dataset: EvalDataset, seed: int) -> JsonDict:
+    return {
+        "task": task,
+        "data": dataset.name,
+        "data_fingerprint": dataset.fingerprint,
+        "samples": len(dataset.samples),
+        "seed": seed,
+        "version": version("sightloop"),
+    }
+
+
+def _make_task(
+    name: TaskName, options: EvalOptions, dataset: EvalDataset, train_data: DataSource | None
+) -> EvalTask:
+    def train_captions() -> Iterator[str]:
         if train_data is not None:
-            for sample in open_dataset(train_data).stream(lambda key, reason: None):
+            for sample in open_dataset(train_data).stream(_ignore):
                 yield from sample.captions
 
     makers: dict[TaskName, Callable[[], EvalTask]] = {
-        "captions": lambda: CaptioningTask(options, training),
+        "captions": lambda: CaptioningTask(options, train_captions),
         "retrieval": lambda: RetrievalTask(options),
-        "classify": lambda: ClassificationTask(options, material.samples),
-        "vqa": lambda: VqaTask(options, material.samples),
-        "matching": lambda: MatchingTask(options, material.samples),
+        "classify": lambda: ClassificationTask(options, dataset.samples),
+        "vqa": lambda: VqaTask(options, dataset.samples),
+        "matching": lambda: MatchingTask(options, dataset.samples),
         "features": lambda: ProbingTask(options),
         "detect": lambda: DetectionTask("detect", options),
         "locate": lambda: DetectionTask("locate", options),
@@ -127,25 +159,54 @@ def _task(name: TaskName, options: EvalOptions, material: EvalDataset, train_dat
 def _predict(
     source: ModelSource,
     task: EvalTask,
-    material: EvalDataset,
-    how: tuple[EvalOptions, JsonMapping, Path | None],
-    watch: OnSample | None,
+    dataset: EvalDataset,
+    options: EvalOptions,
+    about: JsonMapping,
+    file: Path | None,
+    on_sample: OnSample | None,
 ) -> tuple[JsonDict, Records]:
-    """What the model gives for every sample, as much of it new as is missing: (about, predictions)."""
-    options, about, file = how
-    phases = task.phases()
-    loaded: dict[Any, Model] = {}
+    """Makes the predictions that `file` does not have yet; returns its header and all predictions.
 
-    def model_of(which: ModelSource) -> Model:
-        if isinstance(which, Model):
-            return which
-        if which not in loaded:
-            loaded[which] = load(which, device=options.device, dtype=options.dtype)
+    A model is loaded when the first missing prediction needs it.
+    """
+    loaded: dict[ModelSource, Model] = {}
+
+    def model_of(model_source: ModelSource) -> Model:
+        if isinstance(model_source, Model):
+            return model_source
+        if model_source not in loaded:
+            model = load(model_source, device=options.device, dtype=options.dtype)
             if options.batch_size is not None:
-                loaded[which].batch_size = options.batch_size
-        return loaded[which]
+                model.batch_size = options.batch_size
+            loaded[model_source] = model
+        return loaded[model_source]
 
-    header = {
+    header = _header(source, task, options, about)
+    phases = task.phases()
+    with closing(PredictionFile(file, header)) as kept:
+        for phase in phases:
+            description = f"{phase.description} ({header['model']})"
+            samples = dataset.readable(kept.records)
+            missing = [s for s in samples if phase.field not in kept.records.get(s.key, {})]
+            if on_sample is not None:
+                missing_keys = {sample.key for sample in missing}
+                for sample in samples:
+                    if sample.key not in missing_keys:
+                        on_sample(description, len(samples), Skipped(sample.key, "it is predicted already"))
+            if not missing:
+                continue
+            _check_capabilities(model_of(source), phases)
+            model = model_of(phase.model or source)
+            for event in phase.run(TaskContext(dataset, kept.records, model), missing):
+                kept.add(event.name, event.value if isinstance(event, Done) else {"failed": event.reason})
+                if on_sample is not None:
+                    on_sample(description, len(samples), event)
+    return header, kept.records
+
+
+def _header(source: ModelSource, task: EvalTask, options: EvalOptions, about: JsonMapping) -> JsonDict:
+    """The first line of predictions.jsonl: what the predictions depend on."""
+    return {
         "sightloop": MARK,
         **about,
         "model": source.name if isinstance(source, Model) else str(source),
@@ -153,80 +214,61 @@ def _predict(
         "prepared": preprocessing_digest(source),
         "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
         "settings": task.settings,
-        "options": options.told(),
+        "options": options.as_json(),
     }
-    reading = Reading(options.workers, options.isolate)
-    with closing(PredictionFile(file, header)) as kept:
-        work = TaskContext(lambda: model_of(source), model_of, material, kept.records, reading)
-        for phase in phases:
-            what = f"{phase.what} ({header['model']})"
-            samples = work.good()
-            missing = [s for s in samples if phase.gives not in kept.records.get(s.key, {})]
-            if watch is not None:
-                waiting = {sample.key for sample in missing}
-                for sample in samples:
-                    if sample.key not in waiting:
-                        watch(what, len(samples), Skipped(sample.key, "it is predicted already"))
-            if missing:
-                _check(work.model(), phases)
-            for event in phase.run(work, missing) if missing else ():
-                kept.add(event.name, event.value if isinstance(event, Done) else {"failed": event.reason})
-                if watch is not None:
-                    watch(what, len(samples), event)
-    return header, kept.records
 
 
-def _check(model: Model, phases: Sequence[TaskPhase]) -> None:
-    """Before anything is done, so that no long run ends in this."""
+def _check_capabilities(model: Model, phases: Sequence[TaskPhase]) -> None:
+    """Raises UnsupportedError for what a later phase needs too, before the first one runs for hours."""
     for phase in phases:
-        if phase.needs and phase.needs not in model.capabilities:
-            able = ", ".join(sorted(model.capabilities))
+        if phase.capability and phase.capability not in model.capabilities:
+            capabilities = ", ".join(sorted(model.capabilities))
             raise UnsupportedError(
-                f"{model.name} cannot {phase.needs} (it can: {able}); `sightloop models --job {phase.needs}` lists "
-                f"models that can.{phase.without}"
+                f"{model.name} cannot {phase.capability} (it can: {capabilities}); "
+                f"`sightloop models --job {phase.capability}` lists models that can.{phase.hint}"
             )
 
 
-def _scored(
-    task: EvalTask, material: EvalDataset, about: JsonMapping, records: Records, seed: int
-) -> EvalRun:
-    keys = {sample.key for sample in material.samples}
-    failed = {**material.broken, **{k: str(r["failed"]) for k, r in records.items() if "failed" in r}}
-    samples = [sample for sample in material.samples if sample.key not in failed]
-    if lacking := [sample.key for sample in samples if sample.key not in records]:
+def _score(task: EvalTask, dataset: EvalDataset, header: JsonMapping, records: Records, seed: int) -> EvalRun:
+    """Scores the predictions of one model, which must be complete."""
+    keys = {sample.key for sample in dataset.samples}
+    failed = {**dataset.broken, **{k: str(r["failed"]) for k, r in records.items() if "failed" in r}}
+    samples = [sample for sample in dataset.samples if sample.key not in failed]
+    if missing := [sample.key for sample in samples if sample.key not in records]:
         raise UsageError(
-            f"the predictions lack {len(lacking):,} of {len(samples):,} samples, such as {lacking[0]}: run the "
+            f"the predictions lack {len(missing):,} of {len(samples):,} samples, such as {missing[0]}: run the "
             "evaluation to its end with --model"
         )
-    if strange := records.keys() - keys - material.broken.keys():
-        raise UsageError(f"the predictions have {min(strange)}, which is not in {material.name}")
+    if unknown := records.keys() - keys - dataset.broken.keys():
+        raise UsageError(f"the predictions have {min(unknown)}, which is not in {dataset.name}")
     if not samples:
-        raise UsageError(f"{material.name}: no image could be read, such as {next(iter(failed.items()))}")
+        raise UsageError(f"{dataset.name}: no image could be read, such as {next(iter(failed.items()))}")
     try:
-        scored = task.score(samples, records)
+        scores = task.score(samples, records)
     except SightloopError:
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UsageError(
             f"the predictions are incomplete, or not of this task ({error!r}); run it to its end with --model"
         ) from error
-    numbers = (*(measure.number(seed) for measure in scored.measures), *scored.facts)
-    return EvalRun(about, numbers, scored, failed)
+    return EvalRun(header, tuple(metric.evaluate(seed) for metric in scores.metrics), scores, failed)
 
 
-def _differences(runs: Sequence[EvalRun], seed: int) -> dict[str, Difference]:
+def _differences(runs: Sequence[EvalRun], seed: int) -> Mapping[str, Difference]:
     if len(runs) < 2:
         return {}
-    other = {measure.name: measure for measure in runs[1].scored.measures}
-    return {
-        measure.name: measure.less(other[measure.name], seed)
-        for measure in runs[0].scored.measures
-        if measure.name in other
+    other = {metric.name: metric for metric in runs[1].scored.metrics}
+    differences = {
+        metric.name: metric.difference(other[metric.name], seed)
+        for metric in runs[0].scored.metrics
+        if metric.name in other
     }
+    return {name: difference for name, difference in differences.items() if difference is not None}
 
 
-def _leaks(train_data: Any, material: EvalDataset) -> Leaks:
-    def ignore(key: str, reason: str) -> None:
-        """The evaluation names its own; a broken training image leaks nothing."""
+def _find_leaks(train_data: DataSource, dataset: EvalDataset) -> Leaks:
+    return find_leaks(open_dataset(train_data).stream(_ignore), dataset.dataset.stream(_ignore))
 
-    return find_leaks(open_dataset(train_data).stream(ignore), material.dataset.stream(ignore))
+
+def _ignore(key: str, reason: str) -> None:
+    """Skips a broken sample: the evaluation reports its own, and in the training data it can leak nothing."""

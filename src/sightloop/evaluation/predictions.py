@@ -1,7 +1,11 @@
-"""predictions.jsonl: what a model gave, a line at a time as it comes, whole after a kill, scored again at any time.
+"""predictions.jsonl: the predictions of one model, appended line by line, complete after a kill, scored at any time.
 
-The first line says whose predictions these are; each other line belongs to a sample: {"key": ..., "caption": ...}.
-Lines of one key add up. Files of other programs may leave the first line out.
+    {"sightloop": "predictions", "task": "captions", "weights": "3f...", "settings": {...}, ...}
+    {"key": "000001", "caption": "a dog runs"}
+    {"key": "000002", "failed": "cannot be decoded"}
+
+The first line is the header: task, model, data and settings. Each other line belongs to a sample; lines with the same
+key are merged. Files of other programs may omit the header.
 """
 
 from __future__ import annotations
@@ -17,13 +21,13 @@ from numpy.typing import NDArray
 
 from sightloop.data.atomic import lock
 from sightloop.errors import UsageError
-from sightloop.types import JsonDict, JsonMapping
+from sightloop.types import Floats32, Integers, JsonDict, JsonMapping
 
-Records: TypeAlias = "dict[str, JsonDict]"
+Records: TypeAlias = "dict[str, JsonDict]"  # key of a sample -> its fields
 
 MARK = "predictions"
 _SYNC_EVERY = 64  # lines
-# What must be the same, and what it is called where it is not.
+# Header fields that must agree, and what a file with another value holds.
 _MUST_AGREE = {
     "task": "another task",
     "weights": "another model",
@@ -98,46 +102,49 @@ def read_predictions(path: Path) -> tuple[JsonDict, Records]:
     return header, records
 
 
-def check_compatible(found: JsonMapping, wanted: JsonMapping, path: Path, remedy: str = "") -> None:
-    """Raises UsageError in plain words where a file's first line says something else than what is wanted."""
-    for name, words in _MUST_AGREE.items():
-        if name in found and name in wanted and found[name] != _plain(wanted[name]):
-            about = f"{found[name]}; now {wanted[name]}"
+def check_compatible(header: JsonMapping, expected: JsonMapping, path: Path, remedy: str = "") -> None:
+    """Raises UsageError if the header of the file `path` differs from what is expected; `remedy` ends the message."""
+    for name, content in _MUST_AGREE.items():
+        if name in header and name in expected and header[name] != _as_json(expected[name]):
+            difference = f"{header[name]}; now {expected[name]}"
             if name == "settings":
-                about = _difference(found[name], _plain(wanted[name]))
+                difference = _settings_difference(header[name], _as_json(expected[name]))
             elif owner := {"weights": "model", "data_fingerprint": "data"}.get(name):
-                about = f"{found.get(owner)}, {found[name]}; now {wanted.get(owner)}, {wanted[name]}"
+                difference = (
+                    f"{header.get(owner)}, {header[name]}; now {expected.get(owner)}, {expected[name]}"
+                )
             raise UsageError(
-                f"{path} holds predictions of {words} ({about}): use what it was made with{remedy}."
+                f"{path} holds predictions of {content} ({difference}): use what it was made with{remedy}."
             )
 
 
-def packed(values: NDArray[Any]) -> str:
-    """float32 or int32 numbers as text, exactly (base64 of their little-endian bytes)."""
-    kind = "<f4" if np.issubdtype(values.dtype, np.floating) else "<i4"
-    return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode()
+def packed(values: NDArray[np.generic]) -> str:
+    """float32 or int32 values `[...]` as text, exact: base64 of their little-endian bytes."""
+    dtype = "<f4" if np.issubdtype(values.dtype, np.floating) else "<i4"
+    return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode()
 
 
-def floats(text: str) -> NDArray[np.float32]:
-    """What `packed` made of float32."""
+def floats(text: str) -> Floats32:
+    """The float32 values that `packed` encoded, flat `[n]`."""
     return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
-def integers(text: str) -> NDArray[np.int64]:
-    """What `packed` made of integers."""
+def integers(text: str) -> Integers:
+    """The integers that `packed` encoded, flat `[n]`."""
     return np.frombuffer(base64.b64decode(text), "<i4").astype(np.int64)
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: object) -> Any:
+    """The value as it is after being written and read: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
-def _difference(found: Any, wanted: Any) -> str:
-    names = sorted(found.keys() | wanted.keys()) if isinstance(found, dict) else []
+def _settings_difference(settings: Any, expected: Any) -> str:
+    names = sorted(settings.keys() | expected.keys()) if isinstance(settings, dict) else []
     return "; ".join(
-        f"{name}: {found.get(name)}, now {wanted.get(name)}"
+        f"{name}: {settings.get(name)}, now {expected.get(name)}"
         for name in names
-        if found.get(name) != wanted.get(name)
+        if settings.get(name) != expected.get(name)
     )
 
 

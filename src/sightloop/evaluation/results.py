@@ -1,26 +1,45 @@
-"""A number with its protocol and its interval, and the per-sample values from which both come."""
+"""Results of an evaluation: numbers with protocol and interval, and the values per sample that they come from.
+
+task.score() -> TaskScores of MetricTable -> EvalRun of MetricValue -> Evaluation
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.data.datasets.leakage import Leaks
-from sightloop.metrics import Difference, Statistic, bootstrap_interval, paired_bootstrap
-from sightloop.types import Floats, JsonDict, JsonMapping, Region
+from sightloop.metrics import (
+    Difference,
+    RowStatistic,
+    Statistic,
+    bootstrap_interval,
+    bootstrap_rows,
+    paired_bootstrap,
+    paired_bootstrap_rows,
+)
+from sightloop.types import Floats, Integers, JsonDict, JsonMapping, Region
 
 T = TypeVar("T")
-RowStatistic: TypeAlias = Callable[[Floats], float]
 
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """What is reported. low, high: the 95 % interval, None where there is none (the protocol says why)."""
+    """A reported number.
+
+    Attributes:
+        name: of the metric, "CIDEr".
+        value: the number.
+        low: lower end of the 95 % interval; None where there is no interval (the protocol gives the reason).
+        high: upper end of the interval, or None.
+        samples: number of samples it is computed of.
+        unit: what a sample is, in the plural: "images", "captions".
+        protocol: how it is computed, with the paper, for people.
+    """
 
     name: str
     value: float
@@ -33,58 +52,77 @@ class MetricValue:
 
 @dataclass(frozen=True, slots=True)
 class MetricTable:
-    """One number as its samples make it: the mean of a table `[N]`, a function of its mean `[N, k]`, or of its rows.
+    """A metric as a function of a table with one row per sample; from it come value, interval and difference.
 
-    rows: what each row is about (the sample's key first). unit: what a row is, in the plural. sets: how often rows are
-    drawn anew for the interval of a function of rows, which is NaN where they cannot tell.
+    The value is the mean of the rows; with `of_means` a function of the mean row; with `of_rows` a function of
+    all rows.
+
+    Attributes:
+        name: of the metric.
+        protocol: how it is computed, for people.
+        unit: what a row is, in the plural.
+        row_keys: N keys of the rows, by which two models are compared.
+        rows: `[N]`, or `[N, k]` with one of the two functions.
+        of_means: means `[R, k]` -> scores `[R]`.
+        of_rows: rows `[N]` or `[N, k]` -> score; NaN where a resampled set has none.
+        resamples: sets drawn for the interval of `of_rows`; 0: no interval and no difference.
     """
 
     name: str
     protocol: str
     unit: str
-    rows: Sequence[str]
-    table: Floats
+    row_keys: Sequence[str]
+    rows: Floats
     of_means: Statistic | None = None
     of_rows: RowStatistic | None = None
-    sets: int = 300
+    resamples: int = 300
 
-    def number(self, seed: int) -> MetricValue:
-        """With its bootstrap interval."""
+    @classmethod
+    def constant(
+        cls, name: str, protocol: str, unit: str, row_keys: Sequence[str], value: float
+    ) -> MetricTable:
+        """A number of the whole corpus that resampling the samples would not estimate."""
+        rows = np.zeros(len(row_keys))
+        return cls(name, protocol, unit, row_keys, rows, of_rows=lambda _: value, resamples=0)
+
+    def evaluate(self, seed: int) -> MetricValue:
+        """The value with its bootstrap interval."""
+        low: float | None = None
+        high: float | None = None
         if self.of_rows is None:
-            found = bootstrap_interval(self.table, self.of_means, seed=seed)
-            value, low, high = found.value, found.low, found.high
+            interval = bootstrap_interval(self.rows, self.of_means, seed=seed)
+            value, low, high = interval.value, interval.low, interval.high
+        elif self.resamples:
+            interval = bootstrap_rows(self.rows, self.of_rows, self.resamples, seed)
+            value, low, high = interval.value, interval.low, interval.high
         else:
-            value = self.of_rows(self.table)
-            drawn = [self.of_rows(self.table[chosen]) for chosen in self._drawn(len(self.table), seed)]
-            low, high = _percentiles(drawn)
-        return MetricValue(self.name, value, low, high, len(self.table), self.unit, self.protocol)
+            value = self.of_rows(self.rows)
+        return MetricValue(self.name, value, low, high, len(self.rows), self.unit, self.protocol)
 
-    def less(self, other: MetricTable, seed: int) -> Difference:
-        """This model's number less the other's, over the rows that both have, the same ones drawn for both."""
-        places = {row: place for place, row in enumerate(other.rows)}
-        mine = [place for place, row in enumerate(self.rows) if row in places]
-        theirs = [places[self.rows[place]] for place in mine]
-        first, second = self.table[mine], other.table[theirs]
+    def difference(self, other: MetricTable, seed: int) -> Difference | None:
+        """This value minus that of `other`, over the rows that both have; None without resampling on either side."""
+        if not (self.resamples and other.resamples):
+            return None
+        index_of = {key: index for index, key in enumerate(other.row_keys)}
+        shared = [index for index, key in enumerate(self.row_keys) if key in index_of]
+        first, second = self.rows[shared], other.rows[[index_of[self.row_keys[index]] for index in shared]]
         if self.of_rows is None:
             return paired_bootstrap(first, second, self.of_means, seed=seed)
-        ours, theirs_of = self.of_rows, other.of_rows or self.of_rows
-        drawn = np.array(
-            [ours(first[chosen]) - theirs_of(second[chosen]) for chosen in self._drawn(len(mine), seed)]
-        )
-        low, high = _percentiles(drawn)
-        against = min((drawn <= 0).sum(), (drawn >= 0).sum())
-        value = ours(first) - theirs_of(second)
-        return Difference(value, low, high, min(1.0, 2 * float(against + 1) / (self.sets + 1)))
-
-    def _drawn(self, count: int, seed: int) -> list[NDArray[np.int64]]:
-        random = np.random.default_rng(np.random.Philox(seed))
-        return [random.integers(count, size=count) for _ in range(self.sets)]
+        statistics = (self.of_rows, other.of_rows or self.of_rows)
+        return paired_bootstrap_rows(first, second, statistics, self.resamples, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleCase:
-    """One sample for people. quality: higher is better; disputed: higher is more so; lines: (who, text); marks: regions
-    to draw on the image, each with whose it is, "model" or "people"."""
+    """One sample in the gallery of the report.
+
+    Attributes:
+        key: of the sample.
+        quality: how well the model did; higher is better.
+        disputed: how doubtful the result is; higher is more so.
+        lines: (source, text) under the image, such as ("model", "a dog").
+        marks: (source, region) to draw on the image; source: "model" or "people".
+    """
 
     key: str
     quality: float
@@ -95,24 +133,35 @@ class ExampleCase:
 
 @dataclass(frozen=True, slots=True)
 class TaskScores:
-    """What a task makes of predictions. facts: numbers without interval; not_computed: name -> why.
+    """What a task computes of the predictions of one model.
 
-    ranked: by what the cases are good, and disputed, for people.
-    confusion: class names and counts `[true, predicted]`; curves: name -> (x label, y label, points `[n, 2]`).
+    Attributes:
+        metrics: the numbers, in the order of the report.
+        not_computed: metric -> reason why it is missing.
+        cases: examples for the report.
+        ranked: what `quality` and `disputed` of the cases mean, for people.
+        confusion: class names, and counts `[true, predicted]`.
+        curves: name -> (x label, y label, points `[P, 2]`).
     """
 
-    measures: tuple[MetricTable, ...]
-    facts: tuple[MetricValue, ...] = ()
+    metrics: tuple[MetricTable, ...]
     not_computed: Mapping[str, str] = field(default_factory=dict[str, str])
     cases: tuple[ExampleCase, ...] = ()
     ranked: str = ""
-    confusion: tuple[tuple[str, ...], NDArray[np.int64]] | None = None
+    confusion: tuple[tuple[str, ...], Integers] | None = None
     curves: Mapping[str, tuple[str, str, Floats]] = field(default_factory=JsonDict)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalRun:
-    """One model's part. about: whose predictions these are, and on what; the first line of its file."""
+    """The part of an evaluation that belongs to one model.
+
+    Attributes:
+        about: model, weights, data and settings: the header of the predictions file.
+        numbers: the metrics.
+        scored: examples, curves, confusion, and what was not computed.
+        failed: key of a sample that was left out -> reason.
+    """
 
     about: JsonMapping
     numbers: tuple[MetricValue, ...]
@@ -121,16 +170,19 @@ class EvalRun:
 
     @property
     def name(self) -> str:
-        """The model, as it was named."""
+        """The model, as the caller named it."""
         return str(self.about.get("model", "not said"))
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `evaluate` returns: iterate for (name, value) pairs.
+    """What `evaluate` returns; iterate over it for (name, value) pairs.
 
-    runs: one a model. differences: of two models, first less second, with interval and p. leaks: evaluation data
-    that is in the training data, where that was given. about: task, data and its fingerprint, seed, version.
+    Attributes:
+        about: task, data and its fingerprint, number of samples, seed, version.
+        runs: one per model.
+        differences: of two models, metric -> first minus second, with interval and p.
+        leaks: evaluation samples that are in the training data; None if no training data was given.
     """
 
     about: JsonMapping
@@ -140,24 +192,19 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         for run in self.runs:
-            before = f"{run.name}: " if len(self.runs) > 1 else ""
+            prefix = f"{run.name}: " if len(self.runs) > 1 else ""
             for number in run.numbers:
-                yield before + number.name, number.value
+                yield prefix + number.name, number.value
 
 
-def remembered(function: Callable[[Floats], T]) -> Callable[[Floats], T]:
-    """For statistics that share a costly step: each set of rows goes through it once."""
-    known: dict[bytes, T] = {}
+def memoize_rows(function: Callable[[Floats], T]) -> Callable[[Floats], T]:
+    """Caches a function of rows `[N, ...]` by their content, for metrics that share a costly step."""
+    results: dict[bytes, T] = {}
 
-    def call(rows: Floats) -> T:
-        key = blake2b(np.ascontiguousarray(rows).tobytes()).digest()
-        if key not in known:
-            known[key] = function(rows)
-        return known[key]
+    def cached(rows: Floats) -> T:
+        digest = blake2b(np.ascontiguousarray(rows).tobytes()).digest()
+        if digest not in results:
+            results[digest] = function(rows)
+        return results[digest]
 
-    return call
-
-
-def _percentiles(drawn: Any) -> tuple[float, float]:
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+    return cached

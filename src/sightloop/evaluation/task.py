@@ -1,34 +1,49 @@
-"""What every task of an evaluation is made of: options, phases that fill the predictions, a score."""
+"""What every evaluation task consists of: options, phases that fill the predictions, a score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypeAlias
 
 from sightloop.errors import UsageError
-from sightloop.evaluation.dataset import EvalDataset, ImageVerb, Reading
+from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
 from sightloop.inference.model import Model
-from sightloop.types import Done, Failed, JsonDict, JsonMapping, Sample
+from sightloop.types import JsonDict, JsonMapping, Pixels, Sample
 
-Events: TypeAlias = "Iterator[Done[JsonDict] | Failed]"
+Events: TypeAlias = PredictionEvents
+# (context, samples without this phase's field) -> one event per sample, in order
+RunPhase: TypeAlias = "Callable[[TaskContext, list[Sample]], Events]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """How to evaluate; what a task has no use for is left alone.
+    """Options of `evaluate`. Options that a task does not use are ignored.
 
-    samples: so many, drawn by seed; None for all. seed: of that draw, of mismatched pairs, folds and resampled sets.
-    device, dtype, batch_size: as of `load`. workers, isolate: as of `Model.read`.
-    decoding: the fields of `tasks.generate.Decoding`. prompt: of captions. clip: a model for CLIPScore.
-    rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone.
-    labels: the classes; None for those of the data. To detect: what to look for; None for what the model knows.
-    templates: sentences with {}, or a name in `TEMPLATES`.
-    mode: answers are written, or chosen among `candidates` (None: all answers of the data).
-    judge: the score of a pair: the ITM probability, or the ITC cosine.
+    Args:
+        samples: number of samples, drawn by `seed`; None for all.
+        seed: of the drawn samples, mismatched pairs, folds and resampled sets.
+        device: as in `load`.
+        dtype: as in `load`.
+        batch_size: images per forward pass; None: that of the model.
+        workers: of the image reader, as in `Model.read`.
+        isolate: decode in child processes, as in `Model.read`.
+        decoding: fields of `tasks.generate.Decoding` (captions, vqa).
+        prompt: prefix of the captions (captions).
+        clip: source of an embedding model for CLIPScore (captions).
+        rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone (retrieval).
+        labels: classes, None for those of the data (classify); what to look for, None for what the model knows
+            (detect).
+        templates: sentences with {}, or a name in `TEMPLATES` (classify).
+        mode: answers are generated, or ranked among `candidates` (vqa).
+        candidates: answers to rank; None for all answers of the data (vqa).
+        judge: score of a pair: the ITM probability, or the ITC cosine (matching).
+
+    Raises:
+        UsageError: a value that is not allowed.
     """
 
     samples: int | None = None
@@ -49,21 +64,22 @@ class EvalOptions:
     judge: Literal["itm", "itc"] = "itm"
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for values that cannot be."""
         for name, allowed in (("mode", ("generate", "rank")), ("judge", ("itm", "itc"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
         if any(k < 1 for k in self.rerank):
             raise UsageError(f"rerank={list(self.rerank)}: each must be at least 1")
 
-    def told(self) -> JsonDict:
-        """What the numbers depend on, as JSON values: with it, a file of predictions is scored as it was made."""
+    def as_json(self) -> JsonDict:
+        """The options that the numbers depend on, for the header of the predictions: scoring again uses them."""
         machine = ("device", "dtype", "batch_size", "workers", "isolate")
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in machine}
+        return {
+            option.name: getattr(self, option.name) for option in fields(self) if option.name not in machine
+        }
 
     @property
-    def sentences(self) -> tuple[str, ...]:
-        """The templates themselves."""
+    def template_texts(self) -> tuple[str, ...]:
+        """The sentences of `templates`."""
         if isinstance(self.templates, str) and self.templates not in TEMPLATES:
             raise UsageError(
                 f"templates={self.templates!r}: give sentences, or one of {', '.join(TEMPLATES)}"
@@ -73,47 +89,87 @@ class EvalOptions:
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """What a phase works with. model: loaded when it is first asked for. load: another model, for the same device."""
+    """What a phase works with.
 
-    model: Callable[[], Model]
-    load: Callable[[str], Model]
-    material: EvalDataset
+    Attributes:
+        dataset: samples and their images.
+        records: predictions so far; those of this phase are added while it runs.
+        phase_model: the loaded model of the phase.
+    """
+
+    dataset: EvalDataset
     records: Records
-    reading: Reading
+    phase_model: Model
 
-    def pictures(self, samples: Sequence[Sample], verb: ImageVerb) -> Events:
-        """The verb over the samples' images."""
-        return self.material.run(self.model(), self.reading, samples, verb)
+    def model(self) -> Model:
+        """The loaded model of the phase."""
+        return self.phase_model
 
     def good(self) -> list[Sample]:
-        """The samples whose images were read."""
-        return [s for s in self.material.samples if "failed" not in self.records.get(s.key, {})]
+        """The samples whose images no earlier pass failed to read."""
+        return self.dataset.readable(self.records)
+
+    def pictures(
+        self, samples: Sequence[Sample], predict: Callable[[list[Sample], list[Pixels]], Sequence[JsonDict]]
+    ) -> Events:
+        """Applies `predict` to the images of samples, batch by batch."""
+        return self.dataset.map_images(
+            self.phase_model, samples, lambda _, batch, images: predict(batch, images)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPhase:
-    """One pass over the samples. what: for the progress. gives: the field that a sample has when it is done. needs: the
-    verb of the model; without: what to do where it has none."""
+    """One pass over the samples.
 
-    what: str
-    gives: str
-    run: Callable[[TaskContext, list[Sample]], Events]
-    needs: str = ""
-    without: str = ""
+    Attributes:
+        description: for the progress display: "captioning".
+        field: what the phase adds to the record of a sample; a sample that has it is done.
+        run: makes the predictions.
+        capability: what the evaluated model must be able to do; "" if nothing.
+        hint: end of the error message for a model without it, from the space on.
+        model: source of the model that runs; None for the evaluated one.
+    """
+
+    description: str
+    field: str
+    run: RunPhase
+    capability: str = ""
+    hint: str = ""
+    model: str | None = None
 
 
 class EvalTask(Protocol):
-    """Made of the material and the options. `settings` are what predictions depend on; `wants` says which samples."""
+    """A task, made of the options and the dataset.
+
+    Attributes:
+        settings: what the predictions depend on, as JSON values.
+    """
 
     settings: JsonDict
 
-    def wants(self, sample: Sample) -> bool: ...
+    def wants(self, sample: Sample) -> bool:
+        """Whether the sample has the annotations that the task needs."""
+        ...
 
-    def phases(self) -> Sequence[TaskPhase]: ...
+    def phases(self) -> Sequence[TaskPhase]:
+        """The passes that make the predictions, in order; asked for once per model."""
+        ...
 
-    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores: ...
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
+        """The numbers of the predictions of one model for these samples."""
+        ...
+
+
+def over_images(predict: PredictBatch) -> RunPhase:
+    """A phase that applies `predict` to batches of images, independent of earlier predictions."""
+
+    def run(work: TaskContext, samples: list[Sample]) -> Events:
+        return work.dataset.map_images(work.phase_model, samples, predict)
+
+    return run
 
 
 def row(key: str, index: int) -> str:
-    """What one of several texts of a sample is called."""
+    """Name of one of several texts of a sample, counted from 1: "000001#2"."""
     return f"{key}#{index + 1}"

@@ -1,4 +1,4 @@
-"""Sentences for zero-shot classification, as CLIP's authors published them."""
+"""Prompt templates of zero-shot classification, as published with CLIP (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ itap of my {}. | a photo of a cool {}. | a photo of a small {}. | a tattoo of th
 """
 
 TEMPLATES = {
-    # What most papers call zero-shot without an ensemble (Radford et al. 2021, section 3.1.4).
+    # One template, no ensemble (section 3.1.4).
     "simple": ("a photo of a {}.",),
-    # The seven that forward selection kept of the eighty.
+    # The subset of the 80 that was chosen by forward selection on ImageNet.
     "clip-7": (
         "itap of a {}.",
         "a bad photo of the {}.",
@@ -38,6 +38,6 @@ TEMPLATES = {
         "art of the {}.",
         "a photo of the small {}.",
     ),
-    # The paper's ensemble of 80 for ImageNet.
+    # The ensemble of 80 for ImageNet.
     "clip-80": tuple(text.strip() for text in _EIGHTY.replace("\n", "|").split("|") if text.strip()),
 }

@@ -1,40 +1,49 @@
-"""Questions about images as a task."""
+"""Visual question answering as an evaluation task: VQA accuracy, exact match, WUPS, also by type of question."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
-from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, row
+from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
+from sightloop.inference.model import Model
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
-from sightloop.types import JsonDict, Pixels, Sample
+from sightloop.types import Floats, JsonDict, Pixels, Question, Sample
 
-_FEWEST_ANSWERS = 4  # with fewer, leaving one out, nobody can reach 1
+_MIN_ANSWERS = (
+    4  # per question: with 3, leaving one out, at most 2 match and min(1, matches / 3) stays below 1
+)
+_MAX_OPENINGS = 12  # first words by which questions are grouped
 
 
-_MOST_KINDS = 12
+class _Answered(NamedTuple):
+    """A question with the answer of the model."""
+
+    row_key: str
+    key: str
+    question: Question
+    text: str
 
 
 class VqaTask:
-    """Answers to the questions about each image."""
+    """Answers to the questions about each image: generated, or ranked among candidates."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         self.options = options
         self.candidates: list[str] | None = None
-        self.source = "written freely"
+        self.method = "written freely"  # for the protocols
         if options.mode == "rank":
-            own = {
+            data_answers = {
                 answer for sample in samples for question in sample.questions for answer in question.answers
             }
-            self.candidates = sorted(own) if options.candidates is None else list(options.candidates)
-            whose = "all answers of this data" if options.candidates is None else "a given list"
-            self.source = f"chosen among {len(self.candidates):,} candidates ({whose})"
+            self.candidates = sorted(data_answers) if options.candidates is None else list(options.candidates)
+            source = "all answers of this data" if options.candidates is None else "a given list"
+            self.method = f"chosen among {len(self.candidates):,} candidates ({source})"
         self.settings: JsonDict = {
             "mode": options.mode,
             "candidates": self.candidates,
@@ -47,97 +56,104 @@ class VqaTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """One: all questions of an image together."""
-        return [TaskPhase("answering", "answers", self._answer, "answer")]
+        return [TaskPhase("answering", "answers", over_images(self._answer), "answer")]
 
-    def _answer(self, work: TaskContext, samples: list[Sample]) -> Events:
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
-            counts = [len(sample.questions) for sample in some]
-            asked = [question.question for sample in some for question in sample.questions]
-            repeated = [p for p, count in zip(pictures, counts, strict=True) for _ in range(count)]
-            options = self.options.decoding
-            given = work.model().answer(repeated, asked, candidates=self.candidates, **options)
-            ends = np.cumsum(counts)
-            return [{"answers": given[end - n : end]} for n, end in zip(counts, ends, strict=True)]
-
-        return work.pictures(samples, verb)
+    def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        # Images with 2 and 1 questions: counts [2, 1], images [a, a, b], ends [2, 3].
+        counts = [len(sample.questions) for sample in samples]
+        questions = [question.question for sample in samples for question in sample.questions]
+        repeated = [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
+        answers = model.answer(repeated, questions, candidates=self.candidates, **self.options.decoding)
+        ends = np.cumsum(counts)
+        return [{"answers": answers[end - n : end]} for n, end in zip(counts, ends, strict=True)]
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
-        """The official accuracy, exact match and WUPS; by kind of answer and by how questions begin."""
-        asked = [
-            (row(sample.key, i), question, str(records[sample.key]["answers"][i]))
+        """The official accuracy, exact match and WUPS; the first of them also by type of question."""
+        answered = [
+            _Answered(row(sample.key, i), sample.key, question, str(records[sample.key]["answers"][i]))
             for sample in samples
             for i, question in enumerate(sample.questions)
             if question.answers
         ]
-        rows = [key for key, _, _ in asked]
-        written, given = [text for _, _, text in asked], [list(question.answers) for _, question, _ in asked]
-        exact = np.array([exact_match([a], [b]) for a, b in zip(written, given, strict=True)])
-        how = f"; {self.source}"
-        words = f"equal to an answer, both normalised as for VQA{how}"
-        measures = [MetricTable("exact match", words, "questions", rows, exact)]
-        missing: dict[str, str] = {}
-        best = exact
-        if (fewest := min(map(len, given))) >= _FEWEST_ANSWERS:
-            best = vqa_accuracies(written, given)
-            words = f"official VQA accuracy, leave one answer out (Antol et al. 2015){how}"
-            measures.insert(0, MetricTable("accuracy", words, "questions", rows, best))
-        else:
-            missing["accuracy"] = (
-                f"the official one needs {_FEWEST_ANSWERS} answers a question; one here has {fewest}"
-            )
-        if reason := wups_not_computed():
-            missing["WUPS"] = reason
-        else:
-            for limit in (0.9, 0.0):
-                near = np.array([wups([a], [b], limit) for a, b in zip(written, given, strict=True)])
-                words = f"WUPS at {limit:g} over WordNet's nouns (Malinowski and Fritz 2014){how}"
-                measures.append(MetricTable(f"WUPS@{limit:g}", words, "questions", rows, near))
-        first = measures[0]
-        for kind, chosen in _kinds(asked).items():
-            mine = [rows[place] for place in chosen]
-            measures.append(
-                MetricTable(f"{first.name}[{kind}]", first.protocol, "questions", mine, best[chosen])
-            )
-        how = (
-            f"mean {first.name} of an image's questions, the worst shown; disputed: people answer differently"
+        row_keys = [each.row_key for each in answered]
+        texts, references = (
+            [each.text for each in answered],
+            [list(each.question.answers) for each in answered],
         )
-        return TaskScores(tuple(measures), (), missing, _answer_cases(samples, asked, best), how)
+        not_computed: dict[str, str] = {}
+        metrics: list[MetricTable] = []
+
+        def add(name: str, protocol: str, scores: Floats) -> None:
+            metrics.append(MetricTable(name, f"{protocol}; {self.method}", "questions", row_keys, scores))
+
+        fewest = min(map(len, references))
+        if fewest >= _MIN_ANSWERS:
+            protocol = "official VQA accuracy, leave one answer out (Antol et al. 2015)"
+            add("accuracy", protocol, vqa_accuracies(texts, references))
+        else:
+            not_computed["accuracy"] = (
+                f"the official one needs {_MIN_ANSWERS} answers per question; a question here has {fewest}"
+            )
+        exact = np.array([exact_match([a], [b]) for a, b in zip(texts, references, strict=True)])
+        add("exact match", "equal to an answer, both normalized as for VQA", exact)
+        if reason := wups_not_computed():
+            not_computed["WUPS"] = reason
+        else:
+            for threshold in (0.9, 0.0):
+                scores = np.array([wups([a], [b], threshold) for a, b in zip(texts, references, strict=True)])
+                protocol = f"WUPS at {threshold:g} over WordNet's nouns (Malinowski and Fritz 2014)"
+                add(f"WUPS@{threshold:g}", protocol, scores)
+        main = metrics[0]
+        for question_type, indices in _question_types(answered).items():
+            type_keys = [row_keys[i] for i in indices]
+            name = f"{main.name}[{question_type}]"
+            metrics.append(MetricTable(name, main.protocol, "questions", type_keys, main.rows[indices]))
+        cases = _answer_cases(samples, answered, main.rows)
+        ranked = f"mean {main.name} of the questions of an image, the worst shown; disputed: people answer differently"
+        return TaskScores(tuple(metrics), not_computed, cases, ranked)
 
 
-def _kinds(asked: list[tuple[str, Any, str]]) -> dict[str, list[int]]:
-    """Where questions are of each kind: by their commonest answer, and by their first two words."""
-    found: dict[str, list[int]] = {}
-    openings = Counter(_opening(question.question) for _, question, _ in asked)
-    shown = {words for words, count in openings.most_common(_MOST_KINDS) if count >= max(10, len(asked) / 50)}
-    for place, (_, question, _) in enumerate(asked):
-        answer = Counter(text.strip().lower() for text in question.answers).most_common(1)[0][0]
-        plain = normalize_answer(answer)
-        kind = "yes/no" if plain in ("yes", "no") else "number" if plain.isdigit() else "other"
-        found.setdefault(kind, []).append(place)
-        if (opening := _opening(question.question)) in shown:
-            found.setdefault(f"{opening} ...", []).append(place)
-    return dict(sorted(found.items()))
+def _question_types(answered: Sequence[_Answered]) -> dict[str, list[int]]:
+    """Question type -> indices of its questions, in alphabetical order.
+
+    Every question has a type by its most frequent answer: "yes/no", "number" or "other". Those that begin with the two
+    words of many questions have that type too: "how many ...".
+    """
+    openings = Counter(_opening(each.question) for each in answered)
+    min_count = max(10, len(answered) / 50)
+    frequent = {words for words, count in openings.most_common(_MAX_OPENINGS) if count >= min_count}
+    indices: dict[str, list[int]] = {}
+    for index, each in enumerate(answered):
+        answer = Counter(text.strip().lower() for text in each.question.answers).most_common(1)[0][0]
+        normalized = normalize_answer(answer)
+        answer_type = (
+            "yes/no" if normalized in ("yes", "no") else "number" if normalized.isdigit() else "other"
+        )
+        indices.setdefault(answer_type, []).append(index)
+        if (opening := _opening(each.question)) in frequent:
+            indices.setdefault(f"{opening} ...", []).append(index)
+    return dict(sorted(indices.items()))
 
 
-def _opening(question: str) -> str:
-    return " ".join(question.lower().split()[:2])
+def _opening(question: Question) -> str:
+    return " ".join(question.question.lower().split()[:2])
 
 
 def _answer_cases(
-    samples: Sequence[Sample], asked: list[tuple[str, Any, str]], scores: NDArray[np.float64]
+    samples: Sequence[Sample], answered: Sequence[_Answered], scores: Floats
 ) -> tuple[ExampleCase, ...]:
-    """One an image: its worst question. Disputed is where people disagree."""
-    places: dict[str, list[int]] = {}
-    for place, (key, _, _) in enumerate(asked):
-        places.setdefault(key.rpartition("#")[0], []).append(place)
+    """One case per image, with its worst question by `scores` `[questions]`; disputed is where people disagree."""
+    indices_of: dict[str, list[int]] = {}
+    for index, each in enumerate(answered):
+        indices_of.setdefault(each.key, []).append(index)
     cases: list[ExampleCase] = []
     for sample in samples:
-        if not (mine := places.get(sample.key)):
+        if not (indices := indices_of.get(sample.key)):
             continue
-        _, question, text = asked[min(mine, key=lambda place: scores[place])]
-        counts = Counter(question.answers)
-        agreed = max(counts.values()) / len(question.answers)
+        worst = answered[min(indices, key=lambda index: scores[index])]
+        counts = Counter(worst.question.answers)
+        agreement = max(counts.values()) / len(worst.question.answers)
         people = ", ".join(f"{answer} ({n})" for answer, n in counts.most_common(4))
-        lines = (("question", question.question), ("model", text), ("people", people))
-        cases.append(ExampleCase(sample.key, float(scores[mine].mean()), 1 - agreed, lines))
+        lines = (("question", worst.question.question), ("model", worst.text), ("people", people))
+        cases.append(ExampleCase(sample.key, float(scores[indices].mean()), 1 - agreement, lines))
     return tuple(cases)

@@ -1,7 +1,12 @@
-"""Scores as pure functions over predictions and references: numpy and text, no torch, no model.
+"""Metrics as pure functions of predictions and references: numpy and text, no torch, no model.
 
-import sightloop
-sightloop.metrics.caption_scores(["a dog runs"], [["a dog is running", "the dog runs"]])
+    from sightloop.metrics import caption_scores
+
+    caption_scores(["a dog runs"], [["a dog is running", "the dog runs"]])  # {"BLEU-1": ..., "CIDEr": ...}
+
+Each `..._scores` function returns numbers by name. `score_captions` and `score_retrieval` return them together with the
+scores of every sample, which `bootstrap_interval` and `paired_bootstrap` turn into confidence intervals. Each
+`..._not_computed` function gives the reason why a metric of an optional dependency cannot be computed.
 """
 
 from __future__ import annotations
@@ -9,31 +14,34 @@ from __future__ import annotations
 from sightloop.metrics.bootstrap_ci import (
     Difference,
     Interval,
+    RowStatistic,
     Statistic,
     bootstrap_interval,
+    bootstrap_rows,
     paired_bootstrap,
+    paired_bootstrap_rows,
 )
-from sightloop.metrics.captions import CaptionScores, bleu, caption_facts, caption_scores, score_captions
+from sightloop.metrics.captions import CaptionScores, bleu, caption_scores, caption_statistics, score_captions
 from sightloop.metrics.detection import (
     detection_not_computed,
     detection_scores,
     grounding_scores,
     label_map_scores,
-    mask_overlap,
+    mask_intersection_union,
     mask_scores,
     paired_iou,
 )
 from sightloop.metrics.matching import (
     MatchingCurves,
-    balanced_threshold,
     calibration_error,
-    fitted_temperature,
+    equal_error_threshold,
+    fit_temperature,
     matching_curves,
     matching_scores,
-    roc_area,
+    roc_auc,
 )
 from sightloop.metrics.meteor_spice import meteor_spice_not_computed
-from sightloop.metrics.ptb_tokenizer import tokenize
+from sightloop.metrics.ptb_tokenizer import ptb_tokenize
 from sightloop.metrics.retrieval import RetrievalScores, retrieval_scores, score_retrieval
 from sightloop.metrics.vqa import (
     exact_match,
@@ -50,32 +58,35 @@ __all__ = [
     "Interval",
     "MatchingCurves",
     "RetrievalScores",
+    "RowStatistic",
     "Statistic",
-    "balanced_threshold",
     "bleu",
     "bootstrap_interval",
+    "bootstrap_rows",
     "calibration_error",
-    "caption_facts",
     "caption_scores",
+    "caption_statistics",
     "detection_not_computed",
     "detection_scores",
+    "equal_error_threshold",
     "exact_match",
-    "fitted_temperature",
+    "fit_temperature",
     "grounding_scores",
     "label_map_scores",
-    "mask_overlap",
+    "mask_intersection_union",
     "mask_scores",
     "matching_curves",
     "matching_scores",
     "meteor_spice_not_computed",
     "normalize_answer",
     "paired_bootstrap",
+    "paired_bootstrap_rows",
     "paired_iou",
+    "ptb_tokenize",
     "retrieval_scores",
-    "roc_area",
+    "roc_auc",
     "score_captions",
     "score_retrieval",
-    "tokenize",
     "vqa_accuracies",
     "vqa_accuracy",
     "wups",

@@ -1,9 +1,9 @@
-"""Predictions and references brought into one order, with errors that name the sample."""
+"""Aligns predictions with references by key, or by position, and names the sample in every error."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from sightloop.errors import UsageError
 
@@ -14,47 +14,66 @@ KeyedReferences: TypeAlias = "Mapping[Hashable, Sequence[str]] | Sequence[Sequen
 def align(
     predictions: KeyedPredictions, references: KeyedReferences
 ) -> tuple[Sequence[Hashable], list[str], list[list[str]]]:
-    """(keys, predictions, references), every sample's at the same place; the keys of sequences are their places.
+    """Brings predictions and references into one order.
 
-    Raises UsageError where there is no sample, keys differ, a prediction is no string, or a sample's references are no
-    list of one or more strings.
+    Args:
+        predictions: one text per sample, as a mapping key -> text or as a sequence.
+        references: one or more texts per sample, as a mapping with the same keys or a sequence of the same length.
+
+    Returns:
+        (keys, predictions, references), each with N items; the keys of sequences are 0 ... N - 1.
+
+    Raises:
+        UsageError: no sample, keys that differ, a prediction that is no string, or references that are no list of
+            one or more strings.
     """
     if isinstance(predictions, Mapping) and isinstance(references, Mapping):
-        strange = predictions.keys() ^ references.keys()
-        if strange:
-            key = min(strange, key=str)
-            side = "references" if key in predictions else "prediction"
-            raise UsageError(f"{len(strange)} keys are on one side only; the first, {key!r}, has no {side}")
+        unmatched = predictions.keys() ^ references.keys()
+        if unmatched:
+            key = min(unmatched, key=str)
+            lacking = "references" if key in predictions else "prediction"
+            raise UsageError(
+                f"{len(unmatched)} keys are on one side only; the first, {key!r}, has no {lacking}"
+            )
         keys: Sequence[Hashable] = list(predictions)
-        written, gold = list(predictions.values()), [references[key] for key in keys]
-    elif not _is_list(predictions) or not _is_list(references):
+        texts, reference_lists = list(predictions.values()), [references[key] for key in keys]
+    elif (
+        isinstance(predictions, Mapping)
+        or isinstance(references, Mapping)
+        or not (_is_list(predictions) and _is_list(references))
+    ):
         raise UsageError("predictions and references: give two mappings or two lists")
     else:
-        written = cast("list[str]", list(predictions))
-        gold = cast("list[Sequence[str]]", list(references))
-        if len(written) != len(gold):
-            raise UsageError(f"{len(written)} predictions but {len(gold)} lists of references")
-        keys = range(len(written))
+        texts, reference_lists = list(predictions), list(references)
+        if len(texts) != len(reference_lists):
+            raise UsageError(f"{len(texts)} predictions but {len(reference_lists)} lists of references")
+        keys = range(len(texts))
     if not keys:
         raise UsageError("predictions: there is none; give at least one sample")
-    for key, text, texts in zip(keys, written, gold, strict=True):
+    for key, text, own_references in zip(keys, texts, reference_lists, strict=True):
         if not _is_text(text):
             raise UsageError(f"prediction {key!r}: {type(text).__name__}, expected one string")
-        if not _is_list(texts) or not texts or not all(map(_is_text, texts)):
+        if not _is_list(own_references) or not own_references or not all(map(_is_text, own_references)):
             raise UsageError(f"references of {key!r}: expected a list of one or more strings")
-    return keys, written, [list(texts) for texts in gold]
+    return keys, texts, [list(own_references) for own_references in reference_lists]
 
 
-def kinds_of(keys: Sequence[Hashable], kinds: Mapping[Hashable, str] | Sequence[str]) -> list[str]:
-    """The kind of every sample, in the keys' order; kinds are a mapping with these keys or as long a list."""
-    if isinstance(kinds, Mapping):
-        missing = [key for key in keys if key not in kinds]
+def align_types(
+    keys: Sequence[Hashable], question_types: Mapping[Hashable, str] | Sequence[str]
+) -> list[str]:
+    """The question type of every sample, in the order of `keys`.
+
+    Raises:
+        UsageError: a mapping without one of the keys, or a sequence of another length.
+    """
+    if isinstance(question_types, Mapping):
+        missing = [key for key in keys if key not in question_types]
         if missing:
-            raise UsageError(f"{len(missing)} samples have no kind; the first is {missing[0]!r}")
-        return [kinds[key] for key in keys]
-    if len(kinds) != len(keys):
-        raise UsageError(f"{len(keys)} samples but {len(kinds)} kinds")
-    return list(kinds)
+            raise UsageError(f"{len(missing)} samples have no question type; the first is {missing[0]!r}")
+        return [question_types[key] for key in keys]
+    if len(question_types) != len(keys):
+        raise UsageError(f"{len(keys)} samples but {len(question_types)} question types")
+    return list(question_types)
 
 
 def _is_text(value: object) -> bool:

@@ -1,8 +1,8 @@
-"""Scores of answers: the official VQA accuracy, exact match, WUPS.
+"""Answer metrics: the official VQA accuracy, exact match, WUPS.
 
-The normalisation is that of the VQA challenge's evaluation script (Antol et al. 2015), oddities included: with a comma
-between digits ("1,000") all punctuation goes without leaving a space, and where all people gave the same answer nothing
-is normalised at all.
+Answers are normalized as by the evaluation script of the VQA challenge (Antol et al. 2015), oddities included: with a
+comma between digits ("1,000") punctuation is removed without leaving a space, and where all people gave the same answer
+nothing is normalized at all.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
-from sightloop.metrics.align import KeyedPredictions, KeyedReferences, align, kinds_of
+from sightloop.metrics.align import KeyedPredictions, KeyedReferences, align, align_types
+from sightloop.types import Floats
 
 _NUMBERS = {"none": "0"} | {
     word: str(number)
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 _ARTICLES = {"a", "an", "the"}
-# Words that lost one of their apostrophes get it back. The list is the challenge's: "lets" and "shes" are not in it.
+# A word without one of its apostrophes -> the word: "dont" -> "don't", "couldnt've" and "couldn'tve" -> "couldn't've".
+# The list is the challenge's: "lets" and "shes" are not in it.
 _CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word
     for word in """
@@ -41,76 +42,90 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
-_PERIODS = 32  # the most the official script removes from one answer
+_MAX_PERIODS = 32  # that the official script removes from one answer
 _COMMA = re.compile(r"\d,\d")
 
 
 def vqa_accuracy(
     predictions: KeyedPredictions,
     answers: KeyedReferences,
-    kinds: Mapping[Hashable, str] | Sequence[str] | None = None,
+    question_types: Mapping[Hashable, str] | Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The official VQA accuracy, 0..1, as `accuracy`, and for every kind of question as `accuracy[kind]`.
+    """The official VQA accuracy (Antol et al. 2015).
 
-    predictions: one answer a question. answers: those that people gave, 10 in VQA. A prediction's accuracy against some
-    answers is min(1, matches / 3), and the question's the mean over all ways to leave one answer out (Antol et al.
-    2015). `overall` is the same number as the official script prints it: percent, two decimals.
+    The accuracy of a prediction against some answers is min(1, matches / 3); that of a question is the mean over all
+    ways to leave one answer out.
 
-    Raises UsageError where keys differ or a question has no answer.
+    Args:
+        predictions: one answer per question, as a mapping or a sequence.
+        answers: the answers that people gave to each question, 10 in VQA.
+        question_types: type of every question, with the same keys or in the same order.
+
+    Returns:
+        `accuracy`, 0..1; `overall`: the same as the official script prints it, in percent with two decimals;
+        `accuracy[type]` of every question type.
+
+    Raises:
+        UsageError: keys that differ, or a question without answer.
     """
-    keys, written, given = align(predictions, answers)
-    scores = _accuracies(written, given)
+    keys, texts, answer_lists = align(predictions, answers)
+    scores = _accuracies(texts, answer_lists)
     result = {"accuracy": float(scores.mean()), "overall": round(100 * sum(scores.tolist()) / len(scores), 2)}
-    if kinds is not None:
-        groups = np.array(kinds_of(keys, kinds))
+    if question_types is not None:
+        types = np.array(align_types(keys, question_types))
         result |= {
-            f"accuracy[{kind}]": float(scores[groups == kind].mean()) for kind in sorted(set(groups.tolist()))
+            f"accuracy[{name}]": float(scores[types == name].mean()) for name in np.unique(types).tolist()
         }
     return result
 
 
-def vqa_accuracies(predictions: KeyedPredictions, answers: KeyedReferences) -> NDArray[np.float64]:
-    """`vqa_accuracy` of every question, float64 [N], in the predictions' order."""
-    _, written, given = align(predictions, answers)
-    return _accuracies(written, given)
+def vqa_accuracies(predictions: KeyedPredictions, answers: KeyedReferences) -> Floats:
+    """`vqa_accuracy` of every question, float64 `[N]`, in the order of the predictions."""
+    _, texts, answer_lists = align(predictions, answers)
+    return _accuracies(texts, answer_lists)
 
 
 def exact_match(predictions: KeyedPredictions, answers: KeyedReferences) -> float:
-    """Share of predictions equal to one of their answers, both normalised as for VQA; for sets with one answer."""
-    _, written, given = align(predictions, answers)
+    """Share of predictions that equal one of their answers, both normalized as for VQA; for data with one answer."""
+    _, texts, answer_lists = align(predictions, answers)
     hits = [
-        normalize_answer(text) in map(normalize_answer, texts)
-        for text, texts in zip(written, given, strict=True)
+        normalize_answer(text) in map(normalize_answer, own_answers)
+        for text, own_answers in zip(texts, answer_lists, strict=True)
     ]
     return sum(hits) / len(hits)
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the official script compares it: lower case, no articles, digits for words, no punctuation."""
-    text = _stripped(answer)
-    tight = _COMMA.search(text) is not None
+    """An answer as the official script compares it: lower case, no articles, digits for words, no punctuation.
+
+    "The two dogs, running." -> "2 dogs running"; "1,000!" -> "1000"; "a dont-know" -> "don't know".
+    """
+    text = _strip(answer)
+    has_digit_comma = _COMMA.search(text) is not None
     bare = text
     for mark in _PUNCTUATION:
         touches_space = f"{mark} " in text or f" {mark}" in text
-        bare = bare.replace(mark, "" if tight or touches_space else " ")
-    bare = _PERIOD.sub("", bare, count=_PERIODS)
+        bare = bare.replace(mark, "" if has_digit_comma or touches_space else " ")
+    bare = _PERIOD.sub("", bare, count=_MAX_PERIODS)
     words = (_NUMBERS.get(word, word) for word in bare.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def _stripped(answer: str) -> str:
+def _strip(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _accuracies(written: list[str], given: list[list[str]]) -> NDArray[np.float64]:
-    remembered = lru_cache(1 << 16)(normalize_answer)
-    scores = np.zeros(len(written))
-    for index, (text, texts) in enumerate(zip(written, given, strict=True)):
-        answer, answers = _stripped(text), [_stripped(t) for t in texts]
+def _accuracies(texts: list[str], answer_lists: list[list[str]]) -> Floats:
+    """Official accuracy of every question, `[N]`."""
+    normalize = lru_cache(1 << 16)(normalize_answer)
+    scores = np.zeros(len(texts))
+    for index, (text, own_answers) in enumerate(zip(texts, answer_lists, strict=True)):
+        prediction, answers = _strip(text), [_strip(answer) for answer in own_answers]
         if len(set(answers)) > 1:
-            answer, answers = remembered(text), [remembered(t) for t in texts]
-        matches, total = answers.count(answer), len(answers)
-        # Leaving out a match leaves one match less; leaving out another answer leaves all.
+            prediction, answers = normalize(text), [normalize(answer) for answer in own_answers]
+        matches, total = answers.count(prediction), len(answers)
+        # Without a matching answer one match fewer is left, without another answer all of them. 2 matches of 10:
+        # (2 * 1/3 + 8 * 2/3) / 10 = 0.6
         left = matches * min(1, (matches - 1) / 3) + (total - matches) * min(1, matches / 3)
         scores[index] = left / total
     return scores
@@ -122,36 +137,42 @@ def wups(
     threshold: float = 0.9,
     similarity: Callable[[str, str], float] | None = None,
 ) -> float:
-    """WUPS (Malinowski and Fritz 2014), 0..1: like accuracy, but words near in WordNet count as nearly right.
+    """WUPS (Malinowski and Fritz 2014), 0..1: accuracy in which words near in WordNet count as nearly right.
 
-    An answer may be a set, "knife, fork". A similarity below the threshold counts a tenth; threshold 0 is WUPS@0.0.
-    similarity: of two words, 0..1; default Wu-Palmer over the nouns of WordNet. Where a question has several answers,
-    the best counts. Raises UsageError where WordNet is not there (see `wups_not_computed`).
+    Args:
+        predictions: one answer per question; an answer may be a set, "knife, fork".
+        answers: one or more answers per question; the best counts.
+        threshold: a similarity below it counts a tenth; 0 gives WUPS@0.0.
+        similarity: of two words, 0..1; default Wu-Palmer over the nouns of WordNet.
+
+    Raises:
+        UsageError: WordNet is not installed (see `wups_not_computed`).
     """
     if similarity is None:
         if reason := wups_not_computed():
             raise UsageError(f"WUPS: {reason}")
         similarity = lru_cache(1 << 16)(_wu_palmer)
-    _, written, given = align(predictions, answers)
+    _, texts, answer_lists = align(predictions, answers)
 
-    def near(one: str, other: str) -> float:
-        value = 1.0 if one == other else similarity(one, other)
+    def weighted(first: str, second: str) -> float:
+        value = 1.0 if first == second else similarity(first, second)
         return value if value >= threshold else 0.1 * value
 
     def score(text: str, answer: str) -> float:
-        ours, theirs = _members(text), _members(answer)
-        forth = np.prod([max(near(a, t) for t in theirs) for a in ours])
-        back = np.prod([max(near(a, t) for a in ours) for t in theirs])
-        return float(min(forth, back))
+        predicted, true = _members(text), _members(answer)
+        precision = np.prod([max(weighted(p, t) for t in true) for p in predicted])
+        recall = np.prod([max(weighted(p, t) for p in predicted) for t in true])
+        return float(min(precision, recall))
 
     scores = [
-        max(score(text, answer) for answer in texts) for text, texts in zip(written, given, strict=True)
+        max(score(text, answer) for answer in own_answers)
+        for text, own_answers in zip(texts, answer_lists, strict=True)
     ]
     return sum(scores) / len(scores)
 
 
 def wups_not_computed() -> str | None:
-    """Why WUPS cannot be computed here, None where it can."""
+    """The reason why WUPS cannot be computed here; None if it can."""
     try:
         _wordnet().ensure_loaded()
     except ImportError:
@@ -165,13 +186,16 @@ def _members(answer: str) -> list[str]:
     return sorted({part.strip().lower() for part in answer.split(",")})
 
 
-def _wordnet() -> Any:
+def _wordnet() -> Any:  # nltk has no type hints
     from nltk.corpus import wordnet
 
     return wordnet
 
 
-def _wu_palmer(one: str, other: str) -> float:
+def _wu_palmer(first: str, second: str) -> float:
+    """Highest Wu-Palmer similarity of a sense of one word with a sense of the other, 0..1."""
     wordnet = _wordnet()
-    ours, theirs = (wordnet.synsets(word.replace(" ", "_"), pos=wordnet.NOUN) for word in (one, other))
-    return max((a.wup_similarity(b) or 0.0 for a in ours for b in theirs), default=0.0)
+    senses, other_senses = (
+        wordnet.synsets(word.replace(" ", "_"), pos=wordnet.NOUN) for word in (first, second)
+    )
+    return max((a.wup_similarity(b) or 0.0 for a in senses for b in other_senses), default=0.0)

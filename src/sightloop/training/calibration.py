@@ -26,7 +26,7 @@ from sightloop.data.images.decode import read_file
 from sightloop.errors import ImageError
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
-from sightloop.metrics import balanced_threshold, matching_curves, roc_area
+from sightloop.metrics import equal_error_threshold, matching_curves, roc_auc
 from sightloop.protocols import Embedder, Matcher, require
 from sightloop.tasks.embed import embed_images
 from sightloop.training.events import Calibrated
@@ -96,7 +96,7 @@ def calibrate(
     areas = {w: _area(pairs.odds + (w - counted) * pairs.itc, pairs.match) for w in _allowed(model)}
     cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
     pairs = pairs._replace(odds=pairs.odds + (cosine - counted) * pairs.itc)
-    return _set_verdict(model, pairs, cosine, balanced_threshold(pairs.odds, pairs.match), about)
+    return _set_verdict(model, pairs, cosine, equal_error_threshold(pairs.odds, pairs.match), about)
 
 
 def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
@@ -156,7 +156,7 @@ def _set_verdict(
 
 
 def _area(scores: Floats, match: Truths) -> float:
-    return roc_area(matching_curves(scores, match))
+    return roc_auc(matching_curves(scores, match))
 
 
 def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
