@@ -193,7 +193,7 @@ def _leaks(leaks: Any) -> str:
     rows = [
         f'<tr><td>{_text(leak.evaluation)}<td>{_text(leak.train)}<td class="n">{leak.similarity:.3f}'
         f"<td>{'the same' if leak.exact else 'nearly'} {_text(leak.text or 'image')}"
-        for leak in [*leaks.pictures, *leaks.captions][:_MOST_NAMED]
+        for leak in [*leaks.images, *leaks.captions][:_MOST_NAMED]
     ]
     head = "<tr><th>evaluation<th>training<th>similarity<th>what"
     return f"<table>{head}{''.join(rows)}</table>" if rows else ""

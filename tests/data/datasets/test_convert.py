@@ -19,7 +19,7 @@ from sightloop.data.datasets.convert import convert
 from sightloop.data.datasets.schema import key_hash
 from sightloop.errors import UsageError
 from sightloop.types import Failed, Question, Region, Sample
-from tests.data.datasets.sources import picture, put, tar
+from tests.data.datasets.sources import make_image, put, tar
 
 TARGETS = {
     "folder": "out",
@@ -76,7 +76,7 @@ REGIONS = st.builds(
 QUESTIONS = st.builds(Question, TEXTS, st.lists(TEXTS, min_size=1, max_size=3).map(tuple))
 SAMPLES = st.builds(
     lambda keys, fields: [
-        Sample(key, picture(number), *fields[number % len(fields)]) for number, key in enumerate(keys)
+        Sample(key, make_image(number), *fields[number % len(fields)]) for number, key in enumerate(keys)
     ],
     KEYS,
     st.lists(
@@ -93,10 +93,10 @@ SAMPLES = st.builds(
 )  # fmt: skip
 
 
-class Given:
-    """A source of given samples."""
+class ListSource:
+    """A `SampleSource` over a list of samples."""
 
-    notes = ()
+    name, notes = "list", ()
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -104,7 +104,7 @@ class Given:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def hashes(self) -> list[int]:
+    def key_hashes(self) -> list[int]:
         return [key_hash(sample.key) for sample in self.samples]
 
     def key(self, index: int) -> str:
@@ -120,13 +120,15 @@ class Given:
 def dataset(samples: Sequence[Sample]) -> Any:
     from sightloop import Dataset
 
-    return Dataset([Given(samples)])
+    return Dataset([ListSource(samples)])
 
 
 def read(source: Any) -> dict[str, Sample]:
     """The samples by key, their images as bytes."""
-    found = list(open_dataset(source))
-    plain = [replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes()) for s in found]
+    samples = list(open_dataset(source))
+    plain = [
+        replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes()) for s in samples
+    ]
     assert len({sample.key for sample in plain}) == len(plain)
     return {sample.key: sample for sample in plain}
 
@@ -214,7 +216,7 @@ def test_real_sets_come_back_from_every_kind(shared_data: Path, tmp_path: Path) 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     for number, name in enumerate(["b.jpg", "a.png", "sub/c.jpg"]):
-        put(tmp_path / "photos" / name, picture(number, "PNG" if name.endswith("png") else "JPEG"))
+        put(tmp_path / "photos" / name, make_image(number, "PNG" if name.endswith("png") else "JPEG"))
     put(tmp_path / "photos/b.txt", "one\ntwo\n")
     put(tmp_path / "photos/sub/c.txt", "three\n")
     return tmp_path / "photos"
@@ -251,9 +253,9 @@ def test_tables_refer_to_files_where_they_are(photos: Path, tmp_path: Path) -> N
 
 def test_broken_samples_are_named_and_the_rest_is_written(photos: Path, tmp_path: Path) -> None:
     put(photos / "broken.jpg", b"<html>not found")
-    put(photos / "bad.jpg", picture(9))
+    put(photos / "bad.jpg", make_image(9))
     put(photos / "bad.txt", b"\xff\xfe not utf-8")
-    put(photos / ("x" * 245 + ".jpg"), picture(10))
+    put(photos / ("x" * 245 + ".jpg"), make_image(10))
     events = []
     done = convert(photos, tmp_path / "x.tar", notify=events.append)
     assert (done.samples, done.failed) == (3, 3)
@@ -276,11 +278,11 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_half_done(photos: Path,
     with pytest.raises(UsageError, match="no conversion wrote it"):
         convert(tmp_path / "x", photos, overwrite=True)  # a person's folder
     put(tmp_path / "only.jpg/x.jpg", b"broken")
-    with pytest.raises(UsageError, match="none can be read"):
+    with pytest.raises(UsageError, match="none of 1 samples can be read"):
         convert(tmp_path / "only.jpg", tmp_path / "x.csv", overwrite=True)
     (tmp_path / "only.jpg/x.jpg").unlink()
     assert everything() == before
-    put(photos / "d.jpg", picture(5))
+    put(photos / "d.jpg", make_image(5))
     for target in ("x.tar", "x.csv", "x"):
         assert convert(photos, tmp_path / target, overwrite=True).samples == 4
     convert(photos, tmp_path / "x-{0..}.tar", overwrite=True)
@@ -323,7 +325,7 @@ def test_the_kind_must_be_known(photos: Path, tmp_path: Path) -> None:
 
 
 def test_keys_that_repeat_across_shards_stay_apart(tmp_path: Path) -> None:
-    shards = [tar(tmp_path / f"{i}.tar", {"0.jpg": picture(i), "0.txt": f"number {i}"}) for i in range(3)]
+    shards = [tar(tmp_path / f"{i}.tar", {"0.jpg": make_image(i), "0.txt": f"number {i}"}) for i in range(3)]
     convert(shards, tmp_path / "all")
     assert {k: s.captions for k, s in read(tmp_path / "all").items()} == {
         "0": ("number 0",),
@@ -339,7 +341,7 @@ KINDS = [kind for kind in TARGETS if kind != "shards"]
 def test_a_key_that_looks_like_a_repeated_one_costs_no_sample(tmp_path: Path, kind: str) -> None:
     """From shards and from a stream; what stood between two of a key is broken, so they come to stand together."""
     keys = ["0", "broken", "0", "0#2", "0", "0#2"]
-    members = [(f"{key}.jpg", picture(i) if i != 1 else b"") for i, key in enumerate(keys)]
+    members = [(f"{key}.jpg", make_image(i) if i != 1 else b"") for i, key in enumerate(keys)]
     shards = [tar(tmp_path / f"{i}.tar", [member]) for i, member in enumerate(members)]
     stream = put(tmp_path / "x.tar.gz", gzip.compress(tar(tmp_path / "x.tar", members).read_bytes()))
     for source, names in (
@@ -350,31 +352,31 @@ def test_a_key_that_looks_like_a_repeated_one_costs_no_sample(tmp_path: Path, ki
         back = read(where(tmp_path / "made", kind))
         assert done.samples == 5
         assert sorted(back) == sorted(names)
-        assert [back[name].image for name in names] == [picture(i) for i in range(6) if i != 1]
+        assert [back[name].image for name in names] == [make_image(i) for i in range(6) if i != 1]
 
 
 @pytest.mark.parametrize("target", ["out.tar", "out"])
 def test_a_second_run_is_refused_and_does_no_harm(tmp_path: Path, target: str) -> None:
     pytest.importorskip("fcntl")
     for name in ("a.png", "b.png"):
-        put(tmp_path / "in" / name, picture())
-    seen: list[Any] = []
+        put(tmp_path / "in" / name, make_image())
+    events: list[Any] = []
 
     def meanwhile(event: Any) -> None:
-        seen.append(event)
+        events.append(event)
         for _ in range(2):
             with pytest.raises(UsageError, match="another run is writing it now"):
                 convert(tmp_path / "in", tmp_path / target)
 
     assert convert(tmp_path / "in", tmp_path / target, notify=meanwhile).samples == 2
-    assert len(seen) == 2
+    assert len(events) == 2
     assert len(open_dataset(tmp_path / target)) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", target])
 
 
 @pytest.mark.parametrize("target", ["out.csv", "out.json"])
 def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
-    put(tmp_path / "in" / "a.png", picture())
+    put(tmp_path / "in" / "a.png", make_image())
     put(tmp_path / "in" / "a.txt", "a dog\n")
     real = tmp_path / "far" / "away"
     real.mkdir(parents=True)
@@ -383,6 +385,6 @@ def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
     (sample,) = open_dataset(tmp_path / "link" / target)
     assert isinstance(sample.image, Path)
     assert sample.image.samefile(tmp_path / "in" / "a.png")
-    put(real / "b.png", picture())
+    put(real / "b.png", make_image())
     convert(tmp_path / "link", tmp_path / "link" / "own.csv")
     assert "../" not in (real / "own.csv").read_text()
