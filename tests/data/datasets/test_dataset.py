@@ -46,10 +46,10 @@ def streamed(dataset: Dataset) -> tuple[list[Sample], dict[str, str]]:
     ),
     st.randoms(),
 )
-def test_every_sample_has_a_name_of_its_own(
+def test_repeated_keys_are_numbered(
     tmp_path_factory: pytest.TempPathFactory, sources: list[list[str]], random: Random
 ) -> None:
-    """The first of a key has it, later ones also the next number that is free; the same names in any order."""
+    """The first record keeps its key, later ones get the next free number; the names are the same in any order."""
     folder = tmp_path_factory.mktemp("keys")
     files = [
         put(folder / f"{i}.json", [{"key": key, "image": f"{i} {j}.jpg"} for j, key in enumerate(keys)])
@@ -95,7 +95,7 @@ def test_a_folder_with_sidecars(tmp_path: Path) -> None:
     assert dataset.notes == ()
 
 
-def test_what_the_captioner_writes_is_read(tmp_path: Path) -> None:
+def test_sidecars_of_the_captioner_are_read(tmp_path: Path) -> None:
     names = ["a.jpg", "b.jpg", "b.png", "d.jpg", "d.jpg.png", "sub/e.f.jpg"]
     sidecars = SidecarSink()
     for name in names:
@@ -108,25 +108,25 @@ def test_what_the_captioner_writes_is_read(tmp_path: Path) -> None:
     }
 
 
-def test_folders_are_classes_where_that_is_plain(tmp_path: Path) -> None:
+def test_subfolders_are_classes_unless_there_are_sidecars(tmp_path: Path) -> None:
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"):
         put(tmp_path / name, make_image())
     dataset = open_dataset(tmp_path)
     assert [(s.key, s.label) for s in dataset] == [("cat/1", "cat"), ("cat/2", "cat"), ("dog/1", "dog")]
     assert dataset.notes == ("2 folders are taken as classes: cat, dog",)
     assert {s.label for s in open_dataset(tmp_path, classes=False)} == {None}
-    put(tmp_path / "dog/1.txt", "a dog")  # captions: then folders are just folders
+    put(tmp_path / "dog/1.txt", "a dog")  # with captions, folders are not classes
     assert {s.label for s in open_dataset(tmp_path)} == {None}
     assert [s.label for s in open_dataset(tmp_path, classes=True)] == ["cat", "cat", "dog"]
 
 
-def test_links_in_circles_end(tmp_path: Path) -> None:
+def test_circular_links_are_walked_once(tmp_path: Path) -> None:
     put(tmp_path / "x/a.jpg", make_image())
     (tmp_path / "x/up").symlink_to(tmp_path)
     assert len(open_dataset(tmp_path)) == 1
 
 
-def test_escaped_keys_are_names_and_come_back() -> None:
+def test_escaped_keys_are_safe_paths_and_round_trip() -> None:
     for key in (
         "a.jpg",
         "../../etc/passwd",
@@ -152,7 +152,7 @@ def test_escaped_keys_are_names_and_come_back() -> None:
 # Tables.
 
 
-def test_csv_rows_of_one_picture_merge(tmp_path: Path) -> None:
+def test_csv_rows_of_one_image_merge(tmp_path: Path) -> None:
     for name in "ab":
         put(tmp_path / f"{name}.jpg", make_image())
     text = 'Filepath,Caption,question,answer,score\r\na.jpg,"one, with ""quotes""\nand a line",q?,yes,1\r\n'
@@ -205,7 +205,7 @@ def test_json_lines_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ([s.captions for s in good], list(skipped)) == ([("A", "B")], ["x.json row 2"])
     monkeypatch.chdir(
         tmp_path
-    )  # what `sightloop caption --out lists/y.jsonl` writes: paths from where it was called
+    )  # `sightloop caption --out lists/y.jsonl` writes paths relative to the current folder
     put(tmp_path / "lists/y.jsonl", '{"name": "a.jpg", "caption": "A", "match": 0.5}')
     assert captions(open_dataset("lists/y.jsonl")) == {"a": ("A",)}
 
@@ -305,7 +305,7 @@ def test_damaged_coco_is_refused(tmp_path: Path) -> None:
         open_dataset(put(tmp_path / "x/y/z.json", base))
     assert len(open_dataset(tmp_path / "x/y/z.json", images=tmp_path / "val")) == 2
     for wrong in ({"images": [{"id": 1}]}, base | {"annotations": [{"caption": "x"}]}, {"images": 5}):
-        with pytest.raises(UsageError, match="wrong.json cannot be read as COCO JSON"):
+        with pytest.raises(UsageError, match=r"wrong\.json cannot be read as COCO JSON"):
             open_dataset(put(tmp_path / "val/wrong.json", wrong), images=tmp_path / "val")
     noted = base | {"annotations": [{"image_id": 1, "bbox": [0, 0], "category_id": 1}]}
     good, skipped = streamed(open_dataset(put(tmp_path / "w.json", noted), images=tmp_path / "val"))
@@ -356,7 +356,7 @@ def test_select_pickle_and_threads(tmp_path: Path) -> None:
     assert [samples[i] for i in range(12)] == list(dataset)
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_only(tmp_path: Path) -> None:
     for place in "ab":
         put(tmp_path / place / "x.jpg", make_image())
         put(tmp_path / place / "x.txt", "one")
@@ -432,7 +432,7 @@ def test_streams_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_dataset([tmp_path / "cut.tar.gz", path])
 
 
-def test_python_reads_our_tars_as_we_do(shared_data: Path) -> None:
+def test_keys_of_a_shard_equal_those_of_tarfile(shared_data: Path) -> None:
     path = shared_data / "flickr8k/dev-000.tar"
     with tarfile.open(path) as file:
         names = [Path(name).stem for name in file.getnames()]
@@ -441,7 +441,7 @@ def test_python_reads_our_tars_as_we_do(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\nb\x1c", "\udcff", "ä \U0001f436"])
-def test_json_is_one_line(text: str) -> None:
+def test_json_text_is_one_line(text: str) -> None:
     made = json_text({"text": text})
     assert made.encode().decode().splitlines() == [made]
     assert json.loads(made) == {"text": text}

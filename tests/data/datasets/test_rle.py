@@ -33,7 +33,7 @@ def test_long_runs_and_uncompressed_counts() -> None:
 @given(
     st.text(max_size=12) | st.lists(st.integers(-5, 40), max_size=4), st.integers(-2, 5), st.integers(-2, 5)
 )
-def test_what_is_not_a_mask_is_refused(counts: str | list[int], height: int, width: int) -> None:
+def test_invalid_counts_are_refused(counts: str | list[int], height: int, width: int) -> None:
     try:
         mask = decode_rle({"size": [height, width], "counts": counts})
     except ValueError:

@@ -42,8 +42,8 @@ def test_webdataset_rules(tmp_path: Path) -> None:
     assert dataset.notes == ("x.tar: members of other kinds are left out: 1 .b.jpg, 1 .npy",)
 
 
-def test_a_second_member_of_a_kind_is_of_the_next_sample(tmp_path: Path) -> None:
-    """Samples of one key beside each other, as in shards that were put together, are not one."""
+def test_a_repeated_extension_begins_another_sample(tmp_path: Path) -> None:
+    """Neighboring samples with one key, as in concatenated shards, are not merged."""
     members = [
         ("a.jpg", make_image(1)),
         ("a.txt", b"one"),
@@ -86,7 +86,7 @@ def test_links_devices_and_unsafe_names_are_refused(tmp_path: Path) -> None:
 
 
 def both_ways(path: Path) -> tuple[list[Sample], dict[str, str]]:
-    """By number and as a stream, which must tell the same."""
+    """The samples and errors of a shard by index; those of a stream must be equal."""
     shard = open_dataset(path)
     zipped = path.with_name(path.name + ".gz")
     zipped.write_bytes(gzip.compress(path.read_bytes(), 0))
@@ -113,7 +113,9 @@ CUTS = st.one_of(st.integers(0, SIZE + 1024), st.integers(0, SIZE // 512 + 2).ma
 
 
 @given(CUTS)
-def test_a_shard_cut_anywhere_gives_what_is_whole(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_truncated_shard_gives_its_complete_samples(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     path = tar(tmp_path_factory.mktemp("cut") / "x.tar", MEMBERS)
     complete = list(open_dataset(path))
     data = path.read_bytes()[:cut]
@@ -132,7 +134,9 @@ def test_a_shard_cut_anywhere_gives_what_is_whole(tmp_path_factory: pytest.TempP
 
 
 @given(st.integers(0, SIZE - 1), st.integers(1, 255))
-def test_damage_is_seen_or_harmless(tmp_path_factory: pytest.TempPathFactory, place: int, flip: int) -> None:
+def test_damage_is_reported_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, place: int, flip: int
+) -> None:
     path = tar(tmp_path_factory.mktemp("damage") / "x.tar", MEMBERS)
     data = bytearray(path.read_bytes())
     place_in_sample = place % (SIZE // 4)
@@ -144,7 +148,7 @@ def test_damage_is_seen_or_harmless(tmp_path_factory: pytest.TempPathFactory, pl
     if in_header and not skipped:  # a checksum cannot tell blanks from zeros around a number
         assert len(good) == 4
     if in_header and skipped:
-        assert good == [s for s in good if s.captions]  # none is served without its caption
+        assert good == [s for s in good if s.captions]  # no sample lost its caption
 
 
 @given(st.binary(max_size=3000))

@@ -50,7 +50,6 @@ _EXTENSIONS = {
     "BMP": ".bmp",
     "TIFF": ".tif",
     "WEBP": ".webp",
-} | {
     "AVIF": ".avif",
     "HEIF": ".heic",
 }

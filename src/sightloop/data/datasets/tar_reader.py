@@ -96,11 +96,13 @@ class ForwardFile:
         self._stream, self._position = stream, 0
 
     def read(self, size: int) -> bytes:
+        """At most `size` bytes."""
         data = self._stream.read(size)
         self._position += len(data)
         return data
 
     def seek(self, position: int) -> None:
+        """Reads up to a position; one before the current position changes nothing."""
         while (distance := position - self._position) > 0:
             if not self.read(min(distance, 1 << 20)):
                 raise TarDamageError("it is cut short")
