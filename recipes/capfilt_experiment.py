@@ -29,7 +29,8 @@ import sightloop
 from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.data.datasets.caption_noise import Noise, add_caption_noise
 from sightloop.data.datasets.convert import encoded_image
-from sightloop.data.datasets.synthetic import Part, synthetic_world
+from sightloop.data.datasets.synthetic import synthetic_world
+from sightloop.data.datasets.synthetic_grammar import Part
 from sightloop.data.datasets.writers import ShardWriter
 from sightloop.data.rng import generator
 from sightloop.training.config import Recipe
@@ -267,8 +268,9 @@ def complete(sample: Sample, data: str | None) -> Sample:
 def small_scenes(part: Part, count: int, seed: int, different: bool = False) -> list[Sample]:
     """One thing, some alike, one inside another: what is learned in few steps. The first `count` of that kind."""
     drawn = synthetic_world(part, 8 * count, seed, different=different)
-    fit = [i for i, c in enumerate(drawn.shown) if c.relation in ("", "inside") and not c.word]
-    return [replace(drawn[i], captions=(str(drawn.shown[i]), *drawn.shown[i].partly())) for i in fit[:count]]
+    shown = drawn.combinations
+    fit = [i for i, c in enumerate(shown) if c.relation in ("", "inside") and not c.word][:count]
+    return [replace(drawn[i], captions=(str(shown[i]), *shown[i].partial_captions())) for i in fit]
 
 
 def write(path: Path, samples: Iterable[Sample]) -> None:
@@ -277,7 +279,7 @@ def write(path: Path, samples: Iterable[Sample]) -> None:
         temporary.unlink()
         shard = ShardWriter(path.parent, lambda _: temporary.name, 0)
         for sample in samples:
-            data, ending = encoded_image(sample, whole=True)
+            data, ending = encoded_image(sample, read_all=True)
             shard.add(sample, data, ending)
         shard.close()
 

@@ -517,7 +517,7 @@ def test_two_models_are_compared(place: Path, tmp_path: Path) -> None:
         assert 0 < gap.p <= 1
     assert {"BLEU-4", "CIDEr", "unseen"} <= result.differences.keys()
     assert result.leaks is not None
-    assert len(result.leaks.pictures) == COUNT
+    assert len(result.leaks.images) == COUNT
     page = (tmp_path / "report.html").read_text()
     assert "A against B" in page
     assert "Copies in the training data" in page

@@ -76,11 +76,11 @@ def _check(dataset: Dataset, options: CapFiltOptions, parts: Mapping[str, str]) 
     if is_address(parts.get("captioner", "")) and options.num_beams > 1:
         raise UsageError(f"num_beams={options.num_beams}: a captioner elsewhere draws its texts")
     start = 0
-    for count in dataset.parts if options.by_reference else ():
+    for count in dataset.source_lengths if options.by_reference else ():
         with suppress(ImageError):
             if count and isinstance(dataset[start].image, bytes):
                 raise UsageError(
-                    f"by_reference: the images of {dataset.origin(start)} lie inside it; copy them"
+                    f"by_reference: the images of {dataset.source_name(start)} lie inside it; copy them"
                 )
         start += count
 
@@ -101,7 +101,7 @@ def _units(dataset: Dataset, block: int) -> list[tuple[int, int]]:
     """Blocks of records in order; none reaches over the end of a source."""
     units: list[tuple[int, int]] = []
     start = 0
-    for count in dataset.parts:
+    for count in dataset.source_lengths:
         units += [(low, min(low + block, start + count)) for low in range(start, start + count, block)]
         start += count
     return units

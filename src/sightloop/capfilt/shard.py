@@ -228,13 +228,13 @@ def _stream(
 
 
 def _item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:
-    shard, key = dataset.origin(index), f"#{index}"
+    shard, key = dataset.source_name(index), f"#{index}"
     try:
         key = dataset.key(index)
         if key in quarantined:
             return ShardItem(shard, key, reason=quarantined[key])
         sample = dataset[index]
-        data, ending = encoded_image(sample, whole=True)
+        data, ending = encoded_image(sample, read_all=True)
     except ImageError as error:
         return ShardItem(shard, error.name, reason=error.reason or "cannot be read")
     except OSError as error:  # the shard itself has gone

@@ -166,7 +166,7 @@ def _bury(
         index = place.trying.popleft()
         key = job.dataset.key(index)
         quarantined[key] = f"took a worker down twice ({how})"
-        quarantine(job.dataset.origin(index), key, quarantined[key])
+        quarantine(job.dataset.source_name(index), key, quarantined[key])
         return
     deaths[unit] += 1
     if deaths[unit] >= _DEATHS:

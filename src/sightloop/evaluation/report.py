@@ -209,7 +209,7 @@ def _leaks_table(leaks: Leaks) -> str:
     rows = [
         f'<tr><td>{_text(leak.evaluation)}<td>{_text(leak.train)}<td class="n">{leak.similarity:.3f}'
         f"<td>{'the same' if leak.exact else 'nearly'} {_text(leak.text or 'image')}"
-        for leak in [*leaks.pictures, *leaks.captions][:_MAX_LISTED]
+        for leak in [*leaks.images, *leaks.captions][:_MAX_LISTED]
     ]
     head = "<tr><th>evaluation<th>training<th>similarity<th>what"
     return f"<table>{head}{''.join(rows)}</table>" if rows else ""

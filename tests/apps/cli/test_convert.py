@@ -9,7 +9,7 @@ import pytest
 
 from sightloop import open_dataset
 from sightloop.apps.cli import main
-from tests.data.datasets.sources import picture, put, tar
+from tests.data.datasets.sources import make_image, put, tar
 
 
 def run(*arguments: object) -> int:
@@ -19,7 +19,7 @@ def run(*arguments: object) -> int:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     for number in range(3):
-        put(tmp_path / f"photos/{number}.jpg", picture(number))
+        put(tmp_path / f"photos/{number}.jpg", make_image(number))
         put(tmp_path / f"photos/{number}.txt", f"number {number}\n")
     return tmp_path / "photos"
 
@@ -44,7 +44,7 @@ def test_notes_and_several_sources(tmp_path: Path, capsys: pytest.CaptureFixture
     sources = [
         tar(
             tmp_path / f"{i}.tar",
-            {f"{i}.jpg": picture(i), f"{i}.json": '{"captions": ["", "a"]}', f"{i}.npy": ""},
+            {f"{i}.jpg": make_image(i), f"{i}.json": '{"captions": ["", "a"]}', f"{i}.npy": ""},
         )
         for i in range(2)
     ]
@@ -58,7 +58,7 @@ def test_notes_and_several_sources(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tar(tmp_path / "0.tar", {"0.jpg": picture(), "0.txt": "x"}).read_bytes()
+    data = tar(tmp_path / "0.tar", {"0.jpg": make_image(), "0.txt": "x"}).read_bytes()
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
     assert run("convert", "-", tmp_path / "x.jsonl") == 0
     assert [(s.key, s.captions) for s in open_dataset(tmp_path / "x.jsonl")] == [("0", ("x",))]

@@ -73,7 +73,7 @@ def test_two_models_in_one_table(place: Path, capsys: pytest.CaptureFixture[str]
     out, said = capsys.readouterr()
     assert "roc_auc (hard)" in out
     assert "+0.0000 (+0.0000 to +0.0000)" in out
-    assert "8 images of the evaluation are in the training data" in said
+    assert "8 evaluation images are in the training data" in said
 
 
 def test_broken_pictures_are_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from sightloop.data.datasets.convert import convert
 from sightloop.data.datasets.schema import key_hash
 from sightloop.errors import UsageError
 from sightloop.types import Failed, Question, Region, Sample
-from tests.data.datasets.sources import picture, put, tar
+from tests.data.datasets.sources import make_image, put, tar
 
 TARGETS = {
     "folder": "out",
@@ -31,7 +31,7 @@ TARGETS = {
     "jsonl": "out.jsonl",
     "coco": "out.json",
 }
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # for many small sets: nothing to wait for
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # many small writes
 AWKWARD = st.text(st.sampled_from("ab \"',;\t\n\r[]{}\\é漢🐕\u2028\x85\x00\ufeff%#"), max_size=12)
 TEXTS = st.one_of(AWKWARD, st.text(max_size=20), st.sampled_from(["", " ", "[1]", '{"a": 1}', "null", "nan"]))
 KEYS = st.lists(
@@ -76,7 +76,7 @@ REGIONS = st.builds(
 QUESTIONS = st.builds(Question, TEXTS, st.lists(TEXTS, min_size=1, max_size=3).map(tuple))
 SAMPLES = st.builds(
     lambda keys, fields: [
-        Sample(key, picture(number), *fields[number % len(fields)]) for number, key in enumerate(keys)
+        Sample(key, make_image(number), *fields[number % len(fields)]) for number, key in enumerate(keys)
     ],
     KEYS,
     st.lists(
@@ -93,10 +93,10 @@ SAMPLES = st.builds(
 )  # fmt: skip
 
 
-class Given:
-    """A source of given samples."""
+class ListSource:
+    """A `SampleSource` over a list of samples."""
 
-    notes = ()
+    name, notes = "list", ()
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -104,7 +104,7 @@ class Given:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def hashes(self) -> list[int]:
+    def key_hashes(self) -> list[int]:
         return [key_hash(sample.key) for sample in self.samples]
 
     def key(self, index: int) -> str:
@@ -120,13 +120,15 @@ class Given:
 def dataset(samples: Sequence[Sample]) -> Any:
     from sightloop import Dataset
 
-    return Dataset([Given(samples)])
+    return Dataset([ListSource(samples)])
 
 
 def read(source: Any) -> dict[str, Sample]:
     """The samples by key, their images as bytes."""
-    found = list(open_dataset(source))
-    plain = [replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes()) for s in found]
+    samples = list(open_dataset(source))
+    plain = [
+        replace(s, image=s.image if isinstance(s.image, bytes) else s.image.read_bytes()) for s in samples
+    ]
     assert len({sample.key for sample in plain}) == len(plain)
     return {sample.key: sample for sample in plain}
 
@@ -144,18 +146,16 @@ def expected(sample: Sample, kind: str) -> Sample:
 @pytest.mark.parametrize("kind", TARGETS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(samples=SAMPLES)
-def test_what_is_written_is_read_back(kind: str, samples: list[Sample]) -> None:
+def test_every_format_round_trips(kind: str, samples: list[Sample]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         done = convert(dataset(samples), Path(folder) / TARGETS[kind], shard_size=2)
         assert (done.samples, done.failed) == (len(samples), 0)
         back = read(where(Path(folder), kind))
-    if kind == "coco":  # it gives every image a number
-        given_ids = {sample.key: sample.extra.get("image_id") for sample in samples}
+    if kind == "coco":  # `image_id` is added
         back = {
             k: replace(s, extra={n: v for n, v in s.extra.items() if n != "image_id"})
             for k, s in back.items()
         }
-        assert set(given_ids.values()) == {None}
     assert back == {sample.key: expected(sample, kind) for sample in samples}
     empty = sum(caption == "" for sample in samples for caption in sample.captions)
     if kind in ("csv", "tsv") and empty:
@@ -166,7 +166,7 @@ def test_what_is_written_is_read_back(kind: str, samples: list[Sample]) -> None:
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SAMPLES, st.permutations([kind for kind in TARGETS if kind not in ("csv", "tsv", "coco")]))
-def test_a_journey_through_all_kinds_loses_nothing(samples: list[Sample], kinds: list[str]) -> None:
+def test_a_chain_of_conversions_loses_nothing(samples: list[Sample], kinds: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         source: Any = dataset(samples)
         for number, kind in enumerate(kinds):
@@ -175,7 +175,7 @@ def test_a_journey_through_all_kinds_loses_nothing(samples: list[Sample], kinds:
         assert read(source) == {sample.key: sample for sample in samples}
 
 
-def test_real_sets_come_back_from_every_kind(shared_data: Path, tmp_path: Path) -> None:
+def test_published_data_sets_round_trip(shared_data: Path, tmp_path: Path) -> None:
     coco = [
         shared_data / "coco_mini/annotations" / f"{name}_train2017.json" for name in ("captions", "instances")
     ]
@@ -214,13 +214,13 @@ def test_real_sets_come_back_from_every_kind(shared_data: Path, tmp_path: Path) 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     for number, name in enumerate(["b.jpg", "a.png", "sub/c.jpg"]):
-        put(tmp_path / "photos" / name, picture(number, "PNG" if name.endswith("png") else "JPEG"))
+        put(tmp_path / "photos" / name, make_image(number, "PNG" if name.endswith("png") else "JPEG"))
     put(tmp_path / "photos/b.txt", "one\ntwo\n")
     put(tmp_path / "photos/sub/c.txt", "three\n")
     return tmp_path / "photos"
 
 
-def test_shards_are_the_same_bytes_every_time_and_other_tools_read_them(photos: Path, tmp_path: Path) -> None:
+def test_shards_are_reproducible_and_readable_by_tarfile(photos: Path, tmp_path: Path) -> None:
     convert(photos, tmp_path / "x/s-{000..}.tar", shard_size=2)
     convert(photos, tmp_path / "y", to="tar", shard_size=2)
     first, second = sorted((tmp_path / "x").glob("*.tar")), sorted((tmp_path / "y").glob("*.tar"))
@@ -251,9 +251,9 @@ def test_tables_refer_to_files_where_they_are(photos: Path, tmp_path: Path) -> N
 
 def test_broken_samples_are_named_and_the_rest_is_written(photos: Path, tmp_path: Path) -> None:
     put(photos / "broken.jpg", b"<html>not found")
-    put(photos / "bad.jpg", picture(9))
+    put(photos / "bad.jpg", make_image(9))
     put(photos / "bad.txt", b"\xff\xfe not utf-8")
-    put(photos / ("x" * 245 + ".jpg"), picture(10))
+    put(photos / ("x" * 245 + ".jpg"), make_image(10))
     events = []
     done = convert(photos, tmp_path / "x.tar", notify=events.append)
     assert (done.samples, done.failed) == (3, 3)
@@ -263,7 +263,7 @@ def test_broken_samples_are_named_and_the_rest_is_written(photos: Path, tmp_path
     assert "not UTF-8" in failed["bad"]
 
 
-def test_nothing_is_replaced_unasked_and_nothing_is_left_half_done(photos: Path, tmp_path: Path) -> None:
+def test_targets_are_replaced_as_a_whole_and_only_with_overwrite(photos: Path, tmp_path: Path) -> None:
     def everything() -> dict[str, bytes]:
         return {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
@@ -274,24 +274,24 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_half_done(photos: Path,
         with pytest.raises(UsageError, match="--overwrite"):
             convert(photos, tmp_path / target)
     with pytest.raises(UsageError, match="no conversion wrote it"):
-        convert(tmp_path / "x", photos, overwrite=True)  # a person's folder
+        convert(tmp_path / "x", photos, overwrite=True)  # a folder of a person
     put(tmp_path / "only.jpg/x.jpg", b"broken")
-    with pytest.raises(UsageError, match="none can be read"):
+    with pytest.raises(UsageError, match="none of 1 samples can be read"):
         convert(tmp_path / "only.jpg", tmp_path / "x.csv", overwrite=True)
     (tmp_path / "only.jpg/x.jpg").unlink()
     assert everything() == before
-    put(photos / "d.jpg", picture(5))
+    put(photos / "d.jpg", make_image(5))
     for target in ("x.tar", "x.csv", "x"):
         assert convert(photos, tmp_path / target, overwrite=True).samples == 4
     convert(photos, tmp_path / "x-{0..}.tar", overwrite=True)
     assert [path.name for path in tmp_path.glob("x-*.tar")] == [
         "x-0.tar"
-    ]  # the shards of the longer row are gone
+    ]  # shards with higher numbers are removed
     assert not list(tmp_path.glob(".sightloop*"))
     assert (tmp_path / "x/d.jpg").is_file()
 
 
-def test_a_run_that_dies_leaves_the_old_file(photos: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_the_old_file(photos: Path, tmp_path: Path) -> None:
     put(tmp_path / "x.tar", b"old")
 
     def stop(_: Any) -> None:
@@ -306,7 +306,7 @@ def test_a_run_that_dies_leaves_the_old_file(photos: Path, tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "x.tar"}
 
 
-def test_a_set_can_be_converted_into_itself(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_can_be_converted_into_itself(photos: Path, tmp_path: Path) -> None:
     convert(photos, tmp_path / "x")
     truth = read(tmp_path / "x")
     convert(tmp_path / "x", tmp_path / "x", overwrite=True)
@@ -322,8 +322,8 @@ def test_the_kind_must_be_known(photos: Path, tmp_path: Path) -> None:
         convert(photos, tmp_path / "x.tar", shard_size=0)
 
 
-def test_keys_that_repeat_across_shards_stay_apart(tmp_path: Path) -> None:
-    shards = [tar(tmp_path / f"{i}.tar", {"0.jpg": picture(i), "0.txt": f"number {i}"}) for i in range(3)]
+def test_repeated_keys_of_shards_are_numbered(tmp_path: Path) -> None:
+    shards = [tar(tmp_path / f"{i}.tar", {"0.jpg": make_image(i), "0.txt": f"number {i}"}) for i in range(3)]
     convert(shards, tmp_path / "all")
     assert {k: s.captions for k, s in read(tmp_path / "all").items()} == {
         "0": ("number 0",),
@@ -336,10 +336,10 @@ KINDS = [kind for kind in TARGETS if kind != "shards"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_key_that_looks_like_a_repeated_one_costs_no_sample(tmp_path: Path, kind: str) -> None:
-    """From shards and from a stream; what stood between two of a key is broken, so they come to stand together."""
+def test_keys_that_look_numbered_lose_no_sample(tmp_path: Path, kind: str) -> None:
+    """From shards and from a stream; the record between two equal keys is broken, so that they become neighbors."""
     keys = ["0", "broken", "0", "0#2", "0", "0#2"]
-    members = [(f"{key}.jpg", picture(i) if i != 1 else b"") for i, key in enumerate(keys)]
+    members = [(f"{key}.jpg", make_image(i) if i != 1 else b"") for i, key in enumerate(keys)]
     shards = [tar(tmp_path / f"{i}.tar", [member]) for i, member in enumerate(members)]
     stream = put(tmp_path / "x.tar.gz", gzip.compress(tar(tmp_path / "x.tar", members).read_bytes()))
     for source, names in (
@@ -350,31 +350,31 @@ def test_a_key_that_looks_like_a_repeated_one_costs_no_sample(tmp_path: Path, ki
         back = read(where(tmp_path / "made", kind))
         assert done.samples == 5
         assert sorted(back) == sorted(names)
-        assert [back[name].image for name in names] == [picture(i) for i in range(6) if i != 1]
+        assert [back[name].image for name in names] == [make_image(i) for i in range(6) if i != 1]
 
 
 @pytest.mark.parametrize("target", ["out.tar", "out"])
-def test_a_second_run_is_refused_and_does_no_harm(tmp_path: Path, target: str) -> None:
+def test_a_concurrent_run_is_refused(tmp_path: Path, target: str) -> None:
     pytest.importorskip("fcntl")
     for name in ("a.png", "b.png"):
-        put(tmp_path / "in" / name, picture())
-    seen: list[Any] = []
+        put(tmp_path / "in" / name, make_image())
+    events: list[Any] = []
 
     def meanwhile(event: Any) -> None:
-        seen.append(event)
+        events.append(event)
         for _ in range(2):
             with pytest.raises(UsageError, match="another run is writing it now"):
                 convert(tmp_path / "in", tmp_path / target)
 
     assert convert(tmp_path / "in", tmp_path / target, notify=meanwhile).samples == 2
-    assert len(seen) == 2
+    assert len(events) == 2
     assert len(open_dataset(tmp_path / target)) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", target])
 
 
 @pytest.mark.parametrize("target", ["out.csv", "out.json"])
 def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
-    put(tmp_path / "in" / "a.png", picture())
+    put(tmp_path / "in" / "a.png", make_image())
     put(tmp_path / "in" / "a.txt", "a dog\n")
     real = tmp_path / "far" / "away"
     real.mkdir(parents=True)
@@ -383,6 +383,6 @@ def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
     (sample,) = open_dataset(tmp_path / "link" / target)
     assert isinstance(sample.image, Path)
     assert sample.image.samefile(tmp_path / "in" / "a.png")
-    put(real / "b.png", picture())
+    put(real / "b.png", make_image())
     convert(tmp_path / "link", tmp_path / "link" / "own.csv")
     assert "../" not in (real / "own.csv").read_text()

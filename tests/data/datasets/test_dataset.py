@@ -25,7 +25,7 @@ from sightloop.data.datasets.folder import escape_key, unescape_key
 from sightloop.data.datasets.schema import json_text
 from sightloop.errors import UsageError
 from sightloop.types import Question, Region, Sample
-from tests.data.datasets.sources import picture, put, tar
+from tests.data.datasets.sources import make_image, put, tar
 
 
 def captions(dataset: Dataset) -> dict[str, tuple[str, ...]]:
@@ -46,10 +46,10 @@ def streamed(dataset: Dataset) -> tuple[list[Sample], dict[str, str]]:
     ),
     st.randoms(),
 )
-def test_every_sample_has_a_name_of_its_own(
+def test_repeated_keys_are_numbered(
     tmp_path_factory: pytest.TempPathFactory, sources: list[list[str]], random: Random
 ) -> None:
-    """The first of a key has it, later ones also the next number that is free; the same names in any order."""
+    """The first record keeps its key, later ones get the next free number; the names are the same in any order."""
     folder = tmp_path_factory.mktemp("keys")
     files = [
         put(folder / f"{i}.json", [{"key": key, "image": f"{i} {j}.jpg"} for j, key in enumerate(keys)])
@@ -73,7 +73,7 @@ def test_a_folder_with_sidecars(tmp_path: Path) -> None:
     for number, name in enumerate(
         ["a.jpg", "b.PNG", "c.jpg", "c.png", "sub/d.webp", ".hidden/x.jpg", "._a.jpg"]
     ):
-        put(tmp_path / name, picture(number))
+        put(tmp_path / name, make_image(number))
     put(tmp_path / "a.txt", b"\xef\xbb\xbfa dog\r\n\r\n  two dogs \nthree")
     put(tmp_path / "b.json", {"caption": "from json", "label": 3, "score": 0.5})
     put(tmp_path / "c.png.txt", "the png")
@@ -95,11 +95,11 @@ def test_a_folder_with_sidecars(tmp_path: Path) -> None:
     assert dataset.notes == ()
 
 
-def test_what_the_captioner_writes_is_read(tmp_path: Path) -> None:
+def test_sidecars_of_the_captioner_are_read(tmp_path: Path) -> None:
     names = ["a.jpg", "b.jpg", "b.png", "d.jpg", "d.jpg.png", "sub/e.f.jpg"]
     sidecars = SidecarSink()
     for name in names:
-        put(tmp_path / name, picture())
+        put(tmp_path / name, make_image())
     for name in names:
         assert sidecars.write(str(tmp_path / name), Caption(f"this is {name}").text) is None
     dataset = open_dataset(tmp_path)
@@ -108,25 +108,25 @@ def test_what_the_captioner_writes_is_read(tmp_path: Path) -> None:
     }
 
 
-def test_folders_are_classes_where_that_is_plain(tmp_path: Path) -> None:
+def test_subfolders_are_classes_unless_there_are_sidecars(tmp_path: Path) -> None:
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"):
-        put(tmp_path / name, picture())
+        put(tmp_path / name, make_image())
     dataset = open_dataset(tmp_path)
     assert [(s.key, s.label) for s in dataset] == [("cat/1", "cat"), ("cat/2", "cat"), ("dog/1", "dog")]
     assert dataset.notes == ("2 folders are taken as classes: cat, dog",)
     assert {s.label for s in open_dataset(tmp_path, classes=False)} == {None}
-    put(tmp_path / "dog/1.txt", "a dog")  # captions: then folders are just folders
+    put(tmp_path / "dog/1.txt", "a dog")  # with captions, folders are not classes
     assert {s.label for s in open_dataset(tmp_path)} == {None}
     assert [s.label for s in open_dataset(tmp_path, classes=True)] == ["cat", "cat", "dog"]
 
 
-def test_links_in_circles_end(tmp_path: Path) -> None:
-    put(tmp_path / "x/a.jpg", picture())
+def test_circular_links_are_walked_once(tmp_path: Path) -> None:
+    put(tmp_path / "x/a.jpg", make_image())
     (tmp_path / "x/up").symlink_to(tmp_path)
     assert len(open_dataset(tmp_path)) == 1
 
 
-def test_escaped_keys_are_names_and_come_back() -> None:
+def test_escaped_keys_are_safe_paths_and_round_trip() -> None:
     for key in (
         "a.jpg",
         "../../etc/passwd",
@@ -152,9 +152,9 @@ def test_escaped_keys_are_names_and_come_back() -> None:
 # Tables.
 
 
-def test_csv_rows_of_one_picture_merge(tmp_path: Path) -> None:
+def test_csv_rows_of_one_image_merge(tmp_path: Path) -> None:
     for name in "ab":
-        put(tmp_path / f"{name}.jpg", picture())
+        put(tmp_path / f"{name}.jpg", make_image())
     text = 'Filepath,Caption,question,answer,score\r\na.jpg,"one, with ""quotes""\nand a line",q?,yes,1\r\n'
     put(tmp_path / "x.csv", text + "b.jpg,b,,,\r\n\r\na.jpg,two,q?,no,2\r\na.jpg,[three],other?,maybe,")
     first, second = open_dataset(tmp_path / "x.csv")
@@ -167,7 +167,7 @@ def test_csv_rows_of_one_picture_merge(tmp_path: Path) -> None:
 
 def test_tables_of_open_clip_and_json_cells(tmp_path: Path) -> None:
     for name in "ab":
-        put(tmp_path / f"p/{name}.jpg", picture())
+        put(tmp_path / f"p/{name}.jpg", make_image())
     put(tmp_path / "clip.csv", "filepath\ttitle\np/a.jpg\ta, b and c\n")
     assert captions(open_dataset(tmp_path / "clip.csv")) == {"p/a": ("a, b and c",)}
     put(tmp_path / "x.tsv", 'image\tcaptions\tlabel\nb.jpg\t["one", "two"]\tcat\na.jpg\t[not json\tdog\n')
@@ -180,7 +180,7 @@ def test_tables_of_open_clip_and_json_cells(tmp_path: Path) -> None:
 
 def test_json_lines_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
-        put(tmp_path / f"{name}.jpg", picture())
+        put(tmp_path / f"{name}.jpg", make_image())
     region = {"label": "dog", "box": [0, 1, 2, 3.5], "polygons": [[0, 0, 1, 1, 0, 1]]}
     lines = [
         json.dumps({"image": "a.jpg", "caption": "A", "regions": [region]}),
@@ -205,7 +205,7 @@ def test_json_lines_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ([s.captions for s in good], list(skipped)) == ([("A", "B")], ["x.json row 2"])
     monkeypatch.chdir(
         tmp_path
-    )  # what `sightloop caption --out lists/y.jsonl` writes: paths from where it was called
+    )  # `sightloop caption --out lists/y.jsonl` writes paths relative to the current folder
     put(tmp_path / "lists/y.jsonl", '{"name": "a.jpg", "caption": "A", "match": 0.5}')
     assert captions(open_dataset("lists/y.jsonl")) == {"a": ("A",)}
 
@@ -214,23 +214,23 @@ def test_parquet_as_hugging_face_and_img2dataset_write_it(tmp_path: Path) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pictures = [picture(i) for i in range(5)]
+    images = [make_image(i) for i in range(5)]
     about = b'{"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"]}}}}'
-    table = pa.table({"image": [{"bytes": p, "path": None} for p in pictures], "label": [0, 1, 1, 0, 1]})
+    table = pa.table({"image": [{"bytes": p, "path": None} for p in images], "label": [0, 1, 1, 0, 1]})
     pq.write_table(
         table.replace_schema_metadata({b"huggingface": about}), tmp_path / "hf.parquet", row_group_size=2
     )
     dataset = open_dataset(tmp_path / "hf.parquet")
-    assert [s.image for s in dataset] == pictures
+    assert [s.image for s in dataset] == images
     assert [s.label for s in dataset] == ["cat", "dog", "dog", "cat", "dog"]
     assert dataset.key(3) == "hf.parquet row 4"
-    table = pa.table({"key": ["0", "1"], "jpg": pictures[:2], "caption": ["x", None], "hash": [b"1", b"2"]})
+    table = pa.table({"key": ["0", "1"], "jpg": images[:2], "caption": ["x", None], "hash": [b"1", b"2"]})
     pq.write_table(table, tmp_path / "img.parquet")
     assert [(s.key, s.image, s.captions, s.extra) for s in open_dataset(tmp_path / "img.parquet")] == [
-        ("0", pictures[0], ("x",), {}),
-        ("1", pictures[1], (), {}),
+        ("0", images[0], ("x",), {}),
+        ("1", images[1], (), {}),
     ]
-    put(tmp_path / "p.jpg", picture())
+    put(tmp_path / "p.jpg", make_image())
     pq.write_table(pa.table({"path": ["p.jpg", "p.jpg"], "text": ["a", "b"]}), tmp_path / "p.parquet")
     assert captions(open_dataset(tmp_path / "p.parquet")) == {"p": ("a", "b")}
     put(tmp_path / "no.parquet", b"PAR1 no")
@@ -238,10 +238,10 @@ def test_parquet_as_hugging_face_and_img2dataset_write_it(tmp_path: Path) -> Non
         open_dataset(tmp_path / "no.parquet")
 
 
-def test_a_table_without_pictures_says_what_to_do(tmp_path: Path) -> None:
+def test_a_table_without_images_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="img2dataset"):
         open_dataset(put(tmp_path / "urls.csv", "url,caption\nhttp://x,y\n"))
-    with pytest.raises(UsageError, match="name the one with the paths"):
+    with pytest.raises(UsageError, match="no image column among words, more"):
         open_dataset(put(tmp_path / "x.csv", "words,more\n1,2\n"))
 
 
@@ -250,7 +250,7 @@ def test_a_table_without_pictures_says_what_to_do(tmp_path: Path) -> None:
 
 def coco(folder: Path) -> dict[str, Any]:
     for number in (1, 2):
-        put(folder / f"val/{number}.jpg", picture(number))
+        put(folder / f"val/{number}.jpg", make_image(number))
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 5, "license": 3} for i in (1, 2)]
     return {"images": images}
 
@@ -287,7 +287,7 @@ def test_coco_files_merge(tmp_path: Path) -> None:
 
 
 def test_vqa_files_merge(tmp_path: Path) -> None:
-    put(tmp_path / "val2014/COCO_val2014_000000000042.jpg", picture())
+    put(tmp_path / "val2014/COCO_val2014_000000000042.jpg", make_image())
     asked = [{"question_id": i, "image_id": 42, "question": f"{i}?"} for i in (1, 2)]
     answers = [{"question_id": 1, "image_id": 42, "answers": [{"answer": "yes"}, {"answer": "no"}]}]
     paths = [
@@ -299,13 +299,13 @@ def test_vqa_files_merge(tmp_path: Path) -> None:
     assert dataset.notes == ("1 questions without answers are left out",)
 
 
-def test_strange_coco_is_refused(tmp_path: Path) -> None:
+def test_damaged_coco_is_refused(tmp_path: Path) -> None:
     base = coco(tmp_path)
-    with pytest.raises(UsageError, match="no folder with its images"):
+    with pytest.raises(UsageError, match=r"z\.json: images .* not found .*--images"):
         open_dataset(put(tmp_path / "x/y/z.json", base))
     assert len(open_dataset(tmp_path / "x/y/z.json", images=tmp_path / "val")) == 2
     for wrong in ({"images": [{"id": 1}]}, base | {"annotations": [{"caption": "x"}]}, {"images": 5}):
-        with pytest.raises(UsageError, match="cannot be read as COCO's json"):
+        with pytest.raises(UsageError, match=r"wrong\.json cannot be read as COCO JSON"):
             open_dataset(put(tmp_path / "val/wrong.json", wrong), images=tmp_path / "val")
     noted = base | {"annotations": [{"image_id": 1, "bbox": [0, 0], "category_id": 1}]}
     good, skipped = streamed(open_dataset(put(tmp_path / "w.json", noted), images=tmp_path / "val"))
@@ -315,7 +315,7 @@ def test_strange_coco_is_refused(tmp_path: Path) -> None:
 # Datasets.
 
 
-def test_real_sets(shared_data: Path) -> None:
+def test_published_data_sets(shared_data: Path) -> None:
     flickr = open_dataset(str(shared_data / "flickr8k/train-{000..001}.tar"))
     assert all(len(sample.captions) == 5 for sample in flickr.select(range(0, len(flickr), 97)))
     daquar = open_dataset(shared_data / "daquar/train-000.tar")
@@ -332,7 +332,8 @@ def test_real_sets(shared_data: Path) -> None:
 
 def test_select_pickle_and_threads(tmp_path: Path) -> None:
     shards = [
-        tar(tmp_path / f"{s}.tar", {f"{s}{i}.jpg": picture(10 * s + i) for i in range(4)}) for s in range(3)
+        tar(tmp_path / f"{s}.tar", {f"{s}{i}.jpg": make_image(10 * s + i) for i in range(4)})
+        for s in range(3)
     ]
     dataset = open_dataset(shards)
     part = dataset.select(np.array([11, 0, 5])).select([2, 0])
@@ -343,24 +344,24 @@ def test_select_pickle_and_threads(tmp_path: Path) -> None:
             dataset[index]
     with pytest.raises(IndexError):
         part.select([2])
-    found: dict[int, Sample] = {}
+    samples: dict[int, Sample] = {}
     threads = [
-        threading.Thread(target=lambda i=i: found.update({i: dataset[i]}))  # type: ignore[misc]
+        threading.Thread(target=lambda i=i: samples.update({i: dataset[i]}))  # type: ignore[misc]
         for i in range(12)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[i] for i in range(12)] == list(dataset)
+    assert [samples[i] for i in range(12)] == list(dataset)
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_only(tmp_path: Path) -> None:
     for place in "ab":
-        put(tmp_path / place / "x.jpg", picture())
+        put(tmp_path / place / "x.jpg", make_image())
         put(tmp_path / place / "x.txt", "one")
         put(tmp_path / place / "t.csv", "image,caption\nx.jpg,one\n")
-        tar(tmp_path / place / "s.tar", {"x.jpg": picture(), "x.json": '{"caption": "one"}'})
+        tar(tmp_path / place / "s.tar", {"x.jpg": make_image(), "x.json": '{"caption": "one"}'})
     os.utime(tmp_path / "b/x.jpg", (0, 0))
     for name in ("", "t.csv", "s.tar"):
         prints = [open_dataset(tmp_path / place / name).fingerprint for place in "ab"]
@@ -370,30 +371,30 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     before = {name: open_dataset(tmp_path / "b" / name).fingerprint for name in ("", "t.csv", "s.tar")}
     put(tmp_path / "b/x.txt", "two")
     put(tmp_path / "b/t.csv", "image,caption\nx.jpg,two\n")
-    tar(tmp_path / "b/s.tar", {"x.jpg": picture(), "x.json": '{"caption": "two"}'})
+    tar(tmp_path / "b/s.tar", {"x.jpg": make_image(), "x.json": '{"caption": "two"}'})
     for name, old in before.items():
         assert open_dataset(tmp_path / "b" / name).fingerprint != old
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
+def test_missing_empty_and_unknown_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     put(tmp_path / "x.zip", b"PK")
     for source, words in {
         "gone.tar": "no such file",
         "empty": "no images in it",
-        "x.zip": "not a kind",
-        "*.tar": "matches nothing",
+        "x.zip": "x.zip: unknown kind",
+        "*.tar": "matches no files",
         "a-{0..1}.tar": "a-0.tar",
     }.items():
         with pytest.raises(UsageError, match=words):
             open_dataset(str(tmp_path / source))
     for source in ("https://x/y.tar", "pipe:cat x.tar", "s3://b/x.tar"):
-        with pytest.raises(UsageError, match="not opened"):
+        with pytest.raises(UsageError, match="URLs are not supported"):
             open_dataset(source)
 
 
-def test_without_someone_to_tell_a_broken_sample_raises(tmp_path: Path) -> None:
-    put(tmp_path / "a.jpg", picture())
+def test_a_broken_sample_raises_without_on_skip(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", make_image())
     put(tmp_path / "a.txt", b"\xff")
     with pytest.raises(ImageError, match=r"a: a\.txt is not UTF-8"):
         list(open_dataset(tmp_path))
@@ -402,7 +403,7 @@ def test_without_someone_to_tell_a_broken_sample_raises(tmp_path: Path) -> None:
 def test_streams_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members: dict[str, bytes | str] = {}
     for number in range(3):
-        members |= {f"{number}.jpg": picture(number), f"{number}.txt": f"no {number}"}
+        members |= {f"{number}.jpg": make_image(number), f"{number}.txt": f"no {number}"}
     path = tar(tmp_path / "x.tar", members)
     truth = list(open_dataset(path))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
@@ -431,7 +432,7 @@ def test_streams_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_dataset([tmp_path / "cut.tar.gz", path])
 
 
-def test_python_reads_our_tars_as_we_do(shared_data: Path) -> None:
+def test_keys_of_a_shard_equal_those_of_tarfile(shared_data: Path) -> None:
     path = shared_data / "flickr8k/dev-000.tar"
     with tarfile.open(path) as file:
         names = [Path(name).stem for name in file.getnames()]
@@ -440,7 +441,7 @@ def test_python_reads_our_tars_as_we_do(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\nb\x1c", "\udcff", "ä \U0001f436"])
-def test_json_is_one_line(text: str) -> None:
+def test_json_text_is_one_line(text: str) -> None:
     made = json_text({"text": text})
     assert made.encode().decode().splitlines() == [made]
     assert json.loads(made) == {"text": text}

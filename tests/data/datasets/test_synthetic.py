@@ -1,3 +1,5 @@
+"""The synthetic world: its captions, questions and regions agree with each other and with the pixels."""
+
 from __future__ import annotations
 
 import io
@@ -13,25 +15,24 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from sightloop.apps.cli import main
-from sightloop.data.datasets.synthetic import (
+from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.data.datasets.synthetic_grammar import (
     COLORS,
     NUMBERS,
+    SHAPES,
     Combination,
     combinations,
-    questions,
-    scene,
-    synthetic_world,
+    make_questions,
     vocabulary,
-    write_synthetic_world,
 )
+from sightloop.data.datasets.synthetic_scene import render_scene
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.types import Sample
 
-SHAPES = "circle square triangle star cross ring".split()
 PLURALS = {"crosses": "cross"} | {f"{shape}s": shape for shape in SHAPES if shape != "cross"}
-EVERYTHING = [c for part in ("train", "unseen") for kind in combinations(part).values() for c in kind]
-some = st.sampled_from(EVERYTHING)
+COMBINATIONS = [c for part in ("train", "unseen") for kind in combinations(part).values() for c in kind]
+any_combination = st.sampled_from(COMBINATIONS)
 
 
 def pixels(sample: Sample) -> np.ndarray:
@@ -40,42 +41,42 @@ def pixels(sample: Sample) -> np.ndarray:
 
 
 def parse(caption: str) -> list[tuple[int, str, str]]:
-    """The (count, color, shape) of each group, from the caption alone."""
+    """The (count, color, shape) of each group, read from the caption."""
     number = "|".join(["an?", *NUMBERS[2:]])
-    found = re.findall(rf"({number}) (?:big |small )?({'|'.join(COLORS)}) (\w+)", caption)
+    groups = re.findall(rf"({number}) (?:big |small )?({'|'.join(COLORS)}) (\w+)", caption)
     return [
         (max(1, NUMBERS.index(n) if n in NUMBERS else 1), color, PLURALS.get(noun, noun))
-        for n, color, noun in found
+        for n, color, noun in groups
     ]
 
 
 def answer(caption: str, question: str) -> str:
-    """What a reader of the caption alone would answer."""
+    """The answer that follows from the caption."""
     groups = parse(caption)
-    asked = question.rstrip("?").split()
-    shapes = [PLURALS.get(word, word) for word in asked if PLURALS.get(word, word) in SHAPES]
-    colors = [word for word in asked if word in COLORS]
-    fits = [g for g in groups if g[2] in shapes and (not colors or g[1] in colors)]
+    words = question.rstrip("?").split()
+    shapes = [PLURALS.get(word, word) for word in words if PLURALS.get(word, word) in SHAPES]
+    colors = [word for word in words if word in COLORS]
+    matches = [g for g in groups if g[2] in shapes and (not colors or g[1] in colors)]
     if question.startswith("what color"):
-        return fits[0][1]
+        return matches[0][1]
     if question.startswith("how many things"):
         return NUMBERS[sum(g[0] for g in groups)]
     if question.startswith("how many"):
-        return NUMBERS[fits[0][0]]
+        return NUMBERS[matches[0][0]]
     if question.startswith("what word"):
         return caption.split()[-1]
     if question.startswith("what shape"):
         return groups[0][2]
     if question.startswith("where"):
-        ends = ("left", "right") if " left of " in caption else ("top", "bottom")
-        return ends[groups.index(fits[0])]
+        sides = ("left", "right") if " left of " in caption else ("top", "bottom")
+        return sides[groups.index(matches[0])]
     if question.startswith("is there"):
-        return "yes" if fits else "no"
+        return "yes" if matches else "no"
     assert question.endswith("big or small?")
     return caption.split()[1]
 
 
-def test_captions_are_many_different_and_split_by_combination() -> None:
+def test_captions_differ_and_parts_share_none() -> None:
     train, unseen = ([str(c) for kind in combinations(p).values() for c in kind] for p in ("train", "unseen"))
     assert len(train) == len(set(train)) > 10_000
     assert len(unseen) == len(set(unseen)) > 1_000
@@ -87,8 +88,8 @@ def test_captions_are_many_different_and_split_by_combination() -> None:
         }
 
 
-def test_the_examples_of_the_grammar() -> None:
-    captions = {str(c) for c in EVERYTHING}
+def test_examples_of_captions() -> None:
+    captions = {str(c) for c in COMBINATIONS}
     assert {
         "a big red circle",
         "a small orange cross",
@@ -102,55 +103,55 @@ def test_the_examples_of_the_grammar() -> None:
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", caption) for caption in captions)
 
 
-@given(some, st.integers(0, 99))
-def test_every_answer_follows_from_the_caption(combination, seed: int) -> None:
-    asked = questions(combination, generator("test", seed))
-    assert len(asked) >= 4
-    assert len({q.question for q in asked}) == len(asked)
-    for q in asked:
+@given(any_combination, st.integers(0, 99))
+def test_answers_follow_from_the_caption(combination, seed: int) -> None:
+    questions = make_questions(combination, generator("test", seed))
+    assert len(questions) >= 4
+    assert len({q.question for q in questions}) == len(questions)
+    for q in questions:
         assert q.answers == (answer(str(combination), q.question),), q
 
 
-def test_yes_and_no_are_as_frequent() -> None:
-    said = [
+def test_yes_and_no_are_equally_frequent() -> None:
+    answers = [
         q.answers[0]
-        for i, c in enumerate(EVERYTHING[::20])
-        for q in questions(c, generator(i))
+        for i, c in enumerate(COMBINATIONS[::20])
+        for q in make_questions(c, generator(i))
         if q.question.startswith("is there")
     ]
-    assert 0.45 < said.count("yes") / len(said) < 0.55
+    assert 0.45 < answers.count("yes") / len(answers) < 0.55
 
 
-def test_the_vocabulary_is_what_is_said() -> None:
-    said: set[str] = set()
-    for i, combination in enumerate(EVERYTHING):
-        said.update(str(combination).split())
-        for q in questions(combination, generator(i)):
-            said.update(q.question.rstrip("?").split(), q.answers)
-    assert vocabulary() == sorted(said)
+def test_the_vocabulary_has_the_words_of_all_texts() -> None:
+    words: set[str] = set()
+    for i, combination in enumerate(COMBINATIONS):
+        words.update(str(combination).split())
+        for q in make_questions(combination, generator(i)):
+            words.update(q.question.rstrip("?").split(), q.answers)
+    assert vocabulary() == sorted(words)
 
 
 @settings(deadline=None, max_examples=60)
-@given(some, st.integers(0, 999), st.sampled_from([32, 64, 96]))
-def test_things_are_where_the_caption_says(combination, seed: int, size: int) -> None:
-    shown = scene(combination, generator(seed), size)
-    assert shown.pixels.shape == (size, size, 3)
-    assert shown.pixels.dtype == np.uint8
-    things = [r for r in shown.regions if r.polygons]
+@given(any_combination, st.integers(0, 999), st.sampled_from([32, 64, 96]))
+def test_regions_are_where_the_caption_says(combination, seed: int, size: int) -> None:
+    scene = render_scene(combination, generator(seed), size)
+    assert scene.pixels.shape == (size, size, 3)
+    assert scene.pixels.dtype == np.uint8
+    objects = [r for r in scene.regions if r.polygons]
     expected = sorted(f"{color} {shape}" for n, color, shape in parse(str(combination)) for _ in range(n))
-    assert sorted(r.label for r in things) == expected
-    middles: dict[str, list[np.ndarray]] = {}
-    for region in shown.regions:
+    assert sorted(r.label for r in objects) == expected
+    centers: dict[str, list[np.ndarray]] = {}
+    for region in scene.regions:
         left, top, right, bottom = region.box
         assert 0 <= left < right <= size
         assert 0 <= top < bottom <= size
-        middles.setdefault(region.label, []).append(np.array([(left + right) / 2, (top + bottom) / 2]))
-    for region in things:
+        centers.setdefault(region.label, []).append(np.array([(left + right) / 2, (top + bottom) / 2]))
+    for region in objects:
         points = np.array(region.polygons[0]).reshape(-1, 2)
         assert (*points.min(0), *points.max(0)) == region.box
-    groups = [np.mean(middles[f"{g.color} {g.shape}"], axis=0) for g in combination.groups]
+    groups = [np.mean(centers[f"{g.color} {g.shape}"], axis=0) for g in combination.groups]
     if combination.word:
-        groups.append(middles[f"word {combination.word}"][0])
+        groups.append(centers[f"word {combination.word}"][0])
     if combination.relation in ("above", "left of"):
         x, y = (groups[1] - groups[0]) / size
         along, aside = (y, x) if combination.relation == "above" else (x, y)
@@ -158,69 +159,71 @@ def test_things_are_where_the_caption_says(combination, seed: int, size: int) ->
         assert abs(aside) < 0.3
     if combination.relation == "inside":
         inner = next(
-            r.box for r in things if r.label == f"{combination.first.color} {combination.first.shape}"
+            r.box for r in objects if r.label == f"{combination.first.color} {combination.first.shape}"
         )
-        outer = things[0].box
+        outer = objects[0].box
         assert outer[0] < inner[0] < inner[2] < outer[2]
         assert outer[1] < inner[1] < inner[3] < outer[3]
 
 
 @settings(deadline=None, max_examples=40)
-@given(some, st.integers(0, 999))
-def test_outlines_hold_their_colour(combination, seed: int) -> None:
+@given(any_combination, st.integers(0, 999))
+def test_outlines_contain_their_color(combination, seed: int) -> None:
     size = 64
-    shown = scene(combination, generator(seed), size)
-    for region in (r for r in shown.regions if r.polygons):
+    scene = render_scene(combination, generator(seed), size)
+    for region in (r for r in scene.regions if r.polygons):
         mask = Image.new("1", (size, size))
         points = [tuple(p) for p in np.array(region.polygons[0]).reshape(-1, 2).tolist()]
         ImageDraw.Draw(mask).polygon(points, fill=1)
-        color = np.median(shown.pixels[np.asarray(mask)], axis=0)
+        color = np.median(scene.pixels[np.asarray(mask)], axis=0)
         inside = combination.relation == "inside" and region.label.startswith(str(combination.second.color))
         nearest = min(COLORS, key=lambda name: np.abs(color - COLORS[name]).sum())
         assert inside or nearest == region.label.split()[0]
 
 
-def test_pictures_of_one_caption_differ() -> None:
+def test_images_of_one_caption_differ() -> None:
     combination = combinations("train")["above"][0]
-    a, b = (scene(combination, generator(i)).pixels.astype(int) for i in (1, 2))
+    a, b = (render_scene(combination, generator(i)).pixels.astype(int) for i in (1, 2))
     assert np.abs(a - b).mean() > 5
-    assert (a == scene(combination, generator(1)).pixels).all()
+    assert (a == render_scene(combination, generator(1)).pixels).all()
 
 
-def test_a_world_is_a_function_of_its_arguments() -> None:
-    some, more, other = (
+def test_a_synthetic_world_is_a_function_of_its_arguments() -> None:
+    few, more, other = (
         synthetic_world("train", 5, 3),
         synthetic_world("train", 9, 3),
         synthetic_world("train", 5, 4),
     )
-    assert list(some) == more[:5]
-    assert some[-1] == some[4]
-    assert [s.captions for s in some] != [s.captions for s in other]
+    assert list(few) == more[:5]
+    assert few[-1] == few[4]
+    assert [s.captions for s in few] != [s.captions for s in other]
     assert len({s.key for s in more}) == 9
     with pytest.raises(IndexError):
-        some[5]
+        few[5]
     assert pixels(synthetic_world("unseen", 1, 0, size=48)[0]).shape == (48, 48, 3)
 
 
-def test_different_means_no_caption_twice() -> None:
+def test_different_gives_no_caption_twice() -> None:
     samples = synthetic_world("unseen", 1000, 1, different=True)
-    assert len({str(c) for c in samples.shown}) == 1000
-    assert {str(c) for c in samples.shown} <= {str(c) for k in combinations("unseen").values() for c in k}
+    assert len({str(c) for c in samples.combinations}) == 1000
+    assert {str(c) for c in samples.combinations} <= {
+        str(c) for k in combinations("unseen").values() for c in k
+    }
     train = synthetic_world("train", 3000, 1)
-    assert len({str(c) for c in train.shown}) > 1500
-    assert {w for c in samples.shown for w in str(c).split()} <= {
-        w for c in train.shown for w in str(c).split()
+    assert len({str(c) for c in train.combinations}) > 1500
+    assert {w for c in samples.combinations for w in str(c).split()} <= {
+        w for c in train.combinations for w in str(c).split()
     }
 
 
-def test_shuffled_moves_all_words_to_other_pictures() -> None:
+def test_shuffled_moves_all_texts_to_other_images() -> None:
     plain, shuffled = synthetic_world("train", 40, 2), synthetic_world("train", 40, 2, shuffled=True)
     assert [s.image for s in plain] == [s.image for s in shuffled]
     assert [s.key for s in plain] == [s.key for s in shuffled]
-    words = [(s.captions, s.questions, s.regions) for s in plain]
+    original = [(s.captions, s.questions, s.regions) for s in plain]
     moved = [(s.captions, s.questions, s.regions) for s in shuffled]
-    assert sorted(map(repr, words)) == sorted(map(repr, moved))
-    assert all(a != b for a, b in zip(words, moved, strict=True))
+    assert sorted(map(repr, original)) == sorted(map(repr, moved))
+    assert all(a != b for a, b in zip(original, moved, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,7 @@ def test_shuffled_moves_all_words_to_other_pictures() -> None:
         (("unseen", 10**6), {"different": True}),
     ],
 )
-def test_wrong_arguments_are_said(arguments: tuple, options: dict) -> None:
+def test_wrong_arguments_are_refused(arguments: tuple, options: dict) -> None:
     with pytest.raises(UsageError):
         synthetic_world(*arguments, **options)
 
@@ -246,15 +249,15 @@ def test_the_shard_holds_the_samples(tmp_path: Path) -> None:
         files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert list(files) == [f"{s.key}.{ending}" for s in samples for ending in ("png", "json")]
     for sample in samples:
-        said = json.loads(files[f"{sample.key}.json"])
+        record = json.loads(files[f"{sample.key}.json"])
         assert files[f"{sample.key}.png"] == sample.image
-        assert tuple(said["captions"]) == sample.captions
-        assert [(q["question"], (q["answer"],)) for q in said["qa"]] == [
+        assert tuple(record["captions"]) == sample.captions
+        assert [(q["question"], (q["answer"],)) for q in record["qa"]] == [
             (q.question, q.answers) for q in sample.questions
         ]
-        assert [r["label"] for r in said["regions"]] == [r.label for r in sample.regions]
-        assert [tuple(r["box"]) for r in said["regions"]] == [r.box for r in sample.regions]
-    with pytest.raises(UsageError, match="no folder"):
+        assert [r["label"] for r in record["regions"]] == [r.label for r in sample.regions]
+        assert [tuple(r["box"]) for r in record["regions"]] == [r.box for r in sample.regions]
+    with pytest.raises(UsageError, match="there is no folder"):
         write_synthetic_world(tmp_path / "none" / "a.tar", samples)
 
 
@@ -272,14 +275,14 @@ def test_the_command_writes_the_shard(tmp_path: Path, capsys: pytest.CaptureFixt
         assert argument.parameter.help, argument.name
 
 
-@given(some)
-def test_a_part_of_a_caption_says_less_and_nothing_else(combination: Combination) -> None:
-    whole = str(combination)
-    assert combination.partly()
-    for text in combination.partly():
+@given(any_combination)
+def test_partial_captions_use_fewer_words_of_the_caption(combination: Combination) -> None:
+    caption = str(combination)
+    assert combination.partial_captions()
+    for text in combination.partial_captions():
         words = {"a" if word == "an" else word for word in text.split()}
-        assert text != whole
-        assert words < {*whole.replace("an ", "a ").split(), "a"}
+        assert text != caption
+        assert words < {*caption.replace("an ", "a ").split(), "a"}
         nouns = [PLURALS.get(word, word) for word in text.split() if PLURALS.get(word, word) in SHAPES]
         assert nouns
         assert set(nouns) <= {group.shape for group in combination.groups}

@@ -1,4 +1,4 @@
-"""YOLO's folders as datasets: as our own files have them, and as others write their names and outlines."""
+"""YOLO data sets: those that we write, and class names as other programs write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 import sightloop
 from sightloop.annotation.region_files import write_regions
-from sightloop.data.datasets.yolo import _class_names
+from sightloop.data.datasets.yolo import _read_class_names
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Region
 
@@ -17,30 +17,30 @@ from sightloop.types import Region
 def test_what_we_write_is_read_back(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    pictures = tmp_path / "pictures"
-    (pictures / "more").mkdir(parents=True)
-    Image.new("RGB", (40, 20)).save(pictures / "a.png", exif=exif)  # 20 x 40 as it is seen
-    Image.new("RGB", (60, 30)).save(pictures / "more" / "b.png")
+    images = tmp_path / "photos"
+    (images / "more").mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(images / "a.png", exif=exif)  # 20 x 40 once upright
+    Image.new("RGB", (60, 30)).save(images / "more" / "b.png")
     rows = [
-        (str(pictures / "a.png"), [Region("a cat", (5, 10, 20, 40)), Region('"x": y', (0, 0, 10, 4))]),
-        (str(pictures / "more" / "b.png"), [Region("dog, é", (6, 3, 60, 30), ((6, 3, 60, 3, 30, 30),))]),
+        (str(images / "a.png"), [Region("a cat", (5, 10, 20, 40)), Region('"x": y', (0, 0, 10, 4))]),
+        (str(images / "more" / "b.png"), [Region("dog, é", (6, 3, 60, 30), ((6, 3, 60, 3, 30, 30),))]),
     ]
     write_regions(tmp_path / "out", "yolo", rows)
     (tmp_path / "out" / "classes.txt").unlink()
     for dataset in (
-        sightloop.open_dataset(tmp_path / "out", images=pictures),
-        _moved(tmp_path, pictures),
+        sightloop.open_dataset(tmp_path / "out", images=images),
+        _with_link(tmp_path, images),
     ):
         assert [sample.key for sample in dataset] == ["a", "more/b"]
         for sample, (_, regions) in zip(dataset, rows, strict=True):
-            assert [one.label for one in sample.regions] == [one.label for one in regions]
-            for one, other in zip(sample.regions, regions, strict=True):
-                assert one.box == pytest.approx(other.box, abs=1e-4)
-                assert len(one.polygons) == len(other.polygons)
+            assert [region.label for region in sample.regions] == [region.label for region in regions]
+            for region, original in zip(sample.regions, regions, strict=True):
+                assert region.box == pytest.approx(original.box, abs=1e-4)
+                assert len(region.polygons) == len(original.polygons)
 
 
-def _moved(tmp_path: Path, pictures: Path) -> sightloop.Dataset:
-    (tmp_path / "out" / "images").symlink_to(pictures)
+def _with_link(tmp_path: Path, images: Path) -> sightloop.Dataset:
+    (tmp_path / "out" / "images").symlink_to(images)
     return sightloop.open_dataset(tmp_path / "out")
 
 
@@ -54,15 +54,15 @@ def _moved(tmp_path: Path, pictures: Path) -> sightloop.Dataset:
         "names: [\n  cat,\n  a dog's,\n  bé\n]\n",
     ],
 )
-def test_names_of_classes(text: str, tmp_path: Path) -> None:
+def test_class_names(text: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    assert _class_names(tmp_path) == {0: "cat", 1: "a dog's", 2: "bé"}
+    assert _read_class_names(tmp_path) == {0: "cat", 1: "a dog's", 2: "bé"}
     (tmp_path / "classes.txt").write_text("cat\n\na dog's\nbé\n")
-    assert _class_names(tmp_path) == {0: "cat", 1: "a dog's", 2: "bé"}
-    assert _class_names(tmp_path / "train") == {0: "cat", 1: "a dog's", 2: "bé"}  # those above it
+    assert _read_class_names(tmp_path) == {0: "cat", 1: "a dog's", 2: "bé"}
+    assert _read_class_names(tmp_path / "train") == {0: "cat", 1: "a dog's", 2: "bé"}  # of the parent folder
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_errors_name_the_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "classes.txt").write_text("cat\n")
     with pytest.raises(UsageError, match="--images"):
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         (tmp_path / "labels" / f"{name}.txt").write_text(f"\n{line}\n")
     dataset = sightloop.open_dataset(tmp_path)
     assert dataset[0].regions == (Region("cat", (0, 0, 10, 10), score=0.25),)
-    for index, reason in ((1, "line 2: is no class"), (2, "line 2: has 3 numbers")):
+    for index, reason in ((1, "line 2: not a class"), (2, "line 2: 3 numbers")):
         with pytest.raises(ImageError, match=reason):
             dataset[index]
     assert dataset[3].regions == ()
@@ -83,5 +83,5 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     assert sightloop.open_dataset(tmp_path).fingerprint != before
     (tmp_path / "classes.txt").unlink()
     (tmp_path / "data.yaml").write_text("nc: 3\n")
-    with pytest.raises(UsageError, match="names no classes"):
+    with pytest.raises(UsageError, match="no class names"):
         sightloop.open_dataset(tmp_path)

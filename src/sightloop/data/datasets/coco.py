@@ -1,7 +1,7 @@
-"""COCO's json: captions and instances, and VQA's questions and annotations; all files about the same images merge.
+"""COCO JSON: captions and instances, and the questions and annotations of VQA. Files about the same images merge.
 
-Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data; Antol et al., "VQA" (2015). Crowd regions
-stand in `extra["crowd"]` as COCO has them; keypoints are left out, and said so.
+Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data; Antol et al., "VQA" (2015). Crowd regions are
+kept as COCO has them in `extra["crowd"]`. Keypoints are dropped, with a note.
 """
 
 from __future__ import annotations
@@ -12,157 +12,183 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.rle import decode_rle
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Question, Region, Sample
 
-_Object = JsonDict
+# Members of an image object that do not go to `Sample.extra`.
+_IMAGE_MEMBERS = ("id", "key", "file_name", "width", "height")
 
 
 class CocoSource:
-    """A source: one sample an image, in the order of the files. `extra["image_id"]` is COCO's number."""
+    """Source of the images of COCO files, in the order of the files. `extra["image_id"]` is COCO's id."""
 
-    def __init__(self, paths: Sequence[Path], pictures: Path | None = None) -> None:
-        """Holds the annotations in memory. Raises `UsageError` where a file is not such json, or no folder has the
-        images: `images`, or one beside the files or beside their folder ("train2017" for x_train2017.json)."""
+    def __init__(self, paths: Sequence[Path], images: Path | None = None) -> None:
+        """Reads the annotations into memory.
+
+        Args:
+            paths: JSON files about the same images.
+            images: folder of the images. By default it is searched beside the files and beside their folder, also
+                below `images`, under the last part of their names (`train2017` for x_train2017.json) or none.
+
+        Raises:
+            UsageError: a file is not COCO JSON, the files disagree, or no folder has the images.
+        """
         self.name = paths[0].name
-        self._images: dict[int, _Object] = {}
-        self._about: defaultdict[int, list[_Object]] = defaultdict(list)
+        self._images: dict[int, JsonDict] = {}  # by image id
+        self._annotations: defaultdict[int, list[JsonDict]] = defaultdict(list)  # by image id
+        self._category_names: dict[int | str, str] = {}
         self._digest = ""
-        self._names: dict[Any, str] = {}  # of categories
         counts = Counter[str]()
-        questions: dict[Any, _Object] = {}
-        seen: set[Any] = set()  # keypoint files repeat the regions of the instances
+        questions: dict[int | str, JsonDict] = {}
+        region_ids: set[int | str] = set()  # keypoint files repeat the regions of the instances
         for path in paths:
-            value = self._load(path)
-            subtype = value.get("data_subtype", "")
-            for question in value.get("questions", ()):
+            content = self._load(path)
+            subtype = content.get("data_subtype", "")
+            for question in content.get("questions", ()):  # VQA names no files
                 number = question["image_id"]
                 self._images.setdefault(
                     number, {"id": number, "file_name": f"COCO_{subtype}_{number:012d}.jpg"}
                 )
                 questions[question["question_id"]] = dict(question)
-            for note in value.get("annotations", ()):
-                if "question_id" in note:
-                    questions.setdefault(note["question_id"], {}).update(note)
-                elif "caption" in note:
-                    self._about[note["image_id"]].append(note)
-                elif "bbox" in note and note.get("id", id(note)) not in seen:
-                    seen.add(note.get("id", id(note)))
-                    self._about[note["image_id"]].append(note)
-                counts["keypoints are left out"] += "keypoints" in note
+            for annotation in content.get("annotations", ()):
+                if "question_id" in annotation:
+                    questions.setdefault(annotation["question_id"], {}).update(annotation)
+                elif "caption" in annotation:
+                    self._annotations[annotation["image_id"]].append(annotation)
+                elif "bbox" in annotation and annotation.get("id", id(annotation)) not in region_ids:
+                    region_ids.add(annotation.get("id", id(annotation)))
+                    self._annotations[annotation["image_id"]].append(annotation)
+                counts["keypoints are left out"] += "keypoints" in annotation
         for question in questions.values():
             if "question" in question and _answers(question):
-                self._about[question["image_id"]].append(question)
+                self._annotations[question["image_id"]].append(question)
             else:
                 counts["questions without answers are left out"] += 1
-        lost = sum(len(notes) for number, notes in self._about.items() if number not in self._images)
-        counts["annotations are about images that are not listed"] = lost
+        counts["annotations are about images that are not listed"] = sum(
+            len(annotations)
+            for number, annotations in self._annotations.items()
+            if number not in self._images
+        )
         self.notes = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
-        self._numbers = list(self._images)
-        self._folder = self._find_pictures(paths, pictures)
+        self._ids = list(self._images)
+        self._folder = self._find_images(paths, images)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._ids)
 
-    def hashes(self) -> Iterator[int]:
-        """key_hash() of every key."""
+    def key_hashes(self) -> Iterator[int]:
+        """`schema.key_hash` of every key."""
         return (schema.key_hash(self.key(index)) for index in range(len(self)))
 
     def key(self, index: int) -> str:
         """The key of a record."""
-        image = self._images[self._numbers[index]]
+        image = self._images[self._ids[index]]
         return str(image.get("key") or os.path.splitext(image["file_name"])[0])
 
     def sample(self, index: int, key: str) -> Sample:
-        """The record under its key. Raises ValueError or OSError where it is broken."""
-        number = self._numbers[index]
-        left_out = ("id", "key", "file_name", "width", "height")
-        fields = {k: v for k, v in self._images[number].items() if k not in left_out}
-        path = self._folder / self._images[number]["file_name"]
+        """The record under its key. Raises ValueError if it is broken."""
+        number = self._ids[index]
+        image = self._images[number]
+        fields = {name: value for name, value in image.items() if name not in _IMAGE_MEMBERS}
+        path = self._folder / image["file_name"]
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
         captions: list[str] = []
         questions: list[Question] = []
         regions: list[Region] = []
-        crowd: list[_Object] = []
+        crowd: list[JsonDict] = []
         try:
-            for note in self._about[number]:
-                if "caption" in note:
-                    captions.append(note["caption"])
-                elif "question" in note:
-                    questions.append(Question(note["question"], _answers(note)))
-                elif note.get("iscrowd"):
-                    region = {"bbox": note["bbox"], "segmentation": note.get("segmentation")}
-                    crowd.append({"label": self._names[note["category_id"]]} | region)
+            for annotation in self._annotations[number]:
+                if "caption" in annotation:
+                    captions.append(annotation["caption"])
+                elif "question" in annotation:
+                    questions.append(Question(annotation["question"], _answers(annotation)))
+                elif annotation.get("iscrowd"):
+                    label = self._category_names[annotation["category_id"]]
+                    segmentation = annotation.get("segmentation")
+                    crowd.append({"label": label, "bbox": annotation["bbox"], "segmentation": segmentation})
                 else:
-                    regions.append(self._region(note))
+                    regions.append(self._region(annotation))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"an annotation lacks {error}, or has it in an unknown form") from error
         fields |= {"captions": captions} if captions else {}
-        read = schema.sample_from_fields(key, path, fields)
-        extra = {**read.extra, "image_id": number} | ({"crowd": crowd} if crowd else {})
-        asked = (*read.questions, *questions)
-        return Sample(key, path, read.captions, asked, (*read.regions, *regions), read.label, extra)
+        # What `CocoWriter` put into the object of the image: questions, a label, other fields.
+        base = schema.sample_from_fields(key, path, fields)
+        return Sample(
+            key,
+            path,
+            base.captions,
+            (*base.questions, *questions),
+            (*base.regions, *regions),
+            base.label,
+            {**base.extra, "image_id": number} | ({"crowd": crowd} if crowd else {}),
+        )
 
     def digest(self) -> str:
-        """Of the json files; the images count by name."""
+        """SHA-256 of the JSON files; images count by name."""
         return self._digest
 
-    def _load(self, path: Path) -> _Object:
+    def _load(self, path: Path) -> JsonDict:
+        """Reads a file, and takes over its images and categories."""
         try:
             data = path.read_bytes()
-            value = json.loads(data)
-            for image in value.get("images", ()):
-                known = self._images.setdefault(image["id"], dict(image))
-                if known["file_name"] != image["file_name"]:
-                    raise UsageError(f"{path} and the files before it are not about the same images.")
-                known.update(image)
-            self._names |= {category["id"]: category["name"] for category in value.get("categories", ())}
-            for note in value.get("annotations", ()):
-                note["image_id"]
+            content = json.loads(data)
+            for image in content.get("images", ()):
+                merged = self._images.setdefault(image["id"], dict(image))
+                if merged["file_name"] != image["file_name"]:
+                    raise UsageError(f"{path} is not about the same images as the files before it.")
+                merged.update(image)
+            self._category_names |= {
+                category["id"]: category["name"] for category in content.get("categories", ())
+            }
+            for annotation in content.get("annotations", ()):
+                annotation["image_id"]  # KeyError if it is missing
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise UsageError(f"{path} cannot be read as COCO's json: {error!r}") from error
+            raise UsageError(f"{path} cannot be read as COCO JSON: {error!r}") from error
         self._digest = hashlib.sha256(self._digest.encode() + data).hexdigest()
-        return value
+        return content
 
-    def _region(self, note: _Object) -> Region:
-        left, top, width, height = (float(x) for x in note["bbox"])
-        outline = note.get("segmentation") or ()
+    def _region(self, annotation: JsonDict) -> Region:
+        left, top, width, height = (float(x) for x in annotation["bbox"])
+        segmentation = annotation.get("segmentation") or ()  # polygons, or RLE
         polygons = (
-            tuple(tuple(float(x) for x in part) for part in outline) if isinstance(outline, list) else ()
+            tuple(tuple(float(x) for x in polygon) for polygon in segmentation)
+            if isinstance(segmentation, list)
+            else ()
         )
         box = (left, top, left + width, top + height)
-        score = None if note.get("score") is None else float(note["score"])
-        mask = decode_rle(outline) if isinstance(outline, dict) else None
-        return Region(self._names[note["category_id"]], box, polygons, score, mask)
+        score = None if annotation.get("score") is None else float(annotation["score"])
+        mask = decode_rle(segmentation) if isinstance(segmentation, dict) else None
+        return Region(self._category_names[annotation["category_id"]], box, polygons, score, mask)
 
-    def _find_pictures(self, paths: Sequence[Path], pictures: Path | None) -> Path:
-        names = [self._images[number]["file_name"] for number in self._numbers[:100]]
-        folders = [pictures] if pictures else list(dict.fromkeys(_candidates(paths)))
+    def _find_images(self, paths: Sequence[Path], images: Path | None) -> Path:
+        """The first folder that has one of the first 100 images."""
+        names = [self._images[number]["file_name"] for number in self._ids[:100]]
+        folders = [images] if images else list(dict.fromkeys(_image_folders(paths)))
         for folder in folders:
             if not names or any((folder / name).is_file() for name in names):
                 return folder
-        looked = ", ".join(map(str, folders[:3])) + (", ..." if len(folders) > 3 else "")
+        searched = ", ".join(map(str, folders[:3])) + (", ..." if len(folders) > 3 else "")
         raise UsageError(
-            f"{paths[0]}: no folder with its images ({names[0]}, ...); looked in {looked}. Name it (--images)."
+            f"{paths[0]}: images ({names[0]}, ...) not found in {searched}. Name their folder (--images)."
         )
 
 
-def _candidates(paths: Iterable[Path]) -> Iterable[Path]:
+def _image_folders(paths: Iterable[Path]) -> Iterable[Path]:
+    """For a/annotations/x_val2017.json: `.`, `val2017`, `images` and `images/val2017` in a/annotations, then in a."""
     for path in paths:
         part = path.stem.rpartition("_")[2]
         for base in (path.parent, path.parent.parent):
-            for below in ("", part, "images", f"images/{part}"):
-                yield base / below
+            for subfolder in ("", part, "images", f"images/{part}"):
+                yield base / subfolder
 
 
-def _answers(note: _Object) -> tuple[str, ...]:
-    answers = note.get("answers") or [note.get("multiple_choice_answer")]
-    found = (answer.get("answer") if isinstance(answer, dict) else answer for answer in answers)
-    return tuple(answer for answer in found if isinstance(answer, str))
+def _answers(annotation: JsonDict) -> tuple[str, ...]:
+    answers = annotation.get("answers") or [annotation.get("multiple_choice_answer")]
+    texts = (answer.get("answer") if isinstance(answer, dict) else answer for answer in answers)
+    return tuple(text for text in texts if isinstance(text, str))

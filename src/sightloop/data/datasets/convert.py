@@ -1,14 +1,14 @@
-"""From any source of samples to any other: `sightloop convert SRC DST`. One sample at a time is held in memory.
+"""Conversion of any source of samples to any format; one sample at a time is in memory.
 
-    folder    DST/                     images; captions in .txt where lines can hold them, the rest in .json
-    tar       x.tar, x-{000..}.tar     WebDataset; a lone caption in .txt, the rest in .json; the same bytes every time
-    parquet   x.parquet                images inside, as {"bytes", "path"}
-    csv tsv   x.csv, x.tsv             a row for each caption
-    jsonl     x.jsonl                  an object for each image
-    coco      x.json                   captions, boxes and outlines as COCO has them, questions and labels beside them
+    folder    DST/                     images; captions in .txt if they can be lines, the rest in .json
+    tar       x.tar, x-{000..}.tar     WebDataset; a single caption in .txt, the rest in .json; reproducible bytes
+    parquet   x.parquet                images as {"bytes", "path"}
+    csv tsv   x.csv, x.tsv             a row per caption
+    jsonl     x.jsonl                  an object per image
+    coco      x.json                   captions, boxes and outlines as COCO has them; other fields in the image objects
 
-Images are copied byte for byte. Tables and COCO's json refer to image files where they are; images from an
-archive go to the folder x.images.
+Images are copied byte for byte. Tables and COCO JSON refer to image files where they are; images out of an archive are
+written to the folder x.images.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Literal, TypeAlias, get_args
 from sightloop.data.atomic import lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
-from sightloop.data.datasets.folder import MARKER
+from sightloop.data.datasets.folder import MARKER_NAME
 from sightloop.data.images import headers
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Done, Failed, Limits, Sample
 
 DatasetFormat: TypeAlias = Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
 
-_BY_ENDING: dict[str, DatasetFormat] = {
+_FORMATS: dict[str, DatasetFormat] = {
     ".tar": "tar",
     ".parquet": "parquet",
     ".csv": "csv",
@@ -43,7 +43,13 @@ _BY_ENDING: dict[str, DatasetFormat] = {
     ".jsonl": "jsonl",
     ".json": "coco",
 }
-_ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"} | {
+_EXTENSIONS = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "WEBP": ".webp",
     "AVIF": ".avif",
     "HEIF": ".heic",
 }
@@ -51,7 +57,15 @@ _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF":
 
 @dataclass(frozen=True, slots=True)
 class ConvertSummary:
-    """What a conversion wrote. notes: what the target could not hold, and what the source left out, in words."""
+    """Result of a conversion.
+
+    Attributes:
+        target: path that was written.
+        kind: its format.
+        samples: number of samples written.
+        failed: number of samples that could not be read or written.
+        notes: what the target cannot hold and what the source left out, for people.
+    """
 
     target: str
     kind: DatasetFormat
@@ -70,20 +84,26 @@ def convert(
     overwrite: bool = False,
     notify: Callable[[Done[None] | Failed], None] | None = None,
 ) -> ConvertSummary:
-    """Writes every sample of `source` to `target`, whole or not at all.
+    """Writes all samples of a source to a target, completely or not at all.
 
-    source, images: as for `open_dataset`. to: the kind, where the target's form does not say it; "tar" with a folder
-    writes 00000.tar and so on in it. shard_size: samples in a shard. overwrite: replace what is there; a folder only if
-    a conversion wrote it. notify: is told of every sample; a broken one is `Failed` and left out.
+    Args:
+        source: a dataset, or a source as for `open_dataset`.
+        target: file or folder; its name gives the format. `x-{000..}.tar` is a pattern of shards.
+        to: format, if the name of the target does not give it. "tar" with a folder writes 00000.tar, 00001.tar, ...
+        shard_size: samples per shard.
+        images: folder of the images, as for `open_dataset`.
+        overwrite: replace an existing target; a folder is replaced only if a conversion wrote it.
+        notify: called for every sample, with `Failed` for one that is broken and left out.
 
-    Raises `UsageError` for what cannot be opened or may not be replaced, or if no sample is left; OSError where the
-    disk is full.
+    Raises:
+        UsageError: the source cannot be opened, the target exists or is being written, or no sample can be read.
+        OSError: the target cannot be written.
     """
     if shard_size < 1:
         raise UsageError(f"shard_size {shard_size}: must be at least 1.")
     dataset = source if isinstance(source, Dataset) else open_dataset(source, images=images)
-    place = _Destination(Path(target), to)
-    place.check(overwrite)
+    destination = _Destination(Path(target), to)
+    destination.check(overwrite)
     counts = Counter[type]()
 
     def count(event: Done[None] | Failed) -> None:
@@ -91,103 +111,119 @@ def convert(
         if notify is not None:
             notify(event)
 
-    with _staged(place) as staging:
-        writer = _writer(place, staging, shard_size)
+    with _staging_folder(destination) as staging:
+        writer = _open_writer(destination, staging, shard_size)
         try:
-            _write(dataset, writer, count)
+            _write_samples(dataset, writer, count)
             if not counts[Done]:
-                raise UsageError(f"{target} was not written: of {counts[Failed]:,} samples none can be read.")
+                raise UsageError(f"{target} was not written: none of {counts[Failed]:,} samples can be read.")
             writer.close()
         except BaseException:
-            with suppress(OSError, ValueError):  # the file goes away with the folder
+            with suppress(OSError, ValueError):  # the file is removed with the folder
                 writer.close()
             raise
-        place.publish(staging, overwrite)
-    lost = (f"{many:,} {what}, which {place.kind} cannot hold" for what, many in writer.lost.items())
-    return ConvertSummary(str(target), place.kind, counts[Done], counts[Failed], (*dataset.notes, *lost))
+        destination.publish(staging, overwrite)
+    kind = destination.kind
+    dropped = (f"{number:,} {what}, which {kind} cannot hold" for what, number in writer.dropped.items())
+    return ConvertSummary(str(target), kind, counts[Done], counts[Failed], (*dataset.notes, *dropped))
 
 
-def _write(
+def _write_samples(
     dataset: Dataset, writer: writers.DatasetWriter, count: Callable[[Done[None] | Failed], None]
 ) -> None:
     for sample in dataset.stream(lambda key, reason: count(Failed(key, reason))):
         try:
-            data, ending = encoded_image(sample, whole=writer.copies)
+            data, extension = encoded_image(sample, read_all=writer.embeds_images)
             writer.check(sample)
         except ImageError as error:
             count(Failed(error.name, error.reason))
             continue
-        writer.add(sample, data, ending)
+        writer.add(sample, data, extension)
         count(Done(sample.key, None))
 
 
-def encoded_image(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
-    """The bytes, where they are wanted (whole) or nowhere else, and the ending for what they start like.
+def encoded_image(sample: Sample, *, read_all: bool) -> tuple[bytes | None, str]:
+    """The encoded image of a sample, and the file extension of its format (".jpg").
 
-    Raises `ImageError` for an image that is gone, too large or of no known kind.
+    Args:
+        sample: with an image in memory or in a file.
+        read_all: read the whole file. Otherwise only its header is read, and the bytes of an image that is a file are
+            None.
+
+    Raises:
+        ImageError: the file is missing, too large or of unknown format.
     """
     if isinstance(sample.image, bytes):
         data = sample.image
     else:
         try:
             with sample.image.open("rb") as file:
-                data = file.read(Limits().max_file_bytes + 1 if whole else 4096)
+                data = file.read(Limits().max_file_bytes + 1 if read_all else 4096)
         except OSError as error:
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
     if len(data) > Limits().max_file_bytes:
         raise ImageError(sample.key, "its image is too large")
-    ending = _ENDINGS.get(headers.kind(data))
-    if ending is None:
+    extension = _EXTENSIONS.get(headers.kind(data))
+    if extension is None:
         raise ImageError(sample.key, headers.describe_unknown(data))
-    return data if whole or isinstance(sample.image, bytes) else None, ending
+    return data if read_all or isinstance(sample.image, bytes) else None, extension
 
 
 class _Destination:
-    """Where the result goes. Everything is written to a folder beside it first, and moved when it is complete."""
+    """Target of a conversion: its format, its file names, and how it is replaced.
+
+    Everything is written to a staging folder beside the target first, and moved when it is complete.
+    """
 
     def __init__(self, target: Path, to: DatasetFormat | None) -> None:
-        self.target, self._shards = target, re.search(r"\{(0+)\.\.\d*\}", target.name)
-        ending = target.suffix.lower()
-        is_folder = target.is_dir() or not ending
-        kind = to or ("folder" if is_folder else _BY_ENDING.get(ending))
+        # x-{000..}.tar: three digits
+        self.target, self._shard_pattern = target, re.search(r"\{(0+)\.\.\d*\}", target.name)
+        extension = target.suffix.lower()
+        is_folder = target.is_dir() or not extension
+        kind = to or ("folder" if is_folder else _FORMATS.get(extension))
         if kind is None:
-            raise UsageError(f"{target}: name its kind, one of {', '.join(get_args(DatasetFormat))}.")
+            raise UsageError(
+                f"{target}: unknown format; name it, one of {', '.join(get_args(DatasetFormat))}."
+            )
         if is_folder and kind not in ("folder", "tar"):
-            raise UsageError(f"{target}: {kind} is one file; name one.")
+            raise UsageError(f"{target}: {kind} is a file, not a folder; name a file.")
         self.kind: DatasetFormat = kind
         self.is_folder = kind == "folder" or is_folder
-        self.pictures = target.with_suffix(".pictures")
+        self.images = target.with_suffix(".images")
 
     def shard(self, number: int) -> str:
-        """The name of a shard."""
-        if self._shards is None:
+        """File name of a shard: number 5 of x-{000..}.tar is x-005.tar."""
+        if self._shard_pattern is None:
             return f"{number:05}.tar" if self.is_folder else self.target.name
-        low, high = self._shards.span()
-        return f"{self.target.name[:low]}{number:0{len(self._shards[1])}}{self.target.name[high:]}"
+        low, high = self._shard_pattern.span()
+        return f"{self.target.name[:low]}{number:0{len(self._shard_pattern[1])}}{self.target.name[high:]}"
 
     @property
     def has_one_shard(self) -> bool:
-        """Whether all samples go to one file."""
-        return self._shards is None and not self.is_folder
+        """Whether all samples go to one shard."""
+        return self._shard_pattern is None and not self.is_folder
 
     def check(self, overwrite: bool) -> None:
-        """Raises `UsageError` where something stands in the way that may not be replaced."""
-        folders = [self.target] if self.is_folder else [self.pictures] if self.kind in writers.TABLES else []
+        """Raises `UsageError` if something exists that must not be replaced."""
+        if self.is_folder:
+            folders = [self.target]
+        else:
+            folders = [self.images] if self.kind in writers.LINKED_IMAGE_FORMATS else []
         for folder in folders:
             if not os.path.lexists(folder) or (folder.is_dir() and not os.listdir(folder)):
                 continue
-            if not (folder / MARKER).is_file():
-                raise UsageError(f"{folder} is there, and no conversion wrote it: name another target.")
+            if not (folder / MARKER_NAME).is_file():
+                raise UsageError(f"{folder} exists, and no conversion wrote it: name another target.")
             if not overwrite:
-                raise UsageError(f"{folder} is there: name another target, or replace it (--overwrite).")
-        present = self._present()
-        if present and not overwrite:
-            raise UsageError(f"{present[0]} is there: name another target, or replace it (--overwrite).")
-        if any(path.is_dir() for path in present):
-            raise UsageError(f"{present[0]} is a folder.")
+                raise UsageError(f"{folder} exists: name another target, or replace it (--overwrite).")
+        existing = self._existing_files()
+        if existing and not overwrite:
+            raise UsageError(f"{existing[0]} exists: name another target, or replace it (--overwrite).")
+        if any(path.is_dir() for path in existing):
+            raise UsageError(f"{existing[0]} is a folder.")
 
     def publish(self, staging: Path, overwrite: bool) -> None:
-        """Moves what was staged to its place: images before the table that names them."""
+        """Moves the staged files to the target: images before the table that refers to them."""
         self.check(overwrite)
         for folder, _, names in os.walk(staging):
             for name in names:
@@ -196,7 +232,7 @@ class _Destination:
         if self.is_folder:
             _replace_folder(staging, self.target)
             return
-        old = set(self._present())
+        old = set(self._existing_files())
         for path in sorted(staging.iterdir(), key=lambda path: not path.is_dir()):
             final = self.target.parent / path.name
             old.discard(final)
@@ -204,43 +240,45 @@ class _Destination:
                 _replace_folder(path, final)
             else:
                 os.replace(path, final)
-        for path in old:  # shards of a longer row
+        for path in old:  # shards with higher numbers
             path.unlink()
 
-    def _present(self) -> list[Path]:
+    def _existing_files(self) -> list[Path]:
         if self.is_folder:
             return []
-        if self._shards is None:
+        if self._shard_pattern is None:
             return [self.target] if os.path.lexists(self.target) else []
-        low, high = self._shards.span()
+        low, high = self._shard_pattern.span()
         name = f"{glob.escape(self.target.name[:low])}[0-9]*{glob.escape(self.target.name[high:])}"
         return sorted(self.target.parent.glob(name))
 
 
 @contextmanager
-def _staged(place: _Destination) -> Generator[Path]:
-    """A folder beside the target, which only this run writes to; what a killed run left in it goes first."""
-    place.target.parent.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[{}]", "", place.target.name)
-    folder = place.target.absolute().parent / f".sightloop-{name}.tmp"
+def _staging_folder(destination: _Destination) -> Generator[Path]:
+    """An empty folder beside the target, locked against other runs and removed at the end."""
+    target = destination.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[{}]", "", target.name)
+    folder = target.absolute().parent / f".sightloop-{name}.tmp"
     folder.mkdir(exist_ok=True)
-    held = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None  # Windows opens none
+    descriptor = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None  # not on Windows
     try:
-        if held is not None and not lock(held):
-            raise UsageError(f"{place.target}: another run is writing it now.")
+        if descriptor is not None and not lock(descriptor):
+            raise UsageError(f"{target}: another run is writing it now.")
         try:
-            for left in folder.iterdir():  # the folder itself is locked, and stays
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            for path in folder.iterdir():  # left by a killed run; the folder itself is locked, so it stays
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        if held is not None:
-            os.close(held)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _replace_folder(new: Path, final: Path) -> None:
-    (new / MARKER).write_text(json.dumps({"by": "sightloop convert"}) + "\n", "utf-8")
+    """Renames `new` to `final`; an old folder is moved aside first and then removed."""
+    (new / MARKER_NAME).write_text(json.dumps({"by": "sightloop convert"}) + "\n", "utf-8")
     if not os.path.lexists(final):
         os.rename(new, final)
         return
@@ -251,19 +289,23 @@ def _replace_folder(new: Path, final: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _writer(place: _Destination, staging: Path, shard_size: int) -> writers.DatasetWriter:
-    target = place.target
-    pictures = writers.ImageFolder(staging / place.pictures.name, target.absolute().parent)
-    match place.kind:
+def _open_writer(destination: _Destination, staging: Path, shard_size: int) -> writers.DatasetWriter:
+    target = destination.target
+    image_folder = writers.ImageFolder(staging / destination.images.name, target.absolute().parent)
+    match destination.kind:
         case "folder":
             return writers.FolderWriter(staging)
         case "tar":
-            return writers.ShardWriter(staging, place.shard, 0 if place.has_one_shard else shard_size)
+            return writers.ShardWriter(
+                staging, destination.shard, 0 if destination.has_one_shard else shard_size
+            )
         case "parquet":
             return writers.ParquetWriter(staging / target.name)
         case "coco":
-            return writers.CocoWriter(staging / target.name, pictures)
-        case "csv" | "tsv":
-            return writers.CsvWriter(staging / target.name, pictures, "," if place.kind == "csv" else "\t")
+            return writers.CocoWriter(staging / target.name, image_folder)
+        case "csv":
+            return writers.CsvWriter(staging / target.name, image_folder, ",")
+        case "tsv":
+            return writers.CsvWriter(staging / target.name, image_folder, "\t")
         case "jsonl":
-            return writers.JsonLinesWriter(staging / target.name, pictures)
+            return writers.JsonLinesWriter(staging / target.name, image_folder)

@@ -1,4 +1,4 @@
-"""Sources of samples: folders, tables, COCO's json, WebDataset shards and Parquet, all as one `Dataset`."""
+"""`Dataset` of samples over folders, tables, COCO JSON, WebDataset shards and Parquet; opened by `open_dataset`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ _KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .tar, .tar.gz, or - for
 
 
 class SampleSource(Protocol):
-    """What one file or folder offers. Records count from 0; a loss (a shard cut short, say) is one that raises.
+    """Records of one file or folder, numbered from 0. Data that cannot be read is a record whose `sample` raises.
 
-    name: of the file or folder.
+    Attributes:
+        name: name of the file or folder.
+        notes: what the source holds that a `Sample` cannot, for people.
     """
 
     name: str
@@ -39,49 +41,59 @@ class SampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def hashes(self) -> Iterable[int]:
-        """records.key_hash() of every key."""
+    def key_hashes(self) -> Iterable[int]:
+        """`schema.key_hash` of every key."""
         ...
 
     def key(self, index: int) -> str: ...
 
     def sample(self, index: int, key: str) -> Sample:
-        """Raises ValueError with a reason, or OSError."""
+        """The record under its key. Raises ValueError with a reason, or OSError."""
         ...
 
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Hex digest of the content: texts and names; images count by name and size."""
+        ...
 
 
 class Dataset:
-    """Samples by number, and in order. Opening one reads names and places, never an image; it can be pickled, and
-    used by several threads.
+    """Samples by index, or in order. Opening one reads names and offsets, never an image.
 
-    notes: what the source holds that a `Sample` cannot, in words.
+    A dataset can be pickled and used by several threads.
+
+    Attributes:
+        notes: what the sources hold that a `Sample` cannot, for people.
     """
 
     def __init__(
         self, sources: Sequence[SampleSource | StreamSource], indices: NDArray[np.int64] | None = None
     ) -> None:
-        """Use `open_dataset`."""
-        self._pipes = [source for source in sources if isinstance(source, StreamSource)]
+        """Use `open_dataset`.
+
+        Args:
+            sources: one after the other; a `StreamSource` must be alone.
+            indices: records of a selection `[N]`; None for all.
+        """
+        self._streams = [source for source in sources if isinstance(source, StreamSource)]
         self._sources = [source for source in sources if not isinstance(source, StreamSource)]
-        if self._pipes and len(sources) > 1:
-            raise UsageError("A stream, or a .tar.gz, can only be opened alone.")
+        if self._streams and len(sources) > 1:
+            raise UsageError("A stream or a .tar.gz must be opened alone.")
+        # Index after the last record of each source.
         self._ends: list[int] = np.cumsum([len(source) for source in self._sources]).tolist()
         self._indices = indices
-        self._second = self._repeated_keys() if indices is None else {}
+        self._key_numbers = self._number_repeated_keys() if indices is None else {}
         self.notes = tuple(note for source in sources for note in source.notes)
 
     def __len__(self) -> int:
-        """How many records there are, broken ones too. Raises TypeError for a stream."""
-        if self._pipes:  # TypeError: what list() and the like take for "not known"
-            raise TypeError("a stream has no length and no numbers; convert it to shards or a folder first")
+        """Number of records, broken ones included. Raises TypeError for a stream."""
+        if self._streams:  # TypeError: list() and the like take it for an unknown length
+            raise TypeError("a stream has no length and no index; convert it to shards or a folder first")
         if self._indices is not None:
             return len(self._indices)
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises `ImageError`, named by the key, for a broken record, and IndexError."""
+        """Raises `ImageError`, named by the key, for a broken record; IndexError out of range."""
         source, within, key = self._find(index)
         try:
             return source.sample(within, key)
@@ -94,25 +106,30 @@ class Dataset:
 
     @property
     def is_stream(self) -> bool:
-        """Whether it can only be read in order, and once: no length, no numbers, no fingerprint."""
-        return bool(self._pipes)
+        """Whether samples can only be read once and in order: no length, no index, no fingerprint."""
+        return bool(self._streams)
 
     @property
-    def parts(self) -> list[int]:
-        """How many records each source holds (a shard, a table), in order; a selection is one part."""
+    def source_lengths(self) -> list[int]:
+        """Number of records of each source (a shard, a table), in order; a selection counts as one source."""
         return [len(self)] if self._indices is not None else [len(source) for source in self._sources]
 
     def key(self, index: int) -> str:
-        """The key of a sample, unique in this dataset, without reading the sample."""
+        """The key of a sample, unique in this dataset; the sample is not read."""
         return self._find(index)[2]
 
-    def origin(self, index: int) -> str:
-        """The name of the source, a shard's say, that holds a sample."""
+    def source_name(self, index: int) -> str:
+        """Name of the source (a shard, a table) that holds a sample."""
         return self._find(index)[0].name
 
     def stream(self, on_skip: Callable[[str, str], None] | None = None) -> Iterator[Sample]:
-        """All samples in order. A broken one is skipped, after `on_skip(key, reason)`; without that it raises."""
-        for sample in self._pipes[0].samples() if self._pipes else self._in_order():
+        """All samples in order.
+
+        Args:
+            on_skip: called with the key and the reason for each broken record, which is skipped. Without it a broken
+                record raises `ImageError`.
+        """
+        for sample in self._streams[0].samples() if self._streams else self._in_order():
             if not isinstance(sample, ImageError):
                 yield sample
             elif on_skip is None:
@@ -121,28 +138,28 @@ class Dataset:
                 on_skip(sample.name, sample.reason)
 
     def select(self, indices: Iterable[int] | NDArray[np.integer]) -> Dataset:
-        """The dataset of these records in this order. Raises IndexError for one that is not there."""
-        wanted = np.fromiter(indices, np.int64)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+        """The dataset of the records `indices` `[N]`, in this order. Raises IndexError out of range."""
+        chosen = np.fromiter(indices, np.int64)
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise IndexError(f"indices must be from 0 to {len(self) - 1}")
-        chosen = Dataset(self._sources, wanted if self._indices is None else self._indices[wanted])
-        chosen._second = self._second
-        return chosen
+        selection = Dataset(self._sources, chosen if self._indices is None else self._indices[chosen])
+        selection._key_numbers = self._key_numbers
+        return selection
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits for the content, wherever it lies: names, sizes and texts; images count by name and size."""
+        """32 hex digits of the content, independent of its location: names, texts, and sizes of images."""
         return self.fingerprints()[0]
 
     def fingerprints(self) -> tuple[str, list[tuple[str, str]]]:
-        """The fingerprint, and for each source, a shard say, its name and 16 hex digits of its own."""
-        if self._pipes:
+        """The fingerprint, and for each source (a shard, a table) its name and 16 hex digits of its own content."""
+        if self._streams:
             raise UsageError("A stream has no fingerprint; convert it to shards or a folder first.")
         digests = [source.digest() for source in self._sources]
-        whole = hashlib.sha256("".join(digests).encode())
-        whole.update(b"" if self._indices is None else self._indices.tobytes())
+        combined = hashlib.sha256("".join(digests).encode())
+        combined.update(b"" if self._indices is None else self._indices.tobytes())
         names = (source.name for source in self._sources)
-        return whole.hexdigest()[:32], [(n, d[:16]) for n, d in zip(names, digests, strict=True)]
+        return combined.hexdigest()[:32], [(n, d[:16]) for n, d in zip(names, digests, strict=True)]
 
     def _in_order(self) -> Iterator[Sample | ImageError]:
         for index in range(len(self)):
@@ -152,30 +169,38 @@ class Dataset:
                 yield error
 
     def _find(self, index: int) -> tuple[SampleSource, int, str]:
+        """The source of a record, its index in the source, and its key."""
         index += len(self) if index < 0 else 0
         if not 0 <= index < len(self):
-            raise IndexError(f"no sample {index}: there are {len(self)}")
+            raise IndexError(f"no sample {index}: the dataset has {len(self)}")
         if self._indices is not None:
             index = int(self._indices[index])
         number = bisect_right(self._ends, index)
         within = index - (self._ends[number - 1] if number else 0)
         source = self._sources[number]
-        count = self._second.get(index)
+        count = self._key_numbers.get(index)
         return source, within, source.key(within) + (f"#{count}" if count else "")
 
-    def _repeated_keys(self) -> dict[int, int]:
-        """Which records have the key of an earlier one, as in shards that count alike, and the number behind it: which
-        time it is, but for numbers with which it would be a key that a record has."""
-        hashes = np.fromiter(chain.from_iterable(source.hashes() for source in self._sources), np.int64)
+    def _number_repeated_keys(self) -> dict[int, int]:
+        """Numbers for records whose key an earlier record has, as in shards that each count from 0.
+
+        The number is the occurrence of the key, or the next one whose numbered key no record has:
+
+            keys  "0"  "1"  "0"  "0"  "0#3"   ->   numbers {2: 2, 3: 4}   ->   "0"  "1"  "0#2"  "0#4"  "0#3"
+        """
+        hashes = np.fromiter(
+            chain.from_iterable(source.key_hashes() for source in self._sources), np.int64
+        )  # [N]
         keys, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-        times: dict[int, int] = {}
-        repeated: dict[int, int] = {}
+        last_number: dict[int, int] = {}  # by group of equal keys
+        numbers: dict[int, int] = {}  # by record
         for index in np.flatnonzero(first[group] != np.arange(len(hashes))).tolist():
-            key, number = int(keys[group[index]]), times.get(group[index], 1) + 1
-            while (name := hash((key, str(number)))) in keys[keys.searchsorted(name) :][:1]:
+            key, number = int(keys[group[index]]), last_number.get(group[index], 1) + 1
+            # See `schema.key_hash`: the hash of "key#number". `keys` is sorted.
+            while (numbered := hash((key, str(number)))) in keys[keys.searchsorted(numbered) :][:1]:
                 number += 1
-            times[group[index]] = repeated[index] = number
-        return repeated
+            last_number[group[index]] = numbers[index] = number
+        return numbers
 
 
 def open_dataset(
@@ -184,86 +209,95 @@ def open_dataset(
     images: str | Path | None = None,
     classes: bool | None = None,
 ) -> Dataset:
-    """The samples of one source, or of several one after the other.
+    """Opens one source of samples, or several one after the other.
 
-    source: a folder of images with .txt or .json beside them, or with a folder for each class, or of shards; .csv,
-    .tsv, .jsonl, .parquet (`records` has the names of columns); .json, a list of records or COCO's, of which several
-    about the same images merge; a folder with YOLO's `labels`; .tar shards as WebDataset and img2dataset write them,
-    `{000..005}` and globs too;
-    .tar.gz, a named pipe or "-" (standard input), which can only be read in order.
-    images: the folder that a table's or COCO's paths start from. classes: whether folders are classes (see `Folder`).
+    Args:
+        source: paths, globs and brace ranges (`{000..005}`, `{a,b}`) of
 
-    Raises `UsageError` where there is no such thing, or nothing in it.
+            * a folder: of images with sidecars (.txt, .json) or with a subfolder per class (see `FolderSource`), with
+              YOLO's `labels`, or of .tar or .parquet files;
+            * .csv, .tsv, .jsonl, .parquet, or .json with a list of objects (columns: see `schema`);
+            * .json in COCO's format; several files about the same images merge;
+            * .tar shards as WebDataset and img2dataset write them;
+            * .tar.gz, a named pipe, or "-" for a tar on standard input: read once, in order.
+        images: folder that image paths in a table or in COCO JSON start from, or YOLO's images; by default found from
+            the location of the file.
+        classes: whether subfolders are classes; None to decide (see `FolderSource`).
+
+    Raises:
+        UsageError: a source does not exist, is of unknown kind, cannot be read, or is empty.
     """
-    given = [source] if isinstance(source, str | Path) else list(source)
-    base = None if images is None else Path(images)
+    names = [source] if isinstance(source, str | Path) else list(source)
+    image_folder = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
-    for name in (name for each in given for name in _expanded(os.fspath(each))):
+    for name in (path for pattern in names for path in _expand(os.fspath(pattern))):
         if name == "-":
             sources.append(StreamSource(None))
-        elif Path(name).suffix.lower() == ".json" and _is_object(Path(name)):
+        elif Path(name).suffix.lower() == ".json" and _is_json_object(Path(name)):
             coco.append(Path(name))
         else:
-            sources += _opened(Path(name), base, classes)
+            sources += _open_path(Path(name), image_folder, classes)
     if coco:
-        sources.append(CocoSource(coco, base))
+        sources.append(CocoSource(coco, image_folder))
     dataset = Dataset(sources)
     if not isinstance(sources[0], StreamSource) and not len(dataset):
-        raise UsageError(f"{' '.join(map(str, given))}: there are no images in it.")
+        raise UsageError(f"{' '.join(map(str, names))}: there are no images in it.")
     return dataset
 
 
-def _opened(path: Path, base: Path | None, classes: bool | None) -> list[SampleSource | StreamSource]:
+def _open_path(
+    path: Path, image_folder: Path | None, classes: bool | None
+) -> list[SampleSource | StreamSource]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}.") from error
     name = path.name.lower()
     if stat.S_ISDIR(mode):
-        if YoloSource.is_there(path):
-            return [YoloSource(path, base)]
+        if YoloSource.matches(path):
+            return [YoloSource(path, image_folder)]
         folder = FolderSource(path, classes)
         if len(folder):
             return [folder]
         for ending in (".tar", ".parquet"):
-            if inside := sorted(path.glob(f"*{ending}")):
-                return [each for file in inside for each in _opened(file, base, classes)]
+            if files := sorted(path.glob(f"*{ending}")):
+                return [source for file in files for source in _open_path(file, image_folder, classes)]
         return [folder]
     if name.endswith((".tar.gz", ".tgz")) or stat.S_ISFIFO(mode):
         return [StreamSource(path)]
     if name.endswith(".tar"):
         return [ShardSource(path)]
     if path.suffix.lower() in (*_TABLES, ".json"):
-        return [TableSource(path, base)]
-    raise UsageError(f"{path}: not a kind of source that is known; it must be {_KINDS}.")
+        return [TableSource(path, image_folder)]
+    raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
 
 
-def _expanded(name: str) -> Iterator[str]:
-    """Every path of a brace range or list, `{000..005}` or `{a,b}`, and of a glob."""
+def _expand(name: str) -> Iterator[str]:
+    """Paths of a pattern: "{000..002}" -> 000, 001, 002; "{a,b}" -> a, b; globs. An existing file is not a pattern."""
     if re.match(r"(pipe:|[a-z][a-z0-9+]+://)", name):
-        raise UsageError(f"{name}: commands and addresses are not opened; fetch the files first.")
+        raise UsageError(f"{name}: commands and URLs are not supported; fetch the files first.")
     braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", name)
     if braces is not None and not os.path.lexists(name):
         low, high, listed = braces.groups()
-        within = (
+        values = (
             listed.split(",") if listed else [str(i).zfill(len(low)) for i in range(int(low), int(high) + 1)]
         )
-        for each in within:
-            yield from _expanded(name[: braces.start()] + each + name[braces.end() :])
+        for value in values:
+            yield from _expand(name[: braces.start()] + value + name[braces.end() :])
     elif glob.has_magic(name) and not os.path.lexists(name):
-        found = sorted(glob.glob(name, recursive=True))
-        if not found:
-            raise UsageError(f"{name}: the pattern matches nothing.")
-        yield from found
+        paths = sorted(glob.glob(name, recursive=True))
+        if not paths:
+            raise UsageError(f"{name}: the pattern matches no files.")
+        yield from paths
     else:
         yield name
 
 
-def _is_object(path: Path) -> bool:
-    """Whether a .json holds one object, as COCO's does, and not a list of records."""
+def _is_json_object(path: Path) -> bool:
+    """Whether a .json file holds an object (COCO) and not a list of rows."""
     try:
         with path.open("rb") as file:
             return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
     except OSError:
-        return False  # said by who opens it
+        return False  # opening it raises the error

@@ -1,4 +1,4 @@
-"""Images in a folder and all folders in it, with what stands beside them: photo.txt, photo.json."""
+"""Images in a folder and its subfolders, with sidecars: photo.txt, photo.json. Escaping of keys as file names."""
 
 from __future__ import annotations
 
@@ -12,66 +12,72 @@ from sightloop.data.datasets import schema
 from sightloop.data.images.decode import EXTENSIONS
 from sightloop.types import JsonDict, Sample
 
-SIDECARS = (".txt", ".json")
-MARKER = ".sightloop.json"  # in a folder that `convert` has written: its labels stand in sidecars
-LARGEST = 16 * 1024 * 1024  # bytes of a sidecar
+SIDECAR_EXTENSIONS = (".txt", ".json")
+MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
+MAX_SIDECAR_BYTES = 16 * 1024 * 1024
 
 
 class FolderSource:
-    """A source: one sample an image, sorted by path. The key is the path without its ending, or with it where two
-    images differ in nothing else.
+    """Source of the images of a folder and its subfolders, sorted by path.
 
-    photo.txt (photo.jpg.txt goes first) holds one caption a line. photo.json holds fields (see `records`); its
-    captions count only where the .txt has none, because the .txt is what people and `sightloop caption` edit.
+    The key is the path without its extension, or with it where two images differ in nothing else.
 
-    classes: whether the first folder of the path is the label. None: it is where every image lies in a folder of
-    the top one, there are two such folders or more, no image has a sidecar, and `convert` did not write it.
+    photo.txt (or photo.jpg.txt, which has precedence) holds one caption per line. photo.json holds fields (see
+    `schema`); its captions count only if the .txt has none, because people and `sightloop caption` edit the .txt.
     """
 
     def __init__(self, root: Path, classes: bool | None = None) -> None:
+        """Lists the folder.
+
+        Args:
+            root: the folder.
+            classes: whether the first subfolder of a path is the label. None: yes, if every image is in a subfolder of
+                `root`, there are two of them or more, no image has a sidecar, and `convert` did not write the folder.
+        """
         self._root, self.name = str(root), root.name
-        self._lost: list[tuple[str, str]] = []  # folders that cannot be listed
+        self._unlistable: list[tuple[str, str]] = []  # folders that cannot be listed: path, reason
         self._names: list[str] = []
         has_sidecars = False
-        for names, others in self._walk():
-            self._names += names
-            has_sidecars = has_sidecars or not {os.path.splitext(n)[0] for n in others}.isdisjoint(
-                (*names, *(os.path.splitext(n)[0] for n in names))
+        for images, sidecars in self._walk():
+            self._names += images
+            # photo.txt belongs to photo.jpg, and so does photo.jpg.txt.
+            has_sidecars = has_sidecars or not {os.path.splitext(name)[0] for name in sidecars}.isdisjoint(
+                (*images, *(os.path.splitext(name)[0] for name in images))
             )
         folders = {name.partition("/")[0] for name in self._names}
-        flat = len(folders) > 1 and not has_sidecars and all(name.count("/") == 1 for name in self._names)
-        flat = flat and not os.path.lexists(os.path.join(self._root, MARKER))
-        self._classes = flat if classes is None else classes
-        shown = ", ".join(sorted(folders)[:5]) + (", ..." if len(folders) > 5 else "")
-        self.notes = (f"{len(folders):,} folders are taken as classes: {shown}",) if self._classes else ()
+        is_flat = len(folders) > 1 and not has_sidecars and all(name.count("/") == 1 for name in self._names)
+        is_flat = is_flat and not os.path.lexists(os.path.join(self._root, MARKER_NAME))
+        self._classes = is_flat if classes is None else classes
+        listed = ", ".join(sorted(folders)[:5]) + (", ..." if len(folders) > 5 else "")
+        self.notes = (f"{len(folders):,} folders are taken as classes: {listed}",) if self._classes else ()
         stems = Counter(os.path.splitext(name)[0] for name in self._names)
-        self._crowded = frozenset(stem for stem, count in stems.items() if count > 1)
+        self._ambiguous_stems = frozenset(stem for stem, count in stems.items() if count > 1)
 
     def __len__(self) -> int:
-        return len(self._names) + len(self._lost)
+        return len(self._names) + len(self._unlistable)
 
-    def hashes(self) -> Iterator[int]:
-        """key_hash() of every key."""
+    def key_hashes(self) -> Iterator[int]:
+        """`schema.key_hash` of every key."""
         return (schema.key_hash(self.key(index)) for index in range(len(self)))
 
     def key(self, index: int) -> str:
         """The key of a record."""
         if index >= len(self._names):
-            return self._lost[index - len(self._names)][0]
+            return self._unlistable[index - len(self._names)][0]
         stem = os.path.splitext(self._names[index])[0]
-        return self._names[index] if stem in self._crowded else unescape_key(stem)
+        return self._names[index] if stem in self._ambiguous_stems else unescape_key(stem)
 
     def sample(self, index: int, key: str) -> Sample:
-        """The record under its key. Raises ValueError or OSError where it is broken."""
+        """The record under its key. Raises ValueError or OSError if it is broken."""
         if index >= len(self._names):
-            raise ValueError(self._lost[index - len(self._names)][1])
+            raise ValueError(self._unlistable[index - len(self._names)][1])
         name = self._names[index]
         path = os.path.join(self._root, name)
         if not os.path.isfile(path):
             raise ValueError(f"there is no file {path}")
-        text, record = (_sidecar(path, ending) for ending in SIDECARS)
-        fields: JsonDict = {} if record is None else schema.json_object(record[1], record[0])
-        captions = () if text is None else schema.lines(text[1], text[0])
+        text, json_file = (_read_sidecar(path, extension) for extension in SIDECAR_EXTENSIONS)
+        fields: JsonDict = {} if json_file is None else schema.json_object(json_file[1], json_file[0])
+        captions = () if text is None else schema.split_captions(text[1], text[0])
         if captions:
             fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
             fields["captions"] = captions
@@ -80,63 +86,70 @@ class FolderSource:
         return schema.sample_from_fields(key, Path(path), fields)
 
     def digest(self) -> str:
-        """Of the names and sizes of the images and the contents of their sidecars."""
-        whole = hashlib.sha256()
+        """SHA-256 of the names and sizes of the images and the contents of their sidecars."""
+        digest = hashlib.sha256()
         for name in self._names:
             path = os.path.join(self._root, name)
             size = os.path.getsize(path) if os.path.isfile(path) else -1
-            beside = [_sidecar(path, ending) for ending in SIDECARS]
-            whole.update(repr((os.fsencode(name), size, beside)).encode("utf-8", "surrogateescape"))
-        return whole.hexdigest()
+            sidecars = [_read_sidecar(path, extension) for extension in SIDECAR_EXTENSIONS]
+            digest.update(repr((os.fsencode(name), size, sidecars)).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def _walk(self) -> Iterator[tuple[list[str], list[str]]]:
-        """The images and the sidecars of each folder, as paths from the root; each real folder once."""
-        seen: set[tuple[int, int]] = set()
+        """The images and the sidecars of each folder, as paths from the root. Links are followed, each folder once."""
+        visited: set[tuple[int, int]] = set()  # device, inode
 
-        def lose(error: OSError) -> None:
+        def note_error(error: OSError) -> None:
             reason = (error.strerror or str(error)).lower()
-            self._lost.append((str(error.filename), f"the folder cannot be listed: {reason}"))
+            self._unlistable.append((str(error.filename), f"the folder cannot be listed: {reason}"))
 
-        for folder, below, files in os.walk(self._root, onerror=lose, followlinks=True):
+        for folder, subfolders, files in os.walk(self._root, onerror=note_error, followlinks=True):
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                below.clear()
+            if (status.st_dev, status.st_ino) in visited:
+                subfolders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            below[:] = sorted(name for name in below if not name.startswith("."))
+            visited.add((status.st_dev, status.st_ino))
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             relative = os.path.relpath(folder, self._root).replace(os.sep, "/")
-            start = "" if relative == "." else f"{relative}/"
-            pictures = [start + name for name in sorted(files) if is_image_name(name)]
-            yield pictures, [start + name for name in files if os.path.splitext(name)[1] in SIDECARS]
+            prefix = "" if relative == "." else f"{relative}/"
+            images = [prefix + name for name in sorted(files) if is_image_name(name)]
+            yield images, [prefix + name for name in files if os.path.splitext(name)[1] in SIDECAR_EXTENSIONS]
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the ending of a file name is one of an image; the companion files `._*` of macOS are none."""
+    """Whether a file name has the extension of an image. The metadata files `._*` of macOS are not images."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith("._")
 
 
+# Characters that a file name cannot hold on every system; "." and "_" are escaped in some places.
 _UNSAFE = frozenset('%\\:*?"<>|\x7f') | {chr(code) for code in range(32)}
 _ESCAPES = {f"%{ord(character):02X}": character for character in _UNSAFE | set("._")}
 
 
 def escape_key(key: str, dots: bool = False) -> str:
-    """A key as a path that no system takes amiss: %XX for what names cannot hold; different keys stay different.
+    """A key as a relative path that is valid on every system. Different keys give different paths.
 
-    dots: escape dots in the last part too, as in archives where the first one ends the key.
+        "a:b" -> "a%3Ab"      "x.jpg" -> "x%2Ejpg"      "../up" -> "%2E./up"      "a//b" -> "a/%2F/b"
+
+    Args:
+        key: any text; "/" separates folders.
+        dots: escape all dots of the last part too, as in archives, where the first dot ends the key.
     """
     parts = key.split("/")
     for i, part in enumerate(parts):
         safe = "".join(f"%{ord(c):02X}" if c in _UNSAFE else c for c in part)
-        if (dots and i == len(parts) - 1) or os.path.splitext(safe)[1].lower() in EXTENSIONS.union(SIDECARS):
+        if (dots and i == len(parts) - 1) or os.path.splitext(safe)[1].lower() in EXTENSIONS.union(
+            SIDECAR_EXTENSIONS
+        ):
             safe = safe.replace(".", "%2E")
-        if safe.startswith((".", "__")):  # hidden in folders; in archives so is what begins like __MACOSX
+        if safe.startswith((".", "__")):  # ignored by readers: hidden files, __MACOSX
             safe = f"%{ord(safe[0]):02X}{safe[1:]}"
         parts[i] = safe or "%2F"
     return "/".join(parts)
 
 
 def unescape_key(name: str) -> str:
-    """The key from which `escaped` made this name."""
+    """The inverse of `escape_key`. Names that were not escaped stay as they are."""
     if "%" not in name:
         return name
     parts = ["" if part == "%2F" else part for part in name.split("/")]
@@ -148,17 +161,17 @@ def unescape_key(name: str) -> str:
     return text
 
 
-def _sidecar(picture: str, ending: str) -> tuple[str, bytes] | None:
-    """The name and the contents of what stands beside an image."""
-    for path in (picture + ending, os.path.splitext(picture)[0] + ending):
+def _read_sidecar(image: str, extension: str) -> tuple[str, bytes] | None:
+    """Name and content of the sidecar of an image file; None where it has none."""
+    for path in (image + extension, os.path.splitext(image)[0] + extension):
         try:
             with open(path, "rb") as file:
-                data = file.read(LARGEST + 1)
+                data = file.read(MAX_SIDECAR_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise ValueError(f"{os.path.basename(path)}: {(error.strerror or str(error)).lower()}") from error
-        if len(data) > LARGEST:
-            raise ValueError(f"{os.path.basename(path)} is too large to stand beside an image")
+        if len(data) > MAX_SIDECAR_BYTES:
+            raise ValueError(f"{os.path.basename(path)} is larger than {MAX_SIDECAR_BYTES:,} bytes")
         return os.path.basename(path), data
     return None

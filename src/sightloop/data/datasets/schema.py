@@ -1,14 +1,14 @@
-"""What field names mean: a table's row, a JSON member or a sidecar -> Sample, and back.
+"""Field names of table rows, JSON objects and sidecars, and their conversion to and from `Sample`.
 
-    captions, caption, texts, text, title   one text or a list of them; the first of these that is there
+    captions, caption, texts, text, title   a string or a list of strings; the first of these fields that is present
     qa, questions                           [{"question": ..., "answer": ... or "answers": [...]}, ...]
-    question, answer, answers               one question
+    question, answer, answers               a single question
     regions                                 [{"label": ..., "box": [left, top, right, bottom], "polygons": [...],
-                                            "score": 0.9, "mask": as COCO's run lengths}]
-    label, class, category                  a text or a whole number
-    extra                                   an object; so does every other field become a part of `Sample.extra`
+                                            "score": 0.9, "mask": COCO's run-length encoding}]
+    label, class, category                  a string or an integer
+    extra                                   an object; its members and all other fields become `Sample.extra`
 
-Names count without regard to case. All functions raise ValueError with the reason, as the end of a sentence.
+Names are case-insensitive. All functions raise ValueError with the reason, as the end of a sentence.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
-    "image image filepath file_path file file_name filename path image_path img jpg jpeg png webp name".split()
+    "image picture filepath file_path file file_name filename path image_path img jpg jpeg png webp name".split()
 )
 CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title")
-_QUESTIONS, _LABELS = ("qa", "questions"), ("label", "class", "category")
-_OTHERS = ("key", "question", "answer", "answers", "regions", "extra")
-_TAKEN = frozenset((*IMAGE_FIELDS, *CAPTION_FIELDS, *_QUESTIONS, *_LABELS, *_OTHERS))
-_IN_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTIONS, "answers", "regions", "extra")) - {
+_QUESTION_FIELDS, _LABEL_FIELDS = ("qa", "questions"), ("label", "class", "category")
+_OTHER_FIELDS = ("key", "question", "answer", "answers", "regions", "extra")
+_KNOWN_FIELDS = frozenset((*IMAGE_FIELDS, *CAPTION_FIELDS, *_QUESTION_FIELDS, *_LABEL_FIELDS, *_OTHER_FIELDS))
+# Fields whose cell in a text table may hold JSON.
+_JSON_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTION_FIELDS, "answers", "regions", "extra")) - {
     "caption",
     "text",
     "title",
@@ -40,90 +40,93 @@ _IN_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTIONS, "answers", "regions", "extr
 
 
 def first_field(fields: JsonMapping, names: Iterable[str]) -> str | None:
-    """The field that goes by the first of `names` under which there is something."""
+    """The field, as it is spelled in `fields`, that matches the first of `names` with a value other than None."""
     present = {field.lower(): field for field, value in fields.items() if value is not None}
     return next((present[name] for name in names if name in present), None)
 
 
 def key_hash(key: str) -> int:
-    """A hash of a key from which that of the key with "#2" behind it can be made: hash((key_hash(key), "2"))."""
+    """Hash of a key from which the hash of a numbered key follows.
+
+    key_hash("a#2") == hash((key_hash("a"), "2")), so that `Dataset` can tell whether "a#2" is taken by hashes alone.
+    """
     first, *numbers = key.split("#")
     return reduce(lambda before, number: hash((before, number)), numbers, hash(first))
 
 
-def sample_from_fields(key: str, picture: bytes | Path, fields: JsonMapping) -> Sample:
-    """The sample that the fields describe; nothing in them is taken for the image or the key."""
-    left = dict(fields)
+def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sample:
+    """A sample from its fields, without those of the image and the key, which are arguments."""
+    rest = dict(fields)
 
-    def take(names: tuple[str, ...], default: Any = None) -> Any:
-        field = first_field(left, names)
-        return default if field is None else left.pop(field)
+    def pop(names: tuple[str, ...], default: object = None) -> object:
+        field = first_field(rest, names)
+        return default if field is None else rest.pop(field)
 
-    captions, questions = _texts(take(CAPTION_FIELDS, ()), "caption"), _questions(take(_QUESTIONS, ()))
-    question = take(("question",))
+    captions = _parse_texts(pop(CAPTION_FIELDS, ()), "caption")
+    questions = _parse_questions(pop(_QUESTION_FIELDS, ()))
+    question = pop(("question",))
     if question is not None:
-        answers = take(("answers", "answer"))
-        questions += _questions([{"question": question, "answers": answers}])
-    regions = tuple(region_from_fields(region) for region in _objects(take(("regions",), ()), "regions"))
-    label = take(_LABELS)
+        answers = pop(("answers", "answer"))
+        questions += _parse_questions([{"question": question, "answers": answers}])
+    regions = tuple(region_from_fields(region) for region in _parse_objects(pop(("regions",), ()), "regions"))
+    label = pop(_LABEL_FIELDS)
     if label is not None and not isinstance(label, str | int):
-        raise ValueError("its label is neither a text nor a whole number")
-    if left.get("key") == key:
-        del left["key"]
-    inner = take(("extra",), {})
-    left.update(inner if isinstance(inner, Mapping) else {"extra": inner})
-    return Sample(
-        key, picture, captions, questions, regions, None if label in (None, "") else str(label), left
-    )
+        raise ValueError("its label is neither a string nor an integer")
+    if rest.get("key") == key:
+        del rest["key"]
+    extra = pop(("extra",), {})
+    rest.update(extra if isinstance(extra, Mapping) else {"extra": extra})
+    return Sample(key, image, captions, questions, regions, None if label in (None, "") else str(label), rest)
 
 
 def fields_from_sample(sample: Sample) -> JsonDict:
-    """The fields from which `sample_of` makes the same sample; what is empty is left out."""
+    """The inverse of `sample_from_fields`; empty fields are omitted."""
     fields: JsonDict = {}
     if sample.captions:
         fields["captions"] = list(sample.captions)
     if sample.questions:
-        fields["qa"] = [_plain_question(question) for question in sample.questions]
+        fields["qa"] = [_fields_from_question(question) for question in sample.questions]
     if sample.regions:
         fields["regions"] = [fields_from_region(region) for region in sample.regions]
     if sample.label is not None:
         fields["label"] = sample.label
-    hidden = {name: value for name, value in sample.extra.items() if name.lower() in _TAKEN or value is None}
-    fields |= {name: value for name, value in sample.extra.items() if name not in hidden}
-    return fields | ({"extra": hidden} if hidden else {})
+    # What would be read as something else goes below "extra".
+    nested = {
+        name: value for name, value in sample.extra.items() if name.lower() in _KNOWN_FIELDS or value is None
+    }
+    fields |= {name: value for name, value in sample.extra.items() if name not in nested}
+    return fields | ({"extra": nested} if nested else {})
 
 
 def region_from_fields(fields: JsonMapping) -> Region:
-    """A region from its `label`, `box`, and if there are any `polygons`, `score` and `mask`. Raises ValueError."""
+    """A region from its `label` and `box` and, optionally, `polygons`, `score` and `mask`."""
     try:
         left, top, right, bottom = (float(edge) for edge in fields["box"])
         polygons = tuple(tuple(float(x) for x in polygon) for polygon in fields.get("polygons") or ())
         score = None if fields.get("score") is None else float(fields["score"])
         mask = None if fields.get("mask") is None else decode_rle(fields["mask"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            "a region has no box of four numbers, or a polygon, score or mask that is none"
-        ) from None
-    label = _text(fields.get("label"), "region's label")
+        raise ValueError("a region has no box of four numbers, or a bad polygon, score or mask") from None
+    label = _check_text(fields.get("label"), "region's label")
     return Region(label, (left, top, right, bottom), polygons, score, mask)
 
 
 def fields_from_region(region: Region) -> JsonDict:
-    """The fields from which `region_of` makes the same region."""
+    """The inverse of `region_from_fields`; empty fields are omitted."""
     fields: JsonDict = {"label": region.label, "box": list(region.box)}
     fields |= {"polygons": [list(p) for p in region.polygons]} if region.polygons else {}
     fields |= {"score": region.score} if region.score is not None else {}
     return fields if region.mask is None else fields | {"mask": encode_rle(region.mask)}
 
 
-def merged(first: Sample, second: Sample) -> Sample:
-    """What two rows about one image say together; equal questions pool their answers."""
+def merge_samples(first: Sample, second: Sample) -> Sample:
+    """One sample from two rows about one image; answers to equal questions are pooled."""
     questions = {question.question: question for question in second.questions}
     pooled = [
-        replace(known, answers=known.answers + more.answers)
-        if (more := questions.pop(known.question, None))
-        else known
-        for known in first.questions
+        replace(question, answers=question.answers + same.answers)
+        if (same := questions.pop(question.question, None))
+        else question
+        for question in first.questions
     ]
     return replace(
         first,
@@ -135,18 +138,18 @@ def merged(first: Sample, second: Sample) -> Sample:
     )
 
 
-def cells(row: Mapping[str, str]) -> JsonDict:
-    """The fields of a table whose cells are texts: empty ones are no fields, lists and objects are JSON."""
+def fields_from_cells(row: Mapping[str, str]) -> JsonDict:
+    """Fields of a row of text cells: empty cells are dropped, JSON lists and objects are parsed."""
     fields: JsonDict = {name: cell for name, cell in row.items() if cell}
     for name, cell in fields.items():
-        if name.lower() in _IN_CELLS and cell[0] in "[{":
+        if name.lower() in _JSON_CELLS and cell[0] in "[{":
             with suppress(ValueError):  # a text that begins with a bracket
                 fields[name] = json.loads(cell)
     return fields
 
 
-def lines(data: bytes, name: str) -> tuple[str, ...]:
-    """One caption a line of UTF-8 text; blank lines, and blanks around a caption, do not count."""
+def split_captions(data: bytes, name: str) -> tuple[str, ...]:
+    """Captions of a UTF-8 text file, one a line, stripped; blank lines are skipped."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -154,14 +157,14 @@ def lines(data: bytes, name: str) -> tuple[str, ...]:
     return tuple(stripped for line in re.split(r"[\r\n]", text) if (stripped := line.strip()))
 
 
-def as_lines(captions: tuple[str, ...]) -> bytes | None:
-    """The captions as `lines` reads them, or None where that cannot hold them."""
+def join_captions(captions: tuple[str, ...]) -> bytes | None:
+    """The inverse of `split_captions`; None where a caption cannot be a line (empty, with a line break or blanks)."""
     data = "".join(f"{caption}\n" for caption in captions).encode()
-    return data if lines(data, "") == captions else None
+    return data if split_captions(data, "") == captions else None
 
 
 def json_object(data: bytes, name: str) -> JsonDict:
-    """The object that a JSON text holds."""
+    """Parses a JSON object. name: of the file, for messages."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -171,55 +174,52 @@ def json_object(data: bytes, name: str) -> JsonDict:
     return value
 
 
-def json_text(value: Any) -> str:
-    """JSON on one line, also for `str.splitlines`, that UTF-8 can hold, also where a name is not valid Unicode."""
+def json_text(value: object) -> str:
+    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped."""
     text = json.dumps(value, ensure_ascii=False)
-    plain = text.isascii() or not re.search("[\x85\u2028\u2029\ud800-\udfff]", text)
-    return text if plain else json.dumps(value)
+    is_safe = text.isascii() or not re.search("[\x85\u2028\u2029\ud800-\udfff]", text)
+    return text if is_safe else json.dumps(value)
 
 
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not re.search("[\ud800-\udfff]", text)
+def portable_name(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _text(value: Any, what: str) -> str:
+def _check_text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"a {what} is no text: {value!r}")
-    if not _is_unicode(value):
+        raise ValueError(f"a {what} is not a string: {value!r}")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise ValueError(f"a {what} is not valid Unicode (is the file UTF-8?)")
     return value
 
 
-def _texts(value: Any, what: str) -> tuple[str, ...]:
-    return tuple(_text(text, what) for text in (value if isinstance(value, list | tuple) else (value,)))
+def _parse_texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(_check_text(text, what) for text in (value if isinstance(value, list | tuple) else (value,)))
 
 
-def _objects(value: Any, what: str) -> list[JsonMapping]:
+def _parse_objects(value: object, what: str) -> list[JsonMapping]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping) for item in value):
         raise ValueError(f"its {what} are not a list of objects")
     return list(value)
 
 
-def _questions(value: Any) -> tuple[Question, ...]:
-    found: list[Question] = []
-    for item in _objects(value, "questions"):
+def _parse_questions(value: object) -> tuple[Question, ...]:
+    """Questions of a list of objects. Answers: one or a list, each a string, a number or VQA's {"answer": ...}."""
+    questions: list[Question] = []
+    for item in _parse_objects(value, "questions"):
         answers = item.get("answers")
         answers = item.get("answer") if answers is None else answers
         answers = answers if isinstance(answers, list | tuple) else (answers,)
         answers = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in answers]
         if not answers or None in answers:
             raise ValueError(f"a question has no answer: {item.get('question')!r}")
-        plain = tuple(_text(str(a) if isinstance(a, int | float) else a, "answer") for a in answers)
-        found.append(Question(_text(item.get("question"), "question"), plain))
-    return tuple(found)
+        texts = tuple(_check_text(str(a) if isinstance(a, int | float) else a, "answer") for a in answers)
+        questions.append(Question(_check_text(item.get("question"), "question"), texts))
+    return tuple(questions)
 
 
-def _plain_question(question: Question) -> JsonDict:
+def _fields_from_question(question: Question) -> JsonDict:
     if len(question.answers) == 1:
         return {"question": question.question, "answer": question.answers[0]}
     return {"question": question.question, "answers": list(question.answers)}
-
-
-def portable_name(name: str) -> str:
-    """A file name as text that every reader of UTF-8 takes: bytes that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

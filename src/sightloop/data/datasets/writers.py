@@ -1,4 +1,4 @@
-"""Samples -> files: one writer for each kind that `convert` makes, and that `sightloop.open_dataset` reads back."""
+"""Writers of samples, one for each format of `convert`; `open_dataset` reads what they write."""
 
 from __future__ import annotations
 
@@ -11,79 +11,85 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.folder import escape_key
 from sightloop.data.datasets.rle import encode_rle
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError
-from sightloop.types import JsonDict, Region, Sample
+from sightloop.types import JsonDict, Region, Sample, Size
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLES = ("csv", "tsv", "jsonl", "coco")  # the kinds whose images lie outside
-_LONGEST = 240  # bytes in a part of a path, with room for an ending
-_GROUP = 1000, 64 << 20  # samples and bytes in a row group, at most
+LINKED_IMAGE_FORMATS = ("csv", "tsv", "jsonl", "coco")  # hold paths of images, not the images
+_MAX_NAME_BYTES = 240  # of a part of a path; with an extension it fits into the 255 of usual file systems
+_ROW_GROUP_SAMPLES, _ROW_GROUP_BYTES = 1000, 64 << 20
 
 
 class DatasetWriter(Protocol):
-    """copies: whether it takes the bytes of every image. lost: what it could not hold, in words, and how often."""
+    """Writer of samples: `check` then `add` for each, `close` once.
 
-    copies: bool
-    lost: Counter[str]
+    Attributes:
+        embeds_images: whether `add` needs the bytes of every image, also of an image that is a file.
+        dropped: what the format cannot hold, for people, and how often it was dropped.
+    """
+
+    embeds_images: bool
+    dropped: Counter[str]
 
     def check(self, sample: Sample) -> None:
         """Raises `ImageError` for a sample that cannot be written."""
         ...
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """One sample, its image's bytes (None: they stay in the file that it names) and ending (".jpg")."""
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """Writes one sample.
+
+        Args:
+            sample: as it was checked.
+            data: the encoded image; None where it stays in the file that the sample names.
+            extension: of the image (".jpg").
+        """
         ...
 
     def close(self) -> None:
-        """Ends the file."""
+        """Completes the file."""
         ...
 
 
 def _check_name(sample: Sample) -> None:
-    if max(len(os.fsencode(part)) for part in escape_key(sample.key, dots=True).split("/")) > _LONGEST:
-        raise ImageError(sample.key, "its key is too long for the name of a file")
+    if max(len(os.fsencode(part)) for part in escape_key(sample.key, dots=True).split("/")) > _MAX_NAME_BYTES:
+        raise ImageError(sample.key, "its key is too long for a file name")
 
 
-def _portable(name: str) -> str:
-    """A name as text that UTF-8 can hold."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _reference(picture: Path, base: Path) -> str:
-    """The path of an image from a folder."""
-    found = os.path.relpath(picture, base)
-    if found.startswith(".."):  # of a folder behind a link, the parent is where that leads to
-        found = os.path.relpath(picture, os.path.realpath(base))
-    return found.replace(os.sep, "/")
+def _relative_path(image: Path, folder: Path) -> str:
+    """The path of an image as seen from a folder, with slashes."""
+    path = os.path.relpath(image, folder)
+    if path.startswith(".."):  # if the folder is behind a link, ".." is the parent of the link's target
+        path = os.path.relpath(image, os.path.realpath(folder))
+    return path.replace(os.sep, "/")
 
 
 class FolderWriter:
-    """Images with sidecars."""
+    """A folder of images with sidecars."""
 
-    copies = True
+    embeds_images = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.lost = Counter[str]()
+        self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """The key must be a file name."""
+        """The key must fit into a file name."""
         _check_name(sample)
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """The image, a .txt where lines hold its captions, a .json for the rest where there is any."""
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """The image; a .txt if its captions can be lines; a .json for the rest, if there is any."""
         name = escape_key(sample.key)
         (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
-        self._write(name + ending, data or b"")
-        text = schema.as_lines(sample.captions)
+        self._write(name + extension, data or b"")
+        text = schema.join_captions(sample.captions)
         if sample.captions and text is not None:
             self._write(f"{name}.txt", text)
             sample = replace(sample, captions=())
@@ -91,52 +97,58 @@ class FolderWriter:
             self._write(f"{name}.json", schema.json_text(fields).encode() + b"\n")
 
     def close(self) -> None:
-        """Every file is whole already."""
+        """Every file is complete already."""
 
     def _write(self, name: str, data: bytes) -> None:
-        with open(self._folder / name, "xb") as file:  # where names are taken without regard to case, say so
+        with open(self._folder / name, "xb") as file:  # an error where names are case-insensitive
             file.write(data)
 
 
 class ShardWriter:
-    """WebDataset tars. Headers hold nothing that changes from run to run."""
+    """WebDataset tars. Equal samples give equal bytes: headers hold no times and owners."""
 
-    copies = True
+    embeds_images = True
 
     def __init__(self, folder: Path, name: Callable[[int], str], size: int) -> None:
-        """name: of the shard of a number. size: samples in a shard, 0 for all in one."""
+        """Opens nothing yet.
+
+        Args:
+            folder: of the shards.
+            name: file name of the shard with a number, from 0.
+            size: samples per shard; 0 for all in one.
+        """
         self._folder, self._name, self._size = folder, name, size
         self._count = 0
         self._file: io.BufferedWriter | None = None
-        self.lost = Counter[str]()
+        self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """The key must be a file name."""
+        """The key must fit into a file name."""
         _check_name(sample)
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """KEY.jpg, and KEY.json or KEY.txt."""
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """KEY.jpg; KEY.txt for a single caption; KEY.json for the rest, if there is any."""
         if self._file is None or (self._size and self._count % self._size == 0):
             self.close()
             number = self._count // self._size if self._size else 0
             self._file = open(self._folder / self._name(number), "xb")  # noqa: SIM115 (closed by close)
         self._count += 1
         key = escape_key(sample.key, dots=True)
-        members = {ending: data or b""}
-        text = schema.as_lines(sample.captions) if len(sample.captions) == 1 else None
+        members = {extension: data or b""}
+        text = schema.join_captions(sample.captions) if len(sample.captions) == 1 else None
         if text is not None:
             members[".txt"] = text.removesuffix(b"\n")
             sample = replace(sample, captions=())
         if fields := schema.fields_from_sample(sample):
             members[".json"] = schema.json_text(fields).encode()
-        for name, body in sorted(members.items()):
-            info = tarfile.TarInfo(key + name)
+        for suffix, body in sorted(members.items()):
+            info = tarfile.TarInfo(key + suffix)
             info.size = len(body)
             self._file.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-            self._file.write(body + bytes(-len(body) % 512))
+            self._file.write(body + bytes(-len(body) % 512))  # padded to whole blocks
 
     def close(self) -> None:
-        """The end mark: two empty blocks."""
+        """Writes the end mark, two empty blocks."""
         if self._file is not None:
             self._file.write(bytes(1024))
             self._file.close()
@@ -144,17 +156,22 @@ class ShardWriter:
 
 
 class ImageFolder:
-    """Where a table's images are: files as they lie, others in a folder beside the table."""
+    """Paths of images in a table. Images that are files stay where they are, others are written to a folder."""
 
     def __init__(self, folder: Path, base: Path) -> None:
-        """base: the folder that the table's paths start from; `folder` will lie in it."""
+        """Makes no folder yet.
+
+        Args:
+            folder: for images that are not files; its final place is in `base`.
+            base: folder that the paths are relative to.
+        """
         self._folder, self._base = folder, base
 
-    def path(self, sample: Sample, data: bytes | None, ending: str) -> str:
-        """The path for the table, written to where there is no file yet."""
+    def path(self, sample: Sample, data: bytes | None, extension: str) -> str:
+        """The path of the image of a sample; the image is written if it is not a file."""
         if isinstance(sample.image, Path):
-            return _reference(sample.image, self._base)
-        name = escape_key(sample.key) + ending
+            return _relative_path(sample.image, self._base)
+        name = escape_key(sample.key) + extension
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
@@ -163,89 +180,96 @@ class ImageFolder:
 
 
 class JsonLinesWriter:
-    """An object a line."""
+    """JSON lines, an object per sample."""
 
-    copies = False
+    embeds_images = False
 
-    def __init__(self, path: Path, pictures: ImageFolder) -> None:
+    def __init__(self, path: Path, image_folder: ImageFolder) -> None:
         self._file = path.open("wb")
-        self._pictures = pictures
-        self.lost = Counter[str]()
+        self._image_folder = image_folder
+        self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """Where the image gets a file, the key must be a file name."""
+        """The key must fit into a file name if the image is written."""
         if isinstance(sample.image, bytes):
             _check_name(sample)
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """{"key", "image", ...}"""
-        path = self._pictures.path(sample, data, ending)
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """Writes {"key": ..., "image": path, ...}."""
+        path = self._image_folder.path(sample, data, extension)
         record = {"key": sample.key, "image": path} | schema.fields_from_sample(sample)
         self._file.write(schema.json_text(record).encode() + b"\n")
 
     def close(self) -> None:
-        """Nothing ends the lines."""
+        """Closes the file."""
         self._file.close()
 
 
 class CsvWriter:
-    """A row for each caption; what is not captions stands in the image's first row."""
+    """CSV or TSV with a row per caption; the other fields are in the first row of an image."""
 
-    copies = False
+    embeds_images = False
 
-    def __init__(self, path: Path, pictures: ImageFolder, delimiter: str) -> None:
+    def __init__(self, path: Path, image_folder: ImageFolder, delimiter: str) -> None:
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-        self._pictures = pictures
-        # "\r\n": what the csv module takes for an end of line it quotes, in every version.
+        self._image_folder = image_folder
+        # "\r\n": every version of the csv module quotes the characters of the line terminator.
         columns: list[str] = ["key", "image", "caption", "label", "qa", "regions", "extra"]
         self._table = csv.DictWriter(self._file, columns, "", delimiter=delimiter, lineterminator="\r\n")
         self._table.writeheader()
-        self.lost = Counter[str]()
+        self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """Where the image gets a file, the key must be a file name."""
+        """The key must fit into a file name if the image is written."""
         if isinstance(sample.image, bytes):
             _check_name(sample)
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """An empty caption would be none, so it is lost."""
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """Writes a row per caption. Empty captions are dropped, as an empty cell is no caption."""
         captions = [caption for caption in sample.captions if caption]
-        self.lost.update({"empty captions": lost} if (lost := len(sample.captions) - len(captions)) else {})
-        row: JsonDict = {"key": sample.key, "image": self._pictures.path(sample, data, ending)}
+        if len(captions) < len(sample.captions):
+            self.dropped["empty captions"] += len(sample.captions) - len(captions)
+        row: JsonDict = {"key": sample.key, "image": self._image_folder.path(sample, data, extension)}
         fields = schema.fields_from_sample(replace(sample, captions=(), extra={}))
-        first = {n: v if isinstance(v, str) else schema.json_text(v) for n, v in fields.items()}
+        cells = {n: v if isinstance(v, str) else schema.json_text(v) for n, v in fields.items()}
         if sample.extra:
-            first["extra"] = schema.json_text(dict(sample.extra))
+            cells["extra"] = schema.json_text(dict(sample.extra))
         for number, caption in enumerate(captions or [""]):
-            self._table.writerow(row | {"caption": caption} | (first if number == 0 else {}))
+            self._table.writerow(row | {"caption": caption} | (cells if number == 0 else {}))
 
     def close(self) -> None:
-        """Nothing ends the rows."""
+        """Closes the file."""
         self._file.close()
 
 
 class ParquetWriter:
-    """Images and all that is known about them in columns, row group by row group."""
+    """Parquet with columns for the encoded image and for every field of a sample."""
 
-    copies = True
+    embeds_images = True
 
     def __init__(self, path: Path, *, refer: bool = False) -> None:
-        """refer: paths from the file's folder instead of images that are files of their own."""
+        """Opens the file.
+
+        Args:
+            path: of the file.
+            refer: write paths relative to the folder of the file instead of image bytes; all images must be files.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._base = path.parent if refer else None
-
         texts, numbers = pa.list_(pa.string()), pa.list_(pa.float64())
         question = pa.struct([("question", pa.string()), ("answers", texts)])
         mask = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
-        known = [("label", pa.string()), ("box", numbers), ("polygons", pa.list_(numbers))]
-        region = pa.struct([*known, ("score", pa.float64()), ("mask", mask)])
-        picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        shape = [("label", pa.string()), ("box", numbers), ("polygons", pa.list_(numbers))]
+        region = pa.struct([*shape, ("score", pa.float64()), ("mask", mask)])
+        image = pa.struct(
+            [("bytes", pa.binary()), ("path", pa.string())]
+        )  # as Hugging Face `datasets` has it
         self._schema = pa.schema(
             [
                 ("key", pa.string()),
-                ("image", picture),
+                ("image", image),
                 ("captions", texts),
                 ("qa", pa.list_(question)),
                 ("regions", pa.list_(region)),
@@ -254,25 +278,25 @@ class ParquetWriter:
             ]
         )
         self._file = pq.ParquetWriter(path, self._schema)
-        self._rows: list[JsonDict] = []
-        self._bytes = 0
-        self.lost = Counter[str]()
+        self._rows: list[JsonDict] = []  # of the next row group
+        self._bytes = 0  # of images in them
+        self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """A path must be text; a column holds everything else."""
+        """With `refer`, the image must be a file, and its path valid Unicode."""
         if self._base is None:
             return
         if isinstance(sample.image, bytes):
-            raise ImageError(sample.key, "its image is no file of its own, so it cannot be referred to")
-        if _portable(str(sample.image)) != str(sample.image):
+            raise ImageError(sample.key, "its image is not a file, so it has no path to refer to")
+        if schema.portable_name(str(sample.image)) != str(sample.image):
             raise ImageError(sample.key, "its path is not UTF-8, so it cannot be referred to")
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """One row, kept until its row group is full."""
-        key = _portable(sample.key)
-        image: JsonDict = {"bytes": data, "path": key + ending}
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """Adds a row; a full row group is written."""
+        key = schema.portable_name(sample.key)
+        image: JsonDict = {"bytes": data, "path": key + extension}
         if self._base is not None and isinstance(sample.image, Path):
-            image = {"bytes": None, "path": _reference(sample.image, self._base)}
+            image = {"bytes": None, "path": _relative_path(sample.image, self._base)}
         row: JsonDict = {"key": key, "image": image}
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]
@@ -280,7 +304,7 @@ class ParquetWriter:
         row |= {"label": sample.label, "extra": json.dumps(dict(sample.extra)) if sample.extra else None}
         self._rows.append(row)
         self._bytes += len(data or b"")
-        if len(self._rows) >= _GROUP[0] or self._bytes >= _GROUP[1]:
+        if len(self._rows) >= _ROW_GROUP_SAMPLES or self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -298,98 +322,100 @@ class ParquetWriter:
 
 
 class CocoWriter:
-    """COCO's json. What COCO has no place for stands in the image's object, where `open_dataset` finds it."""
+    """COCO JSON. What COCO has no place for is in the object of the image, where `CocoSource` reads it."""
 
-    copies = False
+    embeds_images = False
 
-    def __init__(self, path: Path, pictures: ImageFolder) -> None:
-        self._path, self._pictures = path, pictures
+    def __init__(self, path: Path, image_folder: ImageFolder) -> None:
+        """Opens the file, and a temporary one for the annotations, which come after all images."""
+        self._path, self._image_folder = path, image_folder
         self._images = path.open("wb")
-        self._notes_path = path.with_name(path.name + ".annotations")
-        self._notes = self._notes_path.open("w+b")
+        self._annotations_path = path.with_name(path.name + ".annotations")
+        self._annotations = self._annotations_path.open("w+b")
         self._images.write(b'{"images": [')
-        self._categories: dict[str, int] = {}
-        self._used: set[int] = set()
-        self._next, self._note = 1, 0
-        self._size = (0, 0)
-        self.lost = Counter[str]()
+        self._categories: dict[str, int] = {}  # id by label
+        self._used_ids: set[int] = set()  # of images
+        self._next_id, self._annotation_id = 1, 0
+        self._size: Size = (0, 0)  # of the image that was checked last
+        self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """COCO states the size of every image, so its header must be readable."""
+        """COCO has the size of every image, so its header must be readable."""
         if isinstance(sample.image, bytes):
             _check_name(sample)
         self._size = upright_size(sample.image, sample.key)
 
-    def add(self, sample: Sample, data: bytes | None, ending: str) -> None:
-        """An object for the image, one for each caption and region."""
+    def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
+        """Writes an object for the image, and one for each caption and region."""
         extra = dict(sample.extra)
-        number = self._number(extra)
+        image_id = self._image_id(extra)
         crowd = extra.pop("crowd") if _is_crowd(extra.get("crowd")) else []
-        inner = {name: extra.pop(name) for name in ("id", "width", "height") if name in extra}
+        # Members of an image object that `CocoSource` does not take for fields of the sample.
+        nested = {name: extra.pop(name) for name in ("id", "width", "height") if name in extra}
         fields = schema.fields_from_sample(replace(sample, captions=(), regions=(), extra=extra))
-        if inner:
-            fields["extra"] = fields.get("extra", {}) | inner
+        if nested:
+            fields["extra"] = fields.get("extra", {}) | nested
         height, width = self._size
-        path = self._pictures.path(sample, data, ending)
-        image = {"id": number, "file_name": path, "width": width, "height": height, "key": sample.key}
-        self._images.write(b",\n" if len(self._used) > 1 else b"\n")
+        path = self._image_folder.path(sample, data, extension)
+        image = {"id": image_id, "file_name": path, "width": width, "height": height, "key": sample.key}
+        self._images.write(b",\n" if len(self._used_ids) > 1 else b"\n")
         self._images.write(schema.json_text(image | fields).encode())
         for caption in sample.captions:
-            self._annotate(number, {"caption": caption})
+            self._annotate(image_id, {"caption": caption})
         for region in sample.regions:
-            self._annotate(number, self._region(region))
+            self._annotate(image_id, self._fields_from_region(region))
         for item in crowd:
-            about = {"category_id": self._category(item["label"]), "iscrowd": 1}
-            self._annotate(number, {n: v for n, v in item.items() if n != "label"} | about)
+            fields = {name: value for name, value in item.items() if name != "label"}
+            self._annotate(image_id, fields | {"category_id": self._category_id(item["label"]), "iscrowd": 1})
 
     def close(self) -> None:
-        """Puts the parts together."""
+        """Appends the annotations and the categories."""
         self._images.write(b'\n],\n"annotations": [')
-        self._notes.seek(0)
-        for block in iter(lambda: self._notes.read(1 << 20), b""):
+        self._annotations.seek(0)
+        for block in iter(lambda: self._annotations.read(1 << 20), b""):
             self._images.write(block)
         categories = [{"id": number, "name": name} for name, number in self._categories.items()]
         self._images.write(b'\n],\n"categories": ' + schema.json_text(categories).encode() + b"}\n")
         self._images.close()
-        self._notes.close()
-        self._notes_path.unlink()
+        self._annotations.close()
+        self._annotations_path.unlink()
 
-    def _number(self, extra: JsonDict) -> int:
-        """COCO's own number where the sample has one, taken out of `extra`; otherwise the next."""
-        number = extra.get("image_id")
-        if not isinstance(number, int) or isinstance(number, bool) or number in self._used:
-            while self._next in self._used:
-                self._next += 1
-            number = self._next
+    def _image_id(self, extra: JsonDict) -> int:
+        """The image id of `extra`, which is removed, if it is an unused integer; otherwise the next free one."""
+        image_id = extra.get("image_id")
+        if not isinstance(image_id, int) or isinstance(image_id, bool) or image_id in self._used_ids:
+            while self._next_id in self._used_ids:
+                self._next_id += 1
+            image_id = self._next_id
         else:
             del extra["image_id"]
-        self._used.add(number)
-        return number
+        self._used_ids.add(image_id)
+        return image_id
 
-    def _category(self, label: str) -> int:
+    def _category_id(self, label: str) -> int:
         return self._categories.setdefault(label, len(self._categories) + 1)
 
-    def _region(self, region: Region) -> JsonDict:
+    def _fields_from_region(self, region: Region) -> JsonDict:
         left, top, right, bottom = region.box
-        # Rounded, so that COCO's numbers of two decimals come back from the sum that made an edge of them.
+        # COCO has two decimals; rounding removes the float error of right = left + width, so that widths come back.
         width, height = round(right - left, 6), round(bottom - top, 6)
         outlines = [list(polygon) for polygon in region.polygons]
-        area = sum(map(_area, region.polygons)) if outlines else width * height
-        about: JsonDict = {"category_id": self._category(region.label), "iscrowd": 0, "area": area}
-        about |= {"bbox": [left, top, width, height], "segmentation": outlines}
+        area = sum(map(_polygon_area, region.polygons)) if outlines else width * height
+        fields: JsonDict = {"category_id": self._category_id(region.label), "iscrowd": 0, "area": area}
+        fields |= {"bbox": [left, top, width, height], "segmentation": outlines}
         if region.mask is not None and not outlines:
-            about |= {"area": int(region.mask.sum()), "segmentation": encode_rle(region.mask)}
-        return about | ({} if region.score is None else {"score": region.score})
+            fields |= {"area": int(region.mask.sum()), "segmentation": encode_rle(region.mask)}
+        return fields | ({} if region.score is None else {"score": region.score})
 
-    def _annotate(self, number: int, about: JsonDict) -> None:
-        self._note += 1
-        self._notes.write(b",\n" if self._note > 1 else b"\n")
-        note = {"id": self._note, "image_id": number} | about
-        self._notes.write(schema.json_text(note).encode())
+    def _annotate(self, image_id: int, fields: JsonDict) -> None:
+        self._annotation_id += 1
+        self._annotations.write(b",\n" if self._annotation_id > 1 else b"\n")
+        annotation = {"id": self._annotation_id, "image_id": image_id} | fields
+        self._annotations.write(schema.json_text(annotation).encode())
 
 
-def _is_crowd(value: Any) -> bool:
-    """Whether this is what the reader of COCO's json makes of crowd regions."""
+def _is_crowd(value: object) -> TypeGuard[list[JsonDict]]:
+    """Whether `extra["crowd"]` has the form that `CocoSource` gives it."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -399,8 +425,10 @@ def _is_crowd(value: Any) -> bool:
     )
 
 
-def _area(polygon: tuple[float, ...]) -> float:
-    """Of a flat x, y, x, y, ... outline: the shoelace formula."""
+def _polygon_area(polygon: tuple[float, ...]) -> float:
+    """Area of a flat x, y, x, y, ... outline, by the shoelace formula: |sum(x0 * y1 - x1 * y0)| / 2 over its edges."""
     xs, ys = polygon[0::2], polygon[1::2]
-    pairs = zip(xs, ys, (*xs[1:], *xs[:1]), (*ys[1:], *ys[:1]), strict=False)
-    return abs(sum(x0 * y1 - x1 * y0 for x0, y0, x1, y1 in pairs)) / 2
+    edges = zip(
+        xs, ys, (*xs[1:], *xs[:1]), (*ys[1:], *ys[:1]), strict=False
+    )  # the last one closes the outline
+    return abs(sum(x0 * y1 - x1 * y0 for x0, y0, x1, y1 in edges)) / 2
