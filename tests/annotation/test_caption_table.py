@@ -29,10 +29,10 @@ def run(
     for name in names[:stop]:
         if table.check(name) is None:
             worked.append(name)
-            table.keep(name, Caption(f"{tag}{name}"))
+            table.add(name, Caption(f"{tag}{name}"))
             table.commit()
         else:
-            table.skipped(name)
+            table.note_skipped(name)
     if stop is None:
         table.finish()
     table.close()
@@ -96,13 +96,13 @@ def test_overwrite_begins_anew_and_resumes_only_itself(tmp_path: Path) -> None:
 def test_dropped_captions_are_remembered_but_left_out(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     table = CaptionTable(path)
-    table.keep("a", Caption("a a a a", "looping", "it loops"))
-    table.keep("b", Caption("b", score=0.25))
+    table.add("a", Caption("a a a a", "looping", "it loops"))
+    table.add("b", Caption("b", score=0.25))
     table.close()
     table = CaptionTable(path)
     assert isinstance(table.check("a"), Skipped)
     for name in "ab":
-        table.skipped(name)
+        table.note_skipped(name)
     table.finish()
     assert rows(path) == [{"name": "b", "caption": "b", "match": 0.25}]
 
@@ -111,7 +111,7 @@ def test_a_file_changed_meanwhile_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     run(path, ["a"])
     table = CaptionTable(path)
-    table.keep("b", Caption("b"))
+    table.add("b", Caption("b"))
     path.write_text('{"name": "a", "caption": "edited by hand"}\n')
     with pytest.raises(SightloopError, match="changed during the run"):
         table.finish()

@@ -131,6 +131,11 @@ class Journal:
         self._unsynced = unsynced
         return start
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, finished or removed."""
+        return self._file.closed
+
     def sync(self) -> None:
         """Forces all lines so far onto the disk (fsync)."""
         os.fsync(self._file.fileno())
