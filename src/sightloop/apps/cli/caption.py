@@ -91,7 +91,7 @@ def caption(
                 continue
             made = event.value
             if made.dropped:
-                screen.drop(event.name, made.dropped, made.why)
+                screen.drop(event.name, made.dropped, made.reason)
             else:
                 screen.row(
                     {"name": event.name, "caption": made.text} | ({"match": made.score} if judge else {})

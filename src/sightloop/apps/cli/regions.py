@@ -198,7 +198,8 @@ def _find(
     machine.check()
     keeping.check()
     model = model_for(capability, machine)
-    from sightloop.annotation.region_files import Drawings, region_fields, write_regions
+    from sightloop.annotation.region_files import Drawings, write_regions
+    from sightloop.data.datasets.schema import fields_from_region
 
     drawings = None if keeping.draw is None else Drawings(keeping.draw)
     columns = [Column("name"), Column("label"), Column("box", 22), Column("score", 5, True)]
@@ -210,7 +211,7 @@ def _find(
             if drawings is not None:
                 drawings.add(event.name, found)
             if machine.json:
-                screen.row({"name": event.name, "regions": [region_fields(region) for region in found]})
+                screen.row({"name": event.name, "regions": [fields_from_region(region) for region in found]})
                 continue
             for region in found:
                 box = " ".join(f"{edge:.0f}" for edge in region.box)
