@@ -89,7 +89,7 @@ def caption(
                 continue
             result = event.value
             if result.dropped:
-                progress.drop(event.name, result.dropped, result.why)
+                progress.drop(event.name, result.dropped, result.reason)
             else:
                 match = {"match": result.score} if judge else {}
                 progress.row({"name": event.name, "caption": result.text} | match)

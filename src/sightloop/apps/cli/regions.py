@@ -204,7 +204,8 @@ def _run(
     runtime.check()
     output.check()
     model = model_for(capability, runtime)
-    from sightloop.annotation.region_files import Drawings, region_fields, write_regions
+    from sightloop.annotation.region_files import Drawings, write_regions
+    from sightloop.data.datasets.schema import fields_from_region
 
     drawings = None if output.draw is None else Drawings(output.draw)
     columns = [Column("name"), Column("label"), Column("box", 22), Column("score", 5, True)]
@@ -217,7 +218,9 @@ def _run(
             if drawings is not None:
                 drawings.add(event.name, regions)
             if runtime.json:
-                progress.row({"name": event.name, "regions": [region_fields(region) for region in regions]})
+                progress.row(
+                    {"name": event.name, "regions": [fields_from_region(region) for region in regions]}
+                )
                 continue
             for region in regions:
                 box = " ".join(f"{edge:.0f}" for edge in region.box)
