@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightloop.annotation.inputs import find_images, is_image_name
-from sightloop.errors import plain_reason
+from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 
 
@@ -174,4 +174,4 @@ def test_endings() -> None:
     ],
 )
 def test_what_went_wrong_is_said_in_the_systems_words(error: OSError, words: str) -> None:
-    assert plain_reason(error) == words
+    assert os_error_reason(error) == words

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from sightloop.annotation.captioning import Caption
-from sightloop.data.atomic import atomic_path, lock, remove_stale_temporaries
+from sightloop.data.atomic import atomic_path, remove_stale_temporaries, try_lock
 from sightloop.data.datasets.schema import portable_name
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import Failed, JsonDict, JsonMapping, Skipped
@@ -121,7 +121,7 @@ class CaptionTable:
             )
 
     def _lock(self) -> None:
-        if not lock(self._journal):
+        if not try_lock(self._journal):
             self._journal.close()
             raise UsageError(f"--out {self.path}: another run is writing this file now.")
 

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.data.atomic import lock
+from sightloop.data.atomic import try_lock
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
 
@@ -167,5 +167,5 @@ def _parsed(file: IO[bytes], path: Path) -> tuple[JsonDict, Records, int]:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    if not lock(file):
+    if not try_lock(file):
         raise UsageError(f"{path}: another run is writing this file now; wait for its end.")

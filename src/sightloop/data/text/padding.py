@@ -26,9 +26,9 @@ class Padding:
     """
 
     pad_id: int
-    whole: bool = False
+    to_max_length: bool = False
     side: Literal["left", "right"] = "right"
-    end: bool = True
+    keep_eos: bool = True
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -53,15 +53,17 @@ def pad(texts: Sequence[str], rows: list[list[int]], limit: int, padding: Paddin
     cut = np.flatnonzero(lengths > limit)
     if cut.size:
         for row in cut.tolist():
-            rows[row] = [*rows[row][: limit - 1], rows[row][-1]] if padding.end else rows[row][:limit]
+            rows[row] = [*rows[row][: limit - 1], rows[row][-1]] if padding.keep_eos else rows[row][:limit]
         warnings.warn(_cut_message(texts, lengths, cut, limit), UserWarning, stacklevel=3)
-    ids = np.full((len(rows), limit if padding.whole else int(kept.max(initial=0))), padding.pad_id, np.int64)
+    ids = np.full(
+        (len(rows), limit if padding.to_max_length else int(kept.max(initial=0))), padding.pad_id, np.int64
+    )
     places = np.arange(ids.shape[1])
     used = (
         places < kept[:, None] if padding.side == "right" else places >= ids.shape[1] - kept[:, None]
     )  # [R, L]
     ids[used] = np.fromiter(chain.from_iterable(rows), np.int64, int(kept.sum()))
-    return Tokens(ids=ids, lengths=np.full_like(kept, limit) if padding.whole else kept)
+    return Tokens(ids=ids, lengths=np.full_like(kept, limit) if padding.to_max_length else kept)
 
 
 def _cut_message(texts: Sequence[str], lengths: NDArray[np.int64], cut: NDArray[np.int64], limit: int) -> str:
