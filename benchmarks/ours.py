@@ -19,7 +19,8 @@ from sightloop.capfilt.job import open_job
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.shard import load_models, process_shard
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.images.preprocess import normalize, spec_from_transformers
+from sightloop.data.images.preprocess import normalize
+from sightloop.data.images.processor_config import spec_from_transformers
 from sightloop.data.images.reader import read_images
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.nn.prepack import unpack, use_training_kernels

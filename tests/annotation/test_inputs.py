@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightloop.annotation.inputs import find_images, is_image_name
-from sightloop.errors import plain_reason
+from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 
 
@@ -172,4 +172,4 @@ def test_image_names() -> None:
     ],
 )
 def test_reasons_are_in_the_words_of_the_system(error: OSError, words: str) -> None:
-    assert plain_reason(error) == words
+    assert os_error_reason(error) == words

@@ -53,7 +53,7 @@ def tokens_of(net: Llava, pictures: list[tuple[torch.Tensor, tuple[int, int]]]) 
     found: list[torch.Tensor] = []
     for pixels, size in pictures:
         grid = (
-            tiles.layout(size, config.tiles, config.vision.image_size, config.vision.patch)
+            tiles.tile_layout(size, config.tiles, config.vision.image_size, config.vision.patch)
             if config.tiles
             else None
         )
@@ -70,7 +70,7 @@ def material(net: Llava) -> tuple[list[tuple[torch.Tensor, tuple[int, int]]], li
     for size in sizes:
         count = 1
         if config.tiles:
-            rows, columns, *_ = tiles.layout(size, config.tiles, 14, config.vision.patch)
+            rows, columns, *_ = tiles.tile_layout(size, config.tiles, 14, config.vision.patch)
             count += rows * columns
         pictures.append((torch.randn(3, count * 14, 14, generator=generator), size))
     return pictures, [[0], [2, 1], []]

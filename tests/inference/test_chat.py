@@ -259,7 +259,9 @@ def test_a_bare_piece_model(legacy: bool, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = LlamaTokenizer.from_pretrained(tmp_path)
     theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    ours = load_sentencepiece(tmp_path, max_length=1000, extra="<image>", usual="LlamaTokenizer")
+    ours = load_sentencepiece(
+        tmp_path, max_length=1000, extra_special_token="<image>", default_class="LlamaTokenizer"
+    )
     texts = ["a dog", " the  zebra\n", "USER: <image>\nwhat is it? ASSISTANT:", "é 犬", "", "</s> dog"]
     rows = ours.encode(texts)
     for text, row, length in zip(texts, rows.ids, rows.lengths, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sightloop.data.datasets.folder import is_image_name
 from sightloop.data.images.decode import EXTENSIONS
-from sightloop.errors import plain_reason
+from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 
 _FolderId = tuple[int, int]
@@ -59,7 +59,7 @@ class _Finder:
             yield Failed(path, "a link that leads nowhere" if link else "no such file or folder")
             return
         except OSError as error:
-            yield Failed(path, plain_reason(error))
+            yield Failed(path, os_error_reason(error))
             return
         if stat.S_ISDIR(mode):
             yield from self._walk(path)
@@ -120,7 +120,7 @@ class _Finder:
                 with os.scandir(folder) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
             except OSError as error:
-                yield Failed(folder, f"the folder cannot be listed: {plain_reason(error)}")
+                yield Failed(folder, f"the folder cannot be listed: {os_error_reason(error)}")
                 continue
             self._listed.add(identity)
             below: list[str] = []
@@ -147,7 +147,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "file"
         return "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
     except OSError as error:  # for example a link to itself
-        return plain_reason(error)
+        return os_error_reason(error)
 
 
 def _folder_id(folder: str) -> _FolderId:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sightloop.annotation.drawing import draw_regions
-from sightloop.data.atomic import PREFIX, atomic_path
+from sightloop.data.atomic import TEMP_PREFIX, atomic_path
 from sightloop.data.datasets.writers import CocoWriter, ImageFolder, JsonLinesWriter
 from sightloop.data.images.decode import decode, upright_size
 from sightloop.errors import UsageError
@@ -109,7 +109,7 @@ def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
             raise UsageError(f"{image}: two images of this name would share one label file; rename one.")
         texts[stem] = _yolo_lines(regions, upright_size(image), class_ids)
     base = os.path.commonpath([os.path.dirname(stem) for stem in texts]) if texts else ""
-    staging = path.parent / f"{PREFIX}{secrets.token_hex(8)}"
+    staging = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
     staging.mkdir()
     try:
         for stem, text in texts.items():

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from sightloop.annotation.captioning import Caption
 from sightloop.annotation.inputs import is_image_name
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
-from sightloop.errors import plain_reason
+from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 
 WriteMode: TypeAlias = Literal["skip", "overwrite", "append", "prepend"]
@@ -56,7 +56,7 @@ class SidecarSink:
                 return Failed(image, f"its folder cannot be written to, so {name} cannot be made")
             return None
         except OSError as error:
-            return Failed(image, f"its caption file {name}: {plain_reason(error)}")
+            return Failed(image, f"its caption file {name}: {os_error_reason(error)}")
         if stat.S_ISLNK(mode) and not (self.mode == "skip" and os.path.isfile(target)):
             return Failed(image, f"its caption file {name} is a link: put a plain file there, or remove it")
         if stat.S_ISDIR(mode):
@@ -94,7 +94,7 @@ class SidecarSink:
         try:
             return self._write(image, target, caption)
         except OSError as error:
-            return Failed(image, f"its caption file {os.path.basename(target)}: {plain_reason(error)}")
+            return Failed(image, f"its caption file {os.path.basename(target)}: {os_error_reason(error)}")
 
     def _write(self, image: str, target: str, caption: str) -> Skipped | Failed | None:
         line = caption.encode("utf-8", "backslashreplace")

@@ -27,7 +27,7 @@ from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.data.datasets import schema, writers
 from sightloop.data.datasets.convert import encoded_image
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.reader import read_images, worker_died
+from sightloop.data.images.reader import is_retryable, read_images
 from sightloop.errors import ImageError, UnsupportedError
 from sightloop.inference import rerank
 from sightloop.inference.load import load
@@ -246,7 +246,7 @@ def _take(item: ShardItem, models: Models, results: Sequence[Pixels | ImageError
     item.reason, item.unlucky, item.pixels = "", False, {}
     for spec, result in zip(models.specs, results, strict=True):
         if isinstance(result, ImageError):
-            item.reason, item.unlucky = result.reason or "cannot be read", worker_died(result)
+            item.reason, item.unlucky = result.reason or "cannot be read", is_retryable(result)
             return
         item.pixels[spec] = result
 

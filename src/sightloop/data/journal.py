@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sightloop.data.atomic import atomic_path, atomic_write, lock, sync_folder
+from sightloop.data.atomic import atomic_path, atomic_write, sync_folder, try_lock
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
 
@@ -93,7 +93,7 @@ class Journal:
         is_new = not path.exists()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
         try:
-            if not lock(self._file):
+            if not try_lock(self._file):
                 raise UsageError(f"{path}: another run is writing this file; wait for it to end")
             self._load(load)
             if is_new:

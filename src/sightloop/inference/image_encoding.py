@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightloop.data.images.preprocess import normalize
-from sightloop.data.images.tiles import layout
+from sightloop.data.images.tiles import tile_layout
 from sightloop.types import Encoded, ImageSpec, Pixels
 
 _TOKENS_AT_ONCE = 600  # on a CPU
@@ -47,7 +47,7 @@ def _of_many_sizes(model: ImageModel, batch: Sequence[Pixels]) -> Encoded:
     places: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(batch):
         same = (
-            layout(picture.size, spec.tiles, vision.image_size, vision.patch)
+            tile_layout(picture.size, spec.tiles, vision.image_size, vision.patch)
             if spec.tiles
             else picture.values.shape
         )

@@ -16,7 +16,7 @@ from sightloop.checkpoints.layout import Family, WeightHook
 from sightloop.checkpoints.mask_decoder import FILE, load_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
 from sightloop.checkpoints.tensors import read_tensors
-from sightloop.data.images.preprocess import spec_from_open_clip, spec_from_transformers
+from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
 from sightloop.data.text.bart import load_bart
 from sightloop.data.text.sentencepiece import load_sentencepiece
 from sightloop.data.text.tokenizer import (
@@ -215,16 +215,24 @@ def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokeniz
     folder, most = located.folder, config.text.positions
     kind = family.tokenizer_of(config)
     if kind == "gemma":
-        return load_sentencepiece(folder, max_length=NO_LIMIT, extra=IMAGE_PLACEHOLDER, places=True)
+        return load_sentencepiece(
+            folder, max_length=NO_LIMIT, extra_special_token=IMAGE_PLACEHOLDER, location_tokens=True
+        )
     if kind in ("language", "llama"):
         usual = "LlamaTokenizer" if kind == "llama" else ""
-        return load_sentencepiece(folder, max_length=most or NO_LIMIT, extra=IMAGE_PLACEHOLDER, usual=usual)
+        return load_sentencepiece(
+            folder, max_length=most or NO_LIMIT, extra_special_token=IMAGE_PLACEHOLDER, default_class=usual
+        )
     if kind == "pieces":
         about = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         cleaning = about.get("tokenizer_kwargs", {}).get("clean", "whitespace") if about else None
         # The hub names Gemma's tokenizer for NaFlex; the reference makes that SigLIP 2's own.
         return load_sentencepiece(
-            folder, max_length=most, fill=True, lower=config.vision.any_size, cleaning=cleaning
+            folder,
+            max_length=most,
+            pad_to_max_length=True,
+            lowercase=config.vision.any_size,
+            cleaning=cleaning,
         )
     if kind == "bart":
         return load_bart(folder, max_length=most)

@@ -16,7 +16,7 @@ from sightloop.checkpoints.mask_decoder import FILE, save_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, key_map_of
 from sightloop.checkpoints.tensors import write_safetensors
 from sightloop.data.atomic import write_json
-from sightloop.data.images.preprocess import spec_to_transformers
+from sightloop.data.images.processor_config import spec_to_transformers
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
 from sightloop.inference.generation_config import generation_config

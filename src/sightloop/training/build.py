@@ -121,7 +121,7 @@ def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Bl
     tensors, about = read_tensors(located.weights, torch.float32), located.config or {}
     folder = Path(settings.vocabulary) if settings.vocabulary else located.folder
     most = about.get("max_position_embeddings", NO_LIMIT)
-    tokenizer = load_sentencepiece(folder, max_length=most, extra=IMAGE_PLACEHOLDER)
+    tokenizer = load_sentencepiece(folder, max_length=most, extra_special_token=IMAGE_PLACEHOLDER)
     config = second_stage(first.config, about, tensors, tokenizer.token_id(IMAGE_PLACEHOLDER))
     words = config.text.vocab
     if config.image_id >= words:
@@ -204,7 +204,7 @@ def _tokenizer(
     if kind == "clip" and given.is_file():
         return clip_tokenizer_from_bpe(given, max_length=positions)
     if kind == "pieces":
-        return load_sentencepiece(given, max_length=positions, fill=True)
+        return load_sentencepiece(given, max_length=positions, pad_to_max_length=True)
     return load_tokenizer(given, kind=kind, max_length=positions)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from sightloop.data.atomic import lock
+from sightloop.data.atomic import try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.folder import MARKER
@@ -136,9 +136,9 @@ def encoded_image(sample: Sample, *, whole: bool) -> tuple[bytes | None, str]:
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
     if len(data) > Limits().max_file_bytes:
         raise ImageError(sample.key, "its image is too large")
-    ending = _ENDINGS.get(headers.kind(data))
+    ending = _ENDINGS.get(headers.image_format(data))
     if ending is None:
-        raise ImageError(sample.key, headers.describe_unknown(data))
+        raise ImageError(sample.key, headers.unknown_format_reason(data))
     return data if whole or isinstance(sample.image, bytes) else None, ending
 
 
@@ -226,7 +226,7 @@ def _staged(place: _Destination) -> Generator[Path]:
     folder.mkdir(exist_ok=True)
     held = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None  # Windows opens none
     try:
-        if held is not None and not lock(held):
+        if held is not None and not try_lock(held):
             raise UsageError(f"{place.target}: another run is writing it now.")
         try:
             for left in folder.iterdir():  # the folder itself is locked, and stays

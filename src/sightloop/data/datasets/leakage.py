@@ -170,8 +170,8 @@ def _read(samples: Iterable[Sample], unreadable: list[str]) -> Iterator[tuple[Sa
 def _gray(data: bytes) -> _Gray:
     """The thumbnail of an encoded image; of an ordinary JPEG only as many pixels are decoded as it needs."""
     try:
-        jpeg = headers.check(data, _MOST_PIXELS)
-        if jpeg is not None and jpeg.plain and jpeg.width * jpeg.height <= _MOST_PIXELS:
+        jpeg = headers.check_header(data, _MOST_PIXELS)
+        if jpeg is not None and jpeg.is_standard and jpeg.width * jpeg.height <= _MOST_PIXELS:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 image.draft("L", (SIDE, SIDE))
                 return _thumbnail(ImageOps.exif_transpose(image))
