@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sightloop.checkpoints.key_map import load_weights
-from sightloop.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
+from sightloop.nn.attention import Attention, KeyValue, KeyValueCache, Linear, attend, mask_from_lengths
 from sightloop.nn.blocks import Block, BlockConfig
 from sightloop.nn.prepack import can_pack, pack, pack_hook, unpack
 
@@ -50,7 +50,7 @@ def test_self_attention(rows: int, length: int, heads: int, causal: bool) -> Non
 def test_a_cache_in_any_steps_is_causal_attention(steps: list[int], rows: int) -> None:
     attention = drawn(Attention(8, 2))
     x = torch.randn(rows, sum(steps), 8)
-    cache, done, parts = Cache((rows, 2, sum(steps), 4), x), 0, []
+    cache, done, parts = KeyValueCache((rows, 2, sum(steps), 4), x), 0, []
     for step in steps:
         parts.append(attention(x[:, done : done + step], cache=(cache, done)))
         done += step
@@ -76,7 +76,7 @@ def test_rows_that_share_a_memory(pictures: int, each: int, length: int, tokens:
 def test_selecting_rows_of_a_cache() -> None:
     attention = drawn(Attention(8, 2))
     x = torch.randn(2, 5, 8)
-    cache = Cache((2, 2, 5, 4), x)
+    cache = KeyValueCache((2, 2, 5, 4), x)
     attention(x[:, :3], cache=(cache, 0))
     cache.select(torch.tensor([1, 1, 0]), 3)
     rows = torch.cat([x[1:], x[1:], x[:1]])

@@ -9,7 +9,7 @@ from torch import nn
 from sightloop.errors import UsageError
 from sightloop.nn import quantize
 from sightloop.nn.attention import Linear
-from sightloop.nn.quantize import Int4, Int8, is_quantized, quantize_hook
+from sightloop.nn.quantize import Int4Weight, Int8Weight, is_quantized, quantize_hook
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,9 @@ def error(kernel: nn.Module, weight: torch.Tensor, rows: int, dtype: torch.dtype
 def test_the_error_is_the_stated_one(width_out: int, width_in: int, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weight = torch.randn(width_out, width_in)
-    assert error(Int8(weight), weight, rows, dtype) < 0.01
+    assert error(Int8Weight(weight), weight, rows, dtype) < 0.01
     for packed in (True, False):
-        assert 0.05 < error(Int4(weight, packed=packed), weight, rows, dtype) < 0.1
+        assert 0.05 < error(Int4Weight(weight, packed=packed), weight, rows, dtype) < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,7 +41,7 @@ def test_many_rows_are_multiplied_as_few_are(width_out: int, width_in: int, dtyp
     torch.manual_seed(0)
     weight, bias = torch.randn(width_out, width_in), torch.randn(width_out).to(dtype)
     x = torch.randn(3, 100, width_in).to(dtype)
-    for kernel in (Int8(weight), Int4(weight, packed=True), Int4(weight, packed=False)):
+    for kernel in (Int8Weight(weight), Int4Weight(weight, packed=True), Int4Weight(weight, packed=False)):
         many = kernel(x, weight, bias).float()
         few = torch.cat([kernel(part, weight, bias) for part in x.split(5, dim=1)], dim=1).float()
         assert many.shape == (3, 100, width_out)
@@ -50,7 +50,7 @@ def test_many_rows_are_multiplied_as_few_are(width_out: int, width_in: int, dtyp
 
 def test_the_layout_of_this_processor_is_known() -> None:
     """Where it is not, many rows are only slow."""
-    together = quantize._rows_packed_together()
+    together = quantize._kernel_row_group()
     if together == 0:
         pytest.skip("torch packs 4-bit weights otherwise here")
     assert 64 % together == 0
@@ -62,7 +62,7 @@ def test_both_layouts_hold_the_same_numbers() -> None:
     weight[3] = 0
     weight[4, :64] = 5.0
     x = torch.eye(192)
-    plain, packed = (Int4(weight, packed=packed)(x, weight, None) for packed in (False, True))
+    plain, packed = (Int4Weight(weight, packed=packed)(x, weight, None) for packed in (False, True))
     assert torch.allclose(plain, packed, rtol=0.01, atol=0.01)
     assert (plain[:, 3].abs().max(), plain[:64, 4].unique().tolist()) == (0, [5.0])
 
@@ -87,9 +87,9 @@ def test_what_is_taken() -> None:
     take = quantize_hook(net, "int4", CPU)
     taken = {name for name, value in net.state_dict().items() if take(name, torch.randn(value.shape))}
     assert taken == {"language.fc.weight", "language.narrow.weight", "language.head.weight"}
-    assert isinstance(net.language.fc.kernel, Int4)
-    assert isinstance(net.language.narrow.kernel, Int8)
-    assert isinstance(net.language.head.kernel, Int8)
+    assert isinstance(net.language.fc.kernel, Int4Weight)
+    assert isinstance(net.language.narrow.kernel, Int8Weight)
+    assert isinstance(net.language.head.kernel, Int8Weight)
     assert not is_quantized(net.vision)
     assert "language.fc.kernel.q" not in net.state_dict()
     with pytest.raises(UsageError, match="int8"):

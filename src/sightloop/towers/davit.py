@@ -46,7 +46,7 @@ class DavitConfig:
         return math.prod(self.strides)
 
 
-class WindowMixer(nn.Module):
+class WindowAttention(nn.Module):
     """Self-attention inside windows that do not overlap (section 3.1): `[B, H, W, D]` -> `[B, H, W, D]`.
 
     Windows that reach over the edge are filled with zeros, which are attended to: so it was trained.
@@ -66,7 +66,7 @@ class WindowMixer(nn.Module):
         return mixed.reshape(x.shape)[:, :height, :width]
 
 
-class ChannelMixer(nn.Module):
+class ChannelAttention(nn.Module):
     """Attention among the channels of a group, each a vector over all places (section 3.2): `[B, H, W, D]` -> same."""
 
     def __init__(self, dim: int, groups: int, *, bias: bool) -> None:
@@ -84,7 +84,7 @@ class ChannelMixer(nn.Module):
         return self.out(attend(query, key, value).permute(0, 3, 1, 2).reshape(x.shape))
 
 
-class Layer(nn.Module):
+class DavitLayer(nn.Module):
     """A depthwise convolution, a mixer, another convolution, an MLP, each beside a residual: `[B, H, W, D]`."""
 
     def __init__(self, dim: int, mixer: nn.Module, hidden: int, activation: str) -> None:
@@ -95,21 +95,21 @@ class Layer(nn.Module):
         self.mlp = Mlp(dim, hidden, activation)
         # For training alone: see `nn.regularization`.
         self.dropout = self.drop_path = 0.0
-        self.recompute = False
+        self.activation_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(self._whole, x, use_reentrant=False))
-        return self._whole(x)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self._forward, x, use_reentrant=False))
+        return self._forward(x)
 
-    def _whole(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         x = x + _convolve(self.conv1, x)
         x = x + drop_branch(self.mixer(self.norm1(x)), self)
         x = x + _convolve(self.conv2, x)
         return x + drop_branch(self.mlp(self.norm2(x)), self)
 
 
-class Stage(nn.Module):
+class DavitStage(nn.Module):
     """A convolution that makes the image smaller, then layers: `[B, H, W, C]` -> `[B, H / stride, W / stride, D]`."""
 
     def __init__(self, config: DavitConfig, stage: int) -> None:
@@ -122,10 +122,11 @@ class Stage(nn.Module):
         heads, groups, bias = config.heads[stage], config.groups[stage], config.qkv_bias
         shape, depth = (int(dim * config.mlp_ratio), config.activation), config.depths[stage]
         self.spatial = nn.ModuleList(
-            Layer(dim, WindowMixer(dim, heads, config.window, bias=bias), *shape) for _ in range(depth)
+            DavitLayer(dim, WindowAttention(dim, heads, config.window, bias=bias), *shape)
+            for _ in range(depth)
         )
         self.channel = nn.ModuleList(
-            Layer(dim, ChannelMixer(dim, groups, bias=bias), *shape) for _ in range(depth)
+            DavitLayer(dim, ChannelAttention(dim, groups, bias=bias), *shape) for _ in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class Davit(nn.Module):
     def __init__(self, config: DavitConfig) -> None:
         super().__init__()
         self.config = config
-        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.dims)))
+        self.stages = nn.ModuleList(DavitStage(config, stage) for stage in range(len(config.dims)))
 
     @property
     def stack(self) -> list[nn.Module]:
@@ -151,7 +152,7 @@ class Davit(nn.Module):
         ]
         return [layer for stage in pairs for pair in stage for layer in pair]
 
-    def grid(self, pixels: Tensor) -> Tensor:
+    def feature_map(self, pixels: Tensor) -> Tensor:
         """-> `[B, H / patch, W / patch, D]`, rounded up."""
         x = pixels.permute(0, 2, 3, 1).contiguous()
         for stage in self.stages:
@@ -159,7 +160,7 @@ class Davit(nn.Module):
         return x
 
     def forward(self, pixels: Tensor) -> Encoded:
-        return Encoded(self.grid(pixels).flatten(1, 2))
+        return Encoded(self.feature_map(pixels).flatten(1, 2))
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from sightloop.nn.attention import (
     STANDARD_HEADS,
-    Cache,
     HeadConfig,
     KeyValue,
+    KeyValueCache,
     Linear,
     attention_mask,
     mask_from_lengths,
     relative_buckets,
     rope_table,
 )
-from sightloop.nn.blocks import Block, BlockConfig, Norm, norm_of
+from sightloop.nn.blocks import Block, BlockConfig, NormKind, build_norm
 from sightloop.types import Encoded
 
 
@@ -49,7 +49,7 @@ class TextConfig:
     post_norm: bool
     memory_dim: int | None = None
     attention: HeadConfig = STANDARD_HEADS
-    norm: Norm = "layer"
+    norm: NormKind = "layer"
     gated: bool = False
     mlp_bias: bool = True
     sandwich: bool = False
@@ -75,7 +75,7 @@ class DecodeState:
     """
 
     def __init__(
-        self, caches: list[Cache], memory: list[KeyValue | None], memory_mask: Tensor | None
+        self, caches: list[KeyValueCache], memory: list[KeyValue | None], memory_mask: Tensor | None
     ) -> None:
         self.caches = caches
         self.memory = memory
@@ -83,7 +83,7 @@ class DecodeState:
         self.length = 0
         self.valid_mask: Tensor | None = None
         self.padding: Tensor | None = None
-        self.last: Tensor | None = None
+        self.last_states: Tensor | None = None
 
     def select(self, rows: Tensor) -> None:
         """Row i goes on from row `rows[i]` `[R']`; rows of one memory stay together."""
@@ -99,12 +99,12 @@ class TextTower(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = _table(config.vocab, config.dim)
+        self.word = _empty_embedding(config.vocab, config.dim)
         if config.positions:
-            self.position = _table(config.positions + config.position_offset, config.dim)
+            self.position = _empty_embedding(config.positions + config.position_offset, config.dim)
         if config.relative:
-            self.relative = _table(config.relative, config.heads)
-        self.norm = norm_of(config.norm, config.dim, config.eps)
+            self.relative = _empty_embedding(config.relative, config.heads)
+        self.norm = build_norm(config.norm, config.dim, config.eps)
         shapes = (config.block, config.block._replace(memory_dim=None))
         self.blocks = nn.ModuleList(Block(shapes[i % config.cross_every > 0]) for i in range(config.layers))
 
@@ -134,14 +134,18 @@ class TextTower(nn.Module):
         memory_mask: Tensor | None = None,
     ) -> Encoded:
         """All positions at once. lengths `[R]`: positions beyond are padding and not attended to."""
-        real = None
+        valid_mask = None
         # Under a causal mask, padding at the end is never seen by what stands before it.
         if lengths is not None and not causal and int(lengths.min()) < ids.shape[1]:
-            real = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
+            valid_mask = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
         x = self.embed_tokens(ids)
-        return Encoded(self.read(x, valid_mask=real, causal=causal, memory=memory, memory_mask=memory_mask))
+        return Encoded(
+            self.forward_embeddings(
+                x, valid_mask=valid_mask, causal=causal, memory=memory, memory_mask=memory_mask
+            )
+        )
 
-    def read(
+    def forward_embeddings(
         self,
         x: Tensor,
         *,
@@ -157,14 +161,19 @@ class TextTower(nn.Module):
         although the rest is causal (prefix-LM).
         """
         state = DecodeState([], memory or [], memory_mask)
-        return self._run(
-            x, _positions(x, valid_mask), state, valid_mask=valid_mask, prefix_mask=prefix_mask, causal=causal
+        return self._forward(
+            x,
+            _count_positions(x, valid_mask),
+            state,
+            valid_mask=valid_mask,
+            prefix_mask=prefix_mask,
+            causal=causal,
         )
 
     def start(self, memory: Encoded, capacity: int) -> DecodeState:
         """A decoding state with one row a memory, for up to `capacity` tokens a row."""
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
-        caches = self._caches(memory.tokens, capacity)
+        caches = self._allocate_caches(memory.tokens, capacity)
         return DecodeState(caches, self.memory(memory.tokens), mask)
 
     def prefill(self, prefix: Encoded, capacity: int, *, bidirectional: bool = False) -> DecodeState:
@@ -173,27 +182,34 @@ class TextTower(nn.Module):
         prefix.mask: bool `[R, L]`, False = padding, which stands in front so that all rows go on at one place.
         whole: the prefix sees itself whole (prefix-LM). `state.last` holds the last token's states.
         """
-        x, real = prefix.tokens, prefix.mask
+        x, valid_mask = prefix.tokens, prefix.mask
         rows, length = x.shape[:2]
-        state = DecodeState(self._caches(x, length + capacity), [], None)
-        if real is not None and not bool(real.all()):
-            state.valid_mask = torch.cat([real, real.new_ones(rows, capacity)], dim=1)
-            state.padding = length - real.sum(dim=1)
-        seen = torch.ones_like(x[..., 0], dtype=torch.bool) if bidirectional else None
-        states = self._run(x, _positions(x, real), state, valid_mask=real, prefix_mask=seen, causal=True)
-        state.last = states[:, -1]
+        state = DecodeState(self._allocate_caches(x, length + capacity), [], None)
+        if valid_mask is not None and not bool(valid_mask.all()):
+            state.valid_mask = torch.cat([valid_mask, valid_mask.new_ones(rows, capacity)], dim=1)
+            state.padding = length - valid_mask.sum(dim=1)
+        prefix_mask = torch.ones_like(x[..., 0], dtype=torch.bool) if bidirectional else None
+        states = self._forward(
+            x,
+            _count_positions(x, valid_mask),
+            state,
+            valid_mask=valid_mask,
+            prefix_mask=prefix_mask,
+            causal=True,
+        )
+        state.last_states = states[:, -1]
         return state
 
     def step(self, ids: Tensor, state: DecodeState) -> Tensor:
         """The next L tokens of every row, causally, with what the state holds: ids `[R, L]` -> `[R, L, D]`."""
         positions = torch.arange(state.length, state.length + ids.shape[1], device=ids.device)[None]
-        real = state.valid_mask
-        if real is not None and state.padding is not None:
+        valid_mask = state.valid_mask
+        if valid_mask is not None and state.padding is not None:
             positions = positions - state.padding[:, None]
-            real = real[:, : state.length + ids.shape[1]]
-        return self._run(self.embed_tokens(ids), positions, state, valid_mask=real, causal=True)
+            valid_mask = valid_mask[:, : state.length + ids.shape[1]]
+        return self._forward(self.embed_tokens(ids), positions, state, valid_mask=valid_mask, causal=True)
 
-    def _run(
+    def _forward(
         self,
         x: Tensor,
         positions: Tensor,
@@ -211,7 +227,7 @@ class TextTower(nn.Module):
             width = config.attention.width or config.dim // config.heads
             turn = rope_table(positions, width, config.rotary, x.dtype)
         masks = {
-            window: self._mask(x, start, window, valid_mask, prefix_mask, causal)
+            window: self._self_attention_mask(x, start, window, valid_mask, prefix_mask, causal)
             for window in set(config.windows) or {0}
         }
         for i, block in enumerate(self.blocks):
@@ -229,50 +245,60 @@ class TextTower(nn.Module):
             state.length += x.shape[1]
         return x if config.post_norm else self.norm(x)
 
-    def _mask(
-        self, x: Tensor, start: int, window: int, real: Tensor | None, whole: Tensor | None, causal: bool
+    def _self_attention_mask(
+        self,
+        x: Tensor,
+        start: int,
+        window: int,
+        valid_mask: Tensor | None,
+        prefix_mask: Tensor | None,
+        causal: bool,
     ) -> Tensor | None:
         """What the positions of x, from `start` on, attend to; None where the causal order alone limits, or nothing."""
         end = start + x.shape[1]
-        seen = None if real is None else real[:, None, None, :]
+        seen = None if valid_mask is None else valid_mask[:, None, None, :]
         if causal:
             narrow = 0 < window < end
-            plain = real is None and whole is None and not narrow
+            plain = valid_mask is None and prefix_mask is None and not narrow
             if not plain or (self.config.relative and x.shape[1] > 1):
-                real = x.new_ones(1, end, dtype=torch.bool) if real is None else real
-                seen = attention_mask(real, prefix_mask=whole, window=window if narrow else 0, start=start)
+                valid_mask = x.new_ones(1, end, dtype=torch.bool) if valid_mask is None else valid_mask
+                seen = attention_mask(
+                    valid_mask, prefix_mask=prefix_mask, window=window if narrow else 0, start=start
+                )
         if not self.config.relative:
             return seen
         keys = torch.arange(end, device=x.device)
         places = relative_buckets(
-            keys[start:], keys, self.config.relative, self.config.relative_distance, both=not causal
+            keys[start:], keys, self.config.relative, self.config.relative_distance, bidirectional=not causal
         )
         bias = self.relative(places).permute(2, 0, 1)[None]  # [1, H, L, N]
         return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
-    def _caches(self, like: Tensor, capacity: int) -> list[Cache]:
+    def _allocate_caches(self, like: Tensor, capacity: int) -> list[KeyValueCache]:
         attn = cast(Block, self.blocks[0]).attn
-        return [Cache((like.shape[0], attn.kv_heads, capacity, attn.width), like) for _ in self.blocks]
+        return [
+            KeyValueCache((like.shape[0], attn.kv_heads, capacity, attn.width), like) for _ in self.blocks
+        ]
 
 
-def _positions(x: Tensor, real: Tensor | None) -> Tensor:
+def _count_positions(x: Tensor, valid_mask: Tensor | None) -> Tensor:
     """0, 1, ... along each row of x `[R, L, D]`, counted from its first token that is no padding: `[1 or R, L]`."""
-    if real is None:
+    if valid_mask is None:
         return torch.arange(x.shape[1], device=x.device)[None]
-    return (real.long().cumsum(dim=1) - 1).clamp(min=0)
+    return (valid_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _table(rows: int, dim: int) -> nn.Embedding:
+def _empty_embedding(rows: int, dim: int) -> nn.Embedding:
     """Without random values: to draw them where no memory is ("meta"), torch loads its compiler for 0.7 s."""
     return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
 
 
 def insert_image_tokens(
-    words: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, real: Tensor
+    embeddings: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, valid_mask: Tensor
 ) -> Tensor:
     """The word vectors `[R, L, D]` with image tokens `[K, D]` where `ids` has the image's id, in order."""
-    here = (ids == image_id) & real
-    return words.masked_scatter(here[..., None], image_tokens.to(words.dtype))
+    is_image = (ids == image_id) & valid_mask
+    return embeddings.masked_scatter(is_image[..., None], image_tokens.to(embeddings.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,19 +338,19 @@ class LanguageModel(nn.Module):
         scores = self.head(states if scale == 1.0 else states * scale)
         return (scores / cap).tanh() * cap if cap else scores
 
-    def start(self, given: Encoded, capacity: int) -> DecodeState:
+    def start(self, memory_or_prefix: Encoded, capacity: int) -> DecodeState:
         """A decoding state for up to `capacity` tokens a row: given is the memory `[B, N, memory_dim]`, or the prefix
         `[B, N, D]`, padded in front."""
         if self.config.text.memory_dim is not None:
-            return self.text.start(given, capacity)
-        return self.text.prefill(given, capacity, bidirectional=self.config.bidirectional_prefix)
+            return self.text.start(memory_or_prefix, capacity)
+        return self.text.prefill(memory_or_prefix, capacity, bidirectional=self.config.bidirectional_prefix)
 
     def next_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Scores of the token after ids: ids `[R, L]` -> `[R, V]`; L = 0: after the prefix."""
         if ids.shape[1]:
             return self.logits(self.text.step(ids, state)[:, -1])
-        assert state.last is not None, "without ids there must be a prefix"
-        return self.logits(state.last)
+        assert state.last_states is not None, "without ids there must be a prefix"
+        return self.logits(state.last_states)
 
     def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Scores of the token after each of ids: ids `[R, L]` -> `[R, L, V]`."""

@@ -75,7 +75,7 @@ _STEM_NORMS: dict[str, Callable[[int, float], nn.Module]] = {
 }
 
 
-class Convolutions(nn.Module):
+class ResidualConvs(nn.Module):
     """Two 3x3 convolutions beside a residual, norm and activation first (He et al. 2016, arXiv 1603.05027)."""
 
     def __init__(self, width: int, norm: Callable[[int, float], nn.Module], eps: float) -> None:
@@ -89,13 +89,13 @@ class Convolutions(nn.Module):
         return x + self.conv2(nn.functional.relu(self.norm2(hidden)))
 
 
-def _stem(config: VitConfig) -> nn.Sequential:
+def _build_stem(config: VitConfig) -> nn.Sequential:
     """n stages of a strided 3x3 convolution and residual blocks: `[B, 3, H, W]` -> `[B, C, H/2^n, W/2^n]`, normed."""
     norm = _STEM_NORMS[config.stem_norm]
     layers: list[nn.Module] = []
     for before, width in zip((3, *config.stem), config.stem, strict=False):
         layers.append(nn.Conv2d(before, width, 3, stride=2, padding=1))
-        layers += [Convolutions(width, norm, config.eps) for _ in range(config.stem_blocks)]
+        layers += [ResidualConvs(width, norm, config.eps) for _ in range(config.stem_blocks)]
     return nn.Sequential(*layers, norm(config.stem[-1], config.eps), nn.ReLU()) if layers else nn.Sequential()
 
 
@@ -108,12 +108,12 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        cut, left = divmod(config.patch, 2 ** len(config.stem))
-        if left or not cut:
+        cut, remainder = divmod(config.patch, 2 ** len(config.stem))
+        if remainder or not cut:
             raise ValueError(f"a stem of {len(config.stem)} stages does not fit patches of {config.patch}")
         if config.any_size and config.pooling in ("class", "mean"):
             raise ValueError("images of any size have no class token")
-        self.stem = _stem(config)
+        self.stem = _build_stem(config)
         channels = config.stem[-1] if config.stem else 3
         self.any_size = config.any_size
         # The same product, which NaFlex's checkpoints have as one of whole patches.
@@ -123,31 +123,31 @@ class PatchEmbed(nn.Module):
             else nn.Conv2d(channels, config.dim, cut, stride=cut, bias=config.patch_bias)
         )
         self.cut = cut
-        self.mean, first = config.pooling == "mean", config.pooling in ("class", "mean")
-        self.class_token = nn.Parameter(torch.empty(config.dim)) if first else None
+        self.mean, has_class_token = config.pooling == "mean", config.pooling in ("class", "mean")
+        self.class_token = nn.Parameter(torch.empty(config.dim)) if has_class_token else None
         self.grid = config.image_size // config.patch
-        self.position = nn.Parameter(torch.empty(first + self.grid * self.grid, config.dim))
+        self.position = nn.Parameter(torch.empty(has_class_token + self.grid * self.grid, config.dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last)) if self.stem else pixels
         if self.any_size:
             grid = x.unflatten(2, (-1, self.cut)).unflatten(4, (-1, self.cut))  # [B, C, h, p, w, p]
             tokens = self.proj(grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
-            return tokens + self._stretched(grid.shape[2], grid.shape[4])
+            return tokens + self._resized_positions(grid.shape[2], grid.shape[4])
         tokens = self.proj(x).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             first = self.class_token + (tokens.mean(1, keepdim=True) if self.mean else 0)
             tokens = torch.cat([first.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         return tokens + self.position
 
-    def _stretched(self, height: int, width: int) -> Tensor:
+    def _resized_positions(self, height: int, width: int) -> Tensor:
         """The table of positions for a grid of another shape: `[height * width, D]`."""
         table = self.position.float().T.view(1, -1, self.grid, self.grid)
         table = nn.functional.interpolate(table, size=(height, width), mode="bilinear", antialias=True)
         return table[0].flatten(1).T.to(self.position.dtype)
 
 
-class ProbeHead(nn.Module):
+class AttentionPooling(nn.Module):
     """A learned probe reads all tokens, then passes an MLP: `[B, N, D]` -> `[B, D]` (Lee et al. 2019, arXiv 1810.00825,
     section 3.2, with one seed; SigLIP's head)."""
 
@@ -180,7 +180,7 @@ class Vit(nn.Module):
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
         if config.pooling == "attention":
-            self.pool = ProbeHead(config)
+            self.pool = AttentionPooling(config)
 
     def forward(self, pixels: Tensor) -> Encoded:
         x = self.norm_in(self.embed(pixels))

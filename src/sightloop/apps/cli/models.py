@@ -21,7 +21,7 @@ def show_models(job: str | None, *, as_json: bool) -> None:
     if job is None:
         entries = list(catalog.CATALOG)
     else:
-        found = (catalog.find(name) for name in catalog.who_can(job))
+        found = (catalog.find_entry(name) for name in catalog.models_for(job))
         entries = [entry for entry in found if entry is not None]
     if sys.stdout.isatty() and not as_json:
         _show_to_people(entries, job)

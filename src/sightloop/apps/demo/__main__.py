@@ -238,7 +238,7 @@ def _best(cosines: Sequence[float]) -> tuple[tuple[int, float], ...]:
 
 
 def _describe(model: Model) -> str:
-    entry = catalog.find(model.name)
+    entry = catalog.find_entry(model.name)
     if entry is None or entry.name != catalog.BUNDLED:
         return model.name
     return f"{model.name} ({entry.parameters:.0f} M weights, {entry.where}: small and often wrong)"
