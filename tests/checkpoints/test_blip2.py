@@ -487,7 +487,9 @@ def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path:
     with torch.inference_mode():
         if kind == "opt":
             wanted = reference(input_ids=ids).logits
-            states = network.language.text.forward_embeddings(network.language.text.embed_tokens(ids), causal=True)
+            states = network.language.text.forward_embeddings(
+                network.language.text.embed_tokens(ids), causal=True
+            )
         else:
             wanted = reference(input_ids=ids, decoder_input_ids=ids).logits
             tower = network.language.text

@@ -169,8 +169,10 @@ def test_few_bits(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> 
     ids, real = torch.arange(3, 40)[None], torch.ones(1, 37, dtype=torch.bool)
     nothing = torch.zeros(0, 1)
     states = [
-        m.network.language.text.forward_embeddings(m.network.build_prefix(nothing, ids, real).tokens, causal=True).float()
-        for m in (model, small)
+        network.language.text.forward_embeddings(
+            network.build_prefix(nothing, ids, real).tokens, causal=True
+        ).float()
+        for network in (model.network, small.network)
     ]
     assert (states[0] - states[1]).norm() < 0.2 * states[0].norm()
     assert isinstance(small.chat(CONVERSATION, max_new_tokens=3), str)

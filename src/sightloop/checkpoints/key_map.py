@@ -86,20 +86,20 @@ def transposed(name: str) -> Rule:
 
 
 def row_slice(name: str, start: int, stop: int, parts: int) -> Rule:
-    """Ours is parts `start` to `stop` of theirs, cut along the first dimension into `of` equal parts (a fused
+    """Ours is parts `start` to `stop` of theirs, cut along the first dimension into `parts` equal parts (a fused
     projection that we keep in two)."""
 
-    def read(parts: list[Tensor]) -> Tensor:
-        each, left = divmod(len(parts[0]), parts)
+    def read(tensors: list[Tensor]) -> Tensor:
+        each, left = divmod(len(tensors[0]), parts)
         if left:
-            raise ValueError(f"{len(parts[0])} rows cannot be cut into {parts}")
-        return parts[0][start * each : stop * each].clone()
+            raise ValueError(f"{len(tensors[0])} rows cannot be cut into {parts}")
+        return tensors[0][start * each : stop * each].clone()
 
     return Rule((name,), read, _write_unchanged, start)
 
 
 def squeezed(name: str, dims: int) -> Rule:
-    """Their tensor has `ones` more dimensions of size 1 in front."""
+    """Their tensor has `dims` more dimensions of size 1 in front."""
     return Rule(
         (name,),
         lambda t: t[0].reshape(t[0].shape[dims:]) if t[0].shape[:dims] == (1,) * dims else t[0],
