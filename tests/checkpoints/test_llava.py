@@ -112,7 +112,7 @@ def test_it_reads_and_writes_as_the_reference(pair: tuple[Any, Llava, Path]) -> 
     for place, i in enumerate(flat):
         assert (features[place] - encoded[i]).abs().max() <= 1e-5 * features[place].abs().max()
     begun = net.build_prefix(torch.cat([encoded[i] for i in flat]), ids, real)
-    states = net.language.text.read(begun.tokens, valid_mask=real, causal=True)
+    states = net.language.text.forward_embeddings(begun.tokens, valid_mask=real, causal=True)
     wanted = theirs(**given).logits
     assert (net.language.logits(states) - wanted)[real].abs().max() <= 1e-4
     for beams in (1, 3):
@@ -144,7 +144,7 @@ def test_older_files_have_other_names(pair: tuple[Any, Llava, Path], spelling: s
 
 def test_the_config_survives(pair: tuple[Any, Llava, Path]) -> None:
     _, net, _ = pair
-    ((data, _),) = llava.exports(net.config).values()
+    ((data, _),) = llava.to_transformers(net.config).values()
     layers = data["vision_feature_layer"]
     assert all(layer < 0 for layer in (layers if isinstance(layers, list) else [layers]))
     again = llava.config_from_transformers(data)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
 from sightloop.checkpoints.layout import Family, WeightHook
-from sightloop.checkpoints.mask_decoder import FILE, load_mask_decoder
+from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, load_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
@@ -246,7 +246,7 @@ def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokeniz
 
 
 def _masks(located: CheckpointFiles, network: Any, named: str | PathLike[str] | None) -> MaskDecoder | None:
-    path = located.folder / FILE if named is None else Path(named)
+    path = located.folder / MASK_DECODER_FILE if named is None else Path(named)
     wanted = "segments" in getattr(network, "region_formats", {}).values()
     return load_mask_decoder(path) if wanted and (named is not None or path.is_file()) else None
 

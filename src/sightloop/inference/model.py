@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sightloop.checkpoints.catalog import who_can
+from sightloop.checkpoints.catalog import models_for
 from sightloop.data.images.reader import read_images
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
@@ -386,7 +386,7 @@ class Model:
     def _need(self, job: str) -> None:
         if job not in self.capabilities:
             mine = ", ".join(sorted(self.capabilities)) or "nothing that is known here"
-            others = " or ".join(who_can(job)[:2])
+            others = " or ".join(models_for(job)[:2])
             raise UnsupportedError(f"{self.name} cannot {job}; it can: {mine}. For {job}, load {others}")
 
     def _batches(self, images: ImageInput) -> Iterator[list[Pixels]]:

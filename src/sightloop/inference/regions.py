@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import chain, groupby
 from typing import Any, TypeAlias, cast
 
-from sightloop.checkpoints.mask_decoder import FILE
+from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.inference import prompting
@@ -133,8 +133,8 @@ def find(
     kind, ignored_phrases = finds[job], getattr(model.network.config, "ignored_phrases", None)
     if kind == "segments" and model.masks is None:
         raise UnsupportedError(
-            f"{model.name} writes masks as words, whose decoder is a file of its own. Put the published {FILE} beside "
-            "the checkpoint's files, or name it: load(..., masks=PATH)"
+            f"{model.name} writes masks as words, whose decoder is a file of its own. Put the published "
+            f"{MASK_DECODER_FILE} beside the checkpoint's files, or name it: load(..., masks=PATH)"
         )
     if options.num_return != 1:
         raise UsageError(f"num_return={options.num_return}: of regions there is one answer")

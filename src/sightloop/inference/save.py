@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from sightloop.checkpoints.key_map import export_state_dict, native_state_dict
-from sightloop.checkpoints.mask_decoder import FILE, save_mask_decoder
+from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, save_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, key_map_of
 from sightloop.checkpoints.tensors import write_safetensors
 from sightloop.data.atomic import write_json
@@ -72,7 +72,7 @@ def save(
         else:
             _write_transformers(model, temporary)
         if model.masks is not None:
-            save_mask_decoder(model.masks, temporary / FILE)
+            save_mask_decoder(model.masks, temporary / MASK_DECODER_FILE)
         if target.exists():
             target.rmdir()
         temporary.rename(target)

@@ -107,7 +107,7 @@ class Blip2(nn.Module):
     def encode_queries(self, image: Encoded) -> Tensor:
         """The queries' states after a look at B images `[B, N, D]`, without any text: `[B, Q, queries D]`."""
         asks = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
-        return self.queries.read(asks, memory=self.queries.memory(image.tokens))
+        return self.queries.forward_embeddings(asks, memory=self.queries.memory(image.tokens))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """What the language model goes on from: image_tokens `[K, D]`, those of all images in order; ids `[R, L]`
@@ -120,7 +120,7 @@ class Blip2(nn.Module):
         )
         if self.config.encoder is None:
             return Encoded(x, mask=valid_mask)
-        return Encoded(self.encoder.read(x, valid_mask=valid_mask), mask=valid_mask)
+        return Encoded(self.encoder.forward_embeddings(x, valid_mask=valid_mask), mask=valid_mask)
 
     def embed_image(self, image: Encoded) -> Tensor:
         """-> `[B, Q, P]`, each query's, unit length (ITC). A text is compared with the nearest (section 3.1)."""
@@ -170,10 +170,10 @@ class Blip2(nn.Module):
         words = tower.embed_tokens(ids)
         if self.config.encoder is None:
             before = image.tokens.repeat_interleave(rows // image.tokens.shape[0], dim=0)
-            return tower.read(torch.cat([before, words], dim=1), causal=True)[:, count:]
+            return tower.forward_embeddings(torch.cat([before, words], dim=1), causal=True)[:, count:]
         end = tower.embed_tokens(ids.new_full((image.tokens.shape[0], 1), self.config.end_id))
-        seen = self.encoder.read(torch.cat([image.tokens, end], dim=1))
-        return tower.read(words, causal=True, memory=tower.memory(seen))
+        seen = self.encoder.forward_embeddings(torch.cat([image.tokens, end], dim=1))
+        return tower.forward_embeddings(words, causal=True, memory=tower.memory(seen))
 
 
 def _share(queries: TextTower, texts: TextTower) -> None:

@@ -114,7 +114,7 @@ class Florence(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """pixels `[B, 3, H, W]` -> Encoded(tokens `[B, 1 + N, D]`): the mean of all places, then each place."""
-        grid = self.vision.grid(pixels)
+        grid = self.vision.feature_map(pixels)
         _, height, width, _ = grid.shape
         columns = self.columns[:width].expand(height, -1, -1)
         rows = self.rows[:height, None].expand(-1, width, -1)
@@ -129,7 +129,7 @@ class Florence(nn.Module):
         places = ids == self.config.image_id
         words = self.encoder.embed_tokens(ids.masked_fill(places, 0))
         words = words.masked_scatter(places[..., None], image_tokens.to(words.dtype))
-        return Encoded(self.encoder.read(words, valid_mask=valid_mask), mask=valid_mask)
+        return Encoded(self.encoder.forward_embeddings(words, valid_mask=valid_mask), mask=valid_mask)
 
 
 def _waves(rows: int, dim: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from sightloop.checkpoints.blip2 import IGNORED, language_model_keys, second_stage
+from sightloop.checkpoints.blip2 import IGNORED, language_model_keys, stage2_config
 from sightloop.checkpoints.hub import locate
 from sightloop.checkpoints.key_map import load_weights
 from sightloop.checkpoints.registry import FAMILIES
@@ -122,7 +122,7 @@ def _before_language(first: Any, settings: ModelSettings, seed: int) -> tuple[Bl
     folder = Path(settings.vocabulary) if settings.vocabulary else located.folder
     most = about.get("max_position_embeddings", NO_LIMIT)
     tokenizer = load_sentencepiece(folder, max_length=most, extra_special_token=IMAGE_PLACEHOLDER)
-    config = second_stage(first.config, about, tensors, tokenizer.token_id(IMAGE_PLACEHOLDER))
+    config = stage2_config(first.config, about, tensors, tokenizer.token_id(IMAGE_PLACEHOLDER))
     words = config.text.vocab
     if config.image_id >= words:
         raise UsageError(f"model.language={source}: its table of {words} words has no row left for images")

@@ -261,17 +261,17 @@ def _written(network: Any, memory: Encoded, rows: TextRows, part: slice) -> tupl
     lengths = rows.lengths[part]
     ids, read = (x[part, : int(lengths.max())] for x in (rows.ids, rows.read))
     if isinstance(network, Blip2):
-        kept = language.next_tokens(ids, lengths, rows.prompt)
+        kept = language.next_token_targets(ids, lengths, rows.prompt)
         states = network.decoder_states(memory, read)
         head = network.head if network.config.language is None else network.language.logits
-        return head(states.flatten(0, 1)[kept.where]), kept.targets
+        return head(states.flatten(0, 1)[kept.positions]), kept.targets
     read = read.clone()
     read[:, 0] = network.config.start_id
     mask = None if memory.mask is None else memory.mask[:, None, None, :]
     tower = network.decoder.text
-    kept = language.next_tokens(ids, lengths, rows.prompt)
+    kept = language.next_token_targets(ids, lengths, rows.prompt)
     states = tower(read, causal=True, memory=tower.memory(memory.tokens), memory_mask=mask).tokens
-    return network.decoder.head(states.flatten(0, 1)[kept.where]), kept.targets
+    return network.decoder.head(states.flatten(0, 1)[kept.positions]), kept.targets
 
 
 def prompted(context: LossContext) -> None:
@@ -300,9 +300,9 @@ def _continued(
     if model.config.bidirectional_prefix:
         whole = torch.arange(ids.shape[1], device=ids.device) < (prompts + more)[:, None]
     given = network.build_prefix(tokens.flatten(0, 1), ids, real).tokens
-    states = model.text.read(given, valid_mask=real, prefix_mask=whole, causal=True)
-    kept = language.next_tokens(ids, lengths + more, prompts + more)
-    return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
+    states = model.text.forward_embeddings(given, valid_mask=real, prefix_mask=whole, causal=True)
+    kept = language.next_token_targets(ids, lengths + more, prompts + more)
+    return model.logits(states.flatten(0, 1)[kept.positions]), kept.targets
 
 
 def _answered(
@@ -315,14 +315,14 @@ def _answered(
     steps = torch.arange(int((lengths - prompts).max()), device=ids.device)
     words = ids.gather(1, (prompts[:, None] + steps).clamp(max=ids.shape[1] - 1))
     texts = torch.cat([start.expand(len(ids), -1), words], dim=1)
-    kept = language.next_tokens(texts, len(start) + lengths - prompts, len(start))
-    states = model.text.read(
+    kept = language.next_token_targets(texts, len(start) + lengths - prompts, len(start))
+    states = model.text.forward_embeddings(
         model.text.embed_tokens(texts),
         causal=True,
         memory=model.text.memory(memory.tokens),
         memory_mask=real[:, None, None],
     )
-    return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
+    return model.logits(states.flatten(0, 1)[kept.positions]), kept.targets
 
 
 def _with_places(network: Any, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def show_models(capability: str | None, *, as_json: bool) -> None:
     if capability is None:
         entries = list(catalog.CATALOG)
     else:
-        matches = (catalog.find(name) for name in catalog.who_can(capability))
+        matches = (catalog.find_entry(name) for name in catalog.models_for(capability))
         entries = [entry for entry in matches if entry is not None]
     if sys.stdout.isatty() and not as_json:
         _show_on_terminal(entries, capability)

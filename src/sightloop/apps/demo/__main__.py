@@ -248,7 +248,7 @@ def _best_first(cosines: Sequence[float]) -> tuple[tuple[int, float], ...]:
 
 
 def _describe_model(model: Model) -> str:
-    entry = catalog.find(model.name)
+    entry = catalog.find_entry(model.name)
     if entry is None or entry.name != catalog.BUNDLED:
         return model.name
     return f"{model.name} ({entry.parameters:.0f} M weights, {entry.where}: small and often wrong)"
