@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.data.shuffle import batch_indices, rank_slice, shuffled_index, steps_per_epoch
+from sightloop.data.shuffle import rank_slice, shuffled_index
 from sightloop.errors import UsageError
 
 SEEDS = st.integers(0, 2**40)
@@ -66,22 +66,6 @@ def test_a_large_order_looks_like_noise() -> None:
     assert abs(np.corrcoef(order, np.arange(20_000))[0, 1]) < 0.03
 
 
-@given(st.integers(1, 60), st.integers(1, 200), SEEDS, st.booleans())
-def test_each_sample_comes_once_an_epoch(batch: int, count: int, seed: int, drop_last: bool) -> None:
-    if drop_last and count < batch:
-        with pytest.raises(UsageError, match="only"):
-            batch_indices(0, batch, count, seed, drop_last=drop_last)
-        return
-    steps = steps_per_epoch(batch, count, drop_last=drop_last)
-    for epoch in range(2):
-        batches = [
-            batch_indices(epoch * steps + i, batch, count, seed, drop_last=drop_last) for i in range(steps)
-        ]
-        assert {number for number, _ in batches} == {epoch}
-        drawn = np.concatenate([indices for _, indices in batches])
-        assert len(np.unique(drawn)) == len(drawn) == (steps * batch if drop_last else count)
-
-
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_the_ranks_make_up_the_batch(size: int, world: int) -> None:
     indices = np.arange(size)
@@ -96,5 +80,3 @@ def test_what_is_out_of_range_is_refused() -> None:
             shuffled_index(np.array(index), count=count, seed=0, epoch=0)
     with pytest.raises(UsageError):
         rank_slice(np.arange(3), 2, 2)
-    with pytest.raises(UsageError):
-        steps_per_epoch(0, 5, drop_last=False)

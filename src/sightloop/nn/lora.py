@@ -80,14 +80,12 @@ def add_lora(
     for pattern in patterns:
         matches = {names[0]: layer for layer, names in layers.items() if name_matches(names, pattern)}
         if not matches:
-            raise UsageError(
-                f'lora: "{pattern}" fits no linear layer, such as {", ".join(_example_patterns(layers))}'
-            )
+            examples = ", ".join(_example_patterns(layers))
+            raise UsageError(f'lora: "{pattern}" fits no linear layer, such as {examples}')
         untied = {name: layer for name, layer in matches.items() if owners.count(id(layer.weight)) == 1}
         if not untied:
-            raise UsageError(
-                f"lora: {', '.join(matches)} shares its matrix with another layer; choose others"
-            )
+            tied = ", ".join(matches)
+            raise UsageError(f"lora: {tied} shares its matrix with another layer; choose others")
         chosen |= untied
     for name, layer in chosen.items():
         if layer.lora is not None or layer.merged:

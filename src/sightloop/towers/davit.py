@@ -58,7 +58,7 @@ class DavitConfig:
         return math.prod(self.strides)
 
 
-class WindowAttention(nn.Module):
+class WindowMixer(nn.Module):
     """Self-attention inside non-overlapping windows (section 3.1): `[B, H, W, D]` -> `[B, H, W, D]`.
 
     The map is padded with zeros at the right and bottom to whole windows; as in training, the padding is attended to.
@@ -79,7 +79,7 @@ class WindowAttention(nn.Module):
         return mixed.reshape(x.shape)[:, :height, :width]
 
 
-class ChannelAttention(nn.Module):
+class ChannelMixer(nn.Module):
     """Attention among the channels of a group (section 3.2): `[B, H, W, D]` -> `[B, H, W, D]`.
 
     Queries and keys are the channels, each a vector over all H * W positions.
@@ -105,7 +105,7 @@ class DavitLayer(nn.Module):
 
     Args:
         dim: width D.
-        mixer: `WindowAttention` or `ChannelAttention`.
+        mixer: `WindowMixer` or `ChannelMixer`.
         hidden: width of the MLP's hidden layer.
         activation: of the MLP.
     """
@@ -146,10 +146,10 @@ class DavitStage(nn.Module):
         heads, groups, bias = config.heads[stage], config.groups[stage], config.qkv_bias
         mlp, depth = (int(dim * config.mlp_ratio), config.activation), config.depths[stage]
         self.spatial = nn.ModuleList(
-            DavitLayer(dim, WindowAttention(dim, heads, config.window, bias=bias), *mlp) for _ in range(depth)
+            DavitLayer(dim, WindowMixer(dim, heads, config.window, bias=bias), *mlp) for _ in range(depth)
         )
         self.channel = nn.ModuleList(
-            DavitLayer(dim, ChannelAttention(dim, groups, bias=bias), *mlp) for _ in range(depth)
+            DavitLayer(dim, ChannelMixer(dim, groups, bias=bias), *mlp) for _ in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class PatchEmbed(nn.Module):
         return table[0].flatten(1).T.to(self.position.dtype)
 
 
-class AttentionPooling(nn.Module):
+class ProbeHead(nn.Module):
     """SigLIP's pooling: attention of one learned query over all tokens, then an MLP, `[B, N, D]` -> `[B, D]`.
 
     Pooling by multihead attention with one seed vector (Lee et al. 2019, arXiv 1810.00825, section 3.2).
@@ -195,7 +195,7 @@ class Vit(nn.Module):
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
         if config.pooling == "attention":
-            self.pool = AttentionPooling(config)
+            self.pool = ProbeHead(config)
 
     def forward(self, pixels: Tensor) -> Encoded:
         x = self.norm_in(self.embed(pixels))
