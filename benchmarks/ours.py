@@ -19,12 +19,13 @@ from sightloop.capfilt.job import open_job
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.shard import load_models, process_shard
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.images.preprocess import normalize, spec_from_transformers
+from sightloop.data.images.preprocess import normalize
+from sightloop.data.images.processor_config import spec_from_transformers
 from sightloop.data.images.reader import read_images
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.nn.prepack import unpack, use_training_kernels
 from sightloop.objectives.contrastive import clip_loss
-from sightloop.objectives.language import lm_loss, next_tokens
+from sightloop.objectives.language import lm_loss, next_token_targets
 from sightloop.tasks import match
 from sightloop.training import optimizer
 
@@ -135,13 +136,13 @@ class Sightloop:
         model, pixels = self._trained("caption", batch)
         net: Any = model.network
         ids, lengths = model._tokens(self.given.captions[:batch], first=net.config.start_id)
-        kept, tower = next_tokens(ids, lengths), net.decoder.text
+        kept, tower = next_token_targets(ids, lengths), net.decoder.text
 
         def loss() -> torch.Tensor:
             memory = tower.memory(net.encode_image(pixels).tokens)
-            states = tower(ids, causal=True, memory=memory).tokens.flatten(0, 1)[kept.where]
+            states = tower(ids, causal=True, memory=memory).tokens.flatten(0, 1)[kept.positions]
             # transformers smooths no labels.
-            return lm_loss(net.decoder.head(states), kept.targets, len(kept.where), smoothing=0).value
+            return lm_loss(net.decoder.head(states), kept.targets, len(kept.positions), smoothing=0).value
 
         return _step(net, loss)
 

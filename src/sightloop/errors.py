@@ -1,6 +1,6 @@
-"""The exceptions that a caller may want to catch. Each message states the fact, then the remedy.
+"""Exceptions of sightloop. Each message states the fact, then the remedy.
 
-All of them are `SightloopError`, so `except sightloop.SightloopError` is enough for a program that only reports.
+All of them derive from `SightloopError`, so `except sightloop.SightloopError` catches every error raised on purpose.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ _T = TypeVar("_T")
 
 
 class SightloopError(Exception):
-    """Base of every error that sightloop raises on purpose."""
+    """Base class of every error that sightloop raises on purpose."""
 
 
 class ImageError(SightloopError):
-    """One image, or one sample of a dataset, cannot be read. `reason` says why, `name` says which: a file name,
-    `<bytes>`, `<array>`, or the sample's key."""
+    """An image, or a sample of a dataset, that cannot be read.
+
+    Attributes:
+        name: File name, `<bytes>`, `<array>`, `<image>`, or the sample's key.
+        reason: Cause in one line.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -31,40 +35,41 @@ class ImageError(SightloopError):
 
 
 class CheckpointError(SightloopError):
-    """A checkpoint is absent, incomplete, damaged or of a kind that is not known."""
+    """A checkpoint that is absent, incomplete, damaged or of an unknown kind."""
 
 
 class TokenizerError(SightloopError):
-    """Tokenizer files are absent, damaged or of a kind that is not known."""
+    """Tokenizer files that are absent, damaged or of an unknown kind."""
 
 
 class UnsupportedError(SightloopError):
-    """This checkpoint cannot do what was asked; the message names one that can."""
+    """A request that this checkpoint does not support; the message names one that does."""
 
 
 class UsageError(SightloopError, ValueError):
-    """An argument is wrong: its name, its value and what is allowed are in the message."""
+    """A wrong argument; the message gives its name, its value and what is allowed."""
 
 
-def from_options(kind: Callable[..., _T], options: Mapping[str, object], what: str = "option") -> _T:
-    """An object made from keyword arguments.
+def from_options(factory: Callable[..., _T], options: Mapping[str, object], noun: str = "option") -> _T:
+    """Call `factory(**options)` after checking the option names.
 
     Args:
-        kind: its class.
-        options: keyword arguments.
-        what: word for one of them in the message.
+        factory: Dataclass or function.
+        options: Keyword arguments by name.
+        noun: What the error message calls an option.
 
     Raises:
-        UsageError: an option that the class does not take; it lists those that it takes.
+        UsageError: An option that `factory` does not take; the message lists those that it takes.
     """
-    known = signature(kind).parameters
+    known = signature(factory).parameters
     for name in options:
         if name not in known:
-            raise UsageError(f"{name}: no such {what}; there are {', '.join(known)}")
-    return kind(**options)
+            raise UsageError(f"{name}: no such {noun}; there are {', '.join(known)}")
+    return factory(**options)
 
 
-def plain_reason(error: OSError) -> str:
-    """The cause of an `OSError` in the system's words (Arrow has its own), without its number and file name."""
-    reason = os.strerror(error.errno) if error.errno else error.strerror or str(error)
-    return (reason or type(error).__name__).lower()
+def os_error_reason(error: OSError) -> str:
+    """Cause of an `OSError` in lower case, without error number and file name ("no space left on device")."""
+    # Arrow raises OSError without errno and with a text of its own.
+    message = os.strerror(error.errno) if error.errno else error.strerror or str(error)
+    return (message or type(error).__name__).lower()

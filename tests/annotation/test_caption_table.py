@@ -23,20 +23,20 @@ def rows(path: Path) -> list[dict]:
 def run(
     path: Path, names: list[str], stop: int | None = None, mode="skip", tag="", settings=None
 ) -> list[str]:
-    """One job over `names`; returns those that were worked on. With `stop`, it is cut off after so many inputs."""
+    """One run over `names`; returns those that were captioned. With `stop`, it ends unfinished after so many inputs."""
     table = CaptionTable(path, mode, settings)
-    worked = []
+    captioned = []
     for name in names[:stop]:
         if table.check(name) is None:
-            worked.append(name)
-            table.keep(name, Caption(f"{tag}{name}"))
+            captioned.append(name)
+            table.add(name, Caption(f"{tag}{name}"))
             table.commit()
         else:
-            table.skipped(name)
+            table.note_skipped(name)
     if stop is None:
         table.finish()
     table.close()
-    return worked
+    return captioned
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
@@ -53,7 +53,7 @@ def test_rows_come_in_the_order_of_the_inputs(tmp_path: Path, ending: str) -> No
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
 @pytest.mark.parametrize("torn", [b"", b'{"name": "c", "ro', b"\xff"])
-def test_a_run_goes_on_behind_the_journal(tmp_path: Path, ending: str, torn: bytes) -> None:
+def test_a_run_resumes_from_the_journal(tmp_path: Path, ending: str, torn: bytes) -> None:
     path = tmp_path / f"c{ending}"
     names = list("abcdef")
     assert run(path, names, stop=2) == ["a", "b"]
@@ -83,7 +83,7 @@ def test_rows_of_an_older_file_stay_as_they_are(tmp_path: Path, ending: str) -> 
     assert [row.get("note") for row in rows(path)][2] == "x"
 
 
-def test_overwrite_begins_anew_and_resumes_only_itself(tmp_path: Path) -> None:
+def test_overwrite_resumes_only_a_run_with_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     run(path, ["a", "b"])
     assert run(path, ["b", "a"], mode="overwrite", tag="2", settings={"prompt": "x"}, stop=1) == ["b"]
@@ -96,22 +96,22 @@ def test_overwrite_begins_anew_and_resumes_only_itself(tmp_path: Path) -> None:
 def test_dropped_captions_are_remembered_but_left_out(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     table = CaptionTable(path)
-    table.keep("a", Caption("a a a a", "looping", "it loops"))
-    table.keep("b", Caption("b", score=0.25))
+    table.add("a", Caption("a a a a", "looping", "it loops"))
+    table.add("b", Caption("b", score=0.25))
     table.close()
     table = CaptionTable(path)
     assert isinstance(table.check("a"), Skipped)
     for name in "ab":
-        table.skipped(name)
+        table.note_skipped(name)
     table.finish()
     assert rows(path) == [{"name": "b", "caption": "b", "match": 0.25}]
 
 
-def test_a_file_changed_meanwhile_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_changed_during_the_run_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     run(path, ["a"])
     table = CaptionTable(path)
-    table.keep("b", Caption("b"))
+    table.add("b", Caption("b"))
     path.write_text('{"name": "a", "caption": "edited by hand"}\n')
     with pytest.raises(SightloopError, match="changed during the run"):
         table.finish()
@@ -120,7 +120,7 @@ def test_a_file_changed_meanwhile_is_left_alone(tmp_path: Path) -> None:
     assert [row["caption"] for row in rows(path)] == ["edited by hand", "b"]
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").mkdir()
     for name in ("c.json", "c", "d.jsonl", "gone/c.jsonl"):
         with pytest.raises(UsageError, match="--out"):

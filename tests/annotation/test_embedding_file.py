@@ -27,7 +27,7 @@ def test_npy(tmp_path: Path, n: int) -> None:
 
 
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_file, "_GROUP", 4)
+    monkeypatch.setattr(embedding_file, "_GROUP_ROWS", 4)
     values = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
     with EmbeddingFile(tmp_path / "x.parquet", "some/model") as file:
         for i in range(10):
@@ -53,7 +53,7 @@ def test_whole_or_not_at_all(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.npy").mkdir()
     for name in ("x.txt", "d.npy", "gone/x.npy"):
         with pytest.raises(UsageError, match="--out"):

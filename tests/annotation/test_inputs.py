@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightloop.annotation.inputs import find_images, is_image_name
-from sightloop.errors import plain_reason
+from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 
 
@@ -18,8 +18,8 @@ def touch(root: Path, *names: str) -> None:
         path.write_bytes(b"x")
 
 
-def found(root: Path, *arguments: str | Path) -> list[str]:
-    """The paths that were found, relative to root; failures as "!name", skips as "-name"."""
+def find(root: Path, *arguments: str | Path) -> list[str]:
+    """The paths of `find_images`, relative to root; failures as "!name", skips as "-name"."""
     marks = {Failed: "!", Skipped: "-"}
     out = []
     for item in find_images([root / argument for argument in arguments]):
@@ -41,20 +41,20 @@ def test_folder_is_walked_in_order(tmp_path: Path) -> None:
         "x.mp4",
         "c/Z.jpg",
     )
-    assert found(tmp_path, ".") == ["a.PNG", "b.jpg", "c/2.jpeg", "c/Z.jpg", "c/d/3.gif", "z/1.webp"]
+    assert find(tmp_path, ".") == ["a.PNG", "b.jpg", "c/2.jpeg", "c/Z.jpg", "c/d/3.gif", "z/1.webp"]
 
 
 def test_hidden_folders_and_companion_files_are_left_out_unless_named(tmp_path: Path) -> None:
     touch(tmp_path, ".git/a.jpg", "._b.jpg", "b.jpg", ".c.jpg", "d/.thumbs/e.jpg")
-    assert found(tmp_path, ".") == [".c.jpg", "b.jpg"]
-    assert found(tmp_path, ".git") == [".git/a.jpg"]
+    assert find(tmp_path, ".") == [".c.jpg", "b.jpg"]
+    assert find(tmp_path, ".git") == [".git/a.jpg"]
 
 
 def test_named_files_are_taken_whatever_their_ending(tmp_path: Path) -> None:
     touch(tmp_path, "a.dat", "b", "c.txt", "d.jpg", "d.txt", "d.jpg.txt", "E.JPG", "E.txt")
-    assert found(tmp_path, "a.dat", "b", "c.txt") == ["a.dat", "b", "c.txt"]
-    # What `folder/*` brings along: the captions of images are no images.
-    assert found(tmp_path, "d.jpg", "d.txt", "d.jpg.txt", "E.txt") == [
+    assert find(tmp_path, "a.dat", "b", "c.txt") == ["a.dat", "b", "c.txt"]
+    # `folder/*` also matches the caption files of images.
+    assert find(tmp_path, "d.jpg", "d.txt", "d.jpg.txt", "E.txt") == [
         "d.jpg",
         "-d.txt",
         "-d.jpg.txt",
@@ -62,9 +62,9 @@ def test_named_files_are_taken_whatever_their_ending(tmp_path: Path) -> None:
     ]
 
 
-def test_everything_comes_once(tmp_path: Path) -> None:
+def test_every_file_is_yielded_once(tmp_path: Path) -> None:
     touch(tmp_path, "p/a.jpg", "p/b.jpg", "p/q/c.jpg", "x.dat")
-    assert found(tmp_path, "p/b.jpg", "p", "p", "p/q/c.jpg", "p/q", "p/../p/a.jpg", "x.dat", "x.dat") == [
+    assert find(tmp_path, "p/b.jpg", "p", "p", "p/q/c.jpg", "p/q", "p/../p/a.jpg", "x.dat", "x.dat") == [
         "p/b.jpg",
         "p/a.jpg",
         "p/q/c.jpg",
@@ -72,26 +72,26 @@ def test_everything_comes_once(tmp_path: Path) -> None:
     ]
 
 
-def test_links_to_folders_are_followed_once_and_circles_end(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_once_and_cycles_end(tmp_path: Path) -> None:
     touch(tmp_path, "p/real/a.jpg", "far/b.jpg")
     os.symlink("real", tmp_path / "p/alias")
     os.symlink("..", tmp_path / "p/real/up")
     os.symlink("../far", tmp_path / "p/elsewhere")
     os.symlink("a.jpg", tmp_path / "p/real/z.jpg")
-    assert found(tmp_path, "p") == ["p/real/a.jpg", "p/real/z.jpg", "p/elsewhere/b.jpg"]
-    assert found(tmp_path, "p/alias", "p/real") == [
+    assert find(tmp_path, "p") == ["p/real/a.jpg", "p/real/z.jpg", "p/elsewhere/b.jpg"]
+    assert find(tmp_path, "p/alias", "p/real") == [
         "p/alias/a.jpg",
         "p/alias/z.jpg",
         "p/alias/up/elsewhere/b.jpg",
     ]
 
 
-def test_what_cannot_be_read_fails_in_its_place(tmp_path: Path) -> None:
+def test_unreadable_files_fail_in_input_order(tmp_path: Path) -> None:
     touch(tmp_path, "p/a.jpg")
     os.mkfifo(tmp_path / "p/b.jpg")
     os.symlink("nowhere.jpg", tmp_path / "p/c.jpg")
     os.symlink("d.jpg", tmp_path / "p/d.jpg")
-    assert found(tmp_path, "missing.jpg", "p", "gone", "") == [
+    assert find(tmp_path, "missing.jpg", "p", "gone", "") == [
         "!missing.jpg",
         "p/a.jpg",
         "!p/b.jpg",
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_fails_in_its_place(tmp_path: Path) -> None:
         "!p/d.jpg",
         "!gone",
     ]
-    assert found(tmp_path, "p/b.jpg", "p/c.jpg", "p/a.jpg/x") == ["!p/b.jpg", "!p/c.jpg", "!p/a.jpg/x"]
+    assert find(tmp_path, "p/b.jpg", "p/c.jpg", "p/a.jpg/x") == ["!p/b.jpg", "!p/c.jpg", "!p/a.jpg/x"]
     assert list(find_images([""])) == [Failed("", "no such file or folder")]
 
 
@@ -108,7 +108,7 @@ def test_a_folder_that_may_not_be_listed_fails(tmp_path: Path) -> None:
     touch(tmp_path, "p/a.jpg", "p/q/b.jpg")
     (tmp_path / "p/q").chmod(0)
     try:
-        assert found(tmp_path, "p") == ["p/a.jpg", "!p/q"]
+        assert find(tmp_path, "p") == ["p/a.jpg", "!p/q"]
     finally:
         (tmp_path / "p/q").chmod(0o755)
 
@@ -125,23 +125,21 @@ def test_globs(tmp_path: Path) -> None:
         "p/f.dat",
         "p/g[1].jpg",
     )
-    assert found(tmp_path, "p/*.jpg") == ["p/a.jpg", "p/g[1].jpg"]
-    assert found(tmp_path, "p/**/*.jpg") == ["p/a.jpg", "p/g[1].jpg", "p/q/c.jpg", "p/q/r/d.jpg"]
-    assert found(tmp_path, "p/*") == ["p/a.jpg", "p/b.png", "p/g[1].jpg", "p/q/c.jpg", "p/q/r/d.jpg"]
-    assert found(tmp_path, "p/**") == ["p/a.jpg", "p/b.png", "p/g[1].jpg", "p/q/c.jpg", "p/q/r/d.jpg"]
-    assert found(tmp_path, "p/?.dat", "p/[ab].*") == ["p/f.dat", "p/a.jpg", "p/b.png"]
-    assert found(tmp_path, "p/.git/*.jpg") == ["p/.git/e.jpg"]
-    assert found(tmp_path, "p/g[1].jpg") == [
-        "p/g[1].jpg"
-    ]  # a file of that very name comes before the pattern
-    assert found(tmp_path, "p/*.webp", "p/*.tx?", "x**y/*") == ["!p/*.webp", "!p/*.tx?", "!x**y/*"]
+    assert find(tmp_path, "p/*.jpg") == ["p/a.jpg", "p/g[1].jpg"]
+    assert find(tmp_path, "p/**/*.jpg") == ["p/a.jpg", "p/g[1].jpg", "p/q/c.jpg", "p/q/r/d.jpg"]
+    assert find(tmp_path, "p/*") == ["p/a.jpg", "p/b.png", "p/g[1].jpg", "p/q/c.jpg", "p/q/r/d.jpg"]
+    assert find(tmp_path, "p/**") == ["p/a.jpg", "p/b.png", "p/g[1].jpg", "p/q/c.jpg", "p/q/r/d.jpg"]
+    assert find(tmp_path, "p/?.dat", "p/[ab].*") == ["p/f.dat", "p/a.jpg", "p/b.png"]
+    assert find(tmp_path, "p/.git/*.jpg") == ["p/.git/e.jpg"]
+    assert find(tmp_path, "p/g[1].jpg") == ["p/g[1].jpg"]  # a file of exactly that name takes precedence
+    assert find(tmp_path, "p/*.webp", "p/*.tx?", "x**y/*") == ["!p/*.webp", "!p/*.tx?", "!x**y/*"]
 
 
-def test_globs_end_where_links_make_circles(tmp_path: Path) -> None:
+def test_globs_end_when_links_make_cycles(tmp_path: Path) -> None:
     touch(tmp_path, "p/a.jpg")
     os.symlink(".", tmp_path / "p/one")
     os.symlink(".", tmp_path / "p/two")
-    assert found(tmp_path, "p/**/*.jpg") == ["p/a.jpg"]
+    assert find(tmp_path, "p/**/*.jpg") == ["p/a.jpg"]
 
 
 def test_relative_globs_and_names_with_odd_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +150,7 @@ def test_relative_globs_and_names_with_odd_bytes(tmp_path: Path, monkeypatch: py
     assert list(find_images(["."])) == ["./a\nb.jpg", "./é.jpg", "./\udcff.jpg"]
 
 
-def test_endings() -> None:
+def test_image_names() -> None:
     assert is_image_name("a.JPG")
     assert is_image_name("dir/x.tiff")
     assert not is_image_name("._a.jpg")
@@ -173,5 +171,5 @@ def test_endings() -> None:
         (OSError(), "oserror"),
     ],
 )
-def test_what_went_wrong_is_said_in_the_systems_words(error: OSError, words: str) -> None:
-    assert plain_reason(error) == words
+def test_reasons_are_in_the_words_of_the_system(error: OSError, words: str) -> None:
+    assert os_error_reason(error) == words

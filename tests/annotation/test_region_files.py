@@ -1,4 +1,4 @@
-"""Regions as files: read back by `open_dataset` and by the readers of others; whole or not at all."""
+"""Region files: read back by `open_dataset` and by other programs; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[RegionRow]:
-    """Two images, the second to be turned upright, and one in which nothing is."""
+    """Two images, the second with an EXIF rotation, and one without regions."""
     (tmp_path / "photos" / "more").mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -50,9 +50,9 @@ def test_our_own_reader_reads_them_back(rows: list[RegionRow], kind: RegionFile,
         (p, tuple(r)) for p, r in rows
     ]
     for sample, (_, regions) in zip(samples, rows, strict=True):
-        for read, given in zip(sample.regions, regions, strict=True):
-            assert (read.mask is None) == (given.mask is None)
-            assert given.mask is None or np.array_equal(read.mask, given.mask)
+        for read, written in zip(sample.regions, regions, strict=True):
+            assert (read.mask is None) == (written.mask is None)
+            assert written.mask is None or np.array_equal(read.mask, written.mask)
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
@@ -104,7 +104,7 @@ def test_whole_or_not_at_all(rows: list[RegionRow], kind: RegionFile, tmp_path: 
         write_regions(tmp_path / "x", kind, broken())
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
     write_regions(tmp_path / "x", kind, rows[:1])
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         write_regions(tmp_path / "x", kind, rows)
     with pytest.raises(UsageError, match="does not exist"):
         write_regions(tmp_path / "nowhere" / "x", kind, rows)
@@ -116,7 +116,7 @@ def test_whole_or_not_at_all(rows: list[RegionRow], kind: RegionFile, tmp_path: 
             write_regions(tmp_path / "y", kind, rows)
 
 
-def test_two_pictures_of_one_name_are_not_mixed_up(rows: list[RegionRow], tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(rows: list[RegionRow], tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.jpg")
     with pytest.raises(UsageError, match="rename one"):
         write_regions(tmp_path / "x", "yolo", [*rows, (str(tmp_path / "photos" / "a.jpg"), [])])

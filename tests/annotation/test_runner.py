@@ -10,8 +10,8 @@ from sightloop.errors import ImageError
 from sightloop.types import Done, Failed, Pixels, Skipped
 
 
-class Shelf:
-    """Reads "good…" and refuses the rest; looks `ahead` sources ahead, as workers do."""
+class FakeReader:
+    """Reads names that start with "good" and fails on others; pulls `ahead` sources ahead, as workers do."""
 
     def __init__(self, ahead: int = 3) -> None:
         self.ahead = ahead
@@ -25,13 +25,13 @@ class Shelf:
             for source in sources:
                 window.append(source)
                 if len(window) > self.ahead:
-                    yield self.one(window.pop(0))
+                    yield self.read_one(window.pop(0))
             for source in window:
-                yield self.one(source)
+                yield self.read_one(source)
         finally:
             self.closed += 1
 
-    def one(self, name: str) -> Pixels | ImageError:
+    def read_one(self, name: str) -> Pixels | ImageError:
         good = name.startswith("good")
         return Pixels(name, np.zeros((3, 1, 1), np.uint8), (1, 1)) if good else ImageError(name, "torn")
 
@@ -50,8 +50,8 @@ INPUTS = [
 ]
 
 
-def names(pictures: list[Pixels]) -> list[str]:
-    return [picture.name.upper() for picture in pictures]
+def names(images: list[Pixels]) -> list[str]:
+    return [image.name.upper() for image in images]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])
@@ -59,12 +59,12 @@ def names(pictures: list[Pixels]) -> list[str]:
 def test_one_event_for_each_input_in_order(ahead: int, batch_size: int) -> None:
     sizes: list[int] = []
 
-    def verb(pictures: list[Pixels]) -> list[str]:
-        sizes.append(len(pictures))
-        return names(pictures)
+    def verb(images: list[Pixels]) -> list[str]:
+        sizes.append(len(images))
+        return names(images)
 
-    events = list(runner.run([Shelf(ahead)], INPUTS, verb, runner.LoaderConfig(batch_size)))
-    wanted = [
+    events = list(runner.run([FakeReader(ahead)], INPUTS, verb, runner.LoaderConfig(batch_size)))
+    expected = [
         item
         if not isinstance(item, str)
         else Done(item, item.upper())
@@ -72,73 +72,73 @@ def test_one_event_for_each_input_in_order(ahead: int, batch_size: int) -> None:
         else Failed(item, "torn")
         for item in INPUTS
     ]
-    assert events == wanted
+    assert events == expected
     assert sum(sizes) == 4
     assert max(sizes) <= batch_size
 
 
-def test_nothing_is_read_where_nothing_is_wanted() -> None:
-    shelf = Shelf()
+def test_skipped_inputs_start_no_reader() -> None:
+    reader = FakeReader()
     inputs = [Skipped(str(i), "") for i in range(100)]
-    assert list(runner.run([shelf], inputs, names, runner.LoaderConfig())) == inputs
-    assert shelf.sessions == 0
+    assert list(runner.run([reader], inputs, names, runner.LoaderConfig())) == inputs
+    assert reader.sessions == 0
 
 
-def test_long_runs_of_skips_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_MOST_WAITING", 10)
-    shelf = Shelf(ahead=100)
-    taken = 0
+def test_long_runs_of_skipped_inputs_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_MAX_WAITING", 10)
+    reader = FakeReader(ahead=100)
+    pulled = 0
 
     def inputs() -> Iterator[str | Skipped]:
-        nonlocal taken
+        nonlocal pulled
         for i in range(1000):
-            taken = i
+            pulled = i
             yield "good" if i % 500 == 0 else Skipped(str(i), "")
 
-    first = next(runner.run([shelf], inputs(), names, runner.LoaderConfig()))
+    first = next(runner.run([reader], inputs(), names, runner.LoaderConfig()))
     assert first == Done("good", "GOOD")
-    assert taken == 10
-    events = list(runner.run([shelf], inputs(), names, runner.LoaderConfig()))
+    assert pulled == 10
+    events = list(runner.run([reader], inputs(), names, runner.LoaderConfig()))
     assert len(events) == 1000
     assert [i for i, event in enumerate(events) if isinstance(event, Done)] == [0, 500]
 
 
-def test_two_readers_stay_side_by_side() -> None:
-    class Picky(Shelf):
-        def one(self, name: str) -> Pixels | ImageError:
-            return ImageError(name, "not for me") if name == "good4" else super().one(name)
+def test_two_readers_stay_in_step() -> None:
+    class SelectiveReader(FakeReader):
+        def read_one(self, name: str) -> Pixels | ImageError:
+            return ImageError(name, "not for me") if name == "good4" else super().read_one(name)
 
-    seen: list[tuple[list[str], list[str]]] = []
+    batches: list[tuple[list[str], list[str]]] = []
 
-    def verb(mine: list[Pixels], theirs: list[Pixels]) -> list[str]:
-        seen.append((names(mine), names(theirs)))
-        return names(mine)
+    def verb(first: list[Pixels], second: list[Pixels]) -> list[str]:
+        batches.append((names(first), names(second)))
+        return names(first)
 
-    events = list(runner.run([Shelf(2), Picky(7)], INPUTS, verb, runner.LoaderConfig(2)))
+    events = list(runner.run([FakeReader(2), SelectiveReader(7)], INPUTS, verb, runner.LoaderConfig(2)))
     assert [event.name for event in events] == [i if isinstance(i, str) else i.name for i in INPUTS]
     assert events[4] == Failed("good4", "not for me")
-    assert all(mine == theirs for mine, theirs in seen)
+    assert all(first == second for first, second in batches)
 
 
-def test_errors_of_the_verb_come_through_and_end_the_reading() -> None:
-    def verb(pictures: list[Pixels]) -> list[str]:
+def test_errors_of_the_verb_are_raised_and_end_the_reading() -> None:
+    def verb(images: list[Pixels]) -> list[str]:
         raise MemoryError("too large")
 
-    shelf = Shelf()
+    reader = FakeReader()
     with pytest.raises(MemoryError):
-        list(runner.run([shelf], INPUTS, verb, runner.LoaderConfig(2)))
-    assert shelf.closed == 1
+        list(runner.run([reader], INPUTS, verb, runner.LoaderConfig(2)))
+    assert reader.closed == 1
 
 
 def test_closing_ends_the_reading() -> None:
-    shelf = Shelf()
-    events = runner.run([shelf], INPUTS, names, runner.LoaderConfig(1))
+    reader = FakeReader()
+    events = runner.run([reader], INPUTS, names, runner.LoaderConfig(1))
     next(events)
     next(events)
     events.close()
-    assert shelf.closed == 1
+    assert reader.closed == 1
 
 
-def test_a_verb_must_give_one_value_a_picture() -> None:
+def test_a_verb_must_return_one_value_for_each_image() -> None:
     with pytest.raises(RuntimeError, match="1 values for 2"):
-        list(runner.run([Shelf()], ["good1", "good2"], lambda pictures: ["x"], runner.LoaderConfig()))
+        list(runner.run([FakeReader()], ["good1", "good2"], lambda images: ["x"], runner.LoaderConfig()))

@@ -30,7 +30,7 @@ from sightloop.capfilt.bootstrap import bootstrap, estimate
 from sightloop.capfilt.filtering import CandidateText, decide, drop_unusable
 from sightloop.capfilt.job import open_job
 from sightloop.capfilt.options import CapFiltOptions
-from sightloop.data.atomic import PREFIX
+from sightloop.data.atomic import TEMP_PREFIX
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
@@ -341,7 +341,7 @@ def test_damaged_and_torn_lines_are_work_to_do_again(place: Path, whole: Path, t
         lines[0].replace(b'"written": 8', b'"written": 7') + b'["check"]\n"\xff"\n' + lines[1] + lines[2][:50]
     )
     (out / "log.jsonl").write_bytes(b'\xff\n{"samples": "x"}\n')
-    (out / f"{PREFIX}0.tmp").write_bytes(b"half")
+    (out / f"{TEMP_PREFIX}0.tmp").write_bytes(b"half")
     assert run(place, out).new == 16
     assert content(out) == content(whole)
 
@@ -496,7 +496,7 @@ def test_every_nth_failing_call_is_said_and_the_rest_resumes(
             assert f"{out}: cannot go on: no space left on device" in said
             assert "give the same command again" in said
             there = content(out) if out.exists() else {}
-            assert not [name for name in there if PREFIX in name]
+            assert not [name for name in there if TEMP_PREFIX in name]
             growing = ("manifest.jsonl", "quarantine.jsonl")
             assert {n: d for n, d in there.items() if n not in growing}.items() <= right.items()
         assert not word_of(place, out, to)
@@ -531,7 +531,7 @@ def test_a_full_disk_is_said_by_the_command(
     assert f"{out}: cannot go on: file too large" in said
     assert "make room there, and give the same command again" in said
     assert not list(out.glob("*.tar"))
-    assert not list(out.glob(f"{PREFIX}*"))
+    assert not list(out.glob(f"{TEMP_PREFIX}*"))
     assert main.main([*map(str, words)]) == 0
     assert content(out) == content(whole)
 

@@ -117,7 +117,9 @@ def test_logits(tmp_path: Path, name: str) -> None:
     given = network.build_prefix(tokens.flatten(0, 1), ids, real)
     kwargs: dict[str, Any] = {"pixel_values": images, "input_ids": ids, "attention_mask": real.long()}
     if name.startswith("opt"):
-        got = network.language.logits(network.language.text.read(given.tokens, valid_mask=real, causal=True))
+        got = network.language.logits(
+            network.language.text.forward_embeddings(given.tokens, valid_mask=real, causal=True)
+        )
         wanted = reference(**kwargs).logits
         assert (got - wanted)[real].abs().max() < 1e-4
         return
@@ -485,12 +487,14 @@ def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path:
     with torch.inference_mode():
         if kind == "opt":
             wanted = reference(input_ids=ids).logits
-            states = network.language.text.read(network.language.text.embed_tokens(ids), causal=True)
+            states = network.language.text.forward_embeddings(
+                network.language.text.embed_tokens(ids), causal=True
+            )
         else:
             wanted = reference(input_ids=ids, decoder_input_ids=ids).logits
             tower = network.language.text
-            memory = tower.memory(network.encoder.read(network.encoder.embed_tokens(ids)))
-            states = tower.read(tower.embed_tokens(ids), causal=True, memory=memory)
+            memory = tower.memory(network.encoder.forward_embeddings(network.encoder.embed_tokens(ids)))
+            states = tower.forward_embeddings(tower.embed_tokens(ids), causal=True, memory=memory)
         assert torch.allclose(network.language.logits(states), wanted, atol=1e-4)
     assert {"caption", "answer", "chat"} <= model.capabilities
     assert len(model.caption(pictures(2), max_new_tokens=4)) == 2

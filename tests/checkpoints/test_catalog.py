@@ -15,10 +15,10 @@ from sightloop.checkpoints.catalog import (
     CATALOG,
     RECOMMENDED,
     CatalogEntry,
-    close_names,
-    find,
+    find_entry,
+    models_for,
     recommended_for,
-    who_can,
+    similar_names,
 )
 from sightloop.checkpoints.florence import config_from_transformers as florence_config
 from sightloop.checkpoints.llava import config_from_transformers as llava_config
@@ -40,8 +40,8 @@ from tests.rules import PACKAGE
 
 def test_names_are_unique_and_found_whatever_their_case() -> None:
     assert len({entry.name.lower() for entry in CATALOG}) == len(CATALOG)
-    assert find("SALESFORCE/BLIP-VQA-BASE") is find("Salesforce/blip-vqa-base")
-    assert find("nobody/nothing") is None
+    assert find_entry("SALESFORCE/BLIP-VQA-BASE") is find_entry("Salesforce/blip-vqa-base")
+    assert find_entry("nobody/nothing") is None
 
 
 def test_every_job_has_a_recommended_entry_that_can_do_it() -> None:
@@ -49,10 +49,10 @@ def test_every_job_has_a_recommended_entry_that_can_do_it() -> None:
     for job in CAPABILITIES:
         entry = recommended_for(job)
         assert job in entry.capabilities
-        able = who_can(job)
+        able = models_for(job)
         assert able[0] == entry.name
         assert set(able) == {e.name for e in CATALOG if job in e.capabilities}
-    assert who_can("fly") == []
+    assert models_for("fly") == []
     with pytest.raises(KeyError):
         recommended_for("fly")
 
@@ -61,7 +61,7 @@ def test_the_bundled_model_comes_first_and_needs_no_download() -> None:
     entry = CATALOG[0]
     assert (entry.name, entry.where, entry.download_mb) == (BUNDLED, "comes with the package", 0)
     assert set(entry.capabilities) <= set(CAPABILITIES)
-    assert entry.licence == "research use"
+    assert entry.license == "research use"
     assert BUNDLED not in RECOMMENDED.values()
 
 
@@ -70,7 +70,7 @@ PUBLISHED = CATALOG[1:]
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
 def test_entries_are_complete(entry: CatalogEntry) -> None:
-    assert entry.licence
+    assert entry.license
     assert entry.paper[4] == "."
     assert entry.where.startswith("https://")
     assert entry.image_size % 14 == 0 or entry.image_size % 32 == 0
@@ -325,9 +325,9 @@ def test_parameters_and_jobs_are_those_of_the_network(entry: CatalogEntry) -> No
 
 
 def test_near_misses_are_named() -> None:
-    assert close_names("blip-vqa-bas") == ["Salesforce/blip-vqa-base"]
-    assert "openai/clip-vit-base-patch32" in close_names("OpenAI/clip-vit-base-patch-32")
-    assert close_names("something else entirely") == []
+    assert similar_names("blip-vqa-bas") == ["Salesforce/blip-vqa-base"]
+    assert "openai/clip-vit-base-patch32" in similar_names("OpenAI/clip-vit-base-patch-32")
+    assert similar_names("something else entirely") == []
 
 
 def test_the_catalogue_loads_no_torch() -> None:

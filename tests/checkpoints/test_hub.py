@@ -662,7 +662,7 @@ def test_a_name_server_that_never_answers_is_not_waited_for(
 def test_behind_a_proxy_the_client_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "getproxies", lambda: {"https": "http://proxy:3128"})
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("knocked past the proxy"))
-    assert hub_module._reachable("https://huggingface.co")
+    assert hub_module._is_reachable("https://huggingface.co")
 
 
 def test_looking_up_loads_neither_torch_nor_the_hub(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from torch import nn
 
 from sightloop.checkpoints.key_map import (
     Rule,
-    batched,
     cat,
+    cat_grouped_query,
     count_layers,
     export_state_dict,
-    grouped,
     load_weights,
-    rows,
+    row_slice,
+    squeezed,
     tied_names,
     transposed,
 )
@@ -27,7 +27,7 @@ KEYS = {
     "layers.{}": "model.layer_{}.dense",
     "fused": cat("model.q", "model.k"),
     "projection.weight": transposed("proj"),
-    "token": batched("cls", 2),
+    "token": squeezed("cls", 2),
     "words": "embed",
     "head.words": "lm",
 }
@@ -112,12 +112,12 @@ def test_parts_that_only_add_up_do_not_fit() -> None:
         CheckpointError, match=r"model\.q\.weight \(3, 3\), model\.k\.weight \(5, 3\) \(expected \(8"
     ):
         load_weights(empty(), given, KEYS)
-    rule = grouped(4, 1, "q", "k", "v")
+    rule = cat_grouped_query(4, 1, "q", "k", "v")
     assert rule.read([torch.zeros(8, 3), torch.zeros(2, 3), torch.zeros(2, 3)]).shape == (12, 3)
     with pytest.raises(ValueError, match="shares"):
         rule.read([torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3)])
     with pytest.raises(ValueError, match="7 rows"):
-        rows("x", 0, 1, 3).read([torch.zeros(7, 3)])
+        row_slice("x", 0, 1, 3).read([torch.zeros(7, 3)])
 
 
 class Counted(dict[str, torch.Tensor]):

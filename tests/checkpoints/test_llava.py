@@ -54,7 +54,7 @@ def tokens_of(net: Llava, pictures: list[tuple[torch.Tensor, tuple[int, int]]]) 
     found: list[torch.Tensor] = []
     for pixels, size in pictures:
         grid = (
-            tiles.layout(size, config.tiles, config.vision.image_size, config.vision.patch)
+            tiles.tile_layout(size, config.tiles, config.vision.image_size, config.vision.patch)
             if config.tiles
             else None
         )
@@ -72,7 +72,7 @@ def material(net: Llava) -> tuple[list[tuple[torch.Tensor, tuple[int, int]]], li
     for size in sizes:
         count = 1
         if config.tiles:
-            rows, columns, *_ = tiles.layout(size, config.tiles, 14, config.vision.patch)
+            rows, columns, *_ = tiles.tile_layout(size, config.tiles, 14, config.vision.patch)
             count += rows * columns
         pictures.append((torch.randn(3, count * 14, 14, generator=generator), size))
     return pictures, [[0], [2, 1], []]
@@ -114,7 +114,7 @@ def test_it_reads_and_writes_as_the_reference(pair: tuple[Any, Llava, Path]) -> 
     for place, i in enumerate(flat):
         assert (features[place] - encoded[i]).abs().max() <= 1e-5 * features[place].abs().max()
     begun = net.build_prefix(torch.cat([encoded[i] for i in flat]), ids, real)
-    states = net.language.text.read(begun.tokens, valid_mask=real, causal=True)
+    states = net.language.text.forward_embeddings(begun.tokens, valid_mask=real, causal=True)
     wanted = theirs(**given).logits
     assert (net.language.logits(states) - wanted)[real].abs().max() <= 1e-4
     for beams in (1, 3):
@@ -146,7 +146,7 @@ def test_older_files_have_other_names(pair: tuple[Any, Llava, Path], spelling: s
 
 def test_the_config_survives(pair: tuple[Any, Llava, Path]) -> None:
     _, net, _ = pair
-    ((data, _),) = llava.exports(net.config).values()
+    ((data, _),) = llava.to_transformers(net.config).values()
     layers = data["vision_feature_layer"]
     assert all(layer < 0 for layer in (layers if isinstance(layers, list) else [layers]))
     again = llava.config_from_transformers(data)

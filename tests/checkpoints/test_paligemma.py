@@ -81,7 +81,9 @@ def test_it_reads_and_writes_as_the_reference(pair: Pair) -> None:
     assert (features - encoded).abs().max() <= 1e-5 * max(1.0, float(features.abs().max()))
     begun = net.build_prefix(encoded.flatten(0, 1), ids, real)
     whole = torch.ones_like(real)
-    states = net.language.text.read(begun.tokens, valid_mask=real, prefix_mask=whole, causal=True)
+    states = net.language.text.forward_embeddings(
+        begun.tokens, valid_mask=real, prefix_mask=whole, causal=True
+    )
     wanted = theirs(**given).logits
     assert (net.language.logits(states) - wanted)[real].abs().max() <= 1e-4
     for beams in (1, 3):
@@ -117,7 +119,7 @@ def test_older_files_have_other_names(pair: Pair, spelling: str) -> None:
 
 def test_it_goes_back(pair: Pair, tmp_path: Path) -> None:
     theirs, net, folder = pair
-    ((data, _),) = paligemma.exports(net.config).values()
+    ((data, _),) = paligemma.to_transformers(net.config).values()
     assert paligemma.config_from_transformers(json.loads(json.dumps(data))) == net.config
     tensors = export_state_dict(net, paligemma.transformers_keys(net.config))
     known = load_file(folder / "model.safetensors")

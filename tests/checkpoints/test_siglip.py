@@ -15,12 +15,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 import sightloop
-from sightloop.data.images.preprocess import (
-    normalize,
-    preprocess,
-    spec_from_transformers,
-    spec_to_transformers,
-)
+from sightloop.data.images.preprocess import normalize, preprocess
+from sightloop.data.images.processor_config import spec_from_transformers, spec_to_transformers
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.models import siglip
 from sightloop.nn.init import initialize

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloop.data import atomic
-from sightloop.data.atomic import atomic_path, atomic_write, lock, remove_stale_temporaries
+from sightloop.data.atomic import atomic_path, atomic_write, remove_stale_temporaries, try_lock
 
 
 def names(folder: Path) -> set[str]:
@@ -171,13 +171,13 @@ def test_without_locks_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_lock_is_one_process_s_until_it_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
     with open(tmp_path / "x", "wb") as mine, open(tmp_path / "x", "rb") as theirs:
-        assert lock(mine)
-        assert not lock(theirs)
+        assert try_lock(mine)
+        assert not try_lock(theirs)
     with open(tmp_path / "x", "rb") as theirs:
-        assert lock(theirs)
+        assert try_lock(theirs)
 
         def none(file: object, kind: int) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr(fcntl, "flock", none)
-        assert lock(theirs)  # a file system without locks keeps nobody out
+        assert try_lock(theirs)  # a file system without locks keeps nobody out

@@ -169,15 +169,17 @@ def test_few_bits(made: tuple[Any, Any, Path], model: Model, tmp_path: Path) -> 
     ids, real = torch.arange(3, 40)[None], torch.ones(1, 37, dtype=torch.bool)
     nothing = torch.zeros(0, 1)
     states = [
-        m.network.language.text.read(m.network.build_prefix(nothing, ids, real).tokens, causal=True).float()
-        for m in (model, small)
+        network.language.text.forward_embeddings(
+            network.build_prefix(nothing, ids, real).tokens, causal=True
+        ).float()
+        for network in (model.network, small.network)
     ]
     assert (states[0] - states[1]).norm() < 0.2 * states[0].norm()
     assert isinstance(small.chat(CONVERSATION, max_new_tokens=3), str)
     assert fingerprint(small) != fingerprint(model)
     with pytest.raises(UsageError, match="quantize"):
         small.save(tmp_path / "small")
-    with pytest.raises(UsageError, match=r"few bits; load the model without `quantize`"):
+    with pytest.raises(UsageError, match=r"quantized; load the model without `quantize`"):
         add_lora(small.network, ["language.text.blocks.*.attn.qkv"])
     with pytest.raises(UsageError, match="language model"):
         load(device="cpu", quantize="int4")
@@ -259,7 +261,9 @@ def test_a_bare_piece_model(legacy: bool, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = LlamaTokenizer.from_pretrained(tmp_path)
     theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    ours = load_sentencepiece(tmp_path, max_length=1000, extra="<image>", usual="LlamaTokenizer")
+    ours = load_sentencepiece(
+        tmp_path, max_length=1000, extra_special_token="<image>", default_class="LlamaTokenizer"
+    )
     texts = ["a dog", " the  zebra\n", "USER: <image>\nwhat is it? ASSISTANT:", "é 犬", "", "</s> dog"]
     rows = ours.encode(texts)
     for text, row, length in zip(texts, rows.ids, rows.lengths, strict=True):

@@ -16,7 +16,7 @@ from sightloop.checkpoints.registry import FAMILIES
 from sightloop.nn.prepack import unpack
 from sightloop.nn.regularization import set_activation_checkpointing
 from sightloop.objectives.contrastive import clip_loss
-from sightloop.objectives.language import lm_loss, next_tokens
+from sightloop.objectives.language import lm_loss, next_token_targets
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
 
 
@@ -84,11 +84,11 @@ def test_blips_captioner(tmp_path: Path, recompute: bool) -> None:
     labels = ids.masked_fill(mask == 0, -100)
     theirs = reference(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels).loss
     theirs.backward()
-    tower, kept = network.decoder.text, next_tokens(ids, lengths)
+    tower, kept = network.decoder.text, next_token_targets(ids, lengths)
     states = tower(ids, causal=True, memory=tower.memory(network.encode_image(pixels).tokens)).tokens
-    logits = network.decoder.head(states.flatten(0, 1)[kept.where])
+    logits = network.decoder.head(states.flatten(0, 1)[kept.positions])
     smoothing = reference.config.text_config.label_smoothing
-    loss = lm_loss(logits, kept.targets, len(kept.where), smoothing=smoothing).value
+    loss = lm_loss(logits, kept.targets, len(kept.positions), smoothing=smoothing).value
     loss.backward()
     assert torch.allclose(loss, theirs, rtol=1e-5)
     check(gradients(network, family), reference)

@@ -1,4 +1,4 @@
-"""Attention and blocks: caches, shared memories and packed weights change the cost, not the numbers."""
+"""Attention and blocks: masks as drawn; caches, shared memories and packed weights change the cost, not the numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sightloop.checkpoints.key_map import load_weights
-from sightloop.nn.attention import Attention, Cache, KeyValue, Linear, attend, mask_from_lengths
+from sightloop.nn.attention import (
+    Attention,
+    KeyValue,
+    KeyValueCache,
+    Linear,
+    attend,
+    attention_mask,
+    mask_from_lengths,
+    relative_buckets,
+)
 from sightloop.nn.blocks import Block, BlockConfig
 from sightloop.nn.prepack import can_pack, pack, pack_hook, unpack
 
@@ -23,10 +32,34 @@ def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def by_hand(query: torch.Tensor, memory: KeyValue, seen: torch.Tensor) -> torch.Tensor:
-    """Attention written out: softmax(q k / sqrt(d)) v over the positions that are seen, `[R, H, L, d]`."""
+def by_hand(query: torch.Tensor, memory: KeyValue, visible: torch.Tensor) -> torch.Tensor:
+    """Attention written out: softmax(q k / sqrt(d)) v over the visible positions, `[R, H, L, d]`."""
     scores = query @ memory.key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ memory.value
+    return scores.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ memory.value
+
+
+DRAWN = {
+    "padding": ("0111", None, ["x...", ".x..", ".xx.", ".xxx"]),
+    "causal": ("1111", None, ["x...", "xx..", "xxx.", "xxxx"]),
+    "prefix-LM": ("1111", "1100", ["xx..", "xx..", "xxx.", "xxxx"]),
+}
+
+
+@pytest.mark.parametrize(("valid", "prefix", "rows"), DRAWN.values(), ids=DRAWN)
+def test_masks_are_as_drawn_in_the_docstring(valid: str, prefix: str | None, rows: list[str]) -> None:
+    valid_mask, prefix_mask = (
+        None if text is None else torch.tensor([[character == "1" for character in text]])
+        for text in (valid, prefix)
+    )
+    mask = attention_mask(valid_mask, prefix_mask=prefix_mask)[0, 0]  # pyright: ignore[reportArgumentType]
+    assert ["".join("x" if seen else "." for seen in row) for row in mask.tolist()] == rows
+    drawing = [" ".join(row) for row in rows]
+    assert all(line in (attention_mask.__doc__ or "") for line in drawing)
+
+
+def test_relative_buckets_are_as_written_in_the_docstring() -> None:
+    buckets = relative_buckets(torch.tensor([13]), torch.arange(13, -1, -1), 8, 16, bidirectional=False)
+    assert buckets.tolist() == [[0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7, 7]]
 
 
 @given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 3), st.booleans())
@@ -38,8 +71,8 @@ def test_self_attention(rows: int, length: int, heads: int, causal: bool) -> Non
     x = torch.randn(rows, length, dim)
     q, k, v = attention.qkv(x).chunk(3, dim=-1)
     split = [part.view(rows, length, heads, 4).transpose(1, 2) for part in (q, k, v)]
-    seen = torch.ones(length, length, dtype=torch.bool)
-    mixed = by_hand(split[0], KeyValue(split[1], split[2]), seen.tril() if causal else seen)
+    visible = torch.ones(length, length, dtype=torch.bool)
+    mixed = by_hand(split[0], KeyValue(split[1], split[2]), visible.tril() if causal else visible)
     wanted = attention.out(mixed.transpose(1, 2).reshape(rows, length, dim))
     assert torch.allclose(attention(x, causal=causal), wanted, atol=1e-5)
 
@@ -50,7 +83,7 @@ def test_self_attention(rows: int, length: int, heads: int, causal: bool) -> Non
 def test_a_cache_in_any_steps_is_causal_attention(steps: list[int], rows: int) -> None:
     attention = drawn(Attention(8, 2))
     x = torch.randn(rows, sum(steps), 8)
-    cache, done, parts = Cache((rows, 2, sum(steps), 4), x), 0, []
+    cache, done, parts = KeyValueCache((rows, 2, sum(steps), 4), x), 0, []
     for step in steps:
         parts.append(attention(x[:, done : done + step], cache=(cache, done)))
         done += step
@@ -60,13 +93,13 @@ def test_a_cache_in_any_steps_is_causal_attention(steps: list[int], rows: int) -
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 6))
 @settings(max_examples=25, deadline=None)
 @torch.inference_mode()
-def test_rows_that_share_a_memory(pictures: int, each: int, length: int, tokens: int) -> None:
+def test_rows_that_share_a_memory(images: int, each: int, length: int, tokens: int) -> None:
     attention = drawn(Attention(8, 2, memory_dim=6))
-    memory, x = torch.randn(pictures, tokens, 6), torch.randn(pictures * each, length, 8)
+    memory, x = torch.randn(images, tokens, 6), torch.randn(images * each, length, 8)
     apart = torch.cat(
         [
             attention(x[i : i + 1], memory=attention.memory(memory[i // each : i // each + 1]))
-            for i in range(pictures * each)
+            for i in range(images * each)
         ]
     )
     assert torch.allclose(attention(x, memory=attention.memory(memory)), apart, atol=1e-5)
@@ -76,7 +109,7 @@ def test_rows_that_share_a_memory(pictures: int, each: int, length: int, tokens:
 def test_selecting_rows_of_a_cache() -> None:
     attention = drawn(Attention(8, 2))
     x = torch.randn(2, 5, 8)
-    cache = Cache((2, 2, 5, 4), x)
+    cache = KeyValueCache((2, 2, 5, 4), x)
     attention(x[:, :3], cache=(cache, 0))
     cache.select(torch.tensor([1, 1, 0]), 3)
     rows = torch.cat([x[1:], x[1:], x[:1]])
@@ -157,10 +190,10 @@ def test_attention_in_bfloat16_learns_as_in_float32(causal: bool, masked: bool) 
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 3, 9, 8, generator=generator) for _ in range(3))
     mask = mask_from_lengths(torch.tensor([9, 5]), 9) if masked and not causal else None
-    found: list[list[torch.Tensor]] = []
+    gradients: list[list[torch.Tensor]] = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [x.to(dtype, copy=True).requires_grad_() for x in (query, key, value)]
         attend(*inputs, mask, causal=causal).float().square().sum().backward()
-        found.append([x.grad.float() for x in inputs if x.grad is not None])
-    for exact, rough in zip(*found, strict=True):
+        gradients.append([x.grad.float() for x in inputs if x.grad is not None])
+    for exact, rough in zip(*gradients, strict=True):
         assert (exact - rough).norm() <= 0.03 * exact.norm()

@@ -1,4 +1,4 @@
-"""Weights in few bits: their error as the module states it, both layouts, what is left alone."""
+"""Quantized weights: their error as the module states it, both int4 layouts, which layers keep their precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from sightloop.errors import UsageError
 from sightloop.nn import quantize
 from sightloop.nn.attention import Linear
-from sightloop.nn.quantize import Int4, Int8, is_quantized, quantize_hook
+from sightloop.nn.quantize import Int4Weight, Int8Weight, is_quantized, quantize_hook
 
 CPU = torch.device("cpu")
 
@@ -18,9 +18,9 @@ def error(kernel: nn.Module, weight: torch.Tensor, rows: int, dtype: torch.dtype
     x = torch.randn(2, rows, weight.shape[1])
     bias = torch.randn(weight.shape[0])
     exact = x @ weight.T
-    found = kernel(x.to(dtype), torch.empty(0), bias.to(dtype))
-    assert found.dtype == dtype
-    return float((found.float() - bias - exact).norm() / exact.norm())
+    y = kernel(x.to(dtype), torch.empty(0), bias.to(dtype))
+    assert y.dtype == dtype
+    return float((y.float() - bias - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,19 +29,19 @@ def error(kernel: nn.Module, weight: torch.Tensor, rows: int, dtype: torch.dtype
 def test_the_error_is_the_stated_one(width_out: int, width_in: int, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weight = torch.randn(width_out, width_in)
-    assert error(Int8(weight), weight, rows, dtype) < 0.01
+    assert error(Int8Weight(weight), weight, rows, dtype) < 0.01
     for packed in (True, False):
-        assert 0.05 < error(Int4(weight, packed=packed), weight, rows, dtype) < 0.1
+        assert 0.05 < error(Int4Weight(weight, packed=packed), weight, rows, dtype) < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("width_out", "width_in"), [(64, 64), (2112, 1088), (48, 512)])
 def test_many_rows_are_multiplied_as_few_are(width_out: int, width_in: int, dtype: torch.dtype) -> None:
-    """Many rows by weights that are made again, few by torch's kernels: the same up to bfloat16."""
+    """Many rows use dequantized weights, few use torch's kernels: the same up to bfloat16."""
     torch.manual_seed(0)
     weight, bias = torch.randn(width_out, width_in), torch.randn(width_out).to(dtype)
     x = torch.randn(3, 100, width_in).to(dtype)
-    for kernel in (Int8(weight), Int4(weight, packed=True), Int4(weight, packed=False)):
+    for kernel in (Int8Weight(weight), Int4Weight(weight, packed=True), Int4Weight(weight, packed=False)):
         many = kernel(x, weight, bias).float()
         few = torch.cat([kernel(part, weight, bias) for part in x.split(5, dim=1)], dim=1).float()
         assert many.shape == (3, 100, width_out)
@@ -49,11 +49,26 @@ def test_many_rows_are_multiplied_as_few_are(width_out: int, width_in: int, dtyp
 
 
 def test_the_layout_of_this_processor_is_known() -> None:
-    """Where it is not, many rows are only slow."""
-    together = quantize._rows_packed_together()
-    if together == 0:
+    """In an unknown layout, many rows are slow but correct."""
+    row_group = quantize._kernel_row_group()
+    if row_group == 0:
         pytest.skip("torch packs 4-bit weights otherwise here")
-    assert 64 % together == 0
+    assert 64 % row_group == 0
+
+
+def test_int4_example_of_the_docstring() -> None:
+    weight = torch.tensor([[-1.0, 0.05, 0.4, 2.0]]).repeat(1, quantize.GROUP // 4)
+    q, scale_zero = quantize._quantize_int4(weight, False)
+    assert q[0, :2].tolist() == [0x50, 0xF7]
+    assert scale_zero.flatten().tolist() == pytest.approx([0.2, 0.6], rel=2**-8)
+    dequantized = Int4Weight(weight.repeat(16, 1), packed=False)._dequantize(slice(0, 1), torch.float32)
+    assert dequantized[:4, 0].tolist() == pytest.approx([-1.0, 0.0, 0.4, 2.0], abs=0.01)
+    a, b, c, d = ([10 * row + 1, 10 * row + 2] for row in range(4))  # rows of two columns
+    grouped = [[a[0], b[0]], [a[1], b[1]]], [[c[0], d[0]], [c[1], d[1]]]
+    low, high = (torch.tensor(rows, dtype=torch.uint8) % 16 for rows in grouped)
+    assert torch.equal(
+        quantize._unpack_int4((low | high << 4).view(4, 1), 4).T, torch.tensor([a, b, c, d]) % 16
+    )
 
 
 def test_both_layouts_hold_the_same_numbers() -> None:
@@ -62,7 +77,7 @@ def test_both_layouts_hold_the_same_numbers() -> None:
     weight[3] = 0
     weight[4, :64] = 5.0
     x = torch.eye(192)
-    plain, packed = (Int4(weight, packed=packed)(x, weight, None) for packed in (False, True))
+    plain, packed = (Int4Weight(weight, packed=packed)(x, weight, None) for packed in (False, True))
     assert torch.allclose(plain, packed, rtol=0.01, atol=0.01)
     assert (plain[:, 3].abs().max(), plain[:64, 4].unique().tolist()) == (0, [5.0])
 
@@ -82,14 +97,14 @@ class Small(nn.Module):
         self.language.head = Linear(64, 32, bias=False)
 
 
-def test_what_is_taken() -> None:
+def test_which_weights_the_hook_quantizes() -> None:
     net = Small()
-    take = quantize_hook(net, "int4", CPU)
-    taken = {name for name, value in net.state_dict().items() if take(name, torch.randn(value.shape))}
-    assert taken == {"language.fc.weight", "language.narrow.weight", "language.head.weight"}
-    assert isinstance(net.language.fc.kernel, Int4)
-    assert isinstance(net.language.narrow.kernel, Int8)
-    assert isinstance(net.language.head.kernel, Int8)
+    hook = quantize_hook(net, "int4", CPU)
+    quantized = {name for name, value in net.state_dict().items() if hook(name, torch.randn(value.shape))}
+    assert quantized == {"language.fc.weight", "language.narrow.weight", "language.head.weight"}
+    assert isinstance(net.language.fc.kernel, Int4Weight)
+    assert isinstance(net.language.narrow.kernel, Int8Weight)
+    assert isinstance(net.language.head.kernel, Int8Weight)
     assert not is_quantized(net.vision)
     assert "language.fc.kernel.q" not in net.state_dict()
     with pytest.raises(UsageError, match="int8"):

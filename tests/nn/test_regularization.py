@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sightloop.errors import UsageError
 from sightloop.nn import prepack
-from sightloop.nn.attention import Cache, Linear
+from sightloop.nn.attention import KeyValueCache, Linear
 from sightloop.nn.blocks import Block, BlockConfig, drop_branch, quick_gelu
 from sightloop.nn.regularization import set_activation_checkpointing, set_regularization
 
@@ -43,7 +43,7 @@ def in_float64(layer: Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
 def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     if not prepack._HAS_ONEDNN:
         pytest.skip("this torch has no oneDNN linear layers")
-    monkeypatch.setattr(prepack, "_WORTH_ONEDNN", 0)
+    monkeypatch.setattr(prepack, "_MIN_ONEDNN_PRODUCTS", 0)
 
 
 @pytest.mark.usefixtures("always_fast")
@@ -54,7 +54,7 @@ def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fast_products_are_exact(rows: list[int], width_in: int, width_out: int, bias: bool) -> None:
     layer = linear(width_in, width_out, bias=bias)
     x, grad = torch.randn(*rows, width_in), torch.randn(*rows, width_out)
-    assert prepack._gains_by_onednn(x, layer.weight)
+    assert prepack._is_faster_with_onednn(x, layer.weight)
     for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
         assert ours.dtype == torch.float32
         assert ours.is_contiguous()
@@ -64,7 +64,7 @@ def test_fast_products_are_exact(rows: list[int], width_in: int, width_out: int,
 def test_fast_products_of_a_real_size() -> None:
     layer = linear(768, 1024)
     x, grad = torch.randn(2, 50, 768), torch.randn(2, 50, 1024)
-    assert prepack._gains_by_onednn(x, layer.weight) == prepack._HAS_ONEDNN
+    assert prepack._is_faster_with_onednn(x, layer.weight) == prepack._HAS_ONEDNN
     for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
         assert (ours - wanted).norm() <= 1e-6 * wanted.norm()
         assert (ours - wanted).abs().max() <= 4e-6 * wanted.abs().max()
@@ -106,9 +106,9 @@ def test_recomputation_gives_the_same_bits() -> None:
 def test_other_precisions_go_torchs_way() -> None:
     layer, x = linear(8, 8), torch.randn(2, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not prepack._gains_by_onednn(x, layer.weight)
+        assert not prepack._is_faster_with_onednn(x, layer.weight)
         assert layer(x).dtype == torch.bfloat16
-    assert not prepack._gains_by_onednn(x.double(), layer.weight)
+    assert not prepack._is_faster_with_onednn(x.double(), layer.weight)
     assert layer.double()(x.double()).dtype == torch.float64
 
 
@@ -219,5 +219,5 @@ def test_recomputed_blocks_keep_less() -> None:
 def test_recomputation_leaves_decoding_alone() -> None:
     block, x = stack(1)[0], torch.randn(2, 3, 8)
     set_activation_checkpointing(block)
-    cache = Cache((2, 2, 3, 4), x)
+    cache = KeyValueCache((2, 2, 3, 4), x)
     assert torch.allclose(block(x, cache=(cache, 0)), block(x, causal=True), atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.objectives.language import lm_loss, mlm_loss, next_tokens, prefix_mask
+from sightloop.objectives.language import lm_loss, mlm_loss, next_token_targets, prefix_mask
 
 TEXTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4)
 
@@ -26,8 +26,11 @@ def test_next_tokens(texts: list[tuple[int, int]]) -> None:
         for i in range(length - 1)
         if i + 1 >= prompt
     ]
-    assert list(zip(*(x.tolist() for x in next_tokens(ids, lengths, prompts)), strict=True)) == wanted
-    assert torch.equal(next_tokens(ids, lengths, 2).where, next_tokens(ids, lengths, lengths * 0 + 2).where)
+    assert list(zip(*(x.tolist() for x in next_token_targets(ids, lengths, prompts)), strict=True)) == wanted
+    assert torch.equal(
+        next_token_targets(ids, lengths, 2).positions,
+        next_token_targets(ids, lengths, lengths * 0 + 2).positions,
+    )
 
 
 @given(TEXTS)
@@ -85,9 +88,9 @@ def test_chance(smoothing: float) -> None:
 def test_each_texts_mean() -> None:
     ids, lengths = torch.randint(9, (3, 6)), torch.tensor([6, 3, 2])
     logits = torch.randn(3, 6, 9)
-    kept = next_tokens(ids, lengths)
+    kept = next_token_targets(ids, lengths)
     weights = 1 / (lengths - 1)[kept.rows]
-    got = lm_loss(logits.flatten(0, 1)[kept.where], kept.targets, 3, weights=weights, smoothing=0)
+    got = lm_loss(logits.flatten(0, 1)[kept.positions], kept.targets, 3, weights=weights, smoothing=0)
     each = [
         torch.nn.functional.cross_entropy(logits[r, : n - 1], ids[r, 1:n])
         for r, n in enumerate(lengths.tolist())

@@ -21,7 +21,7 @@ def test_mim(pictures: int, patches: int, values: int, normalise: bool, seed: in
     target = torch.randn(shape, generator=generator, dtype=torch.float64)
     mask = torch.rand(shape[:2], generator=generator) < 0.5
     total = max(1, int(mask.sum()))
-    got = mim_loss(predicted, target, mask, total, normalise=normalise)
+    got = mim_loss(predicted, target, mask, total, normalize=normalise)
     want, baseline = predicted.sum() * 0, 0.0
     for b, n in mask.nonzero().tolist():
         patch, guess = target[b, n], torch.zeros(values, dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_shares_sum_to_the_whole() -> None:
 def test_chance_is_the_mean_on_noise(normalise: bool) -> None:
     target = torch.randn(8, 49, 192, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(8, 49, dtype=torch.bool)
-    got = mim_loss(torch.zeros_like(target), target, mask, mask.sum().item(), normalise=normalise)
+    got = mim_loss(torch.zeros_like(target), target, mask, mask.sum().item(), normalize=normalise)
     assert got.chance == pytest.approx(math.sqrt(2 / math.pi))
     assert got.value.item() == pytest.approx(got.chance, rel=0.01)
     assert got.value.item() == pytest.approx(got.facts["baseline"].item())
@@ -60,4 +60,4 @@ def test_no_pictures_cost_more_than_one_when_normalised() -> None:
     steep = torch.zeros(1, 3, 48)
     steep[0, 0, :24], steep[0, 1, 0], steep[0, 2] = 9.0, 255.0, torch.linspace(0, 1, 48)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    assert mim_loss(torch.zeros_like(steep), steep, mask, 3, normalise=True).value.item() <= 1
+    assert mim_loss(torch.zeros_like(steep), steep, mask, 3, normalize=True).value.item() <= 1

@@ -106,9 +106,9 @@ def test_decoders_read_as_the_reference_does(name: str) -> None:
     if "opt" not in name:  # on its own the reference counts padding; its generation does not
         positions = (real.long().cumsum(1) - 1).clamp(min=0)
         wanted = theirs(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits
-    states = ours.text.read(ours.text.embed_tokens(ids), valid_mask=real, causal=True)
+    states = ours.text.forward_embeddings(ours.text.embed_tokens(ids), valid_mask=real, causal=True)
     assert (ours.logits(states) - wanted)[real].abs().max() < 1e-4
-    single = ours.text.read(ours.text.embed_tokens(ids[:1]), causal=True)
+    single = ours.text.forward_embeddings(ours.text.embed_tokens(ids[:1]), causal=True)
     assert (ours.logits(single) - wanted[:1]).abs().max() < 1e-4
 
 
@@ -258,7 +258,7 @@ def test_encoders_with_decoders(name: str) -> None:
     theirs, encoder, decoder = seq2seq(name)
     ids, real = padded([9, 4, 6])
     ids, real = ids.flip(1), real.flip(1)
-    states = encoder.read(encoder.embed_tokens(ids), valid_mask=real)
+    states = encoder.forward_embeddings(encoder.embed_tokens(ids), valid_mask=real)
     wanted = theirs.get_encoder()(input_ids=ids, attention_mask=real.long()).last_hidden_state
     assert (states - wanted)[real].abs().max() < 1e-4
     memory = Encoded(states, mask=real)
@@ -269,7 +269,7 @@ def test_encoders_with_decoders(name: str) -> None:
         rows = generate(decoder, memory, start, Decoding(num_beams=beams, max_new_tokens=8), end_id=END)
         assert [row.ids[1:] for row in rows] == [_texts(row) for row in wanted.tolist()]
     texts = torch.randint(3, 50, (3, 6))
-    read = decoder.text.read(
+    read = decoder.text.forward_embeddings(
         decoder.text.embed_tokens(texts),
         causal=True,
         memory=decoder.text.memory(states),

@@ -14,7 +14,7 @@ from PIL import Image
 
 import sightloop
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
-from sightloop.data.images.augment import Augment, view_of
+from sightloop.data.images.augment import Augment, sample_view
 from sightloop.errors import UsageError
 from sightloop.inference.regions import regions_of
 from sightloop.metrics.detection import detection_not_computed
@@ -120,7 +120,7 @@ def test_boxes_follow_what_is_shown(made: tuple[Path, Any]) -> None:
             sample = dataset[index]
             texts = [*sample.captions, *(q.question for q in sample.questions)]
             texts += [region.label for region in sample.regions]
-            view = view_of((side, side), options, seed=0, epoch=0, key=sample.key, texts=texts)
+            view = sample_view((side, side), options, seed=0, epoch=0, key=sample.key, texts=texts)
             scaled = [[edge * side / 64 for edge in region.box] for region in sample.regions]
             boxes = [view.map_box((a, b, c, d)) for a, b, c, d in scaled]
             lost += boxes.count(None)

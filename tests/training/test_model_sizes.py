@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from sightloop.checkpoints.blip import exports
+from sightloop.checkpoints.blip import to_transformers
 from sightloop.checkpoints.registry import FAMILIES, config_from_dict
 from sightloop.errors import UnsupportedError
 from sightloop.models.blip import Blip, BlipConfig
@@ -78,7 +78,7 @@ def test_one_decoder_captions_and_answers() -> None:
 
 def test_a_stem_is_not_written_for_transformers() -> None:
     with pytest.raises(UnsupportedError, match="our own layout"):
-        exports(blip("blip-nano"))
+        to_transformers(blip("blip-nano"))
 
 
 def test_answers_need_one_width() -> None:

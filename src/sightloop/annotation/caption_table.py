@@ -1,33 +1,38 @@
-"""Captions of many images in one file, .jsonl or .csv: a journal while the run goes on, the whole file at its end."""
+"""Caption table: captions of many images in one .jsonl or .csv file, backed by a journal during the run."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from sightloop.annotation.captioning import Caption
-from sightloop.data.atomic import atomic_path, lock, remove_stale_temporaries
-from sightloop.data.datasets.schema import portable_name
+from sightloop.data.atomic import atomic_path, remove_stale_temporaries
+from sightloop.data.datasets.schema import json_text, portable_name
+from sightloop.data.journal import Journal, JournalLine
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import Failed, JsonDict, JsonMapping, Skipped
 
-_Row = JsonDict
 _BOM = b"\xef\xbb\xbf"
 
 
 class CaptionTable:
-    """A table with the columns name, caption and, where captions are judged, match.
+    """Sink that writes captions to a table with the columns name, caption and, if captions are scored, match.
 
-    While the run goes on, rows go to the journal `FILE.partial`, and each `commit` puts them on the disk; `finish`
-    writes FILE whole, in the order of the inputs, and removes the journal. A run after a kill goes on behind the
-    last whole line of the journal. In mode "skip", the rows that FILE has stay as they are, columns added by hand
-    too; rows of images that are not among the inputs come first. In mode "overwrite" FILE is begun anew; its
-    journal is taken up only by a run with the same `settings`.
+    During the run, rows go to the journal `FILE.partial`; `finish` writes FILE in input order by atomic rename and
+    removes the journal. A run after a kill resumes from the journal.
+
+    Args:
+        path: FILE, ending in .jsonl or .csv.
+        mode: "skip" keeps the rows of an existing FILE as they are, including columns added by hand; rows of images
+            that are not among the inputs come first. "overwrite" replaces FILE.
+        settings: Settings of the run. In mode "overwrite" a journal is resumed only if its settings are equal.
+
+    Raises:
+        UsageError: FILE cannot be read or written, or another run is writing it.
     """
 
     def __init__(
@@ -36,61 +41,60 @@ class CaptionTable:
         mode: Literal["skip", "overwrite"] = "skip",
         settings: JsonMapping | None = None,
     ) -> None:
-        """Opens the journal. Raises `UsageError` where FILE cannot be read or written, or another run is writing it."""
+        _check_path(path)
         self.path = path
         self.journal_path = path.with_name(path.name + ".partial")
-        self._check_place()
         self._mode = mode
-        self._stamp = _stamp(path)
-        before = _rows_by_name(path) if mode == "skip" and path.exists() else {}
-        try:
-            self._journal: IO[bytes] = open(self.journal_path, "a+b")  # noqa: SIM115 (closed by finish and close)
-        except OSError as error:
-            raise UsageError(f"--out: {self.journal_path} cannot be written: {error.strerror}.") from error
-        self._lock()
+        self._file_id = _file_id(path)
+        self._settings: JsonDict = json.loads(json.dumps({"mode": mode, **(settings or {})}, default=str))
+        finished_rows = _rows_by_name(path) if mode == "skip" and path.exists() else {}
+        self._offsets: dict[str, int] = {}  # name -> start of its latest line in the journal
+        self._resumable: bool | None = None  # None: the journal has no line yet
+        self._journal = self._open_journal()
         remove_stale_temporaries(path.parent)
-        self._end = 0
-        self._known = self._recover({"mode": mode, **(settings or {})})
-        self._worth_keeping = bool(self._known)  # captions that FILE does not have
-        self._changed = self._worth_keeping or not path.exists() or mode == "overwrite"
-        for name, rows in before.items():  # what a person may have edited stands above what a killed run left
-            self._known[name] = self._append({"name": name, "rows": rows})
-        self._order = array("q")  # where in the journal each image's line starts, in the order of the inputs
-        self._used: set[str] = set()
+        self._has_new_rows = bool(self._offsets)  # rows that FILE does not have
+        self._changed = self._has_new_rows or not path.exists() or mode == "overwrite"
+        # Rows of FILE, which may be edited by hand, take precedence over rows of a killed run.
+        for name, rows in finished_rows.items():
+            self._offsets[name] = self._journal.add({"name": name, "rows": rows})
+        self._order = array("q")  # journal offsets of the images, in input order
+        self._ordered_names: set[str] = set()
 
-    def check(self, picture: str) -> Skipped | Failed | None:
-        """Before the image is read: `Skipped` where its row is there already."""
-        return Skipped(picture, "it has a row already") if portable_name(picture) in self._known else None
+    def check(self, image: str) -> Skipped | Failed | None:
+        """`Skipped` if the table has a row of this image already; called before the image is read."""
+        return Skipped(image, "it has a row already") if portable_name(image) in self._offsets else None
 
-    def keep(self, picture: str, caption: Caption) -> Skipped | Failed | None:
-        """Adds one line to the journal; a dropped caption is noted there and stays out of FILE."""
-        name = portable_name(picture)
-        row: _Row = {"name": name, "caption": caption.text}
+    def add(self, image: str, caption: Caption) -> Skipped | Failed | None:
+        """Adds one line to the journal; a dropped caption is recorded there but not written to FILE."""
+        name = portable_name(image)
+        row: JsonDict = {"name": name, "caption": caption.text}
         if caption.score is not None:
             row["match"] = round(caption.score, 6)
-        self._order.append(self._append({"name": name, "rows": [] if caption.dropped else [row]}))
-        self._changed = self._worth_keeping = True
+        self._order.append(self._journal.add({"name": name, "rows": [] if caption.dropped else [row]}))
+        self._changed = self._has_new_rows = True
         return None
 
-    def skipped(self, picture: str) -> None:
-        """Takes the row that was there already to its place among the inputs."""
-        name = portable_name(picture)
-        if name in self._known and name not in self._used:
-            self._used.add(name)
-            self._order.append(self._known[name])
+    def note_skipped(self, image: str) -> None:
+        """Puts the existing row of a skipped image at its position among the inputs."""
+        name = portable_name(image)
+        if name in self._offsets and name not in self._ordered_names:
+            self._ordered_names.add(name)
+            self._order.append(self._offsets[name])
 
     def commit(self) -> None:
-        """Puts the lines so far on the disk."""
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        """Forces the journal onto the disk (fsync)."""
+        self._journal.sync()
 
     def finish(self) -> None:
-        """Writes FILE and removes the journal. Raises `SightloopError` where FILE was changed by others meanwhile."""
+        """Writes FILE and removes the journal.
+
+        Raises `SightloopError`, and keeps the journal, if another program changed FILE during the run.
+        """
         self.commit()
-        if self._mode == "skip" and _stamp(self.path) != self._stamp:
+        if self._mode == "skip" and _file_id(self.path) != self._file_id:
             raise SightloopError(
                 f"{self.path} was changed during the run, so it was left as it is. The new captions are in "
-                f"{self.journal_path.name}: run the same command again to put them together."
+                f"{self.journal_path.name}: run the same command again to merge them."
             )
         if self._changed:
             with atomic_path(self.path) as temporary:
@@ -98,72 +102,48 @@ class CaptionTable:
                     self._write_csv(temporary)
                 else:
                     with temporary.open("wb") as file:
-                        file.writelines(_json_line(row) for row in self._rows())
-        self._journal.close()
-        self.journal_path.unlink()
+                        file.writelines(json_text(row).encode() + b"\n" for row in self._rows())
+        self._journal.remove()
 
     def close(self) -> None:
-        """Leaves the journal for the next run, if there is anything in it; nothing to do after `finish`."""
+        """Closes the journal and deletes it if it has no new rows; does nothing after `finish`."""
         if not self._journal.closed:
             self.commit()
-            self._journal.close()
-            if not self._worth_keeping:
-                self.journal_path.unlink()
-
-    def _check_place(self) -> None:
-        if self.path.suffix.lower() not in (".jsonl", ".csv"):
-            raise UsageError(f"--out {self.path}: the file must end in .jsonl or .csv.")
-        if self.path.is_dir():
-            raise UsageError(f"--out {self.path}: this is a folder; name a file.")
-        if not self.path.parent.is_dir():
-            raise UsageError(
-                f"--out {self.path}: the folder {self.path.parent} does not exist; make it first."
-            )
-
-    def _lock(self) -> None:
-        if not lock(self._journal):
-            self._journal.close()
-            raise UsageError(f"--out {self.path}: another run is writing this file now.")
-
-    def _recover(self, settings: _Row) -> dict[str, int]:
-        """Where the line of each image starts in the journal; a torn last line is cut off."""
-        known: dict[str, int] = {}
-        settings = json.loads(json.dumps(settings, default=str))
-        self._journal.seek(0)
-        for line in self._journal:
-            if not line.endswith(b"\n"):
-                break
-            entry = _parsed(line)
-            if entry is None or (self._end == 0) != ("settings" in entry):
+            if self._has_new_rows:
                 self._journal.close()
-                raise UsageError(f"{self.journal_path} is not the journal of a run: move it elsewhere.")
-            if self._end == 0 and settings["mode"] == "overwrite" and entry["settings"] != settings:
-                break
-            if self._end:
-                known[entry["name"]] = self._end
-            self._end += len(line)
-        self._journal.truncate(self._end)
-        if self._end == 0:
-            self._append({"name": "", "settings": settings})
-        return known
+            else:
+                self._journal.remove()
 
-    def _append(self, entry: _Row) -> int:
-        line = _json_line(entry)
-        offset = self._end
-        self._journal.write(line)
-        self._end += len(line)
-        return offset
+    def _open_journal(self) -> Journal:
+        try:
+            journal = Journal(self.journal_path, self._load_line, dumps=json_text)
+        except OSError as error:
+            raise UsageError(f"--out: {self.journal_path} cannot be written: {error.strerror}.") from error
+        if not self._resumable:
+            journal.clear()
+            journal.add({"name": "", "settings": self._settings})
+        return journal
 
-    def _rows(self) -> Iterator[_Row]:
-        for name, offset in self._known.items():
-            if name not in self._used:
-                yield from self._rows_at(offset)
+    def _load_line(self, line: JournalLine) -> None:
+        """Records the offset of a row. The first line holds the settings of the run that began the journal."""
+        if self._resumable is False:
+            return
+        entry = line.entry
+        is_first = line.number == 1
+        if entry is None or not isinstance(entry.get("name"), str) or is_first != ("settings" in entry):
+            raise UsageError(f"{self.journal_path} is not the journal of a run: move it elsewhere.")
+        if is_first:
+            self._resumable = self._mode == "skip" or entry["settings"] == self._settings
+        else:
+            self._offsets[entry["name"]] = line.start
+
+    def _rows(self) -> Iterator[JsonDict]:
+        """All rows: first those of images that are not among the inputs, then in input order."""
+        for name, offset in self._offsets.items():
+            if name not in self._ordered_names:
+                yield from self._journal.read(offset)["rows"]
         for offset in self._order:
-            yield from self._rows_at(offset)
-
-    def _rows_at(self, offset: int) -> list[_Row]:
-        self._journal.seek(offset)
-        return json.loads(self._journal.readline())["rows"]
+            yield from self._journal.read(offset)["rows"]
 
     def _write_csv(self, path: Path) -> None:
         columns = dict.fromkeys(["name", "caption"])
@@ -175,7 +155,17 @@ class CaptionTable:
             table.writerows(self._rows())
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _check_path(path: Path) -> None:
+    if path.suffix.lower() not in (".jsonl", ".csv"):
+        raise UsageError(f"--out {path}: the file must end in .jsonl or .csv.")
+    if path.is_dir():
+        raise UsageError(f"--out {path}: this is a folder; name a file.")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
+
+
+def _file_id(path: Path) -> tuple[int, int, int] | None:
+    """Inode, size and modification time, which tell whether a file was changed; None if it does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -183,36 +173,20 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _json_line(row: _Row) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
-    except (
-        UnicodeEncodeError
-    ):  # a lone surrogate in a row that somebody else wrote: JSON has an escape for it
-        return json.dumps(row).encode("ascii") + b"\n"
-
-
-def _parsed(line: bytes) -> _Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("name"), str) else None
-
-
-def _rows_by_name(path: Path) -> dict[str, list[_Row]]:
-    """The rows of a finished table. Raises `UsageError` naming the line where it cannot be read."""
-    rows: dict[str, list[_Row]] = {}
+def _rows_by_name(path: Path) -> dict[str, list[JsonDict]]:
+    """The rows of a finished table. Raises `UsageError` naming the line that cannot be read."""
+    rows: dict[str, list[JsonDict]] = {}
     try:
         for row in _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path):
             rows.setdefault(row["name"], []).append(row)
     except (OSError, ValueError, csv.Error) as error:
-        remedy = "mend it or move it, or begin it anew with --write overwrite."
-        raise UsageError(f"--out {path} is there and cannot be continued: {error}; {remedy}") from error
+        raise UsageError(
+            f"--out {path} cannot be continued: {error}; fix it, move it, or replace it with --write overwrite."
+        ) from error
     return rows
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
+def _csv_rows(path: Path) -> Iterator[JsonDict]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, strict=True)
         for number, cells in enumerate(table, 2):
@@ -221,12 +195,16 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             yield {key: value for key, value in cells.items() if value is not None}
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
+def _jsonl_rows(path: Path) -> Iterator[JsonDict]:
+    """Rows of a file that people may have edited: blank lines, a BOM and a last line without newline are allowed."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            row = _parsed(line.removeprefix(_BOM))
-            if row is None:
+            try:
+                row = json.loads(line.removeprefix(_BOM))
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("name"), str):
                 raise ValueError(f"line {number} is not a JSON object with a 'name'")
             yield row

@@ -1,4 +1,4 @@
-"""Captioning many images: write a caption for each, drop those not worth keeping, put the rest where they go."""
+"""Captioning of many images: generate a caption for each, drop poor ones, hand the rest to a sink."""
 
 from __future__ import annotations
 
@@ -9,115 +9,133 @@ from typing import Any, Protocol
 
 from sightloop.annotation import runner
 from sightloop.tasks.caption_filter import CaptionFilter, drop_reason
-from sightloop.types import Done, Event, Failed, Pixels, Skipped
+from sightloop.types import Done, Event, Failed, Floats32, ImageSpec, Pixels, Skipped
 
 
 class Captioner(runner.ImageReader, Protocol):
-    """What writes captions: a `Model` with the capability "caption"."""
+    """Model with the capability "caption"."""
 
-    def caption(self, images: Any, prompt: str | None = None, **decoding: Any) -> list[str]:
-        """One caption for each image."""
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How its images are preprocessed."""
+        ...
+
+    def caption(self, images: Sequence[Pixels], prompt: str | None = None, **decoding: Any) -> list[str]:
+        """One caption for each image; `decoding` as in `tasks.generate.Decoding`."""
         ...
 
 
-class CaptionJudge(runner.ImageReader, Protocol):
-    """What scores captions: a `Model` with the capability "match"."""
+class CaptionMatcher(runner.ImageReader, Protocol):
+    """Model with the capability "match" (an ITM head)."""
 
-    def match(self, images: Any, texts: Any) -> Any:
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How its images are preprocessed."""
+        ...
+
+    def match(self, images: Sequence[Pixels], texts: Sequence[str]) -> Floats32:
         """float32 `[n]`: the probability that each text matches its image."""
         ...
 
 
 class CaptionSink(Protocol):
-    """Where captions go: beside their images, or into one table."""
+    """Destination of captions: sidecar files or one table."""
 
-    def check(self, picture: str) -> Skipped | Failed | None:
-        """None where a caption of this image is wanted."""
+    def check(self, image: str) -> Skipped | Failed | None:
+        """Called before the image is read; None if its caption is needed."""
         ...
 
-    def keep(self, picture: str, caption: Caption) -> Skipped | Failed | None:
-        """Takes one caption, a dropped one too; None where that was done."""
+    def add(self, image: str, caption: Caption) -> Skipped | Failed | None:
+        """Takes one caption, also one that is dropped; None on success."""
         ...
 
-    def skipped(self, picture: str) -> None:
-        """Is told, in the order of the inputs, which of them were skipped."""
+    def note_skipped(self, image: str) -> None:
+        """Called for each skipped image, in input order."""
         ...
 
     def commit(self) -> None:
-        """Makes all that was kept so far last."""
+        """Makes everything added so far durable."""
         ...
 
     def finish(self) -> None:
-        """Is called once, after the last input."""
+        """Called once, after the last input."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What was written for one image. `text` is the caption with prefix and suffix. Where it is dropped, `text` is
-    what the model wrote, `dropped` the kind ("empty", "looping", "unwanted" by `drop_if`, "unmatched" by the judge)
-    and `why` the cause in words. `score`: the judge's probability in 0..1, where one was asked."""
+    """Caption of one image.
+
+    Attributes:
+        text: The caption with prefix and suffix; if it is dropped, the model's text without them.
+        dropped: Why it is dropped: "empty", "looping", "unwanted" (matches `drop_if`) or "unmatched" (below
+            `min_match`); "" if it is kept.
+        reason: The same in words, for people.
+        score: ITM probability in 0..1; None if the caption was not scored.
+    """
 
     text: str
     dropped: str = ""
-    why: str = ""
+    reason: str = ""
     score: float | None = None
 
 
 def caption_images(
-    models: tuple[Captioner, CaptionJudge | None],
+    models: tuple[Captioner, CaptionMatcher | None],
     inputs: Iterable[str | Skipped | Failed],
     sink: CaptionSink,
     rules: CaptionFilter,
-    reading: runner.LoaderConfig,
+    loader: runner.LoaderConfig,
 ) -> Generator[Event[Caption], None, None]:
-    """Captions what `inputs` name and puts each caption into `sink`; yields one event for each input, in order.
+    """Captions the input images, puts each caption into `sink` and yields one event for each input, in order.
 
-    `models` are the one that writes and the one that judges; the judge may be the same model, and is None without
-    `rules.min_match`. What the sink does not want is not read at all. A dropped caption is `Done`, with the reason in
-    its value.
+    Args:
+        models: The captioner, and the model that scores its captions; they may be the same model. The second may be
+            None if `rules.min_match` is None.
+        inputs: Image paths, and events that are passed on. Images that the sink does not need are not read.
+        sink: Destination; committed after every `loader.batch_size` captions and finished after the last input.
+        rules: Prompt, decoding and filter. A dropped caption is `Done`, with the reason in its value.
+        loader: Batch size and image reading.
     """
-    writer, judge = models
-    # A second reading only where the judge sees images prepared in another way.
-    apart = judge is not None and getattr(judge, "image_spec", None) != getattr(writer, "image_spec", None)
-    readers: list[runner.ImageReader] = [writer, judge] if judge is not None and apart else [writer]
+    captioner, matcher = models
+    readers: list[runner.ImageReader] = [captioner]
+    if matcher is not None and matcher.image_spec != captioner.image_spec:  # other preprocessing: read twice
+        readers.append(matcher)
 
-    def verb(pictures: list[Pixels], for_judge: list[Pixels] | None = None) -> list[Caption]:
-        texts = [" ".join(text.split()) for text in writer.caption(pictures, rules.prompt, **rules.decoding)]
-        return _judged(texts, judge, pictures if for_judge is None else for_judge, rules)
+    def caption_batch(images: list[Pixels], matcher_images: list[Pixels] | None = None) -> list[Caption]:
+        texts = [" ".join(text.split()) for text in captioner.caption(images, rules.prompt, **rules.decoding)]
+        return _filter_captions(texts, matcher, images if matcher_images is None else matcher_images, rules)
 
-    wanted = (item if not isinstance(item, str) else sink.check(item) or item for item in inputs)
-    with closing(runner.run(readers, wanted, verb, reading)) as events:
+    pending = (item if not isinstance(item, str) else sink.check(item) or item for item in inputs)
+    with closing(runner.run(readers, pending, caption_batch, loader)) as events:
         uncommitted = 0
         for event in events:
             if isinstance(event, Skipped):
-                sink.skipped(event.name)
+                sink.note_skipped(event.name)
             elif isinstance(event, Done):
-                event = sink.keep(event.name, event.value) or event
+                event = sink.add(event.name, event.value) or event
                 uncommitted += 1
-                if uncommitted >= reading.batch_size:
+                if uncommitted >= loader.batch_size:
                     sink.commit()
                     uncommitted = 0
             yield event
         sink.finish()
 
 
-def _judged(
-    texts: Sequence[str], judge: CaptionJudge | None, pictures: Sequence[Pixels], rules: CaptionFilter
+def _filter_captions(
+    texts: Sequence[str], matcher: CaptionMatcher | None, images: Sequence[Pixels], rules: CaptionFilter
 ) -> list[Caption]:
+    """Decides which captions are dropped; only those that pass the text rules are scored by the matcher."""
     drops = [drop_reason(text, rules) for text in texts]
     kept = [i for i, (kind, _) in enumerate(drops) if not kind]
     scores: dict[int, float] = {}
-    if judge is not None and rules.min_match is not None and kept:
-        given = judge.match([pictures[i] for i in kept], [texts[i] for i in kept])
-        scores = {i: float(score) for i, score in zip(kept, given, strict=True)}
+    if matcher is not None and rules.min_match is not None and kept:
+        probabilities = matcher.match([images[i] for i in kept], [texts[i] for i in kept])
+        scores = {i: float(score) for i, score in zip(kept, probabilities, strict=True)}
         for i, score in scores.items():
-            if not score >= rules.min_match:
-                drops[i] = (
-                    "unmatched",
-                    f"the judge gives it {score:.3f}, less than {rules.min_match:g}: {texts[i]!r}",
-                )
+            if not score >= rules.min_match:  # also NaN
+                drops[i] = ("unmatched", f"match score {score:.3f}, below {rules.min_match:g}: {texts[i]!r}")
     return [
-        Caption(text if kind else f"{rules.prefix}{text}{rules.suffix}", kind, why, scores.get(i))
-        for i, (text, (kind, why)) in enumerate(zip(texts, drops, strict=True))
+        Caption(text if kind else f"{rules.prefix}{text}{rules.suffix}", kind, reason, scores.get(i))
+        for i, (text, (kind, reason)) in enumerate(zip(texts, drops, strict=True))
     ]

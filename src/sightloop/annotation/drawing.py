@@ -1,18 +1,19 @@
-"""Regions painted on their image: boxes, outlines, masks, and tags with labels and scores."""
+"""Drawing of regions on an image: boxes, outlines, masks, and tags with labels and scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sightloop.types import Region
+from sightloop.types import Box, Region
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _Color: TypeAlias = tuple[int, int, int]
-_TextBox: TypeAlias = tuple[float, float, float, float]
 _COLORS: tuple[_Color, ...] = (
     (230, 57, 70),
     (29, 130, 216),
@@ -25,51 +26,47 @@ _COLORS: tuple[_Color, ...] = (
     (128, 186, 36),
     (97, 82, 63),
 )
-_FILL = 0.4  # how much of a mask's colour covers the image
+_OPACITY = 0.4  # of a mask's fill
 
 
-def draw_regions(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
-    """The image (upright, as `sightloop.data.images.decode.decode` gives it) with its regions, as a new RGB image.
+def draw_regions(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
+    """Draws regions on a copy of an image.
 
-    A colour for each label, in the order in which labels come. Masks and outlines are filled so that the image shows
-    through; an outline of four corners stands for a turned box and is not. A tag says the label and the score, if there
-    is one; tags do not cover each other while there is room. What lies outside the image is cut off.
+    Each label has one color. Masks and outlines are filled, half transparent; an outline with four corners is a
+    rotated box and is only stroked. Tags show the label and the score, and avoid each other while there is room.
+    Parts outside the image are cut off.
+
+    Args:
+        image: Upright, as `sightloop.data.images.decode.decode` returns it.
+        regions: Boxes, polygons and masks in pixels of the image.
+
+    Returns:
+        A new RGB image.
     """
     colors = {
         label: _COLORS[i % len(_COLORS)] for i, label in enumerate(dict.fromkeys(r.label for r in regions))
     }
-    stroke = max(2, round(max(picture.size) / 400))
-    painted = np.array(picture.convert("RGB"))
-    order = sorted(regions, key=_area, reverse=True)  # what is small lies on top
-    for region in order:
-        shape = _shape(region, picture.size)
+    stroke = max(2, round(max(image.size) / 400))
+    pixels = np.array(image.convert("RGB"))  # [H, W, 3]
+    by_area = sorted(regions, key=_area, reverse=True)  # large first, so that small regions stay visible
+    for region in by_area:
+        shape = _filled_shape(region, image.size)
         if shape is not None:
-            _paint(painted, shape, colors[region.label], stroke)
-    out = Image.fromarray(painted)
-    pen = ImageDraw.Draw(out)
-    for region in order:
-        if _is_turned(region):
-            corners = [*region.polygons[0], *region.polygons[0][:2]]
-            pen.line(corners, colors[region.label], stroke, joint="curve")
-        else:
-            left, top, right, bottom = region.box
-            edges = (
-                left,
-                top,
-                max(left, right - 1),
-                max(top, bottom - 1),
-            )  # Pillow's far edges are inclusive
-            pen.rectangle(edges, outline=colors[region.label], width=stroke)
-    font = ImageFont.load_default(max(12, round(max(picture.size) / 45)))
-    taken: list[_TextBox] = []
-    for region in reversed(order):
-        text = _fitted(pen, region, font, picture.size[0])
+            _fill_shape(pixels, shape, colors[region.label], stroke)
+    out = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(out)
+    for region in by_area:
+        _draw_outline(draw, region, colors[region.label], stroke)
+    font = ImageFont.load_default(max(12, round(max(image.size) / 45)))
+    tags: list[Box] = []
+    for region in reversed(by_area):
+        text = _tag_text(draw, region, font, image.size[0])
         if text:
-            place = _place(pen, text, font, region.box, picture.size, taken)
-            taken.append(place)
+            tag = _tag_box(draw, text, font, region.box, image.size, tags)
+            tags.append(tag)
             color = colors[region.label]
-            pen.rectangle(place, color)
-            pen.text((place[0] + 3, place[1] + 1), text, _ink(color), font, anchor="la")
+            draw.rectangle(tag, color)
+            draw.text((tag[0] + 3, tag[1] + 1), text, _text_color(color), font, anchor="la")
     return out
 
 
@@ -78,13 +75,23 @@ def _area(region: Region) -> float:
     return max(0.0, right - left) * max(0.0, bottom - top)
 
 
-def _is_turned(region: Region) -> bool:
+def _is_rotated_box(region: Region) -> bool:
     return region.mask is None and len(region.polygons) == 1 and len(region.polygons[0]) == 8
 
 
-def _shape(region: Region, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """What is filled: bool `[H, W]`, or None."""
-    if region.mask is not None or _is_turned(region):
+def _draw_outline(draw: ImageDraw.ImageDraw, region: Region, color: _Color, stroke: int) -> None:
+    if _is_rotated_box(region):
+        corners = [*region.polygons[0], *region.polygons[0][:2]]
+        draw.line(corners, color, stroke, joint="curve")
+        return
+    left, top, right, bottom = region.box
+    # Pillow's right and bottom edges are inclusive, ours are exclusive.
+    draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=stroke)
+
+
+def _filled_shape(region: Region, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """The filled part of a region, bool `[H, W]`; None if it has no mask and no outline. size: (width, height)."""
+    if region.mask is not None or _is_rotated_box(region):
         return region.mask
     if not region.polygons:
         return None
@@ -95,59 +102,69 @@ def _shape(region: Region, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     return np.array(canvas)
 
 
-def _paint(picture: NDArray[np.uint8], shape: NDArray[np.bool_], color: _Color, stroke: int) -> None:
-    """The shape's inside tinted, its rim of `stroke` pixels full. Raises ValueError for a mask of another size."""
-    if shape.shape != picture.shape[:2]:
-        raise ValueError(f"a mask of {shape.shape} for an image of {picture.shape[:2]} (height, width)")
-    inside = np.pad(shape, 1)
-    for _ in range(stroke):  # each round takes a rim of one pixel away
-        core = inside[1:-1, 1:-1].copy()
+def _fill_shape(pixels: NDArray[np.uint8], shape: NDArray[np.bool_], color: _Color, stroke: int) -> None:
+    """Tints the pixels `[H, W, 3]` inside a shape `[H, W]` and paints its rim of `stroke` pixels, in place.
+
+    Raises ValueError for a shape of another size than the image.
+    """
+    if shape.shape != pixels.shape[:2]:
+        raise ValueError(f"a mask of {shape.shape} for an image of {pixels.shape[:2]} (height, width)")
+    # Erosion: in each round, a pixel stays if its four neighbors are inside. A row of a tall shape, with stroke 1:
+    #   shape  . X X X X .
+    #   core   . . X X . .
+    inside = np.pad(shape, 1)  # [H + 2, W + 2]
+    for _ in range(stroke):
+        core = inside[1:-1, 1:-1].copy()  # [H, W]
         for axis in (0, 1):
             core &= np.roll(inside, 1, axis)[1:-1, 1:-1] & np.roll(inside, -1, axis)[1:-1, 1:-1]
         inside[1:-1, 1:-1] = core
     core = inside[1:-1, 1:-1]
-    picture[shape] = np.round(picture[shape] * (1 - _FILL) + np.array(color) * _FILL)
-    picture[shape & ~core] = color
+    pixels[shape] = np.round(pixels[shape] * (1 - _OPACITY) + np.array(color) * _OPACITY)
+    pixels[shape & ~core] = color
 
 
-def _fitted(
-    pen: ImageDraw.ImageDraw, region: Region, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+def _tag_text(
+    draw: ImageDraw.ImageDraw, region: Region, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
 ) -> str:
-    """The tag's text on one line, cut where it is wider than the image."""
+    """Label and score on one line; a label that is wider than the image is cut."""
     label = " ".join(region.label.split())
     score = "" if region.score is None else f"{region.score:.2f}"
     text = f"{label} {score}".strip()
-    while label and pen.textlength(text, font) > width - 6:
+    while label and draw.textlength(text, font) > width - 6:
         label = label[:-1]
         text = f"{label.rstrip()}\u2026 {score}".strip()
     return text
 
 
-def _place(
-    pen: ImageDraw.ImageDraw,
+def _tag_box(
+    draw: ImageDraw.ImageDraw,
     text: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    box: _TextBox,
+    box: Box,
     size: tuple[int, int],
-    taken: Sequence[_TextBox],
-) -> _TextBox:
-    """The tag's place: above the box, inside at its top, below it, or further down or up: where others leave room."""
-    _, top, _, bottom = pen.textbbox((0, 0), "Ag|", font, anchor="la")
-    width, height = pen.textlength(text, font) + 6, bottom - top + 6
+    tags: Sequence[Box],
+) -> Box:
+    """Position of a tag that overlaps none of `tags`, if there is one inside the image of (width, height) `size`.
+
+    Tried in this order: above the region's box, inside at its top, below it, then further down and further up.
+    """
+    _, top, _, bottom = draw.textbbox((0, 0), "Ag|", font, anchor="la")
+    width, height = draw.textlength(text, font) + 6, bottom - top + 6
     width = min(width, size[0])
     lowest = max(0.0, size[1] - height)
     left = min(max(0.0, box[0]), size[0] - width)
     steps = [i * height for i in range(1, 1 + int(size[1] // height))]
-    tries = [box[1] - height, box[1], box[3], *(box[1] + s for s in steps), *(box[1] - s for s in steps)]
-    places = [(left, y, left + width, y + height) for y in (min(max(0.0, y), lowest) for y in tries)]
-    free = (place for place in places if not any(_meet(place, other) for other in taken))
-    return next(free, places[0])
+    tops = [box[1] - height, box[1], box[3], *(box[1] + s for s in steps), *(box[1] - s for s in steps)]
+    boxes = [(left, y, left + width, y + height) for y in (min(max(0.0, y), lowest) for y in tops)]
+    free = (candidate for candidate in boxes if not any(_overlap(candidate, tag) for tag in tags))
+    return next(free, boxes[0])
 
 
-def _meet(a: _TextBox, b: _TextBox) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _ink(color: _Color) -> _Color:
-    """Black or white, whichever reads better on the colour."""
-    return (0, 0, 0) if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else (255, 255, 255)
+def _text_color(background: _Color) -> _Color:
+    """Black or white, whichever has more contrast (luma weights of ITU-R BT.601)."""
+    luma = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2]
+    return (0, 0, 0) if luma > 140 else (255, 255, 255)

@@ -1,4 +1,4 @@
-"""Embeddings of many images in one file, .npy or .parquet: whole or not at all, however many there are."""
+"""Embedding file: vectors of many images in one .npy or .parquet file, written in constant memory by atomic rename."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ from sightloop.data.datasets.schema import portable_name
 from sightloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sightloop.types import Floats32
 
-_GROUP = 16_384  # rows of one row group of a parquet file
+_GROUP_ROWS = 16_384  # of one parquet row group
 
 
 class EmbeddingFile:
-    """Embeddings under their images' names; a context that puts the file in place when it is left well.
+    """Writer of embeddings under their images' names; a context manager.
 
-    `x.npy` is float32 `[n, d]` (`[n, q, d]` where an image has q vectors), and `x.names.txt` beside it has the name of
-    each row, one a line. `x.parquet` has the columns `name` (string) and `embedding` (float32 list of fixed length d,
-    or q of them). Memory does not grow with n. Without a single row no file is made and an older one stays.
+    The file appears when the context exits without an error; without any row no file is made and an older one is
+    kept. Rows are float32, one vector for each image, or q vectors for each (BLIP-2):
+
+        x.npy      `[n, d]` or `[n, q, d]`, and x.names.txt with the name of each row, one a line
+        x.parquet  columns `name` (string) and `embedding` (fixed-size list of d floats, or of q such lists)
+
+    Args:
+        path: The file, ending in .npy or .parquet.
+        model: Name of the model, stored in the metadata of a parquet file.
+
+    Raises:
+        UsageError: The file cannot be written.
     """
 
     def __init__(self, path: Path, model: str = "") -> None:
-        """Raises `UsageError` where no such file can be written. `model` is noted in a parquet file."""
         if path.suffix.lower() not in (".npy", ".parquet"):
             raise UsageError(f"--out {path}: the file must end in .npy or .parquet.")
         if path.is_dir():
@@ -43,32 +51,32 @@ class EmbeddingFile:
         self.path = path
         self.rows = 0
         self._model = model
-        self._place = ExitStack()
+        self._temporary = ExitStack()  # holds `atomic_path`
         self._writer: _NpyWriter | _ParquetWriter | None = None
 
     def __enter__(self) -> EmbeddingFile:
         return self
 
-    def add(self, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Adds rows: n names and float32 `[n, d]` or `[n, q, d]`."""
+    def add(self, names: Sequence[str], vectors: Floats32) -> None:
+        """Adds n rows: their names and float32 vectors `[n, d]` or `[n, q, d]`."""
         if self._writer is None:
-            kind = _NpyWriter if self.path.suffix.lower() == ".npy" else _ParquetWriter
-            temporary = self._place.enter_context(atomic_path(self.path))
-            self._writer = kind(temporary, vectors.shape[1:], self._model)
+            writer = _NpyWriter if self.path.suffix.lower() == ".npy" else _ParquetWriter
+            temporary = self._temporary.enter_context(atomic_path(self.path))
+            self._writer = writer(temporary, vectors.shape[1:], self._model)
         self._writer.add([portable_name(name) for name in names], vectors)
         self.rows += len(names)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._place:
+        with self._temporary:
             if self._writer is None:
                 return
             self._writer.close()
             if error is not None:
-                raise error  # into the place of the file, which then takes the temporary away
-            if isinstance(self._writer, _NpyWriter):  # the names first: whoever sees the new .npy finds them
-                names = "".join(f"{_one_line(name)}\n" for name in self._writer.names)
+                raise error  # inside `atomic_path`, which then removes the temporary file
+            if isinstance(self._writer, _NpyWriter):  # before x.npy, so that a new x.npy always has its names
+                names = "".join(f"{_escape(name)}\n" for name in self._writer.names)
                 atomic_write(self.path.with_suffix(".names.txt"), names)
 
 
@@ -79,13 +87,13 @@ class _NpyWriter:
         self._file: IO[bytes] = path.open("r+b")
         self._write_header()
 
-    def add(self, names: list[str], vectors: NDArray[np.float32]) -> None:
+    def add(self, names: list[str], vectors: Floats32) -> None:
         self.names += names
         self._file.write(np.ascontiguousarray(vectors, dtype="<f4").data)
 
     def close(self) -> None:
         self._file.seek(0)
-        self._write_header()  # NumPy keeps room for the digits of the first axis, so the length stays the same
+        self._write_header()  # of the same length: NumPy pads it for any number of rows
         self._file.close()
 
     def _write_header(self) -> None:
@@ -98,21 +106,20 @@ class _ParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._vector = pa.float32()
+        vector = pa.float32()
         for width in reversed(shape):
-            self._vector = pa.list_(self._vector, width)
+            vector = pa.list_(vector, width)
         self._shape = shape
-        metadata = {"sightloop.model": model}
-        fields = [pa.field("name", pa.string()), pa.field("embedding", self._vector)]
-        self._schema = pa.schema(fields, metadata=metadata)
-        self._writer: Any = pq.ParquetWriter(str(path), self._schema)
+        fields = [pa.field("name", pa.string()), pa.field("embedding", vector)]
+        self._schema = pa.schema(fields, metadata={"sightloop.model": model})
+        self._writer: Any = pq.ParquetWriter(str(path), self._schema)  # pyarrow has no type hints
         self._names: list[str] = []
-        self._vectors: list[NDArray[np.float32]] = []
+        self._vectors: list[Floats32] = []
 
-    def add(self, names: list[str], vectors: NDArray[np.float32]) -> None:
+    def add(self, names: list[str], vectors: Floats32) -> None:
         self._names += names
         self._vectors.append(vectors)
-        if len(self._names) >= _GROUP:
+        if len(self._names) >= _GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
@@ -123,6 +130,7 @@ class _ParquetWriter:
         import pyarrow as pa
 
         if self._names:
+            # [n, q, d] as one flat array of n * q * d floats, wrapped into lists of d, and those into lists of q
             vectors: Any = pa.array(np.concatenate(self._vectors).astype("<f4", copy=False).ravel())
             for width in reversed(self._shape):
                 vectors = pa.FixedSizeListArray.from_arrays(vectors, width)
@@ -130,5 +138,6 @@ class _ParquetWriter:
             self._names, self._vectors = [], []
 
 
-def _one_line(name: str) -> str:
+def _escape(name: str) -> str:
+    """The name on one line: characters that are not printable become escapes (newline -> `\\n`)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,10 +1,10 @@
-"""Regions as files that other programs read: COCO's json, JSON lines, YOLO's labels. Whole or not at all.
+"""Region files in the formats of other programs: COCO JSON, JSON lines and YOLO labels, written atomically.
 
     coco     x.json     images, annotations ("bbox", "segmentation", "score") and categories, numbered from 1
     jsonl    x.jsonl    {"key", "image", "regions": [{"label", "box", "polygons", "score", "mask"}]} for each image
-    yolo     a folder   labels/NAME.txt, a line for each region; classes.txt and data.yaml with the labels' names
+    yolo     a folder   labels/NAME.txt with a line for each region; classes.txt and data.yaml with the labels' names
 
-`sightloop.open_dataset` reads the first two back as they were written. A mask is stored as COCO's run lengths.
+`sightloop.open_dataset` reads the first two back without loss. Masks are stored as COCO run lengths.
 """
 
 from __future__ import annotations
@@ -19,101 +19,106 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sightloop.annotation.drawing import draw_regions
-from sightloop.data.atomic import PREFIX, atomic_path
-from sightloop.data.datasets.schema import fields_from_region
+from sightloop.data.atomic import TEMP_PREFIX, atomic_path
 from sightloop.data.datasets.writers import CocoWriter, ImageFolder, JsonLinesWriter
 from sightloop.data.images.decode import decode, upright_size
 from sightloop.errors import UsageError
-from sightloop.types import JsonDict, Region, Sample
+from sightloop.types import Region, Sample, Size
 
 RegionFile: TypeAlias = Literal["coco", "jsonl", "yolo"]
 RegionRow: TypeAlias = tuple[str, Sequence[Region]]
 
 
 def write_regions(path: Path, kind: RegionFile, rows: Iterable[RegionRow], *, overwrite: bool = False) -> int:
-    """Writes what was found in each image, (its path, its regions), and returns how many images that were.
+    """Writes the regions of many images to one file, or for YOLO to one folder.
 
-    Paths in COCO's json and JSON lines start from the file's folder. YOLO's format has no scores and no masks; a
-    image's lines are outlines where each of its regions has one, else boxes, and all numbers are shares of its sides.
-    overwrite: replace a file that is there; a folder is never replaced.
+    Image paths in COCO and JSON lines are relative to the file's folder. YOLO has no scores and no masks: an image's
+    lines are outlines if each of its regions has one, else boxes, with coordinates as fractions of width and height.
 
-    Raises `UsageError` where something is in the way, `ImageError` for an image whose size cannot be read, OSError
-    where nothing can be written; then nothing has changed. So it is if `rows` raises.
+    Args:
+        path: The file or folder. If anything fails, also in `rows`, it is left as it was.
+        kind: The format.
+        rows: (path, regions) of each image.
+        overwrite: Replace a file that exists; a folder is never replaced.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        UsageError: `path` exists already, or its folder does not exist.
+        ImageError: The size of an image cannot be read.
+        OSError: Nothing can be written.
     """
-    taken = os.path.lexists(path)
-    if taken and (kind == "yolo" or not overwrite or path.is_dir()):
-        raise UsageError(f"{path} is there already: move it away, or name another place.")
+    if os.path.lexists(path) and (kind == "yolo" or not overwrite or path.is_dir()):
+        raise UsageError(f"{path} exists already: move it away, or name another path.")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist; make it first.")
     if kind == "yolo":
         return _write_yolo(path, rows)
     with atomic_path(path, exclusive=not overwrite) as temporary:
-        pictures = ImageFolder(path.with_suffix(".pictures"), path.parent)
-        writer = (CocoWriter if kind == "coco" else JsonLinesWriter)(temporary, pictures)
+        images = ImageFolder(path.with_suffix(".images"), path.parent)
+        writer = (CocoWriter if kind == "coco" else JsonLinesWriter)(temporary, images)
         count = 0
         try:
-            for picture, regions in rows:
-                sample = Sample(picture, Path(picture), regions=tuple(regions))
+            for image, regions in rows:
+                sample = Sample(image, Path(image), regions=tuple(regions))
                 writer.check(sample)
                 writer.add(sample, None, "")
                 count += 1
             writer.close()
         except BaseException:
-            with suppress(OSError, ValueError):  # its parts go away with the temporary
+            with suppress(OSError, ValueError):  # the temporary file is removed anyway
                 writer.close()
             raise
     return count
 
 
 class Drawings:
-    """Images with their regions painted on them, in a folder; made when the first one is added."""
+    """Folder of images with their regions drawn on them; created with the first image."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
-        self._names: set[str] = set()
+        self._stems: set[str] = set()
 
-    def add(self, picture: str, regions: Sequence[Region]) -> None:
-        """The image of that path as a JPEG of its name, with a number where another has that name. Raises ImageError
-        for what cannot be read, OSError where nothing can be written."""
-        stem = name = Path(picture).stem
+    def add(self, image: str, regions: Sequence[Region]) -> None:
+        """Writes a JPEG named after the image, numbered if another image has that name.
+
+        Raises ImageError if the image cannot be read, OSError if the JPEG cannot be written.
+        """
+        base = stem = Path(image).stem
         number = 1
-        while name.lower() in self._names:
+        while stem.lower() in self._stems:
             number += 1
-            name = f"{stem}-{number}"
-        self._names.add(name.lower())
+            stem = f"{base}-{number}"
+        self._stems.add(stem.lower())
         self.folder.mkdir(parents=True, exist_ok=True)
-        painted = draw_regions(decode(picture).convert("RGB"), regions)
-        with atomic_path(self.folder / f"{name}.jpg") as temporary:
-            painted.save(temporary, format="JPEG", quality=92)
+        drawing = draw_regions(decode(image).convert("RGB"), regions)
+        with atomic_path(self.folder / f"{stem}.jpg") as temporary:
+            drawing.save(temporary, format="JPEG", quality=92)
         self.count += 1
 
 
-def region_fields(region: Region) -> JsonDict:
-    """A region as JSON values."""
-    return fields_from_region(region)
-
-
 def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
-    """Labels lie below `labels` as the images lie below the folder that they have in common."""
-    names: dict[str, int] = {}
-    texts: dict[str, str] = {}
-    for picture, regions in rows:
-        stem = os.path.splitext(os.path.abspath(picture))[0]
+    """Writes a YOLO dataset; the tree below `labels` is that of the images below their common folder."""
+    class_ids: dict[str, int] = {}
+    texts: dict[str, str] = {}  # image path without ending -> label lines
+    for image, regions in rows:
+        stem = os.path.splitext(os.path.abspath(image))[0]
         if stem in texts:
-            raise UsageError(f"{picture}: two images of this name would have one file of labels; rename one.")
-        texts[stem] = _yolo_lines(regions, upright_size(picture), names)
+            raise UsageError(f"{image}: two images of this name would share one label file; rename one.")
+        texts[stem] = _yolo_lines(regions, upright_size(image), class_ids)
     base = os.path.commonpath([os.path.dirname(stem) for stem in texts]) if texts else ""
-    staging = path.parent / f"{PREFIX}{secrets.token_hex(8)}"
+    staging = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
     staging.mkdir()
     try:
         for stem, text in texts.items():
             file = staging / "labels" / (os.path.relpath(stem, base) + ".txt")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, "ascii")
-        labels = "".join(f"{name}\n" for name in names)
+        labels = "".join(f"{name}\n" for name in class_ids)
         (staging / "classes.txt").write_text(labels, "utf-8", "backslashreplace")
-        classes = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in names.items())
+        classes = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in class_ids.items())
         (staging / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{classes}", "ascii")
         os.rename(staging, path)
     except BaseException:
@@ -122,22 +127,27 @@ def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
     return len(texts)
 
 
-def _yolo_lines(regions: Sequence[Region], size: tuple[int, int], names: dict[str, int]) -> str:
-    """The lines of one image of (height, width); new labels get the next number."""
+def _yolo_lines(regions: Sequence[Region], size: Size, class_ids: dict[str, int]) -> str:
+    """Label lines of one image; labels without a class id get the next one.
+
+    A line is `class x y width height` (center and size of the box) or `class x1 y1 x2 y2 ...` (outline), as
+    fractions of the image's width and height. For a cat in the left half of an image: `0 0.25 0.5 0.5 1`.
+    """
     height, width = size
-    outlined = all(region.polygons for region in regions)
+    has_outlines = all(region.polygons for region in regions)
     lines: list[str] = []
     for region in regions:
         label = " ".join(region.label.split())
-        number = names.setdefault(label, len(names))
-        if outlined:
-            points = max(region.polygons, key=len)  # a line holds one outline
-            shares = [v / (height if i % 2 else width) for i, v in enumerate(points)]
+        class_id = class_ids.setdefault(label, len(class_ids))
+        if has_outlines:
+            points = max(region.polygons, key=len)  # the format has one outline a line: the most detailed
+            fractions = [v / (height if i % 2 else width) for i, v in enumerate(points)]
         else:
             left, top, right, bottom = (
                 min(max(v, 0.0), (width, height)[i % 2]) for i, v in enumerate(region.box)
             )
-            shares = [(left + right) / 2 / width, (top + bottom) / 2 / height]
-            shares += [(right - left) / width, (bottom - top) / height]
-        lines.append(" ".join([str(number), *(f"{min(max(share, 0.0), 1.0):.6f}" for share in shares)]))
+            fractions = [(left + right) / 2 / width, (top + bottom) / 2 / height]
+            fractions += [(right - left) / width, (bottom - top) / height]
+        numbers = (f"{min(max(fraction, 0.0), 1.0):.6f}" for fraction in fractions)
+        lines.append(" ".join([str(class_id), *numbers]))
     return "".join(f"{line}\n" for line in lines)

@@ -1,4 +1,4 @@
-"""One verb over many images: read beside the model, in batches, every input accounted for and in its place."""
+"""Batch runner: applies a function to many images that are read in parallel, one event for each input, in order."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from sightloop.errors import ImageError
 from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped
 
 T = TypeVar("T")
 
-# A run of this many inputs that need no reading ends one session of the reader: they must wait for the images
-# before them, and would fill the memory where all but a few of millions of images are done already.
-_MOST_WAITING = 65_536
+# An input before it is processed: an image path, or an event that only has to be passed on.
+_Input: TypeAlias = "str | Skipped | Failed"
+# An image's path with its result from each reader.
+_ReadImage: TypeAlias = "tuple[str, tuple[Pixels | ImageError, ...]]"
+_PreparedImage: TypeAlias = "tuple[str, tuple[Pixels, ...]]"
+
+# Events wait in memory until the images before them are done. After this many inputs in a row without an image the
+# reading session ends, so that a run over millions of images that are mostly done keeps its memory bounded.
+_MAX_WAITING = 65_536
 
 
 class ImageReader(Protocol):
-    """What reads and prepares images for one model: every `Model` is one."""
+    """Reader and preprocessor of images for one model; every `Model` is one."""
 
     def read(
         self, sources: Iterable[ImageSource], *, workers: int = 2, isolate: bool = True, limits: Limits = ...
@@ -30,7 +36,14 @@ class ImageReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoaderConfig:
-    """How images are read: so many to a batch, by so many workers, apart from this process or in it."""
+    """Settings of image loading.
+
+    Attributes:
+        batch_size: Images in one call of the model.
+        workers: Parallel decoders.
+        isolate: Decode in worker processes, so that a crash of a decoder does not end the run.
+        limits: Largest image that is decoded.
+    """
 
     batch_size: int = 8
     workers: int = 2
@@ -42,117 +55,123 @@ def run(
     readers: Sequence[ImageReader],
     inputs: Iterable[str | Skipped | Failed],
     verb: Callable[..., Sequence[T]],
-    reading: LoaderConfig,
+    loader: LoaderConfig,
 ) -> Generator[Event[T], None, None]:
-    """Applies `verb` to every image that can be read and yields one event for each input, in the order of the inputs.
+    """Applies `verb` to batches of images and yields one event for each input, in input order.
 
-    `readers` prepare each image, usually one model; with two, each image is prepared for both. `verb` gets one list
-    of `Pixels` for each reader, all of the same length, at most `reading.batch_size`, and returns one value an image.
-    What is `Skipped` or `Failed` already passes through. An error of the verb (out of memory, say) is not caught.
+    Args:
+        readers: One for each preprocessing that `verb` needs, usually one model.
+        inputs: Image paths; `Skipped` and `Failed` are passed on.
+        verb: Called with one list of `Pixels` for each reader, all of one length of at most `loader.batch_size`;
+            returns one value for each image. Its errors (out of memory, for example) are not caught.
+        loader: Batch size and image reading.
     """
-    rest = iter(inputs)
-    for item in rest:
+    iterator = iter(inputs)
+    for item in iterator:
         if isinstance(item, str):
-            session = _Session(item, rest)
-            yield from _batched(session.results(readers, reading), verb, reading.batch_size)
+            session = _Session(item, iterator)
+            yield from _batches(session.results(readers, loader), verb, loader.batch_size)
         else:
             yield item
 
 
 class _Session:
-    """One use of the readers: from a first image until the inputs, or the room for waiting events, end."""
+    """One pass of the readers: from a first image to the end of the inputs, or to `_MAX_WAITING`.
 
-    def __init__(self, first: str, rest: Iterator[str | Skipped | Failed]) -> None:
+    The readers pull image paths ahead of their results. `_waiting` holds all inputs pulled so far and not yet
+    yielded, so results and passed-on events can be put into input order again:
+
+        inputs    a  b  Skipped(c)  d
+        readers   pulled a, b, d; returned a
+        _waiting  b  Skipped(c)  d
+    """
+
+    def __init__(self, first: str, rest: Iterator[_Input]) -> None:
         self._first = first
         self._rest = rest
-        self._waiting: deque[str | Skipped | Failed] = deque()
+        self._waiting: deque[_Input] = deque()
 
     def results(
-        self, readers: Sequence[ImageReader], reading: LoaderConfig
-    ) -> Iterator[tuple[str, tuple[Pixels | ImageError, ...]] | Skipped | Failed]:
-        """The events that need no reading, and each image's name with what the readers gave, in order."""
-        feeds = tee(self._pictures(), len(readers))
+        self, readers: Sequence[ImageReader], loader: LoaderConfig
+    ) -> Iterator[_ReadImage | Skipped | Failed]:
+        """Passed-on events, and each image's path with the results of all readers, in input order."""
+        feeds = tee(self._paths(), len(readers))
         streams = [
-            reader.read(feed, workers=reading.workers, isolate=reading.isolate, limits=reading.limits)
+            reader.read(feed, workers=loader.workers, isolate=loader.isolate, limits=loader.limits)
             for reader, feed in zip(readers, feeds, strict=True)
         ]
         try:
             for read in zip(*streams, strict=True):
-                yield from self._before_picture()
+                yield from self._leading_events()
                 name = self._waiting.popleft()
                 assert isinstance(name, str)
                 yield name, read
-            yield from self._before_picture()
-        finally:  # an interrupted run ends its worker processes here and not at some later collection
+            yield from self._leading_events()
+        finally:  # ends worker processes now, not at a later garbage collection
             for stream in streams:
                 if isinstance(stream, Generator):
                     stream.close()
 
-    def _pictures(self) -> Iterator[str]:
+    def _paths(self) -> Iterator[str]:
         self._waiting.append(self._first)
         yield self._first
-        idle = 0
+        events_in_a_row = 0
         for item in self._rest:
             self._waiting.append(item)
             if isinstance(item, str):
-                idle = 0
+                events_in_a_row = 0
                 yield item
             else:
-                idle += 1
-                if idle >= _MOST_WAITING:
+                events_in_a_row += 1
+                if events_in_a_row >= _MAX_WAITING:
                     return
 
-    def _before_picture(self) -> Iterator[Skipped | Failed]:
+    def _leading_events(self) -> Iterator[Skipped | Failed]:
         while self._waiting and not isinstance(self._waiting[0], str):
             event = self._waiting.popleft()
             assert not isinstance(event, str)
             yield event
 
 
-def _batched(
-    results: Iterator[tuple[str, tuple[Pixels | ImageError, ...]] | Skipped | Failed],
-    verb: Callable[..., Sequence[T]],
-    batch_size: int,
+def _batches(
+    results: Iterator[_ReadImage | Skipped | Failed], verb: Callable[..., Sequence[T]], batch_size: int
 ) -> Iterator[Event[T]]:
-    held: list[
-        tuple[str, tuple[Pixels, ...]] | Skipped | Failed
-    ] = []  # events in order, images still without value
-    good = 0
+    """Collects readable images, with the events between them, until a batch is full."""
+    pending: list[_PreparedImage | Skipped | Failed] = []  # in input order
+    images = 0  # in pending
     try:
         for result in results:
-            if isinstance(result, tuple):
-                result = _picture_or_failure(*result)
-            held.append(result)
-            good += isinstance(result, tuple)
-            if good == batch_size or (good == 0 and held):
-                yield from _finish(held, verb)
-                held, good = [], 0
-        yield from _finish(held, verb)
+            item = _pixels_or_failure(*result) if isinstance(result, tuple) else result
+            pending.append(item)
+            images += isinstance(item, tuple)
+            if images == batch_size or images == 0:
+                yield from _process(pending, verb)
+                pending, images = [], 0
+        yield from _process(pending, verb)
     finally:
         if isinstance(results, Generator):
             results.close()
 
 
-def _picture_or_failure(
-    name: str, read: tuple[Pixels | ImageError, ...]
-) -> tuple[str, tuple[Pixels, ...]] | Failed:
+def _pixels_or_failure(name: str, results: tuple[Pixels | ImageError, ...]) -> _PreparedImage | Failed:
     prepared: list[Pixels] = []
-    for result in read:
+    for result in results:
         if isinstance(result, ImageError):
             return Failed(name, result.reason)
         prepared.append(result)
     return name, tuple(prepared)
 
 
-def _finish(
-    held: list[tuple[str, tuple[Pixels, ...]] | Skipped | Failed], verb: Callable[..., Sequence[T]]
+def _process(
+    pending: list[_PreparedImage | Skipped | Failed], verb: Callable[..., Sequence[T]]
 ) -> Iterator[Event[T]]:
-    pictures = [item[1] for item in held if isinstance(item, tuple)]
+    """Calls `verb` once for the pending images and yields all pending events in order."""
+    images = [item[1] for item in pending if isinstance(item, tuple)]
     values: Iterator[T] = iter(())
-    if pictures:
-        given = verb(*(list(column) for column in zip(*pictures, strict=True)))
-        if len(given) != len(pictures):
-            raise RuntimeError(f"the verb gave {len(given)} values for {len(pictures)} images")
-        values = iter(given)
-    for item in held:
+    if images:
+        results = verb(*(list(column) for column in zip(*images, strict=True)))
+        if len(results) != len(images):
+            raise RuntimeError(f"the verb returned {len(results)} values for {len(images)} images")
+        values = iter(results)
+    for item in pending:
         yield Done(item[0], next(values)) if isinstance(item, tuple) else item

@@ -1,4 +1,4 @@
-"""Captions beside their images: `photo.txt` for `photo.jpg`, written whole or not at all."""
+"""Caption sidecars: `photo.txt` for `photo.jpg`, written by atomic rename."""
 
 from __future__ import annotations
 
@@ -10,171 +10,180 @@ from typing import Literal, TypeAlias
 from sightloop.annotation.captioning import Caption
 from sightloop.annotation.inputs import is_image_name
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
-from sightloop.errors import plain_reason
+from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 
 WriteMode: TypeAlias = Literal["skip", "overwrite", "append", "prepend"]
 
 _BOM = b"\xef\xbb\xbf"
-_LARGEST = 16 * 1024 * 1024  # bytes; a caption file beyond this is something else
+_MAX_BYTES = 16 * 1024 * 1024  # a larger file is no caption file
 
 
 class SidecarSink:
-    """Where the caption of an image goes, and how.
+    """Sink that writes each caption to a text file next to its image.
 
-    skip: a caption file that exists is never touched. overwrite: it is replaced. append, prepend: the caption becomes a
-    line of its own after or before what is there, unless it stands there already, so that a run can be repeated.
+    Images of one folder that differ only in their ending (a.jpg, a.png) get `a.jpg.txt` and `a.png.txt`.
 
-    Images of one folder that differ only in their ending (a.jpg, a.png) get `a.jpg.txt` and `a.png.txt`; `notify`
-    is then told so, once.
+    Args:
+        mode: What happens to a caption file that exists. "skip" leaves it as it is; "overwrite" replaces it; "append"
+            and "prepend" add the caption as the last or first line, unless it is that line already, so a run can be
+            repeated.
+        notify: Called once with a message when images of a folder differ only in their ending.
     """
 
     def __init__(self, mode: WriteMode = "skip", notify: Callable[[str], None] | None = None) -> None:
         self.mode = mode
         self._notify = notify
-        self._crowded: dict[
-            str, frozenset[str]
-        ] = {}  # folder -> stems (case folded) that more than one file claims
+        self._shared_stems: dict[str, frozenset[str]] = {}  # folder -> case-folded stems of several files
 
-    def path(self, picture: str) -> str:
-        """The caption file of an image: no two images of a folder ever share one."""
-        folder, name = os.path.split(picture)
+    def path(self, image: str) -> str:
+        """Path of an image's caption file; no two images of a folder share one."""
+        folder, name = os.path.split(image)
         stem, _ = os.path.splitext(name)
         if not is_image_name(name) or stem.casefold() in self._stems_to_avoid(folder):
-            return picture + ".txt"
+            return image + ".txt"
         return os.path.join(folder, stem + ".txt")
 
-    def check(self, picture: str) -> Skipped | Failed | None:
-        """Before the image is read: None where its caption is wanted and can be written."""
-        target = self.path(picture)
+    def check(self, image: str) -> Skipped | Failed | None:
+        """None if the caption is needed and its file can be written; called before the image is read."""
+        target = self.path(image)
         name = os.path.basename(target)
         try:
             mode = os.lstat(target).st_mode
         except FileNotFoundError:
             folder = os.path.dirname(target) or "."
             if not os.access(folder, os.W_OK | os.X_OK):
-                return Failed(picture, f"its folder cannot be written to, so {name} cannot be made")
+                return Failed(image, f"its folder cannot be written to, so {name} cannot be made")
             return None
         except OSError as error:
-            return Failed(picture, f"its caption file {name}: {plain_reason(error)}")
+            return Failed(image, f"its caption file {name}: {os_error_reason(error)}")
         if stat.S_ISLNK(mode) and not (self.mode == "skip" and os.path.isfile(target)):
-            return Failed(picture, f"its caption file {name} is a link: put a plain file there, or remove it")
+            return Failed(image, f"its caption file {name} is a link: put a plain file there, or remove it")
         if stat.S_ISDIR(mode):
-            return Failed(picture, f"its caption file {name} is a folder: rename the folder")
+            return Failed(image, f"its caption file {name} is a folder: rename the folder")
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            return Failed(picture, f"its caption file {name} is not a plain file")
+            return Failed(image, f"its caption file {name} is not a plain file")
         if self.mode == "skip":
-            return Skipped(picture, "it has a caption already")
+            return Skipped(image, "it has a caption already")
         if not mode & 0o222 or not os.access(target, os.W_OK):
-            return Failed(picture, f"its caption file {name} is read-only")
+            return Failed(image, f"its caption file {name} is read-only")
         return None
 
-    def keep(self, picture: str, caption: Caption) -> Skipped | Failed | None:
-        """Writes one caption that is not dropped; None where all went well."""
-        return None if caption.dropped else self.write(picture, caption.text)
+    def add(self, image: str, caption: Caption) -> Skipped | Failed | None:
+        """Writes a caption that is not dropped; None on success."""
+        return None if caption.dropped else self.write(image, caption.text)
 
-    def skipped(self, picture: str) -> None:
-        """Nothing to remember: the caption file itself says that the image is done."""
+    def note_skipped(self, image: str) -> None:
+        """Does nothing: the caption file itself records that the image is done."""
 
     def commit(self) -> None:
-        """Nothing to do: every caption file is whole as soon as it is there."""
+        """Does nothing: every caption file is durable once it is written."""
 
     def finish(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing to do either."""
+        """Does nothing."""
 
-    def write(self, picture: str, caption: str) -> Skipped | Failed | None:
-        """Writes one caption, UTF-8; None where that was done."""
-        obstacle = self.check(picture)  # again: hours may have passed since the first look
+    def write(self, image: str, caption: str) -> Skipped | Failed | None:
+        """Writes one caption as UTF-8; None on success."""
+        obstacle = self.check(image)  # again: the first check may be hours old
         if obstacle is not None:
             return obstacle
-        target = self.path(picture)
+        target = self.path(image)
         try:
-            return self._write(picture, target, caption)
+            return self._write(image, target, caption)
         except OSError as error:
-            return Failed(picture, f"its caption file {os.path.basename(target)}: {plain_reason(error)}")
+            return Failed(image, f"its caption file {os.path.basename(target)}: {os_error_reason(error)}")
 
-    def _write(self, picture: str, target: str, caption: str) -> Skipped | Failed | None:
+    def _write(self, image: str, target: str, caption: str) -> Skipped | Failed | None:
         line = caption.encode("utf-8", "backslashreplace")
         if self.mode == "overwrite":
             atomic_write(target, line + b"\n")
             return None
         try:
             if not os.path.lexists(target):
-                atomic_write(
-                    target, line + b"\n", exclusive=True
-                )  # never replaces what a person made meanwhile
+                # exclusive: never replaces a file that a person made in the meantime
+                atomic_write(target, line + b"\n", exclusive=True)
                 return None
         except FileExistsError:
             pass
         if self.mode == "skip":
-            return Skipped(picture, "it was given a caption meanwhile")
-        if os.path.getsize(target) > _LARGEST:
-            return Failed(picture, f"{os.path.basename(target)} is too large for a caption file")
+            return Skipped(image, "it was given a caption meanwhile")
+        if os.path.getsize(target) > _MAX_BYTES:
+            return Failed(image, f"{os.path.basename(target)} is too large for a caption file")
         with open(target, "rb") as file:
             present = file.read()
         try:
             present.decode("utf-8")
         except UnicodeDecodeError:
-            return Failed(picture, f"{os.path.basename(target)} is not UTF-8: convert it first")
-        joined = joined_lines(present, line, first=self.mode == "prepend")
-        if joined == present:
-            return Skipped(picture, "its caption file has this caption already")
-        atomic_write(target, joined)
+            return Failed(image, f"{os.path.basename(target)} is not UTF-8: convert it first")
+        updated = add_line(present, line, first=self.mode == "prepend")
+        if updated == present:
+            return Skipped(image, "its caption file has this caption already")
+        atomic_write(target, updated)
         return None
 
     def _stems_to_avoid(self, folder: str) -> frozenset[str]:
-        if folder not in self._crowded:
-            crowded = _crowded_stems(folder or ".")
-            if crowded and self._notify is not None:
+        if folder not in self._shared_stems:
+            stems = _shared_stems(folder or ".")
+            if stems and self._notify is not None:
                 self._notify(
                     "Some images differ only in their ending (like a.jpg and a.png): "
                     "their captions go to a.jpg.txt and a.png.txt."
                 )
                 self._notify = None
-            self._crowded[folder] = crowded
+            self._shared_stems[folder] = stems
             if os.access(folder or ".", os.W_OK):
                 remove_stale_temporaries(folder or ".")
-        return self._crowded[folder]
+        return self._shared_stems[folder]
 
 
-def joined_lines(present: bytes, line: bytes, *, first: bool) -> bytes:
-    """`present` with `line` as its last line, or its `first`; equal to `present` where it is that already.
+def add_line(present: bytes, line: bytes, *, first: bool) -> bytes:
+    """Text with one more line.
 
-    What is there is kept byte for byte, its byte order mark and its line ends too; only a missing end of the last
-    line is added.
+    Args:
+        present: The text so far. It is kept byte for byte, with its byte order mark and line ends; only a missing
+            newline at its end is added.
+        line: The line, without newline.
+        first: Add it as the first line, else as the last.
+
+    Returns:
+        The new text, or `present` if its first (last) line is `line` already.
     """
     bom, text = (_BOM, present[len(_BOM) :]) if present.startswith(_BOM) else (b"", present)
     if not text.strip():
         return bom + line + b"\n"
-    end = b"\r\n" if b"\r\n" in text else b"\n"
+    newline = b"\r\n" if b"\r\n" in text else b"\n"
     body = text.rstrip(b"\r\n")
+    last_newline = b"" if text.endswith(b"\n") else newline
     if not first:
         if body == line or body.endswith(b"\n" + line):
             return present
-        return bom + text + (b"" if text.endswith(b"\n") else end) + line + end
+        return bom + text + last_newline + line + newline
     if body == line or text.startswith((line + b"\n", line + b"\r\n")):
         return present
-    return bom + line + end + text + (b"" if text.endswith(b"\n") else end)
+    return bom + line + newline + text + last_newline
 
 
-def _crowded_stems(folder: str) -> frozenset[str]:
-    """The stems of which a plain `stem.txt` would serve two images, or would be the full name of another's file."""
+def _shared_stems(folder: str) -> frozenset[str]:
+    """Case-folded stems whose `stem.txt` is no unique name: of two images, or the full name of another file.
+
+    Example: for a.jpg, a.png, b, b.jpg the stems are "a" (two images) and "b" (`b` itself would get `b.txt`).
+    """
     try:
         with os.scandir(folder) as listing:
             names = [entry.name for entry in listing]
-    except OSError:  # it may be entered but not listed: then each named file is taken to be alone
+    except OSError:  # a folder that cannot be listed: each image counts as the only one of its stem
         return frozenset()
-    seen: set[str] = set()
-    twice: set[str] = set()
+    stems: set[str] = set()
+    shared: set[str] = set()
     for name in names:
         if is_image_name(name):
             stem = os.path.splitext(name)[0].casefold()
-            (twice if stem in seen else seen).add(stem)
-    # `photo` (no ending) beside `photo.jpg`, or `a.jpg` beside `a.jpg.png`: the full name plus .txt is taken.
+            (shared if stem in stems else stems).add(stem)
+    # Also `photo` (no ending) next to `photo.jpg`, or `a.jpg` next to `a.jpg.png`.
     for name in names:
-        if name.casefold() in seen and not os.path.isdir(os.path.join(folder, name)):
-            twice.add(name.casefold())
-    return frozenset(twice)
+        if name.casefold() in stems and not os.path.isdir(os.path.join(folder, name)):
+            shared.add(name.casefold())
+    return frozenset(shared)

@@ -33,7 +33,7 @@ from sightloop.capfilt.shard import Job, load_models, process_shard
 from sightloop.capfilt.workers import Engine, Processes, process_shards
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
-from sightloop.errors import SightloopError, UsageError, from_options, plain_reason
+from sightloop.errors import SightloopError, UsageError, from_options, os_error_reason
 from sightloop.types import Done, Failed, JsonDict, JsonMapping, Skipped
 
 OnEvent: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
@@ -100,7 +100,7 @@ def bootstrap(
 
 
 def _stopped(out: Path, error: OSError) -> SightloopError:
-    what = plain_reason(error)
+    what = os_error_reason(error)
     if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(out):
         what += f" ({error.filename})"
     remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"

@@ -27,7 +27,7 @@ from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.data.datasets import schema, writers
 from sightloop.data.datasets.convert import encoded_image
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.reader import read_images, worker_died
+from sightloop.data.images.reader import is_retryable, read_images
 from sightloop.errors import ImageError, UnsupportedError
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
@@ -111,8 +111,8 @@ def load_models(job: Job) -> Models:
         if needs not in loaded[part].capabilities:
             able = ", ".join(sorted(loaded[part].capabilities))
             raise UnsupportedError(
-                f"{source}: cannot {needs}, which a {part} must (it can: {able}); `sightloop models --job {needs}` "
-                "lists models that can"
+                f"{source}: cannot {needs}, which a {part} must (it can: {able}); "
+                f"`sightloop models --capability {needs}` lists models that can"
             )
     return Models(captioner or loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
 
@@ -246,7 +246,7 @@ def _take(item: ShardItem, models: Models, results: Sequence[Pixels | ImageError
     item.reason, item.unlucky, item.pixels = "", False, {}
     for spec, result in zip(models.specs, results, strict=True):
         if isinstance(result, ImageError):
-            item.reason, item.unlucky = result.reason or "cannot be read", worker_died(result)
+            item.reason, item.unlucky = result.reason or "cannot be read", is_retryable(result)
             return
         item.pixels[spec] = result
 

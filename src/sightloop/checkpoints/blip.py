@@ -11,7 +11,15 @@ from torch import Tensor
 
 from sightloop.checkpoints.clip import CLIP_MEAN, CLIP_STD
 from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, to_hf_config
-from sightloop.checkpoints.key_map import KeyMap, Renamed, Rule, batched, cat, count_layers, same
+from sightloop.checkpoints.key_map import (
+    KeyMap,
+    RenamedTensors,
+    Rule,
+    cat,
+    count_layers,
+    squeezed,
+    tensors_equal,
+)
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
 from sightloop.models.blip import Blip, BlipConfig
@@ -59,7 +67,7 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
         memory_dim=image_tower.dim if text.get("is_decoder", True) else None,
     )
     ids = (text.get("bos_token_id", 30522), text.get("sep_token_id", 102), text.get("pad_token_id", 0))
-    return _with_parts(image_tower, text_tower, tensors, ids, encoder_start=None)
+    return _build_config(image_tower, text_tower, tensors, ids, encoder_start=None)
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor]) -> BlipConfig:
@@ -95,10 +103,10 @@ def config_from_tensors(tensors: Mapping[str, Tensor]) -> BlipConfig:
         memory_dim=dim,
     )
     # [DEC] and [ENC] are the two tokens that the original code adds behind BERT's own; [SEP] ends, [PAD] pads.
-    return _with_parts(image_tower, text_tower, tensors, (vocab - 2, 102, 0), encoder_start=vocab - 1)
+    return _build_config(image_tower, text_tower, tensors, (vocab - 2, 102, 0), encoder_start=vocab - 1)
 
 
-def _with_parts(
+def _build_config(
     vision: VitConfig,
     text: TextConfig,
     tensors: Mapping[str, Tensor],
@@ -123,8 +131,8 @@ def _with_parts(
         matching="itm_head.weight" in tensors,
         embed_dim=None if projection is None else projection.shape[0],
         temperature="temp" in tensors,
-        shared=encoder and decoder and same(tensors, _shared_pairs(text.layers)),
-        tied_words=decoder and (words not in tensors or same(tensors, [(words, table)])),
+        shared=encoder and decoder and tensors_equal(tensors, _shared_pairs(text.layers)),
+        tied_words=decoder and (words not in tensors or tensors_equal(tensors, [(words, table)])),
         start_id=ids[0],
         end_id=ids[1],
         pad_id=ids[2],
@@ -132,7 +140,7 @@ def _with_parts(
     )
 
 
-def exports(config: BlipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: BlipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
 
     Raises UnsupportedError for a convolutional stem, or a judge that counts ITC too: no model there has them.
@@ -180,11 +188,11 @@ def _config_to_transformers(config: BlipConfig, architecture: str) -> JsonDict:
 _BIASES = ("text_decoder.cls.predictions.decoder.bias", "text_decoder.cls.predictions.bias")
 
 
-def both_biases(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def alias_lm_head_bias(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Give the bias of the LM head under both of its names; a checkpoint may store it under either."""
     there = [name for name in _BIASES if name in tensors]
     own = {name: name for name in tensors}
-    return Renamed(tensors, {**dict.fromkeys(_BIASES, there[0]), **own}) if there else tensors
+    return RenamedTensors(tensors, {**dict.fromkeys(_BIASES, there[0]), **own}) if there else tensors
 
 
 def _vision_keys(embed: JsonDict, layer: str, names: tuple[str, str, str, str], last: str) -> JsonDict:
@@ -236,8 +244,8 @@ _HEAD_KEYS: JsonDict = {
 
 VISION_KEYS: JsonDict = _vision_keys(
     {
-        "vision.embed.class_token": batched("vision_model.embeddings.class_embedding", 2),
-        "vision.embed.position": batched("vision_model.embeddings.position_embedding", 1),
+        "vision.embed.class_token": squeezed("vision_model.embeddings.class_embedding", 2),
+        "vision.embed.position": squeezed("vision_model.embeddings.position_embedding", 1),
         "vision.embed.proj": "vision_model.embeddings.patch_embedding",
     },
     "vision_model.encoder.layers.{}",
@@ -248,8 +256,8 @@ TRANSFORMERS_KEYS: KeyMap = _HEAD_KEYS | VISION_KEYS
 
 ORIGINAL_KEYS: KeyMap = _HEAD_KEYS | _vision_keys(
     {
-        "vision.embed.class_token": batched("visual_encoder.cls_token", 2),
-        "vision.embed.position": batched("visual_encoder.pos_embed", 1),
+        "vision.embed.class_token": squeezed("visual_encoder.cls_token", 2),
+        "vision.embed.position": squeezed("visual_encoder.pos_embed", 1),
         "vision.embed.proj": "visual_encoder.patch_embed.proj",
     },
     "visual_encoder.blocks.{}",
@@ -286,7 +294,7 @@ FAMILY = Family(
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,
             ignored=IGNORED,
-            prepare=both_biases,
+            prepare=alias_lm_head_bias,
             markers=(
                 "vision_model.embeddings.class_embedding",
                 "vision_model.embeddings.patch_embedding.bias",
@@ -296,13 +304,13 @@ FAMILY = Family(
         "original": Layout(
             keys=ORIGINAL_KEYS,
             ignored=IGNORED,
-            prepare=both_biases,
+            prepare=alias_lm_head_bias,
             markers=("visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.weight"),
             configure=lambda _, tensors: config_from_tensors(tensors),
         ),
     },
     tokenizer="bert",
     image_processor="BlipImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
 )

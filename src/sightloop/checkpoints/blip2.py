@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.blip import VISION_KEYS, default_image
-from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, image_id, to_hf_config
+from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, image_token_id, to_hf_config
 from sightloop.checkpoints.hub import CheckpointFiles
-from sightloop.checkpoints.key_map import KeyMap, batched, cat, load_weights, same
+from sightloop.checkpoints.key_map import KeyMap, cat, load_weights, squeezed, tensors_equal
 from sightloop.checkpoints.language import language_config, language_keys, opt_to_transformers
-from sightloop.checkpoints.layout import Family, Layout, unchanged
+from sightloop.checkpoints.layout import Family, Layout, keep_names
 from sightloop.checkpoints.seq2seq import t5_configs, t5_keys, t5_to_transformers
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.errors import CheckpointError, UnsupportedError, UsageError
@@ -24,7 +24,7 @@ from sightloop.towers.text import LanguageConfig, TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict, JsonMapping
 
-_VISION: JsonDict = {
+_VISION_DEFAULTS: JsonDict = {
     "image_size": 224,
     "patch": 14,
     "dim": 1408,
@@ -34,7 +34,7 @@ _VISION: JsonDict = {
     "activation": "gelu",
     "eps": 1e-6,
 }
-_QFORMER: JsonDict = {
+_QFORMER_DEFAULTS: JsonDict = {
     "vocab": 30522,
     "positions": 512,
     "dim": 768,
@@ -51,13 +51,13 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
     vision: JsonDict = data.get("vision_config") or {}
     former: JsonDict = data.get("qformer_config") or {}
     tower = VitConfig(
-        **from_hf_config(vision, VISION, _VISION),
+        **from_hf_config(vision, VISION, _VISION_DEFAULTS),
         norm_first=False,
         norm_tokens=True,
         patch_bias=True,
         qkv_bias=bool(vision.get("qkv_bias", True)),
     )
-    texts = TextConfig(**from_hf_config(former, TEXT, _QFORMER), post_norm=True)
+    texts = TextConfig(**from_hf_config(former, TEXT, _QFORMER_DEFAULTS), post_norm=True)
     queries = replace(
         texts,
         vocab=data.get("num_query_tokens", 32),
@@ -82,7 +82,7 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
         )
     text: JsonDict = {"model_type": "opt", **(data.get("text_config") or {})}
     encoder, language, start = _language(text, tensors, "language_model.")
-    picture = image_id(data, None)
+    picture = image_token_id(data, None)
     return Blip2Config(
         **shared,
         texts=None,
@@ -95,7 +95,7 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
         if picture is None
         else picture,
         start_ids=start,
-        end_id=_end(text, 2 if encoder is None else 1),
+        end_id=_eos_id(text, 2 if encoder is None else 1),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
     )
 
@@ -159,14 +159,14 @@ def _with_language(
         writes=False,
         image_id=image_token,
         start_ids=start,
-        end_id=_end(text, 2 if encoder is None else 1),
+        end_id=_eos_id(text, 2 if encoder is None else 1),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
     )
 
 
-def _end(text: JsonMapping, usual: int) -> int:
+def _eos_id(text: JsonMapping, default: int) -> int:
     """The one token that ends a text."""
-    ends = text.get("eos_token_id", usual)
+    ends = text.get("eos_token_id", default)
     if isinstance(ends, list):
         raise CheckpointError(f"config.json: a BLIP-2 with eos_token_id={ends} is not supported; name one")
     return ends
@@ -183,13 +183,13 @@ def _language(
             f"config.json: a BLIP-2 that writes with {text.get('model_type')!r} is not supported"
         )
     head, words = f"{prefix}lm_head.weight", f"{prefix}shared.weight"
-    tied = head not in tensors or same(tensors, [(head, words)])
+    tied = head not in tensors or tensors_equal(tensors, [(head, words)])
     encoder, language = t5_configs(text, tied=tied)
     start = text.get("decoder_start_token_id")
     return encoder, language, ((text.get("pad_token_id") or 0) if start is None else start,)
 
 
-def exports(config: Blip2Config) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: Blip2Config) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The model of `transformers` that holds this checkpoint's parts.
 
     Raises UnsupportedError for a convolutional stem, which no model there has.
@@ -201,7 +201,10 @@ def exports(config: Blip2Config) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     queries, texts = config.queries, config.texts
     former = to_hf_config(texts or queries, TEXT)
     if texts is None:  # the reference has a vocabulary even where it reads no words
-        former |= {"vocab_size": _QFORMER["vocab"], "max_position_embeddings": _QFORMER["positions"]}
+        former |= {
+            "vocab_size": _QFORMER_DEFAULTS["vocab"],
+            "max_position_embeddings": _QFORMER_DEFAULTS["positions"],
+        }
     out: JsonDict = {
         "architectures": [
             "Blip2ForImageTextRetrieval" if config.language is None else "Blip2ForConditionalGeneration"
@@ -231,7 +234,7 @@ def exports(config: Blip2Config) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
             text = {**t5_to_transformers(config.encoder, config.language), **ids}
         out |= {"text_config": text, "image_token_index": config.image_id}
     # What stage 1 trained beside: the reference has no place for it.
-    return {"": (out, _PARTS)}
+    return {"": (out, _TRANSFORMERS_PREFIXES)}
 
 
 def _qformer_block(ours: str, mlp: str) -> JsonDict:
@@ -252,7 +255,7 @@ def _qformer_block(ours: str, mlp: str) -> JsonDict:
 _CROSS = "qformer.encoder.layer.{}.crossattention"
 _KEYS: JsonDict = {
     **VISION_KEYS,
-    "queries.word.weight": batched("query_tokens", 1),
+    "queries.word.weight": squeezed("query_tokens", 1),
     **_qformer_block("queries", "_query"),
     "queries.blocks.{}.cross.q": f"{_CROSS}.attention.query",
     "queries.blocks.{}.cross.kv": cat(f"{_CROSS}.attention.key", f"{_CROSS}.attention.value"),
@@ -271,10 +274,18 @@ _KEYS: JsonDict = {
     "head.words": "cls.predictions.decoder",
 }
 # All of these names that the reference knows.
-_PARTS = ("vision_", "query_tokens", "qformer.", "embeddings.", "language_", "text_projection", "itm_head")
+_TRANSFORMERS_PREFIXES = (
+    "vision_",
+    "query_tokens",
+    "qformer.",
+    "embeddings.",
+    "language_",
+    "text_projection",
+    "itm_head",
+)
 
 
-def keys(config: Blip2Config) -> KeyMap:
+def transformers_keys(config: Blip2Config) -> KeyMap:
     """The key map of a checkpoint of this config."""
     return _KEYS if config.language is None else {**_KEYS, **_language_model_keys(config, "language_model.")}
 
@@ -308,16 +319,16 @@ FAMILY = Family(
     config=Blip2Config,
     layouts={
         "transformers": Layout(
-            keys=keys,
+            keys=transformers_keys,
             ignored=IGNORED,
-            prepare=unchanged,
+            prepare=keep_names,
             markers=("query_tokens", "qformer.layernorm.weight"),
             configure=config_from_transformers,
         ),
     },
     tokenizer=lambda config: "bert" if config.language is None else "language",
     image_processor="BlipImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
     processor=processor,
     add_language_model=add_language_model,

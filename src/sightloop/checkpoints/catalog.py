@@ -50,7 +50,7 @@ class CatalogEntry:
     """One checkpoint. `name` is what `load` takes: a hub id, the bundled model, or for layout "original" the name of a
     file from `url`.
 
-    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. licence: SPDX, or
+    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. license: SPDX, or
     what the training data allow.
     paper: arXiv id. download_mb: 10^6 bytes of weights, None where not known. quality: published figures, each with
     its protocol.
@@ -62,7 +62,7 @@ class CatalogEntry:
     capabilities: tuple[str, ...]
     image_size: int
     parameters: float
-    licence: str
+    license: str
     paper: str
     download_mb: int | None
     quality: tuple[str, ...] = ()
@@ -81,11 +81,11 @@ class CatalogEntry:
         return self.url or f"https://huggingface.co/{self.name}"
 
 
-_CLIP_JOBS = ("embed", "similarity", "classify")
-_JUDGE_JOBS = ("embed", "similarity", "match", "rank")
-_WRITER_JOBS = ("caption", "answer", "chat")
-_ALL_HEADS = ("embed", "similarity", "classify", "match", "rank", "caption")
-_NANO_JOBS = (*_ALL_HEADS, "answer")
+_CLIP_CAPABILITIES = ("embed", "similarity", "classify")
+_MATCHER_CAPABILITIES = ("embed", "similarity", "match", "rank")
+_WRITER_CAPABILITIES = ("caption", "answer", "chat")
+_BLIP_CAPABILITIES = ("embed", "similarity", "classify", "match", "rank", "caption")
+_NANO_CAPABILITIES = (*_BLIP_CAPABILITIES, "answer")
 _BLIP_FILES = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 
@@ -99,7 +99,7 @@ def _clip(
 ) -> CatalogEntry:
     megabytes = round(parameters * 4)
     return CatalogEntry(
-        name, "clip", layout, _CLIP_JOBS, image_size, parameters, "MIT", paper, megabytes, quality
+        name, "clip", layout, _CLIP_CAPABILITIES, image_size, parameters, "MIT", paper, megabytes, quality
     )
 
 
@@ -110,7 +110,7 @@ def _resnet(name: str, parameters: float, image_size: int, imagenet: float) -> C
         where,
         "clip_resnet",
         "open_clip",
-        _CLIP_JOBS,
+        _CLIP_CAPABILITIES,
         image_size,
         parameters,
         "MIT",
@@ -130,10 +130,10 @@ def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Cata
         name=f"google/{name}",
         family="siglip",
         layout="transformers",
-        capabilities=_CLIP_JOBS,
+        capabilities=_CLIP_CAPABILITIES,
         image_size=256 if side == "naflex" else int(side),
         parameters=parameters,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         paper="2502.14786" if name.startswith("siglip2") else "2303.15343",
         download_mb=round(4 * parameters),
         quality=figures,
@@ -141,9 +141,9 @@ def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Cata
 
 
 def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *quality: str) -> CatalogEntry:
-    licence, paper = "BSD-3-Clause", "2201.12086"
+    license, paper = "BSD-3-Clause", "2201.12086"
     return CatalogEntry(
-        name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality
+        name, "blip", "transformers", jobs, 384, parameters, license, paper, megabytes, quality
     )
 
 
@@ -173,7 +173,7 @@ def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
         capabilities=("caption", "detect", "locate", "segment", "read"),
         image_size=768,
         parameters=770.2 if "large" in name else 231.4,
-        licence="MIT",
+        license="MIT",
         paper="2311.06242",
         download_mb=None,
         quality=(
@@ -183,19 +183,19 @@ def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
     )
 
 
-def _llava(name: str, parameters: float, licence: str, paper: str, *quality: str) -> CatalogEntry:
+def _llava(name: str, parameters: float, license: str, paper: str, *quality: str) -> CatalogEntry:
     jobs = ("caption", "answer", "chat")
     return CatalogEntry(
-        f"llava-hf/{name}", "llava", "transformers", jobs, 336, parameters, licence, paper, None, quality
+        f"llava-hf/{name}", "llava", "transformers", jobs, 336, parameters, license, paper, None, quality
     )
 
 
 def _original(name: str, parameters: float, data: str) -> CatalogEntry:
-    licence, paper = "BSD-3-Clause", "2201.12086"
+    license, paper = "BSD-3-Clause", "2201.12086"
     note = f"pre-trained only, on {data}; no published figure without fine-tuning"
     url = _BLIP_FILES + name
     return CatalogEntry(
-        name, "blip", "original", _ALL_HEADS, 224, parameters, licence, paper, None, (note,), url
+        name, "blip", "original", _BLIP_CAPABILITIES, 224, parameters, license, paper, None, (note,), url
     )
 
 
@@ -237,10 +237,10 @@ _NANO = CatalogEntry(
     name=BUNDLED,
     family="blip",
     layout="sightloop",
-    capabilities=_NANO_JOBS,
+    capabilities=_NANO_CAPABILITIES,
     image_size=112,
     parameters=8.0,
-    licence="research use",
+    license="research use",
     paper="2201.12086",
     download_mb=0,
     quality=(
@@ -260,7 +260,7 @@ def _paligemma(name: str, parameters: float) -> CatalogEntry:
         capabilities=("caption", "answer", "detect", "locate", "segment"),
         image_size=int(name.rpartition("-")[2]),
         parameters=parameters,
-        licence="Gemma terms of use",
+        license="Gemma terms of use",
         paper="2412.03555" if second else "2407.07726",
         download_mb=None,
     )
@@ -327,33 +327,48 @@ CATALOG: tuple[CatalogEntry, ...] = (
     _blip("Salesforce/blip-image-captioning-large", ("caption",), 446.3, 1879, _captions(136.7)),
     _blip("Salesforce/blip-vqa-base", ("answer",), 361.2, 1539, _vqa("78.24 / 78.17")),
     _blip("Salesforce/blip-vqa-capfilt-large", ("answer",), 361.2, 1539, _vqa("78.25 / 78.32")),
-    _blip("Salesforce/blip-itm-base-coco", _JUDGE_JOBS, 223.7, 895, _retrieval("COCO", "81.9 / 64.3", 256)),
-    _blip("Salesforce/blip-itm-large-coco", _JUDGE_JOBS, 446.1, 1785, _retrieval("COCO", "82.4 / 65.1", 256)),
+    _blip(
+        "Salesforce/blip-itm-base-coco",
+        _MATCHER_CAPABILITIES,
+        223.7,
+        895,
+        _retrieval("COCO", "81.9 / 64.3", 256),
+    ),
+    _blip(
+        "Salesforce/blip-itm-large-coco",
+        _MATCHER_CAPABILITIES,
+        446.1,
+        1785,
+        _retrieval("COCO", "82.4 / 65.1", 256),
+    ),
     _blip(
         "Salesforce/blip-itm-base-flickr",
-        _JUDGE_JOBS,
+        _MATCHER_CAPABILITIES,
         223.7,
         895,
         _retrieval("Flickr30k", "97.3 / 87.3", 128),
     ),
     _blip(
         "Salesforce/blip-itm-large-flickr",
-        _JUDGE_JOBS,
+        _MATCHER_CAPABILITIES,
         446.1,
         1785,
         _retrieval("Flickr30k", "97.4 / 87.6", 128),
     ),
-    _blip2("blip2-opt-2.7b", _WRITER_JOBS, 3744.8, _zero_shot_vqa(52.3)),
-    _blip2("blip2-opt-6.7b", _WRITER_JOBS, 7752.9, _zero_shot_vqa(52.6)),
-    _blip2("blip2-flan-t5-xl", _WRITER_JOBS, 3942.4, _zero_shot_vqa(63.0)),
-    _blip2("blip2-flan-t5-xxl", _WRITER_JOBS, 12229.6, _zero_shot_vqa(65.0)),
-    _blip2("blip2-opt-2.7b-coco", _WRITER_JOBS, 3745.4, _coco(145.8)),
-    _blip2("blip2-opt-6.7b-coco", _WRITER_JOBS, 7753.5, _coco(145.2)),
-    _blip2("blip2-flan-t5-xl-coco", _WRITER_JOBS, 3943.0, _coco(144.5)),
+    _blip2("blip2-opt-2.7b", _WRITER_CAPABILITIES, 3744.8, _zero_shot_vqa(52.3)),
+    _blip2("blip2-opt-6.7b", _WRITER_CAPABILITIES, 7752.9, _zero_shot_vqa(52.6)),
+    _blip2("blip2-flan-t5-xl", _WRITER_CAPABILITIES, 3942.4, _zero_shot_vqa(63.0)),
+    _blip2("blip2-flan-t5-xxl", _WRITER_CAPABILITIES, 12229.6, _zero_shot_vqa(65.0)),
+    _blip2("blip2-opt-2.7b-coco", _WRITER_CAPABILITIES, 3745.4, _coco(145.8)),
+    _blip2("blip2-opt-6.7b-coco", _WRITER_CAPABILITIES, 7753.5, _coco(145.2)),
+    _blip2("blip2-flan-t5-xl-coco", _WRITER_CAPABILITIES, 3943.0, _coco(144.5)),
     _blip2(
-        "blip2-itm-vit-g", _JUDGE_JOBS, 1172.0, "pre-trained only; no published figure without fine-tuning"
+        "blip2-itm-vit-g",
+        _MATCHER_CAPABILITIES,
+        1172.0,
+        "pre-trained only; no published figure without fine-tuning",
     ),
-    _blip2("blip2-itm-vit-g-coco", _JUDGE_JOBS, 1172.6, _retrieval("COCO", "85.4 / 68.3", 128)),
+    _blip2("blip2-itm-vit-g-coco", _MATCHER_CAPABILITIES, 1172.6, _retrieval("COCO", "85.4 / 68.3", 128)),
     *(
         _florence(f"{publisher}/Florence-2-{size}", *figures)
         for publisher in ("florence-community", "microsoft")
@@ -409,31 +424,31 @@ CATALOG: tuple[CatalogEntry, ...] = (
 )
 
 
-def find(name: str) -> CatalogEntry | None:
+def find_entry(name: str) -> CatalogEntry | None:
     """The entry of that name, letter case aside; None where it is not known."""
     return next((entry for entry in CATALOG if entry.name.lower() == name.lower()), None)
 
 
-def close_names(text: str) -> list[str]:
+def similar_names(text: str) -> list[str]:
     """Up to two known names that somebody who typed `text` may have meant."""
     names = {entry.name.lower(): entry.name for entry in CATALOG}
     short = {name.split("/")[-1]: name for name in names}
-    found = get_close_matches(text.lower(), [*names, *short], n=4, cutoff=0.75)
-    return list(dict.fromkeys(names[short.get(name, name)] for name in found))[:2]
+    matches = get_close_matches(text.lower(), [*names, *short], n=4, cutoff=0.75)
+    return list(dict.fromkeys(names[short.get(name, name)] for name in matches))[:2]
 
 
-def who_can(verb: str) -> list[str]:
+def models_for(capability: str) -> list[str]:
     """Names of the checkpoints that can do `verb` (a key of JOBS), the recommended one first."""
-    able = [entry.name for entry in CATALOG if verb in entry.capabilities]
-    return sorted(able, key=lambda name: name != RECOMMENDED.get(verb))
+    names = [entry.name for entry in CATALOG if capability in entry.capabilities]
+    return sorted(names, key=lambda name: name != RECOMMENDED.get(capability))
 
 
-def recommended_for(job: str) -> CatalogEntry:
+def recommended_for(capability: str) -> CatalogEntry:
     """The entry to start with for a job. Raises KeyError for what is not a key of JOBS.
 
     The rule: the smallest of the family that does the job best; of two of one size, the one with the better
     published figure.
     """
-    entry = find(RECOMMENDED[job])
-    assert entry is not None, f"the catalogue recommends {RECOMMENDED[job]}, which it does not hold"
+    entry = find_entry(RECOMMENDED[capability])
+    assert entry is not None, f"the catalogue recommends {RECOMMENDED[capability]}, which it does not hold"
     return entry

@@ -11,12 +11,12 @@ from sightloop.checkpoints.hf_config import (
     TEXT,
     VISION,
     from_hf_config,
-    open_clip_tower,
+    open_clip_block_keys,
     to_hf_config,
-    transformers_tower,
+    transformers_block_keys,
 )
-from sightloop.checkpoints.key_map import KeyMap, Renamed, count_layers, transposed
-from sightloop.checkpoints.layout import Family, Layout, unchanged
+from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, count_layers, transposed
+from sightloop.checkpoints.layout import Family, Layout, keep_names
 from sightloop.errors import CheckpointError
 from sightloop.models.clip import Clip, ClipConfig
 from sightloop.towers.resnet import ResnetConfig
@@ -60,7 +60,7 @@ def config_from_transformers(data: JsonMapping) -> ClipConfig:
     )
 
 
-def exports(config: ClipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: ClipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model, `CLIPModel`, with all tensors."""
     return {"": (_config_to_transformers(config), ("",))}
 
@@ -84,11 +84,11 @@ def _config_to_transformers(config: ClipConfig) -> JsonDict:
 
 
 # What open_clip says of a plain CLIP: sizes, what is only for training, and choices that have a usual answer.
-_SIZES = frozenset(
+_SIZE_FIELDS = frozenset(
     "image_size patch_size context_length vocab_size width heads head_width layers mlp_ratio patch_dropout "
     "output_tokens pad_id eos_id attn_pooler_queries attn_pooler_heads".split()
 )
-_USUAL = {
+_DEFAULT_CHOICES = {
     "pool_type": ("tok", "argmax"),
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
@@ -101,13 +101,13 @@ def config_from_open_clip(data: JsonMapping, tensors: Mapping[str, Tensor]) -> C
 
     Without one, from the tensors' shapes alone (heads of 64 wide; OpenAI's QuickGELU is assumed).
     """
-    data = data or _shapes(tensors)
+    data = data or _config_from_shapes(tensors)
     vision, text = data["vision_cfg"], data["text_cfg"]
     unknown = [
         f"{key}={value!r}"
         for part in (vision, text)
         for key, value in part.items()
-        if key not in _SIZES and value not in (None, False, {}, *_USUAL.get(key, ()))
+        if key not in _SIZE_FIELDS and value not in (None, False, {}, *_DEFAULT_CHOICES.get(key, ()))
     ]
     if unknown:
         raise CheckpointError(
@@ -156,13 +156,13 @@ def config_from_open_clip(data: JsonMapping, tensors: Mapping[str, Tensor]) -> C
     )
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
+def _config_from_shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
     vocab, dim = tensors["token_embedding.weight"].shape
     resnet = "visual.attnpool.c_proj.weight" in tensors
     return {
         "embed_dim": tensors["text_projection"].shape[1],
         "quick_gelu": True,
-        "vision_cfg": _resnet_shape(tensors) if resnet else _vit_shape(tensors),
+        "vision_cfg": _resnet_config_from_shapes(tensors) if resnet else _vit_config_from_shapes(tensors),
         "text_cfg": {
             "context_length": tensors["positional_embedding"].shape[0],
             "vocab_size": vocab,
@@ -174,7 +174,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
     }
 
 
-def _vit_shape(tensors: Mapping[str, Tensor]) -> JsonDict:
+def _vit_config_from_shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
     width, _, patch, _ = tensors["visual.conv1.weight"].shape
     grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
@@ -186,7 +186,7 @@ def _vit_shape(tensors: Mapping[str, Tensor]) -> JsonDict:
     }
 
 
-def _resnet_shape(tensors: Mapping[str, Tensor]) -> JsonDict:
+def _resnet_config_from_shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
     grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
         "image_size": 32 * grid,
@@ -195,11 +195,11 @@ def _resnet_shape(tensors: Mapping[str, Tensor]) -> JsonDict:
     }
 
 
-def unnest(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def strip_text_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Bring `text.transformer...`, as open_clip's models with a text module of its own have it, to `transformer...`."""
     if "text.token_embedding.weight" not in tensors:
         return tensors
-    return Renamed(tensors, {name.removeprefix("text."): name for name in tensors})
+    return RenamedTensors(tensors, {name.removeprefix("text."): name for name in tensors})
 
 
 TRANSFORMERS_KEYS: KeyMap = {
@@ -214,8 +214,8 @@ TRANSFORMERS_KEYS: KeyMap = {
     "text.word": "text_model.embeddings.token_embedding",
     "text.position": "text_model.embeddings.position_embedding",
     "text.norm": "text_model.final_layer_norm",
-    **transformers_tower("vision", "vision_model"),
-    **transformers_tower("text", "text_model"),
+    **transformers_block_keys("vision", "vision_model"),
+    **transformers_block_keys("text", "text_model"),
 }
 
 
@@ -225,7 +225,7 @@ OPEN_CLIP_TEXT_KEYS: KeyMap = {
     "text.word": "token_embedding",
     "text.position.weight": "positional_embedding",
     "text.norm": "ln_final",
-    **open_clip_tower("text", ""),
+    **open_clip_block_keys("text", ""),
 }
 OPEN_CLIP_KEYS: KeyMap = {
     **OPEN_CLIP_TEXT_KEYS,
@@ -235,7 +235,7 @@ OPEN_CLIP_KEYS: KeyMap = {
     "vision.embed.proj": "visual.conv1",
     "vision.norm_in": "visual.ln_pre",
     "vision.norm_out": "visual.ln_post",
-    **open_clip_tower("vision", "visual."),
+    **open_clip_block_keys("vision", "visual."),
 }
 
 # Buffers and sizes that old checkpoints store beside the weights.
@@ -268,20 +268,20 @@ FAMILY = Family(
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,
             ignored=IGNORED,
-            prepare=unchanged,
+            prepare=keep_names,
             markers=("text_model.embeddings.token_embedding.weight", "visual_projection.weight"),
             configure=lambda data, _: config_from_transformers(data),
         ),
         "open_clip": Layout(
             keys=OPEN_CLIP_KEYS,
             ignored=IGNORED,
-            prepare=unnest,
+            prepare=strip_text_prefix,
             markers=("visual.conv1.weight", "visual.class_embedding"),
             configure=config_from_open_clip,
         ),
     },
     tokenizer="clip",
     image_processor="CLIPImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
 )

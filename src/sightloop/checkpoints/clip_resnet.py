@@ -7,7 +7,7 @@ from sightloop.checkpoints.clip import (
     OPEN_CLIP_TEXT_KEYS,
     config_from_open_clip,
     default_image,
-    unnest,
+    strip_text_prefix,
 )
 from sightloop.checkpoints.key_map import KeyMap, cat
 from sightloop.checkpoints.layout import Family, Layout
@@ -17,7 +17,7 @@ from sightloop.towers.resnet import ResnetConfig
 from sightloop.types import JsonDict
 
 
-def exports(config: ClipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: ClipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """Raises UnsupportedError: there is no such model."""
     raise UnsupportedError("transformers has no CLIP with a ResNet; save it in our own layout")
 
@@ -57,13 +57,13 @@ FAMILY = Family(
         "open_clip": Layout(
             keys=KEYS,
             ignored=IGNORED,
-            prepare=unnest,
+            prepare=strip_text_prefix,
             markers=("visual.attnpool.c_proj.weight",),
             configure=config_from_open_clip,
         ),
     },
     tokenizer="clip",
     image_processor="CLIPImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
 )

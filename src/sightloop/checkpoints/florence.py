@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightloop.checkpoints.key_map import KeyMap, Rule, same, transposed
-from sightloop.checkpoints.language import first_id
-from sightloop.checkpoints.layout import Family, Layout, unchanged
+from sightloop.checkpoints.key_map import KeyMap, Rule, tensors_equal, transposed
+from sightloop.checkpoints.language import first_eos_id
+from sightloop.checkpoints.layout import Family, Layout, keep_names
 from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, bart_to_transformers
 from sightloop.errors import CheckpointError, UnsupportedError
 from sightloop.models.florence import Florence, FlorenceConfig
@@ -40,7 +40,7 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
     vision: JsonDict = data.get("vision_config") or {}
     shared, head = "model.language_model.shared.weight", "lm_head.weight"
     sizes = vision.get("max_position_embeddings", 50), vision.get("max_temporal_embeddings", 100)
-    tied = head not in tensors or same(tensors, [(shared, head)])
+    tied = head not in tensors or tensors_equal(tensors, [(shared, head)])
     image_id = data.get("image_token_id", 51_289)
     config = _config(data, vision, sizes, tied=tied, head_bias=False, image_id=image_id)
     return replace(config, untied_decoder=_untied_decoder(tensors, _BODY))
@@ -57,7 +57,7 @@ def config_from_original(data: JsonMapping, tensors: Mapping[str, Tensor]) -> Fl
         data,
         vision,
         (tensors[_ROWS].shape[0], tensors[_TIMES].shape[0]),
-        tied=head not in tensors or same(tensors, [(shared, head)]),
+        tied=head not in tensors or tensors_equal(tensors, [(shared, head)]),
         head_bias=_BIAS in tensors and bool(tensors[_BIAS].any()),
         image_id=tensors[shared].shape[0],  # the first that has no word
     )
@@ -67,7 +67,7 @@ def config_from_original(data: JsonMapping, tensors: Mapping[str, Tensor]) -> Fl
 def _untied_decoder(tensors: Mapping[str, Tensor], body: str) -> bool:
     """Whether the decoder has words of its own. The encoder of either form reads the shared ones, whatever it holds."""
     own = f"{body}.decoder.embed_tokens.weight"
-    return own in tensors and not same(tensors, [(f"{body}.shared.weight", own)])
+    return own in tensors and not tensors_equal(tensors, [(f"{body}.shared.weight", own)])
 
 
 def _config(
@@ -83,9 +83,9 @@ def _config(
     if (kind := text.get("model_type", "bart")) not in ("bart", "florence2_language"):
         raise CheckpointError(f"config.json: a Florence-2 that writes with {kind!r} is not supported")
     encoder, language = bart_configs(text)
-    given = {ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}
+    fields = {ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}
     shape: JsonDict = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     return FlorenceConfig(
         DavitConfig(**shape),
@@ -94,13 +94,13 @@ def _config(
         *sizes,
         image_id=image_id,
         start_ids=(text.get("decoder_start_token_id", 2),),
-        end_id=first_id(text.get("eos_token_id", 2)),
+        end_id=first_eos_id(text.get("eos_token_id", 2)),
         bos_id=text.get("bos_token_id", 0),
         ignored_phrases=data.get("ignored_phrases"),
     )
 
 
-def exports(config: FlorenceConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: FlorenceConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The one model of `transformers` that this is. Raises UnsupportedError for a bias that it does not have."""
     if config.language.head_bias:
         raise UnsupportedError(
@@ -152,7 +152,7 @@ _ROWS, _TIMES = "image_pos_embed.row_embeddings.weight", "visual_temporal_embed.
 _BIAS = "language_model.final_logits_bias"
 
 
-def _layer_keys(tower: str, conv: str, names: Mapping[str, str]) -> JsonDict:
+def _tower_keys(tower: str, conv: str, names: Mapping[str, str]) -> JsonDict:
     """The image tower's keys; names: ours inside a layer -> theirs, "mixer" standing for what each calls its own."""
     keys: JsonDict = {
         "vision.stages.{}.conv": f"{tower}.convs.{{}}.{conv}",
@@ -169,7 +169,7 @@ def _layer_keys(tower: str, conv: str, names: Mapping[str, str]) -> JsonDict:
 
 
 TRANSFORMERS_KEYS: KeyMap = {
-    **_layer_keys(
+    **_tower_keys(
         "model.vision_tower",
         "conv",
         {
@@ -229,7 +229,7 @@ def original_keys(config: FlorenceConfig) -> KeyMap:
 
 
 ORIGINAL_KEYS: KeyMap = {
-    **_layer_keys(
+    **_tower_keys(
         "vision_tower",
         "proj",
         {
@@ -278,7 +278,7 @@ FAMILY = Family(
         "transformers": Layout(
             keys=transformers_keys,
             ignored=IGNORED,
-            prepare=unchanged,
+            prepare=keep_names,
             markers=(
                 "model.multi_modal_projector.image_proj_norm.weight",
                 "model.vision_tower.convs.0.conv.weight",
@@ -288,14 +288,14 @@ FAMILY = Family(
         "original": Layout(
             keys=original_keys,
             ignored=IGNORED,
-            prepare=unchanged,
+            prepare=keep_names,
             markers=("image_proj_norm.weight", "vision_tower.convs.0.proj.weight"),
             configure=config_from_original,
         ),
     },
     tokenizer="bart",
     image_processor="CLIPImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
     generation=True,
     processor=processor,

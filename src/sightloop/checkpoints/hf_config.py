@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sightloop.checkpoints.key_map import Renamed, cat
+from sightloop.checkpoints.key_map import RenamedTensors, cat
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict, JsonMapping
@@ -30,9 +30,9 @@ def from_hf_config(data: JsonMapping, names: Mapping[str, str], defaults: JsonMa
     return {ours: data.get(theirs, defaults[ours]) for ours, theirs in names.items()}
 
 
-def image_id(data: JsonMapping, usual: int | None) -> Any:
+def image_token_id(data: JsonMapping, default: int | None) -> Any:
     """The id that stands for an image, which config.json has under either name; the first wins."""
-    return data.get("image_token_id", data.get("image_token_index", usual))
+    return data.get("image_token_id", data.get("image_token_index", default))
 
 
 def to_hf_config(config: VitConfig | TextConfig, names: Mapping[str, str]) -> JsonDict:
@@ -40,7 +40,7 @@ def to_hf_config(config: VitConfig | TextConfig, names: Mapping[str, str]) -> Js
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
-def transformers_tower(ours: str, theirs: str) -> JsonDict:
+def transformers_block_keys(ours: str, theirs: str) -> JsonDict:
     """The blocks of a tower in the layout of CLIP's and SigLIP's models on the hub."""
     layer = f"{theirs}.encoder.layers.{{}}"
     return {
@@ -53,7 +53,7 @@ def transformers_tower(ours: str, theirs: str) -> JsonDict:
     }
 
 
-def open_clip_tower(ours: str, theirs: str) -> JsonDict:
+def open_clip_block_keys(ours: str, theirs: str) -> JsonDict:
     """The blocks of a tower in open_clip's and OpenAI's layout; `theirs` ends in a dot, or is empty."""
     layer = f"{theirs}transformer.resblocks.{{}}"
     return {
@@ -70,10 +70,10 @@ def open_clip_tower(ours: str, theirs: str) -> JsonDict:
 def canonical_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The names of a language model beside an image tower in all files of the hub, as `transformers` 5 writes them:
     "language_model.model", "language_model.lm_head", "vision_tower", "multi_modal_projector"."""
-    return Renamed(tensors, {_spelt(name): name for name in tensors})
+    return RenamedTensors(tensors, {_canonical_name(name): name for name in tensors})
 
 
-def _spelt(name: str) -> str:
+def _canonical_name(name: str) -> str:
     name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.", 1)
     if name.startswith("lm_head."):
         return f"language_model.{name}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from sightloop.checkpoints.catalog import BUNDLED, close_names, find, recommended_for
+from sightloop.checkpoints.catalog import BUNDLED, find_entry, recommended_for, similar_names
 from sightloop.checkpoints.tensors import (
     MAX_JSON_BYTES,
 )
@@ -56,7 +56,7 @@ _NOT_WEIGHTS = (
 )
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
 
-_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.txt.gz", "*.model")
+_SMALL_FILES = ("*.json", "*.txt", "*.txt.gz", "*.model")
 _TOKENIZER_FILES = {
     "tokenizer.json",
     "vocab.json",
@@ -91,15 +91,15 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Ch
     """
     text = os.fspath(source)
     if source == BUNDLED and BUNDLED_FOLDER.is_dir():
-        return _in_folder(BUNDLED_FOLDER, text)
+        return _from_folder(BUNDLED_FOLDER, text)
     path = Path(text).expanduser()
     if text and os.path.isdir(path):
-        return _in_folder(path, text)
+        return _from_folder(path, text)
     if text and os.path.isfile(path):
-        return _one_file(path, text)
+        return _from_weights_file(path, text)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and ".." not in text:
-        return _on_hub(text, revision)
-    raise CheckpointError(_no_such(text))
+        return _from_hub(text, revision)
+    raise CheckpointError(_not_found_message(text))
 
 
 def read_json(path: Path) -> JsonDict:
@@ -115,32 +115,32 @@ def read_json(path: Path) -> JsonDict:
     return cast("JsonDict", data)
 
 
-def _in_folder(folder: Path, name: str) -> CheckpointFiles:
+def _from_folder(folder: Path, name: str) -> CheckpointFiles:
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     except OSError as error:
         raise CheckpointError(f"{name}: this folder cannot be read ({error.strerror})") from error
-    chosen = _choose(names, name)
+    chosen = _choose_weights(names, name)
     if chosen is None:
         some = ", ".join(sorted(names)[:8]) or "nothing"
         raise CheckpointError(
             f"{name}: no weights in this folder (it holds {some}). "
             f"Put model.safetensors and config.json there, or name the weights file itself."
         )
-    return _one_file(folder / chosen, name)
+    return _from_weights_file(folder / chosen, name)
 
 
-def _one_file(path: Path, name: str) -> CheckpointFiles:
+def _from_weights_file(path: Path, name: str) -> CheckpointFiles:
     if path.name.endswith(".index.json"):
-        weights = _shards(path)
+        weights = _shard_paths(path)
     elif path.suffix in _SUFFIXES:
         weights = (path,)
     else:
         raise CheckpointError(f"{name}: is no checkpoint; weights end in {', '.join(_SUFFIXES)}")
-    return CheckpointFiles(name, path.parent, weights, _config(path))
+    return CheckpointFiles(name, path.parent, weights, _find_config(path))
 
 
-def _config(weights: Path) -> JsonDict | None:
+def _find_config(weights: Path) -> JsonDict | None:
     """The config that belongs to these weights: open_clip's own name for open_clip's files, else config.json."""
     names = ["config.json", "open_clip_config.json"]
     if weights.name.startswith("open_clip"):
@@ -151,33 +151,33 @@ def _config(weights: Path) -> JsonDict | None:
     return None
 
 
-def _choose(names: Collection[str], where: str) -> str | None:
+def _choose_weights(names: Collection[str], where: str) -> str | None:
     """The weights (or their index) among a folder's file names, safetensors first; None where there are none."""
     for known in _KNOWN_WEIGHTS:
         if known in names:
             return known
     for suffixes in (_SUFFIXES[:1], _SUFFIXES[1:]):
-        found = sorted(
+        candidates = sorted(
             name
             for name in names
             if name.endswith(suffixes) and not any(fnmatch(name, p) for p in _NOT_WEIGHTS)
         )
-        if len(found) > 1:
+        if len(candidates) > 1:
             raise CheckpointError(
-                f"{where}: several weights files ({', '.join(found[:8])}); name the one to load, "
-                f"for example {where.rstrip('/')}/{found[0]}"
+                f"{where}: several weights files ({', '.join(candidates[:8])}); name the one to load, "
+                f"for example {where.rstrip('/')}/{candidates[0]}"
             )
-        if found:
-            return found[0]
+        if candidates:
+            return candidates[0]
     return None
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def _shard_paths(index: Path) -> tuple[Path, ...]:
     """The files that an index lists. They lie beside it: a name that leads elsewhere is refused."""
-    placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
-    listed = list(cast("JsonDict", placed).values())
+    listed = list(cast("JsonDict", weight_map).values())
     for file in listed:
         if (
             not isinstance(file, str)
@@ -198,9 +198,9 @@ def _shards(index: Path) -> tuple[Path, ...]:
 # The hub.
 
 
-def _on_hub(name: str, revision: str | None) -> CheckpointFiles:
+def _from_hub(name: str, revision: str | None) -> CheckpointFiles:
     """From the cache if the cache has all of it, else from the network, else what the cache has of it."""
-    cached = _in_cache(name, revision)
+    cached = _from_cache(name, revision)
     if cached is not None and cached.config is not None and _has_tokenizer(cached.folder):
         return cached
     try:
@@ -215,7 +215,7 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).exists() for file in _TOKENIZER_FILES)
 
 
-def _in_cache(name: str, revision: str | None) -> CheckpointFiles | None:
+def _from_cache(name: str, revision: str | None) -> CheckpointFiles | None:
     """The cached snapshot, None where its weights are not all there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -227,11 +227,11 @@ def _in_cache(name: str, revision: str | None) -> CheckpointFiles | None:
     ) as error:  # a snapshot of which some file is not wanted counts as incomplete
         folder = getattr(error, "snapshot_path", None)
     except HFValidationError as error:
-        raise CheckpointError(_no_such(name)) from error
+        raise CheckpointError(_not_found_message(name)) from error
     if folder is None:
         return None
     try:
-        return _in_folder(Path(folder), name)
+        return _from_folder(Path(folder), name)
     except CheckpointError:
         return None
 
@@ -240,15 +240,15 @@ def _fetch(name: str, revision: str | None) -> CheckpointFiles:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(_put_where(name, "HF_HUB_OFFLINE forbids asking the hub"))
-    if not _reachable(constants.ENDPOINT):
-        raise CheckpointError(_put_where(name, f"{constants.ENDPOINT} cannot be reached"))
+        raise CheckpointError(_offline_message(name, "HF_HUB_OFFLINE forbids asking the hub"))
+    if not _is_reachable(constants.ENDPOINT):
+        raise CheckpointError(_offline_message(name, f"{constants.ENDPOINT} cannot be reached"))
     with _hub_errors(name, revision):
         info = HfApi().model_info(name, revision=revision, timeout=REQUEST_SECONDS)
-    wanted = _wanted([file.rfilename for file in info.siblings or []], name)
+    patterns = _files_to_fetch([file.rfilename for file in info.siblings or []], name)
     with _hub_errors(name, revision):
-        folder = snapshot_download(name, revision=revision, allow_patterns=wanted)
-    return _in_folder(Path(folder), name)
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+    return _from_folder(Path(folder), name)
 
 
 @contextmanager
@@ -266,29 +266,29 @@ def _hub_errors(name: str, revision: str | None) -> Generator[None]:
         raise CheckpointError(f"{name}: has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
         private = "and no model of that name on the hub, or a private one (then: `hf auth login`)"
-        raise CheckpointError(_no_such(name, private)) from error
+        raise CheckpointError(_not_found_message(name, private)) from error
     # Anything else: the hub's client has changed its HTTP library, and with it these types, before.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(_put_where(name, f"{constants.ENDPOINT} failed ({reason})")) from error
+        raise CheckpointError(_offline_message(name, f"{constants.ENDPOINT} failed ({reason})")) from error
 
 
-def _wanted(names: list[str], where: str) -> list[str]:
+def _files_to_fetch(names: list[str], where: str) -> list[str]:
     """Of a repository's files, one copy of the weights and the small files beside them."""
     top = [name for name in names if "/" not in name]
-    chosen = _choose(top, where)
+    chosen = _choose_weights(top, where)
     if chosen is None:
         raise CheckpointError(
             f"{where}: its repository has no weights that can be read ({', '.join(_SUFFIXES)})"
         )
-    kept = {name for name in top if any(fnmatch(name, pattern) for pattern in _BESIDE_WEIGHTS)} | {chosen}
+    kept = {name for name in top if any(fnmatch(name, pattern) for pattern in _SMALL_FILES)} | {chosen}
     if chosen.endswith(".index.json"):
         stem, suffix = os.path.splitext(chosen.removesuffix(".index.json"))
         kept |= {name for name in top if fnmatch(name, f"{stem}-*{suffix}")}
     return sorted(re.sub(r"([*?[])", r"[\1]", name) for name in kept)
 
 
-def _reachable(endpoint: str) -> bool:
+def _is_reachable(endpoint: str) -> bool:
     """Whether anything answers there. Behind a proxy only the hub's own client can tell."""
     proxies = getproxies()
     parts = urlsplit(endpoint)
@@ -311,19 +311,19 @@ def _reachable(endpoint: str) -> bool:
     return bool(answered)
 
 
-def _put_where(name: str, why: str) -> str:
-    entry, folder = find(name), name.split("/")[-1]
+def _offline_message(name: str, why: str) -> str:
+    entry, folder = find_entry(name), name.split("/")[-1]
     vocabulary = "vocab.json, merges.txt" if entry is not None and entry.family == "clip" else "vocab.txt"
     return (
         f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download "
         f"config.json, preprocessor_config.json, tokenizer.json (or {vocabulary}) and model.safetensors (or "
         f"pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
-        f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_did_you_mean(name)}"
+        f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_suggestion(name)}"
     )
 
 
-def _no_such(text: str, hub: str = "and a hub model is called owner/name") -> str:
-    entry = find(text)
+def _not_found_message(text: str, hub: str = "and a hub model is called owner/name") -> str:
+    entry = find_entry(text)
     if entry is not None and entry.name == BUNDLED:
         return (
             f"{text}: this copy of sightloop lacks the model that comes with it; install the package, or name another "
@@ -331,11 +331,11 @@ def _no_such(text: str, hub: str = "and a hub model is called owner/name") -> st
         )
     if entry is not None and entry.url:
         return f"{text}: no such file here; download it from {entry.url} and name its path"
-    return f"{text or '(empty)'}: no such folder or file here, {hub}{_did_you_mean(text)}"
+    return f"{text or '(empty)'}: no such folder or file here, {hub}{_suggestion(text)}"
 
 
-def _did_you_mean(text: str) -> str:
-    close = [] if find(text) else close_names(text)
+def _suggestion(text: str) -> str:
+    close = [] if find_entry(text) else similar_names(text)
     return f". Did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -29,13 +29,13 @@ class Rule:
     names: tuple[str, ...]
     read: Callable[[list[Tensor]], Tensor]
     write: Callable[[Tensor], list[Tensor]]
-    first_row: int | None = None
+    first_part: int | None = None
 
 
 KeyMap = Mapping[str, "str | Rule"]
 
 
-class Renamed(Mapping[str, Tensor]):
+class RenamedTensors(Mapping[str, Tensor]):
     """Tensors under other names (names: other name -> their own), each still read when it is asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
@@ -57,15 +57,15 @@ class Renamed(Mapping[str, Tensor]):
 
 def cat(*names: str) -> Rule:
     """Our tensor is theirs, joined along the first dimension in equal parts (fused projections)."""
-    return _joined(names, [1] * len(names))
+    return _concatenate(names, [1] * len(names))
 
 
-def grouped(heads: int, kv_heads: int, *names: str) -> Rule:
+def cat_grouped_query(heads: int, kv_heads: int, *names: str) -> Rule:
     """Queries, keys and values, joined; keys and values have `kv_heads` heads for the queries' `heads`."""
-    return _joined(names, [heads, kv_heads, kv_heads])
+    return _concatenate(names, [heads, kv_heads, kv_heads])
 
 
-def _joined(names: tuple[str, ...], shares: list[int]) -> Rule:
+def _concatenate(names: tuple[str, ...], shares: list[int]) -> Rule:
     def read(parts: list[Tensor]) -> Tensor:
         if any(
             len(part) * shares[0] != len(parts[0]) * share for part, share in zip(parts, shares, strict=True)
@@ -85,42 +85,42 @@ def transposed(name: str) -> Rule:
     return Rule((name,), lambda t: t[0].t().contiguous(), lambda ours: [ours.t().contiguous()])
 
 
-def rows(name: str, start: int, stop: int, of: int) -> Rule:
-    """Ours is parts `start` to `stop` of theirs, cut along the first dimension into `of` equal parts (a fused
+def row_slice(name: str, start: int, stop: int, parts: int) -> Rule:
+    """Ours is parts `start` to `stop` of theirs, cut along the first dimension into `parts` equal parts (a fused
     projection that we keep in two)."""
 
-    def read(parts: list[Tensor]) -> Tensor:
-        each, left = divmod(len(parts[0]), of)
+    def read(tensors: list[Tensor]) -> Tensor:
+        each, left = divmod(len(tensors[0]), parts)
         if left:
-            raise ValueError(f"{len(parts[0])} rows cannot be cut into {of}")
-        return parts[0][start * each : stop * each].clone()
+            raise ValueError(f"{len(tensors[0])} rows cannot be cut into {parts}")
+        return tensors[0][start * each : stop * each].clone()
 
-    return Rule((name,), read, _alone, start)
+    return Rule((name,), read, _write_unchanged, start)
 
 
-def batched(name: str, ones: int) -> Rule:
-    """Their tensor has `ones` more dimensions of size 1 in front."""
+def squeezed(name: str, dims: int) -> Rule:
+    """Their tensor has `dims` more dimensions of size 1 in front."""
     return Rule(
         (name,),
-        lambda t: t[0].reshape(t[0].shape[ones:]) if t[0].shape[:ones] == (1,) * ones else t[0],
-        lambda ours: [ours.reshape((1,) * ones + tuple(ours.shape))],
+        lambda t: t[0].reshape(t[0].shape[dims:]) if t[0].shape[:dims] == (1,) * dims else t[0],
+        lambda ours: [ours.reshape((1,) * dims + tuple(ours.shape))],
     )
 
 
 def rule_for(name: str, keys: KeyMap | None) -> Rule:
     """The rule of one of our parameter names, its layer index and suffix filled in; without a map, the name itself."""
     if keys is None:
-        return Rule((name,), _only, _alone)
+        return Rule((name,), _read_first, _write_unchanged)
     numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
     pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
     stem, _, suffix = pattern.rpartition(".")
-    found = keys.get(pattern)
+    value = keys.get(pattern)
     ending = ""
-    if found is None:
-        found, ending = keys[stem], f".{suffix}"
-    rule = Rule((found,), _only, _alone) if isinstance(found, str) else found
+    if value is None:
+        value, ending = keys[stem], f".{suffix}"
+    rule = Rule((value,), _read_first, _write_unchanged) if isinstance(value, str) else value
     names = tuple(theirs.format(*numbers) + ending for theirs in rule.names)
-    return Rule(names, rule.read, rule.write, rule.first_row)
+    return Rule(names, rule.read, rule.write, rule.first_part)
 
 
 def load_weights(
@@ -142,28 +142,28 @@ def load_weights(
     shared = tied_names(net)
     rules = {name: rule_for(name, keys) for name in net.state_dict()}
     used = {name for rule in rules.values() for name in rule.names}
-    wanted = {k: v for k, v in net.state_dict(keep_vars=True).items() if k not in shared}
-    missing = [name for ours in wanted for name in rules[ours].names if name not in tensors]
+    parameters = {k: v for k, v in net.state_dict(keep_vars=True).items() if k not in shared}
+    missing = [name for ours in parameters for name in rules[ours].names if name not in tensors]
     misshapen: list[str] = []
     state: dict[str, Tensor] = {}
     # The largest first: what it takes beside a weight, to put it together or to pack it, is then needed while there is
     # room, and the process never holds much more than the weights. Of equals the last, as a head may become fewer bits.
-    for ours in sorted(wanted, key=lambda name: wanted[name].numel())[::-1]:
-        parameter = wanted[ours]
+    for ours in sorted(parameters, key=lambda name: parameters[name].numel())[::-1]:
+        parameter = parameters[ours]
         if any(name not in tensors for name in rules[ours].names):
             continue
-        value = _value(rules[ours], tensors)
-        if value is None or not _fits(value, parameter):
-            misshapen.append(_misfit(ours, parameter, rules[ours], tensors))
+        value = _read_or_none(rules[ours], tensors)
+        if value is None or not _matches_parameter(value, parameter):
+            misshapen.append(_describe_misfit(ours, parameter, rules[ours], tensors))
             continue
         for alias in (alias for alias, first in shared.items() if first == ours):
-            if _differs(rules[alias], value, tensors):
+            if _alias_differs(rules[alias], value, tensors):
                 names = ", ".join(rules[alias].names)
                 misshapen.append(f"{names} (differs from the tensor that it is shared with)")
         state[ours] = value.to("meta") if weight_hook is not None and weight_hook(ours, value) else value
         del value  # before the next one is read
-    left = [name for name in tensors if name not in used and not any(re.search(p, name) for p in ignore)]
-    _complain(source, missing, misshapen, left)
+    unknown = [name for name in tensors if name not in used and not any(re.search(p, name) for p in ignore)]
+    _raise_for_misfits(source, missing, misshapen, unknown)
     for alias, ours in shared.items():
         state[alias] = state[ours]
     net.load_state_dict(state, strict=True, assign=True)
@@ -186,8 +186,8 @@ def export_state_dict(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
     for ours, value in net.state_dict().items():
         if ours not in tied and not ours.startswith("classes."):
             rule = rule_for(ours, keys)
-            if rule.first_row is not None:
-                pieces.setdefault(rule.names[0], {})[rule.first_row] = value
+            if rule.first_part is not None:
+                pieces.setdefault(rule.names[0], {})[rule.first_part] = value
                 continue
             out.update(zip(rule.names, rule.write(value), strict=True))
     return out | {name: torch.cat([parts[row] for row in sorted(parts)]) for name, parts in pieces.items()}
@@ -215,20 +215,20 @@ def count_layers(names: Iterable[str], pattern: str) -> int:
     return 1 + max((int(m.group(1)) for name in names if (m := re.match(pattern, name))), default=-1)
 
 
-def same(tensors: Mapping[str, Tensor], pairs: Iterable[tuple[str, str]]) -> bool:
+def tensors_equal(tensors: Mapping[str, Tensor], pairs: Iterable[tuple[str, str]]) -> bool:
     """Whether the tensors of every pair of names are both there and equal, bit for bit."""
     return all(a in tensors and b in tensors and torch.equal(tensors[a], tensors[b]) for a, b in pairs)
 
 
-def _only(parts: list[Tensor]) -> Tensor:
+def _read_first(parts: list[Tensor]) -> Tensor:
     return parts[0]
 
 
-def _alone(ours: Tensor) -> list[Tensor]:
+def _write_unchanged(ours: Tensor) -> list[Tensor]:
     return [ours]
 
 
-def _value(rule: Rule, tensors: Mapping[str, Tensor]) -> Tensor | None:
+def _read_or_none(rule: Rule, tensors: Mapping[str, Tensor]) -> Tensor | None:
     """Our tensor; None where its parts do not fit together."""
     try:
         return rule.read([tensors[name] for name in rule.names])
@@ -236,41 +236,41 @@ def _value(rule: Rule, tensors: Mapping[str, Tensor]) -> Tensor | None:
         return None
 
 
-def _fits(value: Tensor, parameter: Tensor) -> bool:
+def _matches_parameter(value: Tensor, parameter: Tensor) -> bool:
     return value.shape == parameter.shape and value.is_floating_point() == parameter.is_floating_point()
 
 
-def _misfit(ours: str, parameter: Tensor, rule: Rule, tensors: Mapping[str, Tensor]) -> str:
-    found = ", ".join(f"{name} {_told(tensors[name])}" for name in rule.names)
-    return f"{found} (expected {_told(parameter)} for {ours})"
+def _describe_misfit(ours: str, parameter: Tensor, rule: Rule, tensors: Mapping[str, Tensor]) -> str:
+    actual = ", ".join(f"{name} {_describe_tensor(tensors[name])}" for name in rule.names)
+    return f"{actual} (expected {_describe_tensor(parameter)} for {ours})"
 
 
-def _told(tensor: Tensor) -> str:
+def _describe_tensor(tensor: Tensor) -> str:
     kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
     return f"{tuple(tensor.shape)}{kind}"
 
 
-def _differs(rule: Rule, value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+def _alias_differs(rule: Rule, value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a checkpoint has a tensor again that is shared, and not the same. It may be absent."""
     if any(name not in tensors for name in rule.names):
         return False
-    theirs = _value(rule, tensors)
+    theirs = _read_or_none(rule, tensors)
     return theirs is None or theirs.shape != value.shape or not torch.equal(theirs, value)
 
 
-def _complain(source: str, missing: list[str], misshapen: list[str], left: list[str]) -> None:
-    found = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("misshapen", misshapen), ("unknown", left))
+def _raise_for_misfits(source: str, missing: list[str], misshapen: list[str], unknown: list[str]) -> None:
+    problems = [
+        f"{len(names)} {what}: {_shorten(names)}"
+        for what, names in (("missing", missing), ("misshapen", misshapen), ("unknown", unknown))
         if names
     ]
-    if found:
+    if problems:
         raise CheckpointError(
             f"{source}: the tensors do not fit the model that its config describes; put the config and the weights "
-            f"of one checkpoint together. {'; '.join(found)}"
+            f"of one checkpoint together. {'; '.join(problems)}"
         )
 
 
-def _some(names: list[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _shorten(names: list[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

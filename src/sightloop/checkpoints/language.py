@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from sightloop.checkpoints.key_map import KeyMap, cat, grouped, same
+from sightloop.checkpoints.key_map import KeyMap, cat, cat_grouped_query, tensors_equal
 from sightloop.errors import CheckpointError
 from sightloop.nn.attention import HeadConfig
 from sightloop.towers.text import LanguageConfig, TextConfig
@@ -83,10 +83,10 @@ def language_config(
     """
     kind = str(data.get("model_type"))
     if kind == "opt":
-        return _opt(_full(data, kind))
+        return _opt(_with_defaults(data, kind))
     if kind not in ("llama", "mistral", "gemma", "gemma2"):
         raise CheckpointError(f"config.json: the language model {kind!r} is not known")
-    full = _full(data, kind)
+    full = _with_defaults(data, kind)
     gemma = kind.startswith("gemma")
     layers, heads = full["num_hidden_layers"], full["num_attention_heads"]
     if not 0 < layers <= _MOST_LAYERS:
@@ -116,7 +116,7 @@ def language_config(
         gated=True,
         mlp_bias=kind == "llama" and bool(full.get("mlp_bias", False)),
         sandwich=kind == "gemma2",
-        rotary=_theta(full),
+        rotary=_rope_theta(full),
         word_scale=full["hidden_size"] ** 0.5 if gemma else 1.0,
         windows=_windows(full, kind, layers),
     )
@@ -173,7 +173,7 @@ def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> Ke
             f"{ours}.text.word": f"{body}.decoder.embed_tokens",
             f"{ours}.text.position": f"{body}.decoder.embed_positions",
             f"{ours}.text.norm": f"{body}.decoder.final_layer_norm",
-            **classic_block(f"{ours}.text", layer),
+            **opt_bart_block_keys(f"{ours}.text", layer),
         }
     block, layer = f"{ours}.text.blocks.{{}}", f"{body}.layers.{{}}"
     heads, kv = text.heads, text.attention.kv or text.heads
@@ -186,7 +186,7 @@ def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> Ke
         f"{ours}.head": head,
         f"{ours}.text.word": f"{body}.embed_tokens",
         f"{ours}.text.norm": f"{body}.norm",
-        f"{block}.attn.qkv": grouped(heads, kv, *projections),
+        f"{block}.attn.qkv": cat_grouped_query(heads, kv, *projections),
         f"{block}.attn.out": f"{layer}.self_attn.o_proj",
         f"{block}.mlp.fc1": cat(f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"),
         f"{block}.mlp.fc2": f"{layer}.mlp.down_proj",
@@ -194,7 +194,7 @@ def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> Ke
     }
 
 
-def classic_block(ours: str, layer: str) -> JsonDict:
+def opt_bart_block_keys(ours: str, layer: str) -> JsonDict:
     """The keys of a block as OPT and BART write it; ours: the tower's name, layer: theirs."""
     block = f"{ours}.blocks.{{}}"
     return {
@@ -229,13 +229,15 @@ def _opt(full: JsonMapping) -> LanguageConfig:
     return LanguageConfig(text, tied=bool(full["tie_word_embeddings"]))
 
 
-def tied_words(said: bool, tensors: Mapping[str, Tensor] | None) -> bool:
+def is_head_tied(config_value: bool, tensors: Mapping[str, Tensor] | None) -> bool:
     """Whether the head is the word table: as config.json says, unless the tensors have both and they differ."""
     head, words = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-    return said and (tensors is None or head not in tensors or same(tensors, [(head, words)]))
+    return config_value and (
+        tensors is None or head not in tensors or tensors_equal(tensors, [(head, words)])
+    )
 
 
-def first_id(ids: int | list[int]) -> int:
+def first_eos_id(ids: int | list[int]) -> int:
     """Of the ids that end a text the one that a network is taught."""
     return ids[0] if isinstance(ids, list) else ids
 
@@ -257,7 +259,7 @@ def opt_to_transformers(config: LanguageConfig) -> JsonDict:
     }
 
 
-def _full(data: JsonMapping, kind: str) -> JsonDict:
+def _with_defaults(data: JsonMapping, kind: str) -> JsonDict:
     return {**_DEFAULTS[kind], **data}
 
 
@@ -268,15 +270,15 @@ def _activation(full: JsonMapping, kind: str) -> str:
     return "gelu_pytorch_tanh" if (kind, full["hidden_act"]) == ("gemma", "gelu") else full["hidden_act"]
 
 
-def _theta(full: JsonMapping) -> float:
+def _rope_theta(full: JsonMapping) -> float:
     """The base of the rotary positions; other kinds of scaling than none are refused."""
-    given = full.get("rope_scaling") or full.get("rope_parameters") or {}
-    kind = given.get("rope_type", given.get("type", "default"))
-    if any(isinstance(value, dict) for value in given.values()):
+    rope = full.get("rope_scaling") or full.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if any(isinstance(value, dict) for value in rope.values()):
         kind = "one for each type of layer"
     if kind != "default":
         raise CheckpointError(f"config.json: rotary positions of the kind {kind!r} are not supported")
-    return float(given.get("rope_theta", full["rope_theta"]))
+    return float(rope.get("rope_theta", full["rope_theta"]))
 
 
 def _windows(full: JsonMapping, kind: str, layers: int) -> tuple[int, ...]:

@@ -66,6 +66,6 @@ class Family:
         return self.tokenizer(config) if callable(self.tokenizer) else self.tokenizer
 
 
-def unchanged(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def keep_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """For layouts in which every name has one spelling."""
     return tensors

@@ -13,17 +13,17 @@ from sightloop.checkpoints.hf_config import (
     VISION,
     canonical_names,
     from_hf_config,
-    image_id,
+    image_token_id,
     to_hf_config,
-    transformers_tower,
+    transformers_block_keys,
 )
 from sightloop.checkpoints.key_map import KeyMap
 from sightloop.checkpoints.language import (
-    first_id,
+    first_eos_id,
+    is_head_tied,
     language_config,
     language_keys,
     language_to_transformers,
-    tied_words,
 )
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import CheckpointError
@@ -34,7 +34,7 @@ from sightloop.types import IMAGE_PLACEHOLDER, JsonDict, JsonMapping
 # Where config.json is silent about the image tower it is CLIP's L/14 for 336 pixels, about its sizes CLIP's usual one.
 _L14 = {"image_size": 336, "patch": 14, "dim": 1024, "layers": 24, "heads": 16, "mlp_dim": 4096}
 _B32 = {"image_size": 224, "patch": 32, "dim": 768, "layers": 12, "heads": 12, "mlp_dim": 3072}
-_USUAL = {"activation": "quick_gelu", "eps": 1e-5}
+_CLIP_ACTIVATION = {"activation": "quick_gelu", "eps": 1e-5}
 _GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 # Buffers that old checkpoints store beside the weights.
@@ -55,7 +55,7 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor] | 
             f"config.json: a LLaVA that writes with {words['model_type']!r} is not supported"
         )
     tower = VitConfig(
-        **from_hf_config(vision, VISION, {**(_B32 if vision else _L14), **_USUAL}),
+        **from_hf_config(vision, VISION, {**(_B32 if vision else _L14), **_CLIP_ACTIVATION}),
         norm_first=True,
         norm_tokens=False,
         patch_bias=False,
@@ -70,28 +70,29 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor] | 
     grids = (data.get("image_grid_pinpoints") or _GRIDS) if tiled else []
     return LlavaConfig(
         vision=tower,
-        language=language_config(words, tied=tied_words(tied, tensors)),
+        language=language_config(words, tied=is_head_tied(tied, tensors)),
         depths=tuple(
-            _depth(layer, tower.layers) for layer in (layers if isinstance(layers, list) else [layers])
+            _depth_of_layer(layer, tower.layers)
+            for layer in (layers if isinstance(layers, list) else [layers])
         ),
         class_token=data.get("vision_feature_select_strategy", "default") == "full",
         activation=data.get("projector_hidden_act", "gelu"),
         projector_bias=data.get("multimodal_projector_bias", True),
-        image_id=image_id(data, 32_000),
-        end_id=first_id(words.get("eos_token_id", 2)),
+        image_id=image_token_id(data, 32_000),
+        end_id=first_eos_id(words.get("eos_token_id", 2)),
         tiles=tuple((int(height), int(width)) for height, width in grids),
-        chat_template=_dialogue(data.get("chat_template"), words["model_type"], tiled),
+        chat_template=_chat_template(data.get("chat_template"), words["model_type"], tiled),
     )
 
 
-def _depth(layer: int, layers: int) -> int:
+def _depth_of_layer(layer: int, layers: int) -> int:
     depth = layer if layer >= 0 else layers + 1 + layer
     if not 0 <= depth <= layers:
         raise CheckpointError(f"config.json: vision_feature_layer {layer} of a tower of {layers} layers")
     return depth
 
 
-def _dialogue(template: str | None, language: str, tiled: bool) -> str:
+def _chat_template(template: str | None, language: str, tiled: bool) -> str:
     """The form of its prompts; without a template, that in which the published models were trained."""
     if template is not None:
         return template_name(template)
@@ -110,12 +111,12 @@ def transformers_keys(config: LlavaConfig) -> KeyMap:
         "vision.embed.proj": f"{embed}.patch_embedding",
         "vision.norm_in": "vision_tower.pre_layrnorm",
         "vision.norm_out": "vision_tower.post_layernorm",
-        **transformers_tower("vision", "vision_tower"),
+        **transformers_block_keys("vision", "vision_tower"),
         **language_keys(config.language, "language", "language_model.model", "language_model.lm_head"),
     }
 
 
-def exports(config: LlavaConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: LlavaConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model with all tensors."""
     kind = "LlavaNext" if config.tiles else "Llava"
     patches = (config.vision.image_size // config.vision.patch) ** 2
@@ -173,7 +174,7 @@ FAMILY = Family(
     },
     tokenizer="llama",
     image_processor="CLIPImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
     generation=True,
     processor=processor,

@@ -14,7 +14,7 @@ from sightloop.checkpoints.key_map import KeyMap, export_state_dict, load_weight
 from sightloop.errors import CheckpointError
 from sightloop.models.paligemma import MaskDecoder
 
-FILE = "vae-oid.npz"  # as it was published
+MASK_DECODER_FILE = "vae-oid.npz"  # as it was published
 
 
 def load_mask_decoder(path: Path) -> MaskDecoder:
@@ -24,10 +24,10 @@ def load_mask_decoder(path: Path) -> MaskDecoder:
             tensors = {name: torch.from_numpy(np.ascontiguousarray(file[name], np.float32)) for name in file}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{path}: the weights of the mask decoder cannot be read ({error}). Put the published {FILE} "
+            f"{path}: the weights of the mask decoder cannot be read ({error}). Put the published {MASK_DECODER_FILE} "
             "beside the checkpoint's files."
         ) from error
-    return mask_decoder(tensors, str(path))
+    return build_mask_decoder(tensors, str(path))
 
 
 def save_mask_decoder(decoder: MaskDecoder, path: Path) -> None:
@@ -46,7 +46,7 @@ KEYS: KeyMap = {
 IGNORED = (r"^encoder\.", r"^_vq_vae\.")
 
 
-def mask_decoder(tensors: Mapping[str, Tensor], source: str) -> MaskDecoder:
+def build_mask_decoder(tensors: Mapping[str, Tensor], source: str) -> MaskDecoder:
     """The decoder with its weights. Raises CheckpointError that names what does not fit."""
     try:
         words, code = tensors["_vq_vae._embedding"].shape

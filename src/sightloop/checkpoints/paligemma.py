@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from sightloop.checkpoints.hf_config import VISION, canonical_names, image_id, to_hf_config
+from sightloop.checkpoints.hf_config import VISION, canonical_names, image_token_id, to_hf_config
 from sightloop.checkpoints.key_map import KeyMap
 from sightloop.checkpoints.language import (
-    first_id,
+    first_eos_id,
+    is_head_tied,
     language_config,
     language_keys,
     language_to_transformers,
-    tied_words,
 )
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.checkpoints.siglip import default_image, vision_from_transformers, vision_keys
@@ -56,13 +56,13 @@ def config_from_transformers(
     kind = words.get("model_type", "gemma")
     if kind not in ("gemma", "gemma2"):
         raise CheckpointError(f"config.json: a PaliGemma that writes with {kind!r} is not supported")
-    tied = tied_words(data.get("tie_word_embeddings", True), tensors)
+    tied = is_head_tied(data.get("tie_word_embeddings", True), tensors)
     return PaliGemmaConfig(
         # Its states are taken before any pooling head.
         vision=vision_from_transformers({**vision, "vision_use_head": False}),
         language=language_config({**words, "model_type": kind}, bidirectional_prefix=True, tied=tied),
-        image_id=image_id(data, 256_000),
-        end_id=first_id(words.get("eos_token_id", data.get("eos_token_id", 1))),
+        image_id=image_token_id(data, 256_000),
+        end_id=first_eos_id(words.get("eos_token_id", data.get("eos_token_id", 1))),
     )
 
 
@@ -75,7 +75,7 @@ def transformers_keys(config: PaliGemmaConfig) -> KeyMap:
     }
 
 
-def exports(config: PaliGemmaConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: PaliGemmaConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model with all tensors."""
     data: JsonDict = {
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -123,7 +123,7 @@ FAMILY = Family(
     },
     tokenizer="gemma",
     image_processor="SiglipImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
     generation=True,
     processor=processor,

@@ -40,7 +40,7 @@ def recognize(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
             if all(marker in tensors for marker in layout.markers):
                 return family, name
     raise CheckpointError(
-        f"{source}: no known kind of checkpoint (known: {', '.join(_known())}). "
+        f"{source}: no known kind of checkpoint (known: {', '.join(_known_layouts())}). "
         f"Its first tensors are {', '.join(sorted(tensors)[:4])}"
     )
 
@@ -59,8 +59,8 @@ def build_network(
     taking: puts weights elsewhere than in the network, as few bits.
     """
     try:
-        if _layers(config) > len(tensors):  # before any is made
-            raise ValueError(f"{_layers(config)} layers of {len(tensors)} tensors")
+        if _max_layers(config) > len(tensors):  # before any is made
+            raise ValueError(f"{_max_layers(config)} layers of {len(tensors)} tensors")
         with torch.device("meta"):
             net: nn.Module = family.network(config)
     except KeyError as error:
@@ -81,13 +81,13 @@ def build_network(
     return net.eval()
 
 
-def _layers(config: Any) -> int:
+def _max_layers(config: Any) -> int:
     """How many layers a config asks for, of the part of it that asks for most."""
     most = 0
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            most = max(most, _layers(value))
+            most = max(most, _max_layers(value))
         elif field.name in ("layers", "depths"):
             most = max(most, *(value if isinstance(value, tuple) else (value,)))
     return most
@@ -122,5 +122,5 @@ def as_tuples(value: Any) -> Any:
     return tuple(map(as_tuples, cast("list[Any]", value))) if isinstance(value, list) else value
 
 
-def _known() -> list[str]:
+def _known_layouts() -> list[str]:
     return [f"{family.name} as {name} writes it" for family in FAMILIES.values() for name in family.layouts]

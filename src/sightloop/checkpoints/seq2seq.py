@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sightloop.checkpoints.key_map import KeyMap, batched, cat
-from sightloop.checkpoints.language import classic_block
+from sightloop.checkpoints.key_map import KeyMap, cat, squeezed
+from sightloop.checkpoints.language import opt_bart_block_keys
 from sightloop.nn.attention import HeadConfig
 from sightloop.towers.text import LanguageConfig, TextConfig
 from sightloop.types import JsonDict, JsonMapping
@@ -168,7 +168,7 @@ def bart_keys(encoder: str, decoder: str, body: str, head: str, bias: str) -> Ke
     layer and of the bias that is kept beside it, `[1, V]`."""
     keys: JsonDict = {
         f"{decoder}.head.weight": f"{head}.weight",
-        f"{decoder}.head.bias": batched(bias, 1),
+        f"{decoder}.head.bias": squeezed(bias, 1),
     }
     for ours, side in ((encoder, "encoder"), (f"{decoder}.text", "decoder")):
         layer = f"{body}.{side}.layers.{{}}"
@@ -176,7 +176,7 @@ def bart_keys(encoder: str, decoder: str, body: str, head: str, bias: str) -> Ke
             f"{ours}.word": f"{body}.shared",
             f"{ours}.position": f"{body}.{side}.embed_positions",
             f"{ours}.norm": f"{body}.{side}.layernorm_embedding",
-            **classic_block(ours, layer),
+            **opt_bart_block_keys(ours, layer),
         }
     block, cross = f"{decoder}.text.blocks.{{}}", f"{body}.decoder.layers.{{}}.encoder_attn"
     return keys | {

@@ -12,12 +12,12 @@ from sightloop.checkpoints.hf_config import (
     TEXT,
     VISION,
     from_hf_config,
-    open_clip_tower,
+    open_clip_block_keys,
     to_hf_config,
-    transformers_tower,
+    transformers_block_keys,
 )
-from sightloop.checkpoints.key_map import KeyMap, batched, count_layers, rows
-from sightloop.checkpoints.layout import Family, Layout, unchanged
+from sightloop.checkpoints.key_map import KeyMap, count_layers, row_slice, squeezed
+from sightloop.checkpoints.layout import Family, Layout, keep_names
 from sightloop.errors import CheckpointError
 from sightloop.models.siglip import Siglip, SiglipConfig
 from sightloop.towers.text import TextConfig
@@ -68,7 +68,7 @@ def config_from_transformers(data: JsonMapping) -> SiglipConfig:
     )
 
 
-def exports(config: SiglipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
+def to_transformers(config: SiglipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """One model, `SiglipModel` or, for images of any size, `Siglip2Model`, with all tensors."""
     kind, vision = "siglip", to_hf_config(config.vision, VISION)
     if config.vision.any_size:
@@ -112,7 +112,7 @@ def config_from_open_clip(data: JsonMapping, tensors: Mapping[str, Tensor]) -> S
     vision, text = data["vision_cfg"], data["text_cfg"]
     name = str(vision.get("timm_model_name"))
     heads = _TIMM_HEADS.get(name.partition("_patch")[0])
-    unknown = [f"{k}={v!r}" for k, v in _expected(vision, text).items() if v is not None]
+    unknown = [f"{k}={v!r}" for k, v in _unusual_settings(vision, text).items() if v is not None]
     if heads is None or unknown:
         what = ", ".join(unknown) or f"image tower {name}"
         raise CheckpointError(f"this open_clip model is no SigLIP that is known here ({what})")
@@ -146,16 +146,18 @@ def config_from_open_clip(data: JsonMapping, tensors: Mapping[str, Tensor]) -> S
     )
 
 
-def _expected(vision: JsonMapping, text: JsonMapping) -> JsonDict:
+def _unusual_settings(vision: JsonMapping, text: JsonMapping) -> JsonDict:
     """Settings that say something else than SigLIP does; None for those that agree."""
-    wanted = {
+    expected = {
         "timm_pool": (vision, "map"),
         "timm_proj": (vision, "none"),
         "no_causal_mask": (text, True),
         "proj_bias": (text, True),
         "pool_type": (text, "last"),
     }
-    return {k: None if part.get(k) == value else part.get(k, "absent") for k, (part, value) in wanted.items()}
+    return {
+        k: None if part.get(k) == value else part.get(k, "absent") for k, (part, value) in expected.items()
+    }
 
 
 def vision_keys(theirs: str = "vision_model", *, ours: str = "vision") -> JsonDict:
@@ -164,20 +166,20 @@ def vision_keys(theirs: str = "vision_model", *, ours: str = "vision") -> JsonDi
         f"{ours}.embed.position": f"{theirs}.embeddings.position_embedding.weight",
         f"{ours}.embed.proj": f"{theirs}.embeddings.patch_embedding",
         f"{ours}.norm_out": f"{theirs}.post_layernorm",
-        **transformers_tower(ours, theirs),
+        **transformers_block_keys(ours, theirs),
     }
 
 
 _HEAD = "vision_model.head"
 TRANSFORMERS_KEYS: KeyMap = {
-    "logit_scale": batched("logit_scale", 1),
-    "logit_bias": batched("logit_bias", 1),
+    "logit_scale": squeezed("logit_scale", 1),
+    "logit_bias": squeezed("logit_bias", 1),
     **vision_keys(),
-    "vision.pool.probe": batched(f"{_HEAD}.probe", 2),
-    "vision.pool.attn.q.weight": rows(f"{_HEAD}.attention.in_proj_weight", 0, 1, 3),
-    "vision.pool.attn.q.bias": rows(f"{_HEAD}.attention.in_proj_bias", 0, 1, 3),
-    "vision.pool.attn.kv.weight": rows(f"{_HEAD}.attention.in_proj_weight", 1, 3, 3),
-    "vision.pool.attn.kv.bias": rows(f"{_HEAD}.attention.in_proj_bias", 1, 3, 3),
+    "vision.pool.probe": squeezed(f"{_HEAD}.probe", 2),
+    "vision.pool.attn.q.weight": row_slice(f"{_HEAD}.attention.in_proj_weight", 0, 1, 3),
+    "vision.pool.attn.q.bias": row_slice(f"{_HEAD}.attention.in_proj_bias", 0, 1, 3),
+    "vision.pool.attn.kv.weight": row_slice(f"{_HEAD}.attention.in_proj_weight", 1, 3, 3),
+    "vision.pool.attn.kv.bias": row_slice(f"{_HEAD}.attention.in_proj_bias", 1, 3, 3),
     "vision.pool.attn.out": f"{_HEAD}.attention.out_proj",
     "vision.pool.norm": f"{_HEAD}.layernorm",
     "vision.pool.mlp.fc1": f"{_HEAD}.mlp.fc1",
@@ -186,14 +188,14 @@ TRANSFORMERS_KEYS: KeyMap = {
     "text.position": "text_model.embeddings.position_embedding",
     "text.norm": "text_model.final_layer_norm",
     "text_projection": "text_model.head",
-    **transformers_tower("text", "text_model"),
+    **transformers_block_keys("text", "text_model"),
 }
 
 _TRUNK = "visual.trunk"
 OPEN_CLIP_KEYS: KeyMap = {
     "logit_scale": "logit_scale",
     "logit_bias": "logit_bias",
-    "vision.embed.position": batched(f"{_TRUNK}.pos_embed", 1),
+    "vision.embed.position": squeezed(f"{_TRUNK}.pos_embed", 1),
     "vision.embed.proj": f"{_TRUNK}.patch_embed.proj",
     "vision.norm_out": f"{_TRUNK}.norm",
     "vision.blocks.{}.attn.qkv": f"{_TRUNK}.blocks.{{}}.attn.qkv",
@@ -202,7 +204,7 @@ OPEN_CLIP_KEYS: KeyMap = {
     "vision.blocks.{}.norm2": f"{_TRUNK}.blocks.{{}}.norm2",
     "vision.blocks.{}.mlp.fc1": f"{_TRUNK}.blocks.{{}}.mlp.fc1",
     "vision.blocks.{}.mlp.fc2": f"{_TRUNK}.blocks.{{}}.mlp.fc2",
-    "vision.pool.probe": batched(f"{_TRUNK}.attn_pool.latent", 2),
+    "vision.pool.probe": squeezed(f"{_TRUNK}.attn_pool.latent", 2),
     "vision.pool.attn.q": f"{_TRUNK}.attn_pool.q",
     "vision.pool.attn.kv": f"{_TRUNK}.attn_pool.kv",
     "vision.pool.attn.out": f"{_TRUNK}.attn_pool.proj",
@@ -213,7 +215,7 @@ OPEN_CLIP_KEYS: KeyMap = {
     "text.position.weight": "text.positional_embedding",
     "text.norm": "text.ln_final",
     "text_projection": "text.text_projection",
-    **open_clip_tower("text", "text."),
+    **open_clip_block_keys("text", "text."),
 }
 
 IGNORED = (r"\.position_ids$", r"^text\.attn_mask$")
@@ -241,20 +243,20 @@ FAMILY = Family(
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,
             ignored=IGNORED,
-            prepare=unchanged,
+            prepare=keep_names,
             markers=("vision_model.head.probe", "text_model.head.weight"),
             configure=lambda data, _: config_from_transformers(data),
         ),
         "open_clip": Layout(
             keys=OPEN_CLIP_KEYS,
             ignored=IGNORED,
-            prepare=unchanged,
+            prepare=keep_names,
             markers=("visual.trunk.attn_pool.latent", "text.token_embedding.weight"),
             configure=config_from_open_clip,
         ),
     },
     tokenizer="pieces",
     image_processor="SiglipImageProcessor",
-    to_transformers=exports,
+    to_transformers=to_transformers,
     default_image=default_image,
 )

@@ -47,9 +47,9 @@ class TensorLocation(NamedTuple):
     """Where a tensor lies in a file: its first byte, the kind of its numbers, how many of them from the first to the
     last, and its form among them."""
 
-    begin: int
+    offset: int
     dtype: torch.dtype
-    reach: int
+    span: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
@@ -104,8 +104,8 @@ def open_safetensors(path: Path) -> TensorFile:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    check_start(path)
-    entries, start = _header(path)
+    check_file_start(path)
+    entries, start = _read_header(path)
     try:
         with safe_open(path, framework="np"):  # checks sizes and places
             pass
@@ -128,7 +128,7 @@ def open_safetensors(path: Path) -> TensorFile:
 def zip_records(path: Path) -> dict[int, int]:
     """Where the records of a file by `torch.save` begin -> their bytes. Empty for an old one, which is no zip, and for
     one whose numbers do not lie there as they are (compressed, or of the other byte order)."""
-    found: dict[int, int] = {}
+    records: dict[int, int] = {}
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             for info in archive.infolist():
@@ -139,10 +139,10 @@ def zip_records(path: Path) -> dict[int, int]:
                 file.seek(begin)
                 if info.filename.endswith("byteorder") and file.read(info.file_size & 31) != b"little":
                     return {}
-                found[begin] = info.file_size
+                records[begin] = info.file_size
     except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError):
         return {}
-    return found
+    return records
 
 
 def tensor_locations(
@@ -150,7 +150,7 @@ def tensor_locations(
 ) -> dict[str, TensorLocation] | None:
     """Where tensors that torch has read from a file without their memory ("meta") lie in it; None where that is not
     sure."""
-    found: dict[str, TensorLocation] = {}
+    locations: dict[str, TensorLocation] = {}
     for name, tensor in tensors.items():
         memory, size, skipped = tensor.untyped_storage(), tensor.dtype.itemsize, int(tensor.storage_offset())
         begin: int = getattr(memory, "_checkpoint_offset", -1)
@@ -161,11 +161,11 @@ def tensor_locations(
         place = TensorLocation(
             begin + skipped * size, tensor.dtype, reach, tuple(tensor.shape), tensor.stride()
         )
-        found[name] = place
-    return found
+        locations[name] = place
+    return locations
 
 
-def check_start(path: Path) -> None:
+def check_file_start(path: Path) -> None:
     """Raises CheckpointError for what is no weights file at all: an empty one, a Git LFS pointer."""
     try:
         with path.open("rb") as file:
@@ -180,7 +180,7 @@ def check_start(path: Path) -> None:
         raise CheckpointError(f"{path}: is empty; download it again")
 
 
-def _header(path: Path) -> tuple[JsonDict, int]:
+def _read_header(path: Path) -> tuple[JsonDict, int]:
     """The header of a safetensors file: 8 bytes of length, then JSON; and where the tensors start. The library's own
     reader lets a name come twice."""
 
@@ -215,7 +215,7 @@ def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Map
     Raises CheckpointError for a damaged file, a name that comes twice, a Git LFS pointer, and a pickle that would have
     to run code.
     """
-    return _Tensors(files, dtype)
+    return _LazyTensors(files, dtype)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -233,7 +233,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str
         serialize_file(places, temporary, metadata={"format": "pt"})
 
 
-class _Tensors(Mapping[str, "Tensor"]):
+class _LazyTensors(Mapping[str, "Tensor"]):
     """Name -> tensor over several files, which stay on disk until a tensor is asked for."""
 
     def __init__(self, files: Sequence[Path], dtype: torch.dtype | None) -> None:
@@ -266,16 +266,16 @@ class _Tensors(Mapping[str, "Tensor"]):
 
 
 def _open_pickle(path: Path) -> TensorFile | dict[str, Tensor]:
-    check_start(path)
+    check_file_start(path)
     records = zip_records(path)
     if records:
-        places = tensor_locations(_pickled(path, "meta"), records)
+        places = tensor_locations(_load_pickle(path, "meta"), records)
         if places is not None:
             return TensorFile(path, places)
-    return _pickled(path, "cpu")
+    return _load_pickle(path, "cpu")
 
 
-def _pickled(path: Path, device: str) -> dict[str, Tensor]:
+def _load_pickle(path: Path, device: str) -> dict[str, Tensor]:
     import torch
 
     try:
@@ -295,14 +295,14 @@ def _pickled(path: Path, device: str) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not data:
         raise CheckpointError(f"{path}: holds no tensors by name; it is not a checkpoint of a network")
     items = cast("dict[Any, Any]", data)
-    strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not _is_plain(v, device)]
+    strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not _is_dense_tensor(v, device)]
     if strange:
         raise CheckpointError(f"{path}: holds things that are no tensors ({', '.join(strange[:8])})")
     prefix = "module." if all(name.startswith("module.") for name in items) else ""
     return {name.removeprefix(prefix): value.detach() for name, value in items.items()}
 
 
-def _is_plain(value: Any, device: str) -> bool:
+def _is_dense_tensor(value: Any, device: str) -> bool:
     """Whether a thing is a tensor of which the file holds every number: none that is sparse, nor one stretched to a
     size that its few bytes do not tell."""
     import torch

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all: written beside their place, synced, then put there in one step.
+"""Atomic file writes: a temporary file in the same folder, fsync, then rename or hard link.
 
-Whoever is killed in between leaves at most a `.sightloop-*.tmp` beside the file, which `remove_stale_temporaries`
-tells from one that another process is still writing.
+Readers see the old file or the new one, never a part of it. A killed writer leaves at most one `.sightloop-*.tmp`;
+`remove_stale_temporaries` removes those whose writer has ended. While a temporary is written, its writer holds a
+`flock` on it, which the kernel releases when the process ends.
 """
 
 from __future__ import annotations
@@ -15,30 +16,33 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from sightloop.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
 try:
     import fcntl
-except ImportError:  # Windows has no flock: there the age of a temporary decides
+except ImportError:  # Windows has no flock; the age of a temporary decides there
     fcntl = None
 
-PREFIX = ".sightloop-"
-SUFFIX = ".tmp"
-STALE_SECONDS = 24 * 3600.0
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+TEMP_PREFIX = ".sightloop-"
+TEMP_SUFFIX = ".tmp"
+_STALE_SECONDS = 24 * 3600.0
+# Errors of os.link on a file system without hard links (exFAT, some network file systems).
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str, *, exclusive: bool = False) -> None:
-    """Write `data` (text as UTF-8, line ends as they are) to `path`: every reader sees the old file or the new one.
+    """Write a file atomically.
 
-    exclusive: never replace; raises FileExistsError if something is at `path`, also if it came meanwhile.
-    Without it the replaced file's permissions are kept, and a symbolic link is written through.
-    Raises OSError (no such folder, no room, no permission); then nothing has changed.
+    Args:
+        path: Destination. A symbolic link is followed, and the permissions of a replaced file are kept.
+        data: Content; text is encoded as UTF-8 with its line ends unchanged.
+        exclusive: Never replace a file, not even one that appears during the write.
+
+    Raises:
+        FileExistsError: `exclusive`, and something exists at `path`.
+        OSError: No such folder, no space, no permission; `path` is unchanged.
     """
     with atomic_path(path, exclusive=exclusive) as temporary, temporary.open("r+b") as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -46,157 +50,90 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str, *, exclusive: 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Generator[Path]:
-    """An empty temporary file to write to; when the block ends well it becomes `path`, otherwise it goes away.
+    """Context manager for writers that need a path: an empty temporary file that becomes `path` at the end.
 
-    For writers that want a path of their own. The rules are those of `atomic_write`.
+    If the block raises, the temporary is deleted and `path` is unchanged. Arguments and errors are those of
+    `atomic_write`.
+
+    Yields:
+        Path of the temporary, in the folder of `path`.
     """
     target = Path(path)
     if exclusive and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if not exclusive and target.is_symlink():
         target = Path(os.path.realpath(target))
-    temporary, lock = _create(target.parent)
+    temporary, descriptor = _create_temporary(target.parent)
     try:
         yield temporary
-        _sync(temporary)
+        _sync_file(temporary)
         if exclusive:
-            _put_new(temporary, target)
+            _rename_exclusive(temporary, target)
         else:
-            _keep_permissions(target, temporary)
+            _copy_permissions(target, temporary)
             os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        if lock is not None:
-            os.close(lock)
+        if descriptor is not None:
+            os.close(descriptor)
     sync_folder(target.parent)
 
 
-def lock(file: int | IO[bytes]) -> bool:
-    """Whether no other process has locked this open file; then this one has, until it is closed.
+def try_lock(file: int | IO[bytes]) -> bool:
+    """Take an exclusive `flock` on an open file without waiting; closing the file releases it.
 
-    True also where there are no locks: on Windows and some network file systems.
+    Returns:
+        False where another process holds the lock. True also where locks do not exist: on Windows and some network
+        file systems.
     """
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # no locks on this file system
-    return True
+    return _flock(file) is not False
 
 
 @contextmanager
 def lock_folder(folder: Path, file: str | None = None) -> Generator[None]:
-    """Holds a folder while it lasts: by a file in it, which holds on NFS too, or by the folder itself. Raises
-    `UsageError` where another process works in it."""
+    """Context manager that locks a folder against other processes of sightloop.
+
+    Args:
+        folder: An existing folder.
+        file: Name of a lock file in it, created if absent; a lock file works over NFS too. None locks the folder
+            itself.
+
+    Raises:
+        UsageError: Another process holds the lock.
+    """
     if fcntl is None:
         yield
         return
-    held = os.open(folder / file, os.O_RDWR | os.O_CREAT, 0o666) if file else os.open(folder, os.O_RDONLY)
+    descriptor = (
+        os.open(folder / file, os.O_RDWR | os.O_CREAT, 0o666) if file else os.open(folder, os.O_RDONLY)
+    )
     try:
-        if not lock(held):
+        if not try_lock(descriptor):
             raise UsageError(f"{folder}: another process is working on it now; wait for its end")
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> int:
-    """Remove what killed writers left in `folder` (not below it) and return how many files that were.
+    """Remove the temporaries of killed writers from a folder, not from its subfolders.
 
-    A temporary that a living process is writing, on this machine, is left alone. Never raises for a file or folder
-    that has gone or may not be touched.
+    Temporaries of running writers on this machine stay. Files and folders that are gone or not writable are skipped.
+
+    Returns:
+        Number of removed files.
     """
     removed = 0
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX):
+            if entry.name.startswith(TEMP_PREFIX) and entry.name.endswith(TEMP_SUFFIX):
                 removed += _remove_if_stale(entry.path)
     return removed
 
 
-def _create(folder: Path) -> tuple[Path, int | None]:
-    """A new temporary and, where there are locks, a descriptor whose lock says that its writer lives."""
-    while True:
-        path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
-        try:
-            # 0o666: the umask gives the file the permissions of any other new file.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            continue
-        if fcntl is None:
-            os.close(descriptor)
-            return path, None
-        with suppress(OSError):  # a file system without locks: the age decides there too
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Between its birth and its lock, a cleaner may have taken it for an orphan.
-        if os.path.lexists(path):
-            return path, descriptor
-        os.close(descriptor)
-
-
-def _remove_if_stale(path: str) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
-        return False
-    try:
-        if not _is_orphan(descriptor):
-            return False
-        os.unlink(path)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _is_orphan(descriptor: int) -> bool:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        return False
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # no locks on this file system
-    return time.time() - status.st_mtime > STALE_SECONDS
-
-
-def _put_new(temporary: Path, target: Path) -> None:
-    """Give the finished file its name unless the name is taken. A hard link decides that in one step."""
-    try:
-        os.link(temporary, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # A file system without hard links (exFAT, some network ones): all but a race of microseconds.
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        os.rename(temporary, target)
-
-
-def _keep_permissions(target: Path, temporary: Path) -> None:
-    with suppress(OSError):
-        os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-
-
-def _sync(path: Path) -> None:
-    """Onto the disk, whichever way the writer wrote."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_folder(folder: Path) -> None:
-    """The new name, too, must survive a power cut. Not every system can sync a folder."""
+    """Write a folder's entries to disk, so that a rename survives a power cut; skipped where not supported."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -208,5 +145,89 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(obj: object, path: str | os.PathLike[str]) -> None:
-    """Write `obj` as indented JSON in UTF-8, whole or not at all. Raises ValueError for NaN and infinities."""
+    """Write an object as indented JSON in UTF-8, atomically. Raises ValueError for NaN and infinities."""
     atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _flock(file: int | IO[bytes]) -> bool | None:
+    """Whether the lock was taken; None where locks do not exist."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def _create_temporary(folder: Path) -> tuple[Path, int | None]:
+    """A new empty temporary and the descriptor that holds its lock; None where locks do not exist."""
+    while True:
+        path = folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}{TEMP_SUFFIX}"
+        try:
+            # 0o666: the umask gives the file the permissions of any other new file.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        if fcntl is None:
+            os.close(descriptor)
+            return path, None
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # remove_stale_temporaries of another process may have removed the file between open and flock.
+        if os.path.lexists(path):
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _remove_if_stale(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        if not _is_stale(descriptor):
+            return False
+        os.unlink(path)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_stale(descriptor: int) -> bool:
+    """Whether a temporary's writer has ended: its lock is free or, without locks, the file is a day old."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    locked = _flock(descriptor)
+    return time.time() - status.st_mtime > _STALE_SECONDS if locked is None else locked
+
+
+def _rename_exclusive(temporary: Path, target: Path) -> None:
+    """Give the temporary its final name. Raises FileExistsError where the name is taken."""
+    try:
+        os.link(temporary, target)  # fails if target exists, in one step
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # Without hard links, a race of microseconds remains between this check and the rename.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(temporary, target)
+
+
+def _copy_permissions(source: Path, target: Path) -> None:
+    with suppress(OSError):
+        os.chmod(target, stat.S_IMODE(os.stat(source).st_mode))
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,7 @@ from contextlib import closing
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -28,16 +28,13 @@ from sightloop.evaluation.report import as_html, as_json
 from sightloop.evaluation.results import EvalRun, Evaluation
 from sightloop.evaluation.retrieval import RetrievalTask
 from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
+from sightloop.evaluation.task_names import TaskName
 from sightloop.evaluation.vqa import VqaTask
 from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocessing_digest
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import Difference
 from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
-
-TaskName = Literal[
-    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
-]
 
 # (description of the phase, number of samples, what became of one of them)
 OnSample: TypeAlias = "Callable[[str, int, Event[JsonDict]], None]"
@@ -225,7 +222,7 @@ def _check_capabilities(model: Model, phases: Sequence[TaskPhase]) -> None:
             capabilities = ", ".join(sorted(model.capabilities))
             raise UnsupportedError(
                 f"{model.name} cannot {phase.capability} (it can: {capabilities}); "
-                f"`sightloop models --job {phase.capability}` lists models that can.{phase.hint}"
+                f"`sightloop models --capability {phase.capability}` lists models that can.{phase.hint}"
             )
 
 

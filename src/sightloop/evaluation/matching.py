@@ -46,9 +46,9 @@ class MatchingTask:
     """Scores of each caption with its image, of a random and of a hard mismatch with the same image."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
-        self.judge = options.judge
+        self.match_by = options.match_by
         self.mismatches = draw_mismatches([s for s in samples if s.captions], options.seed)
-        self.settings: JsonDict = {"judge": options.judge, "seed": options.seed}
+        self.settings: JsonDict = {"match_by": options.match_by, "seed": options.seed}
 
     def wants(self, sample: Sample) -> bool:
         """It needs captions."""
@@ -56,9 +56,9 @@ class MatchingTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """One: all pairs of an image together."""
-        if self.judge == "itc":
+        if self.match_by == "itc":
             return [TaskPhase("comparing pairs", "scores", over_images(self._cosines), "embed")]
-        hint = ' For the cosine of the embeddings: judge="itc", --judge-by itc.'
+        hint = ' For the cosine of the embeddings: match_by="itc", --match-by itc.'
         return [TaskPhase("judging pairs", "scores", over_images(self._probabilities), "match", hint)]
 
     def _texts(self, sample: Sample) -> list[str]:
@@ -89,7 +89,7 @@ class MatchingTask:
         scores = np.array(
             [triple for sample in samples for triple in records[sample.key]["scores"]], np.float64
         )
-        score_name = "ITM probability" if self.judge == "itm" else "ITC cosine"
+        score_name = "ITM probability" if self.match_by == "itm" else "ITC cosine"
         metrics: list[MetricTable] = []
         curves: dict[str, tuple[str, str, Floats]] = {}
         for column, (kind, mismatches) in enumerate(_KINDS.items(), 1):

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.data.atomic import lock
+from sightloop.data.journal import Journal, JournalLine, read_journal
 from sightloop.errors import UsageError
 from sightloop.types import Floats32, Integers, JsonDict, JsonMapping
 
@@ -48,45 +47,34 @@ class PredictionFile:
         run is writing it.
         """
         self.records: Records = {}
-        self._file: IO[bytes] | None = None
-        self._unsynced = 0
+        self._journal: Journal | None = None
         if path is None:
             return
-        self._file = open(path, "a+b")  # noqa: SIM115 (closed by close)
+        stored: JsonDict = {}
+        self._journal = Journal(
+            path, lambda line: _load_line(line, stored, self.records, path), sync_every=_SYNC_EVERY
+        )
         try:
-            _lock(self._file, path)
-            found, self.records, end = _parsed(self._file, path)
-            self._file.truncate(end)
-            if end == 0:
-                self._write(dict(header))
-            else:
+            if stored or self.records:
                 check_compatible(
-                    found, header, path, ", or name another folder with --out, or remove the file"
+                    stored, header, path, ", or name another folder with --out, or remove the file"
                 )
+            else:
+                self._journal.add(header)
         except BaseException:
-            self._file.close()
+            self._journal.close()
             raise
 
     def add(self, key: str, fields: JsonMapping) -> None:
         """One sample's line, handed to the system at once; on the disk after some lines, and at `close`."""
         self.records.setdefault(key, {}).update(fields)
-        self._write({"key": key, **fields})
+        if self._journal is not None:
+            self._journal.add({"key": key, **fields})
 
     def close(self) -> None:
         """Put everything on the disk."""
-        if self._file is not None and not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def _write(self, line: JsonMapping) -> None:
-        if self._file is None:
-            return
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
-        self._unsynced += 1
-        if self._unsynced >= _SYNC_EVERY:
-            os.fsync(self._file.fileno())
-            self._unsynced = 0
+        if self._journal is not None:
+            self._journal.close()
 
 
 def read_predictions(path: Path) -> tuple[JsonDict, Records]:
@@ -94,9 +82,11 @@ def read_predictions(path: Path) -> tuple[JsonDict, Records]:
 
     Raises UsageError that names the line which is damaged.
     """
+    header: JsonDict = {}
+    records: Records = {}
     try:
-        with path.open("rb") as file:
-            header, records, _ = _parsed(file, path)
+        for line in read_journal(path):
+            _load_line(line, header, records, path)
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     return header, records
@@ -148,31 +138,14 @@ def _settings_difference(settings: Any, expected: Any) -> str:
     )
 
 
-def _parsed(file: IO[bytes], path: Path) -> tuple[JsonDict, Records, int]:
-    """The first line, the records, and where the last whole line ends."""
-    header: JsonDict = {}
-    records: Records = {}
-    end = 0
-    file.seek(0)
-    for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict) and number == 1 and MARK in entry.get("sightloop", ""):
-            header = entry
-        elif isinstance(entry, dict) and isinstance(entry.get("key"), str):
-            records.setdefault(entry.pop("key"), {}).update(entry)
-        else:
-            raise UsageError(
-                f'{path}, line {number}: no JSON object with a "key"; mend the line or remove it'
-            )
-        end += len(line)
-    return header, records, end
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    if not lock(file):
-        raise UsageError(f"{path}: another run is writing this file now; wait for its end.")
+def _load_line(line: JournalLine, header: JsonDict, records: Records, path: Path) -> None:
+    """Adds a line to the header or the records. Raises UsageError for a line that belongs to neither."""
+    entry = line.entry
+    if entry is not None and line.number == 1 and MARK in entry.get("sightloop", ""):
+        header.update(entry)
+    elif entry is not None and isinstance(entry.get("key"), str):
+        records.setdefault(entry.pop("key"), {}).update(entry)
+    else:
+        raise UsageError(
+            f'{path}, line {line.number}: no JSON object with a "key"; mend the line or remove it'
+        )

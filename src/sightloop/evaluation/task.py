@@ -38,9 +38,9 @@ class EvalOptions:
         labels: classes, None for those of the data (classify); what to look for, None for what the model knows
             (detect).
         templates: sentences with {}, or a name in `TEMPLATES` (classify).
-        mode: answers are generated, or ranked among `candidates` (vqa).
+        answer_by: answers are generated, or ranked among `candidates` (vqa).
         candidates: answers to rank; None for all answers of the data (vqa).
-        judge: score of a pair: the ITM probability, or the ITC cosine (matching).
+        match_by: score of a pair: the ITM probability, or the ITC cosine (matching).
 
     Raises:
         UsageError: a value that is not allowed.
@@ -59,12 +59,12 @@ class EvalOptions:
     rerank: Sequence[int] = (16,)
     labels: Sequence[str] | None = None
     templates: str | Sequence[str] = "simple"
-    mode: Literal["generate", "rank"] = "generate"
+    answer_by: Literal["generate", "rank"] = "generate"
     candidates: Sequence[str] | None = None
-    judge: Literal["itm", "itc"] = "itm"
+    match_by: Literal["itm", "itc"] = "itm"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", ("generate", "rank")), ("judge", ("itm", "itc"))):
+        for name, allowed in (("answer_by", ("generate", "rank")), ("match_by", ("itm", "itc"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
         if any(k < 1 for k in self.rerank):

@@ -37,7 +37,7 @@ class VqaTask:
         self.options = options
         self.candidates: list[str] | None = None
         self.method = "written freely"  # for the protocols
-        if options.mode == "rank":
+        if options.answer_by == "rank":
             data_answers = {
                 answer for sample in samples for question in sample.questions for answer in question.answers
             }
@@ -45,7 +45,7 @@ class VqaTask:
             source = "all answers of this data" if options.candidates is None else "a given list"
             self.method = f"chosen among {len(self.candidates):,} candidates ({source})"
         self.settings: JsonDict = {
-            "mode": options.mode,
+            "answer_by": options.answer_by,
             "candidates": self.candidates,
             "decoding": dict(options.decoding),
         }

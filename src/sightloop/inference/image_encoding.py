@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.reader import read_images
-from sightloop.data.images.tiles import layout
+from sightloop.data.images.tiles import tile_layout
 from sightloop.errors import ImageError
 from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups
 from sightloop.protocols import Network, TiledNetwork, require
@@ -173,7 +173,7 @@ class ImageEncoder:
         for i, pixels in enumerate(batch):
             shape = pixels.values.shape
             if spec.tiles:
-                shape = layout(pixels.size, spec.tiles, vision.image_size, vision.patch)
+                shape = tile_layout(pixels.size, spec.tiles, vision.image_size, vision.patch)
             groups.setdefault(shape, []).append(i)
         parts: list[tuple[list[int], Encoded]] = []
         for shape, rows in groups.items():

@@ -14,10 +14,10 @@ from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
 from sightloop.checkpoints.layout import Family, WeightHook
 from sightloop.checkpoints.lora import load_lora
-from sightloop.checkpoints.mask_decoder import FILE, load_mask_decoder
+from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, load_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
 from sightloop.checkpoints.tensors import read_tensors
-from sightloop.data.images.preprocess import spec_from_open_clip, spec_from_transformers
+from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, UsageError
@@ -232,7 +232,7 @@ def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokeniz
         family.tokenizer_of(config),
         max_length=config.text.positions,
         # The hub names Gemma's tokenizer for NaFlex; `transformers` makes that SigLIP 2's own.
-        lower=getattr(config.vision, "any_size", False),
+        lowercase=getattr(config.vision, "any_size", False),
         cleaning=data.get("tokenizer_kwargs", {}).get("clean", "whitespace") if data else None,
     )
 
@@ -244,7 +244,7 @@ def _masks(
         return None
     if path is not None:
         return load_mask_decoder(Path(path))
-    own = located.folder / FILE
+    own = located.folder / MASK_DECODER_FILE
     return load_mask_decoder(own) if own.is_file() else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightloop.checkpoints.catalog import who_can
+from sightloop.checkpoints.catalog import models_for
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
@@ -439,7 +439,7 @@ class Model:
     def _need(self, capability: str) -> None:
         if capability not in self.capabilities:
             own = ", ".join(sorted(self.capabilities)) or "nothing that is known here"
-            others = " or ".join(who_can(capability)[:2])
+            others = " or ".join(models_for(capability)[:2])
             raise UnsupportedError(
                 f"{self.name} cannot {capability}; it can: {own}. For {capability}, load {others}"
             )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import TypeAlias, TypeGuard
 
-from sightloop.checkpoints.mask_decoder import FILE
+from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_strings
@@ -155,8 +155,8 @@ class RegionFinder:
         kind = formats[task]
         if kind == "segments" and self.masks is None:
             raise UnsupportedError(
-                f"{self.name} writes masks as tokens, whose decoder is a file of its own. Put the published {FILE} "
-                "beside the checkpoint's files, or name it: load(..., masks=PATH)"
+                f"{self.name} writes masks as tokens, whose decoder is a file of its own. Put the published "
+                f"{MASK_DECODER_FILE} beside the checkpoint's files, or name it: load(..., masks=PATH)"
             )
         if options.num_return != 1:
             raise UsageError(f"num_return={options.num_return}: regions have one answer")

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from sightloop.checkpoints.key_map import export_state_dict, native_state_dict
-from sightloop.checkpoints.mask_decoder import FILE, save_mask_decoder
+from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, save_mask_decoder
 from sightloop.checkpoints.registry import FAMILIES, key_map_of
 from sightloop.checkpoints.tensors import write_safetensors
 from sightloop.data.atomic import write_json
-from sightloop.data.images.preprocess import spec_to_transformers
+from sightloop.data.images.processor_config import spec_to_transformers
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
 from sightloop.inference.generation_config import generation_config
@@ -77,7 +77,7 @@ def save(
         else:
             _write_transformers(model, temporary)
         if model.masks is not None:
-            save_mask_decoder(model.masks, temporary / FILE)
+            save_mask_decoder(model.masks, temporary / MASK_DECODER_FILE)
         if target.exists():
             target.rmdir()
         temporary.rename(target)

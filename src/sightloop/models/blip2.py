@@ -170,7 +170,7 @@ class Blip2(nn.Module):
     def encode_queries(self, image: Encoded) -> Tensor:
         """The Q-Former over images alone: the image tower's tokens `[B, N, D]` -> queries' states `[B, Q, D]`."""
         queries = self.queries.word.weight.expand(image.tokens.shape[0], -1, -1)
-        return self.queries.read(queries, memory=self.queries.memory(image.tokens))
+        return self.queries.forward_embeddings(queries, memory=self.queries.memory(image.tokens))
 
     def build_prefix(self, image_tokens: Tensor, ids: Tensor, valid_mask: Tensor) -> Encoded:
         """Prefix of the language model, or T5's encoder output: image tokens first, then the words, BOS included.
@@ -190,7 +190,7 @@ class Blip2(nn.Module):
         x = insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask)
         if self.config.encoder is None:
             return Encoded(x, mask=valid_mask)
-        return Encoded(self.encoder.read(x, valid_mask=valid_mask), mask=valid_mask)
+        return Encoded(self.encoder.forward_embeddings(x, valid_mask=valid_mask), mask=valid_mask)
 
     def embed_image(self, image: Encoded) -> Tensor:
         """B encoded images -> `[B, Q, P]`, a unit vector for each query (ITC).
@@ -278,10 +278,10 @@ class Blip2(nn.Module):
         words = tower.embed_tokens(ids)
         if self.config.encoder is None:
             prefix = memory.tokens.repeat_interleave(rows // memory.tokens.shape[0], dim=0)
-            return tower.read(torch.cat([prefix, words], dim=1), causal=True)[:, count:]
+            return tower.forward_embeddings(torch.cat([prefix, words], dim=1), causal=True)[:, count:]
         end = tower.embed_tokens(ids.new_full((memory.tokens.shape[0], 1), self.config.end_id))
-        encoded = self.encoder.read(torch.cat([memory.tokens, end], dim=1))
-        return tower.read(words, causal=True, memory=tower.memory(encoded))
+        encoded = self.encoder.forward_embeddings(torch.cat([memory.tokens, end], dim=1))
+        return tower.forward_embeddings(words, causal=True, memory=tower.memory(encoded))
 
     def lm_logits(self, states: Tensor) -> Tensor:
         """The decoder's states `[..., D]` -> next-token logits `[..., V]`."""

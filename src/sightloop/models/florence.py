@@ -138,7 +138,7 @@ class Florence(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """pixels `[B, 3, H, W]` -> image tokens `[B, 1 + N, D]`: the mean of all positions, then each position."""
-        grid = self.vision.grid(pixels)  # [B, h, w, V]
+        grid = self.vision.feature_map(pixels)  # [B, h, w, V]
         _, height, width, _ = grid.shape
         columns = self.columns[:width].expand(height, -1, -1)
         rows = self.rows[:height, None].expand(-1, width, -1)
@@ -161,7 +161,7 @@ class Florence(nn.Module):
         is_image = ids == self.config.image_id
         words = self.encoder.embed_tokens(ids.masked_fill(is_image, 0))
         words = words.masked_scatter(is_image[..., None], image_tokens.to(words.dtype))
-        return Encoded(self.encoder.read(words, valid_mask=valid_mask), mask=valid_mask)
+        return Encoded(self.encoder.forward_embeddings(words, valid_mask=valid_mask), mask=valid_mask)
 
 
 def _temporal_positions(rows: int, dim: int) -> Tensor:

@@ -1,8 +1,10 @@
-"""The one linear layer, the one attention and the one mask rule.
+"""The linear layer, the attention layer, the attention mask and the position encodings of every tower.
 
-`Attention` is self-attention, cross-attention over a memory, or cached self-attention, by what it is given. A memory
-(the keys and values of an image, say) may be shared: R query rows over B memories, R a multiple of B, are folded to
-`[B, R/B * L]` queries, so that beams, prompts and candidate texts read one image without copying it.
+`Attention` is self-attention, self-attention with a cache, or cross-attention over a memory, depending on its
+arguments. R query rows may read B memories (such as the keys and values of B images), R a multiple of B: the queries
+are folded to `[B, R/B * L]`, so beams, prompts and candidate texts read one image without copying it.
+
+Shape letters: see `sightloop.types`; `head` is the width of one attention head.
 """
 
 from __future__ import annotations
@@ -17,130 +19,190 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """The one linear layer: y = x W^T + b. weight `[out, in]`, bias `[out]` or None; x `[..., in]` -> `[..., out]`.
+    """Linear layer, y = x W^T + b: `[..., in]` -> `[..., out]`, used by every tower.
 
-    kernel: what multiplies in torch's place, if anything (`nn.prepack`), and packed: the weight in that one's layout.
-    lora: what `nn.lora` adds to the output, if anything; merged: the weight as it was, where that is merged into it.
+    Attributes:
+        weight: `[out, in]`.
+        bias: `[out]`, or None.
+        kernel: function (x, weight, bias) -> y that replaces `torch.nn.functional.linear` (`nn.prepack`,
+            `nn.quantize`), or None.
+        packed: the weight in the memory layout of `kernel`, or None.
+        lora: LoRA adapter whose output is added (`nn.lora`), or None.
+        merged: the LoRA adapter whose product was added to `weight`, or empty. A tuple, because a plain attribute would
+            register the adapter as a submodule and put it into the state dict.
     """
 
-    def __init__(self, width_in: int, width_out: int, *, bias: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width_out, width_in))
-        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.kernel: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
         self.packed: Tensor | None = None
         self.lora: nn.Module | None = None
-        self.merged: tuple[Tensor, nn.Module] | None = None
+        self.merged: tuple[nn.Module, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        product = self.kernel or nn.functional.linear
-        out = product(x, self.weight if self.packed is None else self.packed, self.bias)
+        kernel = self.kernel or nn.functional.linear
+        out = kernel(x, self.weight if self.packed is None else self.packed, self.bias)  # [..., out]
         return out if self.lora is None else out + self.lora(x)
 
 
 class KeyValue(NamedTuple):
-    """Keys and values, both `[B, H, N, head]`."""
+    """Keys and values of attention, both `[B, H, N, head]`."""
 
     key: Tensor
     value: Tensor
 
 
-class Cache:
-    """Preallocated keys and values of one self-attention layer while decoding: `[R, H, capacity, head]`."""
+class KeyValueCache:
+    """Preallocated keys and values of one self-attention layer during decoding, `[R, H, capacity, head]` each."""
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.key = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.value = torch.empty_like(self.key)
 
-    def append(self, new: KeyValue, at: int) -> KeyValue:
-        """Write `[R, H, L, head]` at position `at`; returns all positions up to the new end."""
-        end = at + new.key.shape[2]
-        self.key[:, :, at:end] = new.key
-        self.value[:, :, at:end] = new.value
+    def append(self, new: KeyValue, position: int) -> KeyValue:
+        """Write `new` `[R, H, L, head]` at `position`; returns positions 0 to position + L, `[R, H, N, head]`."""
+        end = position + new.key.shape[2]
+        self.key[:, :, position:end] = new.key
+        self.value[:, :, position:end] = new.value
         return KeyValue(self.key[:, :, :end], self.value[:, :, :end])
 
     def select(self, rows: Tensor, length: int) -> None:
-        """Row i becomes a copy of row `rows[i]`, up to `length` positions; the number of rows may change."""
+        """Replace row i by a copy of row `rows[i]`.
+
+        Args:
+            rows: int64 `[R']`; R' may differ from R.
+            length: positions of a row that are filled, and so copied.
+        """
         if rows.shape[0] != self.key.shape[0]:
             shape = (rows.shape[0], *self.key.shape[1:])
             key, value = self.key.new_empty(shape), self.value.new_empty(shape)
         else:
-            key, value = self.key, self.value
+            key, value = (
+                self.key,
+                self.value,
+            )  # in place: indexing copies the source rows before they are written
         key[:, :, :length] = self.key[rows, :, :length]
         value[:, :, :length] = self.value[rows, :, :length]
         self.key, self.value = key, value
 
 
 def mask_from_lengths(lengths: Tensor, length: int) -> Tensor:
-    """bool `[R, 1, 1, L]`, True = attend: the first `lengths[r]` positions of row r."""
+    """Attention mask of texts padded at the end: int64 lengths `[R]` -> bool `[R, 1, 1, L]`, True = attend."""
     positions = torch.arange(length, device=lengths.device)
     return (positions < lengths[:, None])[:, None, None, :]
 
 
 def attention_mask(
-    valid_mask: Tensor,
-    *,
-    prefix_mask: Tensor | None = None,
-    window: int = 0,
-    start: int = 0,
-    length: int | None = None,
+    valid_mask: Tensor, *, prefix_mask: Tensor | None = None, window: int = 0, start: int = 0
 ) -> Tensor:
-    """The one mask rule of texts that are written: bool `[R, 1, L, N]`, True = attend, for N keys.
+    """Self-attention mask of a decoder: causal, except inside a bidirectional prefix; padding is never attended to.
 
-    Position i sees j where j <= i, with a `window` only less than `window` positions back (Beltagy et al. 2020), or
-    where both belong to a prefix that sees itself whole; never padding. real: bool `[R, N]`, False = padding.
-    whole: bool `[R, N]`, True = prefix. The L = `length` queries (default: all to the end) stand at `start` and after.
+    Query i attends to key j if key j is valid and either j <= i (with a `window`: i - window < j <= i, Beltagy et al.
+    2020, section 3.1) or both lie in the prefix. One row of four tokens; x = attend, rows are queries i, columns j:
+
+        padding on the left      causal                   prefix-LM
+        valid  0 1 1 1           valid  1 1 1 1           valid  1 1 1 1
+                                                          prefix 1 1 0 0
+
+             j 0 1 2 3                j 0 1 2 3                j 0 1 2 3
+        i 0    x . . .           i 0    x . . .           i 0    x x . .
+          1    . x . .             1    x x . .             1    x x . .
+          2    . x x .             2    x x x .             2    x x x .
+          3    . x x x             3    x x x x             3    x x x x
+
+    A padding position attends to itself (i = j = 0 on the left), so that its softmax is over one score, not none.
+
+    Args:
+        valid_mask: bool `[R, N]`, False = padding.
+        prefix_mask: bool `[R, N]`, True = prefix; None for no prefix.
+        window: how many positions back a query sees, itself included; 0 for all.
+        start: position of the first query; the queries are positions start to N - 1, L of them.
+
+    Returns:
+        bool `[R, 1, L, N]`, True = attend.
     """
     keys = torch.arange(valid_mask.shape[1], device=valid_mask.device)
-    queries = keys[start:] if length is None else keys[start : start + length]
-    back = queries[:, None] - keys  # [L, N]
-    seen = (back >= 0)[None]
+    queries = keys[start:]
+    distance = queries[:, None] - keys  # [L, N], negative for keys after the query
+    visible = (distance >= 0)[None]
     if window:
-        seen = seen & (back < window)
+        visible = visible & (distance < window)
     if prefix_mask is not None:
-        seen = seen | (prefix_mask[:, queries, None] & prefix_mask[:, None, :])
-    # A row of padding sees itself, so that no softmax is over nothing.
-    return (seen & (valid_mask[:, None, :] | (back == 0)))[:, None]
+        visible = visible | (prefix_mask[:, queries, None] & prefix_mask[:, None, :])  # [R, L, N]
+    return (visible & (valid_mask[:, None, :] | (distance == 0)))[:, None]
 
 
-def apply_rope(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions (Su et al. 2021, section 3.4.2), the halves of a head as pairs: x `[R, H, L, head]`.
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, section 3.4.2), channel c paired with channel c + head / 2.
 
-    turn: cosines and sines `[1 or R, 1, L, head / 2]` of each position's angles.
+    Args:
+        x: queries or keys, `[R, H, L, head]`.
+        rope: cosines and sines from `rope_table`, each `[1 or R, 1, L, head / 2]`.
+
+    Returns:
+        `[R, H, L, head]`.
     """
-    cos, sin = turn
+    cos, sin = rope
     left, right = x.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-def rope_table(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[R, 1, L, width / 2]` for `attention.rotate` (Su et al. 2021, section 3.2.2).
+def rope_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for `apply_rope` (Su et al. 2021, section 3.2.2), each `[R, 1, L, head_dim / 2]`.
 
-    positions: int `[R, L]`. width: of a head. theta: the base of the wavelengths.
+    Args:
+        positions: int `[R, L]`.
+        head_dim: width of one head.
+        theta: base of the wavelengths; channel pair c turns by theta^(-2c / head_dim) radians a position.
+        dtype: of the result; the angles are computed in float32.
     """
-    powers = torch.arange(0, width, 2, device=positions.device).float() / width
-    angles = positions[:, None, :, None].float() * (1.0 / theta**powers)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    angles = positions[:, None, :, None].float() * (1.0 / theta**exponents)  # [R, 1, L, head_dim / 2]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def relative_buckets(queries: Tensor, keys: Tensor, buckets: int, farthest: int, *, both: bool) -> Tensor:
-    """T5's bucket of each distance, `[L, N]` (Raffel et al. 2020, section 2.1).
+def relative_buckets(
+    query_positions: Tensor,
+    key_positions: Tensor,
+    num_buckets: int,
+    max_distance: int,
+    *,
+    bidirectional: bool,
+) -> Tensor:
+    """Buckets of T5's relative position bias (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets are for single distances, the others grow with the logarithm up to `farthest`; all beyond it
-    share the last. both: half of all buckets are for keys that follow the query (encoders); else those count as near.
+    Half of the buckets hold one distance each; the ranges of the others grow with the logarithm of the distance, up to
+    `max_distance`, and the last bucket also holds everything beyond. For 8 buckets, max_distance 16, not bidirectional:
+
+        distance  0  1  2  3  4  5  6  7  8 .. 11  12 ...
+        bucket    0  1  2  3  4  4  5  5  6 ..  6   7 ...
+
+    Args:
+        query_positions: int64 `[L]`.
+        key_positions: int64 `[N]`.
+        num_buckets: rows of the bias table.
+        max_distance: distance from which all share the last bucket.
+        bidirectional: the upper half of the buckets is for keys after the query (encoders); otherwise those count as
+            distance 0 (decoders, where the mask hides them).
+
+    Returns:
+        int64 `[L, N]`, 0 .. num_buckets - 1.
     """
-    ahead = keys[None, :] - queries[:, None]
-    start = torch.zeros_like(ahead)
-    if both:
-        buckets //= 2
-        start = (ahead > 0).long() * buckets
-        back = ahead.abs()
+    offset = key_positions[None, :] - query_positions[:, None]  # [L, N], positive for keys after the query
+    first_bucket = torch.zeros_like(offset)
+    if bidirectional:
+        num_buckets //= 2
+        first_bucket = (offset > 0).long() * num_buckets
+        distance = offset.abs()
     else:
-        back = (-ahead).clamp(min=0)
-    exact = buckets // 2
-    share = torch.log(back.clamp(min=1).float() / exact) / math.log(farthest / exact)
-    far = (exact + (share * (buckets - exact)).long()).clamp(max=buckets - 1)
-    return start + torch.where(back < exact, back, far)
+        distance = (-offset).clamp(min=0)
+    num_exact = num_buckets // 2
+    # 0 at distance num_exact, 1 at max_distance.
+    log_fraction = torch.log(distance.clamp(min=1).float() / num_exact) / math.log(max_distance / num_exact)
+    far_bucket = (num_exact + (log_fraction * (num_buckets - num_exact)).long()).clamp(max=num_buckets - 1)
+    return first_bucket + torch.where(distance < num_exact, distance, far_bucket)
 
 
 def attend(
@@ -153,19 +215,30 @@ def attend(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T * scale) v: query `[B, H, Q, head]` over key, value `[B, H, N, head]`.
+    """Scaled dot-product attention, softmax(q k^T * scale) v (Vaswani et al. 2017, section 3.2.1).
 
-    mask: bool, True = attend, or floats that are added to the scores. causal: query i sees keys up to i, where Q = N.
-    scale: 1 / sqrt(head) by default. softcap c: scores become c tanh(scores / c) (Gemma 2, section 2).
+    Args:
+        query: `[B, H, Q, head]`.
+        key: `[B, H, N, head]`.
+        value: `[B, H, N, head]`.
+        mask: broadcast over `[B, H, Q, N]`; bool (True = attend), or floats added to the scores.
+        causal: query i attends to keys 0 .. i; needs Q = N and no mask.
+        scale: factor of the scores; None for 1 / sqrt(head).
+        softcap: c > 0 maps scores to c tanh(scores / c) before the mask (Gemma 2, section 2); 0 for off.
+
+    Returns:
+        `[B, H, Q, head]`.
     """
-    slow = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if not slow and not softcap:
+    # Measured on one AVX-512 core in bfloat16, forward and backward, 14 to 577 keys: plain products are 1.5 to 6 times
+    # as fast as torch's kernel for CPUs. In float32 that kernel is as fast or faster.
+    use_matmul = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if not use_matmul and not softcap:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=scale
         )
-    # Measured on one AVX-512 core in bfloat16, forward and backward, 14 to 577 keys: 1.5 to 6 times as fast as torch's
-    # kernel for CPUs. In float32 that one is as fast or faster.
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(
+        -1, -2
+    )  # [B, H, Q, N]
     if softcap:
         scores = (scores / softcap).tanh() * softcap
     if causal:
@@ -177,11 +250,16 @@ def attend(
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
-    """What attention may do otherwise than Vaswani et al. have it; 0 is "the usual".
+    """Options of the attention heads; the defaults are those of Vaswani et al. 2017.
 
-    width: of one head (dim / heads). kv: heads of keys and values, each read by heads / kv queries (Ainslie et al.
-    2023). bias: of queries, keys and values; out_bias: of the projection after. scale: of the scores
-    (1 / sqrt(width)). softcap: see `attend`.
+    Args:
+        width: of one head; 0 for dim / heads.
+        kv: heads of keys and values, each shared by heads / kv query heads (grouped-query attention, Ainslie et al.
+            2023); 0 for as many as query heads.
+        bias: whether the projections of queries, keys and values have a bias.
+        out_bias: whether the output projection has a bias.
+        scale: factor of the scores; 0 for 1 / sqrt(width).
+        softcap: see `attend`; 0 for off.
     """
 
     width: int = 0
@@ -196,9 +274,16 @@ STANDARD_HEADS = HeadConfig()
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) with fused projections.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2) with fused projections.
 
-    dim: width of the queries. memory_dim: width of the memory's tokens for cross-attention, None for self-attention.
+    Args:
+        dim: width D of the queries and of the output.
+        heads: number of query heads H.
+        memory_dim: width of the memory's tokens for cross-attention; None for self-attention.
+        options: see `HeadConfig`.
+
+    Raises:
+        ValueError: `dim` or the key-value heads do not divide evenly.
     """
 
     def __init__(
@@ -220,12 +305,12 @@ class Attention(nn.Module):
         self.out = Linear(heads * self.width, dim, bias=options.out_bias)
 
     def memory(self, tokens: Tensor) -> KeyValue:
-        """Keys and values of a memory, computed once: tokens `[B, N, memory_dim]`."""
+        """Keys and values for cross-attention, computed once per memory: `[B, N, memory_dim]` -> `[B, H, N, head]`."""
         fused = self.kv(tokens)
-        key, value = self._split(fused, self.kv_heads, self.kv_heads)
+        key, value = self._split_heads(fused, self.kv_heads, self.kv_heads)
         if fused.requires_grad:
             return KeyValue(key, value)
-        # Read at every step of decoding: worth one copy.
+        # Every decoding step reads them: contiguous memory pays for the copy.
         return KeyValue(key.contiguous(), value.contiguous())
 
     def forward(
@@ -235,57 +320,66 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         memory: KeyValue | None = None,
-        cache: tuple[Cache, int] | None = None,
-        turn: tuple[Tensor, Tensor] | None = None,
+        cache: tuple[KeyValueCache, int] | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x `[R, L, D]` -> `[R, L, D]`.
+        """Attention of `[R, L, D]`, to itself or to a memory.
 
-        mask: bool, True = attend, broadcast over `[R, H, L, keys]` (over `[B, H, R/B * L, N]` with a memory), or
-        floats that are added to the scores. causal: position i sees positions up to i. cache: (cache, tokens already
-        in it); causal is then implied where no mask is given. turn: rotary positions, see `rotate`.
+        Args:
+            x: `[R, L, D]`.
+            mask: broadcast over `[R, H, L, keys]`, with a memory over `[B, H, R/B * L, N]`; bool (True = attend), or
+                floats added to the scores.
+            causal: position i attends to positions 0 .. i.
+            memory: keys and values from `self.memory`, for cross-attention.
+            cache: the cache and the number of tokens in it; without a mask, attention is then causal.
+            rope: rotary positions from `rope_table`, for self-attention.
+
+        Returns:
+            `[R, L, D]`.
         """
         if memory is not None:
-            return self.out(self._over_memory(self.q(x), memory, mask))
-        query, key, value = self._split(self.qkv(x), self.heads, self.kv_heads, self.kv_heads)
-        if turn is not None:
-            query, key = apply_rope(query, turn), apply_rope(key, turn)
+            return self.out(self._cross_attend(self.q(x), memory, mask))
+        query, key, value = self._split_heads(self.qkv(x), self.heads, self.kv_heads, self.kv_heads)
+        if rope is not None:
+            query, key = apply_rope(query, rope), apply_rope(key, rope)
         if cache is not None:
-            store, length = cache
-            key, value = store.append(KeyValue(key, value), length)
+            kv_cache, length = cache
+            key, value = kv_cache.append(KeyValue(key, value), length)
             causal = mask is None and length == 0 and x.shape[1] > 1
             if mask is None and length > 0 and x.shape[1] > 1:
+                # Query i is position length + i: the diagonal is moved right by the tokens in the cache.
                 mask = torch.ones(x.shape[1], key.shape[2], dtype=torch.bool, device=x.device).tril(length)
-        mixed = self._attend(query, key, value, mask, causal=causal)
+        mixed = self._attend(query, key, value, mask, causal=causal)  # [R, H, L, head]
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False
     ) -> Tensor:
-        """`attend`, also where queries share heads: query `[R, H, L, head]`, key, value `[R, kv heads, N, head]`."""
-        shared = self.heads // self.kv_heads
-        if shared == 1:
+        """`attend` with grouped-query heads: query `[R, H, L, head]`, key and value `[R, kv_heads, N, head]`."""
+        group_size = self.heads // self.kv_heads
+        if group_size == 1:
             return attend(query, key, value, mask, causal=causal, scale=self.scale, softcap=self.softcap)
-        if (
-            query.shape[2] == 1
-        ):  # the heads of a group as queries of one head: nothing is copied while decoding
+        if query.shape[2] == 1:
+            # One decoding step: a group's heads become the queries of one head, and no key or value is copied.
             rows, _, _, width = query.shape
-            grouped = query.reshape(rows, self.kv_heads, shared, width)
+            grouped = query.reshape(rows, self.kv_heads, group_size, width)
             mixed = attend(grouped, key, value, mask, scale=self.scale, softcap=self.softcap)
             return mixed.reshape(rows, self.heads, 1, width)
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+        key, value = key.repeat_interleave(group_size, dim=1), value.repeat_interleave(group_size, dim=1)
         return attend(query, key, value, mask, causal=causal, scale=self.scale, softcap=self.softcap)
 
-    def _over_memory(self, query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+    def _cross_attend(self, query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+        """R query rows over B memories: `[R, L, H * head]` -> `[R, L, H * head]`."""
         rows, length, dim = query.shape
-        # [R, L, D] -> [B, R/B * L, D]: the rows of one memory are consecutive.
+        # The rows of one memory are consecutive: [R, L, H * head] -> [B, H, R/B * L, head].
         folded = query.view(memory.key.shape[0], -1, self.heads, self.width).transpose(1, 2)
         mixed = self._attend(folded, memory.key, memory.value, mask)
         return mixed.transpose(1, 2).reshape(rows, length, dim)
 
-    def _split(self, fused: Tensor, *heads: int) -> tuple[Tensor, ...]:
-        """`[R, L, (heads + ...) * head]` -> a part for each: `[R, heads, L, head]`."""
+    def _split_heads(self, fused: Tensor, *heads: int) -> tuple[Tensor, ...]:
+        """Cut a fused projection `[R, L, sum(heads) * head]` into one tensor `[R, count, L, head]` per count."""
         rows, length, _ = fused.shape
-        # Cut before it is turned, so that the gradient is put together with one copy.
+        # Split before the transpose, so that the backward pass assembles the gradient with one copy.
         parts = fused.split([count * self.width for count in heads], dim=-1)
         return tuple(
             part.view(rows, length, count, self.width).transpose(1, 2)

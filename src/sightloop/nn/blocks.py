@@ -1,45 +1,46 @@
-"""The one transformer block (pre- or post-norm, with or without cross-attention), its MLP and its activations."""
+"""The transformer block (pre- or post-norm, with or without cross-attention), its MLP, norms and activations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
-from sightloop.nn.attention import STANDARD_HEADS, Attention, Cache, HeadConfig, KeyValue, Linear
+from sightloop.nn.attention import STANDARD_HEADS, Attention, HeadConfig, KeyValue, KeyValueCache, Linear
 
 
-class _QuickGelu(torch.autograd.Function):
-    """silu(1.702 x) / 1.702, which is x * sigmoid(1.702 x): one tensor kept and one pass backward, not two and five."""
+class _QuickGeluFunction(torch.autograd.Function):
+    """x * sigmoid(1.702 x) as silu(1.702 x) / 1.702: saves one tensor for the backward pass instead of two."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         scaled = 1.702 * x
         ctx.save_for_backward(scaled)
         return nn.functional.silu(scaled).mul_(1 / 1.702)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (scaled,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad, scaled)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with (Hendrycks and Gimpel 2016)."""
+    """x * sigmoid(1.702 x), `[...]` -> `[...]`: the GELU approximation of OpenAI's CLIP (Hendrycks and Gimpel 2016)."""
     if x.requires_grad:
-        return _QuickGelu.apply(x)  # pyright: ignore[reportReturnType]
+        return _QuickGeluFunction.apply(x)  # pyright: ignore[reportReturnType]
     return x * torch.sigmoid(1.702 * x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation (Hendrycks and Gimpel 2016)."""
+    """GELU by its tanh approximation, `[...]` -> `[...]` (Hendrycks and Gimpel 2016, section 2)."""
     return nn.functional.gelu(x, approximate="tanh")
 
 
-# The names are those of checkpoint configs.
+# Name in a checkpoint's config -> function.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
     "quick_gelu": quick_gelu,
@@ -51,9 +52,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RmsNorm(nn.Module):
-    """x / rms(x) * (offset + weight) over the last dimension (Zhang and Sennrich 2019): `[..., D]` -> `[..., D]`.
+    """RMSNorm, x / rms(x) * (offset + weight), computed in float32 (Zhang and Sennrich 2019): `[..., D]` -> `[..., D]`.
 
-    offset: 1 where weights are stored as what they differ from one by (Gemma). Computed in float32.
+    Args:
+        dim: width D.
+        eps: added to the mean square.
+        offset: 1 for weights that are stored around zero (Gemma), else 0.
     """
 
     def __init__(self, dim: int, eps: float, offset: float = 0.0) -> None:
@@ -69,21 +73,32 @@ class RmsNorm(nn.Module):
         return nn.functional.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
-Norm = Literal["layer", "rms", "rms_offset"]
+NormKind = Literal["layer", "rms", "rms_offset"]
 
 
-def norm_of(kind: Norm, dim: int, eps: float) -> nn.Module:
-    """The norm of that kind: LayerNorm (Ba et al. 2016), RMSNorm, or RMSNorm with weights around zero."""
+def build_norm(kind: NormKind, dim: int, eps: float) -> nn.Module:
+    """LayerNorm (Ba et al. 2016), RMSNorm, or RMSNorm with weights stored around zero ("rms_offset")."""
     if kind == "layer":
         return nn.LayerNorm(dim, eps=eps)
     return RmsNorm(dim, eps, 1.0 if kind == "rms_offset" else 0.0)
 
 
 class BlockConfig(NamedTuple):
-    """One block's shape. memory_dim: width of the tokens that cross-attention reads, None for no cross-attention.
+    """Shape and options of one `Block`.
 
-    gated: the MLP multiplies its activation with a second projection (Shazeer 2020). mlp_bias: of its projections.
-    sandwich: a norm after each branch too, before it is added (Gemma 2).
+    Attributes:
+        dim: width D.
+        heads: query heads of the attention layers.
+        mlp_dim: width of the MLP's hidden layer.
+        activation: of the MLP, a key of `ACTIVATIONS`.
+        eps: of the norms.
+        post_norm: norms follow the residual sum (BERT) instead of opening each branch (CLIP, ViT).
+        memory_dim: width of the tokens that cross-attention reads, None for no cross-attention.
+        attention: options of the attention heads.
+        norm: kind of the norms.
+        gated: the MLP's activation is multiplied with a second projection (GLU variants, Shazeer 2020).
+        mlp_bias: whether the MLP's linear layers have a bias.
+        sandwich: each branch also ends in a norm, before the residual sum (Gemma 2).
     """
 
     dim: int
@@ -94,15 +109,17 @@ class BlockConfig(NamedTuple):
     post_norm: bool = False
     memory_dim: int | None = None
     attention: HeadConfig = STANDARD_HEADS
-    norm: Norm = "layer"
+    norm: NormKind = "layer"
     gated: bool = False
     mlp_bias: bool = True
     sandwich: bool = False
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between: `[..., D]` -> `[..., D]`. gated: see `BlockConfig`; `fc1` then
-    holds what is activated and what it is multiplied with, one after the other."""
+    """Two linear layers with an activation between them: `[..., D]` -> `[..., D]`.
+
+    With `gated`, `fc1` is twice as wide: its first half is activated and multiplied with its second half.
+    """
 
     def __init__(
         self, dim: int, hidden: int, activation: str, *, gated: bool = False, bias: bool = True
@@ -114,15 +131,24 @@ class Mlp(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
+        hidden = self.fc1(x)  # [..., hidden], [..., 2 * hidden] if gated
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
             return self.fc2(self.activation(gate) * up)
         return self.fc2(self.activation(hidden))
 
 
+class ResidualLayer(Protocol):
+    """A layer with residual branches and the training options of `nn.regularization`: `Block`, DaViT's layers."""
+
+    training: bool
+    dropout: float
+    drop_path: float
+    activation_checkpointing: bool
+
+
 class Block(nn.Module):
-    """Self-attention, optional cross-attention, MLP; each with its residual and its norm.
+    """Transformer block: self-attention, optional cross-attention and MLP, each a residual branch with its norm.
 
     Pre-norm (CLIP, ViT): x + f(norm(x)). Post-norm (BERT): norm(x + f(x)).
     """
@@ -133,19 +159,19 @@ class Block(nn.Module):
         self.post_norm = config.post_norm
         self.sandwich = config.sandwich
         self.attn = Attention(dim, heads, options=options)
-        self.norm1 = norm_of(config.norm, dim, config.eps)
+        self.norm1 = build_norm(config.norm, dim, config.eps)
         if config.memory_dim is not None:
             self.cross = Attention(dim, heads, memory_dim=config.memory_dim, options=options)
-            self.norm_cross = norm_of(config.norm, dim, config.eps)
+            self.norm_cross = build_norm(config.norm, dim, config.eps)
         self.mlp = Mlp(dim, config.mlp_dim, config.activation, gated=config.gated, bias=config.mlp_bias)
-        self.norm2 = norm_of(config.norm, dim, config.eps)
+        self.norm2 = build_norm(config.norm, dim, config.eps)
         if config.sandwich:
-            self.norm1_out = norm_of(config.norm, dim, config.eps)
-            self.norm2_out = norm_of(config.norm, dim, config.eps)
-        # For training alone, and so no part of a config: see `nn.regularization`.
+            self.norm1_out = build_norm(config.norm, dim, config.eps)
+            self.norm2_out = build_norm(config.norm, dim, config.eps)
+        # Set by `nn.regularization` for training; not part of the config.
         self.dropout = 0.0
         self.drop_path = 0.0
-        self.recompute = False
+        self.activation_checkpointing = False
 
     def forward(
         self,
@@ -155,40 +181,45 @@ class Block(nn.Module):
         causal: bool = False,
         memory: KeyValue | None = None,
         memory_mask: Tensor | None = None,
-        cache: tuple[Cache, int] | None = None,
-        turn: tuple[Tensor, Tensor] | None = None,
+        cache: tuple[KeyValueCache, int] | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x `[R, L, D]` -> `[R, L, D]`. Cross-attention is left out where no memory is given.
+        """`[R, L, D]` -> `[R, L, D]`.
 
-        mask, causal, cache, turn: of self-attention, as `Attention` has them.
+        Args:
+            x: `[R, L, D]`.
+            mask, causal, cache, rope: of self-attention, see `Attention.forward`.
+            memory: keys and values for cross-attention, which is skipped without them.
+            memory_mask: mask over the memory, broadcast over `[B, H, R/B * L, N]`.
         """
 
-        def halves(x: Tensor) -> Tensor:
-            return self.mlp_half(self.self_attention_half(x, mask, causal, cache, turn), memory, memory_mask)
+        def both_halves(x: Tensor) -> Tensor:
+            return self.mlp_half(self.self_attention_half(x, mask, causal, cache, rope), memory, memory_mask)
 
-        if self.recompute and torch.is_grad_enabled() and cache is None:
-            return cast(Tensor, checkpoint(halves, x, use_reentrant=False))
-        return halves(x)
+        if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
+            out: Tensor = checkpoint(both_halves, x, use_reentrant=False)
+            return out
+        return both_halves(x)
 
     def self_attention_half(
         self,
         x: Tensor,
         mask: Tensor | None = None,
         causal: bool = False,
-        cache: tuple[Cache, int] | None = None,
-        turn: tuple[Tensor, Tensor] | None = None,
+        cache: tuple[KeyValueCache, int] | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The first half, in which positions see each other: self-attention with its residual and norm."""
+        """Self-attention branch, in which positions exchange information: `[R, L, D]` -> `[R, L, D]`."""
         if self.post_norm:
-            mixed = self.attn(x, mask=mask, causal=causal, cache=cache, turn=turn)
+            mixed = self.attn(x, mask=mask, causal=causal, cache=cache, rope=rope)
             return self.norm1(x + drop_branch(mixed, self))
-        mixed = self.attn(self.norm1(x), mask=mask, causal=causal, cache=cache, turn=turn)
+        mixed = self.attn(self.norm1(x), mask=mask, causal=causal, cache=cache, rope=rope)
         return x + drop_branch(self.norm1_out(mixed) if self.sandwich else mixed, self)
 
     def mlp_half(
         self, x: Tensor, memory: KeyValue | None = None, memory_mask: Tensor | None = None
     ) -> Tensor:
-        """The second half, each position for itself: cross-attention where there is a memory, and the MLP."""
+        """Cross-attention (with a memory) and MLP branches, computed per position: `[R, L, D]` -> `[R, L, D]`."""
         cross, mlp = self.cross if memory is not None else None, self.mlp
         if self.post_norm:
             if cross is not None:
@@ -200,11 +231,12 @@ class Block(nn.Module):
         return x + drop_branch(self.norm2_out(hidden) if self.sandwich else hidden, self)
 
 
-def drop_branch(branch: Tensor, block: Any) -> Tensor:
-    """What a residual branch `[R, ..., D]` adds: all, but in training what the block's dropout and drop path leave."""
-    if block.training and block.dropout:
-        branch = nn.functional.dropout(branch, block.dropout)
-    if block.training and block.drop_path:
-        kept, rows = 1 - block.drop_path, (len(branch), *[1] * (branch.ndim - 1))
-        branch = branch * branch.new_empty(rows).bernoulli_(kept).div_(kept)
+def drop_branch(branch: Tensor, layer: ResidualLayer) -> Tensor:
+    """Dropout and drop path of a residual branch `[R, ..., D]` in training; the branch itself in evaluation."""
+    if layer.training and layer.dropout:
+        branch = nn.functional.dropout(branch, layer.dropout)
+    if layer.training and layer.drop_path:
+        # One draw per row: the branch of a dropped row is zero, the others are scaled to keep the mean.
+        keep_prob, row_shape = 1 - layer.drop_path, (len(branch), *[1] * (branch.ndim - 1))
+        branch = branch * branch.new_empty(row_shape).bernoulli_(keep_prob).div_(keep_prob)
     return branch

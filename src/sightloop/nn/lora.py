@@ -1,8 +1,9 @@
-"""LoRA (Hu et al. 2021): linear layers y = W x + b learn y = W x + b + (alpha / rank) B A x, all else is frozen.
+"""LoRA adapters (Hu et al. 2021): y = W x + b becomes y = W x + b + (alpha / rank) B A x; only A and B are trained.
 
-Adapters are held in PEFT's names and shapes, `base_model.model.NAME.lora_A.weight` `[rank, in]` and `.lora_B.weight`
-`[out, rank]`, where NAME is the layer's name in our network. As our attention is fused, an adapter of `attn.qkv` has
-one A for queries, keys and values, and a B of three times the width; PEFT's own, over three layers, cannot be read.
+Adapters are stored under PEFT's names and shapes, `base_model.model.NAME.lora_A.weight` `[rank, in]` and
+`.lora_B.weight` `[out, rank]`, where NAME is the layer's name in our network. Our attention is fused: an adapter of
+`attn.qkv` has one A for queries, keys and values and a B of three times the width. Adapters that PEFT trained over
+three separate layers cannot be loaded.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ _PREFIX = "base_model.model."
 
 
 class Lora(nn.Module):
-    """What one layer adds: `[..., in]` -> `[..., out]`; zero until it has learned. Weights are float32."""
+    """Adapter of one layer, (alpha / rank) B A x in float32: `[..., in]` -> `[..., out]`. Zero before training."""
 
     def __init__(self, layer: Linear, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
-        width_out, width_in = layer.weight.shape
-        self.a = Linear(width_in, rank, bias=False)
-        self.b = Linear(rank, width_out, bias=False)
+        out_features, in_features = layer.weight.shape
+        self.a = Linear(in_features, rank, bias=False)
+        self.b = Linear(rank, out_features, bias=False)
         self.alpha, self.scale, self.dropout = alpha, alpha / rank, dropout
         self.to(layer.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        inside = nn.functional.dropout(x.to(self.a.weight.dtype), self.dropout, self.training)
-        return (self.b(self.a(inside)) * self.scale).to(x.dtype)
+        dropped = nn.functional.dropout(x.to(self.a.weight.dtype), self.dropout, self.training)
+        return (self.b(self.a(dropped)) * self.scale).to(x.dtype)
 
-    def product(self) -> Tensor:
-        """What is added to the weight: float32 `[out, in]`."""
+    def weight_delta(self) -> Tensor:
+        """(alpha / rank) B A, the change of the layer's weight: float32 `[out, in]`."""
         return self.scale * (self.b.weight.detach() @ self.a.weight.detach())
 
 
@@ -51,42 +52,54 @@ def add_lora(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Give the linear layers that fit any pattern an adapter and freeze all else; the layers' names.
+    """Add an adapter to every linear layer that matches a pattern, and freeze all other parameters.
 
-    patterns: shell patterns over layers' names (`*.attn.qkv`), or a part with all in it (`vision`). A layer that shares
-    its matrix with another module (tied words), from which a merged one could not be told, is left out. A is drawn
-    uniformly from +-1/sqrt(in), with `seed`; B is zero. UsageError: a pattern fits no layer, or none but tied ones; a
-    layer has an adapter already.
+    A layer that shares its matrix with another module (tied embeddings) is skipped: merging would change both.
+
+    Args:
+        network: changed in place; packed weights are unpacked.
+        patterns: shell patterns over layer names (`*.attn.qkv`), or the name of a submodule for all in it (`vision`).
+        rank: of A and B.
+        alpha: numerator of the adapter's scale.
+        dropout: of the adapter's input, in training.
+        seed: of A, which is uniform in +-1 / sqrt(in); B is zero.
+
+    Returns:
+        Names of the layers with a new adapter.
+
+    Raises:
+        UsageError: the rank is below 1; a pattern matches no layer, or only tied ones; a layer already has an
+            adapter, or is quantized.
     """
     if rank < 1:
         raise UsageError(f"rank={rank}: must be 1 or more")
     unpack(network)
-    layers = _layers(network)
+    layers = _linear_layers(network)
     owners = [id(p) for module in network.modules() for p in module.parameters(recurse=False)]
     chosen: dict[str, Linear] = {}
     for pattern in patterns:
-        found = {names[0]: layer for layer, names in layers.items() if name_matches(names, pattern)}
-        if not found:
-            raise UsageError(
-                f'lora: "{pattern}" fits no linear layer, such as {", ".join(_examples(layers))}'
-            )
-        free = {name: layer for name, layer in found.items() if owners.count(id(layer.weight)) == 1}
-        if not free:
-            raise UsageError(f"lora: {', '.join(found)} shares its matrix with another layer; choose others")
-        chosen |= free
+        matches = {names[0]: layer for layer, names in layers.items() if name_matches(names, pattern)}
+        if not matches:
+            examples = ", ".join(_example_patterns(layers))
+            raise UsageError(f'lora: "{pattern}" fits no linear layer, such as {examples}')
+        untied = {name: layer for name, layer in matches.items() if owners.count(id(layer.weight)) == 1}
+        if not untied:
+            tied = ", ".join(matches)
+            raise UsageError(f"lora: {tied} shares its matrix with another layer; choose others")
+        chosen |= untied
     for name, layer in chosen.items():
-        if layer.lora is not None or layer.merged is not None:
+        if layer.lora is not None or layer.merged:
             raise UsageError(f"lora: {name} has an adapter already")
         if layer.weight.is_meta:
-            raise UsageError(f"lora: {name} has its weight in few bits; load the model without `quantize`")
+            raise UsageError(f"lora: {name} is quantized; load the model without `quantize`")
     network.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in chosen.values():
         lora = Lora(layer, rank, alpha, dropout).train(layer.training)
         bound = layer.weight.shape[1] ** -0.5
         with torch.no_grad():
-            drawn = torch.empty(lora.a.weight.shape).uniform_(-bound, bound, generator=generator)
-            lora.a.weight.copy_(drawn)
+            values = torch.empty(lora.a.weight.shape).uniform_(-bound, bound, generator=generator)
+            lora.a.weight.copy_(values)
             lora.b.weight.zero_()
         layer.lora = lora
     return [*chosen]
@@ -94,27 +107,20 @@ def add_lora(
 
 @torch.no_grad()
 def merge_lora(network: nn.Module) -> None:
-    """Add every adapter to its layer's weight: the same outputs, at no cost. Saving and packing see plain layers."""
+    """Add every adapter's product to its layer's weight: same outputs, plain layers for saving and packing.
+
+    The adapters can still be saved (`adapter_tensors`).
+    """
     unpack(network)
-    for layer in _layers(network):
+    for layer in _linear_layers(network):
         lora = layer.lora
         if isinstance(lora, Lora):
-            layer.merged, layer.lora = (layer.weight.data, lora), None
-            layer.weight.data = (layer.weight + lora.product()).to(layer.weight.dtype)
-
-
-@torch.no_grad()
-def unmerge(network: nn.Module) -> None:
-    """Undo `merge`: the weights are those from before, bit for bit, and the adapters go on learning."""
-    unpack(network)
-    for layer in _layers(network):
-        if layer.merged is not None:
-            layer.weight.data, layer.lora = layer.merged
-            layer.merged = None
+            layer.merged, layer.lora = (lora,), None
+            layer.weight.data = (layer.weight + lora.weight_delta()).to(layer.weight.dtype)
 
 
 def adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Every adapter's A and B by their names in PEFT's `adapter_model.safetensors`."""
+    """Tensors of PEFT's `adapter_model.safetensors`: A `[rank, in]` and B `[out, rank]` of every adapter, by name."""
     return {
         f"{_PREFIX}{name}.lora_{part}.weight": matrix.weight.detach().contiguous()
         for name, lora in _adapters(network).items()
@@ -123,12 +129,16 @@ def adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_config(network: nn.Module) -> JsonDict:
-    """What PEFT's `adapter_config.json` says of the adapters. UsageError if there are none, or of several ranks."""
+    """Content of PEFT's `adapter_config.json` for the network's adapters.
+
+    Raises:
+        UsageError: there are no adapters, or adapters of different rank, alpha or dropout.
+    """
     adapters = _adapters(network)
-    kinds = {(lora.a.weight.shape[0], lora.alpha, lora.dropout) for lora in adapters.values()}
-    if len(kinds) != 1:
-        raise UsageError(f"adapters of {len(kinds)} kinds: one file holds one rank and one alpha")
-    ((rank, alpha, dropout),) = kinds
+    options = {(lora.a.weight.shape[0], lora.alpha, lora.dropout) for lora in adapters.values()}
+    if len(options) != 1:
+        raise UsageError(f"adapters of {len(options)} kinds: one file holds one rank and one alpha")
+    ((rank, alpha, dropout),) = options
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -144,29 +154,41 @@ def adapter_config(network: nn.Module) -> JsonDict:
 
 
 def load_adapter(network: nn.Module, tensors: Mapping[str, Tensor], config: JsonMapping) -> list[str]:
-    """Give a network the adapters of such tensors and such a config; the layers' names. All else is frozen.
+    """Add the adapters of a PEFT file to a network, and freeze all other parameters.
 
-    Raises CheckpointError if they do not fit each other or the network, or do more than this LoRA does.
+    Args:
+        network: changed in place.
+        tensors: A `[rank, in]` and B `[out, rank]` by name, as from `adapter_tensors`.
+        config: as from `adapter_config`.
+
+    Returns:
+        Names of the layers with an adapter.
+
+    Raises:
+        CheckpointError: tensors, config and network do not fit together, or the adapter is not plain LoRA.
     """
-    more = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or more:
-        raise CheckpointError(f"the adapter is no plain LoRA: {', '.join(more) or config.get('peft_type')}")
+    unsupported = [
+        key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)
+    ]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
+        kind = ", ".join(unsupported) or config.get("peft_type")
+        raise CheckpointError(f"the adapter is no plain LoRA: {kind}")
     if absent := [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), int | float)]:
-        raise CheckpointError(f"the adapter's config does not say {', '.join(absent)}")
-    parts = {name: re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_[AB]\.weight", name) for name in tensors}
-    names = list(dict.fromkeys(found[1] for found in parts.values() if found))
-    layers = {name: layer for layer, given in _layers(network).items() for name in given}
+        raise CheckpointError(f"the adapter's config lacks {', '.join(absent)}")
+    matches = [re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_[AB]\.weight", name) for name in tensors]
+    names = list(dict.fromkeys(match[1] for match in matches if match))
+    layers = {name: layer for layer, aliases in _linear_layers(network).items() for name in aliases}
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         if name in layers:
-            width_out, width_in = layers[name].weight.shape
-            shapes[f"{_PREFIX}{name}.lora_A.weight"] = (config["r"], width_in)
-            shapes[f"{_PREFIX}{name}.lora_B.weight"] = (width_out, config["r"])
-    wrong = [name for name, value in tensors.items() if shapes.get(name) != tuple(value.shape)]
-    wrong += [name for name in shapes if name not in tensors]
-    if wrong or not names:
+            out_features, in_features = layers[name].weight.shape
+            shapes[f"{_PREFIX}{name}.lora_A.weight"] = (config["r"], in_features)
+            shapes[f"{_PREFIX}{name}.lora_B.weight"] = (out_features, config["r"])
+    misfits = [name for name, value in tensors.items() if shapes.get(name) != tuple(value.shape)]
+    misfits += [name for name in shapes if name not in tensors]
+    if misfits or not names:
         raise CheckpointError(
-            f"the adapter does not fit the network: {', '.join(wrong[:6]) or 'it is empty'}"
+            f"the adapter does not fit the network: {', '.join(misfits[:6]) or 'it is empty'}"
         )
     add_lora(
         network, names, rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout", 0.0)
@@ -181,29 +203,30 @@ def load_adapter(network: nn.Module, tensors: Mapping[str, Tensor], config: Json
 
 
 def name_matches(names: Iterable[str], pattern: str) -> bool:
-    """Whether a pattern means what has these names: a shell pattern over a whole name, or a part with all in it."""
+    """Whether a pattern matches one of a module's names: as a shell pattern, or as a prefix that ends at a dot."""
     return any(
         name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern) for name in names
     )
 
 
-def _layers(network: nn.Module) -> dict[Linear, list[str]]:
-    """Every linear layer but those of adapters, with all its names."""
-    found: dict[Linear, list[str]] = {}
+def _linear_layers(network: nn.Module) -> dict[Linear, list[str]]:
+    """Every linear layer outside of adapters, with all its names (a shared module has several)."""
+    names_of: dict[Linear, list[str]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, Linear) and ".lora." not in f".{name}.":
-            found.setdefault(module, []).append(name)
-    return found
+            names_of.setdefault(module, []).append(name)
+    return names_of
 
 
 def _adapters(network: nn.Module) -> dict[str, Lora]:
-    found: dict[str, Lora] = {}
-    for layer, names in _layers(network).items():
-        lora = layer.merged[1] if layer.merged is not None else layer.lora
+    """Every adapter, merged or not, by the first name of its layer."""
+    adapters: dict[str, Lora] = {}
+    for layer, names in _linear_layers(network).items():
+        lora = layer.merged[0] if layer.merged else layer.lora
         if isinstance(lora, Lora):
-            found[names[0]] = lora
-    return found
+            adapters[names[0]] = lora
+    return adapters
 
 
-def _examples(layers: Mapping[Linear, list[str]]) -> list[str]:
+def _example_patterns(layers: Mapping[Linear, list[str]]) -> list[str]:
     return sorted({re.sub(r"\.\d+\.", ".*.", names[0]) for names in layers.values()})[:4]

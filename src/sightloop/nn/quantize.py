@@ -1,13 +1,14 @@
-"""Weights of linear layers in 8 or 4 bits: a fraction of the memory, and of what a decoding step has to read.
+"""Weight-only quantization of linear layers to 8 or 4 bits, for less memory and less to read per decoding step.
 
-int8: one scale for each row, symmetric: w = q s, q in -127..127. int4: one scale and one zero for each group of 64
-weights of a row: w = (q - 8) s + z, q in 0..15, scale and zero in bfloat16, 4.5 bits a weight. Rounded to nearest from
-the extremes of each row or group; nothing is learned and no data is needed. Activations keep their precision, except
-on a CPU, where torch's kernels for such weights are fast in bfloat16 alone and are always used so. Many rows (a prompt)
-are multiplied with weights that are made again in their precision, some at a time.
+int8: one scale per row, symmetric, w = q s with q in -127..127. int4: one scale and one zero point per group of 64
+weights of a row, w = (q - 8) s + z with q in 0..15; scale and zero point in bfloat16, 4.5 bits per weight in all.
+Scales come from the extremes of each row or group and values are rounded to nearest; no calibration data is needed.
 
-The error of a product, |y - y'| / |y| over normal inputs and weights: 0.7 % with int8, 9 % with int4;
-`tests/nn/test_quantise.py` measures it.
+Activations keep their dtype, except on a CPU, where torch's kernels for such weights are fast in bfloat16 only and are
+always used in it. Many rows at once (a prompt) are multiplied with dequantized weights, one block of rows at a time.
+
+Relative error of a product, |y - y'| / |y| for normally distributed inputs and weights: 0.7 % with int8, 9 % with int4
+(measured by `tests/nn/test_quantize.py`).
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ from sightloop.errors import UsageError
 from sightloop.nn.attention import Linear
 from sightloop.types import Bits
 
-GROUP = 64
-# Weights of a matrix that are rounded, or made again, at a time: they fit into a processor's cache, and no large matrix
-# stands in memory in full precision.
-_BLOCK = 1 << 19
-_TINY = torch.finfo(torch.bfloat16).tiny
+GROUP = 64  # weights of a row that share a scale and a zero point, int4
+# Weights that are quantized or dequantized at a time: they fit into a processor's cache, and no large matrix is ever
+# in memory in full precision.
+_BLOCK_SIZE = 1 << 19
+_MIN_SCALE = torch.finfo(torch.bfloat16).tiny
 _INT8 = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
 _INT4 = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 _PACK4 = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
-# Rows from which it is quicker to make the weights again, block by block, than to multiply with them as they are:
-# measured on one AVX-512 core, 4096 x 11008, bfloat16: 600 rows take 131 ms with int8 and 159 ms with int4, where the
-# kernels take 503 and 330, and plain weights 114.
-_MANY_8, _MANY_4 = 32, 128
+# Rows of x from which dequantizing block by block is faster than torch's kernels. Measured on one AVX-512 core, 4096 x
+# 11008, bfloat16, 600 rows: 131 ms with int8 and 159 ms with int4; the kernels take 503 and 330, plain weights 114.
+_MIN_ROWS_DEQUANTIZED_INT8, _MIN_ROWS_DEQUANTIZED_INT4 = 32, 128
 
 
-class Int8(nn.Module):
-    """A weight `[out, in]` in 8 bits, as the kernel of a `Linear`: x `[..., in]` -> `[..., out]`."""
+class Int8Weight(nn.Module):
+    """Weight `[out, in]` in 8 bits, used as the `kernel` of a `Linear`: x `[..., in]` -> `[..., out]`.
+
+    Attributes:
+        q: int8 `[out, in]`.
+        scale: bfloat16 `[out]`.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -45,27 +50,35 @@ class Int8(nn.Module):
         self.register_buffer("scale", weight.new_empty(len(weight), dtype=torch.bfloat16), persistent=False)
         self.q: Tensor
         self.scale: Tensor
-        for part in _parts(weight.shape):
-            self.q[part], self.scale[part] = _in_8_bits(weight[part])
+        for block in _row_blocks(weight.shape):
+            self.q[block], self.scale[block] = _quantize_int8(weight[block])
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # [R, in]
         if rows.device.type != "cpu" or _INT8 is None:
-            out = _by_parts(rows, self.q.shape, self._part)
-        elif len(rows) < _MANY_8:
+            out = _blockwise_linear(rows, self.q.shape, self._dequantize)
+        elif len(rows) < _MIN_ROWS_DEQUANTIZED_INT8:
             out = _INT8(rows.bfloat16(), self.q, self.scale)
         else:
-            out = _by_parts(rows.bfloat16(), self.q.shape, self._part)
-        return _finished(out, x, bias)
+            out = _blockwise_linear(rows.bfloat16(), self.q.shape, self._dequantize)
+        return _reshape_and_add_bias(out, x, bias)
 
-    def _part(self, part: slice, dtype: torch.dtype) -> Tensor:
-        return (self.q[part].to(dtype) * self.scale[part, None].to(dtype)).t()
+    def _dequantize(self, block: slice, dtype: torch.dtype) -> Tensor:
+        """Rows `block` of the weight, transposed: `[in, rows]`."""
+        return (self.q[block].to(dtype) * self.scale[block, None].to(dtype)).t()
 
 
-class Int4(nn.Module):
-    """A weight `[out, in]` in 4 bits, as the kernel of a `Linear`; `in` is a multiple of GROUP, `out` of 16.
+class Int4Weight(nn.Module):
+    """Weight `[out, in]` in 4 bits, used as the `kernel` of a `Linear`: x `[..., in]` -> `[..., out]`.
 
-    packed: in the layout of torch's kernel for CPUs, `q` `[out, in / 2]`; else two weights a byte, as they follow.
+    Args:
+        weight: `[out, in]`; `in` must be a multiple of GROUP, `out` of 16.
+        packed: store `q` in the layout of torch's kernel for CPUs, if this torch has one; otherwise two neighboring
+            weights of a row share a byte (see `_unpack_int4`).
+
+    Attributes:
+        q: uint8 `[out, in / 2]`.
+        scale_zero: scales and zero points, bfloat16 `[in / GROUP, out, 2]`.
     """
 
     def __init__(self, weight: Tensor, *, packed: bool) -> None:
@@ -73,58 +86,74 @@ class Int4(nn.Module):
         self.packed = packed and _INT4 is not None and _PACK4 is not None
         rows, width = weight.shape
         self.register_buffer("q", weight.new_empty(rows, width // 2, dtype=torch.uint8), persistent=False)
-        # [in / GROUP, out, 2]
-        both = weight.new_empty(width // GROUP, rows, 2, dtype=torch.bfloat16)
-        self.register_buffer("scale_zero", both, persistent=False)
+        scale_zero = weight.new_empty(width // GROUP, rows, 2, dtype=torch.bfloat16)
+        self.register_buffer("scale_zero", scale_zero, persistent=False)
         self.q: Tensor
         self.scale_zero: Tensor
-        for part in _parts(weight.shape):
-            self.q[part], self.scale_zero[:, part] = _in_4_bits(weight[part], self.packed)
+        for block in _row_blocks(weight.shape):
+            self.q[block], self.scale_zero[:, block] = _quantize_int4(weight[block], self.packed)
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # [R, in]
         shape = torch.Size((len(self.q), x.shape[-1]))
         if not self.packed or _INT4 is None:
-            out = _by_parts(rows, shape, self._part)
-        elif len(rows) < _MANY_4 or not _rows_packed_together() or len(self.q) % _rows_packed_together():
+            out = _blockwise_linear(rows, shape, self._dequantize)
+        elif (
+            len(rows) < _MIN_ROWS_DEQUANTIZED_INT4
+            or not _kernel_row_group()
+            or len(self.q) % _kernel_row_group()
+        ):
             out = _INT4(rows.bfloat16(), self.q, GROUP, self.scale_zero)
         else:
-            out = _by_parts(rows.bfloat16(), shape, self._part)
-        return _finished(out, x, bias)
+            out = _blockwise_linear(rows.bfloat16(), shape, self._dequantize)
+        return _reshape_and_add_bias(out, x, bias)
 
-    def _part(self, part: slice, dtype: torch.dtype) -> Tensor:
-        together = _rows_packed_together() if self.packed else 1
-        q = _unpacked(self.q[part], together).unflatten(0, (-1, GROUP))  # [in / GROUP, GROUP, rows]
-        scale, zero = self.scale_zero[:, None, part].movedim(-1, 0).to(dtype).contiguous()
+    def _dequantize(self, block: slice, dtype: torch.dtype) -> Tensor:
+        """Rows `block` of the weight, transposed: `[in, rows]`."""
+        row_group = _kernel_row_group() if self.packed else 1
+        q = _unpack_int4(self.q[block], row_group).unflatten(0, (-1, GROUP))  # [in / GROUP, GROUP, rows]
+        # [in / GROUP, 1, rows] each
+        scale, zero = self.scale_zero[:, None, block].movedim(-1, 0).to(dtype).contiguous()
         return torch.addcmul(zero, (q - 8).view(torch.int8).to(dtype), scale).flatten(0, 1)
 
 
-def _parts(shape: torch.Size) -> Iterator[slice]:
-    """Rows of a matrix `[out, in]`, some at a time: as many as 64 divides."""
-    rows = max(_BLOCK // shape[1] // 64, 1) * 64
-    return (slice(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows))
+def _row_blocks(shape: torch.Size) -> Iterator[slice]:
+    """Slices over the rows of a matrix `[out, in]`, each of about `_BLOCK_SIZE` weights and a multiple of 64 rows."""
+    rows = max(_BLOCK_SIZE // shape[1] // 64, 1) * 64
+    return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
-def _by_parts(x: Tensor, shape: torch.Size, part: Callable[[slice, torch.dtype], Tensor]) -> Tensor:
-    """x W^T, `[R, in]` -> `[R, out]`, of a W `[out, in]` of which no more than a part, `[in, rows]`, is ever made."""
+def _blockwise_linear(
+    x: Tensor, shape: torch.Size, dequantize: Callable[[slice, torch.dtype], Tensor]
+) -> Tensor:
+    """x W^T, `[R, in]` -> `[R, out]`, with W `[out, in]` dequantized one block of rows `[in, rows]` at a time."""
     out = x.new_empty(len(x), shape[0])
-    for rows in _parts(shape):
-        out[:, rows] = x @ part(rows, x.dtype)
+    for block in _row_blocks(shape):
+        out[:, block] = x @ dequantize(block, x.dtype)
     return out
 
 
-def _in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """q `[rows, in]` and scale `[rows]`."""
+def _quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight `[rows, in]` -> q int8 `[rows, in]` and scale bfloat16 `[rows]`."""
     weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / 127).clamp(min=_TINY).bfloat16()
+    scale = (weight.abs().amax(dim=1) / 127).clamp(min=_MIN_SCALE).bfloat16()
     return (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
-def _in_4_bits(weight: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
-    """q `[rows, in / 2]`; scale and zero `[in / GROUP, rows, 2]`."""
-    groups = weight.float().unflatten(1, (-1, GROUP))
+def _quantize_int4(weight: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
+    """Weight `[rows, in]` -> q uint8 `[rows, in / 2]`; scale and zero point bfloat16 `[in / GROUP, rows, 2]`.
+
+    Example, a group of four weights:
+
+        w                           -1.0   0.05   0.4   2.0
+        scale = (2.0 - -1.0) / 15 = 0.2;  zero = -1.0 + 8 * 0.2 = 0.6
+        q = round((w - zero) / scale + 8)      0      5     7    15
+        w' = (q - 8) * scale + zero         -1.0    0.0   0.4   2.0
+        bytes, first weight in the low bits    0x50        0xf7
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))  # [rows, in / GROUP, GROUP]
     low, high = groups.amin(dim=2), groups.amax(dim=2)
-    scale = ((high - low) / 15).clamp(min=_TINY).bfloat16()
+    scale = ((high - low) / 15).clamp(min=_MIN_SCALE).bfloat16()
     zero = (low + 8 * scale.float()).bfloat16()
     q = (
         groups.sub(zero.float()[..., None])
@@ -134,47 +163,60 @@ def _in_4_bits(weight: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
         .clamp_(0, 15)
         .flatten(1)
     )
-    both = torch.stack([scale, zero], dim=-1).transpose(0, 1)
+    scale_zero = torch.stack([scale, zero], dim=-1).transpose(0, 1)
     if packed and _PACK4 is not None:
-        return _PACK4(q.to(torch.int32), 1), both
+        return _PACK4(q.to(torch.int32), 1), scale_zero
     q = q.to(torch.uint8)
-    return q[:, ::2] | q[:, 1::2] << 4, both
+    return q[:, ::2] | q[:, 1::2] << 4, scale_zero
 
 
-def _unpacked(q: Tensor, together: int) -> Tensor:
-    """Bytes `[rows, in / 2]` -> weights 0..15 `[in, rows]`; together: rows of the layout of torch's kernel that lie
-    with each other, 1 for two weights a byte, as they follow."""
+def _unpack_int4(q: Tensor, row_group: int) -> Tensor:
+    """Bytes, uint8 `[rows, in / 2]` -> weights 0..15, uint8 `[in, rows]`.
+
+    Each byte holds two weights. In the plain layout (row_group 1) they are neighbors in a row; in the layout of torch's
+    kernel they come from two rows of a group of `row_group`. Rows a, b, c, d of two columns (low bits + high bits):
+
+        row_group 1             row_group 4
+        a0+a1                   a0+c0  b0+d0    column 0
+        b0+b1                   a1+c1  b1+d1    column 1
+        c0+c1
+        d0+d1
+    """
     low, high = q & 15, q >> 4
-    if together == 1:
+    if row_group == 1:
         return torch.stack([low, high], dim=-1).flatten(1).t()
-    # Of each `together` rows: for each column, the first half in the low bits, the second in the high ones.
-    halves = [half.view(len(q) // together, -1, together // 2).transpose(0, 1) for half in (low, high)]
-    return torch.stack(halves, dim=2).flatten(1)
+    # Per group: for each column, row_group / 2 bytes. -> 2 x [in, groups, row_group / 2]
+    halves = [half.view(len(q) // row_group, -1, row_group // 2).transpose(0, 1) for half in (low, high)]
+    return torch.stack(halves, dim=2).flatten(1)  # [in, groups, 2, row_group / 2] -> [in, rows]
 
 
 @cache
-def _rows_packed_together() -> int:
-    """`together` of `_unpacked`, which differs between processors; 0 where the layout is another one."""
+def _kernel_row_group() -> int:
+    """`row_group` of torch's int4 kernel on this processor, found by packing a pattern; 0 for an unknown layout."""
     assert _PACK4 is not None
     q = torch.arange(128 * GROUP).mul(40503).bitwise_right_shift(8).bitwise_and(15).view(128, GROUP)
     packed = _PACK4(q.int(), 1)
-    return next((rows for rows in (64, 32) if torch.equal(_unpacked(packed, rows), q.t())), 0)
+    return next((rows for rows in (64, 32) if torch.equal(_unpack_int4(packed, rows), q.t())), 0)
 
 
 def quantize_hook(net: nn.Module, bits: Bits, device: torch.device) -> Callable[[str, Tensor], bool]:
-    """What takes the weights of a network's language model, one by one as they are read: (name, weight) -> taken.
+    """Weight hook that quantizes the linear layers of a network's `language` module one by one while they are read.
 
-    A layer that took its weight multiplies with few bits from then on, and its parameter stays without memory. Words,
-    norms and biases are not taken, nor a matrix that two modules share; with int4 the head, and what cannot be cut into
-    groups, get 8 bits. Raises UsageError for a network without a language model, or for other bits.
+    A quantized layer multiplies with its `kernel` from then on; its parameter stays on the "meta" device. Embeddings,
+    norms, biases and matrices that two modules share keep their precision. With int4, the head and layers whose width
+    is no multiple of GROUP get 8 bits.
+
+    Returns:
+        hook(parameter name, weight `[out, in]`) -> whether the weight was quantized, and so must not be kept.
+
+    Raises:
+        UsageError: the network has no language model, or `bits` is unknown.
     """
     if bits not in ("int8", "int4"):
         raise UsageError(f"quantize={bits!r}: must be 'int8' or 'int4'")
     language = getattr(net, "language", None)
     if not isinstance(language, nn.Module):
-        raise UsageError(
-            f"quantize={bits!r}: this model has no language model whose weights could be fewer bits"
-        )
+        raise UsageError(f"quantize={bits!r}: this model has no language model to quantize")
     owners = [id(p) for module in net.modules() for p in module.parameters(recurse=False)]
     layers = {
         f"language.{name}.weight": module
@@ -182,25 +224,26 @@ def quantize_hook(net: nn.Module, bits: Bits, device: torch.device) -> Callable[
         if isinstance(module, Linear) and owners.count(id(module.weight)) == 1
     }
 
-    def take(name: str, weight: Tensor) -> bool:
+    def hook(name: str, weight: Tensor) -> bool:
         layer = layers.get(name)
         if layer is None:
             return False
-        small = bits == "int4" and not name.endswith(".head.weight")
-        if small and weight.shape[1] % GROUP == 0 and weight.shape[0] % 16 == 0:
-            layer.kernel = Int4(weight, packed=device.type == "cpu")
+        four_bits = bits == "int4" and not name.endswith(".head.weight")
+        if four_bits and weight.shape[1] % GROUP == 0 and weight.shape[0] % 16 == 0:
+            layer.kernel = Int4Weight(weight, packed=device.type == "cpu")
         else:
-            layer.kernel = Int8(weight)
+            layer.kernel = Int8Weight(weight)
         return True
 
-    return take
+    return hook
 
 
 def is_quantized(layer: Linear) -> bool:
-    """Whether a layer has its weight in few bits, and its parameter no memory."""
-    return isinstance(layer.kernel, (Int8, Int4))
+    """Whether a layer multiplies with an 8-bit or 4-bit weight, its parameter being without memory."""
+    return isinstance(layer.kernel, (Int8Weight, Int4Weight))
 
 
-def _finished(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+def _reshape_and_add_bias(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """out `[R, out]` -> `[..., out]` in the dtype and leading shape of x `[..., in]`."""
     out = out.to(x.dtype).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias

@@ -1,22 +1,28 @@
-"""What blocks do only while they train."""
+"""Dropout, drop path and activation checkpointing of a network's blocks, set for training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
 from sightloop.errors import UsageError
-from sightloop.nn.blocks import Block
+from sightloop.nn.blocks import Block, ResidualLayer
 
 
 def set_regularization(network: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
-    """Set what the blocks of a network leave out while they train (0: nothing, as in a new network).
+    """Set dropout and drop path of every block; both act in training mode only.
 
-    dropout: the share of single values of each residual branch (Srivastava et al. 2014). drop_path: the share of rows
-    for which the last block of a stack leaves a whole branch out, rising in equal steps from 0 at the first block
-    (stochastic depth, Huang et al. 2016). Both draw from torch's generator of the device: seed it for each step.
+    Random values come from torch's generator of the device: seed it before each step for reproducible runs.
+
+    Args:
+        network: changed in place.
+        dropout: probability that a value of a residual branch is zeroed (Srivastava et al. 2014), in [0, 1).
+        drop_path: probability that the last block of a stack drops a row's whole branch, in [0, 1); it rises linearly
+            from 0 at the first block (stochastic depth, Huang et al. 2016, section 3).
+
+    Raises:
+        UsageError: a probability is out of range.
     """
     for name, value in (("dropout", dropout), ("drop_path", drop_path)):
         if not 0 <= value < 1:
@@ -28,17 +34,17 @@ def set_regularization(network: nn.Module, *, dropout: float = 0.0, drop_path: f
 
 
 def set_activation_checkpointing(network: nn.Module, on: bool = True) -> None:
-    """Whether blocks keep only their input for the backward pass and compute the rest again (Chen et al. 2016).
+    """Switch activation checkpointing (Chen et al. 2016): blocks save their input only and recompute the rest.
 
-    A third more arithmetic for a fraction of the memory; the numbers, random ones too, are the same.
+    Costs a third more arithmetic for a fraction of the memory; results are the same, random values included.
     """
     for blocks in _stacks(network):
         for block in blocks:
-            block.recompute = on
+            block.activation_checkpointing = on
 
 
-def _stacks(network: nn.Module) -> Iterator[list[Any]]:
-    """Blocks that follow one another: lists of them, and what a tower of other layers calls its `stack`."""
+def _stacks(network: nn.Module) -> Iterator[list[ResidualLayer]]:
+    """Lists of consecutive blocks: those of each ModuleList, and the `stack` of towers made of other layers (DaViT)."""
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
             yield [block for block in module if isinstance(block, Block)]

@@ -69,9 +69,9 @@ def itc_loss(
     own = slice(start, start + rows)
     targets = _Targets(torch.arange(own.start, own.stop, device=image.device), candidates.ids, alpha)
     scale = 1 / temperature
-    to_text = _direction(image, candidates.text, scale, targets, candidates.image[own], chunk)
-    to_image = _direction(text, candidates.image, scale, targets, candidates.text[own], chunk)
-    return _mean(to_text, to_image, candidates.batch, math.log(len(candidates.text)))
+    to_text = _one_direction_loss(image, candidates.text, scale, targets, candidates.image[own], chunk)
+    to_image = _one_direction_loss(text, candidates.image, scale, targets, candidates.text[own], chunk)
+    return _average_directions(to_text, to_image, candidates.batch, math.log(len(candidates.text)))
 
 
 def enqueue(queue: Tensor, pointer: int, new: Tensor) -> int:
@@ -84,9 +84,9 @@ def enqueue(queue: Tensor, pointer: int, new: Tensor) -> int:
     if size == 0:
         return 0
     kept = min(size, count)
-    places = (pointer + torch.arange(count - kept, count, device=queue.device)) % size
+    slots = (pointer + torch.arange(count - kept, count, device=queue.device)) % size
     with torch.no_grad():
-        queue.index_copy_(0, places, new[count - kept :].detach().to(queue.dtype))
+        queue.index_copy_(0, slots, new[count - kept :].detach().to(queue.dtype))
     return (pointer + count) % size
 
 
@@ -105,17 +105,17 @@ def clip_loss(
     against all columns; the gradient reaches the columns' owners. chunk: rows whose logits `[chunk, B]` are held at
     once. Chance: ln B. Facts: accuracy, the share of rows whose best candidate in the batch matches.
     """
-    counts, start, total = _global_rows(image, text, group)
+    counts, start, total = _global_batch(image, text, group)
     # One message for both: [b, 2P].
-    both = torch.cat([_wide(image), _wide(text)], dim=1)
-    if rank_and_size(group)[1] > 1 and torch.is_grad_enabled() and not both.requires_grad:
-        both.requires_grad_()  # the way back is a call that all processes make, also one without rows
-    images, texts = gather_rows(both, group, counts=counts).chunk(2, dim=1)
+    embeddings = torch.cat([_to_float32(image), _to_float32(text)], dim=1)
+    if rank_and_size(group)[1] > 1 and torch.is_grad_enabled() and not embeddings.requires_grad:
+        embeddings.requires_grad_()  # the way back is a call that all processes make, also one without rows
+    images, texts = gather_rows(embeddings, group, counts=counts).chunk(2, dim=1)
     every_id = None if ids is None else gather_rows(ids, group, counts=counts)
     targets = _Targets(torch.arange(start, start + image.shape[0], device=image.device), every_id)
-    to_text = _direction(image, texts, scale, targets, None, chunk)
-    to_image = _direction(text, images, scale, targets, None, chunk)
-    return _mean(to_text, to_image, total, math.log(total))
+    to_text = _one_direction_loss(image, texts, scale, targets, None, chunk)
+    to_image = _one_direction_loss(text, images, scale, targets, None, chunk)
+    return _average_directions(to_text, to_image, total, math.log(total))
 
 
 def siglip_loss(
@@ -138,7 +138,7 @@ def siglip_loss(
     B * ln 2, and SigLIP's start at a bias of -10 about 10.) With ids, p is the share of pairs that match.
     Facts: accuracy, the share of images whose best text in the batch matches.
     """
-    counts, start, total = _global_rows(image, text, group)
+    counts, start, total = _global_batch(image, text, group)
     if ids is None:
         every_id = torch.arange(total, device=image.device)
         matching = total
@@ -146,14 +146,14 @@ def siglip_loss(
         every_id = gather_rows(ids, group, counts=counts)
         matching = int(every_id.unique(return_counts=True)[1].square().sum())
     own = every_id[start : start + image.shape[0]]
-    ring = _Ring(own, every_id, counts, group, chunk)
+    ring = _RingBatch(own, every_id, counts, group, chunk)
     with torch.autocast(image.device.type, enabled=False):
-        value, hits = cast(tuple[Tensor, Tensor], _Sigmoid.apply(image, text, scale, bias, ring))
+        value, hits = cast(tuple[Tensor, Tensor], _SigmoidLoss.apply(image, text, scale, bias, ring))
     chance = total * binary_entropy(matching / total**2)
     return Loss(value, chance, {"accuracy": hits / total})
 
 
-def _global_rows(image: Tensor, text: Tensor, group: Group) -> tuple[tuple[int, ...], int, int]:
+def _global_batch(image: Tensor, text: Tensor, group: Group) -> tuple[tuple[int, ...], int, int]:
     if image.shape != text.shape:
         raise UsageError(
             f"image and text must be pairs of one width, but are {[*image.shape]} and {[*text.shape]}"
@@ -164,12 +164,18 @@ def _global_rows(image: Tensor, text: Tensor, group: Group) -> tuple[tuple[int, 
     return counts, sum(counts[: rank_and_size(group)[0]]), sum(counts)
 
 
-def _mean(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], total: int, chance: float) -> Loss:
+def _average_directions(
+    to_text: tuple[Tensor, Tensor], to_image: tuple[Tensor, Tensor], total: int, chance: float
+) -> Loss:
     """Both directions' (loss, hits), summed over my rows -> the share of the mean over the global batch."""
-    return Loss((one[0] + other[0]) / (2 * total), chance, {"accuracy": (one[1] + other[1]) / (2 * total)})
+    return Loss(
+        (to_text[0] + to_image[0]) / (2 * total),
+        chance,
+        {"accuracy": (to_text[1] + to_image[1]) / (2 * total)},
+    )
 
 
-def _wide(x: Tensor) -> Tensor:
+def _to_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -178,10 +184,10 @@ def similarities(a: Tensor, b: Tensor) -> Tensor:
     nearest counts (BLIP-2, Li et al. 2023, section 3.1)."""
     with torch.autocast(a.device.type, enabled=False):
         if a.dim() == b.dim() == 2:
-            return _wide(a) @ _wide(b).T
-        one, other = (x if x.dim() == 3 else x[:, None] for x in (_wide(a), _wide(b)))
-        every = one.flatten(0, 1) @ other.flatten(0, 1).T
-        return every.view(len(a), one.shape[1], len(b), other.shape[1]).amax(dim=(1, 3))
+            return _to_float32(a) @ _to_float32(b).T
+        a_vectors, b_vectors = (x if x.dim() == 3 else x[:, None] for x in (_to_float32(a), _to_float32(b)))
+        cosines = a_vectors.flatten(0, 1) @ b_vectors.flatten(0, 1).T
+        return cosines.view(len(a), a_vectors.shape[1], len(b), b_vectors.shape[1]).amax(dim=(1, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +203,7 @@ class _Targets:
             yield _Targets(own, self.ids, self.alpha)
 
 
-def _direction(
+def _one_direction_loss(
     rows: Tensor, candidates: Tensor, scale: Tensor, targets: _Targets, teacher: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """(loss, hits), summed over the rows `[b, P]`; the logits of one chunk of rows at a time are held."""
@@ -205,12 +211,19 @@ def _direction(
     # split() gives one empty piece for no rows: also then the graph reaches the collectives.
     pieces = list(zip(rows.split(chunk), targets.split(chunk), teachers, strict=True))
     results = [
-        _rows(piece, candidates, scale, part, guide)
+        _chunk_loss(piece, candidates, scale, part, guide)
         if len(pieces) == 1
         else cast(
             tuple[Tensor, Tensor],
             checkpoint(
-                _rows, piece, candidates, scale, part, guide, use_reentrant=False, preserve_rng_state=False
+                _chunk_loss,
+                piece,
+                candidates,
+                scale,
+                part,
+                guide,
+                use_reentrant=False,
+                preserve_rng_state=False,
             ),
         )
         for piece, part, guide in pieces
@@ -218,28 +231,28 @@ def _direction(
     return torch.stack([loss for loss, _ in results]).sum(), torch.stack([hits for _, hits in results]).sum()
 
 
-def _rows(
+def _chunk_loss(
     rows: Tensor, candidates: Tensor, scale: Tensor, targets: _Targets, teacher: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy as logsumexp(logits) - sum(target * logits): targets sum to one."""
     logits = scale * similarities(rows, candidates)
     own = targets.own[:, None]
     if targets.ids is None:
-        wanted = logits.gather(1, own)[:, 0]
+        target_logit = logits.gather(1, own)[:, 0]
         hits = logits.argmax(1, keepdim=True) == own
     else:
         same = targets.ids[own] == targets.ids
-        wanted = (logits * same).sum(1) / same.sum(1)
+        target_logit = (logits * same).sum(1) / same.sum(1)
         hits = same.gather(1, logits.argmax(1, keepdim=True))
     if teacher is not None and targets.alpha > 0:
         with torch.no_grad():
             soft = (scale * similarities(teacher, candidates)).softmax(1)
-        wanted = targets.alpha * (soft * logits).sum(1) + (1 - targets.alpha) * wanted
-    return (logits.logsumexp(1) - wanted).sum(), hits.sum().to(logits.dtype)
+        target_logit = targets.alpha * (soft * logits).sum(1) + (1 - targets.alpha) * target_logit
+    return (logits.logsumexp(1) - target_logit).sum(), hits.sum().to(logits.dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ring:
+class _RingBatch:
     """Who holds what: my ids `[b]`, all ids `[B]`, rows of each process."""
 
     own: Tensor
@@ -249,25 +262,25 @@ class _Ring:
     chunk: int
 
 
-class _Sigmoid(torch.autograd.Function):
+class _SigmoidLoss(torch.autograd.Function):
     """Loss and gradients in one pass: a sum over pairs needs nothing from later, and no logits are kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, ring: _Ring
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, ring: _RingBatch
     ) -> tuple[Tensor, Tensor]:
         rank, world = rank_and_size(ring.group)
         starts = [sum(ring.counts[:r]) for r in range(world)]
-        block = _wide(text)
-        sums = _Sums(_wide(image), scale.detach(), bias.detach(), ring)
+        block = _to_float32(text)
+        sums = _PairSums(_to_float32(image), scale.detach(), bias.detach(), ring)
         gradient = torch.zeros_like(block)
         for hop in range(world):
             owner, arriving = (rank - hop) % world, ring.counts[(rank - hop - 1) % world]
             # The next texts travel while these are worked on; the gradients follow with this process's part.
-            following = ring_exchange(block, arriving, ring.group, tag=0) if hop < world - 1 else None
+            pending = ring_exchange(block, arriving, ring.group, tag=0) if hop < world - 1 else None
             sums.add(block, gradient, ring.every[starts[owner] : starts[owner] + ring.counts[owner]])
             gradient = ring_exchange(gradient, arriving, ring.group, tag=1).wait()
-            block = following.wait() if following else block
+            block = pending.wait() if pending else block
         ctx.save_for_backward(
             sums.d_image.to(image.dtype),
             gradient.to(text.dtype),
@@ -286,10 +299,10 @@ class _Sigmoid(torch.autograd.Function):
         return (*(gradients[0].to(d.dtype) * d for d in ctx.saved_tensors), None)
 
 
-class _Sums:
+class _PairSums:
     """What a process adds up over all pairs of its images `[b, P]` with the blocks of texts that come by."""
 
-    def __init__(self, image: Tensor, scale: Tensor, bias: Tensor, ring: _Ring) -> None:
+    def __init__(self, image: Tensor, scale: Tensor, bias: Tensor, ring: _RingBatch) -> None:
         self.image, self.scale, self.bias, self.ring = image, scale, bias, ring
         self.total = sum(ring.counts)
         self.d_image = torch.zeros_like(image)

@@ -56,10 +56,10 @@ def gather_rows(
     if rank_and_size(group)[1] == 1:
         return x
     counts = row_counts(x.shape[0], group) if counts is None else counts
-    return cast(Tensor, _Gather.apply(x, counts, group))
+    return cast(Tensor, _GatherRows.apply(x, counts, group))
 
 
-class _Gather(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], group: Group) -> Tensor:
         rank = rank_and_size(group)[0]

@@ -21,20 +21,20 @@ class TargetTokens(NamedTuple):
     where: index into the flattened `[R * L]`. rows: the text, 0..R-1. targets: the token that follows.
     """
 
-    where: Tensor
+    positions: Tensor
     rows: Tensor
     targets: Tensor
 
 
-def next_tokens(ids: Tensor, lengths: Tensor, prompt: Tensor | int = 0) -> TargetTokens:
+def next_token_targets(ids: Tensor, lengths: Tensor, prompt: Tensor | int = 0) -> TargetTokens:
     """Which position of ids `[R, L]` predicts which token.
 
     lengths `[R]`: tokens without padding. prompt: the first tokens of each text that are given, not learned (`[R]` or
     one number). The first token is never predicted.
     """
-    place = torch.arange(1, ids.shape[1], device=ids.device)
+    position = torch.arange(1, ids.shape[1], device=ids.device)
     first = prompt[:, None] if isinstance(prompt, Tensor) else prompt
-    learned = (place >= first) & (place < lengths[:, None])
+    learned = (position >= first) & (position < lengths[:, None])
     rows, before = learned.nonzero(as_tuple=True)
     return TargetTokens(rows * ids.shape[1] + before, rows, ids[rows, before + 1])
 
@@ -72,15 +72,15 @@ def lm_loss(
     Chance: ln V for a mean; ln V * mass / total in general; smoothing does not change it.
     Facts: accuracy, weighted as the loss is; nll, the loss without smoothing.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logs = wide.log_softmax(1)
-    nll = -logs.gather(1, targets[:, None])[:, 0]
-    loss = nll if smoothing == 0 else (1 - smoothing) * nll - smoothing * logs.mean(1)
+    logits32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = logits32.log_softmax(1)
+    nll = -log_probs.gather(1, targets[:, None])[:, 0]
+    loss = nll if smoothing == 0 else (1 - smoothing) * nll - smoothing * log_probs.mean(1)
     weight = torch.ones_like(nll) if weights is None else weights.to(nll.dtype)
     mass = total if mass is None else mass
     with torch.no_grad():
-        right = (wide.argmax(1) == targets).to(nll.dtype)
-        facts = {"accuracy": (weight * right).sum() / mass, "nll": (weight * nll).sum() / total}
+        is_correct = (logits32.argmax(1) == targets).to(nll.dtype)
+        facts = {"accuracy": (weight * is_correct).sum() / mass, "nll": (weight * nll).sum() / total}
     return Loss((weight * loss).sum() / total, math.log(logits.shape[1]) * mass / total, facts)
 
 

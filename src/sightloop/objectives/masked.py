@@ -10,7 +10,7 @@ from torch import Tensor
 from sightloop.types import Loss
 
 
-def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalise: bool = False) -> Loss:
+def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalize: bool = False) -> Loss:
     """Mean absolute error over the values of the hidden patches (SimMIM, Xie et al. 2022, section 3.4).
 
     predicted, target `[B, N, C]`: N patches of C values (pixels after the model's own normalisation); mask bool
@@ -22,19 +22,19 @@ def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, nor
     what these patches cost a guesser who knows nothing but averages: with normalise it answers 0, else the mean patch
     that is seen of the image (0 where none is). A model that does not beat it has learned nothing.
     """
-    wide = torch.promote_types(predicted.dtype, torch.float32)
-    wanted = target.detach().to(wide)
-    if normalise:
-        wanted = wanted - wanted.mean(-1, keepdim=True)
-        variance = wanted.square().sum(-1, keepdim=True) / max(wanted.shape[-1] - 1, 1)
-        wanted = wanted * (variance + 1e-6).rsqrt()
-    hidden = wanted[mask]
-    value = (predicted[mask].to(wide) - hidden).abs().mean(1).sum() / total
+    dtype = torch.promote_types(predicted.dtype, torch.float32)
+    target_values = target.detach().to(dtype)
+    if normalize:
+        target_values = target_values - target_values.mean(-1, keepdim=True)
+        variance = target_values.square().sum(-1, keepdim=True) / max(target_values.shape[-1] - 1, 1)
+        target_values = target_values * (variance + 1e-6).rsqrt()
+    hidden = target_values[mask]
+    value = (predicted[mask].to(dtype) - hidden).abs().mean(1).sum() / total
     with torch.no_grad():
         guess = torch.zeros_like(hidden)
-        if not normalise:
-            seen = (~mask).to(wide)[..., None]
-            average = (wanted * seen).sum(1) / seen.sum(1).clamp(min=1)  # [B, C]
+        if not normalize:
+            visible = (~mask).to(dtype)[..., None]
+            average = (target_values * visible).sum(1) / visible.sum(1).clamp(min=1)  # [B, C]
             guess = average[mask.nonzero(as_tuple=True)[0]]
         baseline = (guess - hidden).abs().mean(1).sum() / total
     return Loss(value, math.sqrt(2 / math.pi), {"baseline": baseline})

@@ -39,21 +39,23 @@ def hard_negatives(
     """
     columns = torch.arange(similarity.shape[1], device=similarity.device)
     own = offset + torch.arange(similarity.shape[0], device=similarity.device)
-    drawn: list[Tensor] = []
+    negatives: list[Tensor] = []
     # By blocks of rows: the noise of all pairs takes more memory than their similarities.
     for scores, rows in zip(similarity.detach().split(512), own.split(512), strict=True):
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        weights = wide.softmax(1) + 1e-4
+        scores32 = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = scores32.softmax(1) + 1e-4
         if share < 1:
-            coin = _uniform(_key(seed, step, stream, 1), rows, columns.new_zeros(1))
+            coin = _uniform_noise(_hash_key(seed, step, stream, 1), rows, columns.new_zeros(1))
             weights = torch.where(coin < share, weights, 1.0)
-        kinds = columns if ids is None else ids
-        weights = weights.masked_fill(kinds[rows][:, None] == kinds, 0)
+        column_ids = columns if ids is None else ids
+        weights = weights.masked_fill(column_ids[rows][:, None] == column_ids, 0)
         # Of exponential waiting times with rates w, the first comes from j with probability w_j / sum(w).
-        times = -_uniform(_key(seed, step, stream), rows, columns).log().to(weights.dtype) / weights
-        first, column = times.min(1) if len(columns) else (times.new_empty(0), rows)
-        drawn.append(torch.where(first.isinf(), IGNORED, column))
-    return torch.cat(drawn)
+        waiting_times = (
+            -_uniform_noise(_hash_key(seed, step, stream), rows, columns).log().to(weights.dtype) / weights
+        )
+        earliest, column = waiting_times.min(1) if len(columns) else (waiting_times.new_empty(0), rows)
+        negatives.append(torch.where(earliest.isinf(), IGNORED, column))
+    return torch.cat(negatives)
 
 
 def itm_loss(
@@ -67,45 +69,45 @@ def itm_loss(
     Chance: the entropy of the weighted share, 0.6365 at 1 : 2.
     Facts: accuracy; matched, the share that was called matching (a judge that says one thing only sits at 0 or 1).
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    weights = wide.new_tensor([1.0, match_weight])
+    logits32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = logits32.new_tensor([1.0, match_weight])
     mass = total * (1 - matching + match_weight * matching)
-    value = F.cross_entropy(wide, labels, weights, ignore_index=IGNORED, reduction="sum") / mass
+    value = F.cross_entropy(logits32, labels, weights, ignore_index=IGNORED, reduction="sum") / mass
     with torch.no_grad():
-        said, counted = wide[:, 1] > wide[:, 0], labels != IGNORED
+        predicted_match, counted = logits32[:, 1] > logits32[:, 0], labels != IGNORED
         facts = {
-            "accuracy": ((said == (labels == 1)) & counted).sum() / total,
-            "matched": (said & counted).sum() / total,
+            "accuracy": ((predicted_match == (labels == 1)) & counted).sum() / total,
+            "matched": (predicted_match & counted).sum() / total,
         }
     return Loss(value, binary_entropy(total * match_weight * matching / mass), facts)
 
 
-def _key(*words: int) -> Tensor:
+def _hash_key(*numbers: int) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
-    for word in words:
-        state = _mixed(state + _GOLDEN + (word & (2**63 - 1)))
+    for word in numbers:
+        state = _mix_bits(state + _GOLDEN + (word & (2**63 - 1)))
     return state
 
 
-def _uniform(key: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _uniform_noise(key: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Even noise in (0, 1), float32 `[b, B]`, a function of (key, row, column) alone."""
     # The key's upper half moves the start of each row's own sequence, and rows are mixed before columns are added.
-    start = _mixed(rows * _GOLDEN + int(key))
-    bits = _mixed(start[:, None] + columns * _GOLDEN)
+    start = _mix_bits(rows * _GOLDEN + int(key))
+    bits = _mix_bits(start[:, None] + columns * _GOLDEN)
     # The upper 23 bits, in the middle of their interval: never 0 nor 1 in float32.
-    return (_shifted(bits, 41).to(torch.float32) + 0.5) * 2**-23
+    return (_shift_right(bits, 41).to(torch.float32) + 0.5) * 2**-23
 
 
 # SplitMix64 (Steele, Lea and Flood 2014) in wrapping int64: no state, so each pair can be asked for by itself.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
-def _mixed(x: Tensor) -> Tensor:
-    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
-    return x ^ _shifted(x, 31)
+def _mix_bits(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shift_right(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shift_right(x, 31)
 
 
-def _shifted(x: Tensor, bits: int) -> Tensor:
+def _shift_right(x: Tensor, bits: int) -> Tensor:
     """A shift to the right that brings in zeros; int64's own brings in the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Which captions are dropped: empty ones, ones that loop, ones that do not match their image."""
+"""Rule-based caption filter: drops captions that are empty, that loop, or that match an unwanted pattern."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from sightloop.types import JsonDict, JsonMapping
 
 @dataclass(frozen=True, slots=True)
 class CaptionFilter:
-    """How captions are asked for, which are dropped, and what is put around those that stay.
+    """Settings of captioning: generation, filter, and text added around kept captions.
 
-    `drop_if` is searched for in the caption; `min_match` is the least probability that the judge must give. Empty and
-    looping captions are dropped unless `keep_all`. Prefix and suffix are added last and are not judged.
+    Attributes:
+        prompt: Text that every caption starts with.
+        prefix: Added before a kept caption; neither filtered nor scored.
+        suffix: Added after it, likewise.
+        drop_if: Captions in which this pattern occurs are dropped.
+        min_match: Least ITM probability of a kept caption, in 0..1; None scores none.
+        keep_all: Keep empty and looping captions.
+        decoding: Options of `tasks.generate.Decoding`.
     """
 
     prompt: str | None = None
@@ -27,7 +33,11 @@ class CaptionFilter:
 
 
 def drop_reason(text: str, rules: CaptionFilter) -> tuple[str, str]:
-    """The kind and the cause for which a caption is dropped before any judge sees it; ("", "") where it is kept."""
+    """Why a caption is dropped by its text alone.
+
+    Returns:
+        (kind, reason): kind "unwanted", "empty" or "looping", and the reason in words; ("", "") if it is kept.
+    """
     if rules.drop_if is not None and rules.drop_if.search(text):
         return "unwanted", f"its caption matches {rules.drop_if.pattern!r}: {text!r}"
     if rules.keep_all:
@@ -42,18 +52,19 @@ def drop_reason(text: str, rules: CaptionFilter) -> tuple[str, str]:
     return "", ""
 
 
-def find_loop(text: str, longest: int = 8) -> str:
-    """The words that a caption repeats, "" where it does not.
+def find_loop(text: str, max_words: int = 8) -> str:
+    """The phrase that a caption repeats in a row, "" if there is none; linear in the length of the text.
 
-    A loop is one word that stands 4 times or more in a row, or a phrase of 2 to `longest` words that stands 3 times or
-    more in a row. Case does not count, nor does punctuation at the ends of words: "a dog, a dog, a dog." is a loop,
-    "ha ha ha" is none. The shortest phrase is given. Linear in the length of the text.
+    A loop is one word at least 4 times in a row, or a phrase of 2 to `max_words` words at least 3 times in a row,
+    ignoring case and punctuation: "a dog, a dog, a dog." loops, "ha ha ha" does not. The shortest phrase is returned.
     """
     words = _words(text)
-    for length in range(1, longest + 1):
-        needed = length * (
-            3 if length == 1 else 2
-        )  # so many words in a row equal the word `length` places before
+    for length in range(1, max_words + 1):
+        # A phrase of n words occurs k times in a row where n * (k - 1) words in a row equal the word n positions
+        # earlier. For "a dog a dog a dog" and n = 2:
+        #   words                a  dog  a  dog  a  dog
+        #   equal 2 earlier?     -  -    y  y    y  y      -> run of 4 = 2 * (3 - 1)
+        needed = length * (3 if length == 1 else 2)
         run = 0
         for i in range(length, len(words)):
             run = run + 1 if words[i] == words[i - length] else 0
@@ -63,12 +74,13 @@ def find_loop(text: str, longest: int = 8) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, case folded, without punctuation at their ends; words of punctuation alone are left out."""
-    words = (_stripped(word) for word in text.casefold().split())
+    """The words of a text, case-folded, without punctuation at their ends; words of punctuation alone are left out."""
+    words = (_strip_punctuation(word) for word in text.casefold().split())
     return [word for word in words if word]
 
 
-def _stripped(word: str) -> str:
+def _strip_punctuation(word: str) -> str:
+    """Removes characters of the Unicode categories P, S, C and Z from both ends."""
     start, end = 0, len(word)
     while start < end and unicodedata.category(word[start])[0] in "PSCZ":
         start += 1

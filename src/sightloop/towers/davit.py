@@ -1,11 +1,13 @@
-"""DaViT (Ding et al. 2022, arXiv 2204.03645): windows of places and groups of channels attend in turn. Florence-2's
-image tower."""
+"""DaViT, the image tower of Florence-2: attention over windows of patches and over groups of channels in turn.
+
+Ding et al. 2022, arXiv 2204.03645. Feature maps are `[B, H, W, D]` throughout.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,21 @@ from sightloop.types import Encoded
 
 @dataclass(frozen=True, slots=True)
 class DavitConfig:
-    """Sizes, one of each for every stage.
+    """Sizes of a DaViT; tuples have one entry per stage.
 
-    kernels, strides, paddings: of the convolution that begins a stage and makes the image smaller. norm_first:
-    whether its norm comes before it. dims: widths. depths: pairs of layers, one over windows, one over channels.
-    heads: of windows, groups: of channels. window: places a side. mlp_ratio: width of the MLPs / width.
+    Args:
+        kernels: kernel size of the strided convolution that opens a stage.
+        strides: its stride.
+        paddings: its padding.
+        norm_first: whether its norm precedes it.
+        dims: width D.
+        depths: pairs of layers, one with window and one with channel attention.
+        heads: heads of window attention.
+        groups: groups of channel attention.
+        window: side of a window, in positions.
+        mlp_ratio: hidden width of the MLPs / D.
+        activation: of the MLPs, a key of `nn.blocks.ACTIVATIONS`.
+        qkv_bias: whether the projections of queries, keys and values have a bias.
     """
 
     kernels: tuple[int, ...]
@@ -38,7 +50,7 @@ class DavitConfig:
     activation: str
     qkv_bias: bool
 
-    image_size: ClassVar[int] = 0  # images of all sizes
+    image_size: ClassVar[int] = 0  # images of any size
 
     @property
     def patch(self) -> int:
@@ -61,9 +73,9 @@ class DavitConfig:
 
 
 class WindowMixer(nn.Module):
-    """Self-attention inside windows that do not overlap (section 3.1): `[B, H, W, D]` -> `[B, H, W, D]`.
+    """Self-attention inside non-overlapping windows (section 3.1): `[B, H, W, D]` -> `[B, H, W, D]`.
 
-    Windows that reach over the edge are filled with zeros, which are attended to: so it was trained.
+    The map is padded with zeros at the right and bottom to whole windows; as in training, the padding is attended to.
     """
 
     def __init__(self, dim: int, heads: int, window: int, *, bias: bool) -> None:
@@ -75,13 +87,17 @@ class WindowMixer(nn.Module):
         side, (batch, height, width, dim) = self.window, x.shape
         x = nn.functional.pad(x, (0, 0, 0, -width % side, 0, -height % side))
         down, across = x.shape[1] // side, x.shape[2] // side
+        # [B, down, side, across, side, D] -> [B * down * across, side * side, D]
         windows = x.view(batch, down, side, across, side, dim).transpose(2, 3).reshape(-1, side * side, dim)
         mixed = self.attn(windows).view(batch, down, across, side, side, dim).transpose(2, 3)
         return mixed.reshape(x.shape)[:, :height, :width]
 
 
 class ChannelMixer(nn.Module):
-    """Attention among the channels of a group, each a vector over all places (section 3.2): `[B, H, W, D]` -> same."""
+    """Attention among the channels of a group (section 3.2): `[B, H, W, D]` -> `[B, H, W, D]`.
+
+    Queries and keys are the channels, each a vector over all H * W positions.
+    """
 
     def __init__(self, dim: int, groups: int, *, bias: bool) -> None:
         super().__init__()
@@ -94,12 +110,19 @@ class ChannelMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
         fused = self.qkv(x).view(batch, height * width, 3, self.groups, dim // self.groups)
-        query, key, value = fused.permute(2, 0, 3, 4, 1)  # each [B, groups, channels, places]
+        query, key, value = fused.permute(2, 0, 3, 4, 1)  # [B, groups, D / groups, H * W] each
         return self.out(attend(query, key, value).permute(0, 3, 1, 2).reshape(x.shape))
 
 
-class Layer(nn.Module):
-    """A depthwise convolution, a mixer, another convolution, an MLP, each beside a residual: `[B, H, W, D]`."""
+class DavitLayer(nn.Module):
+    """Depthwise convolution, attention, depthwise convolution, MLP, each a residual branch: `[B, H, W, D]` -> same.
+
+    Args:
+        dim: width D.
+        mixer: `WindowMixer` or `ChannelMixer`.
+        hidden: width of the MLP's hidden layer.
+        activation: of the MLP.
+    """
 
     def __init__(self, dim: int, mixer: nn.Module, hidden: int, activation: str) -> None:
         super().__init__()
@@ -107,39 +130,40 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(dim) for _ in range(2))
         self.mixer = mixer
         self.mlp = Mlp(dim, hidden, activation)
-        # For training alone: see `nn.regularization`.
+        # Set by `nn.regularization` for training.
         self.dropout = self.drop_path = 0.0
-        self.recompute = False
+        self.activation_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(self._whole, x, use_reentrant=False))
-        return self._whole(x)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._forward, x, use_reentrant=False)
+            return out
+        return self._forward(x)
 
-    def _whole(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         x = x + _convolve(self.conv1, x)
         x = x + drop_branch(self.mixer(self.norm1(x)), self)
         x = x + _convolve(self.conv2, x)
         return x + drop_branch(self.mlp(self.norm2(x)), self)
 
 
-class Stage(nn.Module):
-    """A convolution that makes the image smaller, then layers: `[B, H, W, C]` -> `[B, H / stride, W / stride, D]`."""
+class DavitStage(nn.Module):
+    """Strided convolution, then pairs of layers: `[B, H, W, C]` -> `[B, H / stride, W / stride, D]`."""
 
     def __init__(self, config: DavitConfig, stage: int) -> None:
         super().__init__()
-        dim, before = config.dims[stage], 3 if stage == 0 else config.dims[stage - 1]
+        dim, in_channels = config.dims[stage], 3 if stage == 0 else config.dims[stage - 1]
         self.norm_first = config.norm_first[stage]
         size = config.kernels[stage], config.strides[stage], config.paddings[stage]
-        self.conv = nn.Conv2d(before, dim, *size)
-        self.norm = nn.LayerNorm(before if self.norm_first else dim)
+        self.conv = nn.Conv2d(in_channels, dim, *size)
+        self.norm = nn.LayerNorm(in_channels if self.norm_first else dim)
         heads, groups, bias = config.heads[stage], config.groups[stage], config.qkv_bias
-        shape, depth = (int(dim * config.mlp_ratio), config.activation), config.depths[stage]
+        mlp, depth = (int(dim * config.mlp_ratio), config.activation), config.depths[stage]
         self.spatial = nn.ModuleList(
-            Layer(dim, WindowMixer(dim, heads, config.window, bias=bias), *shape) for _ in range(depth)
+            DavitLayer(dim, WindowMixer(dim, heads, config.window, bias=bias), *mlp) for _ in range(depth)
         )
         self.channel = nn.ModuleList(
-            Layer(dim, ChannelMixer(dim, groups, bias=bias), *shape) for _ in range(depth)
+            DavitLayer(dim, ChannelMixer(dim, groups, bias=bias), *mlp) for _ in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,33 +174,36 @@ class Stage(nn.Module):
 
 
 class Davit(nn.Module):
-    """pixels `[B, 3, H, W]` -> Encoded(tokens `[B, N, D]`), the places of the last stage row by row."""
+    """DaViT: pixels `[B, 3, H, W]` -> Encoded(tokens `[B, N, D]`), the last stage's positions row by row."""
 
     def __init__(self, config: DavitConfig) -> None:
         super().__init__()
         self.config = config
-        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.dims)))
+        self.stages = nn.ModuleList(DavitStage(config, stage) for stage in range(len(config.dims)))
 
     @property
     def stack(self) -> list[nn.Module]:
-        """All layers in the order in which they work."""
-        pairs = [
-            zip(stage.spatial, stage.channel, strict=True) for stage in cast("list[Stage]", [*self.stages])
+        """All layers in the order of the forward pass, for `nn.regularization`."""
+        return [
+            layer
+            for stage in self.stages
+            if isinstance(stage, DavitStage)
+            for pair in zip(stage.spatial, stage.channel, strict=True)
+            for layer in pair
         ]
-        return [layer for stage in pairs for pair in stage for layer in pair]
 
-    def grid(self, pixels: Tensor) -> Tensor:
-        """-> `[B, H / patch, W / patch, D]`, rounded up."""
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """pixels `[B, 3, H, W]` -> output of the last stage, `[B, ceil(H / patch), ceil(W / patch), D]`."""
         x = pixels.permute(0, 2, 3, 1).contiguous()
         for stage in self.stages:
             x = stage(x)
         return x
 
     def forward(self, pixels: Tensor) -> Encoded:
-        return Encoded(self.grid(pixels).flatten(1, 2))
+        return Encoded(self.feature_map(pixels).flatten(1, 2))
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution over `[B, H, W, C]`; channels lie last in memory, so that both turns are views."""
+    """A convolution over `[B, H, W, C]`; with channels last in memory, both permutations are views."""
     out: Tensor = conv(x.permute(0, 3, 1, 2))
     return out.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)

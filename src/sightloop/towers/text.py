@@ -1,41 +1,58 @@
-"""The text transformer: encoders and decoders of every family, differing in data only.
+"""Text transformer: the encoders and decoders of every family, which differ only in their `TextConfig`.
 
 CLIP's causal text tower; BERT with optional image memory (BLIP, Q-Former); encoders and decoders of T5 and BART; OPT,
-Llama, Mistral and Gemma, which go on from a prefix of images and words.
+Llama, Mistral and Gemma, which continue a prefix of image and text embeddings.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import (
     STANDARD_HEADS,
-    Cache,
     HeadConfig,
     KeyValue,
+    KeyValueCache,
     Linear,
     attention_mask,
     mask_from_lengths,
     relative_buckets,
     rope_table,
 )
-from sightloop.nn.blocks import Block, BlockConfig, Norm, norm_of
+from sightloop.nn.blocks import Block, BlockConfig, NormKind, build_norm
 from sightloop.types import Encoded
 
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """Sizes. post_norm: BERT's order of norms (and a norm on the embeddings) instead of CLIP's (and a last norm).
+    """Sizes and options of a text transformer.
 
-    positions: learned ones, 0 for none; the first is row `position_offset` of the table. rotary: the base of rotary
-    positions, 0 for none. relative: T5's buckets of distances up to `relative_distance`, 0 for none. word_scale: what
-    word vectors are multiplied with. windows: for each layer how far back it sees, 0 for all; () for all layers.
-    memory_dim: width of the image tokens that cross-attention reads, None for none; every `cross_every`-th block reads
-    them, from the first on. The rest: see `BlockConfig`.
+    Args:
+        vocab: rows V of the token embedding.
+        positions: learned positions; 0 for none.
+        dim: width D.
+        layers: number of blocks.
+        heads: query heads of each block.
+        mlp_dim: width of the MLPs' hidden layer.
+        activation: of the MLPs, a key of `nn.blocks.ACTIVATIONS`.
+        eps: of the norms.
+        post_norm: BERT's order of norms, with a norm on the embeddings, instead of CLIP's, with a final norm.
+        memory_dim: width of the memory that cross-attention reads; None for no cross-attention.
+        attention: options of the attention heads.
+        norm: kind of the norms.
+        gated: the MLPs are gated, see `BlockConfig`.
+        mlp_bias: whether the MLPs' linear layers have a bias.
+        sandwich: branches also end in a norm, see `BlockConfig`.
+        position_offset: row of the position table that holds position 0 (2 in OPT and BART).
+        rotary: base of the rotary positions; 0 for none.
+        relative: number of T5's relative position buckets; 0 for none.
+        relative_distance: distance from which all share T5's last bucket.
+        word_scale: factor of the token embeddings (sqrt(D) in Gemma).
+        windows: attention window of each layer in tokens, 0 for all; () for no window in any layer.
+        cross_every: every how many blocks one has cross-attention, the first block included (2 in the Q-Former).
     """
 
     vocab: int
@@ -49,7 +66,7 @@ class TextConfig:
     post_norm: bool
     memory_dim: int | None = None
     attention: HeadConfig = STANDARD_HEADS
-    norm: Norm = "layer"
+    norm: NormKind = "layer"
     gated: bool = False
     mlp_bias: bool = True
     sandwich: bool = False
@@ -63,19 +80,25 @@ class TextConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """The shape of each block."""
+        """The config of a block with cross-attention, if `memory_dim` is set."""
         return BlockConfig(*(getattr(self, name) for name in BlockConfig._fields))
 
 
 class DecodeState:
-    """What a decoder keeps between steps: one cache a layer, the memory's keys and values, the length so far.
+    """State of a decoder between steps, for R rows over B memories.
 
-    real: bool `[R, capacity]`, False where a row's prefix was padded in front; padding `[R]`: how much.
-    last: the states `[R, D]` of a prefix's last tokens, until they are asked for.
+    Attributes:
+        caches: keys and values of self-attention, one cache per layer.
+        memory: keys and values of cross-attention per layer, None for layers without; empty without a memory.
+        memory_mask: bool `[B, 1, 1, N]`, True = attend; None for no padding in the memory.
+        length: tokens in the caches.
+        valid_mask: bool `[R, capacity]`, False for a prefix's padding; None without padding.
+        padding: int64 `[R]`, tokens of padding before each row's prefix; None without padding.
+        last_states: states of each prefix's last token, `[R, D]`; None without a prefix.
     """
 
     def __init__(
-        self, caches: list[Cache], memory: list[KeyValue | None], memory_mask: Tensor | None
+        self, caches: list[KeyValueCache], memory: list[KeyValue | None], memory_mask: Tensor | None
     ) -> None:
         self.caches = caches
         self.memory = memory
@@ -83,10 +106,10 @@ class DecodeState:
         self.length = 0
         self.valid_mask: Tensor | None = None
         self.padding: Tensor | None = None
-        self.last: Tensor | None = None
+        self.last_states: Tensor | None = None
 
     def select(self, rows: Tensor) -> None:
-        """Row i goes on from row `rows[i]` `[R']`; rows of one memory stay together."""
+        """Replace row i by a copy of row `rows[i]`, int64 `[R']`; rows of one memory must stay consecutive."""
         for cache in self.caches:
             cache.select(rows, self.length)
         if self.valid_mask is not None and self.padding is not None:
@@ -94,17 +117,17 @@ class DecodeState:
 
 
 class TextTower(nn.Module):
-    """Token ids `[R, L]` -> Encoded(tokens `[R, L, D]`)."""
+    """Text transformer: token ids `[R, L]` -> Encoded(tokens `[R, L, D]`)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = _table(config.vocab, config.dim)
+        self.word = _empty_embedding(config.vocab, config.dim)
         if config.positions:
-            self.position = _table(config.positions + config.position_offset, config.dim)
+            self.position = _empty_embedding(config.positions + config.position_offset, config.dim)
         if config.relative:
-            self.relative = _table(config.relative, config.heads)
-        self.norm = norm_of(config.norm, config.dim, config.eps)
+            self.relative = _empty_embedding(config.relative, config.heads)
+        self.norm = build_norm(config.norm, config.dim, config.eps)
         shapes = (config.block, config.block._replace(memory_dim=None))
         self.blocks = nn.ModuleList(Block(shapes[i % config.cross_every > 0]) for i in range(config.layers))
 
@@ -120,17 +143,25 @@ class TextTower(nn.Module):
         return self.word.weight
 
     def memory(self, tokens: Tensor) -> list[KeyValue | None]:
-        """Each layer's cross-attention keys and values of a memory `[B, N, memory_dim]`, None where it has none."""
+        """Cross-attention keys and values of a memory `[B, N, memory_dim]` per layer, None for layers without."""
         crosses = [getattr(block, "cross", None) for block in self.blocks]
         return [None if cross is None else cross.memory(tokens) for cross in crosses]
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """The vectors of words, without positions: `[R, L]` -> `[R, L, D]`."""
-        vectors = self.word(ids)
-        return vectors if self.config.word_scale == 1.0 else vectors * self.config.word_scale
+        """Token embeddings without positions: int64 `[R, L]` -> `[R, L, D]`."""
+        embeddings = self.word(ids)
+        return embeddings if self.config.word_scale == 1.0 else embeddings * self.config.word_scale
 
     def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What the first block reads: vectors of words with their positions and, in BERT's order, the norm."""
+        """Input of the first block: embeddings plus learned positions and, with `post_norm`, the norm.
+
+        Args:
+            x: `[R, L, D]`.
+            positions: int64 `[1 or R, L]`.
+
+        Returns:
+            `[R, L, D]`.
+        """
         if self.config.positions:
             x = x + self.position(positions + self.config.position_offset)
         return self.norm(x) if self.config.post_norm else x
@@ -144,15 +175,30 @@ class TextTower(nn.Module):
         memory: list[KeyValue | None] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Encoded:
-        """All positions at once. lengths `[R]`: positions beyond are padding and not attended to."""
-        real = None
-        # Under a causal mask, padding at the end is never seen by what stands before it.
-        if lengths is not None and not causal and int(lengths.min()) < ids.shape[1]:
-            real = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
-        x = self.embed_tokens(ids)
-        return Encoded(self.read(x, valid_mask=real, causal=causal, memory=memory, memory_mask=memory_mask))
+        """Encode texts, all positions at once.
 
-    def read(
+        Args:
+            ids: int64 `[R, L]`.
+            lengths: int64 `[R]`, tokens of each row before the padding at its end; None for no padding.
+            causal: position i attends to positions 0 .. i.
+            memory: from `self.memory`, for cross-attention.
+            memory_mask: bool `[B, 1, 1, N]`, True = attend.
+
+        Returns:
+            Encoded(tokens `[R, L, D]`).
+        """
+        valid_mask = None
+        # A causal mask already hides padding at the end from all tokens before it.
+        if lengths is not None and not causal and int(lengths.min()) < ids.shape[1]:
+            valid_mask = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
+        x = self.embed_tokens(ids)
+        return Encoded(
+            self.forward_embeddings(
+                x, valid_mask=valid_mask, causal=causal, memory=memory, memory_mask=memory_mask
+            )
+        )
+
+    def forward_embeddings(
         self,
         x: Tensor,
         *,
@@ -162,49 +208,78 @@ class TextTower(nn.Module):
         memory: list[KeyValue | None] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """Vectors of words (and of what stands among them, such as images) -> states, both `[R, L, D]`.
+        """`forward` for embeddings of tokens, images or both (`inputs_embeds` of `transformers`).
 
-        real: bool `[R, L]`, False = padding, on either side. whole: bool `[R, L]`, a prefix that sees itself whole
-        although the rest is causal (prefix-LM).
+        Args:
+            x: `[R, L, D]`, without positions.
+            valid_mask: bool `[R, L]`, False = padding, on either side.
+            prefix_mask: bool `[R, L]`, True = bidirectional prefix of a causal text (prefix-LM).
+            causal, memory, memory_mask: see `forward`.
+
+        Returns:
+            States `[R, L, D]`.
         """
         state = DecodeState([], memory or [], memory_mask)
-        return self._run(
-            x, _positions(x, valid_mask), state, valid_mask=valid_mask, prefix_mask=prefix_mask, causal=causal
+        return self._forward(
+            x,
+            _count_positions(x, valid_mask),
+            state,
+            valid_mask=valid_mask,
+            prefix_mask=prefix_mask,
+            causal=causal,
         )
 
     def start(self, memory: Encoded, capacity: int) -> DecodeState:
-        """A decoding state with one row a memory, for up to `capacity` tokens a row."""
+        """Decoding state with one row per memory.
+
+        Args:
+            memory: tokens `[B, N, memory_dim]`, mask bool `[B, N]` or None.
+            capacity: number of tokens that a row may reach.
+        """
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
-        caches = self._caches(memory.tokens, capacity)
+        caches = self._allocate_caches(memory.tokens, capacity)
         return DecodeState(caches, self.memory(memory.tokens), mask)
 
     def prefill(self, prefix: Encoded, capacity: int, *, bidirectional: bool = False) -> DecodeState:
-        """A decoding state after a prefix of vectors `[R, L, D]`, for up to `capacity` more tokens a row.
+        """Decoding state after a prefix of embeddings.
 
-        prefix.mask: bool `[R, L]`, False = padding, which stands in front so that all rows go on at one place.
-        whole: the prefix sees itself whole (prefix-LM). `state.last` holds the last token's states.
+        Args:
+            prefix: tokens `[R, L, D]`; mask bool `[R, L]`, False = padding, which must be on the left, so that the next
+                token of every row has the same index.
+            capacity: number of tokens that may follow in a row.
+            bidirectional: the prefix's tokens attend to each other in both directions (prefix-LM).
+
+        Returns:
+            The state, with `last_states` `[R, D]` set.
         """
-        x, real = prefix.tokens, prefix.mask
+        x, valid_mask = prefix.tokens, prefix.mask
         rows, length = x.shape[:2]
-        state = DecodeState(self._caches(x, length + capacity), [], None)
-        if real is not None and not bool(real.all()):
-            state.valid_mask = torch.cat([real, real.new_ones(rows, capacity)], dim=1)
-            state.padding = length - real.sum(dim=1)
-        seen = torch.ones_like(x[..., 0], dtype=torch.bool) if bidirectional else None
-        states = self._run(x, _positions(x, real), state, valid_mask=real, prefix_mask=seen, causal=True)
-        state.last = states[:, -1]
+        state = DecodeState(self._allocate_caches(x, length + capacity), [], None)
+        if valid_mask is not None and not bool(valid_mask.all()):
+            state.valid_mask = torch.cat([valid_mask, valid_mask.new_ones(rows, capacity)], dim=1)
+            state.padding = length - valid_mask.sum(dim=1)
+        prefix_mask = torch.ones_like(x[..., 0], dtype=torch.bool) if bidirectional else None
+        states = self._forward(
+            x,
+            _count_positions(x, valid_mask),
+            state,
+            valid_mask=valid_mask,
+            prefix_mask=prefix_mask,
+            causal=True,
+        )
+        state.last_states = states[:, -1]
         return state
 
     def step(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """The next L tokens of every row, causally, with what the state holds: ids `[R, L]` -> `[R, L, D]`."""
-        positions = torch.arange(state.length, state.length + ids.shape[1], device=ids.device)[None]
-        real = state.valid_mask
-        if real is not None and state.padding is not None:
-            positions = positions - state.padding[:, None]
-            real = real[:, : state.length + ids.shape[1]]
-        return self._run(self.embed_tokens(ids), positions, state, valid_mask=real, causal=True)
+        """Decode the next L tokens of every row, causally: int64 `[R, L]` -> states `[R, L, D]`; advances `state`."""
+        positions = torch.arange(state.length, state.length + ids.shape[1], device=ids.device)[None]  # [1, L]
+        valid_mask = state.valid_mask
+        if valid_mask is not None and state.padding is not None:
+            positions = positions - state.padding[:, None]  # [R, L]
+            valid_mask = valid_mask[:, : state.length + ids.shape[1]]
+        return self._forward(self.embed_tokens(ids), positions, state, valid_mask=valid_mask, causal=True)
 
-    def _run(
+    def _forward(
         self,
         x: Tensor,
         positions: Tensor,
@@ -214,15 +289,15 @@ class TextTower(nn.Module):
         prefix_mask: Tensor | None = None,
         causal: bool,
     ) -> Tensor:
-        """Positions, blocks and norms; with caches, what stands before x is `state.length` tokens long."""
+        """Positions, blocks and final norm: `[R, L, D]` -> `[R, L, D]`; x follows the `state.length` cached tokens."""
         config, start = self.config, state.length
         x = self.add_positions(x, positions)
-        turn = None
+        rope = None
         if config.rotary:
-            width = config.attention.width or config.dim // config.heads
-            turn = rope_table(positions, width, config.rotary, x.dtype)
+            head_dim = config.attention.width or config.dim // config.heads
+            rope = rope_table(positions, head_dim, config.rotary, x.dtype)
         masks = {
-            window: self._mask(x, start, window, valid_mask, prefix_mask, causal)
+            window: self._self_attention_mask(x, start, window, valid_mask, prefix_mask, causal)
             for window in set(config.windows) or {0}
         }
         for i, block in enumerate(self.blocks):
@@ -234,64 +309,96 @@ class TextTower(nn.Module):
                 memory=state.memory[i] if state.memory else None,
                 memory_mask=state.memory_mask,
                 cache=(state.caches[i], start) if state.caches else None,
-                turn=turn,
+                rope=rope,
             )
         if state.caches:
             state.length += x.shape[1]
         return x if config.post_norm else self.norm(x)
 
-    def _mask(
-        self, x: Tensor, start: int, window: int, real: Tensor | None, whole: Tensor | None, causal: bool
+    def _self_attention_mask(
+        self,
+        x: Tensor,
+        start: int,
+        window: int,
+        valid_mask: Tensor | None,
+        prefix_mask: Tensor | None,
+        causal: bool,
     ) -> Tensor | None:
-        """What the positions of x, from `start` on, attend to; None where the causal order alone limits, or nothing."""
+        """Mask (or T5's bias, masked) of the L positions of x from `start` on over N = start + L keys.
+
+        bool `[R, 1, 1 or L, N]`, or floats `[1 or R, H, L, N]` with relative positions; None if there is nothing to
+        mask, or only the causal order, for which attention has a faster kernel.
+        """
         end = start + x.shape[1]
-        seen = None if real is None else real[:, None, None, :]
+        mask = None if valid_mask is None else valid_mask[:, None, None, :]
         if causal:
-            narrow = 0 < window < end
-            plain = real is None and whole is None and not narrow
-            if not plain or (self.config.relative and x.shape[1] > 1):
-                real = x.new_ones(1, end, dtype=torch.bool) if real is None else real
-                seen = attention_mask(real, prefix_mask=whole, window=window if narrow else 0, start=start)
+            is_narrow = 0 < window < end
+            is_plain = valid_mask is None and prefix_mask is None and not is_narrow
+            if not is_plain or (self.config.relative and x.shape[1] > 1):
+                valid_mask = x.new_ones(1, end, dtype=torch.bool) if valid_mask is None else valid_mask
+                mask = attention_mask(
+                    valid_mask, prefix_mask=prefix_mask, window=window if is_narrow else 0, start=start
+                )
         if not self.config.relative:
-            return seen
+            return mask
         keys = torch.arange(end, device=x.device)
-        places = relative_buckets(
-            keys[start:], keys, self.config.relative, self.config.relative_distance, both=not causal
-        )
-        bias = self.relative(places).permute(2, 0, 1)[None]  # [1, H, L, N]
-        return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
+        buckets = relative_buckets(
+            keys[start:], keys, self.config.relative, self.config.relative_distance, bidirectional=not causal
+        )  # [L, N]
+        bias = self.relative(buckets).permute(2, 0, 1)[None]  # [1, H, L, N]
+        return bias if mask is None else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
 
-    def _caches(self, like: Tensor, capacity: int) -> list[Cache]:
-        attn = cast(Block, self.blocks[0]).attn
-        return [Cache((like.shape[0], attn.kv_heads, capacity, attn.width), like) for _ in self.blocks]
+    def _allocate_caches(self, like: Tensor, capacity: int) -> list[KeyValueCache]:
+        """One empty cache per layer, for as many rows as `like` `[R, ...]`, in its dtype and on its device."""
+        return [
+            KeyValueCache((like.shape[0], block.attn.kv_heads, capacity, block.attn.width), like)
+            for block in self.blocks
+            if isinstance(block, Block)
+        ]
 
 
-def _positions(x: Tensor, real: Tensor | None) -> Tensor:
-    """0, 1, ... along each row of x `[R, L, D]`, counted from its first token that is no padding: `[1 or R, L]`."""
-    if real is None:
+def _count_positions(x: Tensor, valid_mask: Tensor | None) -> Tensor:
+    """Positions of x `[R, L, D]`, 0 at each row's first valid token (and in the padding before): `[1 or R, L]`."""
+    if valid_mask is None:
         return torch.arange(x.shape[1], device=x.device)[None]
-    return (real.long().cumsum(dim=1) - 1).clamp(min=0)
+    return (valid_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _table(rows: int, dim: int) -> nn.Embedding:
-    """Without random values: to draw them where no memory is ("meta"), torch loads its compiler for 0.7 s."""
+def _empty_embedding(rows: int, dim: int) -> nn.Embedding:
+    """Embedding without random values: drawing them on the "meta" device makes torch load its compiler (0.7 s)."""
     return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
 
 
 def insert_image_tokens(
-    words: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, real: Tensor
+    embeddings: Tensor, image_tokens: Tensor, ids: Tensor, image_id: int, valid_mask: Tensor
 ) -> Tensor:
-    """The word vectors `[R, L, D]` with image tokens `[K, D]` where `ids` has the image's id, in order."""
-    here = (ids == image_id) & real
-    return words.masked_scatter(here[..., None], image_tokens.to(words.dtype))
+    """Replace the embeddings of image placeholders by image tokens, in order.
+
+    Args:
+        embeddings: token embeddings `[R, L, D]`.
+        image_tokens: `[K, D]`, one for each valid placeholder in `ids`.
+        ids: int64 `[R, L]`.
+        image_id: id of the placeholder.
+        valid_mask: bool `[R, L]`, False = padding.
+
+    Returns:
+        `[R, L, D]`.
+    """
+    is_image = (ids == image_id) & valid_mask
+    return embeddings.masked_scatter(is_image[..., None], image_tokens.to(embeddings.dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
-    """tied: the head's matrix is the word table. head_bias: a bias on every word's score.
+    """Config of a decoder with a language-modeling head.
 
-    state_scale: what states are multiplied with before the head (T5, where tied). softcap c: scores become
-    c tanh(scores / c) (Gemma 2). bidirectional_prefix: a prefix sees itself whole (prefix-LM), else causally.
+    Args:
+        text: the decoder.
+        tied: the head's matrix is the token embedding.
+        head_bias: the head has a bias.
+        state_scale: factor of the states before the head (dim^-0.5 in T5 with tied embeddings).
+        softcap: c > 0 maps logits to c tanh(logits / c) (Gemma 2, section 2); 0 for off.
+        bidirectional_prefix: a prefix's tokens attend to each other in both directions (prefix-LM), else causally.
     """
 
     text: TextConfig
@@ -303,10 +410,10 @@ class LanguageConfig:
 
 
 class LanguageModel(nn.Module):
-    """A decoder with its head.
+    """Decoder with a language-modeling head.
 
-    With `text.memory_dim` it reads a memory and starts from a first token (T5, BART); without, it goes on from a prefix
-    of vectors (OPT, Llama, Gemma), and its first `next_logits` is asked with no ids, `[R, 0]`.
+    With `text.memory_dim` it reads a memory and starts from a first token (T5, BART). Without, it continues a prefix of
+    embeddings (OPT, Llama, Gemma): the first `next_logits` then takes no ids, `[R, 0]`.
     """
 
     def __init__(self, config: LanguageConfig) -> None:
@@ -318,25 +425,30 @@ class LanguageModel(nn.Module):
             self.head.weight = self.text.word_weight
 
     def logits(self, states: Tensor) -> Tensor:
-        """States `[..., D]` -> scores of the next token `[..., V]`."""
+        """Logits of the next token: states `[..., D]` -> `[..., V]`."""
         scale, cap = self.config.state_scale, self.config.softcap
-        scores = self.head(states if scale == 1.0 else states * scale)
-        return (scores / cap).tanh() * cap if cap else scores
+        logits = self.head(states if scale == 1.0 else states * scale)
+        return (logits / cap).tanh() * cap if cap else logits
 
-    def start(self, given: Encoded, capacity: int) -> DecodeState:
-        """A decoding state for up to `capacity` tokens a row: given is the memory `[B, N, memory_dim]`, or the prefix
-        `[B, N, D]`, padded in front."""
+    def start(self, memory: Encoded, capacity: int) -> DecodeState:
+        """Decoding state for up to `capacity` tokens a row.
+
+        Args:
+            memory: with `text.memory_dim` the tokens that cross-attention reads, `[B, N, memory_dim]`; without, the
+                prefix to continue, `[R, N, D]`, padded on the left.
+            capacity: tokens that a row may reach, or that may follow the prefix.
+        """
         if self.config.text.memory_dim is not None:
-            return self.text.start(given, capacity)
-        return self.text.prefill(given, capacity, bidirectional=self.config.bidirectional_prefix)
+            return self.text.start(memory, capacity)
+        return self.text.prefill(memory, capacity, bidirectional=self.config.bidirectional_prefix)
 
     def next_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Scores of the token after ids: ids `[R, L]` -> `[R, V]`; L = 0: after the prefix."""
+        """Logits of the token after `ids`: int64 `[R, L]` -> `[R, V]`; L = 0 for the token after the prefix."""
         if ids.shape[1]:
             return self.logits(self.text.step(ids, state)[:, -1])
-        assert state.last is not None, "without ids there must be a prefix"
-        return self.logits(state.last)
+        assert state.last_states is not None, "without ids there must be a prefix"
+        return self.logits(state.last_states)
 
     def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Scores of the token after each of ids: ids `[R, L]` -> `[R, L, V]`."""
+        """Logits of the token after each of `ids`: int64 `[R, L]` -> `[R, L, V]`."""
         return self.logits(self.text.step(ids, state))

@@ -1,6 +1,7 @@
-"""Vision transformer (Dosovitskiy et al. 2020): CLIP's, BLIP's and SigLIP's image tower, differing in data only.
+"""Vision transformer (Dosovitskiy et al. 2020): image tower of CLIP, BLIP, SigLIP and all families but Florence-2.
 
-Small towers trained on few images see them through convolutions first (Xiao et al. 2021, arXiv 2106.14881).
+The families differ only in their `VitConfig`. Small towers for small datasets may have a convolutional stem (Xiao et
+al. 2021, arXiv 2106.14881).
 """
 
 from __future__ import annotations
@@ -19,22 +20,31 @@ from sightloop.types import Encoded
 
 @dataclass(frozen=True, slots=True)
 class VitConfig:
-    """Sizes and the choices in which the families differ.
+    """Sizes and options of a vision transformer.
 
-    norm_first: a norm before the first block (CLIP). norm_tokens: the last norm is applied to all tokens (BLIP,
-    SigLIP) and not to the class token alone (CLIP). patch_bias: the patch projection has a bias (BLIP, SigLIP).
-    qkv_bias: queries, keys and values have one (all that are published).
-
-    pooling: what stands for the image: "class", a token put before the patches (CLIP, BLIP); "mean", one that starts
-    as the patches' mean, which few images teach sooner; "attention", a learned probe that reads all patches (SigLIP);
-    "none": the patches are all there is (SigLIP's tower in PaliGemma).
-    any_size: images of any height and width that `patch` divides, without a class token; the table of positions, a
-    square of `image_size / patch` a side, is stretched to each (SigLIP 2's NaFlex, Tschannen et al. 2025, section 2.4).
-
-    stem: widths of the convolutional stages before the projection, each of which halves the image's sides and
-    leaves less for the patches to cut: 2^len(stem) must divide `patch`. stem_blocks: residual blocks a stage.
-    stem_norm: "channel", of each position; "batch" (Ioffe and Szegedy 2015), which learns faster from few images;
-    "fixed": the scale and shift that a trained batch norm comes to.
+    Args:
+        image_size: pixels a side; with `any_size`, side of the position table times `patch`.
+        patch: pixels a side of a patch.
+        dim: width D.
+        layers: number of blocks.
+        heads: attention heads of each block.
+        mlp_dim: width of the MLPs' hidden layer.
+        activation: of the MLPs, a key of `nn.blocks.ACTIVATIONS`.
+        eps: of the norms.
+        norm_first: norm before the first block (CLIP).
+        norm_tokens: the final norm is applied to all tokens (BLIP, SigLIP), else to the class token only (CLIP).
+        patch_bias: the patch projection has a bias (BLIP, SigLIP).
+        stem: channels of the convolutional stages before the patch projection. Each halves the sides of the image, so
+            2^len(stem) must divide `patch`; () for no stem.
+        stem_blocks: residual blocks in each stage.
+        stem_norm: "channel" for LayerNorm over the channels; "batch" for BatchNorm (Ioffe and Szegedy 2015), which
+            learns faster from small datasets; "fixed" for the constant scale and shift of a trained BatchNorm.
+        pooling: pooled state of the image: "class", a class token before the patches (CLIP, BLIP); "mean", a class
+            token that starts as the mean of the patches, for small datasets; "attention", attention pooling with a
+            learned query (SigLIP); "none" (SigLIP's tower in PaliGemma).
+        any_size: accept any height and width that `patch` divides; the position table is resized to each image (NaFlex,
+            SigLIP 2, Tschannen et al. 2025, section 2.4). Not with a class token.
+        qkv_bias: whether the projections of queries, keys and values have a bias.
     """
 
     image_size: int
@@ -61,15 +71,15 @@ class VitConfig:
         return self.pooling in ("class", "mean")
 
     def build(self) -> Vit:
-        """The tower, with weights as torch draws them."""
+        """The tower, with torch's default initialization."""
         return Vit(self)
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each position: `[B, C, H, W]` -> `[B, C, H, W]`; knows no other row."""
+    """LayerNorm over the channels of each position: `[B, C, H, W]` -> `[B, C, H, W]`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        # With channels last in memory, both turns are views.
+        # With channels last in memory, both permutations are views.
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -80,8 +90,8 @@ _STEM_NORMS: dict[str, Callable[[int, float], nn.Module]] = {
 }
 
 
-class Convolutions(nn.Module):
-    """Two 3x3 convolutions beside a residual, norm and activation first (He et al. 2016, arXiv 1603.05027)."""
+class ResidualConvs(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions (He et al. 2016, arXiv 1603.05027): `[B, C, H, W]`."""
 
     def __init__(self, width: int, norm: Callable[[int, float], nn.Module], eps: float) -> None:
         super().__init__()
@@ -94,67 +104,71 @@ class Convolutions(nn.Module):
         return x + self.conv2(nn.functional.relu(self.norm2(hidden)))
 
 
-def _stem(config: VitConfig) -> nn.Sequential:
-    """n stages of a strided 3x3 convolution and residual blocks: `[B, 3, H, W]` -> `[B, C, H/2^n, W/2^n]`, normed."""
+def _build_stem(config: VitConfig) -> nn.Sequential:
+    """n stages of a strided 3x3 convolution and residual blocks, a norm: `[B, 3, H, W]` -> `[B, C, H/2^n, W/2^n]`."""
     norm = _STEM_NORMS[config.stem_norm]
     layers: list[nn.Module] = []
-    for before, width in zip((3, *config.stem), config.stem, strict=False):
-        layers.append(nn.Conv2d(before, width, 3, stride=2, padding=1))
-        layers += [Convolutions(width, norm, config.eps) for _ in range(config.stem_blocks)]
+    for in_channels, width in zip((3, *config.stem), config.stem, strict=False):
+        layers.append(nn.Conv2d(in_channels, width, 3, stride=2, padding=1))
+        layers += [ResidualConvs(width, norm, config.eps) for _ in range(config.stem_blocks)]
     return nn.Sequential(*layers, norm(config.stem[-1], config.eps), nn.ReLU()) if layers else nn.Sequential()
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into patches, projects each, puts a class token first, adds learned positions (ViT, section 3.1).
+    """Patch embedding: projected patches, a class token before them, learned positions (ViT, section 3.1).
 
     pixels `[B, 3, H, W]` -> `[B, 1 + H/patch * W/patch, D]`, without a class token `[B, H/patch * W/patch, D]`.
-    Raises ValueError for a stem that does not fit the patch.
+
+    Raises:
+        ValueError: the stem does not divide the patch, or `any_size` is combined with a class token.
     """
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        cut, left = divmod(config.patch, 2 ** len(config.stem))
-        if left or not cut:
+        cut, remainder = divmod(config.patch, 2 ** len(config.stem))
+        if remainder or not cut:
             raise ValueError(f"a stem of {len(config.stem)} stages does not fit patches of {config.patch}")
         if config.any_size and config.pooling in ("class", "mean"):
             raise ValueError("images of any size have no class token")
-        self.stem = _stem(config)
+        self.stem = _build_stem(config)
         channels = config.stem[-1] if config.stem else 3
         self.any_size = config.any_size
-        # The same product, which NaFlex's checkpoints have as one of whole patches.
+        # The same product either way; NaFlex's checkpoints store it as a linear layer over whole patches.
         self.proj = (
             Linear(cut * cut * channels, config.dim, bias=config.patch_bias)
             if config.any_size
             else nn.Conv2d(channels, config.dim, cut, stride=cut, bias=config.patch_bias)
         )
         self.cut = cut
-        self.mean, first = config.pooling == "mean", config.pooling in ("class", "mean")
-        self.class_token = nn.Parameter(torch.empty(config.dim)) if first else None
+        self.mean, has_class_token = config.pooling == "mean", config.pooling in ("class", "mean")
+        self.class_token = nn.Parameter(torch.empty(config.dim)) if has_class_token else None
         self.grid = config.image_size // config.patch
-        self.position = nn.Parameter(torch.empty(first + self.grid * self.grid, config.dim))
+        self.position = nn.Parameter(torch.empty(has_class_token + self.grid * self.grid, config.dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last)) if self.stem else pixels
         if self.any_size:
             grid = x.unflatten(2, (-1, self.cut)).unflatten(4, (-1, self.cut))  # [B, C, h, p, w, p]
-            tokens = self.proj(grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
-            return tokens + self._stretched(grid.shape[2], grid.shape[4])
-        tokens = self.proj(x).flatten(2).transpose(1, 2)
+            tokens = self.proj(grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))  # [B, h * w, D]
+            return tokens + self._resized_positions(grid.shape[2], grid.shape[4])
+        tokens = self.proj(x).flatten(2).transpose(1, 2)  # [B, N, D]
         if self.class_token is not None:
-            first = self.class_token + (tokens.mean(1, keepdim=True) if self.mean else 0)
-            tokens = torch.cat([first.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+            class_token = self.class_token + (tokens.mean(1, keepdim=True) if self.mean else 0)
+            tokens = torch.cat([class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         return tokens + self.position
 
-    def _stretched(self, height: int, width: int) -> Tensor:
-        """The table of positions for a grid of another shape: `[height * width, D]`."""
+    def _resized_positions(self, height: int, width: int) -> Tensor:
+        """The position table interpolated to a grid of height x width patches: `[height * width, D]`."""
         table = self.position.float().T.view(1, -1, self.grid, self.grid)
         table = nn.functional.interpolate(table, size=(height, width), mode="bilinear", antialias=True)
         return table[0].flatten(1).T.to(self.position.dtype)
 
 
 class ProbeHead(nn.Module):
-    """A learned probe reads all tokens, then passes an MLP: `[B, N, D]` -> `[B, D]` (Lee et al. 2019, arXiv 1810.00825,
-    section 3.2, with one seed; SigLIP's head)."""
+    """SigLIP's pooling: attention of one learned query over all tokens, then an MLP, `[B, N, D]` -> `[B, D]`.
+
+    Pooling by multihead attention with one seed vector (Lee et al. 2019, arXiv 1810.00825, section 3.2).
+    """
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -170,9 +184,10 @@ class ProbeHead(nn.Module):
 
 
 class Vit(nn.Module):
-    """pixels `[B, 3, H, W]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]` or None, by `VitConfig.pooling`).
+    """Vision transformer: pixels `[B, 3, H, W]` -> Encoded(tokens `[B, N, D]`, pooled `[B, D]` or None).
 
-    H = W = `image_size`, or what `any_size` allows. N = H/patch * W/patch, and one more, the first, with a class token.
+    H = W = `image_size`, or any multiple of `patch` with `any_size`. N = H/patch * W/patch; a class token adds one, the
+    first. See `VitConfig.pooling` for the pooled state.
     """
 
     def __init__(self, config: VitConfig) -> None:

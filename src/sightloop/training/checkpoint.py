@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.tensors import read_tensors
-from sightloop.data.atomic import PREFIX, SUFFIX, atomic_path, sync_folder, write_json
+from sightloop.data.atomic import TEMP_PREFIX, TEMP_SUFFIX, atomic_path, sync_folder, write_json
 from sightloop.errors import CheckpointError
 from sightloop.training.distributed import local, part, whole
 from sightloop.types import JsonDict, JsonMapping
@@ -79,7 +79,7 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(run)
     temporary, former = (
-        folder / f"{PREFIX}{target.name}-{os.getpid()}{end}{SUFFIX}" for end in ("", "-former")
+        folder / f"{TEMP_PREFIX}{target.name}-{os.getpid()}{end}{TEMP_SUFFIX}" for end in ("", "-former")
     )
     for left in (temporary, former):
         shutil.rmtree(left, ignore_errors=True)
@@ -171,7 +171,7 @@ def prune(run: Path, step: int, keep: int, best: int | None) -> None:
     kept = {*sorted(each for each in found if each <= step)[-keep:], best}
     for each in found.keys() - kept:
         shutil.rmtree(found[each], ignore_errors=True)
-    for left in (run / "checkpoints").glob(f"{PREFIX}*{SUFFIX}"):
+    for left in (run / "checkpoints").glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True)
 
 

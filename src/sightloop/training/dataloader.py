@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.augment import View, augment, view_of
+from sightloop.data.images.augment import View, augment, sample_view
 from sightloop.data.images.decode import decode
 from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.data.rng import generator
@@ -254,7 +254,7 @@ class BatchLoader:
             texts = [*sample.captions, *(q.question for q in sample.questions), *(name for name, _ in things)]
             about: JsonDict = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
             values = augment(picture, side, options, **about)
-            view = view_of((picture.shape[0], picture.shape[1]), options, **about)
+            view = sample_view((picture.shape[0], picture.shape[1]), options, **about)
             scale = picture.shape[1] / width, picture.shape[0] / height
         shown = [(label, view.map_box(_scaled(box, scale))) for label, box in things]
         return values, [(label, box) for label, box in shown if box is not None], view.size

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from sightloop.data.atomic import atomic_path, atomic_write
+from sightloop.data.atomic import atomic_write
+from sightloop.data.journal import Journal, read_journal, write_journal
 from sightloop.errors import SightloopError, UsageError
 from sightloop.training.events import (
     CheckpointSaved,
@@ -23,6 +23,7 @@ from sightloop.training.events import (
     from_json,
     to_json,
 )
+from sightloop.types import JsonDict, JsonMapping
 
 METRICS = "metrics.jsonl"
 _SYNCED = (RunStarted, Evaluated, CheckpointSaved, RunEnded)
@@ -69,23 +70,23 @@ class RunLog:
                     f"{folder} holds a run already: resume it, or name another folder."
                 ) from None
         else:
-            self._cut(path, resume_step)
+            write_journal(path, self._kept(path, resume_step))
         self._board = None if writer is None else _Board(writer, folder)
-        self._file = path.open("ab", buffering=0)
+        self._journal = Journal(path, lambda line: None)
 
     def write(self, event: RunEvent) -> None:
         """Appends one event. Raises OSError where the disk is full or gone."""
-        line = self._line(event)
-        if _without_times(line) in self._known:
+        entry = self._entry(event)
+        if _without_times(entry) in self._known:
             return
-        self._file.write(line.encode())
+        self._journal.add(entry)
         if isinstance(event, _SYNCED):
-            os.fsync(self._file.fileno())
+            self._journal.sync()
         if self._board is not None:
             self._board.write(event)
 
     def close(self) -> None:
-        self._file.close()
+        self._journal.close()
         if self._board is not None:
             self._board.close()
 
@@ -97,59 +98,54 @@ class RunLog:
     ) -> None:
         self.close()
 
-    def _line(self, event: RunEvent) -> str:
+    def _entry(self, event: RunEvent) -> JsonDict:
         if isinstance(event, CheckpointSaved | RunEnded) and event.folder is not None:
             folder = event.folder
             if folder.is_relative_to(self._folder):
                 event = replace(event, folder=folder.relative_to(self._folder))
-        return json.dumps(to_json(event)) + "\n"
+        return to_json(event)
 
-    def _cut(self, path: Path, last: int) -> None:
-        """Keeps what an unbroken run would have written before its step `last` + 1."""
+    def _kept(self, path: Path, last: int) -> Iterator[JsonDict]:
+        """What an unbroken run would have written before its step `last` + 1."""
         saved = last == 0
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            waiting: list[str] = []  # samples skipped on the way to a step belong to it
-            for line, event in _lines(path) if path.exists() else ():
-                if isinstance(event, SampleSkipped):
-                    waiting.append(line)
-                    continue
-                step = 0 if isinstance(event, RunStarted) else event.step
-                if step > last:
-                    break
-                if isinstance(event, RunEnded):  # this run goes on
-                    continue
-                for kept in (*waiting, line):
-                    file.write(kept.encode())
-                self._known.update(map(_without_times, waiting))  # each sample is named once
-                waiting.clear()
-                saved = saved or (isinstance(event, CheckpointSaved) and step == last)
-                if step in (0, last) and not isinstance(event, StepDone):
-                    self._known.add(_without_times(line))
-            # Killed when the checkpoint was whole and its line was not yet written.
-            folder = checkpoint_folder(self._folder, last)
-            if not saved and folder.is_dir():
-                file.write(self._line(CheckpointSaved(last, folder)).encode())
+        waiting: list[JsonDict] = []  # samples skipped on the way to a step belong to it
+        for entry, event in _lines(path) if path.exists() else ():
+            if isinstance(event, SampleSkipped):
+                waiting.append(entry)
+                continue
+            step = 0 if isinstance(event, RunStarted) else event.step
+            if step > last:
+                break
+            if isinstance(event, RunEnded):  # this run goes on
+                continue
+            yield from (*waiting, entry)
+            self._known.update(map(_without_times, waiting))  # each sample is named once
+            waiting.clear()
+            saved = saved or (isinstance(event, CheckpointSaved) and step == last)
+            if step in (0, last) and not isinstance(event, StepDone):
+                self._known.add(_without_times(entry))
+        # Killed when the checkpoint was whole and its line was not yet written.
+        folder = checkpoint_folder(self._folder, last)
+        if not saved and folder.is_dir():
+            yield self._entry(CheckpointSaved(last, folder))
 
 
-def _without_times(line: str) -> str:
-    """A line without what a resumed run says differently."""
-    record = json.loads(line)
-    return json.dumps({name: record[name] for name in record if name not in ("seconds", "first_step")})
+def _without_times(entry: JsonMapping) -> str:
+    """An entry without what a resumed run says differently."""
+    return json.dumps({name: entry[name] for name in entry if name not in ("seconds", "first_step")})
 
 
-def _lines(path: Path) -> Iterator[tuple[str, RunEvent]]:
+def _lines(path: Path) -> Iterator[tuple[JsonDict, RunEvent]]:
     if not path.is_file():
         raise SightloopError(f"{path}: no such file; a training run writes it into its folder")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.endswith(b"\n"):
-                return
-            try:
-                line = raw.decode()
-                yield line, from_json(json.loads(line))
-            except (ValueError, AttributeError, SightloopError) as error:
-                remedy = "remove that line, or begin the run anew"
-                raise SightloopError(f"{path}, line {number}: {error}; {remedy}") from error
+    for line in read_journal(path):
+        try:
+            if line.entry is None:
+                raise ValueError("not a JSON object")
+            yield line.entry, from_json(line.entry)
+        except (ValueError, AttributeError, SightloopError) as error:
+            remedy = "remove that line, or begin the run anew"
+            raise SightloopError(f"{path}, line {line.number}: {error}; {remedy}") from error
 
 
 def _writer() -> Any:

@@ -299,9 +299,9 @@ def _add_lm(
     """Adds the loss of some of the texts: logits `[T, V]` and targets `[T]` of all T tokens to predict."""
     network, lengths = context.net(LanguageModelingNetwork), rows.lengths[texts]
     ids, read = (x[texts, : int(lengths.max())] for x in (rows.ids, rows.read))
-    kept = language.next_tokens(ids, lengths, rows.prompt)
+    kept = language.next_token_targets(ids, lengths, rows.prompt)
     states = network.decoder_states(memory, read).flatten(0, 1)  # [r * L, D]
-    logits = network.lm_logits(states[kept.where])
+    logits = network.lm_logits(states[kept.positions])
     context.add(name, language.lm_loss(logits, kept.targets, count, smoothing=context.recipe.label_smoothing))
 
 
@@ -343,9 +343,11 @@ def _continue_prompts(
     if model.config.bidirectional_prefix:
         prefix_mask = torch.arange(ids.shape[1], device=ids.device) < (prompts + more)[:, None]
     vectors = network.build_prefix(tokens.flatten(0, 1), ids, valid_mask).tokens
-    states = model.text.read(vectors, valid_mask=valid_mask, prefix_mask=prefix_mask, causal=True)
-    kept = language.next_tokens(ids, lengths + more, prompts + more)
-    return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
+    states = model.text.forward_embeddings(
+        vectors, valid_mask=valid_mask, prefix_mask=prefix_mask, causal=True
+    )
+    kept = language.next_token_targets(ids, lengths + more, prompts + more)
+    return model.logits(states.flatten(0, 1)[kept.positions]), kept.targets
 
 
 def _decode_answers(
@@ -359,14 +361,14 @@ def _decode_answers(
     steps = torch.arange(int((lengths - prompts).max()), device=ids.device)
     answers = ids.gather(1, (prompts[:, None] + steps).clamp(max=ids.shape[1] - 1))
     texts = torch.cat([start.expand(len(ids), -1), answers], dim=1)
-    kept = language.next_tokens(texts, len(start) + lengths - prompts, len(start))
-    states = model.text.read(
+    kept = language.next_token_targets(texts, len(start) + lengths - prompts, len(start))
+    states = model.text.forward_embeddings(
         model.text.embed_tokens(texts),
         causal=True,
         memory=model.text.memory(memory.tokens),
         memory_mask=valid_mask[:, None, None],
     )
-    return model.logits(states.flatten(0, 1)[kept.where]), kept.targets
+    return model.logits(states.flatten(0, 1)[kept.positions]), kept.targets
 
 
 def _expand_image(network: PromptedNetwork, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:

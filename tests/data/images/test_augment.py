@@ -13,10 +13,10 @@ from sightloop.data.images.augment import (
     Augment,
     View,
     augment,
-    crop_box,
-    guarded,
+    has_guard_word,
     randaugment,
-    view_of,
+    sample_crop_box,
+    sample_view,
 )
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
@@ -47,7 +47,7 @@ def test_a_crop_lies_in_the_picture_and_within_its_bounds(
     width: int, height: int, scale: tuple[float, float], seed: int
 ) -> None:
     options = Augment(scale=(min(scale), max(scale)))
-    left, top, right, bottom = crop_box(width, height, options, generator(seed))
+    left, top, right, bottom = sample_crop_box(width, height, options, generator(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     wide, tall = right - left, bottom - top
@@ -64,7 +64,7 @@ def test_a_crop_lies_in_the_picture_and_within_its_bounds(
 
 def test_the_area_is_uniform_and_the_place_too() -> None:
     random = generator("boxes")
-    boxes = np.array([crop_box(1000, 1000, Augment(scale=(0.2, 0.6)), random) for _ in range(4000)])
+    boxes = np.array([sample_crop_box(1000, 1000, Augment(scale=(0.2, 0.6)), random) for _ in range(4000)])
     wide, tall = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area, aspect = wide * tall / 1e6, np.log(wide / tall)
     assert np.quantile(area, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6], abs=0.02)
@@ -78,7 +78,7 @@ def test_the_area_is_uniform_and_the_place_too() -> None:
     [(1000, 100, (433, 0, 566, 100)), (100, 1000, (0, 433, 100, 566)), (1, 1, (0, 0, 1, 1))],
 )
 def test_a_picture_too_narrow_gives_its_middle(width: int, height: int, box: tuple[int, ...]) -> None:
-    assert crop_box(width, height, Augment(scale=(0.9, 1.0)), generator(0)) == box
+    assert sample_crop_box(width, height, Augment(scale=(0.9, 1.0)), generator(0)) == box
 
 
 # The whole.
@@ -140,11 +140,11 @@ def test_the_guard_changes_nothing_but_the_flip() -> None:
 
 
 def test_guard_words_are_whole_words() -> None:
-    assert guarded(["", "to the right, a cat"])
-    assert guarded(["a Left-handed player"])
-    assert not guarded(["upright", "copyright", "leftovers"])
-    assert not guarded([])
-    assert guarded(["a+b"], ("a+b",))
+    assert has_guard_word(["", "to the right, a cat"])
+    assert has_guard_word(["a Left-handed player"])
+    assert not has_guard_word(["upright", "copyright", "leftovers"])
+    assert not has_guard_word([])
+    assert has_guard_word(["a+b"], ("a+b",))
 
 
 # RandAugment's operations against definitions of their own. The strength is from 0 to 1.
@@ -293,7 +293,7 @@ def test_boxes_follow_crops_and_flips() -> None:
     for epoch in range(60):
         about = {"seed": 3, "epoch": epoch, "key": "k"}
         values = augment(picture, 64, options, **about)[0] > 127
-        view = view_of((120, 160), options, **about)
+        view = sample_view((120, 160), options, **about)
         placed = view.map_box(box)
         shown = float(values.mean()) * view.size[0] * view.size[1]  # in the image's pixels
         if placed is None:
@@ -317,5 +317,5 @@ def test_boxes_follow_crops_and_flips() -> None:
 def test_words_about_sides_keep_boxes_unmirrored() -> None:
     options = Augment(flip=1.0, randaugment=None)
     about = {"seed": 0, "epoch": 0, "key": "k"}
-    assert view_of((10, 10), options, **about).flipped
-    assert not view_of((10, 10), options, **about, texts=["left wing"]).flipped
+    assert sample_view((10, 10), options, **about).flipped
+    assert not sample_view((10, 10), options, **about, texts=["left wing"]).flipped

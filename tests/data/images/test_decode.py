@@ -155,11 +155,11 @@ def test_quick_jpeg_equals_pillow(size: tuple[int, int], options: dict[str, int]
         data = encoded(photo(*size, "L"), "JPEG", **options)
     else:
         data = encoded(photo(*size), "JPEG", subsampling=sampling, quality=85, **options)
-    facts = headers.check(data, 10**6)
+    facts = headers.check_header(data, 10**6)
     assert facts is not None
-    assert facts.plain
+    assert facts.is_standard
     assert facts.orientation == 1
-    assert decode._fast_jpeg(data, facts, "RGB") is not None  # the quick path was taken
+    assert decode._decode_jpeg_fast(data, facts, "RGB") is not None  # the quick path was taken
     assert np.array_equal(np.asarray(decode.decode(data)), by_pillow(data))
 
 
@@ -274,7 +274,7 @@ def test_paths_that_are_no_regular_files(tmp_path: Path) -> None:
             "pipe.jpg": "a pipe, not a regular file",
             "folder.jpg": "a folder, not an image",
             "empty.jpg": "an empty file",
-            "dangling.jpg": "a link to nothing",
+            "dangling.jpg": "a broken symbolic link",
             "absent.jpg": "no such file",
             "s": "a socket, not a regular file",
         }
@@ -491,7 +491,7 @@ def attempt(data: bytes, limits: Limits) -> Image.Image | ImageError:
 
 
 def test_names_and_extensions() -> None:
-    assert decode.name_of(Path("a/b.jpg")) == "a/b.jpg"
-    assert decode.name_of(b"") == "<bytes>"
+    assert decode.source_name(Path("a/b.jpg")) == "a/b.jpg"
+    assert decode.source_name(b"") == "<bytes>"
     assert {".jpg", ".heic", ".avif", ".tif"} <= decode.EXTENSIONS
     assert all(ending == ending.lower() and ending.startswith(".") for ending in decode.EXTENSIONS)

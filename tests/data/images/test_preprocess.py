@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from sightloop.data.images import preprocess, resample
+from sightloop.data.images import preprocess, processor_config, resample
 from sightloop.errors import CheckpointError, ImageError, UsageError
 from sightloop.types import ImageSpec, Limits, Pixels
 
@@ -81,7 +81,7 @@ def off(source: Any, spec: ImageSpec) -> tuple[int, float]:
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_reference(name: str, size: tuple[int, int]) -> None:
     processor = REFERENCES[name]
-    spec = preprocess.spec_from_transformers(processor.to_dict())
+    spec = processor_config.spec_from_transformers(processor.to_dict())
     image = noise(*size)
     assert torch.equal(ours(image, spec), reference(processor, image).float())
 
@@ -102,7 +102,7 @@ def test_equals_the_reference_at_any_size(
         CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=form, resample=resample),
         BlipImageProcessorPil(size=form, resample=resample),
     ):
-        spec = preprocess.spec_from_transformers(processor.to_dict())
+        spec = processor_config.spec_from_transformers(processor.to_dict())
         assert torch.equal(ours(image, spec), reference(processor, image))
 
 
@@ -117,7 +117,7 @@ def test_equals_the_reference_on_files(tmp_path: Path, mode: str, orientation: i
     exif[0x0112] = orientation
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     image.save(path, exif=exif, **({"transparency": 7} if "transparent" in mode else {}))
-    spec = preprocess.spec_from_transformers(REFERENCES["clip odd"].to_dict())
+    spec = processor_config.spec_from_transformers(REFERENCES["clip odd"].to_dict())
     with Image.open(path) as opened:
         wanted = reference(REFERENCES["clip odd"], ImageOps.exif_transpose(opened))
         assert torch.equal(ours(opened, spec), wanted)
@@ -128,7 +128,7 @@ def test_equals_the_reference_on_files(tmp_path: Path, mode: str, orientation: i
 def test_equals_the_reference_on_photographs(shared_data: Path) -> None:
     for path in sorted((shared_data / "coco128").rglob("*.jpg"))[:16]:
         for name in ("clip", "blip", "siglip"):
-            spec = preprocess.spec_from_transformers(REFERENCES[name].to_dict())
+            spec = processor_config.spec_from_transformers(REFERENCES[name].to_dict())
             assert torch.equal(ours(path, spec), reference(REFERENCES[name], str(path))), path
 
 
@@ -160,22 +160,22 @@ def test_windows_equal_pillow(data: st.DataObject) -> None:
     image = noise(width, height)
     filters = [name for name in resample.FILTERS if name != "nearest"]
     kernel = data.draw(st.sampled_from(filters))
-    wanted = resample.exact(image, window, kernel)
-    assert np.array_equal(resample.exact_window(np.asarray(image), window, kernel), wanted)
+    wanted = resample.resize_pillow(image, window, kernel)
+    assert np.array_equal(resample.resize_window(np.asarray(image), window, kernel), wanted)
     words = np.dstack([np.asarray(image), np.full((height, width), 77, np.uint8)])
-    done = resample.through_torch(words, window, kernel, True)
+    done = resample.resize_torch(words, window, kernel, True)
     if done is None:  # so much smaller that a sum of products could pass 24 bits: left to Pillow
         assert max(width / new_width, height / new_height) > 40
         return
     assert np.array_equal(done.transpose(1, 2, 0), wanted)
-    nearly = resample.through_torch(words, window, kernel, False)
+    nearly = resample.resize_torch(words, window, kernel, False)
     assert nearly is not None
     assert np.abs(nearly.transpose(1, 2, 0).astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["clip", "blip", "siglip"])
 def test_fast_is_nearly_exact_on_photographs(shared_data: Path, name: str) -> None:
-    spec = preprocess.spec_from_transformers(REFERENCES[name].to_dict())
+    spec = processor_config.spec_from_transformers(REFERENCES[name].to_dict())
     paths = (
         sorted((shared_data / "coco128").rglob("*.jpg"))
         + sorted((shared_data / "clothing").rglob("*.jpg"))[::50]
@@ -190,7 +190,7 @@ def test_fast_is_nearly_exact_on_photographs(shared_data: Path, name: str) -> No
 @pytest.mark.parametrize("name", ["clip", "clip odd", "blip"])
 @pytest.mark.parametrize("size", SIZES)
 def test_fast_is_never_off_by_more_than_one(name: str, size: tuple[int, int]) -> None:
-    spec = preprocess.spec_from_transformers(REFERENCES[name].to_dict())
+    spec = processor_config.spec_from_transformers(REFERENCES[name].to_dict())
     assert off(noise(*size), spec)[0] <= 1
     assert off(Image.fromarray(np.asarray(noise(*size)) // 128 * 255), spec)[0] <= 1  # only black and white
 
@@ -198,13 +198,13 @@ def test_fast_is_never_off_by_more_than_one(name: str, size: tuple[int, int]) ->
 def test_fast_falls_back_where_it_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = ImageSpec(shortest_edge=20, crop=(20, 20), interpolation="nearest")
     assert off(noise(50, 40), nearest) == (0, 0.0)
-    monkeypatch.setattr(resample, "order_is_known", lambda: False)
-    monkeypatch.setattr(resample, "through_torch", None)
+    monkeypatch.setattr(resample, "pass_order_is_known", lambda: False)
+    monkeypatch.setattr(resample, "resize_torch", None)
     assert off(noise(50, 40), ImageSpec(shortest_edge=20)) == (0, 0.0)
 
 
 def test_order_of_passes_is_the_installed_pillows() -> None:
-    assert resample.order_is_known()
+    assert resample.pass_order_is_known()
 
 
 def test_huge_results_are_refused() -> None:
@@ -240,7 +240,7 @@ def test_prepare() -> None:
 @pytest.mark.parametrize("name", REFERENCES)
 def test_normalise_has_the_references_bits_for_every_value(name: str) -> None:
     processor = REFERENCES[name]
-    spec = preprocess.spec_from_transformers(processor.to_dict())
+    spec = processor_config.spec_from_transformers(processor.to_dict())
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.dstack([every, every[::-1], every.T]))
     plain = type(processor)(**{**processor.to_dict(), "do_resize": False, "do_center_crop": False})
@@ -292,17 +292,17 @@ def test_normalise_batches() -> None:
 def test_normalise_has_the_same_bits_on_a_gpu() -> None:
     batch = torch.arange(256, dtype=torch.uint8).expand(2, 3, 16, 256).contiguous()
     for processor in REFERENCES.values():
-        spec = preprocess.spec_from_transformers(processor.to_dict())
+        spec = processor_config.spec_from_transformers(processor.to_dict())
         assert torch.equal(preprocess.normalize(batch.cuda(), spec).cpu(), preprocess.normalize(batch, spec))
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_specs_make_the_round_trip(name: str) -> None:
     processor = REFERENCES[name]
-    spec = preprocess.spec_from_transformers(processor.to_dict())
+    spec = processor_config.spec_from_transformers(processor.to_dict())
     kind = processor.to_dict()["image_processor_type"]
-    written = preprocess.spec_to_transformers(spec, kind)
-    assert preprocess.spec_from_transformers(written) == spec
+    written = processor_config.spec_to_transformers(spec, kind)
+    assert processor_config.spec_from_transformers(written) == spec
     assert written["image_processor_type"] == kind
     image = noise(80, 60)
     assert torch.equal(
@@ -317,7 +317,7 @@ def test_older_forms_of_specs() -> None:
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
     )
-    read = preprocess.spec_from_transformers
+    read = processor_config.spec_from_transformers
     assert read({}) == clip
     assert read({"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224}) == clip
     assert read({"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 224}}) == clip
@@ -354,7 +354,7 @@ def test_older_forms_of_specs() -> None:
 )
 def test_unknown_forms_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
-        preprocess.spec_from_transformers(wrong)
+        processor_config.spec_from_transformers(wrong)
 
 
 def test_specs_of_open_clip() -> None:
@@ -366,7 +366,7 @@ def test_specs_of_open_clip() -> None:
         "interpolation": "bicubic",
     }
     half = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    read = preprocess.spec_from_open_clip
+    read = processor_config.spec_from_open_clip
     assert read({**config, "resize_mode": "squash"}, 9) == ImageSpec(resize=(224, 224), **half)
     assert read({**config, "resize_mode": "shortest"}, 9) == ImageSpec(
         shortest_edge=224, crop=(224, 224), **half

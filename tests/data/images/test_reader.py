@@ -158,7 +158,7 @@ def test_odd_names(tmp_path: Path, isolate: bool, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_hang_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_PATIENCE", 1000.0)  # the child's own clock ends it
+    monkeypatch.setattr(reader, "_WALL_CLOCK_FACTOR", 1000.0)  # the limit of CPU time ends it
     small, slow = save(tmp_path / "a.png", 3), slow_png(tmp_path / "slow.png", 9_000)
     limits = Limits(max_seconds=0.2)
     start = time.monotonic()
@@ -229,8 +229,8 @@ def test_a_child_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def start_child() -> subprocess.Popen[bytes]:
-    child = reader._Child('{"spec": {}, "limits": {}}', 5.0)
-    child._read(child._process.stdout, 1)  # type: ignore[arg-type]
+    child = reader._Worker('{"spec": {}, "limits": {}}', 5.0)
+    reader._read_exactly(child._process.stdout, 1)  # type: ignore[arg-type]
     return child._process
 
 

@@ -20,15 +20,15 @@ def test_as_the_reference(height: int, width: int) -> None:
     grid = tiles.best_grid(size, tiles.GRIDS)
     assert grid == tuple(select_best_resolution(size, GRIDS))
     shape = np.broadcast_to(np.uint8(0), (3, height, width))
-    assert tiles.fitted(size, grid) == get_patch_output_size(shape, grid, ChannelDimension.FIRST)
-    rows, columns, top, left = tiles.layout(size, tiles.GRIDS, 336, 14)
+    assert tiles.fit_within(size, grid) == get_patch_output_size(shape, grid, ChannelDimension.FIRST)
+    rows, columns, top, left = tiles.tile_layout(size, tiles.GRIDS, 336, 14)
     whole = np.broadcast_to(np.uint8(0), (1, rows * 24, columns * 24))
     assert unpad_image(whole, size).shape[1:] == (rows * 24 - 2 * top, columns * 24 - 2 * left)
 
 
 def test_cutting() -> None:
     values = np.arange(3 * 4 * 6, dtype=np.uint8).reshape(3, 4, 6) + 1
-    cut = tiles.cut(values, (4, 8), 4)
+    cut = tiles.cut_tiles(values, (4, 8), 4)
     assert cut.shape == (3, 8, 4)
     assert (cut[:, :4, 1:] == values[:, :, :3]).all()
     assert (cut[:, 4:, :3] == values[:, :, 3:]).all()

@@ -71,7 +71,7 @@ class Pair:
 
     def __init__(self, folder: Path, reference: Any) -> None:
         self.reference, self.folder = reference, folder
-        self.ours = load_sentencepiece(folder, max_length=LENGTH, fill=True)
+        self.ours = load_sentencepiece(folder, max_length=LENGTH, pad_to_max_length=True)
 
     def check(self, texts: list[str]) -> None:
         wanted = self.reference(texts, padding="max_length", max_length=LENGTH, truncation=True)
@@ -149,7 +149,7 @@ def test_saved_and_read_back(pairs: dict[str, Pair], tmp_path: Path) -> None:
     ]
     for name, pair in pairs.items():
         pair.ours.save(tmp_path / name)
-        again = load_sentencepiece(tmp_path / name, max_length=LENGTH, fill=True)
+        again = load_sentencepiece(tmp_path / name, max_length=LENGTH, pad_to_max_length=True)
         assert again.encode(texts).ids.tolist() == pair.ours.encode(texts).ids.tolist()
         assert (again.pad_id, again.eos_id, again.bos_id) == (
             pair.ours.pad_id,
@@ -181,10 +181,10 @@ def test_open_clips_cleanings() -> None:
 
 def test_cleaning_survives_saving(pairs: dict[str, Pair], tmp_path: Path) -> None:
     folder = pairs["gemma"].folder
-    ours = load_sentencepiece(folder, max_length=LENGTH, fill=True, cleaning="canonicalize")
+    ours = load_sentencepiece(folder, max_length=LENGTH, pad_to_max_length=True, cleaning="canonicalize")
     ours.save(tmp_path / "saved")
-    again = load_sentencepiece(tmp_path / "saved", max_length=LENGTH, fill=True)
-    plain = load_sentencepiece(folder, max_length=LENGTH, fill=True)
+    again = load_sentencepiece(tmp_path / "saved", max_length=LENGTH, pad_to_max_length=True)
+    plain = load_sentencepiece(folder, max_length=LENGTH, pad_to_max_length=True)
     for tokenizer in (ours, again):
         assert tokenizer.encode(["Two_dogs!"]).ids.tolist() == plain.encode(["two dogs"]).ids.tolist()
 
@@ -216,7 +216,7 @@ def test_a_vocabulary_of_ones_own(tmp_path: Path) -> None:
         train_sentencepiece(texts, 450, tmp_path / name)
     one, two = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("one", "two"))
     assert one == two
-    ours: Tokenizer = load_sentencepiece(tmp_path / "one", max_length=30, fill=True)
+    ours: Tokenizer = load_sentencepiece(tmp_path / "one", max_length=30, pad_to_max_length=True)
     assert ours.vocab_size <= 450
     found = ours.encode(["a red DOG near 日本"])
     assert ours.decode(found.ids.tolist()) == ["a red dog near 日本"]

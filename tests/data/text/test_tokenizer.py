@@ -289,7 +289,7 @@ def test_bert_from_bare_vocabulary_as_blip_does(wordpiece_file: Path, captions: 
     if wordpiece_file.parent == FILES:
         assert base == 30522
     assert_same_tokenizer(ours, theirs, [*captions[::8], *strange_texts(4000, seed=3)])
-    assert bert_tokenizer_from_vocab(wordpiece_file, extra=()).vocab_size == base
+    assert bert_tokenizer_from_vocab(wordpiece_file, extra_special_tokens=()).vocab_size == base
 
 
 # The original CLIP rules, step by step as published, with its word pattern.
@@ -455,7 +455,10 @@ def test_cut_as_the_reference_cuts(bpe_file: Path, tmp_path: Path, captions: lis
 
 
 def test_cut_bert_as_the_reference_cuts(wordpiece_file: Path, captions: list[str]) -> None:
-    ours, theirs = bert_tokenizer_from_vocab(wordpiece_file, extra=()), BertTokenizer(str(wordpiece_file))
+    ours, theirs = (
+        bert_tokenizer_from_vocab(wordpiece_file, extra_special_tokens=()),
+        BertTokenizer(str(wordpiece_file)),
+    )
     texts = [*captions[:200], *strange_texts(300, seed=9)]
     assert_same_cuts(ours, theirs, texts)
 

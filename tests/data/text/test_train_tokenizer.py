@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloop.data.text.tokenizer import bert_tokenizer_from_vocab, load_tokenizer
-from sightloop.data.text.train_tokenizer import SPECIALS, train_bpe, train_wordpiece
+from sightloop.data.text.train_tokenizer import BERT_SPECIAL_TOKENS, train_bpe, train_wordpiece
 from sightloop.errors import UsageError
 
 TEXTS = [
@@ -29,7 +29,7 @@ def test_words_come_back(tmp_path: Path) -> None:
     assert tokenizer.token_id("[UNK]") not in ids
     assert tokenizer.decode(ids.tolist())[0] == TEXTS[0]
     lines = (tmp_path / "vocab.txt").read_text("utf-8").splitlines()
-    assert lines[: len(SPECIALS)] == list(SPECIALS)
+    assert lines[: len(BERT_SPECIAL_TOKENS)] == list(BERT_SPECIAL_TOKENS)
     assert len(lines) == len(set(lines)) <= 120
 
 

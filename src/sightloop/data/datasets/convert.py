@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from sightloop.data.atomic import lock
+from sightloop.data.atomic import try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.folder import MARKER_NAME
@@ -163,9 +163,9 @@ def encoded_image(sample: Sample, *, read_all: bool) -> tuple[bytes | None, str]
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
     if len(data) > Limits().max_file_bytes:
         raise ImageError(sample.key, "its image is too large")
-    extension = _EXTENSIONS.get(headers.kind(data))
+    extension = _EXTENSIONS.get(headers.image_format(data))
     if extension is None:
-        raise ImageError(sample.key, headers.describe_unknown(data))
+        raise ImageError(sample.key, headers.unknown_format_reason(data))
     return data if read_all or isinstance(sample.image, bytes) else None, extension
 
 
@@ -263,7 +263,7 @@ def _staging_folder(destination: _Destination) -> Generator[Path]:
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None  # not on Windows
     try:
-        if descriptor is not None and not lock(descriptor):
+        if descriptor is not None and not try_lock(descriptor):
             raise UsageError(f"{target}: another run is writing it now.")
         try:
             for path in folder.iterdir():  # left by a killed run; the folder itself is locked, so it stays

@@ -199,8 +199,8 @@ def _read_fingerprints(
 def _decode_thumbnail(data: bytes) -> NDArray[np.uint8]:
     """Gray thumbnail `[64, 64]` of an encoded image. A baseline JPEG is decoded at reduced size."""
     try:
-        jpeg = headers.check(data, _MAX_DRAFT_PIXELS)
-        if jpeg is not None and jpeg.plain and jpeg.width * jpeg.height <= _MAX_DRAFT_PIXELS:
+        jpeg = headers.check_header(data, _MAX_DRAFT_PIXELS)
+        if jpeg is not None and jpeg.is_standard and jpeg.width * jpeg.height <= _MAX_DRAFT_PIXELS:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 image.draft("L", (_SIDE, _SIDE))
                 return _thumbnail(ImageOps.exif_transpose(image))

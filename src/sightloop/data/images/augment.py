@@ -1,4 +1,4 @@
-"""Training images: a random crop, a flip, and RandAugment, as functions of (seed, epoch, key) and nothing else."""
+"""Augmentation of training images: random crop, horizontal flip and RandAugment, a function of (seed, epoch, key)."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
-from sightloop.types import Box
+from sightloop.types import Box, Size
 
-# Texts with these words are about a side or about writing: a mirrored image makes them wrong.
+# Texts with these words name a side or quote writing, which a mirrored image would contradict.
 GUARD_WORDS: tuple[str, ...] = tuple(
     "left right leftmost rightmost clockwise counterclockwise word words letter letters text written reads says".split()
 )
 
-_TRIES = 10
-_STRONGEST = 10
-_GREY = (128, 128, 128)
-_LEAST_SEEN = 0.25  # of a thing, that it is still worth naming
-_REDUCING_GAP = (
-    3.0  # above it Pillow shrinks by whole factors first: several times faster, and the eye sees no change
-)
+_CROP_ATTEMPTS = 10
+_MAX_MAGNITUDE = 10
+_GRAY = (128, 128, 128)  # fills what a shear, shift or rotation uncovers
+_MIN_VISIBLE = 0.25  # share of a box's area that a crop must keep for the box to be kept
+# Above this ratio Pillow first shrinks by whole factors: several times faster, without a visible difference.
+_REDUCING_GAP = 3.0
+_SHIFT = 10 / 224  # of the side: 10 pixels at BLIP's training size
 
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """What is done to a training image.
+    """Augmentation options. The defaults are BLIP's (Li et al. 2022), apart from `guard_words`.
 
-    scale: the smallest and largest part of the image's area that a crop keeps, 0 to 1. ratio: a crop's smallest and
-    largest width / height, before it is made square. flip: the chance to be mirrored, 0 to 1. randaugment: how many
-    operations are drawn and their magnitude, 0 to 10; None for none. guard_words: where a text about the image has
-    one of these words, in any case, it is never mirrored.
-    The defaults are BLIP's (Li et al. 2022), apart from the guard. Raises `UsageError` for values out of range.
+    Args:
+        scale: Smallest and largest share of the image's area that a crop keeps, 0 to 1.
+        ratio: Smallest and largest width / height of a crop, before it is resized to a square.
+        flip: Probability of a horizontal flip, 0 to 1.
+        randaugment: Number of operations and their magnitude, 0 to 10; None for none.
+        guard_words: An image is never flipped if a text about it has one of these words, in upper or lower case.
+
+    Raises:
+        UsageError: A value out of range.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -56,7 +60,7 @@ class Augment:
         if not 0 <= self.flip <= 1:
             raise UsageError(f"augment.flip={self.flip}: must be from 0 to 1.")
         if self.randaugment is not None and not (
-            self.randaugment[0] >= 0 and 0 <= self.randaugment[1] <= _STRONGEST
+            self.randaugment[0] >= 0 and 0 <= self.randaugment[1] <= _MAX_MAGNITUDE
         ):
             raise UsageError(
                 f"augment.randaugment={self.randaugment}: must be (operations, magnitude): 0 or more, 0 to 10."
@@ -64,7 +68,7 @@ class Augment:
 
 
 def augment(
-    picture: Image.Image | NDArray[np.uint8],
+    image: Image.Image | NDArray[np.uint8],
     size: int,
     options: Augment,
     *,
@@ -73,123 +77,148 @@ def augment(
     key: str,
     texts: Sequence[str] = (),
 ) -> NDArray[np.uint8]:
-    """uint8 `[3, size, size]`: a random crop, resized (bicubic), perhaps mirrored, then RandAugment.
+    """Random crop, resize (bicubic), horizontal flip, then RandAugment; the same on every worker and rank.
 
-    image: upright, a PIL image or uint8 `[H, W, 3]`. texts: what is said and asked about it, for the guard.
-    A function of its arguments: the same on every worker and rank, in every order.
+    Args:
+        image: Upright image: PIL, or uint8 `[H, W, 3]`.
+        size: Side of the result in pixels.
+        options: Augmentation options.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        key: Key of the sample.
+        texts: Captions, questions and labels of the image, for `options.guard_words`.
+
+    Returns:
+        uint8 `[3, size, size]`, contiguous.
     """
     random = generator("augment", seed, epoch, key)
-    shape = (picture.height, picture.width) if isinstance(picture, Image.Image) else picture.shape[:2]
-    view = _view(shape, options, random, texts)
-    image = _cropped(picture, size, view.box)
+    shape = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    view = _sample_view(shape, options, random, texts)
+    crop = _crop_and_resize(image, size, view.box)
     if view.flipped:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if options.randaugment is not None:
-        image = randaugment(image, *options.randaugment, random)
-    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
+        crop = randaugment(crop, *options.randaugment, random)
+    return np.array(np.asarray(crop).transpose(2, 0, 1), order="C")  # [size, size, 3] -> [3, size, size]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is shown of an image: a box of it, (left, top, right, bottom) in its whole pixels, perhaps mirrored."""
+    """Crop and flip of one image.
+
+    Args:
+        box: (left, top, right, bottom) in whole pixels of the image; right and bottom are exclusive.
+        flipped: Whether the crop is mirrored left to right.
+    """
 
     box: tuple[int, int, int, int]
     flipped: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of what is shown, in the image's pixels."""
+    def size(self) -> Size:
+        """(height, width) of the crop in pixels of the image."""
         return self.box[3] - self.box[1], self.box[2] - self.box[0]
 
     def map_box(self, box: Box) -> Box | None:
-        """Where a box of the image is in what is shown, in the same pixels: moved, cut off at the edges, mirrored.
-        None where less than a quarter of it is left."""
+        """Box of the image in coordinates of the crop, in the same pixels: shifted, clipped, mirrored.
+
+        None where less than a quarter of the box's area is inside the crop.
+        """
         (height, width), (x, y) = self.size, self.box[:2]
         left, right = (min(max(edge - x, 0.0), float(width)) for edge in (box[0], box[2]))
         top, bottom = (min(max(edge - y, 0.0), float(height)) for edge in (box[1], box[3]))
         area = (box[2] - box[0]) * (box[3] - box[1])
-        if not 0 < area * _LEAST_SEEN <= (right - left) * (bottom - top):
+        if not 0 < area * _MIN_VISIBLE <= (right - left) * (bottom - top):
             return None
         return (width - right, top, width - left, bottom) if self.flipped else (left, top, right, bottom)
 
 
-def view_of(
-    size: tuple[int, int], options: Augment, *, seed: int, epoch: int, key: str, texts: Sequence[str] = ()
+def sample_view(
+    size: Size, options: Augment, *, seed: int, epoch: int, key: str, texts: Sequence[str] = ()
 ) -> View:
-    """What `augment` shows of an image of (height, width), before RandAugment, which may turn and shear it."""
-    return _view(size, options, generator("augment", seed, epoch, key), texts)
+    """Crop and flip that `augment` draws for an image of (height, width).
+
+    RandAugment is not part of it; its rotation and shear move boxes further.
+    """
+    return _sample_view(size, options, generator("augment", seed, epoch, key), texts)
 
 
-def _view(size: tuple[int, int], options: Augment, random: np.random.Generator, texts: Sequence[str]) -> View:
-    box = crop_box(size[1], size[0], options, random)
-    # Drawn in any case: whether the guard holds must not change what comes after.
-    mirrored = random.random() < options.flip
-    return View(box, mirrored and not guarded(texts, options.guard_words))
+def _sample_view(size: Size, options: Augment, random: np.random.Generator, texts: Sequence[str]) -> View:
+    box = sample_crop_box(size[1], size[0], options, random)
+    # Drawn before the guard words are checked, so that they do not change the numbers drawn afterwards.
+    flipped = random.random() < options.flip
+    return View(box, flipped and not has_guard_word(texts, options.guard_words))
 
 
-def crop_box(
+def sample_crop_box(
     width: int, height: int, options: Augment, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """The (left, top, right, bottom) of a random crop, in whole pixels inside an image of this size.
+    """Box of a random crop (Szegedy et al. 2015): area uniform over `options.scale`, log aspect over `options.ratio`.
 
-    Its part of the area is uniform over `options.scale` and the logarithm of its aspect over `options.ratio` (Szegedy
-    et al. 2015). Where ten draws do not fit the image: the largest crop in its middle with an allowed aspect.
+    If ten draws do not fit into the image, the largest centered crop with an allowed aspect.
+
+    Returns:
+        (left, top, right, bottom) in whole pixels, inside width x height.
     """
     low, high = math.log(options.ratio[0]), math.log(options.ratio[1])
-    for _ in range(_TRIES):
+    for _ in range(_CROP_ATTEMPTS):
         area = width * height * random.uniform(*options.scale)
         aspect = math.exp(random.uniform(low, high))
-        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < wide <= width and 0 < tall <= height:
-            left = int(random.integers(width - wide + 1))
-            top = int(random.integers(height - tall + 1))
-            return (left, top, left + wide, top + tall)
-    wide = max(1, min(width, round(height * options.ratio[1])))
-    tall = max(1, min(height, round(width / options.ratio[0])))
-    left, top = (width - wide) // 2, (height - tall) // 2
-    return (left, top, left + wide, top + tall)
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(random.integers(width - crop_width + 1))
+            top = int(random.integers(height - crop_height + 1))
+            return (left, top, left + crop_width, top + crop_height)
+    crop_width = max(1, min(width, round(height * options.ratio[1])))
+    crop_height = max(1, min(height, round(width / options.ratio[0])))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return (left, top, left + crop_width, top + crop_height)
 
 
-def guarded(texts: Sequence[str], words: tuple[str, ...] = GUARD_WORDS) -> bool:
+def has_guard_word(texts: Sequence[str], words: tuple[str, ...] = GUARD_WORDS) -> bool:
     """Whether any text has any of the words, as a whole word, in upper or lower case."""
-    pattern = _pattern(words)
+    pattern = _word_pattern(words)
     return pattern is not None and any(pattern.search(text) for text in texts)
 
 
 def randaugment(image: Image.Image, count: int, magnitude: int, random: np.random.Generator) -> Image.Image:
-    """`count` operations, drawn with replacement, each done with a chance of 1/2 (Cubuk et al. 2020, as in BLIP).
+    """RandAugment (Cubuk et al. 2020, as in BLIP): operations drawn with replacement, each applied with chance 1/2.
 
-    image: RGB. magnitude: 0 to 10. What a shear, shift or turn uncovers becomes grey.
+    Args:
+        image: RGB image.
+        count: Number of operations drawn.
+        magnitude: 0 to 10.
+        random: Source of the draws.
     """
     names = list(OPERATIONS)
     for _ in range(count):
         name = names[random.integers(len(names))]
         sign = 1.0 if random.random() < 0.5 else -1.0
         if random.random() < 0.5:
-            image = OPERATIONS[name](image, magnitude / _STRONGEST, sign)
+            image = OPERATIONS[name](image, magnitude / _MAX_MAGNITUDE, sign)
     return image
 
 
-def _cropped(
-    picture: Image.Image | NDArray[np.uint8], size: int, box: tuple[int, int, int, int]
+def _crop_and_resize(
+    image: Image.Image | NDArray[np.uint8], size: int, box: tuple[int, int, int, int]
 ) -> Image.Image:
-    """RGB, size x size. An array is cropped before it becomes an image: Pillow copies what it is given."""
-    if isinstance(picture, Image.Image):
-        image = picture.crop(box).convert("RGB")
-    else:
+    """RGB image of size x size from a box of an image or uint8 `[H, W, 3]`."""
+    if isinstance(image, Image.Image):
+        crop = image.crop(box).convert("RGB")
+    else:  # cropped before the conversion: Image.fromarray copies the array
         left, top, right, bottom = box
-        image = Image.fromarray(np.ascontiguousarray(picture[top:bottom, left:right]))
-    return image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
+        crop = Image.fromarray(np.ascontiguousarray(image[top:bottom, left:right]))
+    return crop.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
 
 
 @cache
-def _pattern(words: tuple[str, ...]) -> re.Pattern[str] | None:
+def _word_pattern(words: tuple[str, ...]) -> re.Pattern[str] | None:
     if not words:
         return None
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
 
 
-# The operations: an image, a strength from 0 to 1, and a sign, +1 or -1, for those that have a direction.
+# An operation takes an RGB image, a strength from 0 to 1 and a direction, +1 or -1, which some of them ignore.
 _Operation: TypeAlias = Callable[[Image.Image, float, float], Image.Image]
 
 
@@ -230,22 +259,21 @@ def _translate_y(image: Image.Image, strength: float, sign: float) -> Image.Imag
 
 
 def _rotate(image: Image.Image, strength: float, sign: float) -> Image.Image:
-    return image.rotate(30 * strength * sign, Image.Resampling.BILINEAR, fillcolor=_GREY)
+    return image.rotate(30 * strength * sign, Image.Resampling.BILINEAR, fillcolor=_GRAY)
 
 
 def _factor(strength: float) -> float:
-    """0.1 to 1.9; 1, which changes nothing, in the middle."""
+    """Enhancement factor of Pillow, 0.1 to 1.9; strength 0.5 gives 1, which changes nothing."""
     return 0.1 + 1.8 * strength
 
 
 def _affine(image: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
-    """matrix: from a place in the result to the place in the image that it shows."""
+    """Affine transform; `matrix` (a, b, c, d, e, f) maps output (x, y) to input (ax + by + c, dx + ey + f)."""
     return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GREY
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GRAY
     )
 
 
-_SHIFT = 10 / 224  # of the side: 10 pixels at BLIP's training size
 OPERATIONS: dict[str, _Operation] = {
     "identity": _identity,
     "autocontrast": _autocontrast,

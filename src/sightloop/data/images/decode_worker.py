@@ -1,12 +1,13 @@
-"""The child process that decodes images: run as `python -m sightloop.data.images.decode_worker SETTINGS`.
+"""Worker process that decodes images, run as `python -m sightloop.data.images.decode_worker SETTINGS`.
 
-SETTINGS is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits". Frames on the pipes, big-endian:
+SETTINGS is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits". Messages on the pipes,
+big-endian:
 
-    request   kind (1 byte: 0 path, 1 bytes), length (8), payload
-    started   1 byte: the request is here and work begins; one more is sent when the child is ready for its first
-    response  status (1 byte: 0 pixels, 1 reason), H, W, original height and width (4 each), length (8), payload
+    request   kind (1 byte: 0 path, 1 encoded bytes), length (8), payload
+    started   1 byte: a request was received and work begins; one more is sent when the worker is ready for the first
+    response  status (1 byte: 0 pixels, 1 error), H, W, original height and width (4 each), length (8), payload
 
-No pickle, nothing executed, no torch: a child starts in about 0.15 s and cannot do more harm than to die.
+Nothing from the pipe is unpickled or executed, and torch is not imported: a worker starts in about 0.15 s.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sightloop.data.images import preprocess
+from sightloop.data.images import decode, preprocess
 from sightloop.errors import ImageError
 from sightloop.types import ImageSpec, JsonDict, Limits
 
@@ -31,19 +32,19 @@ STARTED = b"\x06"
 
 
 def main() -> None:
-    """Serves requests until the pipe is closed."""
+    """Serve requests until the pipe is closed."""
     settings: dict[str, JsonDict] = json.loads(sys.argv[1])
     limits = Limits(**settings["limits"])
     fields: JsonDict = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["spec"].items()}
     spec = ImageSpec(**fields)
-    # Whatever a C library prints must not get between the frames.
+    # The pipes move to new descriptors, so that a C library that prints to 1 does not write between the messages.
     requests, responses = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _die_with_parent()
-    _cap_memory(limits.max_memory_bytes)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull, 0)
+    os.dup2(devnull, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    _exit_with_parent()
+    _limit_memory(limits.max_memory_bytes)
     _send(responses, STARTED)
     while (head := requests.read(REQUEST.size)) and len(head) == REQUEST.size:
         kind, length = REQUEST.unpack(head)
@@ -51,21 +52,22 @@ def main() -> None:
         if len(payload) < length:
             break
         _send(responses, STARTED)
-        _allow(limits.max_seconds)
-        _send(responses, *_answer(payload if kind else os.fsdecode(payload), spec, limits))
+        _limit_cpu_time(limits.max_seconds)
+        _send(responses, *_response(payload if kind else os.fsdecode(payload), spec, limits))
 
 
-def _answer(source: str | bytes, spec: ImageSpec, limits: Limits) -> tuple[bytes, bytes]:
+def _response(source: str | bytes, spec: ImageSpec, limits: Limits) -> tuple[bytes, bytes]:
+    """Header and payload of the response for one image."""
     try:
-        done = preprocess.preprocess(source, spec, limits=limits)
+        pixels = preprocess.preprocess(source, spec, limits=limits)
     except ImageError as error:
         reason = error.reason
     except MemoryError:
-        reason = "needs too much memory"
+        reason = decode.OUT_OF_MEMORY
     else:
-        _, height, width = done.values.shape
-        body = np.ascontiguousarray(done.values).tobytes()
-        return RESPONSE.pack(0, height, width, *done.size, len(body)), body
+        _, height, width = pixels.values.shape
+        body = np.ascontiguousarray(pixels.values).tobytes()
+        return RESPONSE.pack(0, height, width, *pixels.size, len(body)), body
     body = reason.encode("utf-8", "backslashreplace")
     return RESPONSE.pack(1, 0, 0, 0, 0, len(body)), body
 
@@ -76,33 +78,36 @@ def _send(responses: BinaryIO, *parts: bytes) -> None:
     responses.flush()
 
 
-def _allow(seconds: float) -> None:
-    """Processor time from now until SIGPROF ends the process: the clock would count others' work too."""
+def _limit_cpu_time(seconds: float) -> None:
+    """Restart the budget of CPU time, after which SIGPROF ends the process; not on Windows.
+
+    CPU time, because wall-clock time would count the work of other processes.
+    """
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _die_with_parent() -> None:
-    """Linux: be killed when the parent is, even in the middle of a decode. Elsewhere the closed pipe must do."""
+def _exit_with_parent() -> None:
+    """On Linux, end the process when the parent ends, even during a decode; elsewhere the closed pipe ends it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _cap_memory(allowed: int) -> None:
-    """At most `allowed` bytes of address space more than now; no core files. Not on Windows."""
+def _limit_memory(budget: int) -> None:
+    """Limit address space to `budget` bytes more than now (Linux), and disable core files (not on Windows)."""
     if sys.platform == "win32":
         return
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform != "linux":  # others refuse to limit address space, or count shared libraries in it
+    if sys.platform != "linux":  # others reject a limit of address space, or count shared libraries in it
         return
     with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
+        used = int(file.read().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = now + allowed
+    limit = used + budget
     resource.setrlimit(
-        resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
     )
 
 

@@ -1,7 +1,7 @@
-"""What the first bytes of an image file say, read without decoding anything: kind, JPEG facts, and header bombs.
+"""Image file headers, read without decoding: format, JPEG size and orientation, defense against header bombs.
 
-Decoders walk headers one small block at a time and some of them join blocks in quadratic time, so a few megabytes of
-crafted metadata can keep one busy for minutes. `check` walks the same blocks first, with a budget.
+Decoders walk headers one small block at a time, and some of them join blocks in quadratic time, so a few megabytes of
+crafted metadata can keep one busy for minutes. `check_header` walks the same blocks first, within a budget.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import re
 import struct
 from dataclasses import dataclass
 
-MAX_BLOCKS = (
-    20_000  # JPEG segments or GIF sub-blocks before the first pixel; real files have fewer than 1,000
-)
+MAX_BLOCKS = 20_000  # JPEG segments or GIF sub-blocks before the first pixel; real files have under 1,000
 MAX_CHUNKS = 200_000  # PNG chunks: 8 kB ones, which common encoders write, in a 1.6 GB file
-MAX_JUNK = 1 << 16  # bytes between two JPEG segments that belong to nothing
-MAX_EXIF = 1 << 22  # a JPEG segment holds 64 kB and one is the rule; more of them are joined one by one
-MAX_SCANS = 64  # progressive JPEGs have about 10; each scan passes over all pixels once more
+MAX_JUNK = 1 << 16  # bytes between two JPEG segments that belong to neither
+MAX_EXIF = 1 << 22  # bytes; a segment holds 64 kB, most files have one, and Pillow joins several one by one
+MAX_SCANS = 64  # of a progressive JPEG; real files have about 10, and each scan decodes all pixels once more
 
-_STARTS: tuple[tuple[bytes, str], ...] = (
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"GIF87a", "GIF"),
@@ -29,7 +27,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
-_OTHERS: tuple[tuple[bytes, str], ...] = (
+_OTHER_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document"),
     (b"%!PS", "a PostScript document"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript document"),
@@ -52,28 +50,37 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the real file"),
 )
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
-_REAL_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# A marker inside a scan: FF and a byte other than 00 (an escaped FF), FF (fill) and D0..D7 (restart markers).
+_SCAN_END_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 class HeaderError(ValueError):
-    """A header that no honest encoder writes; the message is the reason, in one line."""
+    """A header that no encoder writes; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Jpeg:
-    """Facts from a JPEG's header. `orientation` is None where only a full EXIF/XMP reader can tell."""
+class JpegHeader:
+    """Header of a JPEG.
+
+    Args:
+        height: In pixels, before EXIF rotation.
+        width: In pixels, before EXIF rotation.
+        components: 1 (gray), 3 (YCbCr or RGB) or 4 (CMYK).
+        is_standard: 8 bits per component, Huffman coded, baseline or progressive.
+        orientation: EXIF orientation, 1 to 8; None where only a full EXIF or XMP reader can tell.
+    """
 
     height: int
     width: int
     components: int
-    plain: bool  # 8 bits, Huffman coded, baseline or progressive
+    is_standard: bool
     orientation: int | None
 
 
-def kind(data: bytes) -> str:
-    """The image format that `data` starts like ("JPEG", "PNG", ...), or "" if it starts like none of ours."""
-    for start, name in _STARTS:
-        if data.startswith(start):
+def image_format(data: bytes) -> str:
+    """Image format by the signature in the first bytes: "JPEG", "PNG", ...; "" for formats that are not read."""
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -83,10 +90,10 @@ def kind(data: bytes) -> str:
     return ""
 
 
-def describe_unknown(data: bytes) -> str:
-    """A phrase for bytes that are no image of ours: "not an image: it starts like HTML", ..."""
-    for start, name in _OTHERS:
-        if data.startswith(start):
+def unknown_format_reason(data: bytes) -> str:
+    """Error reason for bytes without a known image signature, such as "not an image: it starts like HTML"."""
+    for signature, name in _OTHER_SIGNATURES:
+        if data.startswith(signature):
             return f"not an image that can be read: it starts like {name}"
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
@@ -104,17 +111,25 @@ def describe_unknown(data: bytes) -> str:
     return "unknown image format"
 
 
-def cut_short(data: bytes) -> bool:
-    """True if a WebP container states more bytes than there are (its decoder does not say so)."""
+def is_truncated(data: bytes) -> bool:
+    """Whether a WebP container states more bytes than the file has; its decoder does not report that."""
     return data[:4] == b"RIFF" and len(data) >= 8 and struct.unpack_from("<I", data, 4)[0] + 8 > len(data)
 
 
-def check(data: bytes, max_pixels: int) -> Jpeg | None:
-    """Refuses headers made to keep a decoder busy; returns a JPEG's facts, None for other formats.
+def check_header(data: bytes, max_pixels: int) -> JpegHeader | None:
+    """Check a header against the budgets above.
 
-    Raises HeaderError.
+    Args:
+        data: The whole file.
+        max_pixels: Limit of an image; the scans of a JPEG may pass over 16 times as many pixels in total.
+
+    Returns:
+        Header of a JPEG; None for other formats.
+
+    Raises:
+        HeaderError: The header would keep a decoder busy, or a JPEG has no image data.
     """
-    match kind(data):
+    match image_format(data):
         case "JPEG":
             return _check_jpeg(data, max_pixels)
         case "PNG":
@@ -126,29 +141,40 @@ def check(data: bytes, max_pixels: int) -> Jpeg | None:
     return None
 
 
-def _check_jpeg(data: bytes, max_pixels: int) -> Jpeg:
-    position, exif, xmp_turns, frame = 2, b"", False, None
+def _check_jpeg(data: bytes, max_pixels: int) -> JpegHeader:
+    """Walk the segments up to the first scan.
+
+    A JPEG is a list of segments: FF, marker, 2 bytes of length (which count themselves), body. Example:
+
+        FFD8                     SOI, start of image, no body
+        FFE1 001C "Exif" ...     APP1, EXIF or XMP
+        FFC0 0011 08 hhhh wwww   SOF0, frame header: bits, height, width, components
+        FFDA 000C ...            SOS, start of scan; entropy-coded data follows
+    """
+    position, exif, has_xmp_orientation, frame = 2, b"", False, None
     for _ in range(MAX_BLOCKS):
         start = data.find(b"\xff", position)
         if start < 0:
             break
         if start - position > MAX_JUNK:
             raise HeaderError(f"damaged: {start - position} stray bytes in the JPEG header")
-        while data[start : start + 2] == b"\xff\xff":  # fill bytes
+        while data[start : start + 2] == b"\xff\xff":  # fill bytes: the last FF of the run begins the marker
             run = re.compile(rb"\xff+").match(data, start)
             start = run.end() - 1 if run else start
         marker = data[start + 1 : start + 2]
         position = start + 2
+        # Escaped FF, TEM, SOI, EOI and RST0..RST7 have no length and no body.
         if marker in (b"", b"\0", b"\x01", b"\xd8", b"\xd9") or b"\xd0" <= marker <= b"\xd7":
-            continue  # no segment follows
+            continue
         if len(data) < position + 3:
             break
         end = position + max(2, int.from_bytes(data[position : position + 2], "big"))
         body = data[position + 2 : end]
-        if marker == b"\xda":
+        if marker == b"\xda":  # SOS
             if frame is None:
                 raise HeaderError("damaged: a JPEG without a frame header")
-            return _finish_jpeg(data, position, frame, exif, xmp_turns, max_pixels)
+            return _jpeg_header(data, position, frame, exif, has_xmp_orientation, max_pixels)
+        # SOF0..SOF15 without DHT (C4), JPG (C8) and DAC (CC).
         if b"\xc0" <= marker <= b"\xcf" and marker not in (b"\xc4", b"\xc8", b"\xcc") and len(body) >= 6:
             frame = (marker, body)
         elif marker == b"\xe1" and body.startswith(b"Exif\0\0"):
@@ -156,47 +182,68 @@ def _check_jpeg(data: bytes, max_pixels: int) -> Jpeg:
             if len(exif) > MAX_EXIF:
                 raise HeaderError(f"damaged: more than {MAX_EXIF >> 20} MB of EXIF data")
         elif marker == b"\xe1":
-            xmp_turns = xmp_turns or b"Orientation" in body
+            has_xmp_orientation = has_xmp_orientation or b"Orientation" in body
         position = end
     else:
         raise HeaderError(f"damaged: more than {MAX_BLOCKS} segments in the JPEG header")
     raise HeaderError("cut short: the file ends before the image does")
 
 
-def _finish_jpeg(
-    data: bytes, scan: int, frame: tuple[bytes, bytes], exif: bytes, xmp_turns: bool, max_pixels: int
-) -> Jpeg:
+def _jpeg_header(
+    data: bytes,
+    scan: int,
+    frame: tuple[bytes, bytes],
+    exif: bytes,
+    has_xmp_orientation: bool,
+    max_pixels: int,
+) -> JpegHeader:
+    """Header from the parts that `_check_jpeg` collected, after a check of the number of scans.
+
+    Args:
+        data: The whole file.
+        scan: Position after the first SOS marker.
+        frame: Marker and body of the frame header. Body: bits (1 byte), height (2), width (2), components (1), ...
+        exif: "Exif" and two zero bytes, then TIFF data; empty without EXIF.
+        has_xmp_orientation: Whether an XMP segment mentions an orientation.
+        max_pixels: As in `check_header`.
+    """
     marker, body = frame
     height, width = struct.unpack_from(">HH", body, 1)
-    plain = body[0] == 8 and marker in (b"\xc0", b"\xc1", b"\xc2") and height > 0 and width > 0
-    whole = marker != b"\xc2" and data[scan + 2] == body[5]  # one scan holds all: no decoder looks for more
-    # The count is an upper bound: trailing data may hold these bytes by chance.
-    if not whole and data.count(b"\xff\xda", scan) >= 16:
+    # C0: baseline, C1: extended sequential, C2: progressive; all Huffman coded.
+    is_standard = body[0] == 8 and marker in (b"\xc0", b"\xc1", b"\xc2") and height > 0 and width > 0
+    # A sequential scan that has all components is the only one: decoders look for no other.
+    single_scan = marker != b"\xc2" and data[scan + 2] == body[5]
+    # The count of SOS markers is an upper bound: data after the image may contain these bytes by chance.
+    if not single_scan and data.count(b"\xff\xda", scan) >= 16:
         scans = _count_scans(data, scan)
         if scans > MAX_SCANS or scans * height * width > 16 * max_pixels:
             raise HeaderError(f"refused: {scans} or more scans, a JPEG made to take forever to decode")
     orientation = exif_orientation(exif[6:]) if exif else 0
     if orientation == 0:
-        orientation = None if xmp_turns else 1
-    return Jpeg(height, width, body[5], plain, orientation)
+        orientation = None if has_xmp_orientation else 1
+    return JpegHeader(height, width, body[5], is_standard, orientation)
 
 
 def _count_scans(data: bytes, position: int) -> int:
-    """Scans of the first image from the first SOS on; stops at its end or just beyond `MAX_SCANS`."""
+    """Number of scans from the first SOS to the end of the image; stops just above `MAX_SCANS`."""
     scans = 1
     position += int.from_bytes(data[position : position + 2], "big")
     for _ in range(MAX_BLOCKS):
-        found = _REAL_MARKER.search(data, position)
-        if found is None or found.group() == b"\xff\xd9" or scans > MAX_SCANS:
+        marker = _SCAN_END_MARKER.search(data, position)
+        if marker is None or marker.group() == b"\xff\xd9" or scans > MAX_SCANS:  # FFD9: EOI
             break
-        scans += found.group() == b"\xff\xda"
-        position = found.end()
+        scans += marker.group() == b"\xff\xda"
+        position = marker.end()
         position += int.from_bytes(data[position : position + 2], "big")
     return scans
 
 
 def exif_orientation(tiff: bytes) -> int | None:
-    """The orientation (1..8) in a TIFF-formed EXIF block, 0 if it states none, None if it is not plainly formed."""
+    """EXIF orientation (1 to 8) from TIFF data; 0 where it has none, None where the data is irregular.
+
+    TIFF data: byte order and 42 (4 bytes), offset of the first directory (4); there: number of entries (2), then
+    12 bytes per entry: tag (2), type (2), count (4), value (4). Orientation is tag 0x0112 of type 3 (16-bit).
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 10:
         return None
@@ -206,14 +253,15 @@ def exif_orientation(tiff: bytes) -> int | None:
     (entries,) = struct.unpack_from(order + "H", tiff, offset)
     if offset + 2 + 12 * entries > len(tiff):
         return None
-    for at in range(offset + 2, offset + 2 + 12 * entries, 12):
-        tag, form, count, value = struct.unpack_from(order + "HHIH", tiff, at)
+    for entry in range(offset + 2, offset + 2 + 12 * entries, 12):
+        tag, data_type, count, value = struct.unpack_from(order + "HHIH", tiff, entry)
         if tag == 0x0112:
-            return value if form == 3 and count == 1 and 1 <= value <= 8 else None
+            return value if data_type == 3 and count == 1 and 1 <= value <= 8 else None
     return 0
 
 
 def _check_png(data: bytes) -> None:
+    """Count the chunks: 4 bytes of length, 4 of type, body, 4 of checksum, after the signature of 8 bytes."""
     position = 8
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
@@ -223,11 +271,15 @@ def _check_png(data: bytes) -> None:
 
 
 def _check_gif(data: bytes) -> None:
+    """Count the sub-blocks of the extensions before the first frame."""
+    # A header of 13 bytes, then a palette of 3 * 2 ** (n + 1) bytes, n in the low bits of byte 10, if bit 7 is set.
     position = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     blocks = 0
-    while data[position : position + 1] == b"!":  # extensions before the first image
+    while data[position : position + 1] == b"!":  # an extension: "!", label, sub-blocks
         position += 2
-        while position < len(data) and data[position]:
+        while (
+            position < len(data) and data[position]
+        ):  # a sub-block: length, body; length 0 ends the extension
             position += 1 + data[position]
             blocks += 1
             if blocks > MAX_BLOCKS:

@@ -1,11 +1,12 @@
-"""Many images, decoded and resized beside the model: on threads, or in child processes that may die.
+"""Parallel image reader: decodes and resizes beside the model, on threads or in isolated worker processes.
 
-Threads are quickest and share the process. Isolation is for files of unknown origin: a decoder that crashes, hangs or
-eats memory costs one image, not the run. Imports no torch.
+Threads are fastest. Worker processes are for files of unknown origin: a decoder that crashes, hangs or exhausts memory
+costs one image, not the run. Imports no torch.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
-from typing import IO, Final, Literal, cast
+from typing import IO, Final, Literal, Protocol
 
 import numpy as np
 
@@ -24,11 +25,12 @@ from sightloop.data.images import decode, decode_worker, preprocess
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import ImageSource, ImageSpec, Limits, Pixels
 
-_NO_LIMITS: Final = Limits()
-_OBITUARIES: Final = ("took longer than", "the decoder process did not start", "crashed the decoder")
-_START_SECONDS: Final = 60.0  # for a child to come up on a busy machine; 0.15 s on an idle one
-_PATIENCE: Final = 30.0  # seconds by the clock for one of the processor's, which the child counts
-_OVERTIME: Final = -27  # exit status: SIGPROF
+_TIMED_OUT: Final = "took longer than"
+_NOT_STARTED: Final = "the decoder process did not start"
+_CRASHED: Final = "crashed the decoder"
+_START_SECONDS: Final = 60.0  # wall-clock time for a worker to start on a busy machine; 0.15 s on an idle one
+_WALL_CLOCK_FACTOR: Final = 30.0  # wall-clock seconds allowed per second of CPU time, which the worker counts
+_SIGPROF_STATUS: Final = -27  # exit status of a worker that used up its CPU time
 
 
 def read_images(
@@ -36,57 +38,75 @@ def read_images(
     spec: ImageSpec,
     *,
     mode: Literal["exact", "fast"] = "exact",
-    limits: Limits = _NO_LIMITS,
+    limits: Limits = decode.DEFAULT_LIMITS,
     workers: int = 2,
     isolate: bool = False,
 ) -> Iterator[Pixels | ImageError]:
-    """One result per source, in order: its pixels, or the error that says what is wrong with it.
+    """Read and preprocess images in parallel; one result per source, in order.
 
-    `sources` is read lazily, a few items (4 per worker) ahead of the results. Closing the iterator stops the workers.
+    Args:
+        sources: Iterated lazily, up to 4 items per worker ahead of the results.
+        spec: Preprocessing.
+        mode: As in `preprocess`. Worker processes always resize in "exact" mode.
+        limits: Limits of one image. Time and memory are enforced in worker processes only.
+        workers: Number of threads, each with its own process where `isolate` is set.
+        isolate: Decode paths and bytes in worker processes. A process that uses more than `limits.max_seconds` of CPU
+            time for an image (or 30 times that on the wall clock) or crashes is replaced, and the image becomes an
+            ImageError. `limits.max_memory_bytes` is per process. PIL images, arrays and Pixels are preprocessed in
+            this process.
 
-    isolate=False: threads of this process; of `limits`, time and memory are not enforced.
-    isolate=True: child processes decode paths and bytes. One that takes more than `limits.max_seconds` of the
-    processor's time for an image (or thirty times as long by the clock) or dies is replaced, and that image becomes
-    an ImageError; `limits.max_memory_bytes` caps each. Images that are already in memory (PIL images, arrays, Pixels)
-    are prepared in this process. Children always resize in "exact" mode.
+    Yields:
+        Pixels, or the ImageError of this image. Closing the iterator stops the workers.
 
-    Raises UsageError for wrong arguments, and whatever iterating `sources` raises.
+    Raises:
+        UsageError: A wrong argument. Exceptions of iterating `sources` pass through.
     """
     if workers < 1:
         raise UsageError(f"workers={workers}: must be at least 1")
     if mode not in ("exact", "fast"):
         raise UsageError(f"mode={mode!r}: must be 'exact' or 'fast'")
-    return _stream(
-        sources, _Isolated(spec, mode, limits) if isolate else _InProcess(spec, mode, limits), workers
-    )
+    backend = _ProcessBackend(spec, mode, limits) if isolate else _ThreadBackend(spec, mode, limits)
+    return _stream(sources, backend, workers)
 
 
-def worker_died(error: ImageError) -> bool:
-    """Whether a child ended at this image, or for want of memory might have: it may go better a second time."""
-    return error.reason.startswith((*_OBITUARIES, "needs too much memory"))
+def is_retryable(error: ImageError) -> bool:
+    """Whether a second attempt may succeed: the worker was killed, timed out or ran out of memory at this image."""
+    return error.reason.startswith((_TIMED_OUT, _NOT_STARTED, _CRASHED, decode.OUT_OF_MEMORY))
+
+
+class _Backend(Protocol):
+    """Reads one image per call, on several threads at once."""
+
+    def __call__(self, source: ImageSource) -> Pixels | ImageError: ...
+
+    def stop(self) -> None:
+        """Make calls in progress end soon."""
+
+    def close(self) -> None:
+        """Release resources, after the last call has ended."""
 
 
 def _stream(
-    sources: Iterable[ImageSource], work: _InProcess | _Isolated, workers: int
+    sources: Iterable[ImageSource], backend: _Backend, workers: int
 ) -> Generator[Pixels | ImageError]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sightloop-reader")
-    waiting: deque[Future[Pixels | ImageError]] = deque()
+    pending: deque[Future[Pixels | ImageError]] = deque()
     try:
         upcoming = iter(sources)
-        waiting.extend(pool.submit(work, source) for source in islice(upcoming, 4 * workers))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(work, source) for source in islice(upcoming, 1))
+        pending.extend(pool.submit(backend, source) for source in islice(upcoming, 4 * workers))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(backend, source) for source in islice(upcoming, 1))
             yield result
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
-        work.stop()
+        backend.stop()
         pool.shutdown()
-        work.bury()
+        backend.close()
 
 
-class _InProcess:
+class _ThreadBackend:
     def __init__(self, spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits) -> None:
         self.spec = spec
         self.mode: Literal["exact", "fast"] = mode
@@ -99,70 +119,75 @@ class _InProcess:
             return error.with_traceback(None)
 
     def stop(self) -> None:
-        """Nothing to stop: running decodes end by themselves."""
+        """A decode in progress cannot be stopped; it ends by itself."""
 
-    def bury(self) -> None:
-        """Nothing is left behind."""
+    def close(self) -> None:
+        """No resources."""
 
 
-class _Isolated:
-    """Called on several threads; each has a child of its own, started when it first needs one."""
+class _ThreadState(threading.local):
+    worker: _Worker | None = None
+
+
+class _ProcessBackend:
+    """One worker process per calling thread, started when the thread needs it."""
 
     def __init__(self, spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits) -> None:
-        self._here = _InProcess(spec, mode, limits)
+        self._in_process = _ThreadBackend(spec, mode, limits)
         settings = json.dumps({"spec": asdict(spec), "limits": asdict(limits)})
-        self._start: Callable[[], _Child] = lambda: _Child(settings, limits.max_seconds)
-        self._own = threading.local()
+        self._start_worker: Callable[[], _Worker] = lambda: _Worker(settings, limits.max_seconds)
+        self._thread_state = _ThreadState()
         self._lock = threading.Lock()
-        self._children: set[_Child] = set()
+        self._workers: set[_Worker] = set()
         self._closed = False
 
     def __call__(self, source: ImageSource) -> Pixels | ImageError:
         if not isinstance(source, str | bytes | os.PathLike):
-            return self._here(source)
-        name = decode.name_of(source)
+            return self._in_process(source)
+        name = decode.source_name(source)
         kind, payload = (1, source) if isinstance(source, bytes) else (0, os.fsencode(os.fspath(source)))
         try:
-            return self._child().ask(name, kind, payload)
+            return self._worker().request(name, kind, payload)
         except ImageError as error:
             return error.with_traceback(None)
 
-    def _child(self) -> _Child:
-        child = cast("_Child | None", getattr(self._own, "child", None))
-        if child is None or child.dead:
+    def _worker(self) -> _Worker:
+        """The running worker of this thread."""
+        worker = self._thread_state.worker
+        if worker is None or worker.stopped:
             with self._lock:
-                if child is not None:
-                    self._children.discard(child)
+                if worker is not None:
+                    self._workers.discard(worker)
                 if self._closed:
                     raise ImageError("<closed>", "the reader was closed")
-                child = self._start()
-                self._children.add(child)
-            self._own.child = child
-        return child
+                worker = self._start_worker()
+                self._workers.add(worker)
+            self._thread_state.worker = worker
+        return worker
 
     def stop(self) -> None:
-        """Kills the children; calls in progress end with an error that nobody sees."""
+        """Kill the workers; calls in progress return an error, which `_stream` drops."""
         with self._lock:
             self._closed = True
-            for child in self._children:
-                child.stop()
+            for worker in self._workers:
+                worker.stop()
 
-    def bury(self) -> None:
-        """After `stop`, when no thread uses a child any more: leaves no zombie and no open pipe."""
-        for child in self._children:
-            child.bury()
+    def close(self) -> None:
+        """Wait for the workers and close their pipes."""
+        for worker in self._workers:
+            worker.close()
 
 
-class _Child:
-    """One decoder process, asked for one image at a time."""
+class _Worker:
+    """A decoder process that serves one request at a time."""
 
     def __init__(self, settings: str, seconds: float) -> None:
         self._seconds = seconds
-        self.dead = False
-        self._late = False
-        # The parent's import path, but not the working directory: nobody's numpy.py lying among images is run.
+        self.stopped = False
+        self._timed_out = False
+        # The parent's import path without the working directory: a numpy.py among the images must not be imported.
         path = os.pathsep.join(item for item in sys.path if item)
-        # One thread: the pools that numpy's BLAS reserves would count against the memory cap.
+        # One thread: the thread pools that numpy's BLAS reserves would count against the memory limit.
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sightloop.data.images.decode_worker", settings],
@@ -173,71 +198,68 @@ class _Child:
         )
         self._ready = False
 
-    def ask(self, name: str, kind: int, payload: bytes) -> Pixels | ImageError:
-        """The child's answer; whatever goes wrong with the child is this image's error."""
-        to_child, from_child = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+    def request(self, name: str, kind: int, payload: bytes) -> Pixels | ImageError:
+        """Decode one image; a failure of the worker is returned as this image's error.
+
+        Args:
+            name: Name of the image in messages.
+            kind: 0 for a path, 1 for encoded bytes.
+            payload: The path or the bytes.
+        """
+        requests, responses = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert responses is not None
         try:
             if not self._ready:
-                with self._within(_START_SECONDS):
-                    self._read(from_child, 1)
+                with self._time_limit(_START_SECONDS):
+                    _read_exactly(responses, 1)
                 self._ready = True
-            with self._within(_START_SECONDS + self._seconds):
-                to_child.write(decode_worker.REQUEST.pack(kind, len(payload)))
-                to_child.write(payload)
-                to_child.flush()
-                self._read(from_child, 1)
-            with self._within(_PATIENCE * self._seconds):
-                head = self._read(from_child, decode_worker.RESPONSE.size)
+            with self._time_limit(_START_SECONDS + self._seconds):
+                requests.write(decode_worker.REQUEST.pack(kind, len(payload)))
+                requests.write(payload)
+                requests.flush()
+                _read_exactly(responses, 1)
+            with self._time_limit(_WALL_CLOCK_FACTOR * self._seconds):
+                head = _read_exactly(responses, decode_worker.RESPONSE.size)
                 status, height, width, *size, length = decode_worker.RESPONSE.unpack(head)
-                body = self._read(from_child, length)
+                body = _read_exactly(responses, length)
         except (OSError, EOFError):
-            return ImageError(name, self._obituary())
+            return ImageError(name, self._failure_reason())
         if status:
             return ImageError(name, body.decode("utf-8"))
         values = np.frombuffer(body, np.uint8).reshape(3, height, width)
         return Pixels(name, values, (size[0], size[1]))
 
     def stop(self) -> None:
-        """Kills the process; safe from any thread, and twice."""
-        self.dead = True
+        """Kill the process; safe from any thread, and twice."""
+        self.stopped = True
         self._process.kill()
 
-    def bury(self) -> int:
-        """Ends the process and closes its pipes; its exit status."""
+    def close(self) -> int:
+        """Kill the process, wait for it and close its pipes; returns the exit status."""
         self.stop()
-        code = self._process.wait()
+        status = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                _close_quietly(pipe)
-        return code
+                _close_pipe(pipe)
+        return status
 
-    def _obituary(self) -> str:
-        code = self.bury()
-        if self._late or code == _OVERTIME:
-            return f"{_OBITUARIES[0]} the limit of {self._seconds:g} s"
-        return f"{_OBITUARIES[2 if self._ready else 1]} (exit status {code})"
+    def _failure_reason(self) -> str:
+        status = self.close()
+        if self._timed_out or status == _SIGPROF_STATUS:
+            return f"{_TIMED_OUT} the limit of {self._seconds:g} s"
+        return f"{_CRASHED if self._ready else _NOT_STARTED} (exit status {status})"
 
-    def _within(self, seconds: float) -> _Alarm:
-        return _Alarm(seconds, self._too_late)
+    def _time_limit(self, seconds: float) -> _Watchdog:
+        return _Watchdog(seconds, self._on_timeout)
 
-    def _too_late(self) -> None:
-        self._late = True
+    def _on_timeout(self) -> None:
+        self._timed_out = True
         self.stop()
 
-    @staticmethod
-    def _read(pipe: IO[bytes], length: int) -> bytearray:
-        data = bytearray(length)
-        view = memoryview(data)
-        while view:
-            count = cast("int | None", pipe.readinto(view))  # pyright: ignore[reportAttributeAccessIssue]
-            if not count:
-                raise EOFError
-            view = view[count:]
-        return data
 
-
-class _Alarm:
-    """Calls `action` on another thread if the block takes longer than `seconds`."""
+class _Watchdog:
+    """Context manager that calls `action` on another thread if its block takes longer than `seconds`."""
 
     def __init__(self, seconds: float, action: Callable[[], None]) -> None:
         self._timer = threading.Timer(seconds, action)
@@ -250,8 +272,21 @@ class _Alarm:
         self._timer.cancel()
 
 
-def _close_quietly(pipe: IO[bytes]) -> None:
+def _read_exactly(pipe: IO[bytes], length: int) -> bytearray:
+    """`length` bytes from a pipe, without copies. Raises EOFError where it ends before."""
+    assert isinstance(pipe, io.BufferedReader)
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        count = pipe.readinto(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return data
+
+
+def _close_pipe(pipe: IO[bytes]) -> None:
     try:
         pipe.close()
-    except OSError:  # unsent bytes for a child that is gone
+    except OSError:  # unsent bytes for a worker that has ended
         return

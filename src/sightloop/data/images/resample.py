@@ -1,8 +1,19 @@
-"""Resizing exactly as Pillow does, or nearly so and several times faster.
+"""Image resizing with the bits of Pillow, also for a window of the result, and faster with torch.
 
-Pillow resizes in two passes, one per axis, each a weighted sum with 22-bit weights rounded to uint8. Where only a small
-window of a huge result is wanted, the same sums are done for that window alone; and where torch is there anyway, its
-kernels do the same sums sooner. Imports torch only in `through_torch`.
+Pillow resizes in two passes, one per axis. Each output value of a pass is a weighted sum of neighboring input values,
+rounded to uint8. The inputs of one output and their weights are its taps. Bilinear, 4 inputs to 2 outputs:
+
+    scale 4 / 2 = 2, so the triangle kernel is stretched to 2 pixels on each side
+    output 0 has its center at 1.0; inputs 0, 1, 2 have theirs at 0.5, 1.5, 2.5
+    kernel values 0.75, 0.75, 0.25; divided by their sum:
+
+    output 0 = 3/7 input 0 + 3/7 input 1 + 1/7 input 2
+    output 1 =               1/7 input 1 + 3/7 input 2 + 3/7 input 3
+
+    as integers of 22 fractional bits: 1797559, 1797559, 599186
+
+Only the window that a crop keeps is computed where the whole result would be huge, and where torch is imported, its
+kernels compute the same sums faster. Imports torch in `resize_torch` only.
 """
 
 from __future__ import annotations
@@ -16,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sightloop.types import Interpolation
+from sightloop.types import Floats, Integers, Interpolation
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +40,7 @@ FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# Radius of each kernel: in input pixels where the image grows, in output pixels where it shrinks.
 _SUPPORT: Final[dict[Interpolation, float]] = {
     "box": 0.5,
     "bilinear": 1.0,
@@ -36,12 +48,21 @@ _SUPPORT: Final[dict[Interpolation, float]] = {
     "bicubic": 2.0,
     "lanczos": 3.0,
 }
-_BITS: Final = 22  # of Pillow's fixed-point weights for 8-bit pixels
+_BITS: Final = 22  # fractional bits of Pillow's integer weights for 8-bit pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a resized image: its whole (width, height), and rows top..bottom, columns left..right of it."""
+    """Part of a resized image, in pixels of the result.
+
+    Args:
+        width: Of the whole result.
+        height: Of the whole result.
+        left: First column of the part.
+        top: First row of the part.
+        right: One past its last column.
+        bottom: One past its last row.
+    """
 
     width: int
     height: int
@@ -53,15 +74,21 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """One axis of a resize: output i is the sum over k of weights[i, k] * input[first[i] + k] / 2**22."""
+    """Weights of one pass: output i = sum over k of weights[i, k] * input[first[i] + k] / 2**22.
 
-    first: NDArray[np.int64]  # [n]
-    count: NDArray[np.int64]  # [n], taps in use
-    weights: NDArray[np.int64]  # [n, K], zero beyond count
+    Args:
+        first: `[n]`, index of the first input of each of n outputs.
+        count: `[n]`, number of inputs of each output.
+        weights: `[n, K]`, integers; 0 at k >= count.
+    """
+
+    first: Integers
+    count: Integers
+    weights: Integers
 
     @property
     def start(self) -> int:
-        """The first input that any output needs."""
+        """First input that any output needs."""
         return int(self.first.min())
 
     @property
@@ -70,59 +97,78 @@ class Taps:
         return int((self.first + self.count).max())
 
 
-def exact(image: Image.Image, window: Window, interpolation: Interpolation) -> NDArray[np.uint8]:
-    """uint8 [h, w, 3]: the window of `image.resize((window.width, window.height))`, bit for bit."""
-    whole = image.resize((window.width, window.height), FILTERS[interpolation])
+def resize_pillow(image: Image.Image, window: Window, interpolation: Interpolation) -> NDArray[np.uint8]:
+    """Resize with Pillow and crop to the window: uint8 `[h, w, 3]`."""
+    resized = image.resize((window.width, window.height), FILTERS[interpolation])
     box = (window.left, window.top, window.right, window.bottom)
-    return np.asarray(whole if box == (0, 0, *whole.size) else whole.crop(box))
+    return np.asarray(resized if box == (0, 0, *resized.size) else resized.crop(box))
 
 
-def exact_window(array: NDArray[np.uint8], window: Window, interpolation: Interpolation) -> NDArray[np.uint8]:
-    """As `exact`, without ever making the whole: for a window of a result too large to hold.
+def resize_window(
+    array: NDArray[np.uint8], window: Window, interpolation: Interpolation
+) -> NDArray[np.uint8]:
+    """Result of `resize_pillow`, bit for bit, without computing the rest of the resized image.
 
-    array: uint8 [H, W, 3]. Not for "nearest".
+    Args:
+        array: uint8 `[H, W, 3]`.
+        window: Part of the result.
+        interpolation: Any but "nearest".
+
+    Returns:
+        uint8 `[h, w, 3]`.
     """
     height, width = array.shape[:2]
-    across = taps(width, window.width, window.left, window.right, interpolation)
-    down = taps(height, window.height, window.top, window.bottom, interpolation)
-    array = array[down.start : down.stop, across.start : across.stop]
-    down = _shifted(down)
-    across = _shifted(across)
-    for axis in (0, 1) if vertical_first((width, height), (window.width, window.height)) else (1, 0):
-        array = _weigh(array, down if axis == 0 else across, axis)
+    column_taps = taps(width, window.width, window.left, window.right, interpolation)
+    row_taps = taps(height, window.height, window.top, window.bottom, interpolation)
+    # Crop to the inputs that the window needs, and count the taps from there.
+    array = array[row_taps.start : row_taps.stop, column_taps.start : column_taps.stop]
+    row_taps, column_taps = _rebase(row_taps), _rebase(column_taps)
+    rows_first = vertical_first((width, height), (window.width, window.height))
+    for axis in (0, 1) if rows_first else (1, 0):
+        array = _apply_taps(array, row_taps if axis == 0 else column_taps, axis)
     return array
 
 
-def vertical_first(size: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Whether Pillow 13 shrinks the rows before the columns; sizes are (width, height)."""
-    return size[1] > new[1] and size[1] - new[1] > 2 * (size[0] - new[0])
+def vertical_first(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
+    """Whether Pillow 13 resizes rows before columns; sizes are (width, height).
+
+    The order changes bits, because the first pass rounds to uint8.
+    """
+    return size[1] > new_size[1] and size[1] - new_size[1] > 2 * (size[0] - new_size[0])
 
 
 @lru_cache(maxsize=512)
-def taps(size: int, new: int, start: int, stop: int, interpolation: Interpolation) -> Taps:
-    """Weights of outputs start..stop when `size` inputs become `new`, in Pillow's double arithmetic and rounding."""
-    index = np.arange(start, stop)
-    if size == new:  # Pillow leaves the pass out
+def taps(size: int, new_size: int, start: int, stop: int, interpolation: Interpolation) -> Taps:
+    """Taps of the outputs start..stop-1 when `size` inputs become `new_size`, in Pillow's arithmetic and rounding.
+
+    The example of the module is `taps(4, 2, 0, 2, "bilinear")`:
+    first [0, 1], count [3, 3], weights [[1797559, 1797559, 599186], [599186, 1797559, 1797559]].
+    """
+    index = np.arange(start, stop)  # [n]
+    if size == new_size:  # Pillow leaves the pass out: one tap of weight 1
         ones = np.ones_like(index)
         return Taps(index, ones, ones[:, None] << _BITS)
-    scale = size / new
+    # 1. Which inputs: those whose centers are within the kernel, stretched where the image shrinks.
+    scale = size / new_size
     stretch = max(scale, 1.0)
     support = _SUPPORT[interpolation] * stretch
-    centre = (index + 0.5) * scale
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    count = np.minimum((centre + support + 0.5).astype(np.int64), size) - first
-    place = np.arange(int(count.max()))
-    weights = _filter((place + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch), interpolation)
-    weights = np.where(place < count[:, None], weights, 0.0)
-    # cumsum, not sum: Pillow adds from left to right, and the last bit counts.
-    total = np.cumsum(weights, axis=1)[:, -1:]
+    center = (index + 0.5) * scale  # [n], in input pixels
+    first = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    count = np.minimum((center + support + 0.5).astype(np.int64), size) - first
+    # 2. Kernel values at the distance of each input from the center of its output.
+    k = np.arange(int(count.max()))  # [K]
+    weights = _kernel((k + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch), interpolation)  # [n, K]
+    weights = np.where(k < count[:, None], weights, 0.0)
+    # 3. Normalize. cumsum, not sum: Pillow adds from left to right, and np.sum adds pairwise with other rounding.
+    total = np.cumsum(weights, axis=1)[:, -1:]  # [n, 1]
     weights = np.divide(weights, total, out=weights, where=total != 0)
+    # 4. Round to integers, halves away from zero.
     rounded = np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5))
     return Taps(first, count, rounded.astype(np.int64))
 
 
-def _filter(x: NDArray[np.float64], interpolation: Interpolation) -> NDArray[np.float64]:
-    """The kernels as Pillow has them: cubic with a = -0.5 (Keys 1981), 3-lobed Lanczos, ..."""
+def _kernel(x: Floats, interpolation: Interpolation) -> Floats:
+    """Kernel values at distances `[n, K]`, by Pillow's formulas: cubic with a = -0.5 (Keys 1981), 3-lobed Lanczos."""
     if interpolation == "box":
         return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
     x = np.abs(x)
@@ -133,35 +179,38 @@ def _filter(x: NDArray[np.float64], interpolation: Interpolation) -> NDArray[np.
         far = (((x - 5) * x + 8) * x - 4) * -0.5
         return np.where(x < 1, near, np.where(x < 2, far, 0.0))
     if interpolation == "hamming":
+        # Pillow's constants are float32.
         hamming = np.float64(np.float32(0.54)) + np.float64(np.float32(0.46)) * np.cos(x * math.pi)
         return np.where(x < 1, _sinc(x) * hamming, 0.0)
     return np.where(x < 3, _sinc(x) * _sinc(x / 3), 0.0)
 
 
-def _sinc(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sinc(x: Floats) -> Floats:
     angle = x * math.pi
     return np.divide(np.sin(angle), angle, out=np.ones_like(x), where=x != 0)
 
 
-def _shifted(plan: Taps) -> Taps:
+def _rebase(plan: Taps) -> Taps:
+    """Taps for an input that begins at `plan.start`."""
     return Taps(plan.first - plan.start, plan.count, plan.weights)
 
 
-def _weigh(array: NDArray[np.uint8], plan: Taps, axis: int) -> NDArray[np.uint8]:
-    """One pass of Pillow's integer arithmetic along an axis of [H, W, 3]."""
+def _apply_taps(array: NDArray[np.uint8], plan: Taps, axis: int) -> NDArray[np.uint8]:
+    """One pass along an axis of `[H, W, 3]`, in Pillow's integer arithmetic."""
     lines = np.moveaxis(array, axis, 0)  # [N, M, 3]
-    out = np.empty((len(plan.first), *lines.shape[1:]), np.uint8)
+    out = np.empty((len(plan.first), *lines.shape[1:]), np.uint8)  # [n, M, 3]
     for row, (first, count, weights) in enumerate(zip(plan.first, plan.count, plan.weights, strict=True)):
-        total = np.tensordot(weights[:count], lines[first : first + count].astype(np.int64), 1)
+        total = np.tensordot(weights[:count], lines[first : first + count].astype(np.int64), 1)  # [M, 3]
+        # Adding half of 2**22 before the shift rounds to nearest. Bicubic and Lanczos go below 0 and above 255.
         out[row] = np.clip((total + (1 << _BITS - 1)) >> _BITS, 0, 255)
     return np.moveaxis(out, 0, axis)
 
 
 @cache
-def order_is_known() -> bool:
-    """Whether the installed Pillow takes its passes as `vertical_first` says; tried once, on small images.
+def pass_order_is_known() -> bool:
+    """Whether the installed Pillow orders its passes like `vertical_first`; tested once, on small images.
 
-    In the other order a quarter of the values would be off by a few.
+    In the other order a quarter of the values would differ by a few.
     """
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for width, height, new_width, new_height in (
@@ -172,137 +221,162 @@ def order_is_known() -> bool:
     ):
         array = np.ascontiguousarray(noise[:height, :width])
         window = Window(new_width, new_height, 0, 0, new_width, new_height)
-        wanted = exact(Image.fromarray(array), window, "bicubic")
-        if not np.array_equal(exact_window(array, window, "bicubic"), wanted):
+        expected = resize_pillow(Image.fromarray(array), window, "bicubic")
+        if not np.array_equal(resize_window(array, window, "bicubic"), expected):
             return False
     return True
 
 
-def through_torch(
+def resize_torch(
     array: NDArray[np.uint8], window: Window, interpolation: Interpolation, last_exact: bool
 ) -> NDArray[np.uint8] | None:
-    """As `exact`, but uint8 [3, h, w], and two to three times sooner. Only if `order_is_known`.
+    """Result of `resize_pillow`, two to three times faster. Valid where `pass_order_is_known`.
 
-    array: uint8 [H, W, 4], contiguous; the fourth channel is ignored. Without `last_exact` the second pass is torch's
-    own resize for bicubic (plain float32 sums for others): one rounding in some 500 turns, so that a
-    value is off by 1; never by more, as the first pass is exact. None if the image shrinks so much that sums would
-    not be exact.
+    A pass over rows is a weighted sum of rows, which torch has as a kernel: `embedding_bag`. A pass over columns is a
+    pass over rows of the transposed image; pixels are moved as 32-bit words, which is why there are four channels.
 
-    A pass is a weighted sum of rows, which torch has as a kernel (`embedding_bag`); columns become rows by moving
-    pixels as 32-bit words.
+    Args:
+        array: uint8 `[H, W, 4]`, contiguous; the fourth channel is ignored.
+        window: Part of the result.
+        interpolation: Any but "nearest".
+        last_exact: False computes the second pass by torch's own resize (bicubic) or by float32 sums (others). One
+            rounding in some 500 differs, so that a value is off by 1, never by more, as the first pass is exact.
+
+    Returns:
+        uint8 `[3, h, w]`; None if the image shrinks so much that float32 sums would not be exact.
     """
     import torch
 
     height, width = array.shape[:2]
-    across = _bags(width, window.width, window.left, window.right, interpolation)
-    down = _bags(height, window.height, window.top, window.bottom, interpolation)
-    if across is None or down is None:
+    column_taps = _torch_taps(width, window.width, window.left, window.right, interpolation)
+    row_taps = _torch_taps(height, window.height, window.top, window.bottom, interpolation)
+    if column_taps is None or row_taps is None:
         return None
-    quick = not last_exact and interpolation == "bicubic"
-    words = torch.from_numpy(array).view(torch.int32)[:, :, 0]  # [rows, columns]
+    use_interpolate = not last_exact and interpolation == "bicubic"
+    words = torch.from_numpy(array).view(torch.int32)[:, :, 0]  # [H, W]
     with torch.no_grad():
         if vertical_first((width, height), (window.width, window.height)):
-            needed = words if quick else words[:, across.start : across.stop]
-            words = _weigh_rows(needed[down.start : down.stop], down, True)
-            if quick:
-                words = _interpolate(words, (len(words), window.width), interpolation)[
-                    :, window.left : window.right
-                ]
+            # torch's resize needs all columns; the taps need those of the window.
+            needed = words if use_interpolate else words[:, column_taps.start : column_taps.stop]
+            words = _apply_torch_taps(needed[row_taps.start : row_taps.stop], row_taps, True)  # [h, W']
+            if use_interpolate:
+                words = _interpolate(words, (len(words), window.width), interpolation)
+                words = words[:, window.left : window.right]
             else:
-                words = _weigh_rows(words.t().contiguous(), across, last_exact).t()
+                words = _apply_torch_taps(words.t().contiguous(), column_taps, last_exact).t()
         else:
-            needed = words if quick else words[down.start : down.stop]
-            # torch transposes only wholes by blocks
-            words = (
-                _weigh_rows(needed.t().contiguous()[across.start : across.stop], across, True)
-                .t()
-                .contiguous()
-            )
-            if quick:
-                words = _interpolate(words, (window.height, words.shape[1]), interpolation)[
-                    window.top : window.bottom
-                ]
+            needed = words if use_interpolate else words[row_taps.start : row_taps.stop]
+            # Transposed before it is cut: torch's blocked transpose is for whole contiguous tensors.
+            columns = needed.t().contiguous()[column_taps.start : column_taps.stop]
+            words = _apply_torch_taps(columns, column_taps, True).t().contiguous()  # [H', w]
+            if use_interpolate:
+                words = _interpolate(words, (window.height, words.shape[1]), interpolation)
+                words = words[window.top : window.bottom]
             else:
-                words = _weigh_rows(words, down, last_exact)
-    pixels = _bytes(words).view(*words.shape, 4)
+                words = _apply_torch_taps(words, row_taps, last_exact)
+    pixels = _as_bytes(words).view(*words.shape, 4)  # [h, w, 4]
     return pixels[:, :, :3].permute(2, 0, 1).contiguous().numpy()
 
 
 def _interpolate(words: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
-    """One pass of torch's own antialiased resize on uint8; its 16-bit weights may turn one rounding, never two."""
+    """One pass by torch's antialiased uint8 resize, int32 `[H, W]` to `[h, w]`.
+
+    Its weights have 16 bits, so that a value may be off by 1, never by more.
+    """
     import torch
 
-    channels_last = _bytes(words).view(1, *words.shape, 4).permute(0, 3, 1, 2)
-    done = torch.nn.functional.interpolate(
+    channels_last = _as_bytes(words).view(1, *words.shape, 4).permute(0, 3, 1, 2)  # [1, 4, H, W]
+    resized = torch.nn.functional.interpolate(
         channels_last, size=size, mode=interpolation, antialias=True, align_corners=False
     )
-    return done.permute(0, 2, 3, 1).contiguous().view(torch.int32)[0, :, :, 0]
+    return resized.permute(0, 2, 3, 1).contiguous().view(torch.int32)[0, :, :, 0]
 
 
 @dataclass(frozen=True, slots=True)
-class _Bags:
-    """Taps as torch tensors: T (row, weight) pairs, and where the pairs of each of n outputs begin.
+class _TorchTaps:
+    """Taps as arguments of `embedding_bag`: T taps in one list, and where the taps of each of n outputs begin.
 
-    A weight is high + low / 2**11: of 22 bits, half in each, so that a sum of up to 64 products with 8-bit pixels is
-    exact in float32's 24 bits, in whatever order it is taken.
+    The weights of the example, 1797559, 1797559, 599186 and 599186, ..., as T = 6, n = 2:
+
+        rows = [0, 1, 2, 1, 2, 3], begins = [0, 3]
+
+    A weight w of 22 bits is split: w = high * 2**11 + low. Sums of either half times 8-bit pixels are exact in the 24
+    bits of float32, in any order: |low| <= 2**10, so 64 products stay below 2**24, and all |high| add up to 2**11 or
+    little more.
+
+    Args:
+        start: First input that any output needs.
+        stop: One past the last one.
+        rows: int32 `[T]`, input of each tap, counted from `start`.
+        begins: int32 `[n]`, first tap of each output.
+        weights: float32 `[T]`, w / 2**22.
+        high: float32 `[T]`, high / 2**11.
+        low: float32 `[T]`, low / 2**11.
+        identity: Whether outputs are inputs, so that there is nothing to compute.
     """
 
     start: int
     stop: int
-    rows: torch.Tensor  # int32 [T], counted from start
-    begins: torch.Tensor  # int32 [n]
-    whole: torch.Tensor  # float32 [T], the weight
-    high: torch.Tensor  # float32 [T]
-    low: torch.Tensor  # float32 [T]
-    idle: bool  # nothing to weigh: outputs are inputs
+    rows: torch.Tensor
+    begins: torch.Tensor
+    weights: torch.Tensor
+    high: torch.Tensor
+    low: torch.Tensor
+    identity: bool
 
 
-def _weigh_rows(words: torch.Tensor, bags: _Bags, in_full: bool) -> torch.Tensor:
-    """One pass over rows of pixels: int32 [N, M] to int32 [n, M], each word four uint8."""
+def _apply_torch_taps(words: torch.Tensor, plan: _TorchTaps, exact: bool) -> torch.Tensor:
+    """One pass over rows of pixels, int32 `[N, M]` to `[n, M]`, each word four uint8.
+
+    exact: With the bits of Pillow, from two sums of half weights; else from one sum of float32 weights.
+    """
     import torch
 
-    if bags.idle:
+    if plan.identity:
         return words
-    rows = _bytes(words).view(len(words), -1).float()  # [N, 4 M]
+    rows = _as_bytes(words).view(len(words), -1).float()  # [N, 4 * M]
 
-    def total(weights: torch.Tensor) -> torch.Tensor:
+    def weighted_sum(weights: torch.Tensor) -> torch.Tensor:  # [n, 4 * M]
         return torch.nn.functional.embedding_bag(
-            bags.rows, rows, bags.begins, mode="sum", per_sample_weights=weights
+            plan.rows, rows, plan.begins, mode="sum", per_sample_weights=weights
         )
 
-    if in_full:
-        # Halves go up: floor((high + low / 2**11) + 1/2) is the same with low's own fraction cut off first.
-        sums = total(bags.high).add_(total(bags.low).floor_(), alpha=2.0**-11)
+    if exact:
+        # Pillow computes floor(H + L + 1/2), with H the sum of high * pixel / 2**11 and L of low * pixel / 2**22.
+        # H + 1/2 is a multiple of 2**-11, so the part of L below 2**-11 cannot change the result: floor_ drops it.
+        sums = weighted_sum(plan.high).add_(weighted_sum(plan.low).floor_(), alpha=2.0**-11)
     else:
-        sums = total(bags.whole)
-    # NumPy converts to uint8 four times sooner than torch; both cut off.
-    done = sums.add_(0.5).clamp_(0, 255.5).numpy().astype(np.uint8)
-    return torch.from_numpy(done).view(-1).view(torch.int32).view(len(sums), -1)
+        sums = weighted_sum(plan.weights)
+    # NumPy converts to uint8 four times faster than torch; both truncate.
+    values = sums.add_(0.5).clamp_(0, 255.5).numpy().astype(np.uint8)
+    return torch.from_numpy(values).view(-1).view(torch.int32).view(len(sums), -1)
 
 
-def _bytes(words: torch.Tensor) -> torch.Tensor:
-    """int32 of any shape, as uint8 in one row."""
+def _as_bytes(words: torch.Tensor) -> torch.Tensor:
+    """int32 of any shape as a flat uint8 `[4 * M]`."""
     import torch
 
-    # as_strided: a side of 1 may carry any stride, at which `view` takes offence
+    # as_strided: a dimension of size 1 may have any stride, which `view` rejects.
     return words.contiguous().as_strided((words.numel(),), (1,)).view(torch.uint8)
 
 
 @lru_cache(maxsize=256)
-def _bags(size: int, new: int, start: int, stop: int, interpolation: Interpolation) -> _Bags | None:
-    """The taps for torch; None if a sum of their low halves could pass 24 bits."""
+def _torch_taps(
+    size: int, new_size: int, start: int, stop: int, interpolation: Interpolation
+) -> _TorchTaps | None:
+    """The taps for torch; None if a sum of low halves could exceed 24 bits."""
     import torch
 
-    plan = taps(size, new, start, stop, interpolation)
-    place = np.arange(plan.weights.shape[1])
-    used = place < plan.count[:, None]
+    plan = taps(size, new_size, start, stop, interpolation)
+    k = np.arange(plan.weights.shape[1])  # [K]
+    used = k < plan.count[:, None]  # [n, K]
     high = (plan.weights + 1024) >> 11
-    low = plan.weights - (high << 11)
+    low = plan.weights - (high << 11)  # -1024..1023
     if 255 * int(np.abs(low).sum(axis=1).max()) >= 1 << 24:
         return None
     begins = np.cumsum(plan.count) - plan.count
-    rows = (plan.first[:, None] - plan.start + place)[used]
-    return _Bags(
+    rows = (plan.first[:, None] - plan.start + k)[used]  # [T]
+    return _TorchTaps(
         plan.start,
         plan.stop,
         torch.from_numpy(rows.astype(np.int32)),
@@ -310,5 +384,5 @@ def _bags(size: int, new: int, start: int, stop: int, interpolation: Interpolati
         torch.from_numpy((plan.weights[used] / 2.0**22).astype(np.float32)),
         torch.from_numpy((high[used] / 2.0**11).astype(np.float32)),
         torch.from_numpy((low[used] / 2.0**11).astype(np.float32)),
-        size == new,
+        size == new_size,
     )

@@ -76,7 +76,7 @@ def load_bart(folder: Path, *, max_length: int) -> Tokenizer:
         kind="pieces",
         bos_id=None,
         eos_id=None,
-        padding=Padding(ids[names["pad_token"]], end=False),
+        padding=Padding(ids[names["pad_token"]], keep_eos=False),
         vocab_size=1 + max(ids.values()),
         max_length=int(min(max_length, limit)) if isinstance(limit, int | float) else max_length,
         backend=backend,

@@ -22,7 +22,7 @@ def load_tokenizer_of_kind(
     kind: TokenizerKind,
     *,
     max_length: int,
-    lower: bool = False,
+    lowercase: bool = False,
     cleaning: str | None = None,
 ) -> Tokenizer:
     """A checkpoint's tokenizer.
@@ -34,21 +34,28 @@ def load_tokenizer_of_kind(
         source: the folder with its files, or for "clip" and "bert" the authors' file itself.
         kind: of the tokenizer.
         max_length: tokens a text; 0 for no limit.
-        lower: lower-case the texts ("pieces" alone).
+        lowercase: lower-case the texts ("pieces" alone).
         cleaning: name of the text cleaning, a key of `sentencepiece.CLEANINGS` ("pieces" alone); None for the files'.
 
     Raises:
         TokenizerError: what is missing or damaged.
     """
     if kind == "gemma":
-        return load_sentencepiece(source, max_length=NO_LIMIT, extra=IMAGE_PLACEHOLDER, places=True)
+        return load_sentencepiece(
+            source, max_length=NO_LIMIT, extra_special_token=IMAGE_PLACEHOLDER, location_tokens=True
+        )
     if kind in ("language", "llama"):
         usual = "LlamaTokenizer" if kind == "llama" else ""
         return load_sentencepiece(
-            source, max_length=max_length or NO_LIMIT, extra=IMAGE_PLACEHOLDER, usual=usual
+            source,
+            max_length=max_length or NO_LIMIT,
+            extra_special_token=IMAGE_PLACEHOLDER,
+            default_class=usual,
         )
     if kind == "pieces":
-        return load_sentencepiece(source, max_length=max_length, fill=True, lower=lower, cleaning=cleaning)
+        return load_sentencepiece(
+            source, max_length=max_length, pad_to_max_length=True, lowercase=lowercase, cleaning=cleaning
+        )
     if kind == "bart":
         return load_bart(source, max_length=max_length)
     from_hub = (source / "tokenizer.json").is_file() or (source / "tokenizer_config.json").is_file()

@@ -1,4 +1,4 @@
-"""Rows of token ids -> one rectangle: what is too long is cut and said, what is too short is filled up."""
+"""Padding and truncation of token ids: rows of unequal length -> one array."""
 
 from __future__ import annotations
 
@@ -7,67 +7,83 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
-from sightloop.types import Tokens
+from sightloop.types import Integers, Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How rows are cut and filled.
+    """How rows are padded and truncated.
 
-    whole: every row is filled up to the limit, and what fills it counts as text, as SigLIP was trained to read it.
-    side: where it is filled; rows that are filled on the left need `whole`, as lengths count from the start.
-    end: a row that is cut keeps its last token, the end of the text.
+    Args:
+        pad_id: Token id of the padding.
+        to_max_length: Pad every row to the limit, and count the padding as text, as SigLIP was trained; otherwise to
+            the longest row.
+        side: Side of the padding. "left" needs `to_max_length`, because lengths count from the start.
+        keep_eos: A truncated row keeps its last token, the end of the text.
     """
 
     pad_id: int
-    whole: bool = False
+    to_max_length: bool = False
     side: Literal["left", "right"] = "right"
-    end: bool = True
+    keep_eos: bool = True
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raises UsageError unless `texts` is a list of strings of valid Unicode."""
-    items = cast("Sequence[object]", texts)
-    if isinstance(items, str) or not all(isinstance(item, str) for item in items):
+def check_texts(texts: Sequence[object]) -> None:
+    """Raise UsageError unless `texts` is a list of strings of valid Unicode."""
+    strings = [text for text in texts if isinstance(text, str)]
+    if isinstance(texts, str) or len(strings) != len(texts):
         raise UsageError("texts must be a list of strings; put a single text in a list.")
-    bad = [
-        place for place, text in enumerate(texts) if not text.isascii() and re.search("[\ud800-\udfff]", text)
+    # Unpaired surrogates, which come from reading bytes with errors="surrogateescape".
+    invalid = [
+        i for i, text in enumerate(strings) if not text.isascii() and re.search("[\ud800-\udfff]", text)
     ]
-    if bad:
+    if invalid:
         raise UsageError(
-            f"texts{bad[:1]} is not valid Unicode (half of a surrogate pair); read its file as UTF-8, or "
+            f"texts{invalid[:1]} is not valid Unicode (half of a surrogate pair); read its file as UTF-8, or "
             "replace such characters: text.encode('utf-8', 'replace').decode()."
         )
 
 
 def pad(texts: Sequence[str], rows: list[list[int]], limit: int, padding: Padding) -> Tokens:
-    """Ids of R texts as int64 `[R, L]`; one UserWarning says how many texts and tokens were cut at `limit`."""
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    """Truncate and pad rows of token ids; one UserWarning reports how many texts and tokens were cut.
+
+    Rows [1, 5, 2] and [1, 5, 6, 7, 2] with limit 4, padding 0 and EOS 2 become [[1, 5, 2, 0], [1, 5, 6, 2]].
+
+    Args:
+        texts: The R texts, for the warning.
+        rows: Their token ids; rows above `limit` are replaced.
+        limit: Largest number of tokens in a row.
+        padding: Options.
+
+    Returns:
+        Ids int64 `[R, L]` and lengths `[R]`.
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))  # [R]
     kept = np.minimum(lengths, limit)
-    cut = np.flatnonzero(lengths > limit)
-    if cut.size:
-        for row in cut.tolist():
-            rows[row] = [*rows[row][: limit - 1], rows[row][-1]] if padding.end else rows[row][:limit]
-        warnings.warn(_cut_message(texts, lengths, cut, limit), UserWarning, stacklevel=3)
-    ids = np.full((len(rows), limit if padding.whole else int(kept.max(initial=0))), padding.pad_id, np.int64)
-    places = np.arange(ids.shape[1])
-    used = (
-        places < kept[:, None] if padding.side == "right" else places >= ids.shape[1] - kept[:, None]
-    )  # [R, L]
-    ids[used] = np.fromiter(chain.from_iterable(rows), np.int64, int(kept.sum()))
-    return Tokens(ids=ids, lengths=np.full_like(kept, limit) if padding.whole else kept)
+    truncated = np.flatnonzero(lengths > limit)
+    if truncated.size:
+        for row in truncated.tolist():
+            ids = rows[row]
+            rows[row] = [*ids[: limit - 1], ids[-1]] if padding.keep_eos else ids[:limit]
+        warnings.warn(_truncation_message(texts, lengths, truncated, limit), UserWarning, stacklevel=3)
+    width = limit if padding.to_max_length else int(kept.max(initial=0))
+    array = np.full((len(rows), width), padding.pad_id, np.int64)  # [R, L]
+    column = np.arange(width)
+    # True where a row has a token: the first (or, padded on the left, the last) kept[r] columns.
+    used = column < kept[:, None] if padding.side == "right" else column >= width - kept[:, None]  # [R, L]
+    array[used] = np.fromiter(chain.from_iterable(rows), np.int64, int(kept.sum()))
+    return Tokens(ids=array, lengths=np.full_like(kept, limit) if padding.to_max_length else kept)
 
 
-def _cut_message(texts: Sequence[str], lengths: NDArray[np.int64], cut: NDArray[np.int64], limit: int) -> str:
-    lost = int((lengths[cut] - limit).sum())
-    worst = int(cut[lengths[cut].argmax()])
+def _truncation_message(texts: Sequence[str], lengths: Integers, truncated: Integers, limit: int) -> str:
+    lost = int((lengths[truncated] - limit).sum())
+    longest = int(truncated[lengths[truncated].argmax()])
     return (
-        f"{cut.size} of {len(texts)} texts have more than {limit} tokens and were cut; {lost} tokens are lost. "
-        f"The longest is text {worst} ({int(lengths[worst])} tokens): {texts[worst][:60]!r}..."
+        f"{truncated.size} of {len(texts)} texts have more than {limit} tokens and were cut; {lost} tokens are lost. "
+        f"The longest is text {longest} ({int(lengths[longest])} tokens): {texts[longest][:60]!r}..."
     )

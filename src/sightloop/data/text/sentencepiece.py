@@ -48,12 +48,12 @@ def load_sentencepiece(
     folder: Path,
     *,
     max_length: int,
-    fill: bool = False,
-    lower: bool = False,
+    pad_to_max_length: bool = False,
+    lowercase: bool = False,
     cleaning: str | None = None,
-    extra: str = "",
-    usual: str = "",
-    places: bool = False,
+    extra_special_token: str = "",
+    default_class: str = "",
+    location_tokens: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
     tokenizer_config.json names.
@@ -71,7 +71,7 @@ def load_sentencepiece(
     for key, only in {"truncation_side": "right", "split_special_tokens": False}.items():
         if config.get(key, only) != only:
             raise TokenizerError(f"{folder}: {key}={config[key]!r} is not supported, only {only!r} is.")
-    kind = str(config.get("tokenizer_class") or usual).removesuffix("Fast")
+    kind = str(config.get("tokenizer_class") or default_class).removesuffix("Fast")
     whole, bare = folder / "tokenizer.json", _bare(folder)
     files: dict[str, bytes] = {}
     if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
@@ -87,16 +87,22 @@ def load_sentencepiece(
             "merges.txt, of the checkpoint into that folder."
         )
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
-    _add_missing(backend, extra, places)
-    _frame(backend, kind, names, {} if places else config, bare=places or backend.post_processor is None)
-    if (lower or config.get("do_lower_case")) and kind in _LEFT:
+    _add_missing(backend, extra_special_token, location_tokens)
+    _frame(
+        backend,
+        kind,
+        names,
+        {} if location_tokens else config,
+        bare=location_tokens or backend.post_processor is None,
+    )
+    if (lowercase or config.get("do_lower_case")) and kind in _LEFT:
         kind = "Siglip2Tokenizer"
     if kind == "Siglip2Tokenizer":
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *_parts(backend.normalizer)])
     settings = {key: value for key, value in config.items() if key != "added_tokens_decoder"}
     settings |= {"tokenizer_class": kind or "PreTrainedTokenizerFast", **names}
     settings |= {} if cleaning is None else {_CLEANING: cleaning}
-    return _assemble(folder, backend, settings, files, (max_length, fill))
+    return _assemble(folder, backend, settings, files, (max_length, pad_to_max_length))
 
 
 def _assemble(
@@ -134,7 +140,7 @@ def _assemble(
         kind="pieces",
         bos_id=bos if bos in framed[:1] else None,
         eos_id=eos if eos in framed[-1:] else None,
-        padding=Padding(ids[pad_name], fill, side if fill else "right", end=eos in framed[-1:]),
+        padding=Padding(ids[pad_name], fill, side if fill else "right", keep_eos=eos in framed[-1:]),
         vocab_size=1 + max(ids.values()),
         max_length=max_length,
         backend=backend,
@@ -178,7 +184,7 @@ def _backend(path: Path, config: JsonDict) -> tokenizers.Tokenizer:
 def _from_bare(path: Path, data: bytes, kind: str, *, legacy: bool) -> tuple[tokenizers.Tokenizer, str]:
     """The pipeline of a SentencePiece file, and the class that it is, where none is named."""
     piece_model = read_piece_model(data, source=str(path))
-    kind = kind or ("GemmaTokenizer" if piece_model.merged else "SiglipTokenizer")
+    kind = kind or ("GemmaTokenizer" if piece_model.is_bpe else "SiglipTokenizer")
     if kind not in _PIPELINES:
         raise TokenizerError(f"{path}: {kind} is read from tokenizer.json alone; copy it into that folder.")
     backend = _PIPELINES[kind](piece_model)
@@ -266,7 +272,7 @@ class PieceModel:
     """
 
     pieces: tuple[tuple[str, float, int], ...]
-    merged: bool
+    is_bpe: bool
     byte_fallback: bool
     unk_id: int
     charsmap: bytes
@@ -287,7 +293,7 @@ def read_piece_model(data: bytes, *, source: str = "<bytes>") -> PieceModel:
             raise ValueError(f"type {kind}, neither Unigram nor BPE")
         return PieceModel(
             pieces=tuple(_piece(_message(piece)) for piece in model[1]),
-            merged=kind == _BPE,
+            is_bpe=kind == _BPE,
             byte_fallback=bool(trainer.get(35, [0])[-1]),
             unk_id=trainer.get(40, [0])[-1],
             charsmap=normal.get(2, [b""])[-1],

@@ -33,19 +33,22 @@ from sightloop.data.text.padding import Padding, check_texts, pad
 from sightloop.errors import TokenizerError, UsageError
 from sightloop.types import JsonDict, JsonMapping, Tokens
 
-Kind = Literal["clip", "bert", "pieces"]  # the last: data/pieces.py
+PipelineKind = Literal["clip", "bert", "pieces"]  # the last: data/pieces.py
 Merges = list[tuple[str, str]]
 Vocabulary = tuple[dict[str, int], Merges | None, list[JsonDict]]  # and the added tokens that a file lists
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_NAMES: dict[Kind, dict[str, str]] = {
+_NAMES: dict[PipelineKind, dict[str, str]] = {
     "clip": dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), _END) | {"bos_token": _START},
     "bert": {f"{role.lower()}_token": f"[{role}]" for role in ("UNK", "SEP", "PAD", "CLS", "MASK")},
 }
 # Roles in the order in which the hub's loader adds tokens that a vocabulary lacks; it decides their ids.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_FRAME: dict[Kind, tuple[str, str]] = {"clip": ("bos_token", "eos_token"), "bert": ("cls_token", "sep_token")}
-_CLASS: dict[Kind, str] = {"clip": "CLIPTokenizer", "bert": "BertTokenizer"}
+_FRAME: dict[PipelineKind, tuple[str, str]] = {
+    "clip": ("bos_token", "eos_token"),
+    "bert": ("cls_token", "sep_token"),
+}
+_CLASS: dict[PipelineKind, str] = {"clip": "CLIPTokenizer", "bert": "BertTokenizer"}
 _BERT_SWITCHES: JsonDict = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 _CLEANING = "sightloop_cleaning"  # "openai" or absent in tokenizer_config.json; other readers ignore it
 _JOINED = "sightloop_joined"  # marks such as "_" that decoded texts have without spaces around them
@@ -77,7 +80,7 @@ class Tokenizer:
     clean: what is done to a text before anything else. files: what else `save` writes, by name.
     """
 
-    kind: Kind
+    kind: PipelineKind
     bos_id: int | None
     eos_id: int | None
     padding: Padding
@@ -101,7 +104,7 @@ class Tokenizer:
         concerns. Raises `UsageError` if `texts` is one string or holds anything but strings of valid Unicode, or if
         `max_length` < 2.
         """
-        limit = self.max_length if max_length is None or self.padding.whole else max_length
+        limit = self.max_length if max_length is None or self.padding.to_max_length else max_length
         if limit < 2:
             raise UsageError(f"max_length={limit}: at least 2 are needed, for the first and the last token.")
         check_texts(texts)
@@ -183,7 +186,7 @@ class Tokenizer:
         return [self.token_id(part)] if known else self.backend.encode(part, add_special_tokens=False).ids
 
 
-def load_tokenizer(folder: Path, *, kind: Kind, max_length: int) -> Tokenizer:
+def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int) -> Tokenizer:
     """The tokenizer of a checkpoint folder in the hub's layout; ids equal to the hub's own tokenizer of `kind`.
 
     Reads tokenizer.json, else vocab.json and merges.txt ("clip") or vocab.txt ("bert"), else, for "clip", the
@@ -244,7 +247,7 @@ def clip_tokenizer_from_bpe(path: Path, *, max_length: int = 77) -> Tokenizer:
 
 
 def bert_tokenizer_from_vocab(
-    path: Path, *, extra: Sequence[str] = ("[DEC]", "[ENC]"), max_length: int = 512
+    path: Path, *, extra_special_tokens: Sequence[str] = ("[DEC]", "[ENC]"), max_length: int = 512
 ) -> Tokenizer:
     """BERT's uncased tokenizer from a bare vocab.txt, with `extra` special tokens added after its last id.
 
@@ -254,7 +257,7 @@ def bert_tokenizer_from_vocab(
     _require(path, "Copy vocab.txt of bert-base-uncased there.")
     vocabulary, merges, _ = _read_plain(path, "bert")
     _require_frame(path, "bert", _NAMES["bert"], vocabulary)
-    tokens = [_token(name) for name in (*_NAMES["bert"].values(), *extra)]
+    tokens = [_token(name) for name in (*_NAMES["bert"].values(), *extra_special_tokens)]
     model = _model(path, vocabulary, merges, "[UNK]")
     return _assemble("bert", model, {**_BERT_SWITCHES, **_NAMES["bert"]}, tokens, max_length)
 
@@ -263,7 +266,7 @@ def bert_tokenizer_from_vocab(
 
 
 def _assemble(
-    kind: Kind, model: models.Model, settings: JsonDict, tokens: Sequence[AddedToken], max_length: int
+    kind: PipelineKind, model: models.Model, settings: JsonDict, tokens: Sequence[AddedToken], max_length: int
 ) -> Tokenizer:
     """The pipeline of `kind` around `model`; `tokens` in the order that gives those it lacks the hub's ids."""
     bos, eos = (str(settings[role]) for role in _FRAME[kind])
@@ -340,7 +343,7 @@ def _model(source: Path, vocabulary: dict[str, int], merges: Merges | None, unkn
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _read_whole(path: Path, kind: Kind) -> Vocabulary:
+def _read_whole(path: Path, kind: PipelineKind) -> Vocabulary:
     """Vocabulary, merges and added tokens of a tokenizer.json, whose older writers name no type of model."""
     with _reading(path):
         content = json.loads(path.read_text("utf-8"))
@@ -352,7 +355,7 @@ def _read_whole(path: Path, kind: Kind) -> Vocabulary:
         return dict(model["vocab"]), merges, list(content.get("added_tokens") or [])
 
 
-def _read_plain(path: Path, kind: Kind) -> Vocabulary:
+def _read_plain(path: Path, kind: PipelineKind) -> Vocabulary:
     """Vocabulary and merges of a vocab.json with the merges.txt beside it, or of a vocab.txt."""
     merges = path.with_name("merges.txt")
     if kind == "clip":
@@ -364,7 +367,7 @@ def _read_plain(path: Path, kind: Kind) -> Vocabulary:
 
 
 def _read_special(
-    folder: Path, kind: Kind, config: JsonDict, listed: list[JsonDict]
+    folder: Path, kind: PipelineKind, config: JsonDict, listed: list[JsonDict]
 ) -> tuple[dict[int, AddedToken], dict[str, str], list[AddedToken]]:
     """Tokens whose ids are stated; names by role; all tokens to add, in the hub's order.
 
@@ -425,7 +428,7 @@ def _require(path: Path, remedy: str) -> None:
         raise TokenizerError(f"{path} does not exist. {remedy}")
 
 
-def _require_frame(source: Path, kind: Kind, names: Mapping[str, str], known: Container[str]) -> None:
+def _require_frame(source: Path, kind: PipelineKind, names: Mapping[str, str], known: Container[str]) -> None:
     for role in _FRAME[kind]:
         if names.get(role, "") not in known:
             raise TokenizerError(

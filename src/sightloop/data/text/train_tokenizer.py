@@ -13,7 +13,7 @@ from sightloop.data.text.sentencepiece import gemma_backend
 from sightloop.errors import UsageError
 
 # BERT's special tokens, and BLIP's two: the decoder's start, and the start of a text that is read beside an image.
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
+BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 _MARK = "\u2581"
 _PRIVATE = 0xE000  # the first of Unicode's private characters
 _GEMMA_SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
@@ -43,9 +43,11 @@ def train_wordpiece(texts: Iterable[str], size: int, path: Path) -> None:
         piece[1:] if piece.startswith(_MARK) else f"##{piece}"
         for piece in sorted(found, key=found.__getitem__)
     )
-    words = list(dict.fromkeys([*SPECIALS, *alphabet, *(piece for piece in pieces if piece)]))
-    atomic_write(path, "".join(f"{word}\n" for word in words[: max(size, len(SPECIALS) + len(alphabet))]))
-    config = {"additional_special_tokens": SPECIALS[5:], "sightloop_joined": "_"}
+    words = list(dict.fromkeys([*BERT_SPECIAL_TOKENS, *alphabet, *(piece for piece in pieces if piece)]))
+    atomic_write(
+        path, "".join(f"{word}\n" for word in words[: max(size, len(BERT_SPECIAL_TOKENS) + len(alphabet))])
+    )
+    config = {"additional_special_tokens": BERT_SPECIAL_TOKENS[5:], "sightloop_joined": "_"}
     atomic_write(path.with_name("tokenizer_config.json"), json.dumps(config) + "\n")
 
 
