@@ -208,13 +208,13 @@ def _vision_keys(embed: JsonDict, layer: str, names: tuple[str, str, str, str], 
     }
 
 
-def _bert_keys(ours: str, theirs: str) -> JsonDict:
-    layer = f"{theirs}.encoder.layer.{{}}"
+def _bert_keys(ours: str, foreign: str) -> JsonDict:
+    layer = f"{foreign}.encoder.layer.{{}}"
     own, cross = f"{layer}.attention", f"{layer}.crossattention"
     return {
-        f"{ours}.word": f"{theirs}.embeddings.word_embeddings",
-        f"{ours}.position": f"{theirs}.embeddings.position_embeddings",
-        f"{ours}.norm": f"{theirs}.embeddings.LayerNorm",
+        f"{ours}.word": f"{foreign}.embeddings.word_embeddings",
+        f"{ours}.position": f"{foreign}.embeddings.position_embeddings",
+        f"{ours}.norm": f"{foreign}.embeddings.LayerNorm",
         f"{ours}.blocks.{{}}.attn.qkv": cat(f"{own}.self.query", f"{own}.self.key", f"{own}.self.value"),
         f"{ours}.blocks.{{}}.attn.out": f"{own}.output.dense",
         f"{ours}.blocks.{{}}.norm1": f"{own}.output.LayerNorm",

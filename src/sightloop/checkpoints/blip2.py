@@ -82,7 +82,7 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
         )
     text: JsonDict = {"model_type": "opt", **(data.get("text_config") or {})}
     encoder, language, start = _language(text, tensors, "language_model.")
-    picture = image_token_id(data, None)
+    image_id = image_token_id(data, None)
     return Blip2Config(
         **shared,
         texts=None,
@@ -92,8 +92,8 @@ def config_from_transformers(data: JsonMapping, tensors: Mapping[str, Tensor]) -
         matching=False,
         # Files from before there was one: what the tokenizer makes of a token that is added to it.
         image_id=min(50265 if encoder is None else 32100, language.text.vocab - 1)
-        if picture is None
-        else picture,
+        if image_id is None
+        else image_id,
         start_ids=start,
         end_id=_eos_id(text, 2 if encoder is None else 1),
         pad_id=text.get("pad_token_id", 1 if encoder is None else 0),
@@ -239,16 +239,16 @@ def to_transformers(config: Blip2Config) -> dict[str, tuple[JsonDict, tuple[str,
 
 def _qformer_block(ours: str, mlp: str) -> JsonDict:
     """One side of the Q-Former; mlp: what its feed-forward layers are called after ("_query" or nothing)."""
-    block, theirs = f"{ours}.blocks.{{}}", "qformer.encoder.layer.{}"
-    own = f"{theirs}.attention"
+    block, foreign = f"{ours}.blocks.{{}}", "qformer.encoder.layer.{}"
+    own = f"{foreign}.attention"
     return {
         f"{ours}.norm": "qformer.layernorm",
         f"{block}.attn.qkv": cat(*(f"{own}.attention.{name}" for name in ("query", "key", "value"))),
         f"{block}.attn.out": f"{own}.output.dense",
         f"{block}.norm1": f"{own}.output.LayerNorm",
-        f"{block}.mlp.fc1": f"{theirs}.intermediate{mlp}.dense",
-        f"{block}.mlp.fc2": f"{theirs}.output{mlp}.dense",
-        f"{block}.norm2": f"{theirs}.output{mlp}.LayerNorm",
+        f"{block}.mlp.fc1": f"{foreign}.intermediate{mlp}.dense",
+        f"{block}.mlp.fc2": f"{foreign}.output{mlp}.dense",
+        f"{block}.norm2": f"{foreign}.output{mlp}.LayerNorm",
     }
 
 
@@ -290,13 +290,13 @@ def transformers_keys(config: Blip2Config) -> KeyMap:
     return _KEYS if config.language is None else {**_KEYS, **_language_model_keys(config, "language_model.")}
 
 
-def _language_model_keys(config: Blip2Config, theirs: str) -> KeyMap:
-    """That of the language model in it; theirs: a prefix, "" for one that is alone."""
+def _language_model_keys(config: Blip2Config, foreign: str) -> KeyMap:
+    """That of the language model in it; foreign: a prefix, "" for one that is alone."""
     if config.language is None:
         return {}
     if config.encoder is None:
-        return language_keys(config.language, "language", f"{theirs}model", f"{theirs}lm_head")
-    return t5_keys("encoder", "language", theirs, gated=config.encoder.gated)
+        return language_keys(config.language, "language", f"{foreign}model", f"{foreign}lm_head")
+    return t5_keys("encoder", "language", foreign, gated=config.encoder.gated)
 
 
 # T5's second and third names of its one word table, what its oldest files have beside; buffers.

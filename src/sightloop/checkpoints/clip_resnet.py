@@ -35,14 +35,14 @@ def _resnet_keys() -> JsonDict:
         keys[f"vision.stem{number}.conv"] = f"visual.conv{number}"
         keys[f"vision.stem{number}.norm"] = f"visual.bn{number}"
     for stage in range(1, 5):
-        ours, theirs = f"vision.stage{stage}.{{}}", f"visual.layer{stage}.{{}}"
+        ours, foreign = f"vision.stage{stage}.{{}}", f"visual.layer{stage}.{{}}"
         keys |= {
-            f"{ours}.shortcut.conv": f"{theirs}.downsample.0",
-            f"{ours}.shortcut.norm": f"{theirs}.downsample.1",
+            f"{ours}.shortcut.conv": f"{foreign}.downsample.0",
+            f"{ours}.shortcut.norm": f"{foreign}.downsample.1",
         }
         for part, number in parts.items():
-            keys[f"{ours}.{part}.conv"] = f"{theirs}.conv{number}"
-            keys[f"{ours}.{part}.norm"] = f"{theirs}.bn{number}"
+            keys[f"{ours}.{part}.conv"] = f"{foreign}.conv{number}"
+            keys[f"{ours}.{part}.norm"] = f"{foreign}.bn{number}"
     return keys
 
 

@@ -83,7 +83,7 @@ def _config(
     if (kind := text.get("model_type", "bart")) not in ("bart", "florence2_language"):
         raise CheckpointError(f"config.json: a Florence-2 that writes with {kind!r} is not supported")
     encoder, language = bart_configs(text)
-    fields = {ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}
+    fields = {ours: vision.get(foreign, usual) for ours, (foreign, usual) in _VISION.items()}
     shape: JsonDict = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
@@ -106,7 +106,7 @@ def to_transformers(config: FlorenceConfig) -> dict[str, tuple[JsonDict, tuple[s
         raise UnsupportedError(
             "transformers has no Florence-2 with a bias on its words; save it in our own layout instead"
         )
-    vision = {theirs: getattr(config.vision, ours) for ours, (theirs, _) in _VISION.items()}
+    vision = {foreign: getattr(config.vision, ours) for ours, (foreign, _) in _VISION.items()}
     vision |= {"max_position_embeddings": config.grid, "max_temporal_embeddings": config.frames}
     about: JsonDict = {
         "architectures": ["Florence2ForConditionalGeneration"],
@@ -153,18 +153,18 @@ _BIAS = "language_model.final_logits_bias"
 
 
 def _tower_keys(tower: str, conv: str, names: Mapping[str, str]) -> JsonDict:
-    """The image tower's keys; names: ours inside a layer -> theirs, "mixer" standing for what each calls its own."""
+    """The image tower's keys; names: ours inside a layer -> foreign, "mixer" standing for what each calls its own."""
     keys: JsonDict = {
         "vision.stages.{}.conv": f"{tower}.convs.{{}}.{conv}",
         "vision.stages.{}.norm": f"{tower}.convs.{{}}.norm",
     }
-    for kind, ours, theirs in (
+    for kind, ours, foreign in (
         ("spatial", "mixer.attn", "window_attn"),
         ("channel", "mixer", "channel_attn"),
     ):
         for name, other in names.items():
             place = f"vision.stages.{{}}.{kind}.{{}}.{name.replace('mixer', ours)}"
-            keys[place] = f"{tower}.blocks.{{}}.{{}}.{kind}_block.{other.replace('mixer', theirs)}"
+            keys[place] = f"{tower}.blocks.{{}}.{{}}.{kind}_block.{other.replace('mixer', foreign)}"
     return keys
 
 
@@ -207,7 +207,7 @@ def transformers_keys(config: FlorenceConfig) -> KeyMap:
             mean = ours.float().mean(dim=0, keepdim=True).to(ours.dtype)
             return [torch.cat([ours, *[mean] * more]) for _ in names]
 
-        return Rule(names, lambda theirs: theirs[0][: len(theirs[0]) - more], longer)
+        return Rule(names, lambda foreign: foreign[0][: len(foreign[0]) - more], longer)
 
     sides = (
         [f"{_BODY}.{side}.embed_tokens.weight" for side in ("encoder", "decoder")]

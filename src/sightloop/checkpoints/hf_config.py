@@ -27,7 +27,7 @@ TEXT = {"vocab": "vocab_size", "positions": "max_position_embeddings", **_TOWER}
 
 def from_hf_config(data: JsonMapping, names: Mapping[str, str], defaults: JsonMapping) -> JsonDict:
     """The fields of a tower's config from a part of config.json; what it leaves out is the reference's default."""
-    return {ours: data.get(theirs, defaults[ours]) for ours, theirs in names.items()}
+    return {ours: data.get(foreign, defaults[ours]) for ours, foreign in names.items()}
 
 
 def image_token_id(data: JsonMapping, default: int | None) -> Any:
@@ -37,12 +37,12 @@ def image_token_id(data: JsonMapping, default: int | None) -> Any:
 
 def to_hf_config(config: VitConfig | TextConfig, names: Mapping[str, str]) -> JsonDict:
     """The inverse of `sizes`."""
-    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+    return {foreign: getattr(config, ours) for ours, foreign in names.items()}
 
 
-def transformers_block_keys(ours: str, theirs: str) -> JsonDict:
+def transformers_block_keys(ours: str, foreign: str) -> JsonDict:
     """The blocks of a tower in the layout of CLIP's and SigLIP's models on the hub."""
-    layer = f"{theirs}.encoder.layers.{{}}"
+    layer = f"{foreign}.encoder.layers.{{}}"
     return {
         f"{ours}.blocks.{{}}.attn.qkv": cat(*(f"{layer}.self_attn.{part}_proj" for part in "qkv")),
         f"{ours}.blocks.{{}}.attn.out": f"{layer}.self_attn.out_proj",
@@ -53,9 +53,9 @@ def transformers_block_keys(ours: str, theirs: str) -> JsonDict:
     }
 
 
-def open_clip_block_keys(ours: str, theirs: str) -> JsonDict:
-    """The blocks of a tower in open_clip's and OpenAI's layout; `theirs` ends in a dot, or is empty."""
-    layer = f"{theirs}transformer.resblocks.{{}}"
+def open_clip_block_keys(ours: str, foreign: str) -> JsonDict:
+    """The blocks of a tower in open_clip's and OpenAI's layout; `foreign` ends in a dot, or is empty."""
+    layer = f"{foreign}transformer.resblocks.{{}}"
     return {
         f"{ours}.blocks.{{}}.attn.qkv.weight": f"{layer}.attn.in_proj_weight",
         f"{ours}.blocks.{{}}.attn.qkv.bias": f"{layer}.attn.in_proj_bias",

@@ -23,7 +23,7 @@ from sightloop.errors import CheckpointError
 class Rule:
     """How one of our tensors is read from, and written back to, one or more tensors of a checkpoint.
 
-    first_row: where what is written begins in theirs, if that is put together from several of ours.
+    first_row: where what is written begins in foreign, if that is put together from several of ours.
     """
 
     names: tuple[str, ...]
@@ -56,7 +56,7 @@ class RenamedTensors(Mapping[str, Tensor]):
 
 
 def cat(*names: str) -> Rule:
-    """Our tensor is theirs, joined along the first dimension in equal parts (fused projections)."""
+    """Our tensor is foreign, joined along the first dimension in equal parts (fused projections)."""
     return _concatenate(names, [1] * len(names))
 
 
@@ -81,12 +81,12 @@ def _concatenate(names: tuple[str, ...], shares: list[int]) -> Rule:
 
 
 def transposed(name: str) -> Rule:
-    """Our matrix is theirs, transposed."""
+    """Our matrix is foreign, transposed."""
     return Rule((name,), lambda t: t[0].t().contiguous(), lambda ours: [ours.t().contiguous()])
 
 
 def row_slice(name: str, start: int, stop: int, parts: int) -> Rule:
-    """Ours is parts `start` to `stop` of theirs, cut along the first dimension into `parts` equal parts (a fused
+    """Ours is parts `start` to `stop` of foreign, cut along the first dimension into `parts` equal parts (a fused
     projection that we keep in two)."""
 
     def read(tensors: list[Tensor]) -> Tensor:
@@ -119,7 +119,7 @@ def rule_for(name: str, keys: KeyMap | None) -> Rule:
     if value is None:
         value, ending = keys[stem], f".{suffix}"
     rule = Rule((value,), _read_first, _write_unchanged) if isinstance(value, str) else value
-    names = tuple(theirs.format(*numbers) + ending for theirs in rule.names)
+    names = tuple(foreign.format(*numbers) + ending for foreign in rule.names)
     return Rule(names, rule.read, rule.write, rule.first_part)
 
 
@@ -175,7 +175,7 @@ def load_weights(
 
 
 def export_state_dict(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
-    """The checkpoint's tensors again: the network's own memory, wherever theirs has the same numbers in the same order.
+    """The checkpoint's tensors again: the network's own memory, where the checkpoint has the same numbers in the same order.
 
     Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
     shared modules are written under every name. Classes that were learned stay behind: no other layout has them.
@@ -254,8 +254,8 @@ def _alias_differs(rule: Rule, value: Tensor, tensors: Mapping[str, Tensor]) -> 
     """Whether a checkpoint has a tensor again that is shared, and not the same. It may be absent."""
     if any(name not in tensors for name in rule.names):
         return False
-    theirs = _read_or_none(rule, tensors)
-    return theirs is None or theirs.shape != value.shape or not torch.equal(theirs, value)
+    foreign = _read_or_none(rule, tensors)
+    return foreign is None or foreign.shape != value.shape or not torch.equal(foreign, value)
 
 
 def _raise_for_misfits(source: str, missing: list[str], misshapen: list[str], unknown: list[str]) -> None:

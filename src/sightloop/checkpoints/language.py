@@ -1,6 +1,6 @@
 """Decoder-only language models in the hub's layout (`transformers`): sizes from config.json, key maps as data.
 
-Families hold one of these beside an image tower; they say under which names of theirs it lies.
+Families hold one of these beside an image tower; they say under which names of foreign it lies.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def language_to_transformers(config: LanguageConfig) -> JsonDict:
 
 
 def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> KeyMap:
-    """The key map of a decoder-only model; ours: its name in the network ("language"); body, head: theirs, such as
+    """The key map of a decoder-only model; ours: its name in the network ("language"); body, head: foreign, such as
     "language_model.model" and "language_model.lm_head"."""
     text = config.text
     if text.positions:
@@ -190,12 +190,12 @@ def language_keys(config: LanguageConfig, ours: str, body: str, head: str) -> Ke
         f"{block}.attn.out": f"{layer}.self_attn.o_proj",
         f"{block}.mlp.fc1": cat(f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"),
         f"{block}.mlp.fc2": f"{layer}.mlp.down_proj",
-        **{f"{block}.{name}": f"{layer}.{theirs}" for name, theirs in norms.items()},
+        **{f"{block}.{name}": f"{layer}.{foreign}" for name, foreign in norms.items()},
     }
 
 
 def opt_bart_block_keys(ours: str, layer: str) -> JsonDict:
-    """The keys of a block as OPT and BART write it; ours: the tower's name, layer: theirs."""
+    """The keys of a block as OPT and BART write it; ours: the tower's name, layer: foreign."""
     block = f"{ours}.blocks.{{}}"
     return {
         f"{block}.attn.qkv": cat(*(f"{layer}.self_attn.{name}_proj" for name in "qkv")),

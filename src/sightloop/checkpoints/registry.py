@@ -1,4 +1,4 @@
-"""The families that `load` knows, and how each of their checkpoint layouts is recognised."""
+"""The families that `load` knows, and how each of their checkpoint layouts is recognized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
 from sightloop.types import JsonDict, JsonMapping
 
-# In the order in which `recognise` tries them: BLIP-2 before BLIP, which has an image tower of the same names.
+# In the order in which `recognize` tries them: BLIP-2 before BLIP, which has an image tower of the same names.
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (

@@ -135,17 +135,17 @@ def bart_to_transformers(encoder: TextConfig, language: LanguageConfig) -> JsonD
     return data
 
 
-def t5_keys(encoder: str, decoder: str, theirs: str, *, gated: bool) -> KeyMap:
-    """The key map of a T5; encoder, decoder: their names in the network; theirs: a prefix such as
+def t5_keys(encoder: str, decoder: str, foreign: str, *, gated: bool) -> KeyMap:
+    """The key map of a T5; encoder, decoder: their names in the network; foreign: a prefix such as
     "language_model."."""
-    keys: JsonDict = {f"{decoder}.head": f"{theirs}lm_head"}
+    keys: JsonDict = {f"{decoder}.head": f"{foreign}lm_head"}
     for ours, side, mlp in ((encoder, "encoder", 1), (f"{decoder}.text", "decoder", 2)):
-        block, layer = f"{ours}.blocks.{{}}", f"{theirs}{side}.block.{{}}.layer"
+        block, layer = f"{ours}.blocks.{{}}", f"{foreign}{side}.block.{{}}.layer"
         wide = f"{layer}.{mlp}.DenseReluDense"
         keys |= {
-            f"{ours}.word": f"{theirs}shared",
-            f"{ours}.relative": f"{theirs}{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
-            f"{ours}.norm": f"{theirs}{side}.final_layer_norm",
+            f"{ours}.word": f"{foreign}shared",
+            f"{ours}.relative": f"{foreign}{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
+            f"{ours}.norm": f"{foreign}{side}.final_layer_norm",
             f"{block}.attn.qkv": cat(*(f"{layer}.0.SelfAttention.{name}" for name in "qkv")),
             f"{block}.attn.out": f"{layer}.0.SelfAttention.o",
             f"{block}.norm1": f"{layer}.0.layer_norm",
@@ -164,7 +164,7 @@ def t5_keys(encoder: str, decoder: str, theirs: str, *, gated: bool) -> KeyMap:
 
 
 def bart_keys(encoder: str, decoder: str, body: str, head: str, bias: str) -> KeyMap:
-    """The key map of a BART; body: theirs, such as "language_model.model"; head and bias: the full names of the head's
+    """The key map of a BART; body: foreign, such as "language_model.model"; head and bias: the full names of the head's
     layer and of the bias that is kept beside it, `[1, V]`."""
     keys: JsonDict = {
         f"{decoder}.head.weight": f"{head}.weight",

@@ -38,15 +38,15 @@ _TEXT_DEFAULTS = {"vocab": 32000, "positions": 64, **_TOWER_DEFAULTS}
 
 def vision_from_transformers(data: JsonMapping, *, naflex: bool = False) -> VitConfig:
     """From the `vision_config` of a hub checkpoint, of PaliGemma's too (`vision_use_head` false: no pooling)."""
-    found = from_hf_config(data, VISION, _VISION_DEFAULTS)
+    sizes = from_hf_config(data, VISION, _VISION_DEFAULTS)
     if naflex:
-        found["image_size"] = isqrt(data.get("num_patches", 256)) * found["patch"]
-    return _vision(naflex, pool=data.get("vision_use_head", True), **found)
+        sizes["image_size"] = isqrt(data.get("num_patches", 256)) * sizes["patch"]
+    return _vision(naflex, pool=data.get("vision_use_head", True), **sizes)
 
 
-def _vision(any_size: bool = False, pool: bool = True, **found: Any) -> VitConfig:
+def _vision(any_size: bool = False, pool: bool = True, **sizes: Any) -> VitConfig:
     return VitConfig(
-        **found,
+        **sizes,
         norm_first=False,
         norm_tokens=True,
         patch_bias=True,
@@ -58,13 +58,13 @@ def _vision(any_size: bool = False, pool: bool = True, **found: Any) -> VitConfi
 def config_from_transformers(data: JsonMapping) -> SiglipConfig:
     """From the config.json of a hub checkpoint (`model_type`: siglip, or siglip2 for NaFlex)."""
     text: JsonDict = data.get("text_config") or {}
-    found = TextConfig(**from_hf_config(text, TEXT, _TEXT_DEFAULTS), post_norm=False)
+    tower = TextConfig(**from_hf_config(text, TEXT, _TEXT_DEFAULTS), post_norm=False)
     return SiglipConfig(
         vision=vision_from_transformers(
             data.get("vision_config") or {}, naflex=data.get("model_type") == "siglip2"
         ),
-        text=found,
-        embed_dim=text.get("projection_size") or found.dim,
+        text=tower,
+        embed_dim=text.get("projection_size") or tower.dim,
     )
 
 
@@ -160,13 +160,13 @@ def _unusual_settings(vision: JsonMapping, text: JsonMapping) -> JsonDict:
     }
 
 
-def vision_keys(theirs: str = "vision_model", *, ours: str = "vision") -> JsonDict:
-    """The image tower without its pooling head; `theirs` is where it is in the checkpoint."""
+def vision_keys(foreign: str = "vision_model", *, ours: str = "vision") -> JsonDict:
+    """The image tower without its pooling head; `foreign` is where it is in the checkpoint."""
     return {
-        f"{ours}.embed.position": f"{theirs}.embeddings.position_embedding.weight",
-        f"{ours}.embed.proj": f"{theirs}.embeddings.patch_embedding",
-        f"{ours}.norm_out": f"{theirs}.post_layernorm",
-        **transformers_block_keys(ours, theirs),
+        f"{ours}.embed.position": f"{foreign}.embeddings.position_embedding.weight",
+        f"{ours}.embed.proj": f"{foreign}.embeddings.patch_embedding",
+        f"{ours}.norm_out": f"{foreign}.post_layernorm",
+        **transformers_block_keys(ours, foreign),
     }
 
 

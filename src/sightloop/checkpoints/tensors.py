@@ -185,11 +185,11 @@ def _read_header(path: Path) -> tuple[JsonDict, int]:
     reader lets a name come twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> JsonDict:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        values = dict(pairs)
+        if len(values) != len(pairs):
             twice = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise CheckpointError(f"{path}: holds {', '.join(twice[:8])} twice; it cannot be trusted")
-        return found
+        return values
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

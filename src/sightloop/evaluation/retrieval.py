@@ -1,10 +1,9 @@
-"""Retrieval between images and captions: ITC alone, and with the top k judged anew by ITM."""
+"""Retrieval between images and captions: ITC alone, and with the top k re-ranked by ITM."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,32 +23,32 @@ _ITC_ALONE = " For ITC alone, without re-ranking: rerank=[], --rerank 0."
 
 
 class RetrievalTask:
-    """Every image against every caption. Equal captions are embedded and judged once, and count each for itself."""
+    """Every image against every caption. Equal captions are embedded and scored once; each counts in the recall."""
 
     def __init__(self, options: EvalOptions) -> None:
         self.options = options
-        self.most = max(options.rerank, default=0)
-        self.settings: JsonDict = {"judged": self.most}
+        self.max_k = max(options.rerank, default=0)
+        self.settings: JsonDict = {"judged": self.max_k}
         self._images = ImageCache()
 
     def wants(self, sample: Sample) -> bool:
-        """It needs captions."""
+        """Whether the sample has captions."""
         return bool(sample.captions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """Texts, images, then the pairs that ITC chose. Asked for once a model."""
+        """Images, texts, then the pairs that ITC ranks highest."""
         self._images = ImageCache()
-        all_of_them = [
-            TaskPhase("embedding images", "image", self._embed_pictures, "embed"),
+        phases = [
+            TaskPhase("embedding images", "image", self._embed_images, "embed"),
             TaskPhase("embedding texts", "texts", self._embed_texts, "embed"),
-            TaskPhase("judging pairs", "judged", self._judge, "rank", _ITC_ALONE),
+            TaskPhase("matching pairs", "judged", self._match, "rank", _ITC_ALONE),
         ]
-        return all_of_them[: 2 + bool(self.most)]
+        return phases[: 2 + bool(self.max_k)]
 
     def _embed_texts(self, work: TaskContext, samples: list[Sample]) -> Events:
-        model = work.model()
+        model = work.model
         known: dict[str, Floats32] = {}
-        for sample in work.good():
+        for sample in work.readable():
             if "texts" in (record := work.records.get(sample.key, {})):
                 rows = floats(record["texts"]).reshape(len(sample.captions), -1)
                 known |= dict(zip(sample.captions, rows, strict=True))
@@ -61,46 +60,43 @@ class RetrievalTask:
             for sample in some:
                 yield Done(sample.key, {"texts": packed(np.stack([known[text] for text in sample.captions]))})
 
-    def _embed_pictures(self, work: TaskContext, samples: list[Sample]) -> Events:
-        model = work.model()
+    def _embed_images(self, work: TaskContext, samples: list[Sample]) -> Events:
+        model = work.model
 
-        def verb(some: list[Sample], pictures: list[Pixels]) -> list[JsonDict]:
-            image = model.encode(pictures)
-            for place, sample in enumerate(some):
-                if self.most:
-                    self._images.put(sample.key, image, place)
+        def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+            image = model.encode(images)
+            for row_index, sample in enumerate(batch):
+                if self.max_k:
+                    self._images.put(sample.key, image, row_index)
             embedded = embed_images(require(model.network, Embedder), image).cpu().numpy()
             return [{"image": packed(vector)} for vector in embedded]
 
-        return work.pictures(samples, verb)
+        return work.map_images(samples, predict)
 
-    def _judge(self, work: TaskContext, samples: list[Sample]) -> Events:
-        model = work.model()
-        space = _Space.of(work.good(), work.records)
-        chosen = pairs_to_match(*space.candidates(space.similarity(), self.most))
+    def _match(self, work: TaskContext, samples: list[Sample]) -> Events:
+        model = work.model
+        space = _Space.of(work.readable(), work.records)
+        chosen = pairs_to_match(*space.candidates(space.similarity(), self.max_k))
         rows_of = {key: space.number[rows] for key, rows in zip(space.keys, chosen, strict=True)}
         texts = model.tokenize(space.distinct)
 
-        def found(some: Sequence[Sample], image: Encoded) -> list[JsonDict]:
-            rows = [np.unique(rows_of[sample.key]) for sample in some]
+        def match(batch: Sequence[Sample], image: Encoded) -> list[JsonDict]:
+            rows = [np.unique(rows_of[sample.key]) for sample in batch]
             logits = model.match_scores(image, texts, rows)
             return [
-                {"judged": packed(mine), "logits": packed(values[:, 1])}
-                for mine, values in zip(rows, logits, strict=True)
+                {"judged": packed(own), "logits": packed(values[:, 1])}
+                for own, values in zip(rows, logits, strict=True)
             ]
 
-        def kept() -> Iterator[Done[JsonDict]]:
-            for sample in samples:
-                if (image := self._images.pop(sample.key)) is None:
-                    again.append(sample)
-                else:
-                    yield Done(sample.key, found([sample], image)[0])
-
-        again: list[Sample] = []
-        yield from kept()
-        for event in work.pictures(again, lambda some, pictures: found(some, model.encode(pictures))):
-            if isinstance(event, Failed):  # it has its place among the candidates already
-                raise SightloopError(f"{event.name}: it was read before, and now it is not: {event.reason}")
+        not_cached: list[Sample] = []
+        for sample in samples:
+            if (image := self._images.pop(sample.key)) is None:
+                not_cached.append(sample)
+            else:
+                yield Done(sample.key, match([sample], image)[0])
+        for event in work.map_images(not_cached, lambda batch, images: match(batch, model.encode(images))):
+            if isinstance(event, Failed):  # it is among the candidates already
+                raise SightloopError(f"{event.name}: could be read before, and now cannot: {event.reason}")
             yield event
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
@@ -109,28 +105,37 @@ class RetrievalTask:
         similarity = space.similarity()
         rankings = {"": (score_retrieval(similarity, space.owner, _KS), "ITC: cosine of the embeddings")}
         for k in sorted(set(self.options.rerank)):
-            if k > self.most:
-                raise UsageError(f"rerank={k}: the predictions have the top {self.most} only")
-            texts_of, pictures_of = space.candidates(similarity, k)
-            pairs = space.judged(records)
-            by_picture = (texts_of, pairs(np.arange(len(space.keys))[:, None], texts_of, similarity))
-            by_text = (pictures_of, pairs(pictures_of, np.arange(len(space.owner))[:, None], similarity))
-            scores = score_retrieval(similarity, space.owner, _KS, "expected", by_picture, by_text)
+            if k > self.max_k:
+                raise UsageError(f"rerank={k}: the predictions have the top {self.max_k} only")
+            texts_of, images_of = space.candidates(similarity, k)
+            pairs = space.rerank_scores(records)
+            by_image = (texts_of, pairs(np.arange(len(space.keys))[:, None], texts_of, similarity))
+            by_text = (images_of, pairs(images_of, np.arange(len(space.owner))[:, None], similarity))
+            scores = score_retrieval(similarity, space.owner, _KS, "expected", by_image, by_text)
             words = f"the {k} best by ITC re-ranked by ITM logit + ITC cosine, as the BLIP code does"
             rankings[f", k={k}"] = (scores, words)
-        measures = [
-            measure
+        metrics = [
+            metric
             for name, (scores, words) in rankings.items()
-            for measure in _measures(name, scores, words, space)
+            for metric in _metrics(name, scores, words, space)
         ]
-        how = "ITC cosine of the best own caption less that of the best other; disputed: both are close"
-        return TaskScores(tuple(measures), cases=_cases(samples, similarity, space), ranked=how)
+        how = "ITC cosine of the best own caption minus that of the best other; disputed: both are close"
+        return TaskScores(tuple(metrics), cases=_cases(samples, similarity, space), ranked=how)
 
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """Images and texts of the samples. keys: of the images; owner: each text's image; number: each text's place
-    in `distinct`, which has every text once; rows: what each text is called."""
+    """Embedding space of the samples: n images, m texts, d distinct texts.
+
+    Args:
+        keys: of the images, n.
+        owner: image of each text, int64 `[m]`.
+        number: index of each text in `distinct`, int64 `[m]`.
+        distinct: every text once, d.
+        rows: names of the texts, m.
+        images: embeddings `[n, P]`, or `[n, Q, P]` for several vectors an image.
+        texts: embeddings of the distinct texts `[d, P]`.
+    """
 
     keys: list[str]
     owner: Integers
@@ -142,16 +147,16 @@ class _Space:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], records: Records) -> _Space:
-        place: dict[str, int] = {}
+        index_of: dict[str, int] = {}
         vectors: list[Floats32] = []
         number: list[int] = []
         for sample in samples:
             embedded = floats(records[sample.key]["texts"]).reshape(len(sample.captions), -1)
             for text, vector in zip(sample.captions, embedded, strict=True):
-                if text not in place:
-                    place[text] = len(vectors)
+                if text not in index_of:
+                    index_of[text] = len(vectors)
                     vectors.append(vector)
-                number.append(place[text])
+                number.append(index_of[text])
         images = np.stack([floats(records[sample.key]["image"]) for sample in samples])
         width = len(vectors[0])
         if images.shape[1] > width:  # several vectors an image
@@ -160,41 +165,44 @@ class _Space:
             [sample.key for sample in samples],
             np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples]),
             np.array(number, np.int64),
-            list(place),
+            list(index_of),
             [row(sample.key, i) for sample in samples for i in range(len(sample.captions))],
             images,
             np.stack(vectors),
         )
 
     def similarity(self) -> Floats32:
-        """`[images, texts]`; equal texts have equal columns, to the bit."""
+        """ITC cosines `[n, m]`; equal texts have equal columns, to the bit."""
         table = cosines(self.images, self.texts)
         return table if len(self.distinct) == len(self.number) else np.take(table, self.number, axis=1)
 
     def candidates(self, similarity: Floats32, k: int) -> tuple[Integers, Integers]:
-        """The k best texts of each image, and the k best images of each text."""
+        """The k best texts of each image `[n, k]`, and the k best images of each text `[m, k]`."""
         _, first = np.unique(self.number, return_index=True)
         columns = similarity.T if len(first) == len(self.number) else similarity.T[first]
         return top_k(similarity, k), top_k(columns, k)[self.number]
 
-    def judged(self, records: Records) -> Any:
-        """A function (image, text, similarity) -> ITM logit + ITC cosine of pairs of any shape."""
+    def rerank_scores(self, records: Records) -> Callable[[Integers, Integers, Floats32], Floats32]:
+        """Function of images `[...]`, texts `[...]` and the ITC cosines `[n, m]` -> ITM logit + ITC cosine `[...]`."""
         texts = [integers(records[key]["judged"]) for key in self.keys]
         logits = np.concatenate([floats(records[key]["logits"]) for key in self.keys])
-        width = len(self.distinct)
-        known = np.concatenate([mine + i * width for i, mine in enumerate(texts)])
+        # A pair (image i, distinct text j) is the number i * d + j; those that were scored, ascending.
+        count = len(self.distinct)
+        scored = np.concatenate([own + i * count for i, own in enumerate(texts)])
 
-        def scores(picture: Integers, text: Integers, similarity: Floats32) -> Floats32:
-            wanted = picture * width + self.number[text]
-            place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-            if (known[place] != wanted).any():
-                raise UsageError("the predictions lack pairs that their embeddings ask for: remove the file")
-            return logits[place] + similarity[picture, text]
+        def scores(image: Integers, text: Integers, similarity: Floats32) -> Floats32:
+            pair = image * count + self.number[text]
+            index = np.searchsorted(scored, pair).clip(max=len(scored) - 1)
+            if (scored[index] != pair).any():
+                raise UsageError(
+                    "the predictions lack pairs that their embeddings rank highest: remove the file"
+                )
+            return logits[index] + similarity[image, text]
 
         return scores
 
 
-def _measures(name: str, scores: RetrievalScores, words: str, space: _Space) -> Iterator[MetricTable]:
+def _metrics(name: str, scores: RetrievalScores, words: str, space: _Space) -> Iterator[MetricTable]:
     ties = "equal scores count as the mean over their orders"
     size = f"{len(space.keys):,} images x {len(space.owner):,} texts; {ties}"
     for way, unit, rows in (

@@ -94,28 +94,22 @@ class TaskContext:
     Attributes:
         dataset: samples and their images.
         records: predictions so far; those of this phase are added while it runs.
-        phase_model: the loaded model of the phase.
+        model: the loaded model of the phase.
     """
 
     dataset: EvalDataset
     records: Records
-    phase_model: Model
+    model: Model
 
-    def model(self) -> Model:
-        """The loaded model of the phase."""
-        return self.phase_model
-
-    def good(self) -> list[Sample]:
+    def readable(self) -> list[Sample]:
         """The samples whose images no earlier pass failed to read."""
         return self.dataset.readable(self.records)
 
-    def pictures(
+    def map_images(
         self, samples: Sequence[Sample], predict: Callable[[list[Sample], list[Pixels]], Sequence[JsonDict]]
     ) -> Events:
         """Applies `predict` to the images of samples, batch by batch."""
-        return self.dataset.map_images(
-            self.phase_model, samples, lambda _, batch, images: predict(batch, images)
-        )
+        return self.dataset.map_images(self.model, samples, lambda _, batch, images: predict(batch, images))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +159,7 @@ def over_images(predict: PredictBatch) -> RunPhase:
     """A phase that applies `predict` to batches of images, independent of earlier predictions."""
 
     def run(work: TaskContext, samples: list[Sample]) -> Events:
-        return work.dataset.map_images(work.phase_model, samples, predict)
+        return work.dataset.map_images(work.model, samples, predict)
 
     return run
 

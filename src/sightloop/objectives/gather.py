@@ -90,7 +90,7 @@ class PendingBlock:
     works: tuple[dist.Work, ...]
 
     def wait(self) -> Tensor:
-        """The block of the previous rank."""
+        """The block of the previous rank, `[b, ...]`."""
         for work in self.works:
             work.wait()
         return self.block

@@ -13,13 +13,13 @@ from sightloop.types import Loss
 def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalize: bool = False) -> Loss:
     """Mean absolute error over the values of the hidden patches (SimMIM, Xie et al. 2022, section 3.4).
 
-    predicted, target `[B, N, C]`: N patches of C values (pixels after the model's own normalisation); mask bool
-    `[B, N]`, True = hidden. total: hidden patches of the global batch. normalise: each target patch is brought to mean
+    predicted, target `[B, N, C]`: N patches of C values (pixels after the model's own normalization); mask bool
+    `[B, N]`, True = hidden. total: hidden patches of the global batch. normalize: each target patch is brought to mean
     0 and deviation 1 first (MAE, He et al. 2022, section 3).
 
     Chance: sqrt(2 / pi) = 0.798, what predicting the mean costs on values of normal distribution and deviation 1;
-    with normalise, predicting 0 costs at most 1 on any images. Images are no noise, so the fact `baseline` says
-    what these patches cost a guesser who knows nothing but averages: with normalise it answers 0, else the mean patch
+    with normalize, predicting 0 costs at most 1 on any images. Images are no noise, so the fact `baseline` says
+    what these patches cost a guesser who knows nothing but averages: with normalize it answers 0, else the mean patch
     that is seen of the image (0 where none is). A model that does not beat it has learned nothing.
     """
     dtype = torch.promote_types(predicted.dtype, torch.float32)

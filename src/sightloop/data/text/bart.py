@@ -37,9 +37,9 @@ _WORDS = (
 
 def load_bart(folder: Path, *, max_length: int) -> Tokenizer:
     """The tokenizer of a Florence-2 checkpoint's folder; ids equal to those of the reference's processor, which
-    likewise finds words of places in what the caller writes.
+    likewise finds location tokens in what the caller writes.
 
-    Reads tokenizer.json, else vocab.json and merges.txt, and tokenizer_config.json. The words of places and tags and
+    Reads tokenizer.json, else vocab.json and merges.txt, and tokenizer_config.json. Location tokens, tags and
     "<image>" are added where they are not in there, as the original does. Raises `TokenizerError` that names the file.
     """
     whole, plain, about = (folder / f"{name}.json" for name in ("tokenizer", "vocab", "tokenizer_config"))
@@ -99,9 +99,9 @@ def _add(folder: Path, backend: tokenizers.Tokenizer, config: JsonDict, names: d
     listed += [AddedToken(name, special=True, normalized=False) for name in dict.fromkeys(missing)]
     backend.add_tokens([token for token in listed if token.content not in known])
     for index, token in stated.items():
-        if (found := backend.token_to_id(token["content"])) != index:
+        if (known_id := backend.token_to_id(token["content"])) != index:
             raise TokenizerError(
-                f"{folder}: {token['content']!r} should be token {index}, but the vocabulary makes it {found}: these "
+                f"{folder}: {token['content']!r} should be token {index}, but the vocabulary makes it {known_id}: these "
                 "are files of different checkpoints. Fetch them again."
             )
 

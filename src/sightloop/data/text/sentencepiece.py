@@ -63,7 +63,7 @@ def load_sentencepiece(
     `fill`: that many always, the fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2
     was trained so). cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is
     added where the files lack it. usual: the class where no file names one. places: as PaliGemma's processor has it,
-    words of places and segments are tokens, and rows have no first and no last. Raises `TokenizerError` that names the
+    location and segmentation tokens are added, and rows have no first and no last. Raises `TokenizerError` that names the
     file.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
@@ -213,9 +213,9 @@ def _add_tokens(folder: Path, backend: tokenizers.Tokenizer, config: JsonDict) -
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_tokens([token for _, token in sorted(stated.items()) if token.content not in known])
     for index, token in stated.items():
-        if (found := backend.token_to_id(token.content)) != index:
+        if (known_id := backend.token_to_id(token.content)) != index:
             raise TokenizerError(
-                f"{folder}: {token.content!r} should be token {index}, but the vocabulary makes it {found}: these "
+                f"{folder}: {token.content!r} should be token {index}, but the vocabulary makes it {known_id}: these "
                 "are files of different checkpoints. Fetch them again."
             )
     roles = {role: config[role] for role in _ROLES if config.get(role) is not None}
@@ -380,13 +380,13 @@ def _llama_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
 
 def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, earlier pieces first, then by the length of the first."""
-    found: list[tuple[int, int, int, int, str, str]] = []
+    ranked: list[tuple[int, int, int, int, str, str]] = []
     for piece, index in vocabulary.items():
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in vocabulary and right in vocabulary:
-                found.append((index, cut, vocabulary[left], vocabulary[right], left, right))
-    return [(left, right) for *_, left, right in sorted(found)]
+                ranked.append((index, cut, vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
 
 
 _PIPELINES: dict[str, Callable[[PieceModel], tokenizers.Tokenizer]] = {
@@ -441,7 +441,7 @@ def _charsmap(data: bytes) -> Callable[[str], str]:
         length = next(
             (n for n in range(1, 4) if (text[start + n : start + n + 1] or b"\0")[0] & 0xC0 != 0x80), 4
         )
-        found = text[start : start + length]
+        replacement = text[start : start + length]
         node = _children(units[0])
         for at in range(start, len(text)):
             unit = units[node ^ text[at]]
@@ -450,14 +450,14 @@ def _charsmap(data: bytes) -> Callable[[str], str]:
             node = node ^ text[at] ^ _children(unit)
             if unit >> 8 & 1:
                 value = units[node] & 0x7FFFFFFF
-                length, found = at + 1 - start, texts[value : texts.index(b"\0", value)]
-        return length, found
+                length, replacement = at + 1 - start, texts[value : texts.index(b"\0", value)]
+        return length, replacement
 
     def replace(text: str) -> str:
         source, out, at = text.encode(), bytearray(), 0
         while at < len(source):
-            length, found = find(source, at)
-            out += found
+            length, replacement = find(source, at)
+            out += replacement
             at += length
         return out.decode()
 

@@ -129,13 +129,13 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int:
         """The id of one token, spelt as in the vocabulary ("[MASK]", "##ing"). Raises `TokenizerError`."""
-        found = self.backend.token_to_id(token)
-        if found is None:
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
             raise TokenizerError(
                 f"{token!r} is not among the {self.vocab_size} tokens of this {self.kind} tokenizer; add it to "
                 "the tokenizer's files, or take its id from the checkpoint's configuration."
             )
-        return found
+        return token_id
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the vocabulary files.
@@ -192,7 +192,7 @@ def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int) -> Toke
     Reads tokenizer.json, else vocab.json and merges.txt ("clip") or vocab.txt ("bert"), else, for "clip", the
     original bpe_simple_vocab_16e6.txt.gz; and tokenizer_config.json, special_tokens_map.json, added_tokens.json
     where present. As at the hub, `kind` and the switches in tokenizer_config.json (`do_lower_case`, ...) decide
-    how text is normalised, not tokenizer.json. Rows get `max_length` tokens at most (what the network takes), or
+    how text is normalized, not tokenizer.json. Rows get `max_length` tokens at most (what the network takes), or
     `model_max_length` if that is less. Raises `TokenizerError`, naming the file and where it belongs.
     """
     if kind not in _NAMES:
@@ -218,9 +218,9 @@ def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int) -> Toke
     model = _model(plain, vocabulary, merges, names["unk_token"])
     tokenizer = _assemble(kind, model, settings, tokens, max_length)
     for index, token in stated.items():
-        if (found := tokenizer.backend.token_to_id(token.content)) != index:
+        if (known_id := tokenizer.backend.token_to_id(token.content)) != index:
             raise TokenizerError(
-                f"{folder}: {token.content!r} should be token {index}, but the vocabulary makes it {found}: these "
+                f"{folder}: {token.content!r} should be token {index}, but the vocabulary makes it {known_id}: these "
                 "are files of different checkpoints. Fetch them again."
             )
     return tokenizer
@@ -395,8 +395,8 @@ def _read_special(
 
 
 def _extra(config: JsonDict) -> list[str | JsonDict]:
-    found = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    return list(found.values() if isinstance(found, dict) else found)
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return list(extra.values() if isinstance(extra, dict) else extra)
 
 
 def _name(token: str | JsonDict) -> str:
@@ -464,11 +464,11 @@ def _openai_parts(text: str) -> list[str]:
     """
     parts: list[str] = []
     done, word_end = 0, 0
-    for found in _OPENAI_SPECIAL.finditer(text):
-        start = found.start()
+    for match in _OPENAI_SPECIAL.finditer(text):
+        start = match.start()
         if start == word_end or _ends_word(text[start - 1]):
-            parts += [text[done:start], found.group()]
-            done = word_end = found.end()
+            parts += [text[done:start], match.group()]
+            done = word_end = match.end()
         else:
             parts.append(text[done : start + 2])
             done = start + 2

@@ -36,12 +36,12 @@ def train_wordpiece(texts: Iterable[str], size: int, path: Path) -> None:
     )
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, min_frequency=2)
     learner.train_from_iterator(sorted(_some(texts)), trainer)
-    found = learner.get_vocab()
-    letters = sorted({letter for piece in found for letter in piece} - {_MARK})
+    vocab = learner.get_vocab()
+    letters = sorted({letter for piece in vocab for letter in piece} - {_MARK})
     alphabet = [*letters, *(f"##{letter}" for letter in letters)]
     pieces = (
         piece[1:] if piece.startswith(_MARK) else f"##{piece}"
-        for piece in sorted(found, key=found.__getitem__)
+        for piece in sorted(vocab, key=vocab.__getitem__)
     )
     words = list(dict.fromkeys([*BERT_SPECIAL_TOKENS, *alphabet, *(piece for piece in pieces if piece)]))
     atomic_write(
@@ -109,9 +109,9 @@ def train_sentencepiece(texts: Iterable[str], size: int, folder: Path) -> None:
 
 
 def _some(texts: Iterable[str]) -> list[str]:
-    found = [text for text in texts if text.strip()]
-    if not found:
+    nonempty = [text for text in texts if text.strip()]
+    if not nonempty:
         raise UsageError(
             "the training data has no texts to learn a vocabulary from; set model.vocabulary to one"
         )
-    return found
+    return nonempty
