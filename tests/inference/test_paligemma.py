@@ -36,7 +36,7 @@ QUESTIONS = ["what is the dog?", "is it  red", "how many\u00fc small <loc0012> t
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = tmp_path_factory.mktemp("paligemma")
     hub = "hub" in request.param
-    model, processor = write_paligemma(folder, places=hub, second=hub)
+    model, processor = write_paligemma(folder, row_indices=hub, second=hub)
     return model, processor, sightloop.load(folder), folder
 
 
@@ -140,7 +140,7 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
     (batch,) = feed.batches(0, 1)
     rows = batch.prompted
     assert rows is not None
-    assert rows.prompts is not None
+    assert rows.prompt_lengths is not None
     network = trainee.network.train()
     found: list[torch.Tensor] = []
     for chunk in (0, 4):
@@ -153,8 +153,10 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
         found += [context.values["prompted"], network.projector.weight.grad.clone()]
     each, image_id = (SIDE // PATCH) ** 2, network.config.image_id
     theirs.zero_grad()
-    whole, count = torch.zeros(()), int((rows.lengths - rows.prompts).sum())
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
+    whole, count = torch.zeros(()), int((rows.lengths - rows.prompt_lengths).sum())
+    for ids, length, prompt, owner in zip(
+        rows.ids, rows.lengths, rows.prompt_lengths, rows.image_rows, strict=True
+    ):
         row = [i for one in ids[:length].tolist() for i in [one] * (each if one == image_id else 1)]
         text = torch.tensor([row])
         suffix = (torch.arange(len(row)) >= int(prompt) + each - 1).long()[None]
@@ -185,7 +187,7 @@ def test_prompts_and_texts_are_those_of_the_processor(loaded: Loaded, shard: Pat
     each, image_id = (SIDE // PATCH) ** 2, model.network.config.image_id
     for i, (ids, length) in enumerate(zip(rows.ids, rows.lengths, strict=True)):
         row = [i for one in ids[:length].tolist() for i in [one] * (each if one == image_id else 1)]
-        sample = dataset[int(batch.identities[int(rows.images[i])])]
+        sample = dataset[int(batch.sample_indices[int(rows.image_rows[i])])]
         pairs = [("caption en", text) for text in sample.captions]
         pairs += [(f"answer en {q.question}", a) for q in sample.questions for a in q.answers]
         wanted = [processor(images=picture, text=f"<image>{p}", suffix=a)["input_ids"][0] for p, a in pairs]

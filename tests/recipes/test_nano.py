@@ -16,7 +16,7 @@ from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.errors import UsageError
 from sightloop.models.blip import Blip
 from sightloop.nn.init import initialize
-from sightloop.training.calibration import learned_from
+from sightloop.training.calibration import learned_digests
 from sightloop.training.model_sizes import SIZES
 from sightloop.training.trainer import train
 from sightloop.types import ImageSpec
@@ -55,7 +55,7 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
         "vocab.txt",
         "tokenizer_config.json",
     }
-    assert len(learned_from(str(tmp_path / "nano"))) == 60
+    assert len(learned_digests(str(tmp_path / "nano"))) == 60
     packed = sightloop.load(tmp_path / "nano", device="cpu")
     samples = list(sightloop.open_dataset(data))
     pairs = [(sample.image, text) for sample in samples for text in sample.captions]

@@ -17,7 +17,13 @@ from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_w
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.metrics.matching import matching_scores
 from sightloop.nn.prepack import unpack
-from sightloop.training.calibration import LEARNED, calibrate, held_out, image_digest, learned_from
+from sightloop.training.calibration import (
+    DIGESTS_FILE,
+    calibrate,
+    image_digest,
+    learned_digests,
+    split_held_out,
+)
 from sightloop.training.events import Calibrated, RunEnded, RunStarted, StepDone, WarningRaised
 from sightloop.training.trainer import train
 from tests.tiny_checkpoints.clip_and_blip import write_blip
@@ -49,31 +55,31 @@ def one(events: list[Any], kind: type) -> Any:
 
 def test_who_is_held_out_is_told_by_the_keys(shard: Path) -> None:
     whole = open_dataset(shard)
-    rest, held = held_out(whole)
+    rest, held = split_held_out(whole)
     assert (len(rest), len(held)) == (75, 25)
     mine = {held.key(i) for i in range(25)}
     assert {rest.key(i) for i in range(75)} | mine == {whole.key(i) for i in range(100)}
     assert [rest.key(i) for i in range(75)] == [key for key in map(whole.key, range(100)) if key not in mine]
-    turned = held_out(whole.select(range(99, -1, -1)))[1]
+    turned = split_held_out(whole.select(range(99, -1, -1)))[1]
     assert {turned.key(i) for i in range(25)} == mine
-    assert len(held_out(whole.select(range(79)))[1]) == 0
+    assert len(split_held_out(whole.select(range(79)))[1]) == 0
 
 
 def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> None:
-    _, held = held_out(open_dataset(shard))
+    _, held = split_held_out(open_dataset(shard))
     known = [image_digest(held, i) for i in range(25)]
-    assert one(run(shard, tmp_path / "one"), Calibrated).pictures == 25
+    assert one(run(shard, tmp_path / "one"), Calibrated).images == 25
     start = tmp_path / "one" / "model"
-    (start / LEARNED).write_bytes(b"".join(known[:4]))
-    assert learned_from(str(start)) == frozenset(known[:4])
+    (start / DIGESTS_FILE).write_bytes(b"".join(known[:4]))
+    assert learned_digests(str(start)) == frozenset(known[:4])
     told = one(run(shard, tmp_path / "two", f"model.init_from={start}"), Calibrated)
-    assert (told.pictures, told.start) == (21, "")
+    assert (told.images, told.start) == (21, "")
 
-    (start / LEARNED).write_bytes(b"".join(known))
+    (start / DIGESTS_FILE).write_bytes(b"".join(known))
     out = tmp_path / "three"
     told = one(run(shard, out, f"model.init_from={start}"), Calibrated)
-    assert (told.pictures, told.start) == (25, str(start))
-    assert "has learned from the 25 images" in told.told()
+    assert (told.images, told.start) == (25, str(start))
+    assert "has learned from the 25 images" in told.summary()
     samples = [held[i] for i in range(25)]
     order = sorted(samples, key=lambda sample: blake2b(sample.key.encode(), digest_size=8).digest())
     wrong = [
@@ -97,7 +103,7 @@ def test_half_is_where_the_shares_are_equal(shard: Path, tmp_path: Path) -> None
     before = model.network.match_head.bias.tolist()
     told = calibrate(model, open_dataset(shard), 40, (7, "there"))
     assert told is not None
-    assert (told.step, told.data, told.pictures) == (7, "there", 40)
+    assert (told.step, told.data, told.images) == (7, "there", 40)
     assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 40
     now = model.network.match_head.bias.tolist()
     assert now[0] == before[0]
@@ -163,7 +169,7 @@ def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: 
     events = run(shard, out)
     told = one(events, Calibrated)
     assert one(events, RunStarted).samples == 75
-    assert (told.pictures, told.data, told.step) == (25, "", 4)
+    assert (told.images, told.data, told.step) == (25, "", 4)
     assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 25
     learned = load_file(out / "checkpoints" / "step-000004" / "state.safetensors")
     result = load_file(out / "model" / "model.safetensors")
@@ -171,7 +177,7 @@ def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: 
     assert moved[0] == 0
     assert moved[1] != 0
     assert torch.equal(learned["network.match_head.weight"], result["match_head.weight"])
-    assert "kept out of the training" in told.told()
+    assert "kept out of the training" in told.summary()
     assert f"0.5 keeps {told.after['kept']:.1%}" in (out / "report.html").read_text()
 
     cut = tmp_path / "cut"
@@ -189,7 +195,7 @@ def test_evaluation_data_is_taken_where_there_is_some(shard: Path, unseen: Path,
     events = run(shard, out, f"evaluation.data={unseen}")
     told = one(events, Calibrated)
     assert one(events, RunStarted).samples == 100
-    assert (told.pictures, told.data) == (24, str(unseen))
+    assert (told.images, told.data) == (24, str(unseen))
     with pytest.raises(UsageError, match="another recipe"):
         run(shard, out)  # it would learn from fewer images
 

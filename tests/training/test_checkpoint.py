@@ -17,7 +17,7 @@ from torch import nn
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import CheckpointError
 from sightloop.training import checkpoint
-from sightloop.training.checkpoint import TrainState, make_moments, prune, resume, save_checkpoint
+from sightloop.training.checkpoint import TrainState, init_optimizer_state, prune, resume, save_checkpoint
 from sightloop.training.events import StepDone, WarningRaised
 from sightloop.training.trainer import train
 
@@ -35,7 +35,7 @@ def state(seed: int, step: int = 0, width: int = 5) -> TrainState:
     network["b"].weight = network["a"].weight
     heads = nn.ModuleDict({"h": nn.Linear(width, 2)})
     optimizer = torch.optim.AdamW([*network.parameters(), *heads.parameters()])
-    make_moments(optimizer)
+    init_optimizer_state(optimizer)
     for moments in optimizer.state.values():
         for tensor in moments.values():
             tensor.copy_(torch.rand_like(tensor))

@@ -86,9 +86,9 @@ def test_fields_with_a_default_may_be_missing() -> None:
 
 def test_a_calibration_is_a_sentence() -> None:
     before, after = {"kept": 0.66, "dropped": 0.87}, {"kept": 0.78, "dropped": 0.781}
-    assert Calibrated(140, "dev.tar", 200, 2000, 0.8633, before, after).told() == (
+    assert Calibrated(140, "dev.tar", 200, 2000, 0.8633, before, after).summary() == (
         "ITM's threshold is set: 0.5 keeps 78.0% of true texts and drops 78.1% of wrong ones (before: 66.0% and 87.0%; "
         "ROC area 0.863), measured on 2,000 pairs with 200 images of dev.tar"
     )
-    both = Calibrated(140, "", 200, 2000, 0.88, before, after, 20.0).told()
+    both = Calibrated(140, "", 200, 2000, 0.88, before, after, 20.0).summary()
     assert both.endswith("kept out of the training. ITC's cosine counts 20 times beside ITM's logit")

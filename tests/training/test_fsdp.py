@@ -46,11 +46,11 @@ from sightloop.training.trainer import train
 import sightloop.training.fsdp as sharding
 
 alike = []
-are_alike = sharding.FSDP.are_alike
+runs_alike = sharding.FSDP.runs_alike
 def spy(*given):
-    alike.append(are_alike(*given))
+    alike.append(runs_alike(*given))
     return alike[-1]
-sharding.FSDP.are_alike = spy
+sharding.FSDP.runs_alike = spy
 
 for data, out, settings, stop in json.loads(sys.argv[1]):
     alike.clear()

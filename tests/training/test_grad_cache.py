@@ -26,8 +26,8 @@ class Towers(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-3.0))
 
     def embed(self, features: GradCache, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        image = features.rows(self.image, pictures)
-        text = features.rows(self.text, texts)
+        image = features.encode(self.image, pictures)
+        text = features.encode(self.text, texts)
         return nn.functional.normalize(image, dim=1), nn.functional.normalize(text, dim=1)
 
 
@@ -82,8 +82,8 @@ def test_dropout_draws_the_same_masks_again() -> None:
         made.append(towers.image(x).detach())
         return towers.image(x) * 0 + made[-1] + towers.image[3].weight.sum() * 0
 
-    leaf = features.rows(image, pictures)
-    text = features.rows(towers.text, texts)
+    leaf = features.encode(image, pictures)
+    text = features.encode(towers.text, texts)
     features.add(clip_loss(leaf, text, towers.scale).value)
     torch.rand(7)  # others draw in between
     features.finish()

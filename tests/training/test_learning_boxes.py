@@ -57,10 +57,12 @@ def targets(
     rows = batch.prompted
     assert rows is not None
     out: list[tuple[int, str, list[int], list[int]]] = []
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
+    for ids, length, prompt, owner in zip(
+        rows.ids, rows.lengths, rows.prompt_lengths, rows.image_rows, strict=True
+    ):
         asked, said = ids[:prompt].tolist(), ids[prompt:length].tolist()
         text = trainee.tokenizer.decode([asked])[0]
-        out.append((int(batch.identities[int(owner)]), text, asked, said))
+        out.append((int(batch.sample_indices[int(owner)]), text, asked, said))
     return trainee, out
 
 

@@ -165,7 +165,7 @@ seen = []
 take = module.take_step
 def spy(run, batch):
     values = take(run, batch)
-    seen.append(([int(i) for i in batch.identities], values[0]))
+    seen.append(([int(i) for i in batch.sample_indices], values[0]))
     return values
 module.take_step = spy
 for event in module.train("world", sys.argv[1], sys.argv[2], settings=json.loads(sys.argv[3]), device="cpu"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from sightloop.types import Loss
 
 
-def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalise: bool = False) -> Loss:
+def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalize: bool = False) -> Loss:
     """Mean absolute error over the values of the hidden patches (SimMIM, Xie et al. 2022, section 3.4).
 
     predicted, target `[B, N, C]`: N patches of C values (pixels after the model's own normalisation); mask bool
@@ -23,18 +23,18 @@ def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, nor
     that is seen of the image (0 where none is). A model that does not beat it has learned nothing.
     """
     wide = torch.promote_types(predicted.dtype, torch.float32)
-    wanted = target.detach().to(wide)
-    if normalise:
-        wanted = wanted - wanted.mean(-1, keepdim=True)
-        variance = wanted.square().sum(-1, keepdim=True) / max(wanted.shape[-1] - 1, 1)
-        wanted = wanted * (variance + 1e-6).rsqrt()
-    hidden = wanted[mask]
+    values = target.detach().to(wide)
+    if normalize:
+        values = values - values.mean(-1, keepdim=True)
+        variance = values.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)
+        values = values * (variance + 1e-6).rsqrt()
+    hidden = values[mask]
     value = (predicted[mask].to(wide) - hidden).abs().mean(1).sum() / total
     with torch.no_grad():
         guess = torch.zeros_like(hidden)
-        if not normalise:
+        if not normalize:
             seen = (~mask).to(wide)[..., None]
-            average = (wanted * seen).sum(1) / seen.sum(1).clamp(min=1)  # [B, C]
+            average = (values * seen).sum(1) / seen.sum(1).clamp(min=1)  # [B, C]
             guess = average[mask.nonzero(as_tuple=True)[0]]
         baseline = (guess - hidden).abs().mean(1).sum() / total
     return Loss(value, math.sqrt(2 / math.pi), {"baseline": baseline})

@@ -72,10 +72,10 @@ def itm_loss(
     mass = total * (1 - matching + match_weight * matching)
     value = F.cross_entropy(wide, labels, weights, ignore_index=IGNORED, reduction="sum") / mass
     with torch.no_grad():
-        said, counted = wide[:, 1] > wide[:, 0], labels != IGNORED
+        called_match, counted = wide[:, 1] > wide[:, 0], labels != IGNORED
         facts = {
-            "accuracy": ((said == (labels == 1)) & counted).sum() / total,
-            "matched": (said & counted).sum() / total,
+            "accuracy": ((called_match == (labels == 1)) & counted).sum() / total,
+            "matched": (called_match & counted).sum() / total,
         }
     return Loss(value, binary_entropy(total * match_weight * matching / mass), facts)
 

@@ -35,7 +35,7 @@ from sightloop.towers.text import TextTower
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import PromptFormat
 from sightloop.training.heads import WordHead
-from sightloop.training.model_sizes import SIZES, fitted
+from sightloop.training.model_sizes import SIZES, fit_to_tokenizer
 from sightloop.types import IMAGE_PLACEHOLDER, ImageSpec, TokenizerKind
 
 
@@ -98,7 +98,7 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     if settings.language:
         network, tokenizer = _add_language(network, family, settings, recipe.seed)
     if settings.vision:
-        _start_vision(network, settings.vision)
+        _load_vision(network, settings.vision)
     _check_objectives(recipe, network)
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
     if labels and require(network, Network).config.labels != labels:
@@ -142,7 +142,7 @@ def _from_random(
     tokenizer = _tokenizer(
         FAMILIES[family].tokenizer_of(config), settings, dataset, folder, config.text.positions
     )
-    config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
+    config = fit_to_tokenizer(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
     network = FAMILIES[family].network(config)
     initialize(network, recipe.seed)
     if isinstance(network, BiasNetwork):
@@ -181,18 +181,18 @@ def _resized(network: nn.Module, family: str, spec: ImageSpec, side: int) -> tup
 def _tokenizer(
     kind: TokenizerKind, settings: ModelSettings, dataset: Dataset, folder: Path, positions: int
 ) -> Tokenizer:
-    given = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
-    if not settings.vocabulary and not given.exists():
-        given.mkdir(parents=True)
+    path = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
+    if not settings.vocabulary and not path.exists():
+        path.mkdir(parents=True)
         if kind == "clip":
-            train_bpe(_texts(dataset), settings.vocab_size, given)
+            train_bpe(_texts(dataset), settings.vocab_size, path)
         elif kind == "pieces":
-            train_sentencepiece(_texts(dataset), settings.vocab_size, given)
+            train_sentencepiece(_texts(dataset), settings.vocab_size, path)
         else:
-            train_wordpiece(_texts(dataset), settings.vocab_size, given / "vocab.txt")
-    if not given.exists():
+            train_wordpiece(_texts(dataset), settings.vocab_size, path / "vocab.txt")
+    if not path.exists():
         raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
-    return load_tokenizer_of_kind(given, kind, max_length=positions)
+    return load_tokenizer_of_kind(path, kind, max_length=positions)
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:
@@ -208,27 +208,27 @@ def _texts(dataset: Dataset) -> Iterator[str]:
 
 
 def _labels(dataset: Dataset) -> tuple[str, ...]:
-    found: set[str] = set()
+    labels: set[str] = set()
     for index in range(len(dataset)):
         try:
             label = dataset[index].label
         except SightloopError:
             continue
         if label is not None:
-            found.add(label)
-    if len(found) < 2:
+            labels.add(label)
+    if len(labels) < 2:
         raise UsageError(
             "the objective `classes` needs data with at least two labels (a folder for each class)"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(labels))
 
 
-def _start_vision(network: nn.Module, source: str) -> None:
+def _load_vision(network: nn.Module, source: str) -> None:
     other = load(source, device="cpu").module
     unpack(other)
-    theirs, config = require(other, Network).config.vision, require(network, Network).config.vision
-    if theirs != config:
-        raise UsageError(f"model.vision={source}: its image tower is {theirs}, not {config}")
+    tower, config = require(other, Network).config.vision, require(network, Network).config.vision
+    if tower != config:
+        raise UsageError(f"model.vision={source}: its image tower is {tower}, not {config}")
     network.get_submodule("vision").load_state_dict(other.get_submodule("vision").state_dict())
 
 

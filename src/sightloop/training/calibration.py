@@ -33,15 +33,15 @@ from sightloop.training.events import Calibrated
 from sightloop.training.validation import load_samples
 from sightloop.types import Floats, Pixels, Sample
 
-FEWEST = 20  # images: from fewer, a threshold is a guess
-LEARNED, DIGEST = "learned.bin", 3  # a file in a model's folder; bytes of an image's digest in it
+MIN_IMAGES = 20  # images: from fewer, a threshold is a guess
+DIGESTS_FILE, DIGEST_BYTES = "learned.bin", 3  # a file in a model's folder; bytes of an image's digest in it
 _PART, _LEAST, _MOST = 20, 50, 500
 _COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # that ITC may count beside ITM's logit
 
 Truths: TypeAlias = NDArray[np.bool_]
 
 
-def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+def split_held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """(to learn from, to calibrate on): the second has a twentieth of the samples, but 50 to 500, at most a quarter of
     all, and none where that would be fewer than 20.
 
@@ -50,17 +50,17 @@ def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """
     count = len(dataset)
     held = min(max(count // _PART, _LEAST), _MOST, count // 4)
-    if held < FEWEST:
+    if held < MIN_IMAGES:
         return dataset, dataset.select([])
     order = np.array(sorted(range(count), key=lambda index: _hash(dataset.key(index))), np.int64)
     return dataset.select(np.sort(order[held:])), dataset.select(order[:held])
 
 
-def learned_from(start: str) -> frozenset[bytes]:
+def learned_digests(start: str) -> frozenset[bytes]:
     """The digests of images it learned from that come with a model on this machine; mostly there are none."""
-    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / LEARNED
+    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / DIGESTS_FILE
     known = path.read_bytes() if start and path.is_file() else b""
-    return frozenset(known[at : at + DIGEST] for at in range(0, len(known), DIGEST))
+    return frozenset(known[at : at + DIGEST_BYTES] for at in range(0, len(known), DIGEST_BYTES))
 
 
 def image_digest(dataset: Dataset, index: int) -> bytes:
@@ -70,11 +70,11 @@ def image_digest(dataset: Dataset, index: int) -> bytes:
         data = picture if isinstance(picture, bytes) else read_file(str(picture))
     except ImageError:
         return b""
-    return blake2b(data, digest_size=DIGEST).digest()
+    return blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def calibrate(
-    model: Model, dataset: Dataset, most: int, about: tuple[int, str], start: str = ""
+    model: Model, dataset: Dataset, limit: int, origin: tuple[int, str], start: str = ""
 ) -> Calibrated | None:
     """Sets the verdict of the model's judge, in place, and says what that changes; None where pairs are too few.
 
@@ -82,54 +82,54 @@ def calibrate(
     about: the step and the name of the data, for the event. start: the model that the training began with; images
     that it has learned from are left out, and where too few are left, what share of wrong texts it drops is kept.
     """
-    known = learned_from(start)
+    known = learned_digests(start)
     if known:
-        seen = range(min(most, len(dataset)))
+        seen = range(min(limit, len(dataset)))
         fresh = [index for index in seen if image_digest(dataset, index) not in known]
-        if len(fresh) < FEWEST:
-            return _carry_over(model, dataset.select(sorted({*seen} - {*fresh})), about, start)
+        if len(fresh) < MIN_IMAGES:
+            return _carry_over(model, dataset.select(sorted({*seen} - {*fresh})), origin, start)
         dataset = dataset.select(fresh)
-    pairs = _told(model, dataset, most)
+    pairs = _score_pairs(model, dataset, limit)
     if pairs is None:
         return None
     counted = _match_cosine(model)
-    areas = {w: _area(pairs.odds + (w - counted) * pairs.itc, pairs.match) for w in _allowed(model)}
+    areas = {w: _area(pairs.margins + (w - counted) * pairs.itc, pairs.match) for w in _cosine_weights(model)}
     cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
-    pairs = pairs._replace(odds=pairs.odds + (cosine - counted) * pairs.itc)
-    return _set_verdict(model, pairs, cosine, balanced_threshold(pairs.odds, pairs.match), about)
+    pairs = pairs._replace(odds=pairs.margins + (cosine - counted) * pairs.itc)
+    return _set_threshold(model, pairs, cosine, balanced_threshold(pairs.margins, pairs.match), origin)
 
 
-def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
+def _carry_over(model: Model, dataset: Dataset, origin: tuple[int, str], start: str) -> Calibrated | None:
     """The share of wrong texts that is dropped stays what it was, with images that were known from the start."""
-    theirs = _told(load(start, device=str(model.device)), dataset, len(dataset))
-    pairs = _told(model, dataset, len(dataset))
+    theirs = _score_pairs(load(start, device=str(model.device)), dataset, len(dataset))
+    pairs = _score_pairs(model, dataset, len(dataset))
     if theirs is None or pairs is None:
         return None
-    dropped = float((theirs.odds[~theirs.match] < 0).mean())
-    threshold = float(np.quantile(pairs.odds[~pairs.match], dropped))
-    return replace(_set_verdict(model, pairs, _match_cosine(model), threshold, about), start=start)
+    dropped = float((theirs.margins[~theirs.match] < 0).mean())
+    threshold = float(np.quantile(pairs.margins[~pairs.match], dropped))
+    return replace(_set_threshold(model, pairs, _match_cosine(model), threshold, origin), start=start)
 
 
-class _Told(NamedTuple):
+class _ScoredPairs(NamedTuple):
     """Pairs `[n]`: the odds of the judge (the logit of "match" less that of "no match"), ITC's cosine (0 where it
     cannot count), which are true; of how many images."""
 
-    odds: Floats
+    margins: Floats
     itc: Floats
     match: Truths
-    pictures: int
+    images: int
 
 
-def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
+def _score_pairs(model: Model, dataset: Dataset, limit: int) -> _ScoredPairs | None:
     was_training = model.module.training
     model.module.eval()
     try:
-        samples, pictures = load_samples(model, dataset, most)
+        samples, pictures = load_samples(model, dataset, limit)
         told = [i for i, sample in enumerate(samples) if sample.captions]
         pairs, match = _pairs([samples[i] for i in told])
-        if min(len(told), int((~match).sum())) < FEWEST:
+        if min(len(told), int((~match).sum())) < MIN_IMAGES:
             return None
-        return _Told(*_judged(model, [pictures[i] for i in told], pairs), match, len(told))
+        return _ScoredPairs(*_match_margins(model, [pictures[i] for i in told], pairs), match, len(told))
     finally:
         model.module.train(was_training)
 
@@ -139,20 +139,20 @@ def _match_cosine(model: Model) -> float:
     return require(model.network, Matcher).match_cosine or 0.0
 
 
-def _allowed(model: Model) -> Sequence[float]:
+def _cosine_weights(model: Model) -> Sequence[float]:
     """Weights of the ITC cosine to choose from; 0 alone if the network has no embeddings, or cannot add it."""
     able = "embed" in model.capabilities and require(model.network, Matcher).match_cosine is not None
     return _COSINES if able else _COSINES[:1]
 
 
-def _set_verdict(
-    model: Model, pairs: _Told, cosine: float, threshold: float, about: tuple[int, str]
+def _set_threshold(
+    model: Model, pairs: _ScoredPairs, cosine: float, threshold: float, origin: tuple[int, str]
 ) -> Calibrated:
     """Sets the weight of the ITC cosine, and a probability of 0.5 for log odds of `threshold`."""
-    before = _shares(pairs.odds - (cosine - _match_cosine(model)) * pairs.itc >= 0, pairs.match)
+    before = _shares(pairs.margins - (cosine - _match_cosine(model)) * pairs.itc >= 0, pairs.match)
     require(model.network, Matcher).calibrate_match(threshold, cosine)
-    area, after = _area(pairs.odds, pairs.match), _shares(pairs.odds >= threshold, pairs.match)
-    return Calibrated(*about, pairs.pictures, len(pairs.odds), area, before, after, cosine)
+    area, after = _area(pairs.margins, pairs.match), _shares(pairs.margins >= threshold, pairs.match)
+    return Calibrated(*origin, pairs.images, len(pairs.margins), area, before, after, cosine)
 
 
 def _area(scores: Floats, match: Truths) -> float:
@@ -168,23 +168,23 @@ def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
     return [*true, *wrong], np.arange(len(true) + len(wrong)) < len(true)
 
 
-def _judged(
-    model: Model, pictures: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
+def _match_margins(
+    model: Model, images: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
 ) -> tuple[Floats, Floats]:
     """The odds of each pair `[n]` and ITC's cosine, 0 where that cannot count; each image is encoded once.
 
     Every image is in a pair.
     """
     strings = [text for _, text in pairs]
-    embeds = len(_allowed(model)) > 1
+    embeds = len(_cosine_weights(model)) > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a text that is longer than the model reads
         texts = model.tokenize(strings)
         words = model.embed_texts(strings) if embeds else None
     owner = np.array([picture for picture, _ in pairs])
     odds, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
-    for start in range(0, len(pictures), model.batch_size):
-        part = pictures[start : start + model.batch_size]
+    for start in range(0, len(images), model.batch_size):
+        part = images[start : start + model.batch_size]
         rows = [np.flatnonzero(owner == start + place) for place in range(len(part))]
         image, mine = model.encode(part), np.concatenate(rows)
         logits = np.concatenate(model.match_scores(image, texts, rows)).astype(np.float64)

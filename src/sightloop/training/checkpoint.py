@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.atomic import PREFIX, SUFFIX, atomic_path, sync_folder, write_json
 from sightloop.errors import CheckpointError
-from sightloop.training.distributed import local, part, whole
+from sightloop.training.distributed import full_tensor, local_shard, shard_like
 from sightloop.types import JsonDict, JsonMapping
 
 _NAME = re.compile(r"step-(\d+)")
@@ -53,7 +53,7 @@ class TrainState:
     step: int
     notes: JsonDict
 
-    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The network's and the heads' parameters, each once."""
         seen: set[int] = set()
         for prefix, module in (("network.", self.network), ("heads.", self.heads)):
@@ -74,7 +74,7 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
     tensors = dict(sorted(_tensors(state).items(), key=lambda item: -item[1].element_size()))
     if not first:
         for tensor in tensors.values():
-            whole(tensor)
+            full_tensor(tensor)
         return target
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(run)
@@ -110,7 +110,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            values = whole(tensor).cpu().contiguous().flatten()
+            values = full_tensor(tensor).cpu().contiguous().flatten()
             file.write(cast(Any, values.view(torch.uint8).numpy()))
 
 
@@ -119,15 +119,15 @@ def resume(state: TrainState, run: Path) -> list[str]:
 
     Raises CheckpointError where none can be read, or it is not of this run.
     """
-    found = _all(run)
+    folders = _all(run)
     damaged: list[str] = []
-    for step in sorted(found, reverse=True):
+    for step in sorted(folders, reverse=True):
         try:
-            stored = _open(found[step])
+            stored = _open(folders[step])
         except (OSError, ValueError, CheckpointError) as error:
-            damaged.append(f"{found[step]} is damaged ({str(error).partition(';')[0]})")
+            damaged.append(f"{folders[step]} is damaged ({str(error).partition(';')[0]})")
         else:
-            _put(state, found[step].name, *stored)
+            _put(state, folders[step].name, *stored)
             return damaged
     if damaged:
         raise CheckpointError(
@@ -156,7 +156,7 @@ def _put(state: TrainState, name: str, stored: Mapping[str, Tensor], step: int, 
         if tensor.shape != stored[key].shape:
             raise CheckpointError(f"{name}: not of this run: {key} is {tuple(stored[key].shape)}")
     for key, tensor in ours.items():
-        local(tensor).copy_(part(stored[key], tensor))
+        local_shard(tensor).copy_(shard_like(stored[key], tensor))
     state.step = step
     state.notes.clear()
     state.notes.update(notes)
@@ -167,10 +167,10 @@ def prune(run: Path, step: int, keep: int, best: int | None) -> None:
 
     What killed writers left goes too.
     """
-    found = _all(run)
-    kept = {*sorted(each for each in found if each <= step)[-keep:], best}
-    for each in found.keys() - kept:
-        shutil.rmtree(found[each], ignore_errors=True)
+    folders = _all(run)
+    kept = {*sorted(each for each in folders if each <= step)[-keep:], best}
+    for each in folders.keys() - kept:
+        shutil.rmtree(folders[each], ignore_errors=True)
     for left in (run / "checkpoints").glob(f"{PREFIX}*{SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -185,7 +185,7 @@ def _all(run: Path) -> dict[int, Path]:
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
     """Every tensor of the state, each once, by a name that says what it is."""
-    out: dict[str, Tensor] = {name: parameter.detach() for name, parameter in state.trained()}
+    out: dict[str, Tensor] = {name: parameter.detach() for name, parameter in state.named_parameters()}
     followers = {"teacher": state.teacher, "average": state.average}
     for prefix, module in followers.items():
         if module is not None:
@@ -195,7 +195,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
             if isinstance(layer, nn.BatchNorm2d):  # its running statistics
                 out |= {f"{prefix}.{name}.{key}": buffer for key, buffer in layer.named_buffers()}
     out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
-    for name, parameter in state.trained():
+    for name, parameter in state.named_parameters():
         moments = cast("JsonMapping", state.optimizer.state.get(parameter, {}))
         out |= {
             f"optimizer.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
@@ -203,7 +203,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     return out
 
 
-def make_moments(optimizer: torch.optim.Optimizer) -> None:
+def init_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """What AdamW makes when a parameter first has a gradient, for all of them, so that every checkpoint is alike."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -44,15 +44,15 @@ class TextRows(NamedTuple):
 
     ids: Tensor
     lengths: Tensor
-    images: Tensor
-    prompt: int
-    read: Tensor
+    image_rows: Tensor
+    prompt_length: int
+    input_ids: Tensor
 
     def to(self, device: torch.device) -> TextRows:
         """The same on another device."""
         ids, lengths, pictures = (x.to(device, non_blocking=True) for x in self[:3])
-        read = ids if self.read is self.ids else self.read.to(device, non_blocking=True)
-        return TextRows(ids, lengths, pictures, self.prompt, read)
+        read = ids if self.input_ids is self.ids else self.input_ids.to(device, non_blocking=True)
+        return TextRows(ids, lengths, pictures, self.prompt_length, read)
 
 
 class PromptedRows(NamedTuple):
@@ -63,8 +63,8 @@ class PromptedRows(NamedTuple):
 
     ids: Tensor
     lengths: Tensor
-    prompts: Tensor
-    images: Tensor
+    prompt_lengths: Tensor
+    image_rows: Tensor
 
     def to(self, device: torch.device) -> PromptedRows:
         """The same on another device."""
@@ -85,11 +85,13 @@ class PromptFormat:
 
     prompts: Mapping[str, str]
     end_id: int
-    begin: tuple[int, ...] = ()
+    answer_start: tuple[int, ...] = ()
     region_formats: Mapping[str, str] = field(default_factory=dict[str, str])
     phrase_separator: str = ""
 
-    def detect(self, things: Sequence[LabeledBox], size: Size, names: Sequence[str]) -> tuple[str, list[str]]:
+    def detection_prompt(
+        self, things: Sequence[LabeledBox], size: Size, names: Sequence[str]
+    ) -> tuple[str, list[str]]:
         """The prompt that asks for all things, or for those of these names (without any: the names that there are), and
         the answer in pieces, one a thing."""
         job = "detect" if "detect" in self.region_formats else "find"
@@ -120,8 +122,8 @@ class Batch:
     step: int
     epoch: float
     keys: tuple[str, ...]
-    places: Tensor
-    identities: Tensor
+    row_indices: Tensor
+    sample_indices: Tensor
     pixels: Tensor
     captions: TextRows | None
     lm_captions: TextRows | None
@@ -172,7 +174,7 @@ class BatchLoader:
     seed: int
     labels: Mapping[str, int]
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     prompts: PromptFormat | None = None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
@@ -183,7 +185,7 @@ class BatchLoader:
             try:
                 for step in range(first, last):
                     waiting.append(
-                        (step, [pool.submit(self._row, cache, *where) for where in self.where(step)])
+                        (step, [pool.submit(self._row, cache, *where) for where in self.rows_of_step(step)])
                     )
                     if len(waiting) > _AHEAD:
                         yield self._collect(*waiting.popleft())
@@ -192,13 +194,13 @@ class BatchLoader:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def where(self, step: int) -> list[tuple[int, int, int]]:
+    def rows_of_step(self, step: int) -> list[tuple[int, int, int]]:
         """(place in the global batch, epoch, index in the dataset) of this process's rows of a step.
 
         The epochs follow each other without a gap: each sample once in each, and every batch is full.
         """
         count, batch = len(self.dataset), self.settings.batch
-        places = rank_slice(np.arange(batch, dtype=np.int64), self.rank, self.world)
+        places = rank_slice(np.arange(batch, dtype=np.int64), self.rank, self.world_size)
         epochs, offsets = np.divmod(step * batch + places, count)
         rows: list[tuple[int, int, int]] = []
         for epoch in np.unique(epochs).tolist():
@@ -276,8 +278,8 @@ class BatchLoader:
             step=step,
             epoch=step * self.settings.batch / len(self.dataset),
             keys=tuple(row.key for row in rows),
-            places=places,
-            identities=torch.tensor([row.sample for row in rows], dtype=torch.int64),
+            row_indices=places,
+            sample_indices=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
             lm_captions=prompted,
@@ -312,7 +314,7 @@ class BatchLoader:
             share=self.settings.caption_dropout,
             seed=self.seed,
             step=step,
-            rows=places[rows.images].numpy(),
+            rows=places[rows.image_rows].numpy(),
         )
         return rows._replace(read=torch.from_numpy(hidden.ids))
 
@@ -336,7 +338,7 @@ class BatchLoader:
             asked += [(place, caption, text) for text in row.captions]
             asked += [(place, question.replace("{}", q), text) for q, text in row.questions]
             if row.things or (self.settings.regions and self.settings.classes):
-                ask, pieces = formats.detect(row.things, row.size, self.settings.classes)
+                ask, pieces = formats.detection_prompt(row.things, row.size, self.settings.classes)
                 asked.append((place, ask, self._fitting(pieces)))
         if not asked:
             return None
@@ -348,7 +350,7 @@ class BatchLoader:
             prompts.ids, prompts.lengths, texts.ids, texts.lengths, strict=True
         ):
             kept = text[begins : end - ends][: self.settings.max_tokens - 1]
-            whole.append(np.array([*prompt[:long], *formats.begin, *kept, formats.end_id], np.int64))
+            whole.append(np.array([*prompt[:long], *formats.answer_start, *kept, formats.end_id], np.int64))
         lengths = [len(row) for row in whole]
         ids = np.full((len(whole), max(lengths)), self.tokenizer.pad_id, np.int64)
         for row, found in zip(ids, whole, strict=True):
@@ -429,8 +431,8 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
     """The batch's tensors on the device, and its normalised pixels, float32 `[b, 3, S, S]`."""
     move = replace(
         batch,
-        places=batch.places.to(device),
-        identities=batch.identities.to(device),
+        row_indices=batch.row_indices.to(device),
+        sample_indices=batch.sample_indices.to(device),
         labels=batch.labels.to(device),
         captions=None if batch.captions is None else batch.captions.to(device),
         lm_captions=None if batch.lm_captions is None else batch.lm_captions.to(device),

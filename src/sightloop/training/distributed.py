@@ -20,7 +20,7 @@ class World:
     """rank: this process among `world`; device: what it works on."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
@@ -49,7 +49,7 @@ def reduce_gradients(parameters: Iterable[nn.Parameter], ranks: World) -> None:
     """Every process gets the sum of all gradients; a parameter that some of them did not use counts as zero there,
     one that none used stays without. Sharded ones are summed already.
     """
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return
     whole_ones = [parameter for parameter in parameters if not is_sharded(parameter)]
     used = any_of([parameter.grad is not None for parameter in whole_ones], ranks)
@@ -77,7 +77,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Scale all gradients down so that their norm, over whole and sharded ones, is `limit` at most; what it was."""
     found = [parameter for parameter in parameters if parameter.grad is not None]
     kinds = [[p for p in found if is_sharded(p) is sharded] for sharded in (False, True)]
-    norms = [whole(nn.utils.get_total_norm([cast(Tensor, p.grad) for p in kind])) for kind in kinds if kind]
+    norms = [
+        full_tensor(nn.utils.get_total_norm([cast(Tensor, p.grad) for p in kind])) for kind in kinds if kind
+    ]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms or [torch.zeros(())]))
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
@@ -98,7 +100,7 @@ def agree(values: Sequence[int], ranks: World) -> bool:
 
 
 def _largest(values: list[int], ranks: World) -> list[int]:
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -110,17 +112,17 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """The whole of a sharded tensor, which all processes must ask for; any other as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def local(tensor: Any) -> Tensor:
+def local_shard(tensor: Any) -> Tensor:
     """This process's part of a sharded tensor; any other as it is. Shares its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def part(value: Tensor, like: Any) -> Tensor:
+def shard_like(value: Tensor, like: Any) -> Tensor:
     """This process's part of a whole tensor, if `like` is sharded."""
     if not is_sharded(like):
         return value
@@ -132,9 +134,9 @@ def part(value: Tensor, like: Any) -> Tensor:
 
 def sum_values(values: Mapping[str, float], ranks: World) -> dict[str, float]:
     """Shares by name, summed over the processes; a name may be missing in some."""
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return dict(values)
-    everyones: list[dict[str, float]] = [{} for _ in range(ranks.world)]
+    everyones: list[dict[str, float]] = [{} for _ in range(ranks.world_size)]
     dist.all_gather_object(everyones, dict(values))
     return {
         name: sum(one.get(name, 0.0) for one in everyones)
@@ -144,5 +146,5 @@ def sum_values(values: Mapping[str, float], ranks: World) -> dict[str, float]:
 
 def barrier(ranks: World) -> None:
     """Until every process is here."""
-    if ranks.world > 1:
+    if ranks.world_size > 1:
         dist.barrier()

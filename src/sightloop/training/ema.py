@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from sightloop.training.distributed import local
+from sightloop.training.distributed import local_shard
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -27,8 +27,8 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     Raises AttributeError if the student lacks a parameter.
     """
     names = [name for name, _ in teacher.named_parameters()]
-    theirs = [local(teacher.get_parameter(name).data) for name in names]
-    ours = [local(student.get_parameter(name).data) for name in names]
+    theirs = [local_shard(teacher.get_parameter(name).data) for name in names]
+    ours = [local_shard(student.get_parameter(name).data) for name in names]
     if theirs:
         torch._foreach_lerp_(theirs, ours, 1 - momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     for name, buffer in teacher.named_buffers():

@@ -68,7 +68,7 @@ class Calibrated:
 
     step: int
     data: str
-    pictures: int
+    images: int
     pairs: int
     area: float
     before: dict[str, float]
@@ -76,19 +76,19 @@ class Calibrated:
     cosine: float = 0.0
     start: str = ""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """In a sentence or two."""
         (kept, dropped), (now, gone) = ((at["kept"], at["dropped"]) for at in (self.before, self.after))
         if self.start:
             return (
-                f"ITM's threshold is carried over from {self.start}, which has learned from the {self.pictures:,} "
+                f"ITM's threshold is carried over from {self.start}, which has learned from the {self.images:,} "
                 f"images that it could be set on: 0.5 drops {gone:.1%} of their wrong texts, as there (before: "
                 f"{dropped:.1%}). Images that are new to both would tell more: --evaluate DATA"
             )
         return (
             f"ITM's threshold is set: 0.5 keeps {now:.1%} of true texts and drops {gone:.1%} of wrong ones (before: "
             f"{kept:.1%} and {dropped:.1%}; ROC area {self.area:.3f}), measured on {self.pairs:,} pairs with "
-            f"{self.pictures:,} images {f'of {self.data}' if self.data else 'kept out of the training'}"
+            f"{self.images:,} images {f'of {self.data}' if self.data else 'kept out of the training'}"
             + (f". ITC's cosine counts {self.cosine:g} times beside ITM's logit" if self.cosine else "")
         )
 

@@ -31,7 +31,7 @@ from torch.distributed.fsdp import (
 from sightloop.nn.attention import Attention
 from sightloop.nn.blocks import Block
 from sightloop.training.dataloader import Batch
-from sightloop.training.distributed import World, agree, any_of, whole
+from sightloop.training.distributed import World, agree, any_of, full_tensor
 
 
 class FSDP:
@@ -51,7 +51,7 @@ class FSDP:
         # The modules as they were, tied as they were, with nothing in them.
         self._empty = _with(network, {id(p): p.to("meta") for p in network.parameters()})
         self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=bfloat16)
-        self._mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+        self._mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
         self._policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if bfloat16 else None,
             reduce_dtype=torch.float32 if bfloat16 else None,
@@ -80,11 +80,11 @@ class FSDP:
         if torch.is_grad_enabled():
             self._ran.add(unit)
 
-    def are_alike(self, batch: Batch, chunk: int) -> bool:
+    def runs_alike(self, batch: Batch, chunk: int) -> bool:
         """Whether all processes will run the same units, in as many parts, for their rows of this batch."""
         texts = (batch.captions, batch.lm_captions, batch.questions)
         rows = [len(batch.keys), int((batch.labels >= 0).sum())]
-        rows += [0 if text is None else len(text.images) for text in texts]
+        rows += [0 if text is None else len(text.image_rows) for text in texts]
         return agree([math.ceil(count / chunk) if chunk else min(count, 1) for count in rows], self._ranks)
 
     @contextmanager
@@ -123,11 +123,11 @@ class FSDP:
             for parameter in () if was_used else unit.parameters():
                 parameter.grad = None
 
-    def whole(self, network: nn.Module) -> nn.Module:
+    def full_copy(self, network: nn.Module) -> nn.Module:
         """A copy of the network (or of a follower) in one piece, on the first process; an empty one on the others."""
         filled: dict[int, Tensor] = {}
         for (_, empty), part in zip(self._empty.named_parameters(), network.parameters(), strict=True):
-            tensor = whole(part.detach())
+            tensor = full_tensor(part.detach())
             if self._ranks.first:
                 filled[id(empty)] = tensor.clone()
         return _with(self._empty, filled)
@@ -148,12 +148,12 @@ class _Root(nn.Module):
 
 def _units(network: nn.Module) -> list[nn.Module]:
     """What is sharded, each module once, inner ones first."""
-    found: dict[nn.Module, None] = {}
+    units: dict[nn.Module, None] = {}
     for block in network.modules():
         if isinstance(block, Block):
             inner = [block.cross.kv, block.cross] if hasattr(block, "cross") else []
-            found |= dict.fromkeys([block.attn, *inner, block.mlp])
-    return [*found]
+            units |= dict.fromkeys([block.attn, *inner, block.mlp])
+    return [*units]
 
 
 def _with(network: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:

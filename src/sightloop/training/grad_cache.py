@@ -24,34 +24,34 @@ class GradCache:
     """
 
     def __init__(self, chunk: int) -> None:
-        self.chunk = chunk
+        self.micro_batch = chunk
         self._again: list[tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...], list[Tensor]]] = []
         self._gathered: list[tuple[Tensor, Tensor]] = []
         self._total: Tensor | None = None
 
-    def parts(self, rows: int) -> Iterator[slice]:
+    def micro_batches(self, rows: int) -> Iterator[slice]:
         """Slices of at most `chunk` rows: all of them at once without a chunk; none where there are no rows."""
-        step = self.chunk or max(rows, 1)
+        step = self.micro_batch or max(rows, 1)
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
-    def rows(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def encode(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """function(*inputs), whose row i depends on row i of the inputs alone."""
         count = inputs[0].shape[0]
-        if not self.chunk or count == 0:
+        if not self.micro_batch or count == 0:
             return function(*inputs)
         made: list[Tensor] = []
         states: list[Tensor] = []
         with torch.no_grad():
-            for part in self.parts(count):
+            for part in self.micro_batches(count):
                 states.append(_random_state(inputs[0].device))
                 made.append(function(*(x[part] for x in inputs)))
         leaf = torch.cat(made).requires_grad_(torch.is_grad_enabled())
         self._again.append((leaf, function, inputs, states))
         return leaf
 
-    def everywhere(self, rows: Tensor) -> tuple[Tensor, int]:
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """The rows of all processes in their order, and where ours start; gradients find their way back."""
-        if not self.chunk:
+        if not self.micro_batch:
             return gather_rows(rows), row_offset(rows.shape[0])[0]
         leaf = gather_rows(rows.detach()).requires_grad_(rows.requires_grad)
         self._gathered.append((leaf, rows))
@@ -59,7 +59,7 @@ class GradCache:
 
     def add(self, loss: Tensor) -> None:
         """Count a (weighted) loss in."""
-        if self.chunk:
+        if self.micro_batch:
             if loss.requires_grad:
                 loss.backward()
         else:
@@ -76,7 +76,7 @@ class GradCache:
         for leaf, function, inputs, states in self._again:
             if leaf.grad is None:
                 continue
-            for part, state in zip(self.parts(leaf.shape[0]), states, strict=True):
+            for part, state in zip(self.micro_batches(leaf.shape[0]), states, strict=True):
                 with _replayed(state, inputs[0].device):
                     again = function(*(x[part] for x in inputs))
                 if again.requires_grad:

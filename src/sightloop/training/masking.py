@@ -21,11 +21,11 @@ _NARROWEST = 0.3  # height / width of a block, or the inverse
 _TRIES = 100
 
 
-class HiddenWords(NamedTuple):
+class MaskedWords(NamedTuple):
     """ids int64 `[R, L]`: what the network reads. chosen bool `[R, L]`: where it has to tell what stood there."""
 
     ids: NDArray[np.int64]
-    chosen: NDArray[np.bool_]
+    masked: NDArray[np.bool_]
 
 
 def mask_words(
@@ -38,7 +38,7 @@ def mask_words(
     seed: int,
     step: int,
     rows: Sequence[int] | NDArray[np.int64],
-) -> HiddenWords:
+) -> MaskedWords:
     """Hide words as BERT does (Devlin et al. 2019, section 3.1): of those chosen 80 % become `mask_id`, 10 % a random
     token, 10 % stay.
 
@@ -61,7 +61,7 @@ def mask_words(
         kept = ids[i, places]
         changed = np.where(fate < _MASKED, mask_id, np.where(fate < _MASKED + _REPLACED, others, kept))
         read[i, places], chosen[i, places] = changed, True
-    return HiddenWords(read, chosen)
+    return MaskedWords(read, chosen)
 
 
 def mask_patches(

@@ -190,7 +190,7 @@ SIZES: dict[str, tuple[str, blip.BlipConfig | blip2.Blip2Config | clip.ClipConfi
 }
 
 
-def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
+def fit_to_tokenizer(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
     """The config for a tokenizer: its number of ids, and `token_id` from the name of a special token to its id."""
     text = replace(config.text, vocab=vocab)
     if isinstance(config, clip.ClipConfig):

@@ -100,18 +100,18 @@ class TrainingMonitor:
 
     def update(self, event: StepDone) -> list[WarningRaised]:
         """What is to be said after this step. Afterwards `fatal` says whether the run should stop: it is NaN."""
-        if broken := self._not_finite(event):
+        if broken := self._check_finite(event):
             self.fatal = True
             return [broken]
         self._seen += 1
         self._steady += event.lr <= self._rate or self._seen == 1
         self._rate, self._last = event.lr, event.loss
-        found = [self._explodes(event)]
-        found += [self._chance(event, term) for term in event.chances if term in event.values]
-        found += [self._fact(event, name) for name in event.values if name not in event.chances]
-        return [warning for warning in found if warning is not None]
+        warnings = [self._check_explosion(event)]
+        warnings += [self._check_chance(event, term) for term in event.chances if term in event.values]
+        warnings += [self._check_fact(event, name) for name in event.values if name not in event.chances]
+        return [warning for warning in warnings if warning is not None]
 
-    def _not_finite(self, event: StepDone) -> WarningRaised | None:
+    def _check_finite(self, event: StepDone) -> WarningRaised | None:
         facts = ("gradient_norm",) if "gradient_norm" in event.values else ()
         numbers = {name: event.values[name] for name in (*event.chances, *facts) if name in event.values}
         numbers["loss"] = event.loss
@@ -128,9 +128,9 @@ class TrainingMonitor:
             )
         return None
 
-    def _chance(self, event: StepDone, term: str) -> WarningRaised | None:
+    def _check_chance(self, event: StepDone, term: str) -> WarningRaised | None:
         chance = event.chances[term]
-        window = self._filled(term, event.values[term] - chance)
+        window = self._full_window(term, event.values[term] - chance)
         if window is None:
             return None
         mean, error, again = fmean(window), _standard_error(window), term in self._left
@@ -141,12 +141,12 @@ class TrainingMonitor:
             self._back[term] = self._back.get(term, 0) + 1 if near else 0
             there = self._back[term] > 1
         waited = self._steady >= self._patience or self._seen >= _EXCUSES * self._patience
-        said = self._say(f"{term} at chance", there and waited, over=below)
+        said = self._raise_or_clear(f"{term} at chance", there and waited, over=below)
         if below and not again:
             self._left.append(term)
         if said is None:
             return None
-        now = f"{term} is {chance + mean:.4g} and chance is {_in_words(chance)}"
+        now = f"{term} is {chance + mean:.4g} and chance is {_format_chance(chance)}"
         if not said:
             return WarningRaised(event.step, term, f"{term} has left chance: {now}", over=True)
         if again:
@@ -156,8 +156,8 @@ class TrainingMonitor:
             text = f"{term} {where} in {event.step} steps: {now}. {_REMEDIES.get(term, _AT_CHANCE)}"
         return WarningRaised(event.step, term, text)
 
-    def _explodes(self, event: StepDone) -> WarningRaised | None:
-        block = self._filled("loss", event.loss, _BLOCK)
+    def _check_explosion(self, event: StepDone) -> WarningRaised | None:
+        block = self._full_window("loss", event.loss, _BLOCK)
         if block is None:
             return None
         mean, deviation = fmean(block), _deviation(block)
@@ -168,7 +168,7 @@ class TrainingMonitor:
         risen = mean - best > max(0.5 * abs(best), 6 * noise, 0.1 * (self._first - best))
         if mean < best:
             self._best = [mean, deviation]
-        said = self._say("loss explodes", risen)
+        said = self._raise_or_clear("loss explodes", risen)
         if said is None:
             return None
         text = f"the loss has come back to {mean:.4g}"
@@ -179,21 +179,21 @@ class TrainingMonitor:
             )
         return WarningRaised(event.step, "loss", text, over=not said)
 
-    def _fact(self, event: StepDone, name: str) -> WarningRaised | None:
+    def _check_fact(self, event: StepDone, name: str) -> WarningRaised | None:
         kind = name.rpartition(".")[2]
         judge = {
-            "gradient_norm": _gradient,
-            "spread": _spread,
-            "matched": _matched,
+            "gradient_norm": _zero_gradient,
+            "spread": _collapsed,
+            "matched": _one_sided,
             "temperature": self._temperature,
             "logit_scale": self._temperature,
         }.get(kind)
         number = event.values[name]
-        window = self._filled(name, number) if judge and math.isfinite(number) else None
+        window = self._full_window(name, number) if judge and math.isfinite(number) else None
         if judge is None or window is None:
             return None
         wrong = judge(name, window) if self._seen >= self._patience else ""
-        said = self._say(name, bool(wrong))
+        said = self._raise_or_clear(name, bool(wrong))
         if said is None:
             return None
         text = f"{name} {wrong}" if said else f"{name} is well again: {fmean(window):.4g}"
@@ -228,7 +228,7 @@ class TrainingMonitor:
             )
         return ""
 
-    def _filled(self, name: str, value: float, size: int = 0) -> list[float] | None:
+    def _full_window(self, name: str, value: float, size: int = 0) -> list[float] | None:
         """Collects; the whole window when it is full, which begins the next."""
         window = self._windows.setdefault(name, [])
         window.append(value)
@@ -236,7 +236,7 @@ class TrainingMonitor:
             return None
         return self._windows.pop(name)
 
-    def _say(self, alarm: str, bad: bool, over: bool = True) -> bool | None:
+    def _raise_or_clear(self, alarm: str, bad: bool, over: bool = True) -> bool | None:
         """True: say it; False: say that it is over; None: nothing new."""
         if bad:
             if self._seen < self._alarms.get(alarm, 0):
@@ -259,7 +259,7 @@ def _standard_error(window: Sequence[float]) -> float:
     return _deviation(means) / math.sqrt(len(means))
 
 
-def _gradient(_: str, window: Sequence[float]) -> str:
+def _zero_gradient(_: str, window: Sequence[float]) -> str:
     if max(window) > 0:
         return ""
     return (
@@ -268,7 +268,7 @@ def _gradient(_: str, window: Sequence[float]) -> str:
     )
 
 
-def _spread(_: str, window: Sequence[float]) -> str:
+def _collapsed(_: str, window: Sequence[float]) -> str:
     if fmean(window) >= _NO_SPREAD:
         return ""
     return (
@@ -277,7 +277,7 @@ def _spread(_: str, window: Sequence[float]) -> str:
     )
 
 
-def _matched(_: str, window: Sequence[float]) -> str:
+def _one_sided(_: str, window: Sequence[float]) -> str:
     share = fmean(window)
     if _ONE_SIDED <= share <= 1 - _ONE_SIDED:
         return ""
@@ -288,7 +288,7 @@ def _matched(_: str, window: Sequence[float]) -> str:
     )
 
 
-def _in_words(chance: float) -> str:
+def _format_chance(chance: float) -> str:
     """4.852 = ln 128."""
     choices = math.exp(chance) if 0 < chance < 20 else 0.0
     whole = round(choices)

@@ -79,7 +79,7 @@ def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
     named = _named(network)
     for pattern in patterns:
         fitting = [names for names in named if name_matches(names, pattern)]
-        _check_found("frozen", pattern, fitting, named)
+        _check_matched("frozen", pattern, fitting, named)
         for names in fitting:
             network.get_parameter(names[0]).requires_grad_(False)
             frozen[names[0]] = None
@@ -95,12 +95,12 @@ def parameter_groups(
     freeze(network, frozen)
     named = _named(network)
     for pattern in config.multipliers:
-        _check_found(
+        _check_matched(
             "multipliers", pattern, [names for names in named if name_matches(names, pattern)], named
         )
     towers = _towers(network)
     # Sharded parameters in groups of their own: a kernel takes one kind at a time.
-    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for names in named:
         parameter = network.get_parameter(names[0])
         if parameter.requires_grad:
@@ -112,14 +112,14 @@ def parameter_groups(
                 factor for pattern, factor in config.multipliers.items() if name_matches(names, pattern)
             ]
             scale *= factors[-1] if factors else 1.0
-            found.setdefault((decay, scale, is_sharded(parameter)), []).append(parameter)
-    if not found:
+            groups.setdefault((decay, scale, is_sharded(parameter)), []).append(parameter)
+    if not groups:
         raise UsageError(
             "nothing to train: every parameter is frozen; network.requires_grad_(True) frees them"
         )
     return [
         {"params": parameters, "weight_decay": decay, "scale": scale, "lr": config.lr * scale}
-        for (decay, scale, _), parameters in found.items()
+        for (decay, scale, _), parameters in groups.items()
     ]
 
 
@@ -127,11 +127,11 @@ def build_optimizer(
     network: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer over `groups`; one fused, deterministic kernel a group where torch has one for the device."""
-    found = parameter_groups(network, config, frozen)
+    groups = parameter_groups(network, config, frozen)
     fused = all(
-        p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in found for p in g["params"]
+        p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"]
     )
-    return torch.optim.AdamW(found, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -161,7 +161,7 @@ def _named(network: nn.Module) -> list[tuple[str, ...]]:
     return [tuple(found) for found in names.values()]
 
 
-def _check_found(
+def _check_matched(
     option: str, pattern: str, fitting: Sequence[object], named: Sequence[Sequence[str]]
 ) -> None:
     if not fitting:

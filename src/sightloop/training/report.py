@@ -33,8 +33,8 @@ from sightloop.types import Sample
 
 _POINTS = 240  # of a curve, whatever the length of the run
 _SHOWN = 6  # evaluations whose captions are shown: the first, the last, and some between
-_MOST_PICTURES = 40
-_MOST_SKIPPED = 200
+_MAX_IMAGES = 40
+_MAX_SKIPPED = 200
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 200, 48, 24, 12, 10
 
 
@@ -158,7 +158,7 @@ def _page(run: Path, story: _Story) -> str:
         _tiles(story),
         _warnings(story.warnings),
         _charts("Losses", "dashed: the value of chance, where nothing was learned", terms, "lower"),
-        f"<section><p>{escape(story.calibrated.told())}.</p></section>" if story.calibrated else "",
+        f"<section><p>{escape(story.calibrated.summary())}.</p></section>" if story.calibrated else "",
         _charts("Evaluation", "on the evaluation data", story.figures, "figure"),
         _texts(run, story.written),
         _charts("Facts of the training", "", facts, "fact"),
@@ -216,8 +216,8 @@ def _charts(heading: str, note: str, curves: Mapping[str, _Curve], kind: str) ->
     drawn = "".join(_chart(name, curve, kind) for name, curve in curves.items() if curve.values)
     if not drawn:
         return ""
-    said = f" <small>{escape(note)}</small>" if note else ""
-    return f"<section><h2>{escape(heading)}{said}</h2><div class=charts>{drawn}</div></section>"
+    small = f" <small>{escape(note)}</small>" if note else ""
+    return f"<section><h2>{escape(heading)}{small}</h2><div class=charts>{drawn}</div></section>"
 
 
 def _chart(name: str, curve: _Curve, kind: str) -> str:
@@ -276,7 +276,7 @@ def _texts(run: Path, written: Sequence[Evaluated]) -> str:
     count = min(_SHOWN, len(written))
     shown = [written[round(i * (len(written) - 1) / max(1, count - 1))] for i in range(count)]
     columns = [(evaluated.step, dict(evaluated.texts)) for evaluated in shown]
-    keys = list(dict.fromkeys(key for _, texts in reversed(columns) for key in texts))[:_MOST_PICTURES]
+    keys = list(dict.fromkeys(key for _, texts in reversed(columns) for key in texts))[:_MAX_IMAGES]
     head = "".join(f"<th>step {step:,}</th>" for step, _ in columns)
     rows = "".join(
         f"<tr><th>{_thumbnail(sample_path(run, key))}<span>{escape(key)}</span></th>"
@@ -297,8 +297,8 @@ def _thumbnail(path: Path) -> str:
 def _skipped(skipped: Sequence[SampleSkipped]) -> str:
     if not skipped:
         return ""
-    rows = "".join(f"<li>{escape(s.key)}: {escape(s.reason)}</li>" for s in skipped[:_MOST_SKIPPED])
-    more = f"<li>and {len(skipped) - _MOST_SKIPPED:,} more</li>" if len(skipped) > _MOST_SKIPPED else ""
+    rows = "".join(f"<li>{escape(s.key)}: {escape(s.reason)}</li>" for s in skipped[:_MAX_SKIPPED])
+    more = f"<li>and {len(skipped) - _MAX_SKIPPED:,} more</li>" if len(skipped) > _MAX_SKIPPED else ""
     heading = f"<summary>{len(skipped):,} samples skipped</summary>"
     return f"<section><details>{heading}<ul>{rows}{more}</ul></details></section>"
 

@@ -21,7 +21,7 @@ from sightloop.nn.regularization import set_activation_checkpointing
 from sightloop.protocols import Embedder, require
 from sightloop.training import checkpoint, optimizer
 from sightloop.training.build import TrainableModel, build_model
-from sightloop.training.calibration import held_out
+from sightloop.training.calibration import split_held_out
 from sightloop.training.checkpoint import TrainState
 from sightloop.training.compile import check_compiler, compile_blocks
 from sightloop.training.config import Recipe, from_json, to_json
@@ -48,11 +48,11 @@ class TrainRun:
     dataset: Dataset
     model: TrainableModel
     state: TrainState
-    shards: FSDP | None
+    fsdp: FSDP | None
     steps: int
     monitor: TrainingMonitor
     damaged: list[str]
-    held: Dataset | None  # kept out of the training, for calibration
+    held_out: Dataset | None  # kept out of the training, for calibration
     skipped: set[str] = field(default_factory=set[str])
 
     @property
@@ -76,13 +76,13 @@ def open_run(
         check_compiler(ranks.device)
     if ranks.first:
         held.enter_context(_claimed(folder, recipe, dataset))
-    dataset, kept_out = held_out(dataset) if _holds_out(recipe) else (dataset, None)
+    dataset, kept_out = split_held_out(dataset) if _holds_out(recipe) else (dataset, None)
     if ranks.first:
-        trainee = build_model(recipe, dataset, folder)
+        model = build_model(recipe, dataset, folder)
     barrier(ranks)
     if not ranks.first:
-        trainee = build_model(recipe, dataset, folder)
-    state, shards = _state(recipe, trainee, ranks)  # pyright: ignore[reportPossiblyUnboundVariable]
+        model = build_model(recipe, dataset, folder)
+    state, shards = _state(recipe, model, ranks)  # pyright: ignore[reportPossiblyUnboundVariable]
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(dataset) / recipe.data.batch))
     damaged = checkpoint.resume(state, folder)
     if not agree([state.step], ranks):
@@ -91,7 +91,7 @@ def open_run(
         )
     bounds = optimizer.CLAMPS if "siglip" not in recipe.terms else {}
     watch = TrainingMonitor(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return TrainRun(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, kept_out)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return TrainRun(recipe, folder, ranks, dataset, model, state, shards, steps, watch, damaged, kept_out)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 @contextmanager
@@ -127,8 +127,8 @@ def _holds_out(recipe: Recipe) -> bool:
     return calibrates(recipe) and not recipe.evaluation.data
 
 
-def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[TrainState, FSDP | None]:
-    network = trainee.network
+def _state(recipe: Recipe, model: TrainableModel, ranks: World) -> tuple[TrainState, FSDP | None]:
+    network = model.network
     if recipe.model.lora:
         add_lora(
             network,
@@ -138,10 +138,10 @@ def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[Train
             seed=recipe.seed,
         )
     optimizer.freeze(network, recipe.model.frozen)
-    if trainee.labels:  # new, and never frozen
+    if model.labels:  # new, and never frozen
         network.get_submodule("classes").requires_grad_(True)
     network.to(ranks.device).train()
-    trainee.heads.to(ranks.device).train()
+    model.heads.to(ranks.device).train()
     set_activation_checkpointing(network, recipe.activation_checkpointing)
     if recipe.compile:
         compile_blocks(network)
@@ -149,10 +149,10 @@ def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[Train
     teacher = ema_copy(network) if teaches else None
     average = ema_copy(network) if recipe.ema else None
     shards = _shards(recipe, [one for one in (network, teacher, average) if one is not None], ranks)
-    both = torch.nn.ModuleDict({"network": network, "heads": trainee.heads})
+    both = torch.nn.ModuleDict({"network": network, "heads": model.heads})
     state = TrainState(
         network=network,
-        heads=trainee.heads,
+        heads=model.heads,
         teacher=teacher,
         average=average,
         queue=_queue(recipe, network, ranks) if teaches and recipe.teacher.queue else {},
@@ -160,12 +160,12 @@ def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[Train
         step=0,
         notes={"pointer": 0},
     )
-    checkpoint.make_moments(state.optimizer)
+    checkpoint.init_optimizer_state(state.optimizer)
     return state, shards
 
 
 def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: World) -> FSDP | None:
-    if not recipe.shard or ranks.world == 1:
+    if not recipe.shard or ranks.world_size == 1:
         return None
     from sightloop.training.fsdp import FSDP  # loads torch's distributed tensors, which takes a second
 

@@ -55,7 +55,7 @@ def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, 
             if weight > 0:
                 LOSS_TERMS[name](context)
         context.cache.finish()
-    parameters = [p for _, p in state.trained() if p.requires_grad]
+    parameters = [p for _, p in state.named_parameters() if p.requires_grad]
     reduce_gradients(parameters, ranks)
     norm = clip_gradients(parameters, recipe.optimizer.clip_norm or math.inf)
     if math.isfinite(norm):
@@ -93,11 +93,11 @@ def _facts(context: LossContext) -> dict[str, float]:
 
 
 def _gathered(run: TrainRun, batch: Batch) -> AbstractContextManager[Any]:
-    shards = run.shards
+    shards = run.fsdp
     return (
         nullcontext()
         if shards is None
-        else shards.step(alike=shards.are_alike(batch, run.recipe.data.micro_batch))
+        else shards.step(alike=shards.runs_alike(batch, run.recipe.data.micro_batch))
     )
 
 

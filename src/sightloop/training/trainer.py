@@ -27,7 +27,7 @@ from sightloop.inference.save import save
 from sightloop.nn.lora import merge_lora
 from sightloop.protocols import Network, require
 from sightloop.training import checkpoint
-from sightloop.training.calibration import FEWEST, calibrate
+from sightloop.training.calibration import MIN_IMAGES, calibrate
 from sightloop.training.config import Recipe, apply_settings
 from sightloop.training.dataloader import Batch, BatchLoader
 from sightloop.training.distributed import (
@@ -97,7 +97,7 @@ def train(
 
 def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     state, recipe, ranks = run.state, run.recipe, run.world
-    parameters = [p for _, p in state.trained()]
+    parameters = [p for _, p in state.named_parameters()]
     yield RunStarted(
         recipe=recipe.name,
         steps=run.steps,
@@ -109,7 +109,7 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     )
     for text in run.damaged:
         yield WarningRaised(state.step, "checkpoint", text)
-    yield from _leaks(run)
+    yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
     feed = BatchLoader(
@@ -120,24 +120,24 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
         recipe.seed,
         labels,
         ranks.rank,
-        ranks.world,
+        ranks.world_size,
         run.model.prompts if recipe.terms.get("prompted") else None,
     )
     last = run.steps if stop_after is None else min(run.steps, state.step + stop_after)
     for batch in feed.batches(state.step, last):
-        yield from _one(run, batch)
+        yield from _train_step(run, batch)
     if state.step < run.steps:
         return
     model_folder = run.folder / "model"
     model = _model(run)
     if ranks.first:
         yield from _calibrate(run, model)
-        _keep(run, model, model_folder)
+        _save_model(run, model, model_folder)
     barrier(ranks)
     yield RunEnded(state.step, time.monotonic() - started, model_folder)
 
 
-def _one(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
+def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
     """One step, and what is due after it."""
     began = time.monotonic()
     state, recipe = run.state, run.recipe
@@ -208,8 +208,8 @@ def _model(run: TrainRun) -> Model:
     """
     trainee = run.model
     network = run.state.average if run.state.average is not None else run.state.network
-    if run.shards is not None:
-        network = run.shards.whole(network)
+    if run.fsdp is not None:
+        network = run.fsdp.full_copy(network)
     return Model(
         name=trainee.name,
         network=require(network, Network),
@@ -227,18 +227,18 @@ def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
     if not calibrates(run.recipe):
         return
     settings = run.recipe.evaluation
-    data = run.held if run.held is not None else open_dataset(settings.data)
-    most = len(data) if run.held is not None else settings.samples
-    about = run.state.step, "" if run.held is not None else settings.data
+    data = run.held_out if run.held_out is not None else open_dataset(settings.data)
+    most = len(data) if run.held_out is not None else settings.samples
+    about = run.state.step, "" if run.held_out is not None else settings.data
     yield calibrate(model, data, most, about, run.recipe.model.init_from) or WarningRaised(
         run.state.step,
         "calibration",
         "ITM's threshold stays as it was learned, and unseen pairs will often fall below 0.5: setting it takes "
-        f"{FEWEST} captioned images of the evaluation data, or 80 to learn from, of which a quarter is kept out",
+        f"{MIN_IMAGES} captioned images of the evaluation data, or 80 to learn from, of which a quarter is kept out",
     )
 
 
-def _keep(run: TrainRun, model: Model, folder: Path) -> None:
+def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
     """Write the result; one from an earlier life of this run is replaced."""
     if run.recipe.model.lora:
         merge_lora(model.module)
@@ -246,7 +246,7 @@ def _keep(run: TrainRun, model: Model, folder: Path) -> None:
     save(model, folder)
 
 
-def _leaks(run: TrainRun) -> Iterator[RunEvent]:
+def _warn_of_leaks(run: TrainRun) -> Iterator[RunEvent]:
     """Say at the start whether what is evaluated on is also trained on."""
     settings = run.recipe.evaluation
     if not settings.data or not settings.leaks or run.state.step or not run.world.first:

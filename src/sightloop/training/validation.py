@@ -37,26 +37,28 @@ def validate(
     was_training = model.module.training
     model.module.eval()
     try:
-        samples, pictures = load_samples(model, dataset, settings.samples)
+        samples, images = load_samples(model, dataset, settings.samples)
         values: dict[str, float] = {}
         texts: tuple[tuple[str, str], ...] = ()
-        told = [i for i, sample in enumerate(samples) if sample.captions]
-        if told and "embed" in model.capabilities:
-            values |= _retrieval(model, [samples[i] for i in told], [pictures[i] for i in told])
-        if told and "caption" in model.capabilities:
+        captioned = [i for i, sample in enumerate(samples) if sample.captions]
+        if captioned and "embed" in model.capabilities:
+            values |= _retrieval(model, [samples[i] for i in captioned], [images[i] for i in captioned])
+        if captioned and "caption" in model.capabilities:
             found = model.caption(
-                [pictures[i] for i in told], num_beams=settings.num_beams, max_new_tokens=settings.max_tokens
+                [images[i] for i in captioned],
+                num_beams=settings.num_beams,
+                max_new_tokens=settings.max_tokens,
             )
-            values |= _captions(found, [samples[i].captions for i in told])
-            texts = tuple((samples[i].key, text) for i, text in zip(told, found, strict=True))[
+            values |= _captions(found, [samples[i].captions for i in captioned])
+            texts = tuple((samples[i].key, text) for i, text in zip(captioned, found, strict=True))[
                 : settings.show
             ]
         if "answer" in model.capabilities:
-            values |= _answers(model, samples, pictures)
+            values |= _answers(model, samples, images)
         if model.labels:
-            values |= _classes(model, samples, pictures)
+            values |= _classes(model, samples, images)
         if boxes:
-            values |= _boxes(model, samples, pictures)
+            values |= _boxes(model, samples, images)
         return values, texts
     finally:
         model.module.train(was_training)
@@ -69,7 +71,7 @@ def validation_score(values: Mapping[str, float], terms: Collection[str]) -> flo
     return values[(trained or there)[0]] if there else None
 
 
-def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]) -> str:
+def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) -> str:
     """What is no better than guessing on these unseen images, in words; empty where all is better.
 
     Within three standard errors of what a guesser gets: 1 / images for recall@1, a half for ITM's verdicts. Only
@@ -77,13 +79,13 @@ def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]
     """
     guesses: dict[str, float] = {}
     if {"itc", "clip", "siglip"} & {*terms}:
-        guesses["text_to_image_R@1"] = 1 / max(pictures, 1)
+        guesses["text_to_image_R@1"] = 1 / max(images, 1)
     if "itm" in terms:
         guesses["itm_random"] = 0.5
     bad = [
         f"{name} is {values[name]:.3f} (guessing: {p:.3f})"
         for name, p in guesses.items()
-        if name in values and values[name] <= p + 3 * (p * (1 - p) / max(pictures, 1)) ** 0.5
+        if name in values and values[name] <= p + 3 * (p * (1 - p) / max(images, 1)) ** 0.5
     ]
     if not bad:
         return ""
@@ -93,26 +95,26 @@ def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]
     )
 
 
-def load_samples(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
+def load_samples(model: Model, dataset: Dataset, limit: int) -> tuple[list[Sample], list[Pixels]]:
     """Of the first `most` samples those whose image can be read, and the images, prepared for the model."""
     samples: list[Sample] = []
-    pictures: list[Pixels] = []
-    for index in range(min(most, len(dataset))):
+    images: list[Pixels] = []
+    for index in range(min(limit, len(dataset))):
         try:
             sample = dataset[index]
             source = sample.image if isinstance(sample.image, bytes) else str(sample.image)
-            pictures.append(preprocess(source, model.image_spec, limits=Limits()))
+            images.append(preprocess(source, model.image_spec, limits=Limits()))
             samples.append(sample)
         except ImageError:
             continue
-    return samples, pictures
+    return samples, images
 
 
-def _retrieval(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+def _retrieval(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
     """ITC's recall both ways, and how often ITM tells the image's own text from another one's."""
     texts = [text for sample in samples for text in sample.captions]
     owner = np.concatenate([np.full(len(sample.captions), i) for i, sample in enumerate(samples)])
-    similarity = model.similarity(pictures, texts)
+    similarity = model.similarity(images, texts)
     right = owner == np.arange(len(samples))[:, None]  # [n, m]
     values: dict[str, float] = {}
     best = np.where(right, similarity, -np.inf).max(1)
@@ -123,57 +125,59 @@ def _retrieval(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) 
         values[f"image_to_text_R@{k}"] = float((to_text < k).mean())
         values[f"text_to_image_R@{k}"] = float((to_image < k).mean())
     if "match" in model.capabilities and len(samples) > 1:
-        values |= _matching(model, samples, pictures, np.where(right, -np.inf, similarity))
+        values |= _matching(model, samples, images, np.where(right, -np.inf, similarity))
     return values
 
 
 def _matching(
-    model: Model, samples: Sequence[Sample], pictures: list[Pixels], wrong: NDArray[np.float32]
+    model: Model, samples: Sequence[Sample], images: list[Pixels], wrong: NDArray[np.float32]
 ) -> dict[str, float]:
     """Verdicts at 0.5 on each image's first text, the text that ITC likes best of the others', and the next one's."""
     texts = [text for sample in samples for text in sample.captions]
     first = [sample.captions[0] for sample in samples]
     hard = [texts[i] for i in wrong.argmax(1).tolist()]
     random = [*first[1:], first[0]]
-    true = model.match(pictures, first) > 0.5
+    true = model.match(images, first) > 0.5
     return {
-        "itm_random": float((true.mean() + (model.match(pictures, random) <= 0.5).mean()) / 2),
-        "itm_hard": float((true.mean() + (model.match(pictures, hard) <= 0.5).mean()) / 2),
+        "itm_random": float((true.mean() + (model.match(images, random) <= 0.5).mean()) / 2),
+        "itm_hard": float((true.mean() + (model.match(images, hard) <= 0.5).mean()) / 2),
     }
 
 
-def _captions(found: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    scores = caption_scores(found, [list(texts) for texts in references])
-    exact = np.mean([text in gold for text, gold in zip(found, references, strict=True)])
+def _captions(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    scores = caption_scores(texts, [list(texts) for texts in references])
+    exact = np.mean([text in gold for text, gold in zip(texts, references, strict=True)])
     return {"CIDEr": scores["CIDEr"], "BLEU-4": scores["BLEU-4"], "captions_exact": float(exact)}
 
 
-def _answers(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+def _answers(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
     asked = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
     if not asked:
         return {}
-    found = model.answer([pictures[i] for i, _ in asked], [q.question for _, q in asked])
-    return {"answers": float(np.mean([text in q.answers for text, (_, q) in zip(found, asked, strict=True)]))}
+    answers = model.answer([images[i] for i, _ in asked], [q.question for _, q in asked])
+    return {
+        "answers": float(np.mean([text in q.answers for text, (_, q) in zip(answers, asked, strict=True)]))
+    }
 
 
-def _classes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+def _classes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
     known = [i for i, sample in enumerate(samples) if sample.label in model.labels]
     if not known:
         return {}
-    best = model.classify([pictures[i] for i in known]).argmax(1).tolist()
+    best = model.classify([images[i] for i in known]).argmax(1).tolist()
     right = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
     return {"classes": float(np.mean(right))}
 
 
-def _boxes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+def _boxes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
     """COCO's mAP of the things that people named; who is asked for names is asked for those of the image."""
     known = [i for i, sample in enumerate(samples) if sample.regions]
     if not known or detection_not_computed():
         return {}
     if isinstance(model.network, RegionNetwork) and model.network.phrase_separator:
         names = [list(dict.fromkeys(region.label for region in samples[i].regions)) for i in known]
-        found = [model.detect(pictures[i], asked)[0] for i, asked in zip(known, names, strict=True)]
+        regions = [model.detect(images[i], asked)[0] for i, asked in zip(known, names, strict=True)]
     else:
-        found = model.detect([pictures[i] for i in known])
-    scores = detection_scores(found, [samples[i].regions for i in known])
+        regions = model.detect([images[i] for i in known])
+    scores = detection_scores(regions, [samples[i].regions for i in known])
     return {name: scores.get(name, 0.0) for name in ("mAP", "mAP@0.5")}

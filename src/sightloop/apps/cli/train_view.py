@@ -316,7 +316,7 @@ def _happened(event: RunEvent) -> list[str]:
         case Evaluated():
             return [_figures(event), *(f"  {key}: {text}" for key, text in event.texts)]
         case Calibrated():
-            return [event.told()]
+            return [event.summary()]
         case CheckpointSaved():
             return [f"saved {event.folder}"]
         case RunEnded():
