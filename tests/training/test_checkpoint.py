@@ -218,7 +218,7 @@ def test_one_of_another_run_changes_nothing(tmp_path: Path) -> None:
     lacking.queue = {}
     for ours in (other, lacking):
         before = values(ours)
-        with pytest.raises(CheckpointError, match="step-000001: not of this run"):
+        with pytest.raises(CheckpointError, match="step-000001: belongs to another run"):
             resume(ours, tmp_path)
         assert equal(values(ours), before)
 

@@ -96,7 +96,7 @@ def _facts(context: LossContext) -> dict[str, float]:
     if {"itc", "clip", "siglip"} & set(context.values):
         rows = context.image_embeddings.detach().float()  # [n, P]
         if (count := len(rows)) > 1:
-            # Mean of the n (n - 1) cosines of different rows: |sum|^2 = n^2 |mean|^2 is n (the diagonal) plus their sum.
+            # Mean of the n (n - 1) cosines of different rows: n^2 |mean|^2 = n (diagonal) + their sum.
             facts["spread"] = 1 - float((rows.mean(0).square().sum() * count - 1) / (count - 1))
     return facts
 
