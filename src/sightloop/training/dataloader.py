@@ -152,7 +152,7 @@ class Batch:
 
 
 class _Row(NamedTuple):
-    row: int  # in the global batch
+    number: int  # row of the global batch
     sample: int
     key: str
     values: NDArray[np.uint8]  # [3, S, S]
@@ -290,7 +290,7 @@ class BatchLoader:
         pixels = np.stack([row.values for row in rows]) if rows else np.zeros((0, 3, side, side), np.uint8)
         captions = [row.captions for row in rows]
         prompt = self.settings.prompt
-        row_indices = torch.tensor([row.row for row in rows], dtype=torch.int64)
+        row_indices = torch.tensor([row.number for row in rows], dtype=torch.int64)
         plain = self._mask(self._texts(captions), step, row_indices)
         behind_prompt = plain
         if prompt:
@@ -417,7 +417,7 @@ def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
 
 
 def _decoded(sample: Sample, side: int) -> tuple[NDArray[np.uint8], Size]:
-    """uint8 `[H, W, 3]`, resized so that the shorter edge is at most `side` (0: as it is); its (height, width) before."""
+    """uint8 `[H, W, 3]`, shorter edge at most `side` (0 for any); and its (height, width) before the resize."""
     try:
         image = decode(_source(sample), Limits())
     except ImageError as error:

@@ -167,7 +167,7 @@ def _first(rows: TextRows | None, device: torch.device) -> TextRows:
 
 
 def global_count(count: int) -> int:
-    """The sum of a count over all processes."""
+    """Sum of a count over the processes."""
     return int(gather_rows(torch.tensor([[float(count)]])).sum())
 
 
@@ -200,7 +200,7 @@ def itc(context: LossContext) -> None:
 
 
 def _in_parts(context: LossContext, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function over micro-batches of the inputs' rows: `[r, ...]` -> `[r, P]`."""
+    """function over micro-batches of the inputs' rows, without cache: `[r, ...]` -> `[r, P]`."""
     count = inputs[0].shape[0]
     if count == 0:
         return context.pixels.new_zeros(0, context.net(Embedder).embed_dim)
@@ -230,10 +230,10 @@ def itm(context: LossContext) -> None:
     padded = nn.functional.pad(rows.input_ids, (0, width - rows.ids.shape[1]), value=network.pad_id)
     all_texts, all_lengths = gather_rows(padded), gather_rows(rows.lengths)
     count = 3 * len(ids)
-    if not len(rows.ids):  # other processes wait for this one on the way back
+    if not len(rows.ids):  # the backward pass of the gathered tokens is collective
         context.cache.add(all_tokens.sum() * 0)
     for part in context.cache.micro_batches(len(rows.ids)):
-        # A row without a negative keeps its place with a pair that is not counted.
+        # A row without a negative keeps its row with an ignored pair.
         lacks = (wrong_text[part] < 0) | (wrong_image[part] < 0)
         other_text, other_image = wrong_text[part].clamp(min=0), wrong_image[part].clamp(min=0)
         # 1. The image with its own text and with the wrong one, next to each other: [2r, L].
@@ -374,10 +374,15 @@ def _decode_answers(
 
 
 def _expand_image(network: PromptedNetwork, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:
-    """The first `lengths` ids of each row `[R, L]` with `more` further places for the image's one id: ids `[R, L']` and
-    valid_mask `[R, L']`."""
-    place = torch.arange(int(lengths.max()), device=ids.device)
-    ids = ids[:, : len(place)].masked_fill(place >= lengths[:, None], 0)
+    """The first `lengths` ids of each row `[R, L]`, the image's one id repeated for its tokens.
+
+    With more = 2, and i for the image: `[[i, 5, 6, 0]]`, lengths `[3]` -> ids `[[i, i, i, 5, 6]]`.
+
+    Returns:
+        ids `[R, L']` and valid_mask `[R, L']`, L' = L + more.
+    """
+    positions = torch.arange(int(lengths.max()), device=ids.device)
+    ids = ids[:, : len(positions)].masked_fill(positions >= lengths[:, None], 0)
     is_image = ids == network.config.image_id
     ids = ids.flatten().repeat_interleave(1 + more * is_image.flatten()).view(len(ids), -1)
     return ids, torch.arange(ids.shape[1], device=ids.device) < (lengths + more)[:, None]
@@ -401,7 +406,7 @@ def mlm(context: LossContext) -> None:
     """Masked language modeling beside the image (Devlin et al. 2019; Li et al. 2021, ALBEF)."""
     rows, network, recipe = context.first_captions, context.net(DecoderNetwork), context.recipe
     head = require(context.heads["mlm"], WordHead)
-    hidden = mask_words(
+    words = mask_words(
         rows.ids.cpu().numpy(),
         rows.lengths.cpu().numpy(),
         mask_id=head.mask_id,
@@ -413,8 +418,8 @@ def mlm(context: LossContext) -> None:
     )
     device = context.pixels.device
     ids, masked_positions = (
-        torch.from_numpy(hidden.ids).to(device),
-        torch.from_numpy(hidden.masked).to(device),
+        torch.from_numpy(words.ids).to(device),
+        torch.from_numpy(words.masked).to(device),
     )
     count = global_count(int(masked_positions.sum()))
     if count == 0:
@@ -430,7 +435,7 @@ def mlm(context: LossContext) -> None:
 def mim(context: LossContext) -> None:
     """Masked image modeling (Xie et al. 2022, SimMIM): hidden patches are predicted from the others.
 
-    Hidden patches are painted in the mean color, so that any stem may read them.
+    Hidden patches are filled with the mean color, which works with any stem.
     """
     network, recipe, pixels = context.net(Network), context.recipe, context.pixels
     patch, side = network.config.vision.patch, network.config.vision.image_size
@@ -449,9 +454,9 @@ def mim(context: LossContext) -> None:
         return
     head = require(context.heads["mim"], Linear)
     targets = nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # [b, N, 3 * patch^2]
-    painted = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
+    visible = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
     for part in context.cache.micro_batches(len(pixels)):
-        predicted = head(network.encode_image(painted[part]).tokens[:, 1:])
+        predicted = head(network.encode_image(visible[part]).tokens[:, 1:])
         context.add("mim", masked.mim_loss(predicted, targets[part], hidden[part].flatten(1), count))
 
 
