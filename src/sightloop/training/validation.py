@@ -1,4 +1,4 @@
-"""A short evaluation while a training goes on: what the model can do by now, on images it does not learn from."""
+"""Evaluation during a training run, on images held out of it: recall, ITM accuracy, captions, answers, boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sightloop.protocols import RegionNetwork
 from sightloop.training.config import EvaluationSettings
 from sightloop.types import Limits, Pixels, Sample
 
-# Which of the values says what the best checkpoint is: the first that is there, of those that an objective trains.
+# Metrics that compare checkpoints, in order of preference -> objectives that train them.
 _SCORES = {
     "mAP": {"prompted"},
     "CIDEr": {"lm", "prompted"},
@@ -29,10 +29,17 @@ _SCORES = {
 def validate(
     model: Model, dataset: Dataset, settings: EvaluationSettings, *, boxes: bool = False
 ) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
-    """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first images.
+    """Evaluates a model on the tasks that it can do and the dataset has annotations for.
 
-    The dataset's first `samples` images; what they lack (captions, questions, labels) or the model cannot do is left
-    out. Images that cannot be read are left out too. boxes: things are to be found as well, which takes a while.
+    Args:
+        model: evaluated in evaluation mode, and set back.
+        dataset: its first `settings.samples` images; those that cannot be read are left out.
+        settings: number of images, decoding of captions.
+        boxes: also detect, which is slow.
+
+    Returns:
+        values: metrics by name, 0..1, CIDEr 0..10.
+        texts: (key, generated caption) of the first `settings.show` images.
     """
     was_training = model.module.training
     model.module.eval()
@@ -44,13 +51,13 @@ def validate(
         if captioned and "embed" in model.capabilities:
             values |= _retrieval(model, [samples[i] for i in captioned], [images[i] for i in captioned])
         if captioned and "caption" in model.capabilities:
-            found = model.caption(
+            generated = model.caption(
                 [images[i] for i in captioned],
                 num_beams=settings.num_beams,
                 max_new_tokens=settings.max_tokens,
             )
-            values |= _captions(found, [samples[i].captions for i in captioned])
-            texts = tuple((samples[i].key, text) for i, text in zip(captioned, found, strict=True))[
+            values |= _captions(generated, [samples[i].captions for i in captioned])
+            texts = tuple((samples[i].key, text) for i, text in zip(captioned, generated, strict=True))[
                 : settings.show
             ]
         if "answer" in model.capabilities:
@@ -65,17 +72,29 @@ def validate(
 
 
 def validation_score(values: Mapping[str, float], terms: Collection[str]) -> float | None:
-    """The number by which checkpoints of a run with these objectives are compared, None where none was measured."""
-    there = [name for name in _SCORES if name in values]
-    trained = [name for name in there if _SCORES[name] & {*terms}]
-    return values[(trained or there)[0]] if there else None
+    """The metric that compares checkpoints of a run.
+
+    Args:
+        values: metrics of an evaluation.
+        terms: objectives of the run, whose metrics are preferred.
+
+    Returns:
+        The value, or None if no metric was computed.
+    """
+    measured = [name for name in _SCORES if name in values]
+    trained = [name for name in measured if _SCORES[name] & {*terms}]
+    return values[(trained or measured)[0]] if measured else None
 
 
 def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) -> str:
-    """What is no better than guessing on these unseen images, in words; empty where all is better.
+    """A warning if metrics of the trained objectives are at chance level, "" if they are not.
 
-    Within three standard errors of what a guesser gets: 1 / images for recall@1, a half for ITM's verdicts. Only
-    what these objectives train: a captioner is free to forget how to judge.
+    Chance level: within three standard errors of a guess, 1 / images for recall@1, 1/2 for ITM.
+
+    Args:
+        values: metrics of an evaluation.
+        images: number of images.
+        terms: objectives of the run; metrics of others are ignored.
     """
     guesses: dict[str, float] = {}
     if {"itc", "clip", "siglip"} & {*terms}:
@@ -90,13 +109,13 @@ def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) 
     if not bad:
         return ""
     return (
-        f"on images that it does not learn from, {' and '.join(bad)}: at chance. If the training loss falls "
-        "nevertheless, pairs are learned by heart: look whether each caption belongs to its image"
+        f"on held-out images, {' and '.join(bad)}: at chance. If the training loss falls all the same, the model "
+        "overfits: check that each caption belongs to its image"
     )
 
 
 def load_samples(model: Model, dataset: Dataset, limit: int) -> tuple[list[Sample], list[Pixels]]:
-    """Of the first `most` samples those whose image can be read, and the images, prepared for the model."""
+    """The samples among the first `limit` whose image can be read, and their preprocessed images."""
     samples: list[Sample] = []
     images: list[Pixels] = []
     for index in range(min(limit, len(dataset))):
@@ -132,7 +151,14 @@ def _retrieval(model: Model, samples: Sequence[Sample], images: list[Pixels]) ->
 def _matching(
     model: Model, samples: Sequence[Sample], images: list[Pixels], wrong: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Verdicts at 0.5 on each image's first text, the text that ITC likes best of the others', and the next one's."""
+    """Balanced accuracy of ITM at 0.5: each image's first text against a random and a hard false one.
+
+    Args:
+        model: with an ITM head.
+        samples: of n images.
+        images: preprocessed.
+        wrong: `[n, m]`, ITC similarity of images and all texts, -inf for the image's own: its largest is the hard one.
+    """
     texts = [text for sample in samples for text in sample.captions]
     first = [sample.captions[0] for sample in samples]
     hard = [texts[i] for i in wrong.argmax(1).tolist()]
@@ -151,12 +177,14 @@ def _captions(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict
 
 
 def _answers(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
-    asked = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
-    if not asked:
+    questions = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
+    if not questions:
         return {}
-    answers = model.answer([images[i] for i, _ in asked], [q.question for _, q in asked])
+    answers = model.answer([images[i] for i, _ in questions], [q.question for _, q in questions])
     return {
-        "answers": float(np.mean([text in q.answers for text, (_, q) in zip(answers, asked, strict=True)]))
+        "answers": float(
+            np.mean([text in q.answers for text, (_, q) in zip(answers, questions, strict=True)])
+        )
     }
 
 
@@ -165,18 +193,18 @@ def _classes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> d
     if not known:
         return {}
     best = model.classify([images[i] for i in known]).argmax(1).tolist()
-    right = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
-    return {"classes": float(np.mean(right))}
+    correct = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
+    return {"classes": float(np.mean(correct))}
 
 
 def _boxes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
-    """COCO's mAP of the things that people named; who is asked for names is asked for those of the image."""
+    """COCO mAP. Networks that are prompted with labels get those of the image's own annotations."""
     known = [i for i, sample in enumerate(samples) if sample.regions]
     if not known or detection_not_computed():
         return {}
     if isinstance(model.network, RegionNetwork) and model.network.phrase_separator:
         names = [list(dict.fromkeys(region.label for region in samples[i].regions)) for i in known]
-        regions = [model.detect(images[i], asked)[0] for i, asked in zip(known, names, strict=True)]
+        regions = [model.detect(images[i], labels)[0] for i, labels in zip(known, names, strict=True)]
     else:
         regions = model.detect([images[i] for i in known])
     scores = detection_scores(regions, [samples[i].regions for i in known])
