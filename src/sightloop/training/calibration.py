@@ -177,7 +177,7 @@ def _area(scores: Floats, match: Truths) -> float:
 
 
 def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
-    """(image, text): captions with their own image, then with the next one in the order of the keys' hashes; `[n]` truths."""
+    """Captions with their own image, then with the next one in the order of the keys' hashes; which are true."""
     order = sorted(range(len(samples)), key=lambda i: _hash(samples[i].key))
     other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     true = [(i, text) for i, sample in enumerate(samples) for text in sample.captions]
