@@ -105,7 +105,7 @@ def calibrate(
     current = _match_cosine(model)
     areas = {w: _area(pairs.margins + (w - current) * pairs.itc, pairs.match) for w in _cosine_weights(model)}
     cosine = max(areas, key=lambda weight: areas[weight])  # of equal areas the smallest weight
-    pairs = pairs._replace(odds=pairs.margins + (cosine - current) * pairs.itc)
+    pairs = pairs._replace(margins=pairs.margins + (cosine - current) * pairs.itc)
     return _set_threshold(model, pairs, cosine, balanced_threshold(pairs.margins, pairs.match), origin)
 
 
