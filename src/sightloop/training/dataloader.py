@@ -128,10 +128,10 @@ class Batch:
         sample_indices: index of each sample in the dataset, int64 `[b]`.
         pixels: uint8 `[b, 3, S, S]`.
         captions: as written.
-        lm_captions: behind the recipe's prompt.
+        lm_captions: the same, each after the recipe's prompt.
         questions: of all samples.
         answers: one a question.
-        prompted: captions, answers and regions behind their prompts, for prompted networks.
+        prompted: captions, answers and regions after their prompts, for prompted networks; None for others.
         labels: class of each sample, int64 `[b]`, -1 without.
         skipped: (key, reason) of samples that could not be used.
     """

@@ -149,7 +149,7 @@ def _embed_pixels(network: nn.Module, pixels: Tensor) -> Tensor:
 def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows], `[n, ...]` -> `[r, ...]`, without a copy if that is x.
 
-    Pick anew for each part of a batch: each part goes backward on its own.
+    Call it for each micro-batch: each has its own backward pass.
     """
     if len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all()):
         return x
@@ -269,7 +269,7 @@ def lm(context: LossContext) -> None:
 
 
 def vqa(context: LossContext) -> None:
-    """Question answering: the decoder predicts the answer from the question's states beside its image."""
+    """Question answering: the decoder predicts the answer from the states of the question, encoded with its image."""
     questions, answers = context.batch.questions, context.batch.answers
     count = 0 if answers is None else int((answers.lengths - 1).sum())
     all_count = global_count(count)
@@ -319,9 +319,8 @@ def prompted(context: LossContext) -> None:
         return
     forward = _decode_answers if network.config.start_ids else _continue_prompts
     for part in context.cache.micro_batches(len(rows.ids)):
-        tokens = select_rows(
-            context.tokens, rows.image_rows[part]
-        )  # inside the loop: each part goes backward on its own
+        # Inside the loop: each micro-batch has its own backward pass.
+        tokens = select_rows(context.tokens, rows.image_rows[part])
         logits, targets = forward(
             network, tokens, rows.ids[part], rows.lengths[part], rows.prompt_lengths[part]
         )
@@ -403,7 +402,7 @@ def siglip(context: LossContext) -> None:
 
 
 def mlm(context: LossContext) -> None:
-    """Masked language modeling beside the image (Devlin et al. 2019; Li et al. 2021, ALBEF)."""
+    """Masked language modeling conditioned on the image (Devlin et al. 2019; Li et al. 2021, ALBEF)."""
     rows, network, recipe = context.first_captions, context.net(DecoderNetwork), context.recipe
     head = require(context.heads["mlm"], WordHead)
     words = mask_words(

@@ -75,28 +75,25 @@ class TrainingMonitor:
         self._window = self._patience // 2
         self._bounds = dict(bounds or {})
         state = state or {}
-        self._seen = int(state.get("seen", 0))  # steps
+        self._steps = int(state.get("seen", 0))  # steps
         self._steady = int(state.get("steady", 0))  # steps after the warm-up
         self._rate = float(state.get("rate", 0.0))
         self._last: float | None = state.get("last")
         self._first: float | None = state.get("first")
-        self._best: list[float] = list(
-            state.get("best", [])
-        )  # mean and deviation of the best block of losses
+        # mean and deviation of the best block of losses
+        self._best: list[float] = list(state.get("best", []))
         self._windows: dict[str, list[float]] = {k: list(v) for k, v in state.get("windows", {}).items()}
-        self._alarms: dict[str, int] = dict(
-            state.get("alarms", {})
-        )  # name -> steps seen when to say it again
-        self._back: dict[str, int] = dict(
-            state.get("back", {})
-        )  # term -> windows at chance after it had left
+        # name -> step at which it is raised again
+        self._alarms: dict[str, int] = dict(state.get("alarms", {}))
+        # term -> windows at chance after it had left chance
+        self._back: dict[str, int] = dict(state.get("back", {}))
         self._left: list[str] = list(state.get("left", []))
         self.fatal = bool(state.get("fatal", False))
 
     def state(self) -> JsonDict:
         """JSON values from which another `TrainingMonitor` continues."""
         return {
-            "seen": self._seen,
+            "seen": self._steps,
             "steady": self._steady,
             "rate": self._rate,
             "last": self._last,
@@ -114,8 +111,8 @@ class TrainingMonitor:
         if broken := self._check_finite(event):
             self.fatal = True
             return [broken]
-        self._seen += 1
-        self._steady += event.lr <= self._rate or self._seen == 1
+        self._steps += 1
+        self._steady += event.lr <= self._rate or self._steps == 1
         self._rate, self._last = event.lr, event.loss
         warnings = [self._check_explosion(event)]
         warnings += [self._check_chance(event, term) for term in event.chances if term in event.values]
@@ -151,7 +148,7 @@ class TrainingMonitor:
             near = mean > -max(error, _SHARE * abs(chance))
             self._back[term] = self._back.get(term, 0) + 1 if near else 0
             there = self._back[term] > 1
-        waited = self._steady >= self._patience or self._seen >= _MAX_WARMUP * self._patience
+        waited = self._steady >= self._patience or self._steps >= _MAX_WARMUP * self._patience
         change = self._raise_or_clear(f"{term} at chance", there and waited, over=below)
         if below and not again:
             self._left.append(term)
@@ -192,7 +189,7 @@ class TrainingMonitor:
 
     def _check_fact(self, event: StepDone, name: str) -> WarningRaised | None:
         kind = name.rpartition(".")[2]
-        judge = {
+        check = {
             "gradient_norm": _zero_gradient,
             "spread": _collapsed,
             "matched": _one_sided,
@@ -200,10 +197,10 @@ class TrainingMonitor:
             "logit_scale": self._temperature,
         }.get(kind)
         number = event.values[name]
-        window = self._full_window(name, number) if judge and math.isfinite(number) else None
-        if judge is None or window is None:
+        window = self._full_window(name, number) if check and math.isfinite(number) else None
+        if check is None or window is None:
             return None
-        wrong = judge(name, window) if self._seen >= self._patience else ""
+        wrong = check(name, window) if self._steps >= self._patience else ""
         change = self._raise_or_clear(name, bool(wrong))
         if change is None:
             return None
@@ -250,9 +247,9 @@ class TrainingMonitor:
     def _raise_or_clear(self, alarm: str, bad: bool, over: bool = True) -> bool | None:
         """True: raise the alarm (again); False: withdraw it; None: no change."""
         if bad:
-            if self._seen < self._alarms.get(alarm, 0):
+            if self._steps < self._alarms.get(alarm, 0):
                 return None
-            self._alarms[alarm] = 2 * self._seen
+            self._alarms[alarm] = 2 * self._steps
             return True
         if over and self._alarms.pop(alarm, None) is not None:
             return False
@@ -302,6 +299,6 @@ def _one_sided(_: str, window: Sequence[float]) -> str:
 def _format_chance(chance: float) -> str:
     """A chance value with its number of choices: "4.852 = ln 128"."""
     choices = math.exp(chance) if 0 < chance < 20 else 0.0
-    whole = round(choices)
-    of = f" = ln {whole:,}" if whole > 1 and abs(choices - whole) < 1e-6 * choices else ""
+    count = round(choices)
+    of = f" = ln {count:,}" if count > 1 and abs(choices - count) < 1e-6 * choices else ""
     return f"{chance:.4g}{of}"

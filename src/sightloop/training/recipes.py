@@ -164,7 +164,7 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=10,
         ),
-        # Li et al. 2023, section 3.4: the queries learn beside a frozen image tower (give it as model.vision)...
+        # Li et al. 2023, section 3.4: the queries are trained on a frozen image tower (set model.vision)...
         Recipe(
             "blip2_stage1",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0},
