@@ -36,7 +36,7 @@ QUESTIONS = ["what is the dog?", "is it  red", "how many\u00fc small <loc0012> t
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = tmp_path_factory.mktemp("paligemma")
     hub = "hub" in request.param
-    model, processor = write_paligemma(folder, row_indices=hub, second=hub)
+    model, processor = write_paligemma(folder, places=hub, second=hub)
     return model, processor, sightloop.load(folder), folder
 
 

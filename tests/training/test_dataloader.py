@@ -38,7 +38,7 @@ def rows_of(batch: Batch) -> TextRows:
     return batch.captions
 
 
-def test_only_what_is_read_has_gaps(tmp_path: Path) -> None:
+def test_only_input_ids_are_masked(tmp_path: Path) -> None:
     plain, hidden = (rows_of(batch_of(tmp_path, share)) for share in (0.0, 0.4))
     assert plain.input_ids is plain.ids
     assert torch.equal(plain.ids, hidden.ids)
@@ -48,7 +48,7 @@ def test_only_what_is_read_has_gaps(tmp_path: Path) -> None:
     assert not changed[(places == 0) | (places >= hidden.lengths[:, None] - 1)].any()
 
 
-def test_every_process_hides_the_same(tmp_path: Path) -> None:
+def test_every_process_masks_the_same_words(tmp_path: Path) -> None:
     whole = rows_of(batch_of(tmp_path, 0.4)).input_ids
     parts = [rows_of(batch_of(tmp_path, 0.4, rank, 2)).input_ids for rank in range(2)]
     width = whole.shape[1]
@@ -78,7 +78,7 @@ class _Decoder(nn.Module):
         return states.repeat(1, 200)
 
 
-def test_the_decoder_reads_hidden_words_and_predicts_the_words(
+def test_the_decoder_reads_masked_words_and_predicts_the_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, targets = batch_of(tmp_path, 0.4), list[torch.Tensor]()

@@ -43,7 +43,7 @@ EVENTS = st.one_of(
 
 
 @given(EVENTS)
-def test_what_is_written_is_read(event: RunEvent) -> None:
+def test_events_survive_json(event: RunEvent) -> None:
     record = to_json(event)
     assert next(iter(record)) == "kind"
     assert KINDS[record["kind"]] is type(event)
@@ -73,7 +73,7 @@ def test_not_a_number_survives() -> None:
         {"kind": "evaluation", "step": 1, "values": {}, "texts": [["a"]]},
     ],
 )
-def test_what_is_no_event_is_said_so(record: dict[str, object]) -> None:
+def test_a_damaged_event_is_an_error(record: dict[str, object]) -> None:
     with pytest.raises(SightloopError, match="event"):
         from_json(record)
 

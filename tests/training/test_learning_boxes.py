@@ -87,7 +87,7 @@ def in_order(regions: Sequence[Region]) -> list[Region]:
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) -> None:
+def test_targets_are_parsed_back_to_the_regions(family: str, made: tuple[Path, Any]) -> None:
     folder, processor = made
     dataset = sightloop.open_dataset(folder / "world.tar")
     trainee, found = targets(folder, family, dataset, max_tokens=200)
@@ -103,10 +103,10 @@ def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) ->
         else:
             names = " ; ".join(dict.fromkeys(label for label, _ in things))
             assert text == f"detect {names}\n"
-            picture = Image.new("RGB", (9, 9))
+            image = Image.new("RGB", (9, 9))
             each, image_id = (SIDE // PATCH) ** 2, trainee.network.config.image_id
             ids = [i for one in [*asked, *said] for i in [one] * (each if one == image_id else 1)]
-            theirs = processor(images=picture, text=f"<image>detect {names}", suffix=written)
+            theirs = processor(images=image, text=f"<image>detect {names}", suffix=written)
             assert ids == theirs["input_ids"][0]
         body = said[family == "florence" : -1]
         regions = regions_of(trainee.tokenizer, KINDS[family], scored(body), (64, 64), "")
@@ -116,7 +116,7 @@ def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) ->
             assert np.allclose(one.box, other.box, atol=1.1 if family == "florence" else 0.07)
 
 
-def test_boxes_follow_what_is_shown(made: tuple[Path, Any]) -> None:
+def test_boxes_follow_the_augmentation(made: tuple[Path, Any]) -> None:
     folder, _ = made
     dataset = sightloop.open_dataset(folder / "world.tar")
     options = Augment(scale=(0.3, 0.8), randaugment=None)
@@ -139,7 +139,7 @@ def test_boxes_follow_what_is_shown(made: tuple[Path, Any]) -> None:
         assert lost
 
 
-def test_names_that_are_always_asked_for_and_room(made: tuple[Path, Any], tmp_path: Path) -> None:
+def test_fixed_classes_and_truncation(made: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = made
     regions = [{"label": f"dog {i}", "box": [i, i, i + 2, i + 2]} for i in range(8)]
     dataset = table(tmp_path, many={"regions": regions}, none={})
@@ -209,7 +209,7 @@ def test_it_learns(family: str, made: tuple[Path, Any], tmp_path: Path) -> None:
         ("llava", ["data.regions=2"], "data.regions: .*llava"),
     ],
 )
-def test_what_does_not_fit_is_said_at_once(
+def test_settings_that_do_not_fit_are_refused(
     recipe: str, settings: list[str], reason: str, made: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder, _ = made

@@ -19,7 +19,7 @@ from sightloop.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
-def test_every_caption_of_a_picture_is_read(chunk: int, tmp_path: Path) -> None:
+def test_every_caption_of_an_image_is_used(chunk: int, tmp_path: Path) -> None:
     """A row is an image with one of its captions; what it must find is any row of the same image."""
     shard = tmp_path / "train.tar"
     scenes = list(synthetic_world("train", 8, seed=0))

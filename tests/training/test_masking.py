@@ -135,7 +135,7 @@ def test_blocks_hang_together_more_than_units() -> None:
     assert borders(blocks) < 0.7 * borders(units) < 0.7 * 0.7 * borders(single)
 
 
-def test_wrong_arguments_are_said() -> None:
+def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(UsageError, match="share"):
         mask_patches((2, 2), share=1.5, seed=0, step=0, rows=[0])
     with pytest.raises(UsageError, match="unit"):

@@ -44,7 +44,7 @@ def test_configs_survive_json(name: str) -> None:
     assert config_from_dict(type(config), data, FAMILIES[family].towers) == config
 
 
-def test_fitted_to_a_tokenizer() -> None:
+def test_fit_to_a_tokenizer() -> None:
     ids = {"[PAD]": 0, "[SEP]": 3, "[DEC]": 98, "[ENC]": 99, "<|endoftext|>": 49}
     config = fit_to_tokenizer(blip("world"), 100, ids.__getitem__)
     assert (config.text.vocab, config.start_id, config.end_id, config.pad_id, config.encoder_start) == (

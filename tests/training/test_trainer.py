@@ -140,7 +140,9 @@ def test_a_finished_run_takes_no_step(whole: tuple[Path, list[Any]], shard: Path
     assert equal(before, weights(whole[0]))
 
 
-def test_two_at_once_are_refused(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(
+    whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path
+) -> None:
     first = train("world", str(shard), tmp_path / "run", settings=SMALL, device="cpu")
     while not isinstance(next(first), StepDone):
         pass
@@ -307,7 +309,7 @@ def test_the_evaluation_of_the_last_step_is_that_of_the_result(shard: Path, tmp_
         ("data.caption_dropout=1", "caption_dropout"),
     ],
 )
-def test_nonsense_is_refused_before_anything_starts(
+def test_wrong_settings_are_refused_before_training(
     setting: str, word: str, shard: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=word):

@@ -1,4 +1,4 @@
-"""What is said about a model on images that it does not learn from."""
+"""Evaluation on held-out images during training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("head", ["caption", "match", "answer"])
-def test_each_head_is_measured_by_what_it_can_do(head: str, shard: Path, tmp_path: Path) -> None:
+def test_each_head_has_its_metrics(head: str, shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "model", head=head)
     model = sightloop.load(tmp_path / "model", device="cpu")
     values, texts = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
@@ -40,7 +40,7 @@ def test_each_head_is_measured_by_what_it_can_do(head: str, shard: Path, tmp_pat
     assert not model.network.training
 
 
-def test_the_network_goes_on_in_its_own_mode(shard: Path, tmp_path: Path) -> None:
+def test_validation_restores_training_mode(shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "model", head="match")
     model = sightloop.load(tmp_path / "model", device="cpu")
     model.network.train()
@@ -60,7 +60,7 @@ def test_recall_against_counting(shard: Path, tmp_path: Path) -> None:
     assert values["image_to_text_R@1"] == pytest.approx(sum(hits) / len(hits))
 
 
-def test_guessing_is_called_guessing() -> None:
+def test_metrics_at_chance_are_reported() -> None:
     both = {"itc", "itm"}
     assert "0.010" in at_chance({"text_to_image_R@1": 0.01, "itm_random": 0.9}, 100, both)
     assert "itm_random" in at_chance({"text_to_image_R@1": 0.6, "itm_random": 0.52}, 100, both)
@@ -69,10 +69,10 @@ def test_guessing_is_called_guessing() -> None:
     assert at_chance({"CIDEr": 0.0}, 100, both) == ""
 
 
-def test_the_best_is_told_by_what_was_measured() -> None:
+def test_the_score_is_the_preferred_metric() -> None:
     assert validation_score({"CIDEr": 0.3, "answers": 0.9}, {"lm", "vqa"}) == 0.3
     assert (
         validation_score({"CIDEr": 0.3, "text_to_image_R@1": 0.1}, {"itc", "itm"}) == 0.1
-    )  # its writer learns nothing
+    )  # its captioner is not trained
     assert validation_score({"answers": 0.9}, {"lm"}) == 0.9
     assert validation_score({}, {"lm"}) is None
