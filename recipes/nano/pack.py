@@ -36,8 +36,8 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
     unpack(model.network)
     if unseen is not None:
         pairs = sightloop.open_dataset(unseen)
-        told = calibrate(model, pairs, len(pairs), (0, unseen))
-        print(told.summary() if told else f"{unseen}: too few images to set the verdict on")
+        calibration = calibrate(model, pairs, len(pairs), (0, unseen))
+        print(calibration.summary() if calibration else f"{unseen}: too few images to calibrate on")
     model.network = fixed(model.network).half()
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)
