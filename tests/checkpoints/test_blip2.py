@@ -497,7 +497,7 @@ def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path:
     assert {"caption", "answer", "chat"} <= model.capabilities
     assert len(model.caption(pictures(2), max_new_tokens=4)) == 2
     for wrong, reason in (
-        ((f"model.init_from={tmp_path / 'two' / 'model'}", settings[1]), "stage 1 stands before it"),
+        ((f"model.init_from={tmp_path / 'two' / 'model'}", settings[1]), "needs a BLIP-2 of stage 1"),
         ((start, f"model.language={tmp_path / 'one' / 'model'}"), "not supported"),
     ):
         with pytest.raises(SightloopError, match=reason):
