@@ -16,11 +16,11 @@ from sightloop.training.events import Evaluated, StepDone, WarningRaised
 from sightloop.training.trainer import train
 
 GOALS = {
-    "text_to_image_R@1": 0.8,
-    "image_to_text_R@1": 0.8,
-    "itm_hard": 0.9,
-    "captions_exact": 0.8,
-    "answers": 0.85,
+    "text-to-image recall@1": 0.8,
+    "image-to-text recall@1": 0.8,
+    "ITM accuracy (hard)": 0.9,
+    "exact match": 0.8,
+    "VQA accuracy": 0.85,
 }
 
 

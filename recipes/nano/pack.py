@@ -16,7 +16,7 @@ from torch import nn
 import sightloop
 from sightloop.models.blip import Blip
 from sightloop.nn.prepack import unpack
-from sightloop.training.calibration import LEARNED, calibrate, image_digest
+from sightloop.training.calibration import DIGESTS_FILE, calibrate, image_digest
 
 KEPT = (
     "config.json",
@@ -36,8 +36,8 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
     unpack(model.network)
     if unseen is not None:
         pairs = sightloop.open_dataset(unseen)
-        told = calibrate(model, pairs, len(pairs), (0, unseen))
-        print(told.told() if told else f"{unseen}: too few images to set the verdict on")
+        calibration = calibrate(model, pairs, len(pairs), (0, unseen))
+        print(calibration.summary() if calibration else f"{unseen}: too few images to calibrate on")
     model.network = fixed(model.network).half()
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,9 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
     shutil.rmtree(whole)
     if learned is not None:
         data = sightloop.open_dataset(learned)
-        (folder / LEARNED).write_bytes(b"".join(sorted({image_digest(data, i) for i in range(len(data))})))
+        (folder / DIGESTS_FILE).write_bytes(
+            b"".join(sorted({image_digest(data, i) for i in range(len(data))}))
+        )
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 
 

@@ -561,7 +561,7 @@ def test_an_estimate_writes_nothing(place: Path, tmp_path: Path, monkeypatch: py
     made = estimate(place / "a.tar", samples=6, price=2.0, **models, **QUICK, workers=4)
     assert (made.samples, made.measured) == (14, 6)
     huge = made.of(10**9)
-    assert huge.hours == pytest.approx(10**9 / made.pictures_per_second / 4 / 3600, rel=1e-3)
+    assert huge.hours == pytest.approx(10**9 / made.images_per_second / 4 / 3600, rel=1e-3)
     assert huge.bytes == pytest.approx(10**9 * made.bytes_per_picture)
     assert huge.cost == pytest.approx(2 * 4 * huge.hours, rel=1e-3)
     assert [each["samples"] for each in made.told()["scales"]] == [10**power for power in range(4, 10)]

@@ -37,7 +37,7 @@ from sightloop.nn.init import initialize
 from sightloop.tasks.decoding import Decoding
 from sightloop.tasks.generate import generate
 from sightloop.training.events import StepDone
-from sightloop.training.model_sizes import SIZES, fitted
+from sightloop.training.model_sizes import SIZES, fit_to_tokenizer
 from sightloop.training.trainer import train
 from sightloop.types import Encoded, Message, Pixels
 from tests.checkpoints.test_against_reference import pictures
@@ -370,7 +370,9 @@ def test_the_first_stage_learns(shard: Path, tmp_path: Path) -> None:
     assert {"match", "rank", "embed", "classify"} <= model.capabilities
     # The image tower is as it was drawn.
     family, config = SIZES["world-blip2"]
-    fresh = FAMILIES[family].network(fitted(config, model.tokenizer.vocab_size, model.tokenizer.token_id))
+    fresh = FAMILIES[family].network(
+        fit_to_tokenizer(config, model.tokenizer.vocab_size, model.tokenizer.token_id)
+    )
     initialize(fresh, 0)
     mine = load_file(out / "model" / "model.safetensors")
     for name, value in fresh.state_dict().items():
@@ -499,7 +501,7 @@ def test_a_second_stage_from_a_first_and_a_language_model(shard: Path, tmp_path:
     assert {"caption", "answer", "chat"} <= model.capabilities
     assert len(model.caption(pictures(2), max_new_tokens=4)) == 2
     for wrong, reason in (
-        ((f"model.init_from={tmp_path / 'two' / 'model'}", settings[1]), "stage 1 stands before it"),
+        ((f"model.init_from={tmp_path / 'two' / 'model'}", settings[1]), "needs a BLIP-2 of stage 1"),
         ((start, f"model.language={tmp_path / 'one' / 'model'}"), "not supported"),
     ):
         with pytest.raises(SightloopError, match=reason):

@@ -160,7 +160,7 @@ def test_interrupted_run_resumes(place: Path, tmp_path: Path, task: str) -> None
     model, options = ("caption", {"decoding": SHORT}) if task == "captions" else ("match", {"rerank": [3]})
     whole = run(place, task, model, tmp_path / "whole", **options)
     seen: list[str] = []
-    last = "captioning" if task == "captions" else "judging"
+    last = "captioning" if task == "captions" else "matching"
 
     def stop(what: str, total: int, event: Any) -> None:
         seen.append(event.name)

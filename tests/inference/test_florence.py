@@ -54,8 +54,10 @@ def test_the_loss_is_the_references(tmp_path: Path, shard: Path) -> None:
         found += [context.values["prompted"], network.projection.weight.grad.clone()]
     theirs.zero_grad()
     image_id, whole = network.config.image_id, torch.zeros(())
-    count = int((rows.lengths - rows.prompts).sum())
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
+    count = int((rows.lengths - rows.prompt_lengths).sum())
+    for ids, length, prompt, owner in zip(
+        rows.ids, rows.lengths, rows.prompt_lengths, rows.image_rows, strict=True
+    ):
         asked = [i for one in ids[:prompt].tolist() for i in [one] * (5 if one == image_id else 1)]
         labels = ids[None, prompt:length]
         assert (int(labels[0, 0]), int(labels[0, -1])) == (0, 2)  # <s> and </s>

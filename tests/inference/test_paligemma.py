@@ -16,6 +16,7 @@ import sightloop
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.data.images.preprocess import normalize
 from sightloop.inference.regions import regions_of
+from sightloop.tasks.generate import Generation
 from sightloop.training.build import build_model
 from sightloop.training.config import DataSettings, ModelSettings, Recipe
 from sightloop.training.dataloader import BatchLoader, PromptFormat, on_device
@@ -140,7 +141,7 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
     (batch,) = feed.batches(0, 1)
     rows = batch.prompted
     assert rows is not None
-    assert rows.prompts is not None
+    assert rows.prompt_lengths is not None
     network = trainee.network.train()
     found: list[torch.Tensor] = []
     for chunk in (0, 4):
@@ -153,8 +154,10 @@ def test_the_loss_is_the_references(loaded: Loaded, shard: Path) -> None:
         found += [context.values["prompted"], network.projector.weight.grad.clone()]
     each, image_id = (SIDE // PATCH) ** 2, network.config.image_id
     theirs.zero_grad()
-    whole, count = torch.zeros(()), int((rows.lengths - rows.prompts).sum())
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
+    whole, count = torch.zeros(()), int((rows.lengths - rows.prompt_lengths).sum())
+    for ids, length, prompt, owner in zip(
+        rows.ids, rows.lengths, rows.prompt_lengths, rows.image_rows, strict=True
+    ):
         row = [i for one in ids[:length].tolist() for i in [one] * (each if one == image_id else 1)]
         text = torch.tensor([row])
         suffix = (torch.arange(len(row)) >= int(prompt) + each - 1).long()[None]
@@ -185,7 +188,7 @@ def test_prompts_and_texts_are_those_of_the_processor(loaded: Loaded, shard: Pat
     each, image_id = (SIDE // PATCH) ** 2, model.network.config.image_id
     for i, (ids, length) in enumerate(zip(rows.ids, rows.lengths, strict=True)):
         row = [i for one in ids[:length].tolist() for i in [one] * (each if one == image_id else 1)]
-        sample = dataset[int(batch.identities[int(rows.images[i])])]
+        sample = dataset[int(batch.sample_indices[int(rows.image_rows[i])])]
         pairs = [("caption en", text) for text in sample.captions]
         pairs += [(f"answer en {q.question}", a) for q in sample.questions for a in q.answers]
         wanted = [processor(images=picture, text=f"<image>{p}", suffix=a)["input_ids"][0] for p, a in pairs]
@@ -223,7 +226,7 @@ def test_regions_of_what_is_written(loaded: Loaded) -> None:
     text += "<loc0000><loc0000><loc0512><loc0512>"
     ids = tokenizer.encode([text]).ids[0].tolist()
     log_p = [-0.5] * ids.index(tokenizer.token_id("<loc0001>")) + [-2.0] * len(ids)
-    first, second = regions_of(tokenizer, "located", ids, log_p[: len(ids)], (100, 400), "cat")
+    first, second = regions_of(tokenizer, "located", Generation(ids, log_p[: len(ids)]), (100, 400), "cat")
     assert (first.label, first.box) == ("the dog", (0.0, 25.0, 1023 / 1024 * 400, 50.0))
     assert (second.label, second.box) == ("cat", (0.0, 0.0, 200.0, 50.0))
     assert first.score == pytest.approx(np.exp(-0.5))
@@ -251,7 +254,7 @@ def test_verbs_that_find(loaded: Loaded, pictures: list[Image.Image], tmp_path: 
     segments = "".join(f"<seg{i:03d}>" for i in range(16))
     ids = again.tokenizer.encode([f"<loc0000><loc0000><loc0512><loc1023>{segments} dog"]).ids[0].tolist()
     regions = [
-        regions_of(m.tokenizer, "segments", ids, [0.0] * len(ids), (40, 60), "", m.masks)
+        regions_of(m.tokenizer, "segments", Generation(ids, [0.0] * len(ids)), (40, 60), "", m.masks)
         for m in (seeing, again)
     ]
     mask = regions[0][0].mask

@@ -14,18 +14,18 @@ from sightloop.objectives.masked import mim_loss
 
 @given(st.integers(0, 4), st.integers(1, 5), st.integers(2, 6), st.booleans(), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-def test_mim(pictures: int, patches: int, values: int, normalise: bool, seed: int) -> None:
+def test_mim(pictures: int, patches: int, values: int, normalize: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shape = (pictures, patches, values)
     predicted = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randn(shape, generator=generator, dtype=torch.float64)
     mask = torch.rand(shape[:2], generator=generator) < 0.5
     total = max(1, int(mask.sum()))
-    got = mim_loss(predicted, target, mask, total, normalize=normalise)
+    got = mim_loss(predicted, target, mask, total, normalize=normalize)
     want, baseline = predicted.sum() * 0, 0.0
     for b, n in mask.nonzero().tolist():
         patch, guess = target[b, n], torch.zeros(values, dtype=torch.float64)
-        if normalise:
+        if normalize:
             patch = (patch - patch.mean()) / torch.sqrt(patch.var() + 1e-6)
         elif not mask[b].all():
             guess = target[b][~mask[b]].mean(0)
@@ -46,11 +46,11 @@ def test_shares_sum_to_the_whole() -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), mim_loss(predicted, target, mask, total).value)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_chance_is_the_mean_on_noise(normalise: bool) -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+def test_chance_is_the_mean_on_noise(normalize: bool) -> None:
     target = torch.randn(8, 49, 192, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(8, 49, dtype=torch.bool)
-    got = mim_loss(torch.zeros_like(target), target, mask, mask.sum().item(), normalize=normalise)
+    got = mim_loss(torch.zeros_like(target), target, mask, mask.sum().item(), normalize=normalize)
     assert got.chance == pytest.approx(math.sqrt(2 / math.pi))
     assert got.value.item() == pytest.approx(got.chance, rel=0.01)
     assert got.value.item() == pytest.approx(got.facts["baseline"].item())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.errors import UsageError
 from sightloop.models.blip import Blip
 from sightloop.nn.init import initialize
-from sightloop.training.calibration import learned_from
+from sightloop.training.calibration import learned_digests
 from sightloop.training.model_sizes import SIZES
 from sightloop.training.trainer import train
 from sightloop.types import ImageSpec
@@ -41,7 +43,9 @@ def test_fixed_norms_compute_what_batch_norms_did() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
+def test_the_packed_model_has_the_calibrated_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "train.tar"
     write_synthetic_world(data, synthetic_world("train", 60, seed=0))
     settings = ["data.batch=8", "model.vocab_size=300", "model.image_size=32", "steps=2", "precision=float32"]
@@ -55,17 +59,27 @@ def test_what_is_packed_judges_as_it_was_told(tmp_path: Path) -> None:
         "vocab.txt",
         "tokenizer_config.json",
     }
-    assert len(learned_from(str(tmp_path / "nano"))) == 60
+    assert len(learned_digests(str(tmp_path / "nano"))) == 60
     packed = sightloop.load(tmp_path / "nano", device="cpu")
     samples = list(sightloop.open_dataset(data))
-    pairs = [(sample.image, text) for sample in samples for text in sample.captions]
-    kept = packed.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
-    wrong = samples[1:] + samples[:1]
-    crossed = [
-        (other.image, text) for sample, other in zip(samples, wrong, strict=True) for text in sample.captions
+    order = sorted(samples, key=lambda sample: blake2b(sample.key.encode(), digest_size=8).digest())
+    true = [(sample.image, text) for sample in samples for text in sample.captions]
+    false = [
+        (other.image, text)
+        for sample, other in zip(order, [*order[1:], *order[:1]], strict=True)
+        for text in sample.captions
+        if text not in other.captions
     ]
-    taken = packed.match([picture for picture, _ in crossed], [text for _, text in crossed]) >= 0.5
-    assert kept.mean() == pytest.approx(1 - taken.mean(), abs=0.25)
+    kept, taken = (
+        packed.match([image for image, _ in pairs], [text for _, text in pairs]) >= 0.5
+        for pairs in (true, false)
+    )
+    assert kept.mean() == pytest.approx(1 - taken.mean(), abs=2 / len(true))
+    shares = re.search(r"keeps ([\d.]+)% .* drops ([\d.]+)% ", capsys.readouterr().out)
+    assert shares is not None
+    assert [float(share) / 100 for share in shares.groups()] == pytest.approx(
+        [kept.mean(), 1 - taken.mean()], abs=2 / len(true)
+    )
 
 
 def test_a_mean_has_statistics_of_its_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The judge's threshold is set on pairs that were not learned from, and what is said about it is so."""
+"""Calibration of the ITM threshold on held-out pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_w
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.metrics.matching import matching_scores
 from sightloop.nn.prepack import unpack
-from sightloop.training.calibration import LEARNED, calibrate, held_out, image_digest, learned_from
+from sightloop.training.calibration import (
+    DIGESTS_FILE,
+    calibrate,
+    image_digest,
+    learned_digests,
+    split_held_out,
+)
 from sightloop.training.events import Calibrated, RunEnded, RunStarted, StepDone, WarningRaised
 from sightloop.training.trainer import train
 from tests.tiny_checkpoints.clip_and_blip import write_blip
@@ -47,33 +53,33 @@ def one(events: list[Any], kind: type) -> Any:
     return found
 
 
-def test_who_is_held_out_is_told_by_the_keys(shard: Path) -> None:
+def test_the_held_out_images_depend_on_their_keys_alone(shard: Path) -> None:
     whole = open_dataset(shard)
-    rest, held = held_out(whole)
+    rest, held = split_held_out(whole)
     assert (len(rest), len(held)) == (75, 25)
     mine = {held.key(i) for i in range(25)}
     assert {rest.key(i) for i in range(75)} | mine == {whole.key(i) for i in range(100)}
     assert [rest.key(i) for i in range(75)] == [key for key in map(whole.key, range(100)) if key not in mine]
-    turned = held_out(whole.select(range(99, -1, -1)))[1]
+    turned = split_held_out(whole.select(range(99, -1, -1)))[1]
     assert {turned.key(i) for i in range(25)} == mine
-    assert len(held_out(whole.select(range(79)))[1]) == 0
+    assert len(split_held_out(whole.select(range(79)))[1]) == 0
 
 
-def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> None:
-    _, held = held_out(open_dataset(shard))
+def test_images_learned_before_are_left_out(shard: Path, tmp_path: Path) -> None:
+    _, held = split_held_out(open_dataset(shard))
     known = [image_digest(held, i) for i in range(25)]
-    assert one(run(shard, tmp_path / "one"), Calibrated).pictures == 25
+    assert one(run(shard, tmp_path / "one"), Calibrated).images == 25
     start = tmp_path / "one" / "model"
-    (start / LEARNED).write_bytes(b"".join(known[:4]))
-    assert learned_from(str(start)) == frozenset(known[:4])
-    told = one(run(shard, tmp_path / "two", f"model.init_from={start}"), Calibrated)
-    assert (told.pictures, told.start) == (21, "")
+    (start / DIGESTS_FILE).write_bytes(b"".join(known[:4]))
+    assert learned_digests(str(start)) == frozenset(known[:4])
+    calibrated = one(run(shard, tmp_path / "two", f"model.init_from={start}"), Calibrated)
+    assert (calibrated.images, calibrated.start) == (21, "")
 
-    (start / LEARNED).write_bytes(b"".join(known))
+    (start / DIGESTS_FILE).write_bytes(b"".join(known))
     out = tmp_path / "three"
-    told = one(run(shard, out, f"model.init_from={start}"), Calibrated)
-    assert (told.pictures, told.start) == (25, str(start))
-    assert "has learned from the 25 images" in told.told()
+    calibrated = one(run(shard, out, f"model.init_from={start}"), Calibrated)
+    assert (calibrated.images, calibrated.start) == (25, str(start))
+    assert "has learned from the 25 images" in calibrated.summary()
     samples = [held[i] for i in range(25)]
     order = sorted(samples, key=lambda sample: blake2b(sample.key.encode(), digest_size=8).digest())
     wrong = [
@@ -87,34 +93,34 @@ def test_what_was_learned_before_is_no_measure(shard: Path, tmp_path: Path) -> N
         for model in (start, out / "model")
     ]
     assert dropped[0] == pytest.approx(dropped[1], abs=1.5 / len(wrong))
-    assert dropped[1] == pytest.approx(told.after["dropped"], abs=1.5 / len(wrong))
+    assert dropped[1] == pytest.approx(calibrated.after["dropped"], abs=1.5 / len(wrong))
 
 
-def test_half_is_where_the_shares_are_equal(shard: Path, tmp_path: Path) -> None:
+def test_the_threshold_balances_true_and_false_pairs(shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "match", head="match")
     model = sightloop.load(tmp_path / "match", device="cpu")
     unpack(model.network)
     before = model.network.match_head.bias.tolist()
-    told = calibrate(model, open_dataset(shard), 40, (7, "there"))
-    assert told is not None
-    assert (told.step, told.data, told.pictures) == (7, "there", 40)
-    assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 40
+    calibrated = calibrate(model, open_dataset(shard), 40, (7, "there"))
+    assert calibrated is not None
+    assert (calibrated.step, calibrated.data, calibrated.images) == (7, "there", 40)
+    assert abs(calibrated.after["kept"] - calibrated.after["dropped"]) <= 2 / 40
     now = model.network.match_head.bias.tolist()
     assert now[0] == before[0]
     assert now[1] != before[1]
     samples = list(open_dataset(shard))[:40]
     pairs = [(s.image, text) for s in samples for text in s.captions]
-    kept = model.match([picture for picture, _ in pairs], [text for _, text in pairs]) >= 0.5
-    assert kept.mean() == pytest.approx(told.after["kept"], abs=1 / len(pairs))
+    kept = model.match([image for image, _ in pairs], [text for _, text in pairs]) >= 0.5
+    assert kept.mean() == pytest.approx(calibrated.after["kept"], abs=1 / len(pairs))
     again = calibrate(model, open_dataset(shard), 40, (7, "there"))
     assert again is not None
-    assert again.before == pytest.approx(told.after, abs=1 / len(pairs))
-    assert again.area == pytest.approx(told.area)
+    assert again.before == pytest.approx(calibrated.after, abs=1 / len(pairs))
+    assert again.area == pytest.approx(calibrated.area)
     assert model.network.match_head.bias.tolist() == pytest.approx(now, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_itc_counts_as_it_sorts_best(shard: Path, tmp_path: Path, seed: int) -> None:
+def test_the_weight_of_the_cosine_has_the_largest_roc_area(shard: Path, tmp_path: Path, seed: int) -> None:
     write_blip(tmp_path / "match", head="match", seed=seed)
     model = sightloop.load(tmp_path / "match", device="cpu")
     unpack(model.network)
@@ -123,56 +129,56 @@ def test_itc_counts_as_it_sorts_best(shard: Path, tmp_path: Path, seed: int) -> 
     other = {i: order[(place + 1) % 40] for place, i in enumerate(order)}
     pairs = [(i, text, True) for i, sample in enumerate(samples) for text in sample.captions]
     pairs += [(other[i], text, False) for i, text, _ in pairs if text not in samples[other[i]].captions]
-    pictures, texts, match = (
+    images, texts, match = (
         [samples[i].image for i, _, _ in pairs],
         [t for _, t, _ in pairs],
         [m for *_, m in pairs],
     )
-    probability = model.match(pictures, texts).astype(float)
+    probability = model.match(images, texts).astype(float)
     odds = np.log(probability) - np.log1p(-probability)
-    cosines = np.diagonal(model.similarity(pictures, texts)).astype(float)
+    cosines = np.diagonal(model.similarity(images, texts)).astype(float)
     areas = {
         w: matching_scores(odds + w * cosines, match, logits=True)["roc_auc"] for w in (0, 5, 10, 20, 40)
     }
-    told = calibrate(model, open_dataset(shard), 40, (1, ""))
-    assert told is not None
-    assert told.area == pytest.approx(max(areas.values()), abs=2e-4)
-    assert areas[int(told.cosine)] == pytest.approx(max(areas.values()), abs=2e-4)
-    now = model.match(pictures, texts).astype(float)
-    both = odds + told.cosine * cosines
+    calibrated = calibrate(model, open_dataset(shard), 40, (1, ""))
+    assert calibrated is not None
+    assert calibrated.area == pytest.approx(max(areas.values()), abs=2e-4)
+    assert areas[int(calibrated.cosine)] == pytest.approx(max(areas.values()), abs=2e-4)
+    now = model.match(images, texts).astype(float)
+    both = odds + calibrated.cosine * cosines
     threshold = both[now >= 0.5].min()
     assert (both[now < 0.5] < threshold + 1e-3).all()
-    near = np.argmin(np.abs(now - 0.5))  # where the threshold is told most exactly
+    near = np.argmin(np.abs(now - 0.5))  # where the threshold is calibrated most exactly
     expected = 1 / (1 + np.exp(both[near] - both - np.log(now[near] / (1 - now[near]))))
     assert now == pytest.approx(expected, abs=1e-3)
     # However the texts are grouped, and after a way to the disk.
     model.save(tmp_path / "own")
     again = sightloop.load(tmp_path / "own", device="cpu")
-    assert again.network.config.match_cosine == told.cosine
-    mine = [i for i, (picture, _, _) in enumerate(pairs) if picture == 0]
+    assert again.network.config.match_cosine == calibrated.cosine
+    mine = [i for i, (image, _, _) in enumerate(pairs) if image == 0]
     assert len(mine) > 1
     one = again.match(samples[0].image, [texts[i] for i in mine])
     assert one == pytest.approx(now[mine], abs=1e-4)
-    if told.cosine:
+    if calibrated.cosine:
         with pytest.raises(UnsupportedError, match="ITC's cosine"):
             model.save(tmp_path / "theirs", layout="transformers")
 
 
-def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: Path) -> None:
+def test_a_run_holds_images_out_and_sets_the_threshold(shard: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     events = run(shard, out)
-    told = one(events, Calibrated)
+    calibrated = one(events, Calibrated)
     assert one(events, RunStarted).samples == 75
-    assert (told.pictures, told.data, told.step) == (25, "", 4)
-    assert abs(told.after["kept"] - told.after["dropped"]) <= 2 / 25
+    assert (calibrated.images, calibrated.data, calibrated.step) == (25, "", 4)
+    assert abs(calibrated.after["kept"] - calibrated.after["dropped"]) <= 2 / 25
     learned = load_file(out / "checkpoints" / "step-000004" / "state.safetensors")
     result = load_file(out / "model" / "model.safetensors")
     moved = learned["network.match_head.bias"] - result["match_head.bias"]
     assert moved[0] == 0
     assert moved[1] != 0
     assert torch.equal(learned["network.match_head.weight"], result["match_head.weight"])
-    assert "kept out of the training" in told.told()
-    assert f"0.5 keeps {told.after['kept']:.1%}" in (out / "report.html").read_text()
+    assert "kept out of the training" in calibrated.summary()
+    assert f"0.5 keeps {calibrated.after['kept']:.1%}" in (out / "report.html").read_text()
 
     cut = tmp_path / "cut"
     run(shard, cut, stop_after=2)
@@ -180,28 +186,28 @@ def test_a_run_keeps_pictures_out_and_sets_the_threshold(shard: Path, tmp_path: 
     again = load_file(cut / "model" / "model.safetensors")
     assert all(torch.equal(again[name], result[name]) for name in result)
     log = (out / "metrics.jsonl").read_text().splitlines()
-    assert one(run(shard, out), Calibrated) == told
+    assert one(run(shard, out), Calibrated) == calibrated
     assert len((out / "metrics.jsonl").read_text().splitlines()) == len(log)
 
 
-def test_evaluation_data_is_taken_where_there_is_some(shard: Path, unseen: Path, tmp_path: Path) -> None:
+def test_evaluation_data_is_used_for_calibration(shard: Path, unseen: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     events = run(shard, out, f"evaluation.data={unseen}")
-    told = one(events, Calibrated)
+    calibrated = one(events, Calibrated)
     assert one(events, RunStarted).samples == 100
-    assert (told.pictures, told.data) == (24, str(unseen))
+    assert (calibrated.images, calibrated.data) == (24, str(unseen))
     with pytest.raises(UsageError, match="another recipe"):
         run(shard, out)  # it would learn from fewer images
 
 
-def test_too_few_pictures_are_said(unseen: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_a_warning(unseen: Path, tmp_path: Path) -> None:
     events = run(unseen, tmp_path / "run")
     assert one(events, RunStarted).samples == 24
     assert [event.about for event in events if isinstance(event, WarningRaised)][-1:] == ["calibration"]
     assert isinstance(events[-1], RunEnded)
 
 
-def test_a_judge_alone_has_a_threshold(shard: Path, tmp_path: Path) -> None:
+def test_without_itm_there_is_no_calibration(shard: Path, tmp_path: Path) -> None:
     events = run(shard, tmp_path / "run", "terms.itm=0", "terms.itc=0", "terms.lm=1")
     assert one(events, RunStarted).samples == 100
     assert not [event for event in events if isinstance(event, Calibrated | WarningRaised)]

@@ -17,7 +17,7 @@ from torch import nn
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import CheckpointError
 from sightloop.training import checkpoint
-from sightloop.training.checkpoint import TrainState, make_moments, prune, resume, save_checkpoint
+from sightloop.training.checkpoint import TrainState, init_optimizer_state, prune, resume, save_checkpoint
 from sightloop.training.events import StepDone, WarningRaised
 from sightloop.training.trainer import train
 
@@ -35,7 +35,7 @@ def state(seed: int, step: int = 0, width: int = 5) -> TrainState:
     network["b"].weight = network["a"].weight
     heads = nn.ModuleDict({"h": nn.Linear(width, 2)})
     optimizer = torch.optim.AdamW([*network.parameters(), *heads.parameters()])
-    make_moments(optimizer)
+    init_optimizer_state(optimizer)
     for moments in optimizer.state.values():
         for tensor in moments.values():
             tensor.copy_(torch.rand_like(tensor))
@@ -58,7 +58,7 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_what_is_written_comes_back_bit_equal(tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_bit_equal(tmp_path: Path) -> None:
     ours, other = state(0, step=7), state(1)
     folder = save_checkpoint(ours, tmp_path)
     assert names(tmp_path) == ["step-000007"]
@@ -104,7 +104,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -
 
 @pytest.mark.parametrize("error", [OSError(28, "no space left on device"), Stop()])
 @pytest.mark.parametrize("over_damaged", [False, True])
-def test_whatever_fails_the_last_one_stays(
+def test_a_failed_write_keeps_the_last_checkpoint(
     error: BaseException, over_damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every operation on the disk fails once, or is the last one before death: 3 is there or 6 is, and whole."""
@@ -131,7 +131,7 @@ def test_whatever_fails_the_last_one_stays(
     raise AssertionError("never got through")
 
 
-def test_all_reaches_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and folders are synced, and the folder that holds the new name after it."""
     log: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
@@ -188,7 +188,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_one_is_passed_over_and_named(how: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_named(how: str, tmp_path: Path) -> None:
     first = state(1, step=1)
     save_checkpoint(first, tmp_path)
     DAMAGE[how](save_checkpoint(state(2, step=2), tmp_path))
@@ -201,7 +201,7 @@ def test_a_damaged_one_is_passed_over_and_named(how: str, tmp_path: Path) -> Non
         resume(found, tmp_path)
 
 
-def test_later_ones_that_could_not_be_read_do_not_push_out_good_ones(tmp_path: Path) -> None:
+def test_later_damaged_checkpoints_do_not_replace_good_ones(tmp_path: Path) -> None:
     save_checkpoint(state(1, step=1), tmp_path)
     cut(save_checkpoint(state(9, step=9), tmp_path))
     found = state(0)
@@ -212,18 +212,18 @@ def test_later_ones_that_could_not_be_read_do_not_push_out_good_ones(tmp_path: P
     assert names(tmp_path) == ["step-000002"]
 
 
-def test_one_of_another_run_changes_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_changes_nothing(tmp_path: Path) -> None:
     save_checkpoint(state(1, step=1), tmp_path)
     other, lacking = state(0, width=6), state(0)
     lacking.queue = {}
     for ours in (other, lacking):
         before = values(ours)
-        with pytest.raises(CheckpointError, match="step-000001: not of this run"):
+        with pytest.raises(CheckpointError, match="step-000001: belongs to another run"):
             resume(ours, tmp_path)
         assert equal(values(ours), before)
 
 
-def test_a_run_says_that_it_went_further_back(tmp_path: Path) -> None:
+def test_a_run_warns_of_damaged_checkpoints(tmp_path: Path) -> None:
     data, out = tmp_path / "world.tar", tmp_path / "run"
     write_synthetic_world(data, synthetic_world("train", 12, seed=0))
     settings = ["data.batch=4", "terms.itc=0", "terms.itm=0", "terms.vqa=0", "steps=3", "save_every=1"]

@@ -38,19 +38,19 @@ def rows_of(batch: Batch) -> TextRows:
     return batch.captions
 
 
-def test_only_what_is_read_has_gaps(tmp_path: Path) -> None:
+def test_only_input_ids_are_masked(tmp_path: Path) -> None:
     plain, hidden = (rows_of(batch_of(tmp_path, share)) for share in (0.0, 0.4))
-    assert plain.read is plain.ids
+    assert plain.input_ids is plain.ids
     assert torch.equal(plain.ids, hidden.ids)
-    changed = hidden.read != hidden.ids
+    changed = hidden.input_ids != hidden.ids
     assert 0.2 < changed.sum() / (hidden.lengths - 2).sum() < 0.45
     places = torch.arange(changed.shape[1])
     assert not changed[(places == 0) | (places >= hidden.lengths[:, None] - 1)].any()
 
 
-def test_every_process_hides_the_same(tmp_path: Path) -> None:
-    whole = rows_of(batch_of(tmp_path, 0.4)).read
-    parts = [rows_of(batch_of(tmp_path, 0.4, rank, 2)).read for rank in range(2)]
+def test_every_process_masks_the_same_words(tmp_path: Path) -> None:
+    whole = rows_of(batch_of(tmp_path, 0.4)).input_ids
+    parts = [rows_of(batch_of(tmp_path, 0.4, rank, 2)).input_ids for rank in range(2)]
     width = whole.shape[1]
     padded = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
     assert sorted(torch.cat(padded).tolist()) == sorted(whole.tolist())
@@ -78,7 +78,7 @@ class _Decoder(nn.Module):
         return states.repeat(1, 200)
 
 
-def test_the_decoder_reads_hidden_words_and_predicts_the_words(
+def test_the_decoder_reads_masked_words_and_predicts_the_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, targets = batch_of(tmp_path, 0.4), list[torch.Tensor]()
@@ -95,6 +95,6 @@ def test_the_decoder_reads_hidden_words_and_predicts_the_words(
     )
     context.__dict__["tokens"] = torch.zeros(len(batch.keys), 1, 1)
     lm(context)
-    words = list(zip(rows.ids.tolist(), rows.read.tolist(), rows.lengths.tolist(), strict=True))
+    words = list(zip(rows.ids.tolist(), rows.input_ids.tolist(), rows.lengths.tolist(), strict=True))
     assert torch.cat(targets).tolist() == [word for row, _, n in words for word in row[1:n]]
     assert torch.cat(network.predicted).tolist() == [w for _, row, n in words for w in [5, *row[1 : n - 1]]]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -42,11 +43,12 @@ EVENTS = st.one_of(
 
 
 @given(EVENTS)
-def test_what_is_written_is_read(event: RunEvent) -> None:
+def test_events_survive_json(event: RunEvent) -> None:
     record = to_json(event)
     assert next(iter(record)) == "kind"
     assert KINDS[record["kind"]] is type(event)
-    assert list(record)[1:] == [field.name for field in fields(event)]
+    names = [field.name for field in fields(event)]
+    assert list(record)[1:] == names
     line = json.dumps(record, allow_nan=False)
     assert from_json(json.loads(line)) == event
 
@@ -71,7 +73,7 @@ def test_not_a_number_survives() -> None:
         {"kind": "evaluation", "step": 1, "values": {}, "texts": [["a"]]},
     ],
 )
-def test_what_is_no_event_is_said_so(record: dict[str, object]) -> None:
+def test_a_damaged_event_is_an_error(record: dict[str, object]) -> None:
     with pytest.raises(SightloopError, match="event"):
         from_json(record)
 
@@ -84,11 +86,14 @@ def test_fields_with_a_default_may_be_missing() -> None:
     assert from_json({"kind": "warning", "step": 1, "about": "a", "text": "b"}) == WarningRaised(1, "a", "b")
 
 
-def test_a_calibration_is_a_sentence() -> None:
+def test_the_summary_of_a_calibration_has_its_numbers() -> None:
     before, after = {"kept": 0.66, "dropped": 0.87}, {"kept": 0.78, "dropped": 0.781}
-    assert Calibrated(140, "dev.tar", 200, 2000, 0.8633, before, after).told() == (
-        "ITM's threshold is set: 0.5 keeps 78.0% of true texts and drops 78.1% of wrong ones (before: 66.0% and 87.0%; "
-        "ROC area 0.863), measured on 2,000 pairs with 200 images of dev.tar"
-    )
-    both = Calibrated(140, "", 200, 2000, 0.88, before, after, 20.0).told()
-    assert both.endswith("kept out of the training. ITC's cosine counts 20 times beside ITM's logit")
+    text = Calibrated(140, "dev.tar", 200, 2000, 0.8633, before, after).summary()
+    for fact in ("78.0%", "78.1%", "66.0%", "87.0%", "0.863", "2,000 pairs", "200 images", "dev.tar"):
+        assert fact in text
+    assert "cosine" not in text
+    text = Calibrated(140, "", 200, 2000, 0.88, before, after, 20.0).summary()
+    assert re.search(r"kept out.*cosine.*\b20\b", text)
+    text = Calibrated(140, "dev.tar", 200, 2000, 0.88, before, after, start="old/model").summary()
+    for fact in ("old/model", "200 images", "78.1%", "87.0%", "--evaluate"):
+        assert fact in text

@@ -46,11 +46,11 @@ from sightloop.training.trainer import train
 import sightloop.training.fsdp as sharding
 
 alike = []
-are_alike = sharding.FSDP.are_alike
+runs_alike = sharding.FSDP.runs_alike
 def spy(*given):
-    alike.append(are_alike(*given))
+    alike.append(runs_alike(*given))
     return alike[-1]
-sharding.FSDP.are_alike = spy
+sharding.FSDP.runs_alike = spy
 
 for data, out, settings, stop in json.loads(sys.argv[1]):
     alike.clear()
@@ -193,7 +193,7 @@ def test_steps_of_both_kinds_were_taken(found: tuple[Path, dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("kind", ["true", "false"])
-def test_what_no_process_uses_stays_as_it_was(
+def test_parameters_that_no_process_uses_do_not_change(
     kind: str, found: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     """As in one process: weight decay too leaves alone what has no gradient."""
@@ -216,7 +216,7 @@ def test_the_result_is_a_model(found: tuple[Path, dict[str, Any]]) -> None:
     assert seen["whole true"]["evaluated"][0].keys() == seen["whole false"]["evaluated"][0].keys()
 
 
-def test_a_stopped_run_goes_on_bit_equal(found: tuple[Path, dict[str, Any]]) -> None:
+def test_a_stopped_run_resumes_bit_equal(found: tuple[Path, dict[str, Any]]) -> None:
     """It had taken step 3, which no checkpoint holds."""
     out, seen = found
     assert len(seen["goes on"]["losses"]) == 2
@@ -226,7 +226,9 @@ def test_a_stopped_run_goes_on_bit_equal(found: tuple[Path, dict[str, Any]]) -> 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_it_goes_on_alone_and_whole(found: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
+def test_it_resumes_on_one_process_unsharded(
+    found: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
     out, seen = found
     shutil.copytree(out / "other", tmp_path / "run")
     events = list(train("world", str(data), tmp_path / "run", settings=SMALL, device="cpu"))
@@ -234,7 +236,7 @@ def test_it_goes_on_alone_and_whole(found: tuple[Path, dict[str, Any]], data: Pa
     assert losses == pytest.approx(seen["whole true"]["losses"][2:], abs=1e-5)
 
 
-def test_a_killed_run_goes_on(found: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(found: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     children = start([Job(data, out, ("shard=true",))])
     try:
@@ -251,7 +253,7 @@ def test_a_killed_run_goes_on(found: tuple[Path, dict[str, Any]], data: Path, tm
     assert close(result(out), result(found[0] / "whole true"), 0)
 
 
-def test_where_nothing_compiles_it_is_said_at_once(
+def test_a_missing_compiler_is_an_error_at_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/no/compiler")

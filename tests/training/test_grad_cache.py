@@ -25,9 +25,9 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.bias = nn.Parameter(torch.tensor(-3.0))
 
-    def embed(self, features: GradCache, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        image = features.rows(self.image, pictures)
-        text = features.rows(self.text, texts)
+    def embed(self, features: GradCache, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        image = features.encode(self.image, images)
+        text = features.encode(self.text, texts)
         return nn.functional.normalize(image, dim=1), nn.functional.normalize(text, dim=1)
 
 
@@ -50,15 +50,15 @@ def momentum(towers: Towers, image: Tensor, text: Tensor) -> Tensor:
 def gradients(loss: Callable[..., Tensor], rows: int, chunk: int) -> list[Tensor]:
     towers = Towers().eval()
     generator = torch.Generator().manual_seed(2)
-    pictures, texts = torch.randn(rows, 12, generator=generator), torch.randn(rows, 9, generator=generator)
+    images, texts = torch.randn(rows, 12, generator=generator), torch.randn(rows, 9, generator=generator)
     features = GradCache(chunk)
-    features.add(loss(towers, *towers.embed(features, pictures, texts)))
+    features.add(loss(towers, *towers.embed(features, images, texts)))
     features.finish()
     return [p.grad if p.grad is not None else torch.zeros_like(p) for p in towers.parameters()]
 
 
 @pytest.mark.parametrize("loss", [clip, siglip, momentum])
-def test_256_rows_in_chunks_of_16(loss: Callable[..., Tensor]) -> None:
+def test_256_rows_in_micro_batches_of_16(loss: Callable[..., Tensor]) -> None:
     whole, parts = gradients(loss, 256, 0), gradients(loss, 256, 16)
     for one, other in zip(whole, parts, strict=True):
         assert (one - other).norm() <= 1e-6 * max(float(one.norm()), 1e-3)
@@ -66,7 +66,7 @@ def test_256_rows_in_chunks_of_16(loss: Callable[..., Tensor]) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(2, 40), chunk=st.integers(1, 50))
-def test_any_chunk(rows: int, chunk: int) -> None:
+def test_any_micro_batch(rows: int, chunk: int) -> None:
     for one, other in zip(gradients(clip, rows, 0), gradients(clip, rows, chunk), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_any_chunk(rows: int, chunk: int) -> None:
 def test_dropout_draws_the_same_masks_again() -> None:
     """The second pass must be through the network of the first, or its gradient belongs to another one."""
     towers = Towers().train()
-    pictures, texts = torch.randn(12, 12), torch.randn(12, 9)
+    images, texts = torch.randn(12, 12), torch.randn(12, 9)
     features = GradCache(4)
     made: list[Tensor] = []
 
@@ -82,8 +82,8 @@ def test_dropout_draws_the_same_masks_again() -> None:
         made.append(towers.image(x).detach())
         return towers.image(x) * 0 + made[-1] + towers.image[3].weight.sum() * 0
 
-    leaf = features.rows(image, pictures)
-    text = features.rows(towers.text, texts)
+    leaf = features.encode(image, images)
+    text = features.encode(towers.text, texts)
     features.add(clip_loss(leaf, text, towers.scale).value)
     torch.rand(7)  # others draw in between
     features.finish()

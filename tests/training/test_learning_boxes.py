@@ -18,6 +18,7 @@ from sightloop.data.images.augment import Augment, sample_view
 from sightloop.errors import UsageError
 from sightloop.inference.regions import regions_of
 from sightloop.metrics.detection import detection_not_computed
+from sightloop.tasks.generate import Generation
 from sightloop.tasks.region_parser import FORMATTERS
 from sightloop.training.build import build_model
 from sightloop.training.config import DataSettings, apply_settings
@@ -57,10 +58,12 @@ def targets(
     rows = batch.prompted
     assert rows is not None
     out: list[tuple[int, str, list[int], list[int]]] = []
-    for ids, length, prompt, owner in zip(rows.ids, rows.lengths, rows.prompts, rows.images, strict=True):
+    for ids, length, prompt, owner in zip(
+        rows.ids, rows.lengths, rows.prompt_lengths, rows.image_rows, strict=True
+    ):
         asked, said = ids[:prompt].tolist(), ids[prompt:length].tolist()
         text = trainee.tokenizer.decode([asked])[0]
-        out.append((int(batch.identities[int(owner)]), text, asked, said))
+        out.append((int(batch.sample_indices[int(owner)]), text, asked, said))
     return trainee, out
 
 
@@ -74,13 +77,17 @@ def table(folder: Path, **fields: Any) -> Any:
     return sightloop.open_dataset(folder / "d.jsonl")
 
 
+def scored(ids: list[int]) -> Generation:
+    return Generation(ids, [0.0] * len(ids))
+
+
 def in_order(regions: Sequence[Region]) -> list[Region]:
     names = list(dict.fromkeys(region.label for region in regions))
     return sorted(regions, key=lambda region: names.index(region.label))
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) -> None:
+def test_targets_are_parsed_back_to_the_regions(family: str, made: tuple[Path, Any]) -> None:
     folder, processor = made
     dataset = sightloop.open_dataset(folder / "world.tar")
     trainee, found = targets(folder, family, dataset, max_tokens=200)
@@ -96,20 +103,20 @@ def test_what_is_learned_is_what_is_read(family: str, made: tuple[Path, Any]) ->
         else:
             names = " ; ".join(dict.fromkeys(label for label, _ in things))
             assert text == f"detect {names}\n"
-            picture = Image.new("RGB", (9, 9))
+            image = Image.new("RGB", (9, 9))
             each, image_id = (SIDE // PATCH) ** 2, trainee.network.config.image_id
             ids = [i for one in [*asked, *said] for i in [one] * (each if one == image_id else 1)]
-            theirs = processor(images=picture, text=f"<image>detect {names}", suffix=written)
+            theirs = processor(images=image, text=f"<image>detect {names}", suffix=written)
             assert ids == theirs["input_ids"][0]
         body = said[family == "florence" : -1]
-        regions = regions_of(trainee.tokenizer, KINDS[family], body, [0.0] * len(body), (64, 64), "")
+        regions = regions_of(trainee.tokenizer, KINDS[family], scored(body), (64, 64), "")
         wanted = in_order(sample.regions) if family == "florence" else sample.regions
         assert [one.label for one in regions] == [one.label for one in wanted]
         for one, other in zip(regions, wanted, strict=True):
             assert np.allclose(one.box, other.box, atol=1.1 if family == "florence" else 0.07)
 
 
-def test_boxes_follow_what_is_shown(made: tuple[Path, Any]) -> None:
+def test_boxes_follow_the_augmentation(made: tuple[Path, Any]) -> None:
     folder, _ = made
     dataset = sightloop.open_dataset(folder / "world.tar")
     options = Augment(scale=(0.3, 0.8), randaugment=None)
@@ -125,16 +132,14 @@ def test_boxes_follow_what_is_shown(made: tuple[Path, Any]) -> None:
             boxes = [view.map_box((a, b, c, d)) for a, b, c, d in scaled]
             lost += boxes.count(None)
             shown = [box for box in boxes if box is not None]
-            regions = regions_of(
-                trainee.tokenizer, "located", said[:-1], [0.0] * (len(said) - 1), view.size, ""
-            )
+            regions = regions_of(trainee.tokenizer, "located", scored(said[:-1]), view.size, "")
             assert len(regions) == len(shown)
             for one, box in zip(regions, shown, strict=True):
                 assert np.allclose(one.box, box, atol=0.07)
         assert lost
 
 
-def test_names_that_are_always_asked_for_and_room(made: tuple[Path, Any], tmp_path: Path) -> None:
+def test_fixed_classes_and_truncation(made: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = made
     regions = [{"label": f"dog {i}", "box": [i, i, i + 2, i + 2]} for i in range(8)]
     dataset = table(tmp_path, many={"regions": regions}, none={})
@@ -146,7 +151,7 @@ def test_names_that_are_always_asked_for_and_room(made: tuple[Path, Any], tmp_pa
     trainee, found = targets(folder, "florence", dataset, batch=2, regions=5, max_tokens=30)
     (one,) = found  # an image without things teaches nothing
     body = one[3][1:-1]
-    kept = regions_of(trainee.tokenizer, "boxes", body, [0.0] * len(body), (20, 20), "")
+    kept = regions_of(trainee.tokenizer, "boxes", scored(body), (20, 20), "")
     assert 1 <= len(kept) < 5
     assert len(one[3]) <= 31
     assert all(region.box[2] > region.box[0] for region in kept)
@@ -196,15 +201,15 @@ def test_it_learns(family: str, made: tuple[Path, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "settings", "reason"),
     [
-        ("florence_detect", ["data.augment.randaugment=[1,5]"], "shears and turns"),
+        ("florence_detect", ["data.augment.randaugment=[1,5]"], "RandAugment"),
         ("captioner", ["data.regions=3"], "only the objective `prompted`"),
         ("florence_detect", ["data.regions=0"], "at least 1"),
         ("florence_detect", ["data.regions=-1"], "below 0"),
-        ("florence_detect", ["data.classes=cat"], "all things at once"),
-        ("llava", ["data.regions=2"], "writes no boxes"),
+        ("florence_detect", ["data.classes=cat"], "data.classes"),
+        ("llava", ["data.regions=2"], "data.regions: .*llava"),
     ],
 )
-def test_what_does_not_fit_is_said_at_once(
+def test_settings_that_do_not_fit_are_refused(
     recipe: str, settings: list[str], reason: str, made: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder, _ = made

@@ -19,7 +19,7 @@ from sightloop.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
-def test_every_caption_of_a_picture_is_read(chunk: int, tmp_path: Path) -> None:
+def test_every_caption_of_an_image_is_used(chunk: int, tmp_path: Path) -> None:
     """A row is an image with one of its captions; what it must find is any row of the same image."""
     shard = tmp_path / "train.tar"
     scenes = list(synthetic_world("train", 8, seed=0))
@@ -43,13 +43,15 @@ def test_every_caption_of_a_picture_is_read(chunk: int, tmp_path: Path) -> None:
     assert len(texts.ids) == 24
     with torch.no_grad():
         image = network.embed_image(network.encode_image(pixels))
-        text = network.embed_text(texts.read, texts.lengths)
-        owner = [int(p) for p in texts.images for _ in range(3)]
+        text = network.embed_text(texts.input_ids, texts.lengths)
+        owner = [int(p) for p in texts.image_rows for _ in range(3)]
         said = [tuple(ids[:n].tolist()) for ids, n in zip(texts.ids, texts.lengths, strict=True)]
         whole = 0.0
         for row in range(24):
             mine = [
-                other for other in range(24) if batch.identities[owner[other]] == batch.identities[owner[row]]
+                other
+                for other in range(24)
+                if batch.sample_indices[owner[other]] == batch.sample_indices[owner[row]]
             ]
             for here, there in ((image[owner[row]], text), (text[row], image[owner])):
                 likely = (there @ here / network.temperature).log_softmax(0)

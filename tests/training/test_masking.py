@@ -31,8 +31,8 @@ def test_words_are_chosen_between_the_special_ones(
     )
     assert (ids == before).all()
     assert hidden.ids.dtype == np.int64
-    assert (hidden.ids[~hidden.chosen] == ids[~hidden.chosen]).all()
-    for chosen, length in zip(hidden.chosen, lengths, strict=True):
+    assert (hidden.ids[~hidden.masked] == ids[~hidden.masked]).all()
+    for chosen, length in zip(hidden.masked, lengths, strict=True):
         words = length - 2
         assert chosen.sum() == (min(words, max(1, round(share * words))) if share else 0)
         assert not chosen[0]
@@ -58,13 +58,13 @@ def test_eight_of_ten_become_the_mask_and_one_another_word() -> None:
     lengths = np.full(400, 102)
     ids = texts([102] * 400, 102)
     hidden = mask_words(ids, lengths, mask_id=MASK, vocab=VOCAB, seed=1, step=2, rows=np.arange(400))
-    read, stood = hidden.ids[hidden.chosen], ids[hidden.chosen]
+    read, stood = hidden.ids[hidden.masked], ids[hidden.masked]
     assert len(read) == 400 * 15
     assert np.mean(read == MASK) == pytest.approx(0.8, abs=0.02)
     assert np.mean(read == stood) == pytest.approx(0.1, abs=0.015)
     assert len(set(read[(read != MASK) & (read != stood)].tolist())) > 300
     # every word is chosen as often
-    assert np.abs(hidden.chosen[:, 1:-1].mean(0) - 0.15).max() < 0.1
+    assert np.abs(hidden.masked[:, 1:-1].mean(0) - 0.15).max() < 0.1
 
 
 def test_steps_rows_and_texts_of_a_row_differ() -> None:
@@ -72,7 +72,7 @@ def test_steps_rows_and_texts_of_a_row_differ() -> None:
         lengths = np.array([40, 40])
         return mask_words(
             texts([40, 40], 40), lengths, mask_id=MASK, vocab=VOCAB, seed=seed, step=step, rows=rows
-        ).chosen
+        ).masked
 
     two_of_one, two_rows = chosen([5]), chosen([5, 6])
     assert (two_of_one[0] == two_rows[0]).all()
@@ -135,7 +135,7 @@ def test_blocks_hang_together_more_than_units() -> None:
     assert borders(blocks) < 0.7 * borders(units) < 0.7 * 0.7 * borders(single)
 
 
-def test_wrong_arguments_are_said() -> None:
+def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(UsageError, match="share"):
         mask_patches((2, 2), share=1.5, seed=0, step=0, rows=[0])
     with pytest.raises(UsageError, match="unit"):

@@ -17,7 +17,7 @@ from sightloop.nn.init import initialize
 from sightloop.tasks.answer_ranking import rank_answers
 from sightloop.tasks.decoding import Decoding
 from sightloop.tasks.generate import generate
-from sightloop.training.model_sizes import SIZES, fitted
+from sightloop.training.model_sizes import SIZES, fit_to_tokenizer
 
 
 def blip(name: str) -> BlipConfig:
@@ -44,9 +44,9 @@ def test_configs_survive_json(name: str) -> None:
     assert config_from_dict(type(config), data, FAMILIES[family].towers) == config
 
 
-def test_fitted_to_a_tokenizer() -> None:
+def test_fit_to_a_tokenizer() -> None:
     ids = {"[PAD]": 0, "[SEP]": 3, "[DEC]": 98, "[ENC]": 99, "<|endoftext|>": 49}
-    config = fitted(blip("world"), 100, ids.__getitem__)
+    config = fit_to_tokenizer(blip("world"), 100, ids.__getitem__)
     assert (config.text.vocab, config.start_id, config.end_id, config.pad_id, config.encoder_start) == (
         100,
         98,
@@ -54,7 +54,7 @@ def test_fitted_to_a_tokenizer() -> None:
         0,
         99,
     )
-    clip = fitted(SIZES["clip-vit-b-32"][1], 50, ids.__getitem__)
+    clip = fit_to_tokenizer(SIZES["clip-vit-b-32"][1], 50, ids.__getitem__)
     assert clip.text.vocab == 50
     assert dataclasses.asdict(clip)["end_id"] == 49
 

@@ -116,7 +116,7 @@ def test_what_a_report_shows(tmp_path: Path) -> None:
     assert [attributes.get("class") for tag, attributes in page.tags if tag == "li"] == [None, "over", None]
 
 
-def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
+def test_the_report_is_self_contained(tmp_path: Path) -> None:
     page = report(tmp_path, story(10))
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base"}
     for tag, attributes in page.tags:
@@ -159,7 +159,7 @@ def test_odd_numbers(tmp_path: Path) -> None:
     assert not any("nan" in (a.get("points") or "") for _, a in page.tags)
 
 
-def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+def test_a_report_of_a_new_run(tmp_path: Path) -> None:
     assert "no checkpoint yet" in report(tmp_path / "a", [RunStarted("r", 10, 8, 9, 1, 1, 0)]).text
     assert "not finished" in report(tmp_path / "b", []).text
     with pytest.raises(SightloopError, match="no such file"):

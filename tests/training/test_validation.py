@@ -1,17 +1,22 @@
-"""What is said about a model on images that it does not learn from."""
+"""Evaluation on held-out images during training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import sightloop
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.training.config import EvaluationSettings
-from sightloop.training.validation import at_chance, validate, validation_score
+from sightloop.training.validation import _retrieval, at_chance, validate, validation_score
+from sightloop.types import Sample
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
 
@@ -23,24 +28,24 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("head", ["caption", "match", "answer"])
-def test_each_head_is_measured_by_what_it_can_do(head: str, shard: Path, tmp_path: Path) -> None:
+def test_each_head_has_its_metrics(head: str, shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "model", head=head)
     model = sightloop.load(tmp_path / "model", device="cpu")
     values, texts = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
     expected = {
-        "caption": {"CIDEr", "BLEU-4", "captions_exact"},
+        "caption": {"CIDEr", "BLEU-4", "exact match"},
         "match": {
-            *(f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 10)),
-            *("itm_random", "itm_hard"),
+            *(f"{way} recall@{k}" for way in ("image-to-text", "text-to-image") for k in (1, 10)),
+            *("ITM accuracy (random)", "ITM accuracy (hard)"),
         },
-        "answer": {"answers"},
+        "answer": {"VQA accuracy"},
     }
     assert set(values) == expected[head]
     assert len(texts) == (3 if head == "caption" else 0)
     assert not model.network.training
 
 
-def test_the_network_goes_on_in_its_own_mode(shard: Path, tmp_path: Path) -> None:
+def test_validation_restores_training_mode(shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "model", head="match")
     model = sightloop.load(tmp_path / "model", device="cpu")
     model.network.train()
@@ -57,22 +62,48 @@ def test_recall_against_counting(shard: Path, tmp_path: Path) -> None:
     values, _ = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=12))
     place = similarity.argsort(1, descending=True)
     hits = [i in place[i, :1].tolist() for i in range(len(samples))]
-    assert values["image_to_text_R@1"] == pytest.approx(sum(hits) / len(hits))
+    assert values["image-to-text recall@1"] == pytest.approx(sum(hits) / len(hits))
 
 
-def test_guessing_is_called_guessing() -> None:
+class _Constant:
+    """Model whose similarities and match probabilities are all equal."""
+
+    capabilities = frozenset({"match"})
+
+    def similarity(self, images: Sequence[object], texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.full((len(images), len(texts)), 0.5, np.float32)
+
+    def match(self, images: Sequence[object], texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.ones(len(texts), np.float32)
+
+
+def test_ties_and_equal_texts_count_as_in_evaluate() -> None:
+    samples = [Sample(str(i), b"", captions=(text,)) for i, text in enumerate("abcd")]
+    values = _retrieval(cast(Any, _Constant()), samples, cast(Any, [None] * 4))
+    assert values["image-to-text recall@1"] == values["text-to-image recall@1"] == pytest.approx(0.25)
+    assert values["ITM accuracy (hard)"] == 0.5
+    # Two images of one text: each finds its text with either copy, and no text is a false one of its own image.
+    same = [Sample(str(i), b"", captions=(text,)) for i, text in enumerate("aab")]
+    assert _retrieval(cast(Any, _Constant()), same, cast(Any, [None] * 3))[
+        "image-to-text recall@1"
+    ] == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+
+
+def test_metrics_at_chance_are_reported() -> None:
     both = {"itc", "itm"}
-    assert "0.010" in at_chance({"text_to_image_R@1": 0.01, "itm_random": 0.9}, 100, both)
-    assert "itm_random" in at_chance({"text_to_image_R@1": 0.6, "itm_random": 0.52}, 100, both)
-    assert at_chance({"text_to_image_R@1": 0.6, "itm_random": 0.9}, 100, both) == ""
-    assert at_chance({"text_to_image_R@1": 0.01, "itm_random": 0.5}, 100, {"lm"}) == ""
+    assert "0.010" in at_chance({"text-to-image recall@1": 0.01, "ITM accuracy (random)": 0.9}, 100, both)
+    assert "ITM accuracy (random)" in at_chance(
+        {"text-to-image recall@1": 0.6, "ITM accuracy (random)": 0.52}, 100, both
+    )
+    assert at_chance({"text-to-image recall@1": 0.6, "ITM accuracy (random)": 0.9}, 100, both) == ""
+    assert at_chance({"text-to-image recall@1": 0.01, "ITM accuracy (random)": 0.5}, 100, {"lm"}) == ""
     assert at_chance({"CIDEr": 0.0}, 100, both) == ""
 
 
-def test_the_best_is_told_by_what_was_measured() -> None:
-    assert validation_score({"CIDEr": 0.3, "answers": 0.9}, {"lm", "vqa"}) == 0.3
+def test_the_score_is_the_preferred_metric() -> None:
+    assert validation_score({"CIDEr": 0.3, "VQA accuracy": 0.9}, {"lm", "vqa"}) == 0.3
     assert (
-        validation_score({"CIDEr": 0.3, "text_to_image_R@1": 0.1}, {"itc", "itm"}) == 0.1
-    )  # its writer learns nothing
-    assert validation_score({"answers": 0.9}, {"lm"}) == 0.9
+        validation_score({"CIDEr": 0.3, "text-to-image recall@1": 0.1}, {"itc", "itm"}) == 0.1
+    )  # its captioner is not trained
+    assert validation_score({"VQA accuracy": 0.9}, {"lm"}) == 0.9
     assert validation_score({}, {"lm"}) is None

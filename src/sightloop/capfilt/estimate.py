@@ -20,7 +20,7 @@ from sightloop.types import JsonDict
 class Estimate:
     """Of `samples` images, from `measured` of them.
 
-    pictures_per_second: of one worker. hours: of the workers asked for, as if they did not hinder each other (on one
+    images_per_second: of one worker. hours: of the workers asked for, as if they did not hinder each other (on one
     machine they do), with model_seconds, to load the models. bytes: of the new shards and the evidence. cost: hours of
     all workers times the price. texts: as in `Summary`, of the measured. failed: of the measured.
     """
@@ -29,7 +29,7 @@ class Estimate:
     measured: int
     workers: int
     price: float | None
-    pictures_per_second: float
+    images_per_second: float
     model_seconds: float
     bytes_per_picture: float
     texts: dict[str, int]
@@ -38,7 +38,7 @@ class Estimate:
     @property
     def hours(self) -> float:
         """From the start to the end."""
-        return (self.samples / self.pictures_per_second / self.workers + self.model_seconds) / 3600
+        return (self.samples / self.images_per_second / self.workers + self.model_seconds) / 3600
 
     @property
     def bytes(self) -> int:
@@ -95,7 +95,7 @@ def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimat
         measured=count,
         workers=options.workers,
         price=price,
-        pictures_per_second=count / seconds,
+        images_per_second=count / seconds,
         model_seconds=loaded - began,
         bytes_per_picture=(entry["bytes"] + entry["evidence_bytes"]) / count,
         texts=dict(Counter(entry["texts"])),

@@ -158,7 +158,7 @@ def _throughput(job: Job) -> JsonDict:
     return {
         "images": int(samples),
         "seconds": round(seconds, 2),
-        "pictures_per_second": round(samples / seconds, 3) if seconds else None,
+        "images_per_second": round(samples / seconds, 3) if seconds else None,
     }
 
 
@@ -196,7 +196,7 @@ def _page(job: Job, facts: JsonMapping, chosen: Mapping[str, list[list[Line]]]) 
     state = (
         "" if shards["done"] == shards["of"] else f" ({shards['done']:,} of {shards['of']:,} shards are done)"
     )
-    rate = f"; {speed['pictures_per_second']:,} images/s" if speed["pictures_per_second"] else ""
+    rate = f"; {speed['images_per_second']:,} images/s" if speed["images_per_second"] else ""
     models = ", ".join(f"{part} {name}" for part, name in facts["about"]["models"].items())
     parts = [
         f"<h1>Bootstrap of {pictures['samples']:,} images{state}</h1>",

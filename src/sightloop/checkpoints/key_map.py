@@ -175,7 +175,7 @@ def load_weights(
 
 
 def export_state_dict(net: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
-    """The checkpoint's tensors again: the network's own memory, where the checkpoint has the same numbers in the same order.
+    """The checkpoint's tensors, sharing the network's memory where the numbers and their order are the same.
 
     Tied matrices (one parameter, two modules) are left out under their second name, as the reference does; tensors of
     shared modules are written under every name. Classes that were learned stay behind: no other layout has them.

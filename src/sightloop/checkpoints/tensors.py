@@ -70,8 +70,10 @@ class TensorFile:
         return list(self._places)
 
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor, in memory of its own; numbers with a fraction become `dtype` while they are read, so that the
-        tensor never stands there in both. Raises CheckpointError where the file has become shorter."""
+        """One tensor `[...]`, in memory of its own; floats become `dtype` as they are read, so that no second copy exists.
+
+        Raises CheckpointError if the file has become shorter.
+        """
         import torch
 
         begin, stored, reach, shape, stride = self._places[name]

@@ -20,7 +20,7 @@ from sightloop.inference.model import Model
 from sightloop.metrics import detection_scores, mask_intersection_union, paired_iou
 from sightloop.types import Floats, JsonDict, Pixels, Region, Sample
 
-Regions: TypeAlias = list[tuple[Region, ...]]  # of every image
+RegionTable: TypeAlias = list[tuple[Region, ...]]  # of every image
 
 _RESAMPLES = 100  # each is a whole COCO evaluation
 _MAX_RESAMPLED_BOXES = 20_000  # with more, the interval would take minutes
@@ -92,7 +92,7 @@ class DetectionTask:
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """COCO's mAP and mAR (detect); box accuracy (locate); mean and overall IoU of masks (segment)."""
-        predictions: Regions = []
+        predictions: RegionTable = []
         for sample in samples:
             try:
                 predictions.append(
@@ -125,7 +125,7 @@ def _with_label(label: str, regions: Sequence[Region]) -> tuple[Region, ...]:
     return tuple(region for region in regions if region.label == label)
 
 
-def _score_detections(samples: Sequence[Sample], predictions: Regions) -> TaskScores:
+def _score_detections(samples: Sequence[Sample], predictions: RegionTable) -> TaskScores:
     references = [sample.regions for sample in samples]
     crowds = [crowd_of(sample) for sample in samples]
     boxes = sum(map(len, (*predictions, *references)))
@@ -180,7 +180,7 @@ def _score_detections(samples: Sequence[Sample], predictions: Regions) -> TaskSc
 
 
 def crowd_of(sample: Sample) -> tuple[Region, ...]:
-    """Regions that COCO marks as a crowd: neither to be detected nor wrong to detect."""
+    """RegionTable that COCO marks as a crowd: neither to be detected nor wrong to detect."""
     boxes = [(str(each["label"]), *map(float, each["bbox"])) for each in sample.extra.get("crowd", ())]
     return tuple(Region(label, (x, y, x + width, y + height)) for label, x, y, width, height in boxes)
 

@@ -1,4 +1,4 @@
-"""Rows of the global batch across processes: how many, all of them, and from neighbour to neighbour, with gradients.
+"""Rows of the global batch across processes: counts, gathering with gradients, exchange in a ring.
 
 Without `torch.distributed`, or alone in the group, nothing is sent. All processes of a group must make the same calls
 in the same order, also those that hold no rows. Processes may hold different numbers of rows; the other dimensions,
@@ -83,14 +83,20 @@ class _GatherRows(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class PendingBlock:
-    """A block on its way round the ring; `sent` must live until it has left."""
+    """A block in transit in the ring.
+
+    Args:
+        block: `[n, ...]`, received from the previous rank when `wait` returns.
+        sent: `[m, ...]`, kept in memory until it is sent.
+        works: pending operations.
+    """
 
     block: Tensor
     sent: Tensor
     works: tuple[dist.Work, ...]
 
     def wait(self) -> Tensor:
-        """The block of the previous rank, `[b, ...]`."""
+        """Waits for the block of the previous rank, `[n, ...]`."""
         for work in self.works:
             work.wait()
         return self.block
@@ -106,8 +112,8 @@ def ring_exchange(x: Tensor, rows: int, group: Group = None, *, tag: int = 0) ->
         return PendingBlock(x, x, ())
     sent, block = x.contiguous(), x.new_empty(rows, *x.shape[1:])
 
-    def operation(what: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:
-        return dist.P2POp(what, tensor, group=group, tag=tag, group_peer=peer % world)
+    def operation(function: Callable[..., dist.Work | None], tensor: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(function, tensor, group=group, tag=tag, group_peer=peer % world)
 
     operations = [operation(dist.isend, sent, rank + 1)] if sent.numel() else []
     operations += [operation(dist.irecv, block, rank - 1)] if block.numel() else []

@@ -1,4 +1,4 @@
-"""Masked image modelling: the pixels of hidden patches from those that are seen."""
+"""Masked image modeling: the pixels of hidden patches are predicted from the visible ones."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from sightloop.types import Loss
 def mim_loss(predicted: Tensor, target: Tensor, mask: Tensor, total: int, *, normalize: bool = False) -> Loss:
     """Mean absolute error over the values of the hidden patches (SimMIM, Xie et al. 2022, section 3.4).
 
-    predicted, target `[B, N, C]`: N patches of C values (pixels after the model's own normalization); mask bool
-    `[B, N]`, True = hidden. total: hidden patches of the global batch. normalize: each target patch is brought to mean
-    0 and deviation 1 first (MAE, He et al. 2022, section 3).
+    The fact `baseline` is the error of a guess without learning: 0 with `normalize`, else the mean visible patch of the
+    image (0 if none is visible). A trained model must be below it.
 
-    Chance: sqrt(2 / pi) = 0.798, what predicting the mean costs on values of normal distribution and deviation 1;
-    with normalize, predicting 0 costs at most 1 on any images. Images are no noise, so the fact `baseline` says
-    what these patches cost a guesser who knows nothing but averages: with normalize it answers 0, else the mean patch
-    that is seen of the image (0 where none is). A model that does not beat it has learned nothing.
+    Args:
+        predicted: `[B, N, C]`, N patches of C values.
+        target: `[B, N, C]`, pixels in the model's own normalization.
+        mask: bool `[B, N]`, True for hidden patches.
+        total: hidden patches of the global batch.
+        normalize: bring each target patch to mean 0 and deviation 1 first (MAE, He et al. 2022, section 3).
+
+    Returns:
+        The loss. Chance: sqrt(2 / pi) = 0.798, the error of the mean on normally distributed values of deviation 1;
+        with `normalize` a prediction of 0 has an error of at most 1 on any image.
     """
-    dtype = torch.promote_types(predicted.dtype, torch.float32)
-    target_values = target.detach().to(dtype)
+    wide = torch.promote_types(predicted.dtype, torch.float32)
+    values = target.detach().to(wide)
     if normalize:
-        target_values = target_values - target_values.mean(-1, keepdim=True)
-        variance = target_values.square().sum(-1, keepdim=True) / max(target_values.shape[-1] - 1, 1)
-        target_values = target_values * (variance + 1e-6).rsqrt()
-    hidden = target_values[mask]
-    value = (predicted[mask].to(dtype) - hidden).abs().mean(1).sum() / total
+        values = values - values.mean(-1, keepdim=True)
+        variance = values.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)
+        values = values * (variance + 1e-6).rsqrt()
+    hidden = values[mask]
+    value = (predicted[mask].to(wide) - hidden).abs().mean(1).sum() / total
     with torch.no_grad():
         guess = torch.zeros_like(hidden)
         if not normalize:
-            visible = (~mask).to(dtype)[..., None]
-            average = (target_values * visible).sum(1) / visible.sum(1).clamp(min=1)  # [B, C]
+            visible = (~mask).to(wide)[..., None]  # [B, N, 1]
+            average = (values * visible).sum(1) / visible.sum(1).clamp(min=1)  # [B, C]
             guess = average[mask.nonzero(as_tuple=True)[0]]
         baseline = (guess - hidden).abs().mean(1).sum() / total
     return Loss(value, math.sqrt(2 / math.pi), {"baseline": baseline})

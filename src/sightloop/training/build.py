@@ -1,4 +1,4 @@
-"""What a recipe trains, made ready: networks with their weights, the tokenizer, how images are prepared."""
+"""Builder of the network, tokenizer and image preprocessing that a recipe asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -27,21 +27,25 @@ from sightloop.protocols import (
     BiasNetwork,
     LabelClassifier,
     Network,
+    NetworkConfig,
     PromptedNetwork,
     RegionNetwork,
     require,
 )
 from sightloop.towers.text import TextTower
+from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import PromptFormat
 from sightloop.training.heads import WordHead
-from sightloop.training.model_sizes import SIZES, fitted
+from sightloop.training.model_sizes import SIZES, fit_to_tokenizer
 from sightloop.types import IMAGE_PLACEHOLDER, ImageSpec, TokenizerKind
+
+ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainableModel:
-    """A network with everything that its result folder needs.
+    """A network with everything that a checkpoint of it needs.
 
     Args:
         name: of the model.
@@ -77,12 +81,13 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     """Builds a recipe's networks on the CPU, with their first weights.
 
     Args:
-        recipe: whose `model` settings say what to start from.
+        recipe: its `model` settings choose the checkpoint, or the size for random weights.
         dataset: texts for a learned vocabulary, names of classes.
-        folder: of the run; keeps a learned vocabulary, which is read from there on resume.
+        folder: of the run; a learned vocabulary is saved here, and read again on resume.
 
     Raises:
-        CheckpointError, TokenizerError, UsageError: what is missing or does not fit.
+        CheckpointError, TokenizerError: a checkpoint or vocabulary is missing or damaged.
+        UsageError: settings, data and network do not fit each other.
     """
     settings = recipe.model
     if settings.init_from:
@@ -98,7 +103,7 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     if settings.language:
         network, tokenizer = _add_language(network, family, settings, recipe.seed)
     if settings.vision:
-        _start_vision(network, settings.vision)
+        _load_vision(network, settings.vision)
     _check_objectives(recipe, network)
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
     if labels and require(network, Network).config.labels != labels:
@@ -114,12 +119,12 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
 def _add_language(
     network: nn.Module, family: str, settings: ModelSettings, seed: int
 ) -> tuple[nn.Module, Tokenizer]:
-    """BLIP-2's second stage: a language model behind the queries of a first stage."""
+    """Stage 2 of BLIP-2: a language model after the queries of a stage 1."""
     add = FAMILIES[family].add_language_model
     if add is None:
         raise UsageError(
-            f"model.language={settings.language}: needs a BLIP-2 of stage 1; name one as model.init_from (the "
-            "model of a run of blip2_stage1)"
+            f"model.language={settings.language}: needs a BLIP-2 of stage 1; set model.init_from to one (the "
+            "result of blip2_stage1)"
         )
     located = locate(settings.language)
     tokenizer = load_tokenizer_of_kind(
@@ -135,18 +140,18 @@ def _from_random(
 ) -> tuple[nn.Module, str, Tokenizer, ImageSpec]:
     settings = recipe.model
     if settings.size not in SIZES:
-        raise UsageError(f"model.size={settings.size}: there are {', '.join(SIZES)}")
+        raise UsageError(f"model.size={settings.size}: no such size; choose from {', '.join(SIZES)}")
     family, config = SIZES[settings.size]
     if settings.image_size:
-        config = _with_side(config, settings.image_size)
+        config = _with_image_size(config, settings.image_size)
     tokenizer = _tokenizer(
         FAMILIES[family].tokenizer_of(config), settings, dataset, folder, config.text.positions
     )
-    config = fitted(cast(Any, config), tokenizer.vocab_size, tokenizer.token_id)
+    config = fit_to_tokenizer(config, tokenizer.vocab_size, tokenizer.token_id)
     network = FAMILIES[family].network(config)
     initialize(network, recipe.seed)
     if isinstance(network, BiasNetwork):
-        # SigLIP's -10 is the odds of its batch of 32k; small batches that start there collapse to one point.
+        # SigLIP starts at -10, near -ln of its batch of 32k; small batches that start there collapse to one point.
         network.logit_bias.data.fill_(-math.log(recipe.data.batch))
     side = config.vision.image_size
     image = FAMILIES[family].default_image(config)
@@ -154,24 +159,28 @@ def _from_random(
     return network, family, tokenizer, ImageSpec(resize=(side, side), mean=mean, std=std)
 
 
-def _with_side(config: Any, side: int) -> Any:
-    if side % config.vision.patch:
-        raise UsageError(f"model.image_size={side}: no multiple of {config.vision.patch}, the patch")
-    return replace(config, vision=replace(config.vision, image_size=side))
+def _with_image_size(config: ConfigT, side: int) -> ConfigT:
+    vision = config.vision
+    if not isinstance(vision, VitConfig):
+        raise UsageError(f"model.image_size={side}: only a ViT can be resized; set model.image_size=0")
+    if side % vision.patch:
+        raise UsageError(f"model.image_size={side}: must be a multiple of {vision.patch}, the patch size")
+    return replace(config, vision=replace(vision, image_size=side))
 
 
 def _resized(network: nn.Module, family: str, spec: ImageSpec, side: int) -> tuple[nn.Module, ImageSpec]:
     """The network for images of another size, its position embeddings interpolated (ViT, section 3.2)."""
     old_config = require(network, Network).config
-    config = _with_side(old_config, side)
+    config = _with_image_size(old_config, side)
     new = FAMILIES[family].network(config)
     tensors = network.state_dict()
     name = "vision.embed.position" if "vision.embed.position" in tensors else "vision.position"
-    before, after = (c.vision.image_size // c.vision.patch for c in (old_config, config))
-    first, table = tensors[name].split([len(tensors[name]) - before**2, before**2])  # a class token's, if any
-    grid = table.T.reshape(1, -1, before, before)
+    before, after = (c.vision.image_size // c.vision.patch for c in (old_config, config))  # patches a side
+    # [1, D] of the class token or [0, D], and [before^2, D] of the patches
+    first, table = tensors[name].split([len(tensors[name]) - before**2, before**2])
+    grid = table.T.reshape(1, -1, before, before)  # [1, D, before, before]
     grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic", antialias=after < before)
-    tensors[name] = torch.cat([first, grid.flatten(2)[0].T])
+    tensors[name] = torch.cat([first, grid.flatten(2)[0].T])  # [after^2 (+ 1), D]
     new.load_state_dict(tensors)
     if spec.crop:
         return new, replace(spec, crop=(side, side), shortest_edge=side if spec.shortest_edge else None)
@@ -181,18 +190,18 @@ def _resized(network: nn.Module, family: str, spec: ImageSpec, side: int) -> tup
 def _tokenizer(
     kind: TokenizerKind, settings: ModelSettings, dataset: Dataset, folder: Path, positions: int
 ) -> Tokenizer:
-    given = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
-    if not settings.vocabulary and not given.exists():
-        given.mkdir(parents=True)
+    path = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
+    if not settings.vocabulary and not path.exists():
+        path.mkdir(parents=True)
         if kind == "clip":
-            train_bpe(_texts(dataset), settings.vocab_size, given)
+            train_bpe(_texts(dataset), settings.vocab_size, path)
         elif kind == "pieces":
-            train_sentencepiece(_texts(dataset), settings.vocab_size, given)
+            train_sentencepiece(_texts(dataset), settings.vocab_size, path)
         else:
-            train_wordpiece(_texts(dataset), settings.vocab_size, given / "vocab.txt")
-    if not given.exists():
+            train_wordpiece(_texts(dataset), settings.vocab_size, path / "vocab.txt")
+    if not path.exists():
         raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
-    return load_tokenizer_of_kind(given, kind, max_length=positions)
+    return load_tokenizer_of_kind(path, kind, max_length=positions)
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:
@@ -200,7 +209,7 @@ def _texts(dataset: Dataset) -> Iterator[str]:
         try:
             sample = dataset[index]
         except SightloopError:
-            continue  # named when its turn comes
+            continue  # reported when a batch needs it
         yield from sample.captions
         for question in sample.questions:
             yield question.question
@@ -208,27 +217,27 @@ def _texts(dataset: Dataset) -> Iterator[str]:
 
 
 def _labels(dataset: Dataset) -> tuple[str, ...]:
-    found: set[str] = set()
+    labels: set[str] = set()
     for index in range(len(dataset)):
         try:
             label = dataset[index].label
         except SightloopError:
             continue
         if label is not None:
-            found.add(label)
-    if len(found) < 2:
+            labels.add(label)
+    if len(labels) < 2:
         raise UsageError(
             "the objective `classes` needs data with at least two labels (a folder for each class)"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(labels))
 
 
-def _start_vision(network: nn.Module, source: str) -> None:
+def _load_vision(network: nn.Module, source: str) -> None:
     other = load(source, device="cpu").module
     unpack(other)
-    theirs, config = require(other, Network).config.vision, require(network, Network).config.vision
-    if theirs != config:
-        raise UsageError(f"model.vision={source}: its image tower is {theirs}, not {config}")
+    tower, config = require(other, Network).config.vision, require(network, Network).config.vision
+    if tower != config:
+        raise UsageError(f"model.vision={source}: its image tower is {tower}, the model's is {config}")
     network.get_submodule("vision").load_state_dict(other.get_submodule("vision").state_dict())
 
 
@@ -239,22 +248,22 @@ def _check_objectives(recipe: Recipe, network: nn.Module) -> None:
         isinstance(network, RegionNetwork) and {"boxes", "located"} & {*network.region_formats.values()}
     ):
         raise UsageError(
-            f"data.regions: {name} writes no boxes; start from a Florence-2 or a "
-            "PaliGemma, or set data.regions=0"
+            f"data.regions: {name} generates no boxes; set model.init_from to a Florence-2 or "
+            "PaliGemma, or data.regions=0"
         )
     if recipe.data.classes and not (isinstance(network, RegionNetwork) and network.phrase_separator):
-        raise UsageError(f"data.classes: {name} is asked for all objects at once; leave them out")
+        raise UsageError(f"data.classes: {name} detects all objects at once; leave data.classes out")
     objectives = require(network, Network).objectives
     for term, weight in recipe.terms.items():
         if weight > 0 and term not in objectives:
             raise UsageError(
                 f"terms.{term}: {name} lacks a part that this objective trains; "
-                f"set terms.{term}=0, or start from another model"
+                f"set terms.{term}=0, or choose another model"
             )
     if recipe.data.micro_batch and any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
         raise UsageError(
-            f"data.micro_batch: {name} has batch norm, which would see one chunk at a "
-            "time; set data.micro_batch=0"
+            f"data.micro_batch: {name} has batch norm, which depends on the whole batch; "
+            "set data.micro_batch=0"
         )
 
 

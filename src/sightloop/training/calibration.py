@@ -1,10 +1,11 @@
-"""The judge's verdict is set on unseen pairs: how much ITC counts beside ITM, and where the threshold lies.
+"""Calibration of the ITM head on held-out pairs: the decision threshold, and the weight of the ITC cosine.
 
-Training pairs are judged better than others, so a judge that is fair to them says no to the world too often: 0.5 is
-moved to where as large a share of true pairs stays as of wrong ones goes. Where a network can count ITC's cosine too
-(`match_cosine` of BLIP), it does so as often as sorts the pairs best. A model may come with digests of the images
-that it has learned from (`nano` does): true pairs of these are known by heart and tell nothing, but wrong ones are
-still new, so that of those as many are to be dropped as before.
+ITM scores training pairs higher than unseen ones, so that 0.5 rejects too many unseen true pairs. The bias is shifted
+so that on held-out pairs the true-positive rate equals the true-negative rate. If the network can add the ITC cosine
+to its logit (`match_cosine` of BLIP), the weight with the largest area under the ROC curve is chosen first.
+
+A model may come with digests of the images that it has learned (`nano` does). Scores of their true pairs are
+overfitted and cannot be used, but false pairs are still new: then the share of false pairs dropped is kept.
 """
 
 from __future__ import annotations
@@ -33,103 +34,119 @@ from sightloop.training.events import Calibrated
 from sightloop.training.validation import load_samples
 from sightloop.types import Floats, Pixels, Sample
 
-FEWEST = 20  # images: from fewer, a threshold is a guess
-LEARNED, DIGEST = "learned.bin", 3  # a file in a model's folder; bytes of an image's digest in it
-_PART, _LEAST, _MOST = 20, 50, 500
-_COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # that ITC may count beside ITM's logit
+MIN_IMAGES = 20  # fewest images to calibrate on
+DIGESTS_FILE, DIGEST_BYTES = "learned.bin", 3  # file in a model's folder; bytes of an image's digest
+_HELD_OUT_PART, _MIN_HELD_OUT, _MAX_HELD_OUT = 20, 50, 500  # a twentieth, 50 to 500 images
+_COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # weights of the ITC cosine to choose from
 
 Truths: TypeAlias = NDArray[np.bool_]
 
 
-def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """(to learn from, to calibrate on): the second has a twentieth of the samples, but 50 to 500, at most a quarter of
-    all, and none where that would be fewer than 20.
+def split_held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """Splits a dataset for training and calibration.
 
-    Their keys alone say which: a training that starts from the result of another one, with the same data or more,
-    does not calibrate on what was learned before.
+    The split depends on the samples' keys alone: a run that continues from the result of another one, with the same
+    data or more, does not calibrate on images learned before.
+
+    Returns:
+        The training samples, and a twentieth of all, within 50..500 and at most a quarter; none if fewer than 20.
     """
     count = len(dataset)
-    held = min(max(count // _PART, _LEAST), _MOST, count // 4)
-    if held < FEWEST:
+    held = min(max(count // _HELD_OUT_PART, _MIN_HELD_OUT), _MAX_HELD_OUT, count // 4)
+    if held < MIN_IMAGES:
         return dataset, dataset.select([])
     order = np.array(sorted(range(count), key=lambda index: _hash(dataset.key(index))), np.int64)
     return dataset.select(np.sort(order[held:])), dataset.select(order[:held])
 
 
-def learned_from(start: str) -> frozenset[bytes]:
-    """The digests of images it learned from that come with a model on this machine; mostly there are none."""
-    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / LEARNED
+def learned_digests(start: str) -> frozenset[bytes]:
+    """Digests of the images that a local model has learned; empty if it comes without."""
+    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / DIGESTS_FILE
     known = path.read_bytes() if start and path.is_file() else b""
-    return frozenset(known[at : at + DIGEST] for at in range(0, len(known), DIGEST))
+    return frozenset(known[at : at + DIGEST_BYTES] for at in range(0, len(known), DIGEST_BYTES))
 
 
 def image_digest(dataset: Dataset, index: int) -> bytes:
-    """What tells an image from nearly every other, from its encoded bytes; empty where they cannot be read."""
+    """Short hash of a sample's encoded image, DIGEST_BYTES long; empty if the image cannot be read."""
     try:
-        picture = dataset[index].image
-        data = picture if isinstance(picture, bytes) else read_file(str(picture))
+        image = dataset[index].image
+        data = image if isinstance(image, bytes) else read_file(str(image))
     except ImageError:
         return b""
-    return blake2b(data, digest_size=DIGEST).digest()
+    return blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def calibrate(
-    model: Model, dataset: Dataset, most: int, about: tuple[int, str], start: str = ""
+    model: Model, dataset: Dataset, limit: int, origin: tuple[int, str], start: str = ""
 ) -> Calibrated | None:
-    """Sets the verdict of the model's judge, in place, and says what that changes; None where pairs are too few.
+    """Calibrates a model's ITM head, in place.
 
-    Of the dataset's first `most` samples every caption counts twice: with its own image, and with another one.
-    about: the step and the name of the data, for the event. start: the model that the training began with; images
-    that it has learned from are left out, and where too few are left, what share of wrong texts it drops is kept.
+    Args:
+        model: with an ITM head.
+        dataset: captioned images. Each caption makes two pairs: with its own image, and with another one.
+        limit: greatest number of samples, from the first.
+        origin: (step, name of the dataset) for the event.
+        start: model that the training started from. Images that it has learned are left out; if too few remain, its
+            share of dropped false pairs is kept instead.
+
+    Returns:
+        The calibration, or None if there are too few images.
     """
-    known = learned_from(start)
+    known = learned_digests(start)
     if known:
-        seen = range(min(most, len(dataset)))
-        fresh = [index for index in seen if image_digest(dataset, index) not in known]
-        if len(fresh) < FEWEST:
-            return _carry_over(model, dataset.select(sorted({*seen} - {*fresh})), about, start)
+        indices = range(min(limit, len(dataset)))
+        fresh = [index for index in indices if image_digest(dataset, index) not in known]
+        if len(fresh) < MIN_IMAGES:
+            return _carry_over(model, dataset.select(sorted({*indices} - {*fresh})), origin, start)
         dataset = dataset.select(fresh)
-    pairs = _told(model, dataset, most)
+    pairs = _score_pairs(model, dataset, limit)
     if pairs is None:
         return None
-    counted = _match_cosine(model)
-    areas = {w: _area(pairs.odds + (w - counted) * pairs.itc, pairs.match) for w in _allowed(model)}
-    cosine = max(areas, key=lambda each: areas[each])  # of equal ones the first, which counts ITC least
-    pairs = pairs._replace(odds=pairs.odds + (cosine - counted) * pairs.itc)
-    return _set_verdict(model, pairs, cosine, equal_error_threshold(pairs.odds, pairs.match), about)
+    current = _match_cosine(model)
+    areas = {w: _area(pairs.margins + (w - current) * pairs.itc, pairs.match) for w in _cosine_weights(model)}
+    cosine = max(areas, key=lambda weight: areas[weight])  # of equal areas the smallest weight
+    pairs = pairs._replace(margins=pairs.margins + (cosine - current) * pairs.itc)
+    return _set_threshold(model, pairs, cosine, equal_error_threshold(pairs.margins, pairs.match), origin)
 
 
-def _carry_over(model: Model, dataset: Dataset, about: tuple[int, str], start: str) -> Calibrated | None:
-    """The share of wrong texts that is dropped stays what it was, with images that were known from the start."""
-    theirs = _told(load(start, device=str(model.device)), dataset, len(dataset))
-    pairs = _told(model, dataset, len(dataset))
-    if theirs is None or pairs is None:
+def _carry_over(model: Model, dataset: Dataset, origin: tuple[int, str], start: str) -> Calibrated | None:
+    """Sets the threshold at which the model drops the share of false pairs that its start drops."""
+    start_pairs = _score_pairs(load(start, device=str(model.device)), dataset, len(dataset))
+    pairs = _score_pairs(model, dataset, len(dataset))
+    if start_pairs is None or pairs is None:
         return None
-    dropped = float((theirs.odds[~theirs.match] < 0).mean())
-    threshold = float(np.quantile(pairs.odds[~pairs.match], dropped))
-    return replace(_set_verdict(model, pairs, _match_cosine(model), threshold, about), start=start)
+    dropped = float((start_pairs.margins[~start_pairs.match] < 0).mean())
+    threshold = float(np.quantile(pairs.margins[~pairs.match], dropped))
+    return replace(_set_threshold(model, pairs, _match_cosine(model), threshold, origin), start=start)
 
 
-class _Told(NamedTuple):
-    """Pairs `[n]`: the odds of the judge (the logit of "match" less that of "no match"), ITC's cosine (0 where it
-    cannot count), which are true; of how many images."""
+class _ScoredPairs(NamedTuple):
+    """Scores of n pairs.
 
-    odds: Floats
+    Args:
+        margins: `[n]`, logit of "match" minus logit of "no match".
+        itc: `[n]`, ITC cosine, 0 if it cannot be added.
+        match: `[n]`, True for true pairs.
+        images: number of images.
+    """
+
+    margins: Floats
     itc: Floats
     match: Truths
-    pictures: int
+    images: int
 
 
-def _told(model: Model, dataset: Dataset, most: int) -> _Told | None:
+def _score_pairs(model: Model, dataset: Dataset, limit: int) -> _ScoredPairs | None:
     was_training = model.module.training
     model.module.eval()
     try:
-        samples, pictures = load_samples(model, dataset, most)
-        told = [i for i, sample in enumerate(samples) if sample.captions]
-        pairs, match = _pairs([samples[i] for i in told])
-        if min(len(told), int((~match).sum())) < FEWEST:
+        samples, images = load_samples(model, dataset, limit)
+        captioned = [i for i, sample in enumerate(samples) if sample.captions]
+        pairs, match = _pairs([samples[i] for i in captioned])
+        if min(len(captioned), int((~match).sum())) < MIN_IMAGES:
             return None
-        return _Told(*_judged(model, [pictures[i] for i in told], pairs), match, len(told))
+        scores = _match_margins(model, [images[i] for i in captioned], pairs)
+        return _ScoredPairs(*scores, match, len(captioned))
     finally:
         model.module.train(was_training)
 
@@ -139,20 +156,20 @@ def _match_cosine(model: Model) -> float:
     return require(model.network, Matcher).match_cosine or 0.0
 
 
-def _allowed(model: Model) -> Sequence[float]:
+def _cosine_weights(model: Model) -> Sequence[float]:
     """Weights of the ITC cosine to choose from; 0 alone if the network has no embeddings, or cannot add it."""
-    able = "embed" in model.capabilities and require(model.network, Matcher).match_cosine is not None
-    return _COSINES if able else _COSINES[:1]
+    can_add = "embed" in model.capabilities and require(model.network, Matcher).match_cosine is not None
+    return _COSINES if can_add else _COSINES[:1]
 
 
-def _set_verdict(
-    model: Model, pairs: _Told, cosine: float, threshold: float, about: tuple[int, str]
+def _set_threshold(
+    model: Model, pairs: _ScoredPairs, cosine: float, threshold: float, origin: tuple[int, str]
 ) -> Calibrated:
-    """Sets the weight of the ITC cosine, and a probability of 0.5 for log odds of `threshold`."""
-    before = _shares(pairs.odds - (cosine - _match_cosine(model)) * pairs.itc >= 0, pairs.match)
+    """Sets the weight of the ITC cosine, and a probability of 0.5 at a margin of `threshold`."""
+    before = _shares(pairs.margins - (cosine - _match_cosine(model)) * pairs.itc >= 0, pairs.match)
     require(model.network, Matcher).calibrate_match(threshold, cosine)
-    area, after = _area(pairs.odds, pairs.match), _shares(pairs.odds >= threshold, pairs.match)
-    return Calibrated(*about, pairs.pictures, len(pairs.odds), area, before, after, cosine)
+    area, after = _area(pairs.margins, pairs.match), _shares(pairs.margins >= threshold, pairs.match)
+    return Calibrated(*origin, pairs.images, len(pairs.margins), area, before, after, cosine)
 
 
 def _area(scores: Floats, match: Truths) -> float:
@@ -160,7 +177,7 @@ def _area(scores: Floats, match: Truths) -> float:
 
 
 def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
-    """(image, text): all captions with their own, then with the next image in the order of the keys' hashes."""
+    """Captions with their own image, then with the next one in the order of the keys' hashes; which are true."""
     order = sorted(range(len(samples)), key=lambda i: _hash(samples[i].key))
     other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     true = [(i, text) for i, sample in enumerate(samples) for text in sample.captions]
@@ -168,35 +185,39 @@ def _pairs(samples: Sequence[Sample]) -> tuple[list[tuple[int, str]], Truths]:
     return [*true, *wrong], np.arange(len(true) + len(wrong)) < len(true)
 
 
-def _judged(
-    model: Model, pictures: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
+def _match_margins(
+    model: Model, images: Sequence[Pixels], pairs: Sequence[tuple[int, str]]
 ) -> tuple[Floats, Floats]:
-    """The odds of each pair `[n]` and ITC's cosine, 0 where that cannot count; each image is encoded once.
+    """Margins `[n]` and ITC cosines `[n]` (0 if they cannot be added) of n pairs; each image is encoded once.
 
-    Every image is in a pair.
+    Args:
+        model: with an ITM head.
+        images: all of them in at least one pair.
+        pairs: (index of the image, text).
     """
     strings = [text for _, text in pairs]
-    embeds = len(_allowed(model)) > 1
+    embeds = len(_cosine_weights(model)) > 1
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a text that is longer than the model reads
+        warnings.simplefilter("ignore", UserWarning)  # texts longer than the model's limit
         texts = model.tokenize(strings)
-        words = model.embed_texts(strings) if embeds else None
-    owner = np.array([picture for picture, _ in pairs])
-    odds, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
-    for start in range(0, len(pictures), model.batch_size):
-        part = pictures[start : start + model.batch_size]
-        rows = [np.flatnonzero(owner == start + place) for place in range(len(part))]
-        image, mine = model.encode(part), np.concatenate(rows)
-        logits = np.concatenate(model.match_scores(image, texts, rows)).astype(np.float64)
-        odds[mine] = logits[:, 1] - logits[:, 0]
-        if words is not None:
-            seen = embed_images(require(model.network, Embedder), image).cpu().numpy()
-            cosines[mine] = (seen[owner[mine] - start] * words[mine]).sum(axis=1)
-    return odds, cosines
+        embeddings = model.embed_texts(strings) if embeds else None  # [n, P]
+    owner = np.array([image for image, _ in pairs])
+    margins, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
+    for start in range(0, len(images), model.batch_size):
+        part = images[start : start + model.batch_size]
+        rows = [np.flatnonzero(owner == start + i) for i in range(len(part))]  # pairs of each image
+        encoded, own = model.encode(part), np.concatenate(rows)
+        logits = np.concatenate(model.match_scores(encoded, texts, rows)).astype(np.float64)  # [r, 2]
+        margins[own] = logits[:, 1] - logits[:, 0]
+        if embeddings is not None:
+            image_embeddings = embed_images(require(model.network, Embedder), encoded).cpu().numpy()  # [b, P]
+            cosines[own] = (image_embeddings[owner[own] - start] * embeddings[own]).sum(axis=1)
+    return margins, cosines
 
 
-def _shares(taken: Truths, match: Truths) -> dict[str, float]:
-    return {"kept": float(taken[match].mean()), "dropped": float(1 - taken[~match].mean())}
+def _shares(accepted: Truths, match: Truths) -> dict[str, float]:
+    """Share of true pairs accepted (true-positive rate), and of false pairs rejected (true-negative rate)."""
+    return {"kept": float(accepted[match].mean()), "dropped": float(1 - accepted[~match].mean())}
 
 
 def _hash(key: str) -> bytes:

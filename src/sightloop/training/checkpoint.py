@@ -1,8 +1,8 @@
-"""The state of a training run on disk: whole or absent, the last few and the best; reading one runs nothing.
+"""Checkpoints of a training run: written by atomic rename; the last few and the best are kept.
 
-There is one format for every number of processes, sharded or not: a safetensors file of whole tensors, which the first
-process writes while the others hand it their parts, tensor by tensor. `torch.distributed.checkpoint` is not used: its
-folders begin with a pickle (`.metadata`), which its reader runs.
+One format for any number of processes, sharded or not: a safetensors file of full tensors and a JSON file. The first
+process writes; sharded tensors are gathered one at a time. `torch.distributed.checkpoint` is not used, as its folders
+begin with a pickle (`.metadata`), which its reader executes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.atomic import TEMP_PREFIX, TEMP_SUFFIX, atomic_path, sync_folder, write_json
 from sightloop.errors import CheckpointError
-from sightloop.training.distributed import local, part, whole
+from sightloop.training.distributed import full_tensor, local_shard, shard_like
 from sightloop.types import JsonDict, JsonMapping
 
 _NAME = re.compile(r"step-(\d+)")
-# What safetensors calls them.
+# Names of dtypes in safetensors.
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -38,10 +37,17 @@ _DTYPES = {
 
 @dataclass(eq=False)
 class TrainState:
-    """All that changes while a run goes on.
+    """State of a training run: what a checkpoint holds.
 
-    teacher, average: followers of the network, None without. queue: past features by name. step: steps taken.
-    notes: plain values of others that must go on too (the watch, the best score so far, where the queue writes).
+    Args:
+        network: in training.
+        heads: modules that only training needs.
+        teacher: momentum teacher, or None.
+        average: EMA of the network, or None.
+        queue: past features by name, `[Q, ...]`.
+        optimizer: with its moments.
+        step: steps done.
+        notes: JSON values: "watch" (state of the monitor), "best" (step and score), "pointer" (next row of the queue).
     """
 
     network: nn.Module
@@ -53,28 +59,34 @@ class TrainState:
     step: int
     notes: JsonDict
 
-    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The network's and the heads' parameters, each once."""
-        seen: set[int] = set()
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of network and heads, each parameter once."""
+        known: set[int] = set()
         for prefix, module in (("network.", self.network), ("heads.", self.heads)):
             for name, parameter in module.named_parameters():
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
+                if id(parameter) not in known:
+                    known.add(id(parameter))
                     yield prefix + name, parameter
 
 
 def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path:
-    """RUN/checkpoints/step-000123: written under a temporary name, synced, then given its name in one step.
+    """Writes RUN/checkpoints/step-000123 under a temporary name, synced, then renames it atomically.
 
-    All processes of a sharded run call this together; the `first` one writes.
+    Args:
+        state: of the run; all processes call together.
+        run: folder of the run.
+        first: whether this process writes.
+
+    Returns:
+        The folder of the checkpoint.
     """
     folder = run / "checkpoints"
     target = folder / f"step-{state.step:06d}"
-    # Wider types first, so that all are aligned; and all processes in one order.
+    # Wider dtypes first, so that all are aligned. All processes use the same order, as gathering is collective.
     tensors = dict(sorted(_tensors(state).items(), key=lambda item: -item[1].element_size()))
     if not first:
         for tensor in tensors.values():
-            whole(tensor)
+            full_tensor(tensor)
         return target
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(run)
@@ -87,7 +99,7 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
     try:
         _write_tensors(tensors, temporary / "state.safetensors")
         write_json({"step": state.step, "notes": state.notes}, temporary / "state.json")
-        if target.exists():  # a damaged one, or of an earlier life of this run
+        if target.exists():  # damaged, or left by an interrupted run
             os.replace(target, former)
         os.replace(temporary, target)
         sync_folder(folder)
@@ -98,36 +110,50 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file of these in their order, with one at a time in memory."""
+    """Writes a safetensors file: 8 bytes length of the header (little-endian), the header as JSON, then the tensors.
+
+    In the order of `tensors`, with one full tensor in memory at a time.
+    """
     header: JsonDict = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
-        kind = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        header[name] = kind
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # aligned to 8 bytes
     with atomic_path(path) as temporary, temporary.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            values = whole(tensor).cpu().contiguous().flatten()
-            file.write(cast(Any, values.view(torch.uint8).numpy()))
+            values = full_tensor(tensor).cpu().contiguous().flatten()
+            file.write(values.view(torch.uint8).numpy().data)
 
 
 def resume(state: TrainState, run: Path) -> list[str]:
-    """Put back the newest checkpoint that can be read, if there is one; what is said of newer, damaged ones.
+    """Loads the newest checkpoint that can be read into `state`, if there is one.
 
-    Raises CheckpointError where none can be read, or it is not of this run.
+    Args:
+        state: of a new run, changed in place.
+        run: folder of the run.
+
+    Returns:
+        A message for each newer checkpoint that is damaged.
+
+    Raises:
+        CheckpointError: none of the checkpoints can be read, or it belongs to another run.
     """
-    found = _all(run)
+    folders = _checkpoints(run)
     damaged: list[str] = []
-    for step in sorted(found, reverse=True):
+    for step in sorted(folders, reverse=True):
         try:
-            stored = _open(found[step])
+            stored = _read(folders[step])
         except (OSError, ValueError, CheckpointError) as error:
-            damaged.append(f"{found[step]} is damaged ({str(error).partition(';')[0]})")
+            damaged.append(f"{folders[step]} is damaged ({str(error).partition(';')[0]})")
         else:
-            _put(state, found[step].name, *stored)
+            _load(state, folders[step].name, *stored)
             return damaged
     if damaged:
         raise CheckpointError(
@@ -136,46 +162,51 @@ def resume(state: TrainState, run: Path) -> list[str]:
     return []
 
 
-def _open(folder: Path) -> tuple[Mapping[str, Tensor], int, JsonDict]:
+def _read(folder: Path) -> tuple[Mapping[str, Tensor], int, JsonDict]:
     data = json.loads((folder / "state.json").read_text("utf-8"))
     if (
         not isinstance(data, dict)
         or not isinstance(data.get("step"), int)
         or not isinstance(data.get("notes"), dict)
     ):
-        raise CheckpointError(f"{folder / 'state.json'}: holds no step and notes")
+        raise CheckpointError(f"{folder / 'state.json'}: lacks step or notes")
     return read_tensors([folder / "state.safetensors"]), data["step"], data["notes"]
 
 
 @torch.no_grad()
-def _put(state: TrainState, name: str, stored: Mapping[str, Tensor], step: int, notes: JsonDict) -> None:
-    ours = _tensors(state)
-    if different := sorted(set(ours) ^ set(stored)):
-        raise CheckpointError(f"{name}: not of this run: {different[0]} is in one of them only")
-    for key, tensor in ours.items():
+def _load(state: TrainState, name: str, stored: Mapping[str, Tensor], step: int, notes: JsonDict) -> None:
+    tensors = _tensors(state)
+    if different := sorted(set(tensors) ^ set(stored)):
+        raise CheckpointError(f"{name}: belongs to another run: {different[0]} is in one of the two only")
+    for key, tensor in tensors.items():
         if tensor.shape != stored[key].shape:
-            raise CheckpointError(f"{name}: not of this run: {key} is {tuple(stored[key].shape)}")
-    for key, tensor in ours.items():
-        local(tensor).copy_(part(stored[key], tensor))
+            raise CheckpointError(f"{name}: belongs to another run: {key} is {tuple(stored[key].shape)}")
+    for key, tensor in tensors.items():
+        local_shard(tensor).copy_(shard_like(stored[key], tensor))
     state.step = step
     state.notes.clear()
     state.notes.update(notes)
 
 
 def prune(run: Path, step: int, keep: int, best: int | None) -> None:
-    """Remove all but the last `keep` up to `step`, just written, and the best: what is later could not be read.
+    """Removes old checkpoints, and temporary folders of killed processes.
 
-    What killed writers left goes too.
+    Args:
+        run: folder of the run.
+        step: of the newest checkpoint; later ones are damaged and are removed.
+        keep: number of checkpoints to keep, at least 1.
+        best: step of the best checkpoint, kept too; None if there is none.
     """
-    found = _all(run)
-    kept = {*sorted(each for each in found if each <= step)[-keep:], best}
-    for each in found.keys() - kept:
-        shutil.rmtree(found[each], ignore_errors=True)
+    folders = _checkpoints(run)
+    kept = {*sorted(number for number in folders if number <= step)[-keep:], best}
+    for number in folders.keys() - kept:
+        shutil.rmtree(folders[number], ignore_errors=True)
     for left in (run / "checkpoints").glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _all(run: Path) -> dict[int, Path]:
+def _checkpoints(run: Path) -> dict[int, Path]:
+    """Step -> folder, damaged ones included."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return {}
@@ -184,27 +215,29 @@ def _all(run: Path) -> dict[int, Path]:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Every tensor of the state, each once, by a name that says what it is."""
-    out: dict[str, Tensor] = {name: parameter.detach() for name, parameter in state.trained()}
-    followers = {"teacher": state.teacher, "average": state.average}
-    for prefix, module in followers.items():
+    """All tensors of the state by name: "network.*", "heads.*", "teacher.*", "average.*", "queue.*", "optimizer.*"."""
+    tensors: dict[str, Tensor] = {name: parameter.detach() for name, parameter in state.named_parameters()}
+    averages = {"teacher": state.teacher, "average": state.average}
+    for prefix, module in averages.items():
         if module is not None:
-            out |= {f"{prefix}.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-    for prefix, module in (followers | {"network": state.network}).items():
+            tensors |= {
+                f"{prefix}.{name}": parameter.detach() for name, parameter in module.named_parameters()
+            }
+    for prefix, module in (averages | {"network": state.network}).items():
         for name, layer in () if module is None else module.named_modules():
             if isinstance(layer, nn.BatchNorm2d):  # its running statistics
-                out |= {f"{prefix}.{name}.{key}": buffer for key, buffer in layer.named_buffers()}
-    out |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
-    for name, parameter in state.trained():
-        moments = cast("JsonMapping", state.optimizer.state.get(parameter, {}))
-        out |= {
+                tensors |= {f"{prefix}.{name}.{key}": buffer for key, buffer in layer.named_buffers()}
+    tensors |= {f"queue.{name}": tensor for name, tensor in state.queue.items()}
+    for name, parameter in state.named_parameters():
+        moments: JsonMapping = state.optimizer.state.get(parameter, {})
+        tensors |= {
             f"optimizer.{name}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
         }
-    return out
+    return tensors
 
 
-def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """What AdamW makes when a parameter first has a gradient, for all of them, so that every checkpoint is alike."""
+def init_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Creates AdamW's moments for all parameters, so that checkpoints have the same tensors at every step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:

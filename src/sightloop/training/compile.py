@@ -1,4 +1,4 @@
-"""Blocks as kernels that torch compiles on this machine."""
+"""Compilation of blocks with torch.compile."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sightloop.nn.blocks import Block
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UsageError where torch finds nothing to compile with, rather than in the first step of a run."""
+    """Raises UsageError if torch finds no compiler for the device."""
     names = {"cpu": [os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")]}
-    wanted = names.get(device.type, [os.environ.get("CC", "gcc"), "clang"])
-    why = "" if any(map(shutil.which, wanted)) else f"there is no {' or '.join(wanted)}"
+    compilers = names.get(device.type, [os.environ.get("CC", "gcc"), "clang"])
+    why = "" if any(map(shutil.which, compilers)) else f"no {' or '.join(compilers)}"
     if not why:
         try:
             torch.compile(torch.sin)(torch.zeros(8, device=device))
@@ -31,8 +31,8 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Each block is compiled when it first runs, and again for what it has not met yet (a mask, a memory, ...)."""
-    # All blocks are one piece of code to torch, which by default gives up on the ninth variant of it.
+    """Compiles each block at its first call, and again for a new kind of call (a mask, a memory, ...), in place."""
+    # All blocks share one code object, of which torch compiles 8 variants by default.
     torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     for module in network.modules():
         if isinstance(module, Block):

@@ -1,4 +1,4 @@
-"""The settings of a training run, as frozen dataclasses: from JSON and `--set`, checked."""
+"""Settings of a training run: frozen dataclasses, read from JSON and `--set`, validated."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ from sightloop.types import JsonDict, JsonMapping
 OBJECTIVES = ("itc", "itm", "lm", "vqa", "prompted", "clip", "siglip", "mlm", "mim", "classes")
 
 
-# What becomes of a part that is switched off when something in it is set.
-_MADE = {"data.augment": lambda: dataclasses.asdict(Augment())}
+# Defaults of a group that is None when one of its settings is set.
+_DEFAULTS = {"data.augment": lambda: dataclasses.asdict(Augment())}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What is trained.
+    """The model and its first weights. One of `init_from` and `size` is required.
 
-    start: a checkpoint that `load` reads; empty for random weights of `size`, a name in `training.model_sizes`.
-    vision: a checkpoint whose image tower (of the same shape) takes the place of the random one. language: an OPT or a
-    T5 as `transformers` keeps it, which `start`, a BLIP-2 of stage 1, goes on before (stage 2).
-    vocabulary: with random weights, a `vocab.txt` or a folder with tokenizer files; empty to learn `words` word pieces
-    from the training texts. image_size: pixels a side, 0 for the model's own.
-    frozen: patterns of parameters that stay as they are. lora: patterns of linear layers that get a LoRA of `lora_rank`
-    and `lora_alpha` while all else is frozen; merged into the result. dropout, drop_path: 0 to 1, while training.
+    Args:
+        init_from: checkpoint that `sightloop.load` reads; "" for random weights.
+        size: name in `training.model_sizes.SIZES`, for random weights.
+        vision: checkpoint of an image tower of the same shape, loaded over the first weights; "" for none.
+        language: OPT or T5 in the layout of `transformers`, appended to a BLIP-2 of stage 1 (stage 2); "" for none.
+        vocabulary: `vocab.txt` or folder with tokenizer files, for random weights; "" to learn a vocabulary from the
+            training texts.
+        vocab_size: tokens of a learned vocabulary.
+        image_size: pixels a side; 0 for the model's own.
+        frozen: patterns of parameters that are not trained (`training.optimizer`).
+        lora: patterns of linear layers that get a LoRA; all other parameters are frozen. Merged into the result.
+        lora_rank: rank of the LoRA, at least 1.
+        lora_alpha: scale of the LoRA: its output is multiplied by alpha / rank.
+        dropout: probability while training, 0..1.
+        drop_path: probability of stochastic depth while training, 0..1.
     """
 
     init_from: str = ""
@@ -52,18 +60,23 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """How samples become batches.
+    """Batches: size, texts a sample, augmentation.
 
-    batch: images a step over all processes and chunks. chunk: images at once on one device, 0 for all; the gradient
-    is that of the whole batch whatever the chunk. texts, questions: how many of an image's captions and questions
-    one visit draws; ITM and MLM read the first caption only. prompt: words put before every caption, not learned.
-    max_tokens: longer texts are cut. hidden_words: the share of words in captions that networks do not get to see (they
-    become as in MLM), though the decoder still has to write them: against learning few captions by heart.
-    regions: how many of an image's things one visit has written down, each with its label and box, behind the prompt
-    that asks for them (Florence-2, PaliGemma; as many as `max_tokens` holds); 0 for none. Images without any have no
-    such text. names: only things of these names, which are then asked of every image; empty for all that there are.
-    augment: None for the plain resize of evaluation; boxes follow crops and flips. cache: decode once, keep images
-    of this many pixels a side in memory, 0 for none. workers: threads that decode.
+    Args:
+        batch: images a step, over all processes and micro-batches; at least 2.
+        micro_batch: images in one forward pass on a device, 0 for all. The gradient is that of the whole batch.
+        texts: captions drawn from each image, at least 1 (0 with `regions`). ITM and MLM read the first one only.
+        questions: questions drawn from each image, at least 1 (0 with `regions`).
+        regions: regions drawn from each image, written with label and box as the answer to a detection prompt, as many
+            as `max_tokens` holds (Florence-2, PaliGemma); 0 for none.
+        classes: labels of the regions to learn, requested of every image; () for the labels of each image.
+        prompt: text before every caption; it gets no loss.
+        max_tokens: longer texts are truncated; at least 3.
+        caption_dropout: share of the input words of captions that are masked as in MLM, 0 up to but without 1; the
+            decoder's targets stay. Regularization for few captions.
+        augment: random crops, flips, RandAugment; None for the resize of evaluation. Boxes are mapped with the image.
+        cache: decoded images are kept in memory at this length of the shorter side in pixels; 0 for no cache.
+        workers: decoding threads, at least 1.
     """
 
     batch: int = 64
@@ -82,8 +95,14 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
-    """The momentum teacher of ITC: momentum 0 for none; queue: past features kept as negatives; alpha: the weight of
-    soft targets, reached linearly over `alpha_epochs` (BLIP's released code: 0.995, 57,600, 0.4, 2)."""
+    """Momentum teacher of ITC (ALBEF, section 3.2). The defaults are those of BLIP's released code.
+
+    Args:
+        momentum: of the EMA, 0 up to but without 1; 0 for no teacher.
+        queue: past features kept as negatives; 0 for none.
+        alpha: weight of the teacher's soft targets, 0..1.
+        alpha_epochs: epochs over which `alpha` is reached, linearly from 0.
+    """
 
     momentum: float = 0.995
     queue: int = 57_600
@@ -93,9 +112,17 @@ class TeacherSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """data: what `open_dataset` reads, empty for none. every: steps between, 0 for the end only. samples: how many
-    images at most. num_beams, max_tokens: of the captions written. show: how many of them are logged. leaks:
-    look at the start whether these images or captions are in the training data too."""
+    """Evaluation during a run.
+
+    Args:
+        data: dataset as `open_dataset` reads it; "" for no evaluation.
+        every: steps between evaluations; 0 for one at the end.
+        samples: greatest number of images.
+        num_beams: beams of the captions.
+        max_tokens: new tokens of a caption.
+        show: captions that are logged.
+        leaks: look for these images and captions in the training data at the start, and warn.
+    """
 
     data: str = ""
     every: int = 0
@@ -108,18 +135,36 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One training run.
+    """Recipe of a training run.
 
-    terms: objective -> weight. epochs: passes over the data, or `steps` where that is not 0. precision: "float32";
-    "medium": float32 with products in bfloat16 where the machine has them; "bfloat16": autocast. recompute: activation
-    checkpointing. shard: each of several processes keeps a part of weights and moments (`sharding`); a run may go on
-    with or without. ema: momentum of the averaged weights that are evaluated and kept, 0 for none. save_every: steps
-    between checkpoints, 0 for once an epoch; keep: how many stay, beside the best. match_weight: how much more a true
-    pair counts in ITM than a false one. hard_negatives: the share of ITM's wrong pairs that are drawn by ITC's
-    similarities, 1 in the papers; the others are drawn evenly from the batch, so that the judge also meets texts that
-    are wholly wrong. calibrate: at the end ITM's threshold, and for BLIP what ITC counts beside it, is set on the
-    evaluation data or, without, on images that are kept out of the training (`calibration`); `start` must not know
-    them either. masked: the share of patches (MIM) and of words (MLM) to hide.
+    Args:
+        name: of the recipe.
+        terms: objective -> weight of its loss, at least 0; keys of `OBJECTIVES`.
+        model: the model and its first weights.
+        data: batches.
+        teacher: momentum teacher of ITC.
+        optimizer: AdamW.
+        schedule: learning rate over the steps.
+        evaluation: evaluation during the run.
+        epochs: passes over the data, unless `steps` is set.
+        steps: optimizer steps; 0 for `epochs`.
+        seed: of first weights, shuffling, augmentation and all draws.
+        precision: "float32"; "medium": float32 with matrix products in bfloat16 if the device has them; "bfloat16":
+            autocast.
+        compile: compile the blocks with torch.compile.
+        activation_checkpointing: recompute activations in the backward pass, to save memory.
+        shard: shard weights and moments over the processes (FSDP2). A run may be resumed with or without.
+        ema: momentum of averaged weights, which are evaluated and saved as the result; 0 for none.
+        save_every: steps between checkpoints; 0 for one an epoch.
+        keep_last: checkpoints kept besides the best; at least 1.
+        label_smoothing: of LM, VQA and classes, 0 up to but without 1.
+        match_weight: weight of a true pair in ITM relative to a false one.
+        hard_negatives: share of ITM's false pairs that are drawn by ITC similarity, 0..1 (1 in the papers); the others
+            are drawn uniformly from the batch.
+        calibrate: fit ITM's threshold, and for BLIP the weight of the ITC cosine, at the end: on the evaluation data,
+            or on images held out of the training, which `model.init_from` must not have learned either.
+        masked_patches: share of patches that MIM hides, between 0 and 1.
+        masked_words: share of words that MLM masks, between 0 and 1.
     """
 
     name: str
@@ -149,52 +194,60 @@ class Recipe:
 
 
 def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """The recipe with `path=value` settings applied, such as `optimizer.lr=1e-4` or `terms.vqa=0.5`.
+    """A recipe with settings applied.
 
-    A value is JSON, or a plain word where text is expected. Raises UsageError for an unknown name (with the nearest
-    ones) or a value of the wrong type, before anything else happens.
+    Args:
+        recipe: unchanged.
+        settings: `path=value` each, such as `optimizer.lr=1e-4` or `terms.vqa=0.5`. A value is JSON, or text.
+
+    Raises:
+        UsageError: unknown name (the message gives the nearest one), or a value of the wrong type or out of range.
     """
     data = to_json(recipe)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: write it as name=value, such as optimizer.lr=1e-4")
-        set_option(data, path.strip(), text.strip(), made=_MADE, free=("terms",))
+        set_option(data, path.strip(), text.strip(), defaults=_DEFAULTS, free=("terms",))
     return from_json(data)
 
 
 def to_json(recipe: Recipe) -> JsonDict:
-    """Plain values that JSON can hold, and `from_json` reads back equal."""
+    """JSON values of a recipe, the inverse of `from_json`."""
     return json.loads(json.dumps(dataclasses.asdict(recipe) | {"terms": dict(recipe.terms)}))
 
 
 def from_json(data: JsonMapping) -> Recipe:
-    """A recipe from plain values; UsageError names what is unknown, ill-typed or out of range."""
-    recipe: Recipe = from_dict(Recipe, data, "")
+    """A recipe from JSON values.
+
+    Raises:
+        UsageError: a setting is unknown, of the wrong type or out of range.
+    """
+    recipe = from_dict(Recipe, data, "")
     _check(recipe)
     return recipe
 
 
 def _check(recipe: Recipe) -> None:
-    """What types cannot say."""
+    """Checks ranges, and settings that depend on each other."""
     unknown = sorted(set(recipe.terms) - set(OBJECTIVES))
     wrong = {
-        f"terms: {', '.join(unknown)} is no objective; there are {', '.join(OBJECTIVES)}": bool(unknown),
+        f"terms: {', '.join(unknown)} is no objective; choose from {', '.join(OBJECTIVES)}": bool(unknown),
         "terms: at least one objective needs a weight above 0": not any(w > 0 for w in recipe.terms.values()),
         "terms: a weight must not be below 0": any(w < 0 for w in recipe.terms.values()),
         "model.init_from, model.size: one of them is needed": not (
             recipe.model.init_from or recipe.model.size
         ),
-        "data.batch: must be at least 2, as images are told from each other": recipe.data.batch < 2,
+        "data.batch: must be at least 2, as a contrast needs negatives": recipe.data.batch < 2,
         "data.micro_batch: must not be below 0": recipe.data.micro_batch < 0,
         "data.texts, data.questions: must be at least 1, or 0 with data.regions": (
             min(recipe.data.texts, recipe.data.questions) < (not recipe.data.regions)
         ),
         "data.regions: must not be below 0": recipe.data.regions < 0,
-        "data.regions: only the objective `prompted` learns to write boxes; give it a weight": (
+        "data.regions: only the objective `prompted` learns boxes; give it a weight": (
             recipe.data.regions > 0 and not recipe.terms.get("prompted")
         ),
-        "data.regions: boxes do not follow the shears and turns of RandAugment; set data.augment.randaugment=null, or "
+        "data.regions: RandAugment does not map boxes; set data.augment.randaugment=null, or "
         "data.augment=null": (
             recipe.data.regions > 0
             and recipe.data.augment is not None
@@ -207,9 +260,9 @@ def _check(recipe: Recipe) -> None:
         "teacher.queue: must not be below 0": recipe.teacher.queue < 0,
         "ema: must be in [0, 1)": not 0 <= recipe.ema < 1,
         "steps, epochs: one of them must be above 0": recipe.steps <= 0 and recipe.epochs <= 0,
-        "keep: must be at least 1": recipe.keep_last < 1,
+        "keep_last: must be at least 1": recipe.keep_last < 1,
         "hard_negatives: must be from 0 to 1": not 0 <= recipe.hard_negatives <= 1,
-        "smoothing: must be in [0, 1)": not 0 <= recipe.label_smoothing < 1,
+        "label_smoothing: must be in [0, 1)": not 0 <= recipe.label_smoothing < 1,
         "masked_patches, masked_words: must be between 0 and 1": not (
             0 < recipe.masked_patches < 1 and 0 < recipe.masked_words < 1
         ),

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from plain values, as JSON and a command line have them: every name and type is checked."""
+"""Parser of frozen dataclasses from plain values (JSON, command line); names and types are checked."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import json
 import types
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
+
+T = TypeVar("T")
 
 
 def set_option(
@@ -18,107 +20,127 @@ def set_option(
     path: str,
     text: str,
     *,
-    made: Mapping[str, Callable[[], Any]],
+    defaults: Mapping[str, Callable[[], JsonDict]],
     free: Collection[str] = (),
 ) -> None:
-    """Set the value at `a.b.c` in nested values: JSON, or else a plain word.
+    """Sets one value of nested settings, in place.
 
-    made: what takes the place of None on the way, by its path. free: paths below which any name may be set. Raises
-    UsageError for another name that is not there, with the nearest one.
+    Args:
+        data: settings as nested dicts.
+        path: of the value, such as "optimizer.lr".
+        text: JSON, or else taken as text.
+        defaults: path -> values of a group that is None before one of its settings is set.
+        free: paths below which new names may be set.
+
+    Raises:
+        UsageError: unknown name (the message gives the nearest one), or a value has settings below it.
     """
     *names, last = path.split(".")
     for depth, name in enumerate(names, start=1):
         where = ".".join(names[:depth])
-        if data.get(name) is None and where in made:
-            data[name] = made[where]()
-        data = _step_into(data, name, where)
+        if data.get(name) is None and where in defaults:
+            data[name] = defaults[where]()
+        data = _child(data, name, where)
     if last not in data and ".".join(names) not in free:
-        raise UsageError(f"--set {path}: no such setting{_nearest(last, data)}")
+        raise UsageError(f"--set {path}: no such setting{_suggest(last, data)}")
     try:
         data[last] = json.loads(text)
     except ValueError:
         data[last] = text
 
 
-def _step_into(data: JsonDict, name: str, path: str) -> JsonDict:
+def _child(data: JsonDict, name: str, path: str) -> JsonDict:
     if name not in data:
-        raise UsageError(f"--set {path}: no such setting{_nearest(name, data)}")
+        raise UsageError(f"--set {path}: no such setting{_suggest(name, data)}")
     if not isinstance(data[name], dict):
         raise UsageError(f"--set {path}: is one value and has no settings below it")
     return data[name]
 
 
-def _nearest(name: str, known: JsonMapping) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+def _suggest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(names)}"
 
 
-def from_dict(kind: type[Any], data: JsonMapping, path: str) -> Any:
-    """A dataclass from plain values, with every type checked."""
+def from_dict(kind: Callable[..., T], data: JsonMapping, path: str) -> T:
+    """A dataclass from plain values.
+
+    Args:
+        kind: the dataclass.
+        data: field -> value; fields may be missing.
+        path: prefix of the names in messages.
+
+    Raises:
+        UsageError: a field is unknown, or a value is of the wrong type.
+    """
     hints = get_type_hints(kind)
     if unknown := sorted(set(data) - set(hints)):
-        raise UsageError(f"{path}{unknown[0]}: no such setting{_nearest(unknown[0], hints)}")
-    return kind(**{name: _value(hints[name], value, f"{path}{name}") for name, value in data.items()})
+        raise UsageError(f"{path}{unknown[0]}: no such setting{_suggest(unknown[0], hints)}")
+    return kind(**{name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()})
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
+def _convert(hint: object, value: object, path: str) -> object:
+    """The value as a type hint asks for it: lists become tuples, whole numbers floats."""
     origin, args = get_origin(hint), get_args(hint)
     wrong = UsageError(f"{path}={json.dumps(value)}: must be {_describe(hint)}")
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _value(next(arg for arg in args if arg is not type(None)), value, path)
+        return _convert(next(arg for arg in args if arg is not type(None)), value, path)
     if origin is Literal:
         if value not in args:
             raise wrong
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise wrong
-        return from_dict(cast("type[Any]", hint), cast("JsonMapping", value), f"{path}.")
+        return from_dict(hint, value, f"{path}.")
     if origin is tuple:
-        return _row(args, value, path, wrong)
+        return _convert_tuple(args, value, path, wrong)
     if origin is frozenset:
         if not isinstance(value, (list, tuple)):
             raise wrong
-        return frozenset(_value(args[0], item, path) for item in cast("list[Any]", value))
+        return frozenset(_convert(args[0], item, path) for item in value)
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, Mapping):
             raise wrong
-        items = cast("JsonMapping", value)
-        return {name: _value(args[1], item, f"{path}.{name}") for name, item in items.items()}
+        return {name: _convert(args[1], item, f"{path}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    # bool is a subclass of int
+    if not (isinstance(hint, type) and isinstance(value, hint)) or (
+        isinstance(value, bool) and hint is not bool
+    ):
         raise wrong
     return value
 
 
-def _row(args: tuple[Any, ...], value: Any, path: str, wrong: UsageError) -> tuple[Any, ...]:
-    if isinstance(value, str) and args == (str, ...):
+def _convert_tuple(
+    args: tuple[object, ...], value: object, path: str, wrong: UsageError
+) -> tuple[object, ...]:
+    if isinstance(value, str) and args == (str, ...):  # "a,b"
         value = [part for part in value.split(",") if part]
     if not isinstance(value, (list, tuple)):
         raise wrong
-    items = cast("list[Any]", value)
     if args[-1] is ...:
-        return tuple(_value(args[0], item, path) for item in items)
-    if len(items) != len(args):
+        return tuple(_convert(args[0], item, path) for item in value)
+    if len(value) != len(args):
         raise wrong
-    return tuple(_value(arg, item, path) for arg, item in zip(args, items, strict=True))
+    return tuple(_convert(arg, item, path) for arg, item in zip(args, value, strict=True))
 
 
-def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+def _describe(hint: object) -> str:
+    names: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
         args = get_args(hint)
-        what = names.get(args[0], "values")
-        return f"a list of {what.removeprefix('a ')}s" if args[-1] is ... else f"a list of {len(args)} values"
+        item = names.get(args[0], "values")
+        return f"a list of {item.removeprefix('a ')}s" if args[-1] is ... else f"a list of {len(args)} values"
     return names.get(hint, "settings by name")
 
 
 def check_option(name: str, value: object, holds: bool, allowed: str) -> None:
-    """Raises UsageError, naming what is allowed, unless the condition holds."""
+    """Raises UsageError, with what is allowed, unless the condition holds."""
     if not holds:
         raise UsageError(f"{name}={value!r}: must be {allowed}")

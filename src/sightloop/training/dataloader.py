@@ -1,4 +1,4 @@
-"""Samples become training batches: which, in what order, cut and turned how is a function of (seed, step) alone."""
+"""Loader of training batches; order, draws and augmentation are functions of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from sightloop.data.datasets.dataset import Dataset
@@ -30,44 +31,52 @@ from sightloop.training.config import DataSettings
 from sightloop.training.masking import mask_words
 from sightloop.types import Box, ImageSpec, JsonDict, Limits, Sample, Size
 
-_AHEAD = 2  # batches that are prepared while the networks work
+_PREFETCH = 2  # batches prepared ahead of the one in use
+T = TypeVar("T")
 LabeledBox: TypeAlias = tuple[str, Box]  # a label, and a box in pixels
 
 
 class TextRows(NamedTuple):
-    """Texts of a batch, the same number for each of some of its images.
+    """Texts of a batch, R / I consecutive ones for each of I of its images.
 
-    ids int64 `[R, L]`, lengths `[R]`; images `[P]`: the batch rows that have texts, R/P consecutive texts each.
-    prompt: tokens at the start, the first one included, that are not to be learned. read: the ids that a network
-    gets to read, with some words hidden, or `ids` itself.
+    Args:
+        ids: int64 `[R, L]`, padded at the end.
+        lengths: int64 `[R]`, tokens without padding.
+        image_rows: int64 `[I]`, batch rows of the images that have texts.
+        prompt_length: tokens at the start without loss, BOS included.
+        input_ids: int64 `[R, L]`, ids with some words masked, or `ids` itself.
     """
 
     ids: Tensor
     lengths: Tensor
-    images: Tensor
-    prompt: int
-    read: Tensor
+    image_rows: Tensor
+    prompt_length: int
+    input_ids: Tensor
 
     def to(self, device: torch.device) -> TextRows:
-        """The same on another device."""
-        ids, lengths, pictures = (x.to(device, non_blocking=True) for x in self[:3])
-        read = ids if self.read is self.ids else self.read.to(device, non_blocking=True)
-        return TextRows(ids, lengths, pictures, self.prompt, read)
+        """A copy on another device."""
+        ids, lengths, image_rows = (x.to(device, non_blocking=True) for x in self[:3])
+        input_ids = ids if self.input_ids is self.ids else self.input_ids.to(device, non_blocking=True)
+        return TextRows(ids, lengths, image_rows, self.prompt_length, input_ids)
 
 
 class PromptedRows(NamedTuple):
-    """Texts behind their prompts, in which the image stands as one id, for networks that write on from a prompt.
+    """Prompts with their answers, for prompted networks; one id is the placeholder of the image.
 
-    ids int64 `[R, L]`; lengths `[R]`, of which the first `prompts` `[R]` are given; images `[R]`: the batch rows.
+    Args:
+        ids: int64 `[R, L]`, prompt, answer, EOS, padding.
+        lengths: int64 `[R]`, tokens without padding.
+        prompt_lengths: int64 `[R]`, tokens of the prompts, which get no loss.
+        image_rows: int64 `[R]`, batch row of each text's image.
     """
 
     ids: Tensor
     lengths: Tensor
-    prompts: Tensor
-    images: Tensor
+    prompt_lengths: Tensor
+    image_rows: Tensor
 
     def to(self, device: torch.device) -> PromptedRows:
-        """The same on another device."""
+        """A copy on another device."""
         return PromptedRows(*(x.to(device, non_blocking=True) for x in self))
 
 
@@ -78,23 +87,33 @@ class PromptFormat:
     Args:
         prompts: task -> prompt (`protocols.PromptedNetwork`).
         end_id: EOS.
-        begin: ids that every answer begins with.
+        answer_start: ids that every answer begins with.
         region_formats: task -> format of its regions (`protocols.RegionNetwork`).
         phrase_separator: what joins several phrases in one prompt; "" if it takes one at a time.
     """
 
     prompts: Mapping[str, str]
     end_id: int
-    begin: tuple[int, ...] = ()
+    answer_start: tuple[int, ...] = ()
     region_formats: Mapping[str, str] = field(default_factory=dict[str, str])
     phrase_separator: str = ""
 
-    def detect(self, things: Sequence[LabeledBox], size: Size, names: Sequence[str]) -> tuple[str, list[str]]:
-        """The prompt that asks for all things, or for those of these names (without any: the names that there are), and
-        the answer in pieces, one a thing."""
-        job = "detect" if "detect" in self.region_formats else "find"
-        asked = self.phrase_separator.join(names or dict.fromkeys(label for label, _ in things))
-        return self.prompts[job].replace("{}", asked), FORMATTERS[self.region_formats[job]](things, size)
+    def detection_prompt(
+        self, regions: Sequence[LabeledBox], size: Size, classes: Sequence[str]
+    ) -> tuple[str, list[str]]:
+        """A detection prompt and its answer.
+
+        Args:
+            regions: labels and boxes of the image.
+            size: (height, width) of the image in the pixels of the boxes.
+            classes: labels in the prompt, if the network is prompted with labels; () for those of the regions.
+
+        Returns:
+            The prompt, and the text of each region.
+        """
+        task = "detect" if "detect" in self.region_formats else "find"
+        phrases = self.phrase_separator.join(classes or dict.fromkeys(label for label, _ in regions))
+        return self.prompts[task].replace("{}", phrases), FORMATTERS[self.region_formats[task]](regions, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +124,14 @@ class Batch:
         step: of the batch, from 0.
         epoch: passes over the data before this batch.
         keys: of the b samples.
-        places: row of each sample in the global batch, int64 `[b]`.
-        identities: index of each sample in the dataset, int64 `[b]`.
+        row_indices: row of each sample in the global batch, int64 `[b]`.
+        sample_indices: index of each sample in the dataset, int64 `[b]`.
         pixels: uint8 `[b, 3, S, S]`.
         captions: as written.
-        lm_captions: behind the recipe's prompt.
+        lm_captions: the same, each after the recipe's prompt.
         questions: of all samples.
         answers: one a question.
-        prompted: captions, answers and regions behind their prompts, for prompted networks.
+        prompted: captions, answers and regions after their prompts, for prompted networks; None for others.
         labels: class of each sample, int64 `[b]`, -1 without.
         skipped: (key, reason) of samples that could not be used.
     """
@@ -120,8 +139,8 @@ class Batch:
     step: int
     epoch: float
     keys: tuple[str, ...]
-    places: Tensor
-    identities: Tensor
+    row_indices: Tensor
+    sample_indices: Tensor
     pixels: Tensor
     captions: TextRows | None
     lm_captions: TextRows | None
@@ -133,14 +152,14 @@ class Batch:
 
 
 class _Row(NamedTuple):
-    place: int
+    number: int  # row of the global batch
     sample: int
     key: str
-    values: NDArray[np.uint8]
+    values: NDArray[np.uint8]  # [3, S, S]
     captions: list[str]
     questions: list[tuple[str, str]]
-    things: list[LabeledBox]
-    size: Size  # of what is shown, in the pixels in which the things are
+    regions: list[LabeledBox]
+    size: Size  # of the augmented image, in the pixels of the boxes
     label: int
 
 
@@ -151,7 +170,7 @@ class _Skip(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchLoader:
-    """Loader of a dataset's batches, the same for a seed and a step whatever was loaded before.
+    """Loader of a dataset's batches; a batch depends on the seed and its step, not on earlier ones.
 
     Args:
         dataset: samples.
@@ -161,7 +180,7 @@ class BatchLoader:
         seed: of shuffling and all draws.
         labels: name -> class, for recipes that learn classes.
         rank: of this process.
-        world: number of processes.
+        world_size: number of processes.
         prompts: of a prompted network, None for others.
     """
 
@@ -172,92 +191,97 @@ class BatchLoader:
     seed: int
     labels: Mapping[str, int]
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     prompts: PromptFormat | None = None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Those of steps `first` to `last - 1`, prepared ahead by threads; the same whatever was drawn before."""
+        """Batches of the steps `first` to `last - 1`, prepared by threads."""
         cache = _Cache(self.settings.cache)
         with ThreadPoolExecutor(self.settings.workers) as pool:
             waiting: deque[tuple[int, list[Future[_Row | _Skip]]]] = deque()
             try:
                 for step in range(first, last):
                     waiting.append(
-                        (step, [pool.submit(self._row, cache, *where) for where in self.where(step)])
+                        (step, [pool.submit(self._row, cache, *where) for where in self.rows_of_step(step)])
                     )
-                    if len(waiting) > _AHEAD:
+                    if len(waiting) > _PREFETCH:
                         yield self._collect(*waiting.popleft())
                 while waiting:
                     yield self._collect(*waiting.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def where(self, step: int) -> list[tuple[int, int, int]]:
-        """(place in the global batch, epoch, index in the dataset) of this process's rows of a step.
+    def rows_of_step(self, step: int) -> list[tuple[int, int, int]]:
+        """(row of the global batch, epoch, index in the dataset) of this process's rows of a step.
 
-        The epochs follow each other without a gap: each sample once in each, and every batch is full.
+        Each epoch has each sample once. A batch may span two epochs, so that all are full: with 5 samples and a batch
+        of 2, step 2 has the last sample of epoch 0 and the first of epoch 1.
         """
         count, batch = len(self.dataset), self.settings.batch
-        places = rank_slice(np.arange(batch, dtype=np.int64), self.rank, self.world)
-        epochs, offsets = np.divmod(step * batch + places, count)
+        numbers = rank_slice(np.arange(batch, dtype=np.int64), self.rank, self.world_size)
+        epochs, offsets = np.divmod(step * batch + numbers, count)
         rows: list[tuple[int, int, int]] = []
         for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            indices = shuffled_index(offsets[chosen], count=count, seed=self.seed, epoch=epoch)
+            in_epoch = epochs == epoch
+            indices = shuffled_index(offsets[in_epoch], count=count, seed=self.seed, epoch=epoch)
             rows += [
-                (place, epoch, index)
-                for place, index in zip(places[chosen].tolist(), indices.tolist(), strict=True)
+                (number, epoch, index)
+                for number, index in zip(numbers[in_epoch].tolist(), indices.tolist(), strict=True)
             ]
         return rows
 
-    def _row(self, cache: _Cache, place: int, epoch: int, index: int) -> _Row | _Skip:
+    def _row(self, cache: _Cache, number: int, epoch: int, index: int) -> _Row | _Skip:
         key = str(index)
         try:
             sample = self.dataset[index]
             key = sample.key
             random = generator("texts", self.seed, epoch, index)
             captions = _draw(random, [c for c in sample.captions if c.strip()], self.settings.texts)
-            asked = _draw(random, list(sample.questions), self.settings.questions)
-            questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in asked]
+            drawn = _draw(random, sample.questions, self.settings.questions)
+            questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in drawn]
             label = -1 if sample.label is None else self.labels.get(sample.label, -1)
-            things = self._things(sample, epoch, index)
+            regions = self._regions(sample, epoch, index)
             if self.prompts is not None:
-                _check_words(self.tokenizer, key, [*captions, *chain(*questions), *(n for n, _ in things)])
-            values, things, size = self._pixels(cache, index, sample, epoch, things)
+                _check_texts(self.tokenizer, key, [*captions, *chain(*questions), *(n for n, _ in regions)])
+            values, regions, size = self._pixels(cache, index, sample, epoch, regions)
         except ImageError as error:
             return _Skip(key, str(error))
-        return _Row(place, index, key, values, captions, questions, things, size, label)
+        return _Row(number, index, key, values, captions, questions, regions, size, label)
 
-    def _things(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
-        """Up to `regions` things of those that are to be named, in the sample's order."""
-        found = [(plain_label(region.label), region.box) for region in sample.regions]
-        names, most = self.settings.classes, self.settings.regions
-        if most and not all(label for label, _ in found):
-            raise ImageError(sample.key, "one of its regions has no label: name it, or leave the region out")
-        found = [thing for thing in found if not names or thing[0] in names] if most else []
-        if len(found) > most:
-            some = generator("regions", self.seed, epoch, index).permutation(len(found))[:most]
-            found = [found[i] for i in sorted(some.tolist())]
-        return found
+    def _regions(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
+        """Up to `regions` regions of the classes to learn, drawn at random, in the sample's order."""
+        regions = [(plain_label(region.label), region.box) for region in sample.regions]
+        classes, limit = self.settings.classes, self.settings.regions
+        if limit and not all(label for label, _ in regions):
+            raise ImageError(sample.key, "one of its regions has no label: add a label, or remove the region")
+        regions = [region for region in regions if not classes or region[0] in classes] if limit else []
+        if len(regions) > limit:
+            drawn = generator("regions", self.seed, epoch, index).permutation(len(regions))[:limit]
+            regions = [regions[i] for i in sorted(drawn.tolist())]
+        return regions
 
     def _pixels(
-        self, cache: _Cache, index: int, sample: Sample, epoch: int, things: list[LabeledBox]
+        self, cache: _Cache, index: int, sample: Sample, epoch: int, regions: list[LabeledBox]
     ) -> tuple[NDArray[np.uint8], list[LabeledBox], Size]:
-        """What is shown of an image, the things in it, and its size in the pixels of their boxes."""
+        """The augmented image `[3, S, S]`, the boxes in it, and its size in the pixels of the boxes."""
         options = self.settings.augment
         if options is None:
             values, (height, width) = cache.get(index, lambda: _plain(sample, self.spec))
             view, scale = View((0, 0, width, height)), (1.0, 1.0)
         else:
             side = (self.spec.crop or self.spec.resize or (224, 224))[0]
-            picture, (height, width) = cache.get(index, lambda: _decoded(sample, cache.side))
-            texts = [*sample.captions, *(q.question for q in sample.questions), *(name for name, _ in things)]
-            about: JsonDict = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
-            values = augment(picture, side, options, **about)
-            view = sample_view((picture.shape[0], picture.shape[1]), options, **about)
-            scale = picture.shape[1] / width, picture.shape[0] / height
-        shown = [(label, view.map_box(_scaled(box, scale))) for label, box in things]
-        return values, [(label, box) for label, box in shown if box is not None], view.size
+            image, (height, width) = cache.get(index, lambda: _decoded(sample, cache.side))
+            texts = [
+                *sample.captions,
+                *(q.question for q in sample.questions),
+                *(name for name, _ in regions),
+            ]
+            draws: JsonDict = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
+            values = augment(image, side, options, **draws)
+            view = sample_view((image.shape[0], image.shape[1]), options, **draws)
+            scale = image.shape[1] / width, image.shape[0] / height
+        mapped = [(label, view.map_box(_scaled(box, scale))) for label, box in regions]
+        return values, [(label, box) for label, box in mapped if box is not None], view.size
 
     def _collect(self, step: int, futures: Sequence[Future[_Row | _Skip]]) -> Batch:
         results = [future.result() for future in futures]
@@ -266,21 +290,21 @@ class BatchLoader:
         pixels = np.stack([row.values for row in rows]) if rows else np.zeros((0, 3, side, side), np.uint8)
         captions = [row.captions for row in rows]
         prompt = self.settings.prompt
-        places = torch.tensor([row.place for row in rows], dtype=torch.int64)
-        plain = self._hide(self._texts(captions), step, places)
-        prompted = plain
+        row_indices = torch.tensor([row.number for row in rows], dtype=torch.int64)
+        plain = self._mask(self._texts(captions), step, row_indices)
+        behind_prompt = plain
         if prompt:
             texts = self._texts([[f"{prompt} {text}" for text in row] for row in captions], prompt)
-            prompted = self._hide(texts, step, places)
+            behind_prompt = self._mask(texts, step, row_indices)
         return Batch(
             step=step,
             epoch=step * self.settings.batch / len(self.dataset),
             keys=tuple(row.key for row in rows),
-            places=places,
-            identities=torch.tensor([row.sample for row in rows], dtype=torch.int64),
+            row_indices=row_indices,
+            sample_indices=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
-            lm_captions=prompted,
+            lm_captions=behind_prompt,
             questions=self._texts([[question for question, _ in row.questions] for row in rows]),
             answers=self._texts([[answer for _, answer in row.questions] for row in rows]),
             prompted=None if self.prompts is None else self._prompted(self.prompts, rows),
@@ -289,22 +313,23 @@ class BatchLoader:
         )
 
     def _texts(self, texts: Sequence[Sequence[str]], prompt: str = "") -> TextRows | None:
+        """Tokens of the texts of each image."""
         flat = [text for row in texts for text in row]
         if not flat:
             return None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # texts cut to max_tokens, at every visit
+            warnings.simplefilter("ignore", UserWarning)  # texts truncated to max_tokens
             tokens = self.tokenizer.encode(flat, max_length=self.settings.max_tokens)
             start = int(self.tokenizer.encode([prompt]).lengths[0]) - 1 if prompt else 1
-        owners = torch.tensor([row for row, its in enumerate(texts) if its], dtype=torch.int64)
+        image_rows = torch.tensor([row for row, own in enumerate(texts) if own], dtype=torch.int64)
         ids = torch.from_numpy(tokens.ids)
-        return TextRows(ids, torch.from_numpy(tokens.lengths), owners, start, ids)
+        return TextRows(ids, torch.from_numpy(tokens.lengths), image_rows, start, ids)
 
-    def _hide(self, rows: TextRows | None, step: int, places: Tensor) -> TextRows | None:
-        """The same texts with some words hidden from whoever reads them."""
+    def _mask(self, rows: TextRows | None, step: int, row_indices: Tensor) -> TextRows | None:
+        """The same texts with some words of `input_ids` masked (`caption_dropout`)."""
         if rows is None or not self.settings.caption_dropout:
             return rows
-        hidden = mask_words(
+        words = mask_words(
             rows.ids.numpy(),
             rows.lengths.numpy(),
             mask_id=self.tokenizer.token_id("[MASK]"),
@@ -312,73 +337,78 @@ class BatchLoader:
             share=self.settings.caption_dropout,
             seed=self.seed,
             step=step,
-            rows=places[rows.images].numpy(),
+            rows=row_indices[rows.image_rows].numpy(),
         )
-        return rows._replace(read=torch.from_numpy(hidden.ids))
+        return rows._replace(input_ids=torch.from_numpy(words.ids))
 
-    def _fitting(self, pieces: list[str]) -> str:
-        """As many whole pieces of a text as `max_tokens` has room for, its end included."""
-        begins, ends = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
+    def _truncate(self, pieces: list[str]) -> str:
+        """As many of the pieces, from the first, as `max_tokens` holds with EOS."""
+        has_bos, has_eos = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
         for count in range(len(pieces), 0, -1):
             text = "".join(pieces[:count])
-            if int(self.tokenizer.encode([text]).lengths[0]) - begins - ends < self.settings.max_tokens:
+            if int(self.tokenizer.encode([text]).lengths[0]) - has_bos - has_eos < self.settings.max_tokens:
                 return text
         return ""
 
     def _prompted(self, formats: PromptFormat, rows: Sequence[_Row]) -> PromptedRows | None:
-        """Each caption and answer after its prompt, and the id that ends it; texts are cut to `max_tokens`."""
-        asked: list[tuple[int, str, str]] = []
+        """Prompt, answer and EOS for each caption, question and detection; answers are truncated to `max_tokens`."""
+        examples: list[tuple[int, str, str]] = []  # (row, prompt, answer)
         caption = formats.prompts["caption"]
         if self.settings.prompt:
             caption = formats.prompts["prompt"].replace("{}", self.settings.prompt)
         question = formats.prompts.get("answer", formats.prompts["prompt"])
-        for place, row in enumerate(rows):
-            asked += [(place, caption, text) for text in row.captions]
-            asked += [(place, question.replace("{}", q), text) for q, text in row.questions]
-            if row.things or (self.settings.regions and self.settings.classes):
-                ask, pieces = formats.detect(row.things, row.size, self.settings.classes)
-                asked.append((place, ask, self._fitting(pieces)))
-        if not asked:
+        for number, row in enumerate(rows):
+            examples += [(number, caption, text) for text in row.captions]
+            examples += [(number, question.replace("{}", q), text) for q, text in row.questions]
+            if row.regions or (self.settings.regions and self.settings.classes):
+                prompt, pieces = formats.detection_prompt(row.regions, row.size, self.settings.classes)
+                examples.append((number, prompt, self._truncate(pieces)))
+        if not examples:
             return None
-        owners, before, after = zip(*asked, strict=True)
-        prompts, texts = (self.tokenizer.encode(list(given)) for given in (before, after))
-        begins, ends = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
-        whole: list[NDArray[np.int64]] = []
-        for prompt, long, text, end in zip(
+        image_rows, *columns = zip(*examples, strict=True)
+        prompts, texts = (self.tokenizer.encode([str(text) for text in column]) for column in columns)
+        has_bos, has_eos = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
+        sequences: list[NDArray[np.int64]] = []
+        for prompt, length, text, end in zip(
             prompts.ids, prompts.lengths, texts.ids, texts.lengths, strict=True
         ):
-            kept = text[begins : end - ends][: self.settings.max_tokens - 1]
-            whole.append(np.array([*prompt[:long], *formats.begin, *kept, formats.end_id], np.int64))
-        lengths = [len(row) for row in whole]
-        ids = np.full((len(whole), max(lengths)), self.tokenizer.pad_id, np.int64)
-        for row, found in zip(ids, whole, strict=True):
-            row[: len(found)] = found
-        known = torch.from_numpy(ids), torch.tensor(lengths), torch.from_numpy(prompts.lengths)
-        return PromptedRows(*known, torch.tensor(owners))
+            kept = text[has_bos : end - has_eos][: self.settings.max_tokens - 1]
+            answer = [*formats.answer_start, *kept, formats.end_id]
+            sequences.append(np.array([*prompt[:length], *answer], np.int64))
+        lengths = [len(sequence) for sequence in sequences]
+        ids = np.full((len(sequences), max(lengths)), self.tokenizer.pad_id, np.int64)  # [R, L]
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        return PromptedRows(
+            torch.from_numpy(ids),
+            torch.tensor(lengths),
+            torch.from_numpy(prompts.lengths),
+            torch.tensor(image_rows),
+        )
 
 
 class _Cache:
-    """Decoded images and their sizes by index, shared by threads; side 0 keeps nothing."""
+    """Cache of decoded images and their sizes by index, shared by threads; with side 0 it stays empty."""
 
     def __init__(self, side: int) -> None:
         self.side = side
-        self._kept: dict[int, tuple[NDArray[np.uint8], Size]] = {}
+        self._images: dict[int, tuple[NDArray[np.uint8], Size]] = {}
         self._lock = threading.Lock()
 
     def get(
         self, index: int, make: Callable[[], tuple[NDArray[np.uint8], Size]]
     ) -> tuple[NDArray[np.uint8], Size]:
-        if (kept := self._kept.get(index)) is not None:
-            return kept
-        made = make()
+        if (cached := self._images.get(index)) is not None:
+            return cached
+        decoded = make()
         if self.side:
             with self._lock:
-                self._kept[index] = made
-        return made
+                self._images[index] = decoded
+        return decoded
 
 
 def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
-    """Prepared, and the (height, width) that the image had."""
+    """The preprocessed image, uint8 `[3, H, W]`, and its (height, width) before."""
     try:
         pixels = preprocess(_source(sample), spec, limits=Limits())
     except ImageError as error:
@@ -387,25 +417,26 @@ def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
 
 
 def _decoded(sample: Sample, side: int) -> tuple[NDArray[np.uint8], Size]:
-    """uint8 `[H, W, 3]`, with a side made smaller so that the shorter edge is that long; and the size before that."""
+    """uint8 `[H, W, 3]`, shorter edge at most `side` (0 for any); and its (height, width) before the resize."""
     try:
-        picture = decode(_source(sample), Limits())
+        image = decode(_source(sample), Limits())
     except ImageError as error:
         raise ImageError(sample.key, error.reason) from None
-    size = picture.height, picture.width
+    size = image.height, image.width
     if side and min(size) > side:
         scale = side / min(size)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), 3)
-    return np.asarray(picture), size
+        shape = round(image.width * scale), round(image.height * scale)
+        image = image.resize(shape, Image.Resampling.BICUBIC)
+    return np.asarray(image), size
 
 
 def _scaled(box: Box, scale: tuple[float, float]) -> Box:
-    across, down = scale
-    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+    x, y = scale
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
-def _check_words(tokenizer: Tokenizer, key: str, texts: Sequence[str]) -> None:
-    """Texts that hold a token of the model's own are not learned: its place would not be an image's, or an end."""
+def _check_texts(tokenizer: Tokenizer, key: str, texts: Sequence[str]) -> None:
+    """Raises ImageError if a text spells a special token, which would be read as an image or an end."""
     try:
         for text in texts:
             check_special_tokens(tokenizer, text)
@@ -417,8 +448,8 @@ def _source(sample: Sample) -> bytes | str:
     return sample.image if isinstance(sample.image, bytes) else str(sample.image)
 
 
-def _draw(random: np.random.Generator, items: list[Any], count: int) -> list[Any]:
-    """`count` of the items, each as often as any other, in random order; none where there are none."""
+def _draw(random: np.random.Generator, items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items in random order, each before any is repeated; [] if there are none."""
     if not items or not count:
         return []
     order = np.concatenate([random.permutation(len(items)) for _ in range(-(-count // len(items)))])
@@ -426,11 +457,11 @@ def _draw(random: np.random.Generator, items: list[Any], count: int) -> list[Any
 
 
 def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batch, Tensor]:
-    """The batch's tensors on the device, and its normalised pixels, float32 `[b, 3, S, S]`."""
-    move = replace(
+    """The batch on a device, and its normalized pixels, float32 `[b, 3, S, S]`."""
+    moved = replace(
         batch,
-        places=batch.places.to(device),
-        identities=batch.identities.to(device),
+        row_indices=batch.row_indices.to(device),
+        sample_indices=batch.sample_indices.to(device),
         labels=batch.labels.to(device),
         captions=None if batch.captions is None else batch.captions.to(device),
         lm_captions=None if batch.lm_captions is None else batch.lm_captions.to(device),
@@ -438,4 +469,4 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         answers=None if batch.answers is None else batch.answers.to(device),
         prompted=None if batch.prompted is None else batch.prompted.to(device),
     )
-    return move, normalize(batch.pixels, spec, device)
+    return moved, normalize(batch.pixels, spec, device)

@@ -1,4 +1,4 @@
-"""The processes of one training run: started by `torchrun`, or one alone."""
+"""Processes of a training run, started by `torchrun`, or a single one: setup, gradient sums, sharded tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any, cast
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -14,25 +14,38 @@ from torch import Tensor, nn
 
 from sightloop.nn.device import choose_device
 
-_BUCKET = 32 * 1024 * 1024  # bytes of gradients summed at once
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor  # slow to import
+
+_BUCKET = 32 * 1024 * 1024  # bytes of gradients in one all-reduce
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """rank: this process among `world`; device: what it works on."""
+    """This process among those of a run.
+
+    Args:
+        rank: 0 to world_size - 1.
+        world_size: number of processes.
+        device: of this process.
+    """
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this process, rank 0, writes files and reports."""
         return self.rank == 0
 
 
 def init_world(device: str) -> World:
-    """Take part in the run that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK), or be alone. device: as `load`."""
+    """Joins the processes that `torchrun` started, if any (RANK, WORLD_SIZE, LOCAL_RANK).
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = str(choose_device(device))
     if chosen == "cuda":
@@ -46,38 +59,53 @@ def init_world(device: str) -> World:
 
 @torch.no_grad()
 def reduce_gradients(parameters: Iterable[nn.Parameter], ranks: World) -> None:
-    """Every process gets the sum of all gradients; a parameter that some of them did not use counts as zero there,
-    one that none used stays without. Sharded ones are summed already.
+    """Sums gradients over the processes, in place.
+
+    Args:
+        parameters: a missing gradient counts as zero, unless it is missing in all processes. Sharded parameters are
+            skipped: FSDP sums their gradients.
+        ranks: the processes, all of which call together.
     """
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return
-    whole_ones = [parameter for parameter in parameters if not is_sharded(parameter)]
-    used = any_of([parameter.grad is not None for parameter in whole_ones], ranks)
+    unsharded = [parameter for parameter in parameters if not is_sharded(parameter)]
+    used = any_of([parameter.grad is not None for parameter in unsharded], ranks)
     bucket: list[nn.Parameter] = []
     size = 0
-    for parameter in compress(whole_ones, used):
+    for parameter in compress(unsharded, used):
         bucket.append(parameter)
         size += parameter.numel() * parameter.element_size()
         if size >= _BUCKET:
-            _sum(bucket)
+            _all_reduce(bucket)
             bucket, size = [], 0
     if bucket:
-        _sum(bucket)
+        _all_reduce(bucket)
 
 
-def _sum(bucket: list[nn.Parameter]) -> None:
+def _all_reduce(bucket: list[nn.Parameter]) -> None:
+    """Sums the gradients of a bucket as one flat tensor."""
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    for parameter, gradient in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale all gradients down so that their norm, over whole and sharded ones, is `limit` at most; what it was."""
-    found = [parameter for parameter in parameters if parameter.grad is not None]
-    kinds = [[p for p in found if is_sharded(p) is sharded] for sharded in (False, True)]
-    norms = [whole(nn.utils.get_total_norm([cast(Tensor, p.grad) for p in kind])) for kind in kinds if kind]
+    """Scales gradients so that their joint norm is at most `limit`, in place.
+
+    Args:
+        parameters: sharded or not; those without gradient are skipped.
+        limit: may be infinite.
+
+    Returns:
+        The norm before.
+    """
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    # torch's norms take parameters of one kind: unsharded, sharded.
+    kinds = [[p for p in trained if is_sharded(p) is sharded] for sharded in (False, True)]
+    gradients = [[p.grad for p in kind if p.grad is not None] for kind in kinds if kind]
+    norms = [full_tensor(nn.utils.get_total_norm(each)) for each in gradients]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms or [torch.zeros(())]))
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
@@ -85,43 +113,44 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
 
 
 def any_of(flags: Sequence[bool], ranks: World) -> list[bool]:
-    """Of each flag, whether it is set in any process."""
+    """For each flag, whether it is set in any process."""
     return [value == 1 for value in _largest([int(flag) for flag in flags], ranks)]
 
 
 def agree(values: Sequence[int], ranks: World) -> bool:
-    """Whether all processes have the same values."""
-    return _largest([*values, *(-value for value in values)], ranks) == [
-        *values,
-        *(-value for value in values),
-    ]
+    """Whether all processes pass the same values."""
+    both = [*values, *(-value for value in values)]  # the greatest of -x is the least of x
+    return _largest(both, ranks) == both
 
 
 def _largest(values: list[int], ranks: World) -> list[int]:
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return cast("list[int]", tensor.tolist())
+    return tensor.tolist()
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether each process holds a part of it only: torch's DTensor, whose module is slow to load."""
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor `[...]` is a DTensor, of which each process holds a part."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
-    """The whole of a sharded tensor, which all processes must ask for; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, `[...]` -> `[...]`; other tensors are returned. All processes call together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def local(tensor: Any) -> Tensor:
-    """This process's part of a sharded tensor; any other as it is. Shares its memory."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, `[n, ...]` -> `[n / world_size, ...]`; other tensors are returned.
+
+    Shares memory with the tensor.
+    """
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def part(value: Tensor, like: Any) -> Tensor:
-    """This process's part of a whole tensor, if `like` is sharded."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a full tensor `[n, ...]`, split as `like` is; the full tensor if that is not sharded."""
     if not is_sharded(like):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -131,18 +160,18 @@ def part(value: Tensor, like: Any) -> Tensor:
 
 
 def sum_values(values: Mapping[str, float], ranks: World) -> dict[str, float]:
-    """Shares by name, summed over the processes; a name may be missing in some."""
-    if ranks.world == 1:
+    """Sums of values by name over the processes; a missing name counts as 0."""
+    if ranks.world_size == 1:
         return dict(values)
-    everyones: list[dict[str, float]] = [{} for _ in range(ranks.world)]
-    dist.all_gather_object(everyones, dict(values))
+    gathered: list[dict[str, float]] = [{} for _ in range(ranks.world_size)]
+    dist.all_gather_object(gathered, dict(values))
     return {
-        name: sum(one.get(name, 0.0) for one in everyones)
-        for name in dict.fromkeys(n for one in everyones for n in one)
+        name: sum(part.get(name, 0.0) for part in gathered)
+        for name in dict.fromkeys(name for part in gathered for name in part)
     }
 
 
 def barrier(ranks: World) -> None:
-    """Until every process is here."""
-    if ranks.world > 1:
+    """Waits until all processes call it."""
+    if ranks.world_size > 1:
         dist.barrier()

@@ -1,4 +1,4 @@
-"""What a training run says while it goes on: frozen records, each one line of RUN/metrics.jsonl."""
+"""Events of a training run: frozen records, each one line of RUN/metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict, JsonMapping
@@ -14,10 +14,16 @@ from sightloop.types import JsonDict, JsonMapping
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The run starts, or goes on at `first_step`.
+    """Start or resumption of a run.
 
-    recipe: its name. steps: of the whole run. batch: images a step, over all processes. samples: in the training
-    data. parameters, trainable: numbers of weights.
+    Args:
+        recipe: its name.
+        steps: of the run.
+        batch: images a step, over all processes.
+        samples: number of samples in the training data.
+        parameters: number of weights.
+        trainable: number of weights that are not frozen.
+        first_step: steps done before; 0 for a new run.
     """
 
     recipe: str
@@ -31,11 +37,17 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """The optimizer has taken step `step` (from 1).
+    """An optimizer step.
 
-    epoch: how often the data has been seen. loss: the weighted sum. values: the terms ("itc", "itm", "lm"), each of
-    which `chances` gives the value of where nothing was learned, and facts ("itm.accuracy", "gradient_norm").
-    rate: the learning rate. seconds, samples: since the record before, so that their ratio is the throughput.
+    Args:
+        step: from 1.
+        epoch: passes over the data so far.
+        loss: weighted sum of the terms.
+        values: losses by term ("itc", "itm", "lm"), and facts ("itm.accuracy", "gradient_norm").
+        chances: term -> its loss at chance level.
+        lr: learning rate.
+        seconds: duration of the step.
+        samples: images of the step; samples / seconds is the throughput.
     """
 
     step: int
@@ -50,7 +62,13 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The evaluation after a step. values: metrics by name. texts: (key of the image, caption written now)."""
+    """Evaluation after a step.
+
+    Args:
+        step: steps done.
+        values: metrics by name.
+        texts: (key of the image, generated caption).
+    """
 
     step: int
     values: dict[str, float]
@@ -59,16 +77,23 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """The threshold of the judge was set. data: where the pairs come from; empty: kept out of the training.
+    """Calibration of the ITM threshold.
 
-    images, pairs: how many. area: under the ROC curve. before, after: at a probability of 0.5, the shares of true
-    pairs that were "kept" and of wrong ones that were "dropped". cosine: what ITC's cosine counts beside ITM's logit.
-    start: the model whose share of dropped texts was kept, as it has learned from these images; else empty.
+    Args:
+        step: steps done.
+        data: dataset of the pairs; "" for images held out of the training.
+        images: number of images.
+        pairs: number of pairs, true and false.
+        area: under the ROC curve, 0..1.
+        before: at a probability of 0.5, the share of true pairs "kept" and of false pairs "dropped".
+        after: the same, calibrated.
+        cosine: weight of the ITC cosine in the logit of "match".
+        start: model from which the share of dropped pairs was taken, if it has learned these images; else "".
     """
 
     step: int
     data: str
-    pictures: int
+    images: int
     pairs: int
     area: float
     before: dict[str, float]
@@ -76,28 +101,32 @@ class Calibrated:
     cosine: float = 0.0
     start: str = ""
 
-    def told(self) -> str:
-        """In a sentence or two."""
+    def summary(self) -> str:
+        """The calibration in a sentence or two."""
         (kept, dropped), (now, gone) = ((at["kept"], at["dropped"]) for at in (self.before, self.after))
         if self.start:
             return (
-                f"ITM's threshold is carried over from {self.start}, which has learned from the {self.pictures:,} "
-                f"images that it could be set on: 0.5 drops {gone:.1%} of their wrong texts, as there (before: "
-                f"{dropped:.1%}). Images that are new to both would tell more: --evaluate DATA"
+                f"ITM's threshold is carried over from {self.start}, which has learned from the {self.images:,} "
+                f"images to calibrate on: 0.5 drops {gone:.1%} of their wrong texts, as there (before: "
+                f"{dropped:.1%}). Calibrate on images new to both instead: --evaluate DATA"
             )
         return (
             f"ITM's threshold is set: 0.5 keeps {now:.1%} of true texts and drops {gone:.1%} of wrong ones (before: "
             f"{kept:.1%} and {dropped:.1%}; ROC area {self.area:.3f}), measured on {self.pairs:,} pairs with "
-            f"{self.pictures:,} images {f'of {self.data}' if self.data else 'kept out of the training'}"
-            + (f". ITC's cosine counts {self.cosine:g} times beside ITM's logit" if self.cosine else "")
+            f"{self.images:,} images {f'of {self.data}' if self.data else 'kept out of the training'}"
+            + (f". ITC's cosine is added to ITM's logit with weight {self.cosine:g}" if self.cosine else "")
         )
 
 
 @dataclass(frozen=True, slots=True)
 class WarningRaised:
-    """Something is wrong. about: the term or fact; text: what was seen, what it means, what to try.
+    """A warning.
 
-    over: it was wrong, and is right again.
+    Args:
+        step: steps done.
+        about: the term or fact.
+        text: observation, meaning, remedy.
+        over: an earlier warning about this no longer holds.
     """
 
     step: int
@@ -108,7 +137,7 @@ class WarningRaised:
 
 @dataclass(frozen=True, slots=True)
 class SampleSkipped:
-    """A sample could not be used; `reason` says why."""
+    """A sample that cannot be used; `reason` gives the cause."""
 
     key: str
     reason: str
@@ -116,7 +145,7 @@ class SampleSkipped:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSaved:
-    """A whole checkpoint lies in `folder`."""
+    """A complete checkpoint of a step in `folder`."""
 
     step: int
     folder: Path
@@ -124,7 +153,13 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The run is over after `seconds`. folder: the finished model; None where there is none."""
+    """End of a run.
+
+    Args:
+        step: steps done.
+        seconds: duration since start or resumption.
+        folder: the result, or None.
+    """
 
     step: int
     seconds: float
@@ -156,68 +191,87 @@ _KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
 
 
 def to_json(event: RunEvent) -> JsonDict:
-    """The event as JSON values: "kind" first, then its fields. What JSON has no number for is "nan", "inf", "-inf"."""
+    """JSON values of an event: "kind" first, then its fields. NaN and infinities become "nan", "inf", "-inf"."""
     record = {field.name: _plain(getattr(event, field.name)) for field in fields(event)}
     return {"kind": _KIND_OF[type(event)], **record}
 
 
 def from_json(record: JsonMapping) -> RunEvent:
-    """The event that `to_json` made `record` of; fields that it does not know are ignored.
+    """The event of `to_json`; unknown fields are ignored.
 
-    Raises SightloopError where the kind is unknown, or a field without a default is missing, or of the wrong type.
+    Raises:
+        SightloopError: the kind is unknown, a field without a default is missing, or a value is of the wrong type.
     """
-    made = KINDS.get(str(record.get("kind")))
-    if made is None:
+    kind = KINDS.get(str(record.get("kind")))
+    if kind is None:
         raise SightloopError(f"not an event of a training run: its kind is {record.get('kind')!r}")
     try:
-        read = {
+        values: JsonDict = {
             field.name: _READERS[str(field.type)](record[field.name])
-            for field in fields(made)
+            for field in fields(kind)
             if field.name in record or field.default is MISSING
         }
     except (KeyError, TypeError, ValueError) as error:
         raise SightloopError(f"a damaged {record['kind']!r} event: {error!r}") from error
-    return made(**read)
+    return kind(**values)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     match value:
         case float():
             return value if math.isfinite(value) else str(value)
         case dict():
-            return {key: _plain(one) for key, one in cast("JsonDict", value).items()}
+            return {key: _plain(item) for key, item in value.items()}
         case tuple():
-            return [_plain(one) for one in cast("tuple[Any, ...]", value)]
+            return [_plain(item) for item in value]
         case Path():
             return value.as_posix()
         case _:
             return value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
     return value
 
 
-def _numbers(value: Any) -> dict[str, float]:
+def _integer(value: object) -> int:
+    if not isinstance(value, (int, float, str)):
+        raise TypeError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _float(value: object) -> float:
+    if not isinstance(value, (int, float, str)):  # "nan", "inf"
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _floats(value: object) -> dict[str, float]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is not a table of numbers")
-    return {_text(name): float(number) for name, number in cast("dict[Any, Any]", value).items()}
+    return {_text(name): _float(number) for name, number in value.items()}
 
 
-def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r} is not a list of pairs")
     return tuple((_text(key), _text(text)) for key, text in value)
 
 
+def _path(value: object) -> Path:
+    return Path(_text(value))
+
+
 # By the annotation of the field.
-_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+_READERS: Final[dict[str, Callable[[object], object]]] = {
     "str": _text,
-    "int": int,
+    "int": _integer,
     "bool": bool,
-    "float": float,
-    "dict[str, float]": _numbers,
+    "float": _float,
+    "dict[str, float]": _floats,
     "tuple[tuple[str, str], ...]": _pairs,
-    "Path": lambda value: Path(_text(value)),
-    "Path | None": lambda value: None if value is None else Path(_text(value)),
+    "Path": _path,
+    "Path | None": lambda value: None if value is None else _path(value),
 }

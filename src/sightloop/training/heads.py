@@ -1,4 +1,4 @@
-"""Heads that only training needs."""
+"""Heads of training objectives that no checkpoint keeps."""
 
 from __future__ import annotations
 

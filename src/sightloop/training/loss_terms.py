@@ -90,7 +90,7 @@ class LossContext:
     def tokens(self) -> Tensor:
         """Image tokens of every image `[b, N, D]`."""
         network = self.net(Network)
-        return self.cache.rows(partial(_image_tokens, network), self.pixels)
+        return self.cache.encode(partial(_image_tokens, network), self.pixels)
 
     @cached_property
     def first_captions(self) -> TextRows:
@@ -101,7 +101,7 @@ class LossContext:
     def captions_per_image(self) -> int:
         """K, captions that are read with each captioned image (`data.texts`)."""
         rows = self.batch.captions
-        return len(rows.ids) // len(rows.images) if rows is not None and len(rows.ids) else 1
+        return len(rows.ids) // len(rows.image_rows) if rows is not None and len(rows.ids) else 1
 
     @cached_property
     def text_embeddings(self) -> Tensor:
@@ -109,7 +109,7 @@ class LossContext:
         rows = self.batch.captions
         if rows is None or not len(rows.ids):
             return self._no_rows()
-        return self.cache.rows(self.net(Embedder).embed_text, rows.read, rows.lengths)
+        return self.cache.encode(self.net(Embedder).embed_text, rows.input_ids, rows.lengths)
 
     @cached_property
     def image_embeddings(self) -> Tensor:
@@ -118,19 +118,19 @@ class LossContext:
         if not len(rows.ids):
             return self._no_rows()
         if network.embeds_first_token:  # cheap for the whole batch, from tokens that other objectives share
-            tokens = pick(self.tokens, rows.images)
-            return self.repeated(network.embed_image(Encoded(tokens, tokens[:, 0])))
-        pixels = pick(self.pixels, rows.images)
-        return self.repeated(self.cache.rows(partial(_embed_pixels, self.network), pixels))
+            tokens = select_rows(self.tokens, rows.image_rows)
+            return self.repeat_per_caption(network.embed_image(Encoded(tokens, tokens[:, 0])))
+        pixels = select_rows(self.pixels, rows.image_rows)
+        return self.repeat_per_caption(self.cache.encode(partial(_embed_pixels, self.network), pixels))
 
-    def repeated(self, x: Tensor) -> Tensor:
+    def repeat_per_caption(self, x: Tensor) -> Tensor:
         """A row for each image -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
         return x if self.captions_per_image == 1 else x.repeat_interleave(self.captions_per_image, 0)
 
     @cached_property
     def groups(self) -> Tensor:
         """int64 `[c * K]`: rows of equal value are no negatives of each other (captions of one image)."""
-        return self.repeated(self.batch.identities[self.first_captions.images])
+        return self.repeat_per_caption(self.batch.sample_indices[self.first_captions.image_rows])
 
     def _no_rows(self) -> Tensor:
         return self.pixels.new_zeros(0, self.net(Embedder).embed_dim)
@@ -146,10 +146,10 @@ def _embed_pixels(network: nn.Module, pixels: Tensor) -> Tensor:
     return require(network, Embedder).embed_image(require(network, Network).encode_image(pixels))
 
 
-def pick(x: Tensor, rows: Tensor) -> Tensor:
+def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows], `[n, ...]` -> `[r, ...]`, without a copy if that is x.
 
-    Pick anew for each part of a batch: each part goes backward on its own.
+    Call it for each micro-batch: each has its own backward pass.
     """
     if len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all()):
         return x
@@ -160,14 +160,14 @@ def _first(rows: TextRows | None, device: torch.device) -> TextRows:
     if rows is None:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         return TextRows(none[:, None], none, none, 1, none[:, None])
-    each = len(rows.ids) // len(rows.images)
+    each = len(rows.ids) // len(rows.image_rows)
     lengths = rows.lengths[::each]
-    ids, read = (x[::each, : int(lengths.max())] for x in (rows.ids, rows.read))
-    return TextRows(ids, lengths, rows.images, rows.prompt, read)
+    ids, read = (x[::each, : int(lengths.max())] for x in (rows.ids, rows.input_ids))
+    return TextRows(ids, lengths, rows.image_rows, rows.prompt_length, read)
 
 
-def total(count: int) -> int:
-    """The sum of a count over all processes."""
+def global_count(count: int) -> int:
+    """Sum of a count over the processes."""
     return int(gather_rows(torch.tensor([[float(count)]])).sum())
 
 
@@ -183,9 +183,9 @@ def itc(context: LossContext) -> None:
     with torch.no_grad():
         features = {"image": image.detach(), "text": text.detach(), "ids": ids}
         if teacher is not None:
-            pixels = pick(context.pixels, context.first_captions.images)
+            pixels = select_rows(context.pixels, context.first_captions.image_rows)
             embedded = _in_parts(context, partial(_embed_pixels, teacher), pixels)
-            features["image"] = context.repeated(embedded)
+            features["image"] = context.repeat_per_caption(embedded)
             features["text"] = _in_parts(
                 context, require(teacher, Embedder).embed_text, rows.ids, rows.lengths
             )
@@ -200,11 +200,11 @@ def itc(context: LossContext) -> None:
 
 
 def _in_parts(context: LossContext, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function over micro-batches of the inputs' rows: `[r, ...]` -> `[r, P]`."""
+    """function over micro-batches of the inputs' rows, without cache: `[r, ...]` -> `[r, P]`."""
     count = inputs[0].shape[0]
     if count == 0:
         return context.pixels.new_zeros(0, context.net(Embedder).embed_dim)
-    return torch.cat([function(*(x[part] for x in inputs)) for part in context.cache.parts(count)])
+    return torch.cat([function(*(x[part] for x in inputs)) for part in context.cache.micro_batches(count)])
 
 
 def itm(context: LossContext) -> None:
@@ -224,27 +224,27 @@ def itm(context: LossContext) -> None:
         draw = partial(matching.hard_negatives, ids=ids, share=recipe.hard_negatives, **keys)
         wrong_text = draw(contrastive.similarities(image, texts) / scale, stream=0)
         wrong_image = draw(contrastive.similarities(text, images) / scale, stream=1)
-    tokens = pick(context.tokens, rows.images)
-    all_tokens, _ = context.cache.everywhere(tokens)
+    tokens = select_rows(context.tokens, rows.image_rows)
+    all_tokens, _ = context.cache.gather(tokens)
     width = max(int(gather_rows(torch.tensor([[rows.ids.shape[1]]])).max()), rows.ids.shape[1])
-    padded = nn.functional.pad(rows.read, (0, width - rows.ids.shape[1]), value=network.pad_id)
+    padded = nn.functional.pad(rows.input_ids, (0, width - rows.ids.shape[1]), value=network.pad_id)
     all_texts, all_lengths = gather_rows(padded), gather_rows(rows.lengths)
     count = 3 * len(ids)
-    if not len(rows.ids):  # other processes wait for this one on the way back
+    if not len(rows.ids):  # the backward pass of the gathered tokens is collective
         context.cache.add(all_tokens.sum() * 0)
-    for part in context.cache.parts(len(rows.ids)):
-        # A row without a negative keeps its place with a pair that is not counted.
+    for part in context.cache.micro_batches(len(rows.ids)):
+        # A row without a negative keeps its row with an ignored pair.
         lacks = (wrong_text[part] < 0) | (wrong_image[part] < 0)
         other_text, other_image = wrong_text[part].clamp(min=0), wrong_image[part].clamp(min=0)
         # 1. The image with its own text and with the wrong one, next to each other: [2r, L].
         both = torch.stack([padded[part], all_texts[other_text]], 1).flatten(0, 1)
         both_lengths = torch.stack([rows.lengths[part], all_lengths[other_text]], 1).flatten()
         both = both[:, : int(both_lengths.max())]
-        own_tokens = pick(context.tokens, rows.images[part])
+        own_tokens = select_rows(context.tokens, rows.image_rows[part])
         text_logits = network.match_logits(Encoded(own_tokens), both, both_lengths)
         # 2. The text with the wrong image: [r, L].
         image_logits = network.match_logits(
-            Encoded(all_tokens[other_image]), rows.read[part], rows.lengths[part]
+            Encoded(all_tokens[other_image]), rows.input_ids[part], rows.lengths[part]
         )
         wrong = torch.where(lacks, matching.IGNORED, 0)
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
@@ -257,30 +257,30 @@ def lm(context: LossContext) -> None:
     rows = context.batch.lm_captions
     if rows is not None:
         rows = _frame(context.net(LanguageModelingNetwork), rows)
-    count = 0 if rows is None else int((rows.lengths - rows.prompt).clamp(min=0).sum())
-    all_count = total(count)
+    count = 0 if rows is None else int((rows.lengths - rows.prompt_length).clamp(min=0).sum())
+    all_count = global_count(count)
     if rows is None or all_count == 0:
         return
-    each = len(rows.ids) // len(rows.images)
-    for part in context.cache.parts(len(rows.images)):
+    each = len(rows.ids) // len(rows.image_rows)
+    for part in context.cache.micro_batches(len(rows.image_rows)):
         texts = slice(part.start * each, part.stop * each)
-        memory = Encoded(pick(context.tokens, rows.images[part]))
+        memory = Encoded(select_rows(context.tokens, rows.image_rows[part]))
         _add_lm(context, "lm", memory, rows, texts, all_count)
 
 
 def vqa(context: LossContext) -> None:
-    """Question answering: the decoder predicts the answer from the question's states beside its image."""
+    """Question answering: the decoder predicts the answer from the states of the question, encoded with its image."""
     questions, answers = context.batch.questions, context.batch.answers
     count = 0 if answers is None else int((answers.lengths - 1).sum())
-    all_count = total(count)
+    all_count = global_count(count)
     if questions is None or answers is None or all_count == 0:
         return
     encoder = context.net(DecoderNetwork)
     answers = _frame(context.net(LanguageModelingNetwork), answers)
-    each = len(questions.ids) // len(questions.images)
-    for part in context.cache.parts(len(questions.images)):
+    each = len(questions.ids) // len(questions.image_rows)
+    for part in context.cache.micro_batches(len(questions.image_rows)):
         texts = slice(part.start * each, part.stop * each)
-        tokens = pick(context.tokens, questions.images[part])
+        tokens = select_rows(context.tokens, questions.image_rows[part])
         states = encoder.encode_text(Encoded(tokens), questions.ids[texts], questions.lengths[texts])
         _add_lm(context, "vqa", states, answers, texts, all_count)
 
@@ -288,9 +288,11 @@ def vqa(context: LossContext) -> None:
 def _frame(network: LanguageModelingNetwork, rows: TextRows) -> TextRows:
     """Texts with the first and last token that the decoder expects; a prompt was counted without its last token."""
     ids, lengths = network.frame_text(rows.ids, rows.lengths)
-    read, _ = network.frame_text(rows.read, rows.lengths)
+    read, _ = network.frame_text(rows.input_ids, rows.lengths)
     longer = ids.shape[1] > rows.ids.shape[1]
-    return TextRows(ids, lengths, rows.images, rows.prompt + (longer and rows.prompt > 1), read)
+    return TextRows(
+        ids, lengths, rows.image_rows, rows.prompt_length + (longer and rows.prompt_length > 1), read
+    )
 
 
 def _add_lm(
@@ -298,8 +300,8 @@ def _add_lm(
 ) -> None:
     """Adds the loss of some of the texts: logits `[T, V]` and targets `[T]` of all T tokens to predict."""
     network, lengths = context.net(LanguageModelingNetwork), rows.lengths[texts]
-    ids, read = (x[texts, : int(lengths.max())] for x in (rows.ids, rows.read))
-    kept = language.next_token_targets(ids, lengths, rows.prompt)
+    ids, read = (x[texts, : int(lengths.max())] for x in (rows.ids, rows.input_ids))
+    kept = language.next_token_targets(ids, lengths, rows.prompt_length)
     states = network.decoder_states(memory, read).flatten(0, 1)  # [r * L, D]
     logits = network.lm_logits(states[kept.positions])
     context.add(name, language.lm_loss(logits, kept.targets, count, smoothing=context.recipe.label_smoothing))
@@ -311,16 +313,17 @@ def prompted(context: LossContext) -> None:
     Prefix-LM: PaliGemma, section 3; encoder-decoder: Florence-2.
     """
     rows, network = context.batch.prompted, context.net(PromptedNetwork)
-    count = 0 if rows is None else int((rows.lengths - rows.prompts).sum())
-    all_count = total(count)
+    count = 0 if rows is None else int((rows.lengths - rows.prompt_lengths).sum())
+    all_count = global_count(count)
     if rows is None or all_count == 0:
         return
     forward = _decode_answers if network.config.start_ids else _continue_prompts
-    for part in context.cache.parts(len(rows.ids)):
-        tokens = pick(
-            context.tokens, rows.images[part]
-        )  # inside the loop: each part goes backward on its own
-        logits, targets = forward(network, tokens, rows.ids[part], rows.lengths[part], rows.prompts[part])
+    for part in context.cache.micro_batches(len(rows.ids)):
+        # Inside the loop: each micro-batch has its own backward pass.
+        tokens = select_rows(context.tokens, rows.image_rows[part])
+        logits, targets = forward(
+            network, tokens, rows.ids[part], rows.lengths[part], rows.prompt_lengths[part]
+        )
         smoothing = context.recipe.label_smoothing
         context.add("prompted", language.lm_loss(logits, targets, all_count, smoothing=smoothing))
 
@@ -372,10 +375,15 @@ def _decode_answers(
 
 
 def _expand_image(network: PromptedNetwork, ids: Tensor, lengths: Tensor, more: int) -> tuple[Tensor, Tensor]:
-    """The first `lengths` ids of each row `[R, L]` with `more` further places for the image's one id: ids `[R, L']` and
-    valid_mask `[R, L']`."""
-    place = torch.arange(int(lengths.max()), device=ids.device)
-    ids = ids[:, : len(place)].masked_fill(place >= lengths[:, None], 0)
+    """The first `lengths` ids of each row `[R, L]`, the image's one id repeated for its tokens.
+
+    With more = 2, and i for the image: `[[i, 5, 6, 0]]`, lengths `[3]` -> ids `[[i, i, i, 5, 6]]`.
+
+    Returns:
+        ids `[R, L']` and valid_mask `[R, L']`, L' = L + more.
+    """
+    positions = torch.arange(int(lengths.max()), device=ids.device)
+    ids = ids[:, : len(positions)].masked_fill(positions >= lengths[:, None], 0)
     is_image = ids == network.config.image_id
     ids = ids.flatten().repeat_interleave(1 + more * is_image.flatten()).view(len(ids), -1)
     return ids, torch.arange(ids.shape[1], device=ids.device) < (lengths + more)[:, None]
@@ -396,10 +404,10 @@ def siglip(context: LossContext) -> None:
 
 
 def mlm(context: LossContext) -> None:
-    """Masked language modeling beside the image (Devlin et al. 2019; Li et al. 2021, ALBEF)."""
+    """Masked language modeling conditioned on the image (Devlin et al. 2019; Li et al. 2021, ALBEF)."""
     rows, network, recipe = context.first_captions, context.net(DecoderNetwork), context.recipe
     head = require(context.heads["mlm"], WordHead)
-    hidden = mask_words(
+    words = mask_words(
         rows.ids.cpu().numpy(),
         rows.lengths.cpu().numpy(),
         mask_id=head.mask_id,
@@ -407,18 +415,18 @@ def mlm(context: LossContext) -> None:
         share=recipe.masked_words,
         seed=recipe.seed,
         step=context.batch.step,
-        rows=context.batch.places[rows.images].cpu().numpy(),
+        rows=context.batch.row_indices[rows.image_rows].cpu().numpy(),
     )
     device = context.pixels.device
     ids, masked_positions = (
-        torch.from_numpy(hidden.ids).to(device),
-        torch.from_numpy(hidden.chosen).to(device),
+        torch.from_numpy(words.ids).to(device),
+        torch.from_numpy(words.masked).to(device),
     )
-    count = total(int(masked_positions.sum()))
+    count = global_count(int(masked_positions.sum()))
     if count == 0:
         return
-    for part in context.cache.parts(len(rows.ids)):
-        tokens = pick(context.tokens, rows.images[part])
+    for part in context.cache.micro_batches(len(rows.ids)):
+        tokens = select_rows(context.tokens, rows.image_rows[part])
         states = network.encode_text(Encoded(tokens), ids[part], rows.lengths[part]).tokens  # [r, L, D]
         logits = head(states[masked_positions[part]])
         targets = rows.ids[part][masked_positions[part]]
@@ -428,7 +436,7 @@ def mlm(context: LossContext) -> None:
 def mim(context: LossContext) -> None:
     """Masked image modeling (Xie et al. 2022, SimMIM): hidden patches are predicted from the others.
 
-    Hidden patches are painted in the mean color, so that any stem may read them.
+    Hidden patches are filled with the mean color, which works with any stem.
     """
     network, recipe, pixels = context.net(Network), context.recipe, context.pixels
     patch, side = network.config.vision.patch, network.config.vision.image_size
@@ -439,29 +447,29 @@ def mim(context: LossContext) -> None:
             share=recipe.masked_patches,
             seed=recipe.seed,
             step=context.batch.step,
-            rows=context.batch.places.cpu().numpy(),
+            rows=context.batch.row_indices.cpu().numpy(),
         )
     ).to(pixels.device)  # [b, grid, grid]
-    count = total(int(hidden.sum()))
+    count = global_count(int(hidden.sum()))
     if count == 0:
         return
     head = require(context.heads["mim"], Linear)
     targets = nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # [b, N, 3 * patch^2]
-    painted = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
-    for part in context.cache.parts(len(pixels)):
-        predicted = head(network.encode_image(painted[part]).tokens[:, 1:])
+    visible = pixels * ~hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
+    for part in context.cache.micro_batches(len(pixels)):
+        predicted = head(network.encode_image(visible[part]).tokens[:, 1:])
         context.add("mim", masked.mim_loss(predicted, targets[part], hidden[part].flatten(1), count))
 
 
 def classes(context: LossContext) -> None:
     """Classification: cross-entropy of the label head on the pooled image state."""
     known = (context.batch.labels >= 0).nonzero()[:, 0]
-    count = total(len(known))
+    count = global_count(len(known))
     if count == 0:
         return
     network, encoder = context.net(LabelClassifier), context.net(Network)
-    labels, pixels = context.batch.labels[known], pick(context.pixels, known)
-    for part in context.cache.parts(len(known)):
+    labels, pixels = context.batch.labels[known], select_rows(context.pixels, known)
+    for part in context.cache.micro_batches(len(known)):
         logits = network.label_logits(encoder.encode_image(pixels[part]))
         smoothing = context.recipe.label_smoothing
         context.add("classes", language.lm_loss(logits, labels[part], count, smoothing=smoothing))

@@ -1,6 +1,6 @@
-"""What is hidden from a network that learns by filling gaps: words of texts (MLM) and patches of images (MIM).
+"""Random masks of masked modeling: words of texts (MLM) and patches of images (MIM).
 
-Which ones is a function of (seed, step, row): the same for every number of processes, and whatever the padding.
+The masks are functions of (seed, step, row), independent of padding and number of processes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from numpy.typing import NDArray
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 
-_MASKED, _REPLACED = 0.8, 0.1  # of the hidden words; the rest stays as it is
+_MASKED, _REPLACED = 0.8, 0.1  # shares of the chosen words; the others keep their id
 _SMALLEST_BLOCK = 16  # patches
 _NARROWEST = 0.3  # height / width of a block, or the inverse
 _TRIES = 100
 
 
-class HiddenWords(NamedTuple):
-    """ids int64 `[R, L]`: what the network reads. chosen bool `[R, L]`: where it has to tell what stood there."""
+class MaskedWords(NamedTuple):
+    """Texts with masked words.
+
+    Args:
+        ids: int64 `[R, L]`, input of the network.
+        masked: bool `[R, L]`, True for tokens to predict.
+    """
 
     ids: NDArray[np.int64]
-    chosen: NDArray[np.bool_]
+    masked: NDArray[np.bool_]
 
 
 def mask_words(
@@ -38,30 +43,40 @@ def mask_words(
     seed: int,
     step: int,
     rows: Sequence[int] | NDArray[np.int64],
-) -> HiddenWords:
-    """Hide words as BERT does (Devlin et al. 2019, section 3.1): of those chosen 80 % become `mask_id`, 10 % a random
-    token, 10 % stay.
+) -> MaskedWords:
+    """Masks words as BERT does: of the chosen ones 80 % become `mask_id`, 10 % a random token, 10 % keep their id.
 
-    ids `[R, L]`, lengths `[R]`: each row begins and ends with a special token; these two and the padding are never
-    chosen. share: of the words between, rounded, but one at least where there is one (and none with 0). rows: where
-    each stands in the global batch; with fewer, `[P]`, R/P consecutive texts belong to each.
-    Raises `UsageError` for a share outside 0..1, and where R is no multiple of P.
+    (Devlin et al. 2019, section 3.1.)
+
+    Args:
+        ids: int64 `[R, L]`; each row begins and ends with a special token, which is never chosen, nor is padding.
+        lengths: int64 `[R]`, tokens without padding.
+        mask_id: id of [MASK].
+        vocab: number of ids to draw random tokens from.
+        share: of the words to choose, 0..1, rounded; at least one word of each text unless it is 0.
+        seed: of the run.
+        step: of the batch.
+        rows: int64 `[P]`, rows of the global batch; R / P consecutive texts belong to each.
+
+    Raises:
+        UsageError: share is outside 0..1, or R is no multiple of P.
     """
     _check_share(share)
     texts = _texts_per_row(len(ids), len(rows))
-    read, chosen = ids.copy(), np.zeros(ids.shape, np.bool_)
+    masked_ids, masked = ids.copy(), np.zeros(ids.shape, np.bool_)
     for i, length in enumerate(lengths.tolist()):
         words = max(length - 2, 0)
         count = min(words, max(1, round(share * words))) if share else 0
         if not count:
             continue
         random = generator("words", seed, step, int(rows[i // texts]), i % texts)
-        places = 1 + random.permutation(words)[:count]
-        fate, others = random.random(count), random.integers(vocab, size=count)
-        kept = ids[i, places]
-        changed = np.where(fate < _MASKED, mask_id, np.where(fate < _MASKED + _REPLACED, others, kept))
-        read[i, places], chosen[i, places] = changed, True
-    return HiddenWords(read, chosen)
+        positions = 1 + random.permutation(words)[:count]
+        draw, others = random.random(count), random.integers(vocab, size=count)
+        kept = ids[i, positions]
+        # 0 [MASK] 0.8 random token 0.9 kept 1
+        changed = np.where(draw < _MASKED, mask_id, np.where(draw < _MASKED + _REPLACED, others, kept))
+        masked_ids[i, positions], masked[i, positions] = changed, True
+    return MaskedWords(masked_ids, masked)
 
 
 def mask_patches(
@@ -74,12 +89,23 @@ def mask_patches(
     unit: int = 2,
     blocks: bool = False,
 ) -> NDArray[np.bool_]:
-    """Hide patches: bool `[B, height, width]`, True = hidden, exactly `round(share * height * width)` of each image.
+    """Masks of hidden patches, exactly round(share * height * width) in each image.
 
-    grid: patches down and across. rows `[B]`: where each image stands in the global batch. Hidden together are
-    squares of `unit` x `unit` patches, the last one perhaps in part (SimMIM, Xie et al. 2022, section 3.2); or with
-    `blocks`, fewer and larger rectangles (BEiT, Bao et al. 2022, algorithm 1).
-    Raises `UsageError` for a share outside 0..1 and a grid or unit below 1.
+    Args:
+        grid: (height, width) in patches, at least 1.
+        share: of the patches to hide, 0..1.
+        seed: of the run.
+        step: of the batch.
+        rows: int64 `[B]`, rows of the global batch.
+        unit: squares of unit x unit patches are hidden together, the last one perhaps in part (SimMIM, Xie et al.
+            2022, section 3.2); at least 1.
+        blocks: hide fewer and larger rectangles instead (BEiT, Bao et al. 2022, algorithm 1).
+
+    Returns:
+        bool `[B, height, width]`, True for hidden patches.
+
+    Raises:
+        UsageError: share is outside 0..1, or grid or unit is below 1.
     """
     _check_share(share)
     height, width = grid
@@ -87,20 +113,20 @@ def mask_patches(
         raise UsageError(f"grid={grid}, unit={unit}: must be at least 1.")
     count = round(share * height * width)
     hidden = np.zeros((len(rows), height, width), np.bool_)
-    for picture, row in zip(hidden, rows, strict=True):
+    for mask, row in zip(hidden, rows, strict=True):
         random = generator("patches", seed, step, int(row))
         if blocks:
-            _hide_blocks(picture, count, random)
+            _hide_blocks(mask, count, random)
         else:
-            _hide_units(picture, count, unit, random)
+            _hide_units(mask, count, unit, random)
     return hidden
 
 
 def _hide_units(hidden: NDArray[np.bool_], count: int, unit: int, random: np.random.Generator) -> None:
     down, across = (-(-side // unit) for side in hidden.shape)
-    turn = random.permutation(down * across).reshape(down, across)  # which unit is hidden first, second, ...
-    turns = turn.repeat(unit, 0).repeat(unit, 1)[: hidden.shape[0], : hidden.shape[1]]
-    hidden.flat[np.argsort(turns, axis=None, kind="stable")[:count]] = True
+    order = random.permutation(down * across).reshape(down, across)  # of each unit
+    orders = order.repeat(unit, 0).repeat(unit, 1)[: hidden.shape[0], : hidden.shape[1]]  # of each patch
+    hidden.flat[np.argsort(orders, axis=None, kind="stable")[:count]] = True
 
 
 def _hide_blocks(hidden: NDArray[np.bool_], count: int, random: np.random.Generator) -> None:
@@ -117,7 +143,7 @@ def _hide_blocks(hidden: NDArray[np.bool_], count: int, random: np.random.Genera
         block = np.zeros_like(hidden)
         block[top : top + tall, start : start + wide] = True
         hidden.flat[np.flatnonzero(block & ~hidden)[:left]] = True
-    # A nearly full image, whose last gaps no block happened to hit.
+    # Nearly all patches are hidden, and no block hit the last ones.
     gaps = np.flatnonzero(~hidden)
     hidden.flat[random.permutation(gaps)[: count - int(hidden.sum())]] = True
 

@@ -1,23 +1,23 @@
-"""Named sizes to train from random weights: the official ones where there are any, and small ones of our own."""
+"""Named model sizes for training from random weights: the official ones, and small ones for tests and demos."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias
 
 from sightloop.models import blip, blip2, clip, siglip
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict
 
-Sized = TypeVar("Sized", blip.BlipConfig, blip2.Blip2Config, clip.ClipConfig, siglip.SiglipConfig)
+SizedConfig: TypeAlias = blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig
 
 
 def _blip(
     vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False
 ) -> blip.BlipConfig:
-    """All heads of BLIP's pre-training, with the ids of BERT's vocabulary and the two tokens behind it."""
+    """BLIP with all heads of its pre-training; ids of BERT's vocabulary, then [DEC] and [ENC]."""
     return blip.BlipConfig(
         vision=vision,
         text=replace(text, memory_dim=vision.dim),
@@ -38,7 +38,7 @@ def _blip(
 
 
 def _vit(image_size: int, patch: int, dim: int, layers: int, heads: int) -> VitConfig:
-    """BLIP's kind of tower."""
+    """A ViT with the options of BLIP's."""
     return VitConfig(
         image_size=image_size,
         patch=patch,
@@ -90,9 +90,9 @@ def _clip(patch: int) -> clip.ClipConfig:
 
 def _siglip(image_size: int, patch: int, dim: int, layers: int, heads: int) -> siglip.SiglipConfig:
     """Towers of one width (Zhai et al. 2023, section 4.1)."""
-    how: JsonDict = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
-    vision = replace(_vit(image_size, patch, dim, layers, heads), pooling="attention", **how)
-    text = replace(_bert(dim, layers, heads, positions=64), vocab=32_000, post_norm=False, **how)
+    options: JsonDict = {"activation": "gelu_pytorch_tanh", "eps": 1e-6}
+    vision = replace(_vit(image_size, patch, dim, layers, heads), pooling="attention", **options)
+    text = replace(_bert(dim, layers, heads, positions=64), vocab=32_000, post_norm=False, **options)
     return siglip.SiglipConfig(vision, text, embed_dim=dim)
 
 
@@ -126,9 +126,9 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
 
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
-SIZES: dict[str, tuple[str, blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig]] = {
-    # 8 million parameters with 4,000 words: 16 MB at half precision. Batch norm counts a process's own rows, so that a
-    # training from scratch depends on the number of processes.
+SIZES: dict[str, tuple[str, SizedConfig]] = {
+    # 8 million parameters with 4,000 tokens: 16 MB in half precision. Batch norm averages over one process's rows, so
+    # that training from scratch depends on the number of processes.
     "blip-nano": (
         "blip",
         _blip(
@@ -190,8 +190,14 @@ SIZES: dict[str, tuple[str, blip.BlipConfig | blip2.Blip2Config | clip.ClipConfi
 }
 
 
-def fitted(config: Sized, vocab: int, token_id: Callable[[str], int]) -> Sized:
-    """The config for a tokenizer: its number of ids, and `token_id` from the name of a special token to its id."""
+def fit_to_tokenizer(config: SizedConfig, vocab: int, token_id: Callable[[str], int]) -> SizedConfig:
+    """The config for a tokenizer.
+
+    Args:
+        config: of a size.
+        vocab: number of ids.
+        token_id: name of a special token, such as "[SEP]" -> id.
+    """
     text = replace(config.text, vocab=vocab)
     if isinstance(config, clip.ClipConfig):
         return replace(config, text=text, end_id=token_id("<|endoftext|>"))

@@ -1,7 +1,7 @@
-"""What changes weights: parameter groups, rates over time, clamps of temperatures, teachers that follow.
+"""AdamW with parameter groups, freezing, and clamps of parameters.
 
-A pattern names parameters: a shell pattern over the whole name (`*.attn.*`), or a part with all that is in it
-(`vision`, `encoder.word`). A parameter that two modules share is named by either of its names.
+A pattern selects parameters: a shell pattern over the full name (`*.attn.*`), or a module with all of its parameters
+(`vision`, `encoder.word`). A tied parameter is selected by any of its names.
 """
 
 from __future__ import annotations
@@ -24,26 +24,33 @@ from sightloop.types import JsonDict
 
 # Bounds of parameters, by the last part of their name. temperature: ITC divides by it (ALBEF's and BLIP's code).
 # logit_scale: logits are multiplied by at most 100 (Radford et al. 2021, section 2.5), never by less than 1.
-# SigLIP bounds nothing: its recipes pass {}.
+# SigLIP has no bounds: its recipes pass {}.
 CLAMPS: Mapping[str, tuple[float, float]] = {
     "temperature": (0.001, 0.5),
     "logit_scale": (0.0, math.log(100)),
 }
 
-# Tables that say where or what a token is, not what it is worth: decay would only pull them together.
+# Tables of positions and special tokens: decay would only pull their rows together.
 _NEVER_DECAYED = {"position", "class_token", "mask_token", "probe"}
-# What a tower applies before its first block; all else outside its blocks comes after the last.
+# Modules before a tower's first block; other modules outside its blocks follow the last one.
 _BEFORE_BLOCKS = {"embed", "norm_in", "word", "position"}
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) and how it treats the parts of a network.
+    """AdamW (Loshchilov and Hutter 2019).
 
-    lr: the peak rate. decay_on: "matrices" leaves biases, norms, class tokens, positions and temperatures without
-    weight decay (CLIP, ViT); "all" decays everything, as BLIP's code does. layer_decay: a block's rate is the rate of
-    the one above it times this (1.0: equal rates). clip_norm: the largest norm of the whole gradient, None for no
-    limit. multipliers: pattern -> factor of the rate; the last pattern that fits a parameter counts.
+    Args:
+        name: "adamw".
+        lr: peak learning rate, above 0.
+        betas: decay of the first and second moments, in [0, 1).
+        eps: added to the root of the second moment, above 0.
+        weight_decay: decoupled, at least 0.
+        decay_on: "matrices": no decay on biases, norms, class tokens, positions and temperatures (CLIP, ViT); "all":
+            decay on all parameters, as in BLIP's code.
+        layer_decay: learning rate of a block relative to the one above it, in (0, 1].
+        clip_norm: largest norm of the gradient of all parameters, above 0; None for no limit.
+        multipliers: pattern -> factor of the learning rate, at least 0; the last pattern that matches counts.
     """
 
     name: Literal["adamw"] = "adamw"
@@ -74,12 +81,19 @@ class OptimizerConfig:
 
 
 def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Parameters that fit any pattern get no gradient from now on; their names. UsageError: a pattern fits none."""
+    """Freezes the parameters that match any pattern, in place.
+
+    Returns:
+        Their names.
+
+    Raises:
+        UsageError: a pattern matches no parameter.
+    """
     frozen: dict[str, None] = {}
     named = _named(network)
     for pattern in patterns:
         fitting = [names for names in named if name_matches(names, pattern)]
-        _check_found("frozen", pattern, fitting, named)
+        _check_matched("frozen", pattern, fitting, named)
         for names in fitting:
             network.get_parameter(names[0]).requires_grad_(False)
             frozen[names[0]] = None
@@ -89,18 +103,28 @@ def freeze(network: nn.Module, patterns: Iterable[str]) -> list[str]:
 def parameter_groups(
     network: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
 ) -> list[JsonDict]:
-    """Parameter groups of all that has a gradient, after `freeze(network, frozen)`; `scale` is each group's share of
-    the rate. UsageError: nothing is left to train, or a pattern fits no parameter.
+    """Parameter groups of AdamW: parameters of equal weight decay and learning rate.
+
+    Args:
+        network: in training.
+        config: weight decay, layer decay, multipliers.
+        frozen: patterns of parameters to freeze first.
+
+    Returns:
+        "params", "weight_decay", "lr" and "scale", the learning rate relative to the peak, of each group.
+
+    Raises:
+        UsageError: all parameters are frozen, or a pattern matches none.
     """
     freeze(network, frozen)
     named = _named(network)
     for pattern in config.multipliers:
-        _check_found(
+        _check_matched(
             "multipliers", pattern, [names for names in named if name_matches(names, pattern)], named
         )
     towers = _towers(network)
-    # Sharded parameters in groups of their own: a kernel takes one kind at a time.
-    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    # Sharded parameters in separate groups: a fused kernel takes one kind. (decay, scale, sharded) -> parameters
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for names in named:
         parameter = network.get_parameter(names[0])
         if parameter.requires_grad:
@@ -112,37 +136,42 @@ def parameter_groups(
                 factor for pattern, factor in config.multipliers.items() if name_matches(names, pattern)
             ]
             scale *= factors[-1] if factors else 1.0
-            found.setdefault((decay, scale, is_sharded(parameter)), []).append(parameter)
-    if not found:
+            groups.setdefault((decay, scale, is_sharded(parameter)), []).append(parameter)
+    if not groups:
         raise UsageError(
-            "nothing to train: every parameter is frozen; network.requires_grad_(True) frees them"
+            "nothing to train: every parameter is frozen; unfreeze some with network.requires_grad_(True)"
         )
     return [
         {"params": parameters, "weight_decay": decay, "scale": scale, "lr": config.lr * scale}
-        for (decay, scale, _), parameters in found.items()
+        for (decay, scale, _), parameters in groups.items()
     ]
 
 
 def build_optimizer(
     network: nn.Module, config: OptimizerConfig, frozen: Sequence[str] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer over `groups`; one fused, deterministic kernel a group where torch has one for the device."""
-    found = parameter_groups(network, config, frozen)
+    """AdamW over `parameter_groups`, with torch's fused kernel (deterministic) if the device has one."""
+    groups = parameter_groups(network, config, frozen)
     fused = all(
-        p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in found for p in g["params"]
+        p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"]
     )
-    return torch.optim.AdamW(found, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The rate of the next step: each group's `scale` times `value`."""
+    """Sets the learning rate of each group to its `scale` times `value`."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["scale"]
 
 
 @torch.no_grad()
 def clamp_parameters(network: nn.Module, clamps: Mapping[str, tuple[float, float]] = CLAMPS) -> None:
-    """Put parameters back into their bounds, in place: after every step, and once before the first."""
+    """Clamps parameters to bounds, in place.
+
+    Args:
+        network: in training.
+        clamps: last part of a name -> (least, greatest) value.
+    """
     for name, parameter in network.named_parameters():
         bounds = clamps.get(name.rpartition(".")[2])
         if bounds is not None and parameter.requires_grad:
@@ -150,25 +179,25 @@ def clamp_parameters(network: nn.Module, clamps: Mapping[str, tuple[float, float
 
 
 def _named(network: nn.Module) -> list[tuple[str, ...]]:
-    """Of every parameter all its names, in the order of `named_parameters()`.
+    """All names of each parameter, in the order of `named_parameters()`.
 
-    In a ModuleDict (a network and its heads for training) a name without the module's key is a name, too.
+    In a ModuleDict (a network and its heads) names without the module's key are names, too.
     """
     names: dict[Tensor, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         known = [name, name.partition(".")[2]] if isinstance(network, nn.ModuleDict) else [name]
         names.setdefault(parameter, []).extend(known)
-    return [tuple(found) for found in names.values()]
+    return [tuple(known) for known in names.values()]
 
 
-def _check_found(
+def _check_matched(
     option: str, pattern: str, fitting: Sequence[object], named: Sequence[Sequence[str]]
 ) -> None:
     if not fitting:
         parts = sorted({name.partition(".")[0] for names in named for name in names})
         raise UsageError(
             f'{option}: "{pattern}" fits no parameter; the parts are {", ".join(parts)} (shell patterns over '
-            "whole names work too)"
+            "full names work too)"
         )
 
 
@@ -177,7 +206,7 @@ def _is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 def _towers(network: nn.Module) -> dict[str, int]:
-    """Every stack of blocks: the name of the module that holds it, with a dot, and how many blocks there are."""
+    """Prefix of the tower's names, with a dot -> number of its blocks."""
     return {
         name.removesuffix("blocks"): len(module)
         for name, module in network.named_modules()
@@ -186,14 +215,14 @@ def _towers(network: nn.Module) -> dict[str, int]:
 
 
 def _blocks_above(name: str, network: nn.Module, towers: Mapping[str, int]) -> int:
-    """How many levels lie between a parameter and the top of its tower, 0 outside of towers."""
+    """Levels between a parameter and the top of its tower: 0 after the blocks and outside towers, 1 in the last one."""
     for tower, blocks in towers.items():
         if name.startswith(tower):
             rest = name.removeprefix(tower)
             if inside := re.match(r"blocks\.(\d+)\.", rest):
                 return blocks - int(inside[1])
             first, module = rest.partition(".")[0], network.get_submodule(tower.removesuffix("."))
-            # BERT norms its embeddings where the other towers norm what leaves the last block.
+            # BERT's norm follows its embeddings; that of other towers follows the last block.
             of_embedding = first == "norm" and isinstance(module, TextTower) and module.config.post_norm
             return blocks + 1 if of_embedding or first in _BEFORE_BLOCKS else 0
     return 0

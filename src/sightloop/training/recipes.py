@@ -1,21 +1,23 @@
-"""Recipes: a training run as data. Frozen values with names, saved as JSON, changed by `--set a.b=value`."""
+"""The shipped recipes by name; a recipe is saved as JSON and changed by `--set a.b=value`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
 
 from sightloop.data.images.augment import Augment
 from sightloop.errors import UsageError
 from sightloop.training.config import DataSettings, ModelSettings, Recipe, TeacherSettings, from_json
 from sightloop.training.optimizer import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
-from sightloop.types import JsonDict
 
 
 def find_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or one from a JSON file, such as the `recipe.json` of a run."""
+    """A shipped recipe by name, or one from a JSON file, such as the `recipe.json` of a run.
+
+    Raises:
+        UsageError: no such name, or the file cannot be read or holds no recipe.
+    """
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
@@ -23,32 +25,40 @@ def find_recipe(name: str) -> Recipe:
         try:
             data = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"{name}: is no JSON file that can be read ({error})") from error
+            raise UsageError(f"{name}: cannot be read as JSON ({error})") from error
         if not isinstance(data, dict):
             raise UsageError(f"{name}: holds no recipe; a run's recipe.json shows what one looks like")
-        return from_json(cast("JsonDict", data))
-    raise UsageError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or the .json file of one")
+        return from_json(data)
+    raise UsageError(f"{name}: no such recipe; choose from {', '.join(RECIPES)}, or name a .json file")
 
 
 _NO_TEACHER = TeacherSettings(momentum=0.0, queue=0, alpha=0.0)
-_PAPER = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
+_BLIP_SCHEDULE = ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6)
 _CLIP_ADAM = OptimizerConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 _GEMMA_ADAM = OptimizerConfig(lr=1e-5, clip_norm=1.0, weight_decay=0.0)
 _PALIGEMMA, _FLORENCE = "google/paligemma-3b-pt-224", "florence-community/Florence-2-base"
-_ALONE_ADAM, _TOGETHER_ADAM = (OptimizerConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
-_LLAVA, _STILL = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
+_PROJECTOR_ADAM, _LLAVA_ADAM = (OptimizerConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
+_LLAVA, _LLAVA_TOWERS = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
 _QUERIES_ADAM = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
-_CROP_ONLY, _FINE = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
-_VARIED = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
+_CROP_ONLY, _FINE_TUNING = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
+_STRONG = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
 
 
-def _prompted(name: str, max_tokens: int, warmup: int, optimizer: OptimizerConfig, **model: Any) -> Recipe:
-    regions = model.pop("regions", 0)
+def _prompted(
+    name: str,
+    max_tokens: int,
+    warmup: int,
+    optimizer: OptimizerConfig,
+    model: ModelSettings,
+    *,
+    regions: int = 0,
+) -> Recipe:
+    """Fine-tuning of a prompted network: on captions and questions, or on regions alone."""
     texts = 0 if regions else 1
     return Recipe(
         name,
         {"prompted": 1.0},
-        model=ModelSettings(**model),
+        model=model,
         data=DataSettings(
             batch=32, texts=texts, questions=texts, regions=regions, max_tokens=max_tokens, augment=None
         ),
@@ -70,7 +80,7 @@ RECIPES: dict[str, Recipe] = {
             model=ModelSettings(size="blip-base", vocab_size=30_522),
             data=DataSettings(batch=600, max_tokens=30),
             optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.05, decay_on="all"),
-            schedule=_PAPER,
+            schedule=_BLIP_SCHEDULE,
             epochs=20,
         ),
         # Radford et al. 2021, table 18 and section 2.5, at open_clip's usual batch for one machine.
@@ -111,13 +121,13 @@ RECIPES: dict[str, Recipe] = {
             "captioner",
             {"lm": 1.0},
             model=ModelSettings(init_from="nano"),
-            data=DataSettings(batch=32, augment=_FINE),
+            data=DataSettings(batch=32, augment=_FINE_TUNING),
             teacher=_NO_TEACHER,
             optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=5,
         ),
-        # Few clean pairs are soon known by heart: what works against that was worth .02 of ROC area (nano's LOG.md).
+        # A few clean pairs are overfitted soon: the regularization here gained .02 of ROC area (nano's LOG.md).
         Recipe(
             "filter",
             {"itc": 1.0, "itm": 1.0},
@@ -128,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=5,
             ema=0.99,
-            # Web texts are wholly wrong where they are wrong: even negatives, and 0.5 as the fair threshold.
+            # Wrong web texts are unrelated to the image: uniform negatives, and 0.5 as the balanced threshold.
             match_weight=2.0,
             hard_negatives=0.0,
             calibrate=True,
@@ -138,7 +148,7 @@ RECIPES: dict[str, Recipe] = {
             "retrieval",
             {"itc": 1.0, "itm": 1.0},
             model=ModelSettings(init_from="nano"),
-            data=DataSettings(batch=64, max_tokens=35, augment=_FINE),
+            data=DataSettings(batch=64, max_tokens=35, augment=_FINE_TUNING),
             teacher=TeacherSettings(queue=8192, alpha_epochs=0.0),
             optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine"),
@@ -148,18 +158,18 @@ RECIPES: dict[str, Recipe] = {
             "vqa",
             {"vqa": 1.0},
             model=ModelSettings(init_from="nano"),
-            data=DataSettings(batch=32, questions=4, augment=_FINE),
+            data=DataSettings(batch=32, questions=4, augment=_FINE_TUNING),
             teacher=_NO_TEACHER,
             optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=10,
         ),
-        # Li et al. 2023, section 3.4: the queries learn beside a frozen image tower (give it as model.vision)...
+        # Li et al. 2023, section 3.4: the queries are trained on a frozen image tower (set model.vision)...
         Recipe(
             "blip2_stage1",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0},
             model=ModelSettings(size="blip2-vit-g", vocab_size=30_522, frozen=("vision.*",)),
-            data=DataSettings(batch=1680, max_tokens=32, augment=_FINE),
+            data=DataSettings(batch=1680, max_tokens=32, augment=_FINE_TUNING),
             teacher=_NO_TEACHER,
             optimizer=_QUERIES_ADAM,
             schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.1),
@@ -170,26 +180,47 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "blip2_stage2",
             {"lm": 1.0},
-            model=ModelSettings(init_from="Salesforce/blip2-opt-2.7b", frozen=_STILL),
-            data=DataSettings(batch=1520, max_tokens=32, augment=_FINE),
+            model=ModelSettings(init_from="Salesforce/blip2-opt-2.7b", frozen=_LLAVA_TOWERS),
+            data=DataSettings(batch=1520, max_tokens=32, augment=_FINE_TUNING),
             teacher=_NO_TEACHER,
             optimizer=_QUERIES_ADAM,
             schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.5),
             steps=80_000,
             label_smoothing=0.0,
         ),
-        # Beyer et al. 2024, section 3.2: 224 pixels; a while at a higher resolution, with longer texts; one task.
-        _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, init_from=_PALIGEMMA),
-        _prompted("paligemma_resolution", 512, 100, _GEMMA_ADAM, init_from=_PALIGEMMA, image_size=448),
-        _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, init_from=_PALIGEMMA),
+        # Beyer et al. 2024, section 3.2: 224 pixels; then a higher resolution with longer texts; then one task.
+        _prompted("paligemma_pretrain", 128, 1000, _GEMMA_ADAM, ModelSettings(init_from=_PALIGEMMA)),
+        _prompted(
+            "paligemma_resolution", 512, 100, _GEMMA_ADAM, ModelSettings(init_from=_PALIGEMMA, image_size=448)
+        ),
+        _prompted("paligemma_transfer", 128, 10, _GEMMA_ADAM, ModelSettings(init_from=_PALIGEMMA)),
         # Liu et al. 2023 (2310.03744): the projector alone, then it and the language model. Florence: all but vision.
-        _prompted("llava_projector", 2048, 65, _ALONE_ADAM, init_from=_LLAVA, frozen=_STILL),
-        _prompted("llava", 2048, 156, _TOGETHER_ADAM, init_from=_LLAVA, frozen=_STILL[:1]),
-        _prompted("florence", 256, 10, OptimizerConfig(lr=1e-6), init_from=_FLORENCE, frozen=("vision.*",)),
-        # Things and their boxes alone: of COCO's json, YOLO's labels, JSON lines.
-        _prompted("paligemma_detect", 512, 10, _GEMMA_ADAM, init_from=_PALIGEMMA, regions=60),
-        _prompted("florence_detect", 512, 10, OptimizerConfig(lr=1e-6), init_from=_FLORENCE, regions=60),
-        # A linear probe; --set model.frozen= optimizer.lr=1e-3 lets the whole tower learn.
+        _prompted(
+            "llava_projector",
+            2048,
+            65,
+            _PROJECTOR_ADAM,
+            ModelSettings(init_from=_LLAVA, frozen=_LLAVA_TOWERS),
+        ),
+        _prompted("llava", 2048, 156, _LLAVA_ADAM, ModelSettings(init_from=_LLAVA, frozen=_LLAVA_TOWERS[:1])),
+        _prompted(
+            "florence",
+            256,
+            10,
+            OptimizerConfig(lr=1e-6),
+            ModelSettings(init_from=_FLORENCE, frozen=("vision.*",)),
+        ),
+        # Labeled boxes alone: of COCO's JSON, YOLO's labels, JSON lines.
+        _prompted("paligemma_detect", 512, 10, _GEMMA_ADAM, ModelSettings(init_from=_PALIGEMMA), regions=60),
+        _prompted(
+            "florence_detect",
+            512,
+            10,
+            OptimizerConfig(lr=1e-6),
+            ModelSettings(init_from=_FLORENCE),
+            regions=60,
+        ),
+        # A linear probe; --set model.frozen= optimizer.lr=1e-3 trains the whole tower.
         Recipe(
             "classify",
             {"classes": 1.0},
@@ -213,13 +244,13 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
             epochs=20,
         ),
-        # The bundled model; recipes/nano/LOG.md has the settings of its runs and what was tried.
+        # The bundled model; recipes/nano/LOG.md has the settings of its runs and the experiments.
         Recipe(
             "nano",
             {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
             model=ModelSettings(size="blip-nano", vocab_size=4000, dropout=0.1, drop_path=0.05),
             data=DataSettings(
-                batch=128, texts=2, questions=4, max_tokens=24, cache=128, workers=1, augment=_VARIED
+                batch=128, texts=2, questions=4, max_tokens=24, cache=128, workers=1, augment=_STRONG
             ),
             teacher=TeacherSettings(momentum=0.0, queue=0, alpha_epochs=4.0),
             optimizer=OptimizerConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),

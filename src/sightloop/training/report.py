@@ -1,4 +1,4 @@
-"""RUN/report.html: one file that shows a training run, readable without a network and without scripts."""
+"""RUN/report.html: charts, captions and warnings of a training run in one self-contained file."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ from sightloop.training.events import (
 from sightloop.training.log import read_log
 from sightloop.types import Sample
 
-_POINTS = 240  # of a curve, whatever the length of the run
-_SHOWN = 6  # evaluations whose captions are shown: the first, the last, and some between
-_MOST_PICTURES = 40
-_MOST_SKIPPED = 200
+_POINTS = 240  # greatest number of points of a curve
+_SHOWN = 6  # evaluations with captions in the report: the first, the last, and some between
+_MAX_IMAGES = 40
+_MAX_SKIPPED = 200
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 200, 48, 24, 12, 10
 
 
 def write_report(run: Path) -> Path:
-    """Writes RUN/report.html from RUN/metrics.jsonl, recipe.json and samples/; also while the run goes on.
+    """Writes RUN/report.html from RUN/metrics.jsonl, recipe.json and samples/, also during a run.
 
-    Raises SightloopError where there is no log, or it is damaged.
+    Returns:
+        The path of the report.
+
+    Raises:
+        SightloopError: the log is missing or damaged.
     """
     story = _read(run)
     path = run / "report.html"
@@ -50,12 +54,12 @@ def write_report(run: Path) -> Path:
 
 
 def sample_path(run: Path, key: str) -> Path:
-    """Where the thumbnail of the image `key` lies that the report shows beside its captions."""
+    """Path of the thumbnail of a sample."""
     return run / "samples" / f"{blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}.jpg"
 
 
 def write_samples(run: Path, samples: Iterable[Sample], side: int = 160) -> None:
-    """Writes thumbnails for the report, at most `side` pixels wide and high; what cannot be read is left out."""
+    """Writes thumbnails for the report, at most `side` pixels wide and high; unreadable images are left out."""
     (run / "samples").mkdir(parents=True, exist_ok=True)
     for sample in samples:
         try:
@@ -70,7 +74,7 @@ def write_samples(run: Path, samples: Iterable[Sample], side: int = 160) -> None
 
 @dataclass
 class _Curve:
-    """Values over steps, and what chance would be."""
+    """Values over steps, and the value at chance level."""
 
     steps: array[float] = field(default_factory=lambda: array("d"))
     values: array[float] = field(default_factory=lambda: array("d"))
@@ -82,20 +86,20 @@ class _Curve:
             self.values.append(value)
 
     def points(self) -> list[tuple[float, float]]:
-        """At most `_POINTS` means over neighbours; the last value is among them as it is."""
+        """At most `_POINTS` means of neighboring values, then the last step."""
         size = max(1, math.ceil(len(self.values) / _POINTS))
         means = [
-            (fsum / len(part), sum(self.values[start : start + size]) / len(part))
+            (total / len(part), sum(self.values[start : start + size]) / len(part))
             for start in range(0, len(self.values), size)
             for part in [self.steps[start : start + size]]
-            for fsum in [sum(part)]
+            for total in [sum(part)]
         ]
         return means if size == 1 else [*means, (self.steps[-1], means[-1][1])]
 
 
 @dataclass
 class _Story:
-    """A run as its log tells it."""
+    """A run, from its log."""
 
     began: RunStarted | None = None
     ended: RunEnded | None = None
@@ -157,8 +161,8 @@ def _page(run: Path, story: _Story) -> str:
         f"<header><h1>{title}</h1><p class=status>{escape(_status(story))}</p></header>",
         _tiles(story),
         _warnings(story.warnings),
-        _charts("Losses", "dashed: the value of chance, where nothing was learned", terms, "lower"),
-        f"<section><p>{escape(story.calibrated.told())}.</p></section>" if story.calibrated else "",
+        _charts("Losses", "dashed: chance level", terms, "lower"),
+        f"<section><p>{escape(story.calibrated.summary())}.</p></section>" if story.calibrated else "",
         _charts("Evaluation", "on the evaluation data", story.figures, "figure"),
         _texts(run, story.written),
         _charts("Facts of the training", "", facts, "fact"),
@@ -216,8 +220,8 @@ def _charts(heading: str, note: str, curves: Mapping[str, _Curve], kind: str) ->
     drawn = "".join(_chart(name, curve, kind) for name, curve in curves.items() if curve.values)
     if not drawn:
         return ""
-    said = f" <small>{escape(note)}</small>" if note else ""
-    return f"<section><h2>{escape(heading)}{said}</h2><div class=charts>{drawn}</div></section>"
+    small = f" <small>{escape(note)}</small>" if note else ""
+    return f"<section><h2>{escape(heading)}{small}</h2><div class=charts>{drawn}</div></section>"
 
 
 def _chart(name: str, curve: _Curve, kind: str) -> str:
@@ -264,7 +268,7 @@ def _chart(name: str, curve: _Curve, kind: str) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers between the ends."""
+    """Three to six round numbers between low and high."""
     step = 10 ** math.floor(math.log10((high - low) / 3))
     step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 3)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -276,7 +280,7 @@ def _texts(run: Path, written: Sequence[Evaluated]) -> str:
     count = min(_SHOWN, len(written))
     shown = [written[round(i * (len(written) - 1) / max(1, count - 1))] for i in range(count)]
     columns = [(evaluated.step, dict(evaluated.texts)) for evaluated in shown]
-    keys = list(dict.fromkeys(key for _, texts in reversed(columns) for key in texts))[:_MOST_PICTURES]
+    keys = list(dict.fromkeys(key for _, texts in reversed(columns) for key in texts))[:_MAX_IMAGES]
     head = "".join(f"<th>step {step:,}</th>" for step, _ in columns)
     rows = "".join(
         f"<tr><th>{_thumbnail(sample_path(run, key))}<span>{escape(key)}</span></th>"
@@ -297,8 +301,8 @@ def _thumbnail(path: Path) -> str:
 def _skipped(skipped: Sequence[SampleSkipped]) -> str:
     if not skipped:
         return ""
-    rows = "".join(f"<li>{escape(s.key)}: {escape(s.reason)}</li>" for s in skipped[:_MOST_SKIPPED])
-    more = f"<li>and {len(skipped) - _MOST_SKIPPED:,} more</li>" if len(skipped) > _MOST_SKIPPED else ""
+    rows = "".join(f"<li>{escape(s.key)}: {escape(s.reason)}</li>" for s in skipped[:_MAX_SKIPPED])
+    more = f"<li>and {len(skipped) - _MAX_SKIPPED:,} more</li>" if len(skipped) > _MAX_SKIPPED else ""
     heading = f"<summary>{len(skipped):,} samples skipped</summary>"
     return f"<section><details>{heading}<ul>{rows}{more}</ul></details></section>"
 
@@ -367,7 +371,7 @@ summary{cursor:pointer}
 pre{background:var(--card);padding:12px;border-radius:8px;overflow-x:auto;font-size:12.5px}
 """
 
-# Only the value under the pointer; all else is there without it.
+# Shows the value under the pointer; the report works without it.
 _SCRIPT = """
 for(const svg of document.querySelectorAll("svg[data-points]")){const points=JSON.parse(svg.dataset.points);
 const make=n=>svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg",n));

@@ -1,4 +1,4 @@
-"""A training run, opened: its folder, its networks, its state."""
+"""An open training run: its folder, networks and state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sightloop.nn.regularization import set_activation_checkpointing
 from sightloop.protocols import Embedder, require
 from sightloop.training import checkpoint, optimizer
 from sightloop.training.build import TrainableModel, build_model
-from sightloop.training.calibration import held_out
+from sightloop.training.calibration import split_held_out
 from sightloop.training.checkpoint import TrainState
 from sightloop.training.compile import check_compiler, compile_blocks
 from sightloop.training.config import Recipe, from_json, to_json
@@ -40,7 +40,22 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TrainRun:
-    """Everything of a run that is going on."""
+    """An open run on one process.
+
+    Args:
+        recipe: settings.
+        folder: of the run.
+        world: the processes.
+        dataset: training data, without what is held out.
+        model: the network with tokenizer and preprocessing.
+        state: weights, optimizer, step: everything in a checkpoint.
+        fsdp: sharding of the networks, None if they are not sharded.
+        steps: of the whole run.
+        monitor: watches the losses.
+        damaged: a message for each checkpoint that cannot be read.
+        held_out: images held out of the training for calibration, or None.
+        skipped: keys of samples that were reported as unusable.
+    """
 
     recipe: Recipe
     folder: Path
@@ -48,72 +63,91 @@ class TrainRun:
     dataset: Dataset
     model: TrainableModel
     state: TrainState
-    shards: FSDP | None
+    fsdp: FSDP | None
     steps: int
     monitor: TrainingMonitor
     damaged: list[str]
-    held: Dataset | None  # kept out of the training, for calibration
+    held_out: Dataset | None
     skipped: set[str] = field(default_factory=set[str])
 
     @property
     def steps_per_epoch(self) -> int:
-        """Rounded, at least 1."""
+        """Batches in a pass over the data, rounded, at least 1."""
         return max(1, round(len(self.dataset) / self.recipe.data.batch))
 
 
 def open_run(
-    recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: World, held: ExitStack
+    recipe: Recipe, data: str | Sequence[str], folder: Path, ranks: World, stack: ExitStack
 ) -> TrainRun:
-    """Opens a run: checks its data, claims its folder, builds its networks, and resumes from its last checkpoint."""
+    """Opens a run: checks its data, locks its folder, builds its networks, and resumes from its last checkpoint.
+
+    Args:
+        recipe: settings.
+        data: dataset or datasets as `open_dataset` reads them.
+        folder: of the run, new or with the same run.
+        ranks: the processes, all of which call together.
+        stack: releases the folder.
+
+    Raises:
+        UsageError: data or folder cannot be used, or the recipe does not fit them.
+        SightloopError: no checkpoint can be read, or the processes see different ones.
+    """
     dataset = open_dataset(data)
     if dataset.is_stream:
         raise UsageError(
-            f"{data}: a stream has no order to shuffle; `sightloop convert` makes shards or a table of it"
+            f"{data}: a stream cannot be shuffled; turn it into shards or a table with `sightloop convert`"
         )
     if len(dataset) < 2:
-        raise UsageError(f"{data}: {len(dataset)} samples; a training needs two at least")
+        raise UsageError(f"{data}: {len(dataset)} samples; training needs at least 2")
     if recipe.compile:
         check_compiler(ranks.device)
     if ranks.first:
-        held.enter_context(_claimed(folder, recipe, dataset))
-    dataset, kept_out = held_out(dataset) if _holds_out(recipe) else (dataset, None)
-    if ranks.first:
-        trainee = build_model(recipe, dataset, folder)
-    barrier(ranks)
-    if not ranks.first:
-        trainee = build_model(recipe, dataset, folder)
-    state, shards = _state(recipe, trainee, ranks)  # pyright: ignore[reportPossiblyUnboundVariable]
+        stack.enter_context(_locked(folder, recipe, dataset))
+    dataset, held_out = split_held_out(dataset) if _holds_out(recipe) else (dataset, None)
+    model = _build_in_turn(recipe, dataset, folder, ranks)
+    state, fsdp = _state(recipe, model, ranks)
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(dataset) / recipe.data.batch))
     damaged = checkpoint.resume(state, folder)
     if not agree([state.step], ranks):
         raise SightloopError(
-            f"{folder}: processes find different checkpoints there; it must be one shared folder"
+            f"{folder}: processes see different checkpoints in it; use a folder that all machines share"
         )
     bounds = optimizer.CLAMPS if "siglip" not in recipe.terms else {}
-    watch = TrainingMonitor(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return TrainRun(recipe, folder, ranks, dataset, trainee, state, shards, steps, watch, damaged, kept_out)  # pyright: ignore[reportPossiblyUnboundVariable]
+    monitor = TrainingMonitor(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
+    return TrainRun(recipe, folder, ranks, dataset, model, state, fsdp, steps, monitor, damaged, held_out)
+
+
+def _build_in_turn(recipe: Recipe, dataset: Dataset, folder: Path, ranks: World) -> TrainableModel:
+    """Builds the networks, on the first process first: it saves a learned vocabulary, which the others read."""
+    if not ranks.first:
+        barrier(ranks)
+        return build_model(recipe, dataset, folder)
+    model = build_model(recipe, dataset, folder)
+    barrier(ranks)
+    return model
 
 
 @contextmanager
-def _claimed(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
-    """Make the folder this run's, or make sure that it is. How often it evaluates and saves may change."""
+def _locked(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
+    """Locks a new folder, or that of the same run. Settings of evaluation and checkpoints may differ."""
     path = folder / "recipe.json"
-    ours = {"recipe": to_json(recipe), "data": dataset.fingerprint}
+    record = {"recipe": to_json(recipe), "data": dataset.fingerprint}
     if path.exists():
-        theirs = json.loads(path.read_text("utf-8"))
-        if _essence(theirs) != _essence(ours):
+        stored = json.loads(path.read_text("utf-8"))
+        if _identity(stored) != _identity(record):
             raise UsageError(f"{folder} holds a run with another recipe or other data; choose another --out")
     elif folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is there already and holds no run; choose another --out")
+        raise UsageError(f"{folder} is not empty and holds no run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        write_json(ours, path)
+        write_json(record, path)
         yield
 
 
-def _essence(stored: JsonMapping) -> JsonDict:
+def _identity(stored: JsonMapping) -> JsonDict:
+    """The data and settings that must not change when a run is resumed."""
     free = {"evaluation", "save_every", "keep_last", "shard"}
-    recipe = from_json(stored["recipe"])  # settings that are newer than the run have their defaults
+    recipe = from_json(stored["recipe"])  # settings newer than the run get their defaults
     kept = {name: value for name, value in to_json(recipe).items() if name not in free}
     return {"data": stored["data"], "recipe": kept, "holds out": _holds_out(recipe)}
 
@@ -127,8 +161,8 @@ def _holds_out(recipe: Recipe) -> bool:
     return calibrates(recipe) and not recipe.evaluation.data
 
 
-def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[TrainState, FSDP | None]:
-    network = trainee.network
+def _state(recipe: Recipe, model: TrainableModel, ranks: World) -> tuple[TrainState, FSDP | None]:
+    network = model.network
     if recipe.model.lora:
         add_lora(
             network,
@@ -138,21 +172,21 @@ def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[Train
             seed=recipe.seed,
         )
     optimizer.freeze(network, recipe.model.frozen)
-    if trainee.labels:  # new, and never frozen
+    if model.labels:  # the head of the classes is new
         network.get_submodule("classes").requires_grad_(True)
     network.to(ranks.device).train()
-    trainee.heads.to(ranks.device).train()
+    model.heads.to(ranks.device).train()
     set_activation_checkpointing(network, recipe.activation_checkpointing)
     if recipe.compile:
         compile_blocks(network)
     teaches = recipe.teacher.momentum > 0 and recipe.terms.get("itc", 0) > 0
     teacher = ema_copy(network) if teaches else None
     average = ema_copy(network) if recipe.ema else None
-    shards = _shards(recipe, [one for one in (network, teacher, average) if one is not None], ranks)
-    both = torch.nn.ModuleDict({"network": network, "heads": trainee.heads})
+    shards = _shards(recipe, [module for module in (network, teacher, average) if module is not None], ranks)
+    both = torch.nn.ModuleDict({"network": network, "heads": model.heads})
     state = TrainState(
         network=network,
-        heads=trainee.heads,
+        heads=model.heads,
         teacher=teacher,
         average=average,
         queue=_queue(recipe, network, ranks) if teaches and recipe.teacher.queue else {},
@@ -160,22 +194,22 @@ def _state(recipe: Recipe, trainee: TrainableModel, ranks: World) -> tuple[Train
         step=0,
         notes={"pointer": 0},
     )
-    checkpoint.make_moments(state.optimizer)
+    checkpoint.init_optimizer_state(state.optimizer)
     return state, shards
 
 
 def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: World) -> FSDP | None:
-    if not recipe.shard or ranks.world == 1:
+    if not recipe.shard or ranks.world_size == 1:
         return None
-    from sightloop.training.fsdp import FSDP  # loads torch's distributed tensors, which takes a second
+    from sightloop.training.fsdp import FSDP  # imports torch.distributed.tensor, which takes a second
 
     return FSDP(networks, ranks, bfloat16=recipe.precision == "bfloat16")
 
 
 def _queue(recipe: Recipe, network: torch.nn.Module, ranks: World) -> dict[str, Tensor]:
-    """Random unit vectors at first, as in BLIP's released code; they belong to no sample."""
+    """The initial queue: random unit vectors `[Q, P]`, as in BLIP's released code, and ids -1 `[Q]` of no sample."""
     random = torch.Generator().manual_seed(recipe.seed)
-    shape = (recipe.teacher.queue, require(network, Embedder).embed_dim)
+    shape = (recipe.teacher.queue, require(network, Embedder).embed_dim)  # [Q, P]
     queue = {
         name: torch.nn.functional.normalize(torch.randn(shape, generator=random), dim=1).to(ranks.device)
         for name in ("image", "text")

@@ -1,4 +1,4 @@
-"""The learning rate over time."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from sightloop.training.config_parser import check_option
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """The rate over the steps: a linear warm-up, then one of these.
+    """Learning rate schedule: a linear warm-up, then a decay.
 
-    "cosine", "linear": from the peak down to final * peak at the end. "constant": the peak. "blip": the peak times
-    `decay` for every whole epoch done. start: the rate that the warm-up starts from. floor: the least rate after it.
     BLIP's pre-training: ScheduleConfig("blip", warmup_steps=3000, start=1e-6, floor=1e-6).
+
+    Args:
+        kind: "cosine" or "linear": from the peak to final * peak at the last step; "constant": the peak; "blip":
+            peak * decay^epoch, for each complete epoch.
+        warmup_steps: at least 0.
+        final: final learning rate / peak, 0..1.
+        start: learning rate at the start of the warm-up, at least 0.
+        floor: least learning rate after the warm-up, at least 0.
+        decay: factor an epoch of "blip", in (0, 1].
     """
 
     kind: Literal["cosine", "linear", "constant", "blip"] = "cosine"
@@ -36,9 +43,16 @@ class ScheduleConfig:
 
 
 def lr_at(schedule: ScheduleConfig, step: int, steps_total: int, steps_per_epoch: int, peak: float) -> float:
-    """The rate of step 0, 1, ... of `steps_total`.
+    """The learning rate of a step.
 
     The warm-up reaches the peak at step `warmup_steps - 1` ("blip", as its code: at step `warmup_steps`).
+
+    Args:
+        schedule: kind and bounds.
+        step: 0 to steps_total - 1.
+        steps_total: of the run.
+        steps_per_epoch: batches in a pass over the data.
+        peak: largest learning rate.
     """
     warm, reached = schedule.warmup_steps, step if schedule.kind == "blip" else step + 1
     if schedule.kind == "blip":

@@ -1,11 +1,10 @@
-"""One training step: losses, gradients, the optimizer, what follows it."""
+"""A training step: losses, gradients, the optimizer, the EMAs and the queue."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,17 +27,27 @@ from sightloop.training.schedule import lr_at
 
 
 def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, float], float]:
-    """Losses, gradients and the optimizer's step for one batch: (values, chances, learning rate)."""
+    """Takes an optimizer step on one batch, in place.
+
+    Args:
+        run: state before the step, changed to the state after it.
+        batch: this process's rows of the global batch.
+
+    Returns:
+        values: losses and facts by name, of the global batch.
+        chances: loss of each term at chance level.
+        lr: learning rate of the step.
+    """
     state, recipe, ranks = run.state, run.recipe, run.world
-    # Dropout and the like draw from torch's generator: it starts anew at every step, so that no state need be kept.
+    # Dropout draws from torch's generator: it is seeded at every step, so that checkpoints need no generator state.
     torch.manual_seed(hash((recipe.seed, state.step, ranks.rank)) & 0x7FFFFFFF)
     network = state.network
     if state.teacher is not None:
         update_ema(state.teacher, network, recipe.teacher.momentum)
-    speed = lr_at(recipe.schedule, state.step, run.steps, run.steps_per_epoch, recipe.optimizer.lr)
-    optimizer.set_lr(state.optimizer, speed)
+    lr = lr_at(recipe.schedule, state.step, run.steps, run.steps_per_epoch, recipe.optimizer.lr)
+    optimizer.set_lr(state.optimizer, lr)
     batch, pixels = on_device(batch, run.model.image_spec, ranks.device)
-    done = state.step / max(1.0, recipe.teacher.alpha_epochs * run.steps_per_epoch)
+    progress = state.step / max(1.0, recipe.teacher.alpha_epochs * run.steps_per_epoch)
     context = LossContext(
         network=network,
         teacher=state.teacher,
@@ -47,15 +56,15 @@ def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, 
         batch=batch,
         pixels=pixels,
         queue=state.queue,
-        alpha=recipe.teacher.alpha * min(1.0, done) if state.teacher is not None else 0.0,
+        alpha=recipe.teacher.alpha * min(1.0, progress) if state.teacher is not None else 0.0,
         cache=GradCache(recipe.data.micro_batch),
     )
-    with _cast(recipe.precision, ranks.device), _gathered(run, batch):
+    with _autocast(recipe.precision, ranks.device), _fsdp_step(run, batch):
         for name, weight in recipe.terms.items():
             if weight > 0:
                 LOSS_TERMS[name](context)
         context.cache.finish()
-    parameters = [p for _, p in state.trained() if p.requires_grad]
+    parameters = [parameter for _, parameter in state.named_parameters() if parameter.requires_grad]
     reduce_gradients(parameters, ranks)
     norm = clip_gradients(parameters, recipe.optimizer.clip_norm or math.inf)
     if math.isfinite(norm):
@@ -65,20 +74,20 @@ def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, 
     if state.average is not None:
         update_ema(state.average, network, ema_decay(state.step, recipe.ema))
     if state.queue and context.new_features:
-        _remember(state, context.new_features)
+        _enqueue_features(state, context.new_features)
     values = sum_values({name: float(value) for name, value in context.values.items()}, ranks)
-    return values | _facts(context) | {"gradient_norm": norm}, context.chances, speed
+    return values | _facts(context) | {"gradient_norm": norm}, context.chances, lr
 
 
-def _remember(state: TrainState, fresh: Mapping[str, Tensor]) -> None:
-    """The teacher's features of this batch take the place of the queue's oldest."""
+def _enqueue_features(state: TrainState, features: Mapping[str, Tensor]) -> None:
+    """Writes the teacher's features of this batch `[B, ...]` over the oldest of the queue `[Q, ...]`."""
     pointer = int(state.notes["pointer"])
     for name, queue in state.queue.items():
-        state.notes["pointer"] = enqueue(queue, pointer, fresh[name])
+        state.notes["pointer"] = enqueue(queue, pointer, features[name])
 
 
 def _facts(context: LossContext) -> dict[str, float]:
-    """What the monitor looks at beside the losses: temperature or scale, and the spread of the image embeddings."""
+    """Facts for the monitor: temperature or logit scale, and the spread of the image embeddings, 0..2."""
     facts: dict[str, float] = {}
     if isinstance(context.network, TemperatureNetwork):
         facts["temperature"] = float(context.network.temperature.detach())
@@ -87,19 +96,16 @@ def _facts(context: LossContext) -> dict[str, float]:
     if {"itc", "clip", "siglip"} & set(context.values):
         rows = context.image_embeddings.detach().float()  # [n, P]
         if (count := len(rows)) > 1:
-            # The mean of all n (n - 1) cosines: |sum|^2 = n^2 |mean|^2 counts each pair twice and n ones.
+            # Mean of the n (n - 1) cosines of different rows: n^2 |mean|^2 = n (diagonal) + their sum.
             facts["spread"] = 1 - float((rows.mean(0).square().sum() * count - 1) / (count - 1))
     return facts
 
 
-def _gathered(run: TrainRun, batch: Batch) -> AbstractContextManager[Any]:
-    shards = run.shards
-    return (
-        nullcontext()
-        if shards is None
-        else shards.step(alike=shards.are_alike(batch, run.recipe.data.micro_batch))
-    )
+def _fsdp_step(run: TrainRun, batch: Batch) -> AbstractContextManager[object]:
+    if run.fsdp is None:
+        return nullcontext()
+    return run.fsdp.step(alike=run.fsdp.runs_alike(batch, run.recipe.data.micro_batch))
 
 
-def _cast(name: str, device: torch.device) -> AbstractContextManager[Any]:
+def _autocast(name: str, device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()

@@ -1,9 +1,9 @@
-"""The one training loop. A recipe says what; this says how: batches, losses, gradients, steps, followers, checkpoints.
+"""The training loop of every recipe: batches, steps, evaluation, checkpoints, the result.
 
     for event in train(recipe, data, out): ...
 
-Resuming, other numbers of processes and smaller chunks change nothing but rounding: all that is random is a function of
-the seed and the step.
+Resuming, the number of processes and the micro-batch size change results by rounding only: all random draws are
+functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from sightloop.inference.save import save
 from sightloop.nn.lora import merge_lora
 from sightloop.protocols import Network, require
 from sightloop.training import checkpoint
-from sightloop.training.calibration import FEWEST, calibrate
+from sightloop.training.calibration import MIN_IMAGES, calibrate
 from sightloop.training.config import Recipe, apply_settings
 from sightloop.training.dataloader import Batch, BatchLoader
 from sightloop.training.distributed import (
@@ -53,9 +52,6 @@ from sightloop.training.run import TrainRun, calibrates, open_run
 from sightloop.training.step import take_step
 from sightloop.training.validation import at_chance, validate, validation_score
 
-if TYPE_CHECKING:
-    pass
-
 _BEST = "best"
 
 
@@ -69,25 +65,38 @@ def train(
     tensorboard: bool = False,
     stop_after: int | None = None,
 ) -> Iterator[RunEvent]:
-    """Train, yielding what happens (`run_events`); the result lies in OUT/model, which `load` reads.
+    """Trains a model; the result is OUT/model, which `sightloop.load` reads.
 
-    recipe: a name, a JSON file or a `Recipe`; settings: `change`s to it. data: what `open_dataset` reads. If OUT holds
-    the same run, it goes on after its last checkpoint, as if it had never stopped. stop_after: steps of this call.
-    Under `torchrun` every process calls this; the first one writes and yields.
+    A run found in OUT is resumed from its last checkpoint. Under `torchrun` every process calls this; the first one
+    writes files.
 
-    Raises UsageError before anything starts where settings, data and model do not fit, or OUT holds another run or
-    one that is going on; SightloopError where the loss is no number any more.
+    Args:
+        recipe: a name, a JSON file or a `Recipe`.
+        data: dataset or datasets as `open_dataset` reads them.
+        out: folder of the run: recipe.json, metrics.jsonl, report.html, checkpoints/, model/.
+        settings: changes of the recipe, such as "optimizer.lr=1e-4" (`apply_settings`).
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        tensorboard: also write OUT/tensorboard.
+        stop_after: steps of this call; None for all.
+
+    Yields:
+        Events of `training.events`, from `RunStarted` to `RunEnded`.
+
+    Raises:
+        UsageError: before training, if settings, data and model do not fit each other, or OUT holds another run or is
+            in use.
+        SightloopError: the loss is NaN or infinite, or a checkpoint cannot be read.
     """
     recipe = apply_settings(find_recipe(recipe) if isinstance(recipe, str) else recipe, settings)
     ranks = init_world(device)
     if ranks.device.type == "cpu":
         keep_freed_memory()
-    with ExitStack() as held:
-        run = open_run(recipe, data, Path(out), ranks, held)
-        held.enter_context(_precision(recipe.precision))
+    with ExitStack() as stack:
+        run = open_run(recipe, data, Path(out), ranks, stack)
+        stack.enter_context(_precision(recipe.precision))
         log = None
         if ranks.first:
-            log = held.enter_context(RunLog(run.folder, run.state.step, tensorboard=tensorboard))
+            log = stack.enter_context(RunLog(run.folder, run.state.step, tensorboard=tensorboard))
         for event in _events(run, stop_after):
             if log is not None:
                 log.write(event)
@@ -98,7 +107,7 @@ def train(
 
 def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     state, recipe, ranks = run.state, run.recipe, run.world
-    parameters = [p for _, p in state.trained()]
+    parameters = [parameter for _, parameter in state.named_parameters()]
     yield RunStarted(
         recipe=recipe.name,
         steps=run.steps,
@@ -110,10 +119,10 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     )
     for text in run.damaged:
         yield WarningRaised(state.step, "checkpoint", text)
-    yield from _leaks(run)
+    yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
-    feed = BatchLoader(
+    loader = BatchLoader(
         run.dataset,
         recipe.data,
         run.model.tokenizer,
@@ -121,32 +130,32 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
         recipe.seed,
         labels,
         ranks.rank,
-        ranks.world,
+        ranks.world_size,
         run.model.prompts if recipe.terms.get("prompted") else None,
     )
     last = run.steps if stop_after is None else min(run.steps, state.step + stop_after)
-    for batch in feed.batches(state.step, last):
-        yield from _one(run, batch)
+    for batch in loader.batches(state.step, last):
+        yield from _train_step(run, batch)
     if state.step < run.steps:
         return
     model_folder = run.folder / "model"
-    model = _model(run)
+    model = _current_model(run)
     if ranks.first:
         yield from _calibrate(run, model)
-        _keep(run, model, model_folder)
+        _save_model(run, model, model_folder)
     barrier(ranks)
     yield RunEnded(state.step, time.monotonic() - started, model_folder)
 
 
-def _one(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
-    """One step, and what is due after it."""
-    began = time.monotonic()
+def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
+    """A step, then the evaluation and checkpoint that are due."""
+    start = time.monotonic()
     state, recipe = run.state, run.recipe
     for key, reason in batch.skipped:
         if key not in run.skipped:
             run.skipped.add(key)
             yield SampleSkipped(key, reason)
-    values, chances, speed = take_step(run, batch)
+    values, chances, lr = take_step(run, batch)
     state.step += 1
     event = StepDone(
         step=state.step,
@@ -154,15 +163,15 @@ def _one(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
         loss=sum(recipe.terms[name] * values[name] for name in chances),
         values=values,
         chances=chances,
-        lr=speed,
-        seconds=time.monotonic() - began,
+        lr=lr,
+        seconds=time.monotonic() - start,
         samples=recipe.data.batch,
     )
     yield event
     yield from run.monitor.update(event)
     if run.monitor.fatal:
         raise SightloopError(
-            f"step {state.step}: the loss or its gradient is no number any more; the last checkpoint is from before"
+            f"step {state.step}: the loss or its gradient is not finite; the last checkpoint is from before this step"
         )
     done = state.step == run.steps
     every = recipe.evaluation.every
@@ -180,43 +189,43 @@ def _one(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
 
 
 def _evaluate(run: TrainRun) -> Iterator[RunEvent]:
-    """Only the first process; the others wait."""
-    model = _model(run)
+    """Evaluates on the first process; the others wait."""
+    model = _current_model(run)
     if run.world.first:
         settings = run.recipe.evaluation
         data = open_dataset(settings.data)
         values, texts = validate(model, data, settings, boxes=run.recipe.data.regions > 0)
         if texts:
-            shown = {key for key, _ in texts}
+            keys = {key for key, _ in texts}
             head = data.select(np.arange(min(settings.samples, len(data))))
-            write_samples(run.folder, (sample for sample in head.stream() if sample.key in shown))
+            write_samples(run.folder, (sample for sample in head.stream() if sample.key in keys))
         trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
-        reached = validation_score(values, trained)
+        score = validation_score(values, trained)
         best = run.state.notes.get(_BEST)
-        if reached is not None and (best is None or reached > best[1]):
-            run.state.notes[_BEST] = [run.state.step, reached]
+        if score is not None and (best is None or score > best[1]):
+            run.state.notes[_BEST] = [run.state.step, score]
         yield Evaluated(run.state.step, values, texts)
-        said = at_chance(values, min(settings.samples, len(data)), trained)
-        if said and run.state.step >= run.steps // 2:
-            yield WarningRaised(run.state.step, "evaluation", said)
+        message = at_chance(values, min(settings.samples, len(data)), trained)
+        if message and run.state.step >= run.steps // 2:
+            yield WarningRaised(run.state.step, "evaluation", message)
     barrier(run.world)
 
 
-def _model(run: TrainRun) -> Model:
-    """The network as it is now (its average where there is one), with the verbs of a loaded one.
+def _current_model(run: TrainRun) -> Model:
+    """A `Model` of the current weights, or of their EMA if there is one.
 
-    All processes ask together; where the network is sharded, only the first gets one that is not empty.
+    All processes call together. A sharded network is complete on the first process and empty on the others.
     """
-    trainee = run.model
+    source = run.model
     network = run.state.average if run.state.average is not None else run.state.network
-    if run.shards is not None:
-        network = run.shards.whole(network)
+    if run.fsdp is not None:
+        network = run.fsdp.full_copy(network)
     return Model(
-        name=trainee.name,
+        name=source.name,
         network=require(network, Network),
-        family=trainee.family,
-        tokenizer=trainee.tokenizer,
-        image_spec=trainee.image_spec,
+        family=source.family,
+        tokenizer=source.tokenizer,
+        image_spec=source.image_spec,
         device=run.world.device,
         dtype=torch.float32,
         batch_size=32,
@@ -224,23 +233,23 @@ def _model(run: TrainRun) -> Model:
 
 
 def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
-    """Set the threshold of the judge, where the recipe asks for it."""
+    """Calibrates the ITM threshold if the recipe asks for it."""
     if not calibrates(run.recipe):
         return
     settings = run.recipe.evaluation
-    data = run.held if run.held is not None else open_dataset(settings.data)
-    most = len(data) if run.held is not None else settings.samples
-    about = run.state.step, "" if run.held is not None else settings.data
-    yield calibrate(model, data, most, about, run.recipe.model.init_from) or WarningRaised(
+    data = run.held_out if run.held_out is not None else open_dataset(settings.data)
+    limit = len(data) if run.held_out is not None else settings.samples
+    origin = run.state.step, "" if run.held_out is not None else settings.data
+    yield calibrate(model, data, limit, origin, run.recipe.model.init_from) or WarningRaised(
         run.state.step,
         "calibration",
-        "ITM's threshold stays as it was learned, and unseen pairs will often fall below 0.5: setting it takes "
-        f"{FEWEST} captioned images of the evaluation data, or 80 to learn from, of which a quarter is kept out",
+        "ITM's threshold is not calibrated, and unseen pairs will often score below 0.5: calibration needs "
+        f"{MIN_IMAGES} captioned images of evaluation data, or 80 training images, a quarter of which is held out",
     )
 
 
-def _keep(run: TrainRun, model: Model, folder: Path) -> None:
-    """Writes the model, in place of one that an earlier call wrote; with LoRA, the adapter alone beside it."""
+def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
+    """Writes the result, in place of one that an interrupted run left; with LoRA, the adapter alone beside it."""
     if run.recipe.model.lora:
         adapter = run.folder / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
@@ -250,8 +259,8 @@ def _keep(run: TrainRun, model: Model, folder: Path) -> None:
     save(model, folder)
 
 
-def _leaks(run: TrainRun) -> Iterator[RunEvent]:
-    """Say at the start whether what is evaluated on is also trained on."""
+def _warn_of_leaks(run: TrainRun) -> Iterator[RunEvent]:
+    """Warns at the start of images and captions that are in both the training and the evaluation data."""
     settings = run.recipe.evaluation
     if not settings.data or not settings.leaks or run.state.step or not run.world.first:
         return
@@ -265,6 +274,7 @@ def _leaks(run: TrainRun) -> Iterator[RunEvent]:
 
 @contextmanager
 def _precision(name: str) -> Generator[None]:
+    """Sets the precision of float32 matrix products, and restores it."""
     before = torch.get_float32_matmul_precision()
     if name == "medium":
         torch.set_float32_matmul_precision("medium")

@@ -1,4 +1,4 @@
-"""A short evaluation while a training goes on: what the model can do by now, on images it does not learn from."""
+"""Evaluation during a training run, on images held out of it: recall, ITM accuracy, captions, answers, boxes."""
 
 from __future__ import annotations
 
@@ -11,169 +11,202 @@ from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.preprocess import preprocess
 from sightloop.errors import ImageError
 from sightloop.inference.model import Model
-from sightloop.metrics import caption_scores, detection_not_computed, detection_scores
+from sightloop.metrics import (
+    caption_scores,
+    detection_not_computed,
+    detection_scores,
+    score_retrieval,
+    vqa_accuracy,
+)
 from sightloop.protocols import RegionNetwork
 from sightloop.training.config import EvaluationSettings
 from sightloop.types import Limits, Pixels, Sample
 
-# Which of the values says what the best checkpoint is: the first that is there, of those that an objective trains.
+# Metrics that compare checkpoints, in order of preference -> objectives that train them.
 _SCORES = {
     "mAP": {"prompted"},
     "CIDEr": {"lm", "prompted"},
-    "text_to_image_R@1": {"itc", "clip", "siglip"},
-    "answers": {"vqa", "prompted"},
-    "classes": {"classes"},
+    "text-to-image recall@1": {"itc", "clip", "siglip"},
+    "VQA accuracy": {"vqa", "prompted"},
+    "top-1 accuracy": {"classes"},
 }
 
 
 def validate(
     model: Model, dataset: Dataset, settings: EvaluationSettings, *, boxes: bool = False
 ) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
-    """Values by name, 0 to 1 apart from CIDEr (0 to 10), and (key, caption written) of the first images.
+    """Evaluates a model on the tasks that it can do and the dataset has annotations for.
 
-    The dataset's first `samples` images; what they lack (captions, questions, labels) or the model cannot do is left
-    out. Images that cannot be read are left out too. boxes: things are to be found as well, which takes a while.
+    Args:
+        model: evaluated in evaluation mode, and set back.
+        dataset: its first `settings.samples` images; those that cannot be read are left out.
+        settings: number of images, decoding of captions.
+        boxes: also detect, which is slow.
+
+    Returns:
+        values: metrics by name, 0..1, CIDEr 0..10.
+        texts: (key, generated caption) of the first `settings.show` images.
     """
     was_training = model.module.training
     model.module.eval()
     try:
-        samples, pictures = load_samples(model, dataset, settings.samples)
+        samples, images = load_samples(model, dataset, settings.samples)
         values: dict[str, float] = {}
         texts: tuple[tuple[str, str], ...] = ()
-        told = [i for i, sample in enumerate(samples) if sample.captions]
-        if told and "embed" in model.capabilities:
-            values |= _retrieval(model, [samples[i] for i in told], [pictures[i] for i in told])
-        if told and "caption" in model.capabilities:
-            found = model.caption(
-                [pictures[i] for i in told], num_beams=settings.num_beams, max_new_tokens=settings.max_tokens
+        captioned = [i for i, sample in enumerate(samples) if sample.captions]
+        if captioned and "embed" in model.capabilities:
+            values |= _retrieval(model, [samples[i] for i in captioned], [images[i] for i in captioned])
+        if captioned and "caption" in model.capabilities:
+            generated = model.caption(
+                [images[i] for i in captioned],
+                num_beams=settings.num_beams,
+                max_new_tokens=settings.max_tokens,
             )
-            values |= _captions(found, [samples[i].captions for i in told])
-            texts = tuple((samples[i].key, text) for i, text in zip(told, found, strict=True))[
+            values |= _captions(generated, [samples[i].captions for i in captioned])
+            texts = tuple((samples[i].key, text) for i, text in zip(captioned, generated, strict=True))[
                 : settings.show
             ]
         if "answer" in model.capabilities:
-            values |= _answers(model, samples, pictures)
+            values |= _answers(model, samples, images)
         if model.labels:
-            values |= _classes(model, samples, pictures)
+            values |= _classes(model, samples, images)
         if boxes:
-            values |= _boxes(model, samples, pictures)
+            values |= _boxes(model, samples, images)
         return values, texts
     finally:
         model.module.train(was_training)
 
 
 def validation_score(values: Mapping[str, float], terms: Collection[str]) -> float | None:
-    """The number by which checkpoints of a run with these objectives are compared, None where none was measured."""
-    there = [name for name in _SCORES if name in values]
-    trained = [name for name in there if _SCORES[name] & {*terms}]
-    return values[(trained or there)[0]] if there else None
+    """The metric that compares checkpoints of a run.
+
+    Args:
+        values: metrics of an evaluation.
+        terms: objectives of the run, whose metrics are preferred.
+
+    Returns:
+        The value, or None if no metric was computed.
+    """
+    measured = [name for name in _SCORES if name in values]
+    trained = [name for name in measured if _SCORES[name] & {*terms}]
+    return values[(trained or measured)[0]] if measured else None
 
 
-def at_chance(values: Mapping[str, float], pictures: int, terms: Collection[str]) -> str:
-    """What is no better than guessing on these unseen images, in words; empty where all is better.
+def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) -> str:
+    """A warning if metrics of the trained objectives are at chance level, "" if they are not.
 
-    Within three standard errors of what a guesser gets: 1 / images for recall@1, a half for ITM's verdicts. Only
-    what these objectives train: a captioner is free to forget how to judge.
+    Chance level: within three standard errors of a guess, 1 / images for recall@1, 1/2 for ITM.
+
+    Args:
+        values: metrics of an evaluation.
+        images: number of images.
+        terms: objectives of the run; metrics of others are ignored.
     """
     guesses: dict[str, float] = {}
     if {"itc", "clip", "siglip"} & {*terms}:
-        guesses["text_to_image_R@1"] = 1 / max(pictures, 1)
+        guesses["text-to-image recall@1"] = 1 / max(images, 1)
     if "itm" in terms:
-        guesses["itm_random"] = 0.5
+        guesses["ITM accuracy (random)"] = 0.5
     bad = [
         f"{name} is {values[name]:.3f} (guessing: {p:.3f})"
         for name, p in guesses.items()
-        if name in values and values[name] <= p + 3 * (p * (1 - p) / max(pictures, 1)) ** 0.5
+        if name in values and values[name] <= p + 3 * (p * (1 - p) / max(images, 1)) ** 0.5
     ]
     if not bad:
         return ""
     return (
-        f"on images that it does not learn from, {' and '.join(bad)}: at chance. If the training loss falls "
-        "nevertheless, pairs are learned by heart: look whether each caption belongs to its image"
+        f"on held-out images, {' and '.join(bad)}: at chance. If the training loss falls all the same, the model "
+        "overfits: check that each caption belongs to its image"
     )
 
 
-def load_samples(model: Model, dataset: Dataset, most: int) -> tuple[list[Sample], list[Pixels]]:
-    """Of the first `most` samples those whose image can be read, and the images, prepared for the model."""
+def load_samples(model: Model, dataset: Dataset, limit: int) -> tuple[list[Sample], list[Pixels]]:
+    """The samples among the first `limit` whose image can be read, and their preprocessed images."""
     samples: list[Sample] = []
-    pictures: list[Pixels] = []
-    for index in range(min(most, len(dataset))):
+    images: list[Pixels] = []
+    for index in range(min(limit, len(dataset))):
         try:
             sample = dataset[index]
             source = sample.image if isinstance(sample.image, bytes) else str(sample.image)
-            pictures.append(preprocess(source, model.image_spec, limits=Limits()))
+            images.append(preprocess(source, model.image_spec, limits=Limits()))
             samples.append(sample)
         except ImageError:
             continue
-    return samples, pictures
+    return samples, images
 
 
-def _retrieval(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
-    """ITC's recall both ways, and how often ITM tells the image's own text from another one's."""
+def _retrieval(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
+    """Recall of ITC both ways, ties and equal texts as in `evaluate`, and accuracy of ITM."""
     texts = [text for sample in samples for text in sample.captions]
-    owner = np.concatenate([np.full(len(sample.captions), i) for i, sample in enumerate(samples)])
-    similarity = model.similarity(pictures, texts)
-    right = owner == np.arange(len(samples))[:, None]  # [n, m]
-    values: dict[str, float] = {}
-    best = np.where(right, similarity, -np.inf).max(1)
-    to_text = (similarity >= best[:, None]).sum(1) - (right & (similarity >= best[:, None])).sum(1)
-    own = similarity[owner, np.arange(len(texts))]
-    to_image = (similarity >= own).sum(0) - 1
-    for k in (1, 10):
-        values[f"image_to_text_R@{k}"] = float((to_text < k).mean())
-        values[f"text_to_image_R@{k}"] = float((to_image < k).mean())
-    if "match" in model.capabilities and len(samples) > 1:
-        values |= _matching(model, samples, pictures, np.where(right, -np.inf, similarity))
+    similarity = model.similarity(images, texts)  # [n, m]
+    positive = np.array([[text in sample.captions for text in texts] for sample in samples])  # [n, m]
+    recall = score_retrieval(similarity, positive, (1, 10)).mean
+    values = {name: value for name, value in recall.items() if "recall" in name}
+    if "match" in model.capabilities and not positive.all():
+        values |= _matching(model, samples, images, np.where(positive, -np.inf, similarity))
     return values
 
 
 def _matching(
-    model: Model, samples: Sequence[Sample], pictures: list[Pixels], wrong: NDArray[np.float32]
+    model: Model, samples: Sequence[Sample], images: list[Pixels], wrong: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Verdicts at 0.5 on each image's first text, the text that ITC likes best of the others', and the next one's."""
+    """Balanced accuracy of ITM at 0.5: each image's first text against a random and a hard false one.
+
+    Args:
+        model: with an ITM head.
+        samples: of n images.
+        images: preprocessed.
+        wrong: `[n, m]`, ITC similarity of images and all texts, -inf for the image's own: its largest is the hard one.
+    """
     texts = [text for sample in samples for text in sample.captions]
     first = [sample.captions[0] for sample in samples]
-    hard = [texts[i] for i in wrong.argmax(1).tolist()]
-    random = [*first[1:], first[0]]
-    true = model.match(pictures, first) > 0.5
-    return {
-        "itm_random": float((true.mean() + (model.match(pictures, random) <= 0.5).mean()) / 2),
-        "itm_hard": float((true.mean() + (model.match(pictures, hard) <= 0.5).mean()) / 2),
+    true = model.match(images, first) > 0.5
+    false_texts = {
+        "random": [*first[1:], first[0]],
+        "hard": [texts[i] for i in wrong.argmax(1).tolist()],
     }
+    values: dict[str, float] = {}
+    for kind, others in false_texts.items():
+        # Without images that this text describes, too.
+        kept = [i for i, text in enumerate(others) if text not in samples[i].captions]
+        if kept:
+            rejected = model.match([images[i] for i in kept], [others[i] for i in kept]) <= 0.5
+            values[f"ITM accuracy ({kind})"] = float((true.mean() + rejected.mean()) / 2)
+    return values
 
 
-def _captions(found: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    scores = caption_scores(found, [list(texts) for texts in references])
-    exact = np.mean([text in gold for text, gold in zip(found, references, strict=True)])
-    return {"CIDEr": scores["CIDEr"], "BLEU-4": scores["BLEU-4"], "captions_exact": float(exact)}
+def _captions(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    scores = caption_scores(texts, [list(texts) for texts in references])
+    exact = np.mean([text in gold for text, gold in zip(texts, references, strict=True)])
+    return {"CIDEr": scores["CIDEr"], "BLEU-4": scores["BLEU-4"], "exact match": float(exact)}
 
 
-def _answers(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
-    asked = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
-    if not asked:
+def _answers(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
+    questions = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
+    if not questions:
         return {}
-    found = model.answer([pictures[i] for i, _ in asked], [q.question for _, q in asked])
-    return {"answers": float(np.mean([text in q.answers for text, (_, q) in zip(found, asked, strict=True)]))}
+    answers = model.answer([images[i] for i, _ in questions], [q.question for _, q in questions])
+    return {"VQA accuracy": vqa_accuracy(answers, [list(q.answers) for _, q in questions])["accuracy"]}
 
 
-def _classes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
+def _classes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
     known = [i for i, sample in enumerate(samples) if sample.label in model.labels]
     if not known:
         return {}
-    best = model.classify([pictures[i] for i in known]).argmax(1).tolist()
-    right = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
-    return {"classes": float(np.mean(right))}
+    best = model.classify([images[i] for i in known]).argmax(1).tolist()
+    correct = [model.labels[j] == samples[i].label for i, j in zip(known, best, strict=True)]
+    return {"top-1 accuracy": float(np.mean(correct))}
 
 
-def _boxes(model: Model, samples: Sequence[Sample], pictures: list[Pixels]) -> dict[str, float]:
-    """COCO's mAP of the things that people named; who is asked for names is asked for those of the image."""
+def _boxes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
+    """COCO mAP. Networks that are prompted with labels get those of the image's own annotations."""
     known = [i for i, sample in enumerate(samples) if sample.regions]
     if not known or detection_not_computed():
         return {}
     if isinstance(model.network, RegionNetwork) and model.network.phrase_separator:
         names = [list(dict.fromkeys(region.label for region in samples[i].regions)) for i in known]
-        found = [model.detect(pictures[i], asked)[0] for i, asked in zip(known, names, strict=True)]
+        regions = [model.detect(images[i], labels)[0] for i, labels in zip(known, names, strict=True)]
     else:
-        found = model.detect([pictures[i] for i in known])
-    scores = detection_scores(found, [samples[i].regions for i in known])
+        regions = model.detect([images[i] for i in known])
+    scores = detection_scores(regions, [samples[i].regions for i in known])
     return {name: scores.get(name, 0.0) for name in ("mAP", "mAP@0.5")}

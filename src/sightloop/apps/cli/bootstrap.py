@@ -194,7 +194,7 @@ def bootstrap(
 
 def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
     print_message(
-        f"{estimate.measured:,} images measured: {estimate.pictures_per_second:,.2f} images/s per worker."
+        f"{estimate.measured:,} images measured: {estimate.images_per_second:,.2f} images/s per worker."
     )
     for scaled in (estimate, *(estimate.of(10**power) for power in range(4, 10))):
         cost = "" if scaled.cost is None else f", {scaled.cost:,.2f} at {scaled.price:g} per worker and hour"

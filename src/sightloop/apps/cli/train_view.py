@@ -349,7 +349,7 @@ def _event_lines(event: RunEvent) -> list[str]:
         case Evaluated():
             return [_metrics_line(event), *(f"  {key}: {text}" for key, text in event.texts)]
         case Calibrated():
-            return [event.told()]
+            return [event.summary()]
         case CheckpointSaved():
             return [f"saved {event.folder}"]
         case RunEnded():

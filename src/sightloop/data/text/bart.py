@@ -101,7 +101,7 @@ def _add(folder: Path, backend: tokenizers.Tokenizer, config: JsonDict, names: d
     for index, token in stated.items():
         if (known_id := backend.token_to_id(token["content"])) != index:
             raise TokenizerError(
-                f"{folder}: {token['content']!r} should be token {index}, but the vocabulary makes it {known_id}: these "
+                f"{folder}: {token['content']!r} should be token {index}, but the vocabulary says {known_id}: these "
                 "are files of different checkpoints. Fetch them again."
             )
 

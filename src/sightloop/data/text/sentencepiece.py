@@ -55,16 +55,23 @@ def load_sentencepiece(
     default_class: str = "",
     location_tokens: bool = False,
 ) -> Tokenizer:
-    """The tokenizer of a checkpoint folder; ids equal to those of the hub's own class, which the folder's
-    tokenizer_config.json names.
+    """Loader of SentencePiece and other `tokenizers` pipelines; ids equal those of the class in tokenizer_config.json.
 
-    Reads tokenizer.json, else spiece.model, tokenizer.model, or vocab.json with merges.txt; SigLIP's own class prefers
-    its spiece.model, as at the hub. Rows get `max_length` tokens at most, or `model_max_length` if that is less;
-    `fill`: that many always, the fill being part of the text. lower: lower case first, whatever the files say (SigLIP 2
-    was trained so). cleaning: what open_clip does to a text first, a key of CLEANINGS. extra: a special token that is
-    added where the files lack it. usual: the class where no file names one. places: as PaliGemma's processor has it,
-    location and segmentation tokens are added, and rows have no first and no last. Raises `TokenizerError` that names the
-    file.
+    Reads tokenizer.json, else spiece.model, tokenizer.model, or vocab.json with merges.txt; for SigLIP's class
+    spiece.model comes first, as at the hub.
+
+    Args:
+        folder: of the checkpoint.
+        max_length: tokens a text; the files' `model_max_length` if that is less.
+        pad_to_max_length: every row has `max_length` tokens, and padding counts as text (SigLIP).
+        lowercase: lower-case the texts, whatever the files say (SigLIP 2).
+        cleaning: name of open_clip's text cleaning, a key of CLEANINGS.
+        extra_special_token: a special token that is added if the files lack it.
+        default_class: tokenizer class if the files name none.
+        location_tokens: add location and segmentation tokens, and neither BOS nor EOS, as PaliGemma's processor does.
+
+    Raises:
+        TokenizerError: a missing or damaged file, by name.
     """
     config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     older = _json(folder / "special_tokens_map.json") if _has_older(folder, config) else {}
@@ -72,20 +79,7 @@ def load_sentencepiece(
         if config.get(key, only) != only:
             raise TokenizerError(f"{folder}: {key}={config[key]!r} is not supported, only {only!r} is.")
     kind = str(config.get("tokenizer_class") or default_class).removesuffix("Fast")
-    whole, bare = folder / "tokenizer.json", _bare(folder)
-    files: dict[str, bytes] = {}
-    if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
-        files = {bare.name: bare.read_bytes()}
-        backend, kind = _from_bare(bare, files[bare.name], kind, legacy=bool(config.get("legacy")))
-    elif whole.is_file():
-        backend = _backend(whole, config)
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        backend = _byte_pairs(folder, bool(config.get("add_prefix_space")))
-    else:
-        raise TokenizerError(
-            f"{folder}: holds no tokenizer. Copy tokenizer.json, spiece.model or tokenizer.model, or vocab.json and "
-            "merges.txt, of the checkpoint into that folder."
-        )
+    backend, kind, files = _read_backend(folder, config, kind)
     names = _add_tokens(folder, backend, {**_NAMES.get(kind, {}), **config, **older})
     _add_missing(backend, extra_special_token, location_tokens)
     _frame(
@@ -103,6 +97,25 @@ def load_sentencepiece(
     settings |= {"tokenizer_class": kind or "PreTrainedTokenizerFast", **names}
     settings |= {} if cleaning is None else {_CLEANING: cleaning}
     return _assemble(folder, backend, settings, files, (max_length, pad_to_max_length))
+
+
+def _read_backend(
+    folder: Path, config: JsonDict, kind: str
+) -> tuple[tokenizers.Tokenizer, str, dict[str, bytes]]:
+    """The pipeline of a folder's files, its class, and files that are saved with it. Raises TokenizerError."""
+    whole, bare = folder / "tokenizer.json", _bare(folder)
+    if bare and (kind == "SiglipTokenizer" or not whole.is_file()):
+        data = bare.read_bytes()
+        backend, kind = _from_bare(bare, data, kind, legacy=bool(config.get("legacy")))
+        return backend, kind, {bare.name: data}
+    if whole.is_file():
+        return _backend(whole, config), kind, {}
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _byte_pairs(folder, bool(config.get("add_prefix_space"))), kind, {}
+    raise TokenizerError(
+        f"{folder}: holds no tokenizer. Copy tokenizer.json, spiece.model or tokenizer.model, or vocab.json and "
+        "merges.txt, of the checkpoint into that folder."
+    )
 
 
 def _assemble(
