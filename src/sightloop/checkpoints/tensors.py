@@ -70,7 +70,7 @@ class TensorFile:
         return list(self._places)
 
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor `[...]`, in memory of its own; floats become `dtype` as they are read, so that no second copy exists.
+        """One tensor `[...]`, in its own memory; floats become `dtype` as they are read, without a second copy.
 
         Raises CheckpointError if the file has become shorter.
         """

@@ -1,12 +1,9 @@
-"""SentencePiece tokenizers (Kudo and Richardson 2018): SigLIP's, Gemma's, Llama's, and all of a tokenizer.json.
+"""SentencePiece tokenizers (Kudo and Richardson 2018): SigLIP's, Gemma's, Llama's, and every tokenizer.json.
 
-`load_pieces` reads a checkpoint's folder and makes the same `Tokenizer` as `tokens` does:
+    load_sentencepiece(folder, max_length=64, pad_to_max_length=True)   # SigLIP, SigLIP 2: padding counts as text
+    load_sentencepiece(folder, max_length=2048)                         # Gemma, Llama
 
-    load_pieces(folder, max_length=64, fill=True)   # SigLIP, SigLIP 2: rows of 64, what fills them counts as text
-    load_pieces(folder, max_length=2048)            # Gemma's and Llama's: rows as long as their texts
-
-A tokenizer.json is run as it stands. A bare `spiece.model` or `tokenizer.model` is read by the small reader below and
-gets the pipeline of its class in `_PIPELINES`; a new class is one more function there.
+A bare `spiece.model` or `tokenizer.model` gets the pipeline of its class in `_PIPELINES`.
 """
 
 from __future__ import annotations
