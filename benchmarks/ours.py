@@ -26,6 +26,7 @@ from sightloop.inference.malloc import keep_freed_memory
 from sightloop.nn.prepack import unpack, use_training_kernels
 from sightloop.objectives.contrastive import clip_loss
 from sightloop.objectives.language import lm_loss, next_token_targets
+from sightloop.protocols import Matcher, require
 from sightloop.tasks import match
 from sightloop.training import optimizer
 
@@ -65,11 +66,11 @@ class Sightloop:
     def judge_texts(self, texts: int) -> Call:
         """An encoded image and texts to ITM probabilities: what `Model.match` does after the image tower."""
         model, captions = self._model("match"), self.given.captions[:texts]
-        image = model.encode(self._prepared(model, 1))
+        image, network = model.encode(self._prepared(model, 1)), require(model.network, Matcher)
 
         def call() -> Any:
-            ids, lengths = model._rows(model._tokens(captions), np.arange(texts))
-            return match.match_probability(match.match_logits(model.network, image, ids, lengths)).numpy()
+            ids, lengths = model.tokenize(captions).rows(np.arange(texts))
+            return match.match_probability(match.match_logits(network, image, ids, lengths)).numpy()
 
         return call
 
@@ -122,7 +123,7 @@ class Sightloop:
     def train_clip(self, batch: int) -> Call:
         """Prepared pixels and tokens to a step of CLIP's objective."""
         model, pixels = self._trained("clip", batch)
-        ids, lengths = model._tokens(self.given.captions[:batch])
+        ids, lengths = model.tokenize(self.given.captions[:batch]).rows(np.arange(batch))
         net: Any = model.network
 
         def loss() -> torch.Tensor:
@@ -135,7 +136,8 @@ class Sightloop:
         """Prepared pixels and tokens to a step of the captioner's fine-tuning."""
         model, pixels = self._trained("caption", batch)
         net: Any = model.network
-        ids, lengths = model._tokens(self.given.captions[:batch], first=net.config.start_id)
+        tokens = model.tokenize(self.given.captions[:batch], first_id=net.config.start_id)
+        ids, lengths = tokens.rows(np.arange(batch))
         kept, tower = next_token_targets(ids, lengths), net.decoder.text
 
         def loss() -> torch.Tensor:
@@ -151,9 +153,9 @@ class Sightloop:
         self.held = None
         keep_freed_memory()
         model = sightloop.load(Path(self.given.folder) / name, device="cpu")
-        unpack(model.network)
-        use_training_kernels(model.network)
-        model.network.requires_grad_(True).train()
+        unpack(model.module)
+        use_training_kernels(model.module)
+        model.module.requires_grad_(True).train()
         return model, normalize(self._prepared(model, batch), model.image_spec)
 
     def pixels(self, family: str, pictures: int, mode: Any, threads: int) -> Call:

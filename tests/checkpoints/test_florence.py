@@ -284,8 +284,7 @@ def test_boxes_land_on_the_upright_picture(tmp_path: Path) -> None:
     for region in regions_of(
         model.tokenizer,
         "boxes",
-        [model.tokenizer.token_id(f"<loc_{i}>") for i in (0, 0, 999, 999)],
-        [0.0] * 4,
+        Generation([model.tokenizer.token_id(f"<loc_{i}>") for i in (0, 0, 999, 999)], [0.0] * 4),
         (40, 90),
         "",
     ):
@@ -328,13 +327,15 @@ def test_what_a_box_holds(tmp_path: Path, task: str, verb: str) -> None:
     assert (region.label, region.box) == (expected, box)
     assert 0 < region.score <= 1
     ids = [*model.tokenizer.encode([" dog"]).ids[0], model.tokenizer.token_id("<loc_7>")]
-    (said,) = regions_of(model.tokenizer, "said", ids, [-0.5] * (len(ids) - 1) + [-9.0], (20, 10), "")
+    (said,) = regions_of(
+        model.tokenizer, "said", Generation(ids, [-0.5] * (len(ids) - 1) + [-9.0]), (20, 10), ""
+    )
     assert (said.label, said.box, round(said.score or 0, 6)) == (
         "dog",
         (0, 0, 10, 20),
         round(2.718281828**-0.5, 6),
     )
-    assert regions_of(model.tokenizer, "said", ids[-1:], [-9.0], (20, 10), "") == []
+    assert regions_of(model.tokenizer, "said", Generation(ids[-1:], [-9.0]), (20, 10), "") == []
     for wrong in ((1, 2, 3), (3, 0, 1, 4), (0, 0, float("nan"), 1), (0, 0, 0, 0), "box"):
         with pytest.raises(UsageError, match="with something in it"):
             getattr(model, verb)(image, region=wrong)

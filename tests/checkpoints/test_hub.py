@@ -145,7 +145,7 @@ def test_the_bundled_model_wins_over_a_folder_of_its_name(
 
 
 def test_a_path_is_never_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "_on_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_module, "_from_hub", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(CheckpointError):
         locate(Path("owner/name"))
     monkeypatch.chdir(tmp_path)
@@ -346,7 +346,7 @@ def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
     save_file({"a": A, "b": B}, tmp_path / "x.safetensors")
     tensors = read_tensors([tmp_path / "x.safetensors"])
     os.truncate(tmp_path / "x.safetensors", (tmp_path / "x.safetensors").stat().st_size - 4)
-    whole, cut = sorted(tensors, key=lambda name: tensors._places[name]._places[name].begin)
+    whole, cut = sorted(tensors, key=lambda name: tensors._places[name]._places[name].offset)
     tensors[whole]
     with pytest.raises(CheckpointError, match="cut short while it was read"):
         tensors[cut]

@@ -52,5 +52,5 @@ def test_what_is_broken_is_named(tmp_path: Path, net: nn.Module) -> None:
         load_lora(net, tmp_path)
     del config["r"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="does not say r"):
+    with pytest.raises(CheckpointError, match="config lacks r"):
         load_lora(net, tmp_path)

@@ -15,7 +15,7 @@ from PIL import Image
 import sightloop
 from sightloop.errors import UsageError
 from sightloop.inference.arguments import duplicate_groups
-from sightloop.inference.model import Model
+from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from tests.tiny_checkpoints.florence import write_florence
 from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 from tests.tiny_checkpoints.paligemma import write_paligemma
@@ -40,14 +40,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """How many images were read, and the tokens of those that were encoded while they live."""
     seen: dict[str, Any] = {"read": 0, "encoded": 0, "alive": [], "most": 0}
-    read, encode = Model.read, Model.encode
+    read, encode = Preprocessor.read, ImageEncoder.encode
 
-    def counting_read(self: Model, sources: Any, **options: Any) -> Iterator[Any]:
+    def counting_read(self: Preprocessor, sources: Any, **options: Any) -> Iterator[Any]:
         for result in read(self, sources, **options):
             seen["read"] += 1
             yield result
 
-    def counting_encode(self: Model, batch: Any) -> Any:
+    def counting_encode(self: ImageEncoder, batch: Any) -> Any:
         gc.collect()
         seen["most"] = max(seen["most"], sum(one() is not None for one in seen["alive"]))
         out = encode(self, batch)
@@ -55,8 +55,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["alive"].append(weakref.ref(out.tokens))
         return out
 
-    monkeypatch.setattr(Model, "read", counting_read)
-    monkeypatch.setattr(Model, "encode", counting_encode)
+    monkeypatch.setattr(Preprocessor, "read", counting_read)
+    monkeypatch.setattr(ImageEncoder, "encode", counting_encode)
     return seen
 
 

@@ -215,8 +215,8 @@ def test_classes_on_the_command_line(
     assert len(rows) == 8
     assert all(row.split("\t")[1] == "dark" for row in rows)
     assert main.main(["classify", str(data), "-m", started, *options]) == 2
-    assert "was not fine-tuned for classes of its own" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="was not fine-tuned for classes"):
+    assert "was not fine-tuned on classes" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="was not fine-tuned on classes"):
         sightloop.load(started, device="cpu").classify(data / "dark" / "0.png")
 
 

@@ -234,7 +234,7 @@ class Model:
         if activation not in (None, "softmax", "sigmoid"):
             raise UsageError(f'activation="{activation}": must be "softmax" or "sigmoid"')
         if labels is None and not self.labels:
-            raise UsageError(f"labels: name them; {self.name} was not fine-tuned for classes of its own")
+            raise UsageError(f"labels: {self.name} was not fine-tuned on classes; give labels")
         default = "softmax" if labels is None else self.activation
         if activation == "sigmoid" and default == "softmax":
             raise UsageError(
