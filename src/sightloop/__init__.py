@@ -1,15 +1,16 @@
-"""sightloop reads pictures at sight: caption, judge, search, train and evaluate on your own pictures.
+"""Vision-language models on your own images: caption, match, search, train and evaluate.
 
     import sightloop
     model = sightloop.load("Salesforce/blip-image-captioning-base")
     model.caption("photo.jpg")
 
-Importing this package loads no torch: the heavy parts come with the first call that needs them.
+`import sightloop` loads neither torch nor numpy: a public name imports its module on first use.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from sightloop.errors import (
     CheckpointError,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from sightloop.data.datasets.dataset import Dataset, open_dataset
     from sightloop.evaluation.evaluate import evaluate
     from sightloop.evaluation.results import Evaluation
-    from sightloop.inference.load import Model, load
+    from sightloop.inference.load import load
+    from sightloop.inference.model import Model
     from sightloop.training.trainer import train
 
 __version__ = "0.1.0"
@@ -52,22 +54,28 @@ __all__ = [
     "train",
 ]
 
+# Public name -> the module that defines it. The imports for type checkers above say the same, which a test compares.
+_MODULES = {
+    "Dataset": "sightloop.data.datasets.dataset",
+    "Evaluation": "sightloop.evaluation.results",
+    "Model": "sightloop.inference.model",
+    "bootstrap": "sightloop.capfilt.bootstrap",
+    "evaluate": "sightloop.evaluation.evaluate",
+    "load": "sightloop.inference.load",
+    "metrics": "sightloop.metrics",
+    "open_dataset": "sightloop.data.datasets.dataset",
+    "train": "sightloop.training.trainer",
+}
 
-def __getattr__(name: str) -> Any:
-    if name in ("Model", "load"):
-        from sightloop.inference import load as home
-    elif name in ("Dataset", "open_dataset"):
-        from sightloop.data.datasets import dataset as home
-    elif name == "bootstrap":
-        from sightloop.capfilt import bootstrap as home
-    elif name in ("Evaluation", "evaluate"):
-        from sightloop.evaluation import evaluate as home
-    elif name == "train":
-        from sightloop.training import trainer as home
-    elif name == "metrics":
-        from sightloop import metrics
 
-        return metrics
-    else:
+def __getattr__(name: str) -> object:
+    """The public object `name`, imported on first use (PEP 562)."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'sightloop' has no attribute {name!r}")
-    return getattr(home, name)
+    module = import_module(_MODULES[name])
+    return module if module.__name__ == f"sightloop.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for `dir(sightloop)` and completion; imports nothing."""
+    return list(__all__)

@@ -1,4 +1,4 @@
-"""A model of a few lines, for tests of what stands around a model. No torch, no weights, no child processes."""
+"""A fake model for tests of the command line and the demo: no torch, no weights, no child processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sightloop.types import ImageSpec, Pixels, Region
 
 @dataclass
 class FakeModel:
-    """Captions an image with `texts[stem]`, or "an image of STEM"; every call is noted in `calls`."""
+    """Captions an image with `texts[stem]`, or "an image of STEM", and records every call in `calls`."""
 
     name: str = "fake"
     capabilities: frozenset[str] = frozenset(
@@ -109,7 +109,8 @@ class FakeModel:
         return np.stack([np.eye(5, dtype=np.float32)[int(i.values.sum()) % 5] for i in images])
 
 
-def make_picture(path: Path, color: tuple[int, int, int] = (200, 100, 50)) -> Path:
+def make_image(path: Path, color: tuple[int, int, int] = (200, 100, 50)) -> Path:
+    """Writes an image of 4 x 3 pixels in one color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 3), color).save(path)
     return path

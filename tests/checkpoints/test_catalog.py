@@ -61,7 +61,7 @@ def test_the_bundled_model_comes_first_and_needs_no_download() -> None:
     entry = CATALOG[0]
     assert (entry.name, entry.where, entry.download_mb) == (BUNDLED, "comes with the package", 0)
     assert set(entry.capabilities) <= set(CAPABILITIES)
-    assert entry.licence == "research use"
+    assert entry.license == "research use"
     assert BUNDLED not in RECOMMENDED.values()
 
 
@@ -70,7 +70,7 @@ PUBLISHED = CATALOG[1:]
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
 def test_entries_are_complete(entry: CatalogEntry) -> None:
-    assert entry.licence
+    assert entry.license
     assert entry.paper[4] == "."
     assert entry.where.startswith("https://")
     assert entry.image_size % 14 == 0 or entry.image_size % 32 == 0

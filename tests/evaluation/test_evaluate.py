@@ -426,9 +426,9 @@ def test_classes_are_those_of_the_verb(place: Path) -> None:
         run(place, "classify", "clip", labels=["x", "y"])
 
 
-@pytest.mark.parametrize("mode", ["generate", "rank"])
-def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, mode: Any) -> None:
-    numbers = dict(run(place, "vqa", "answer", tmp_path, mode=mode, decoding=SHORT, samples=6))
+@pytest.mark.parametrize("answer_by", ["generate", "rank"])
+def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, answer_by: Any) -> None:
+    numbers = dict(run(place, "vqa", "answer", tmp_path, answer_by=answer_by, decoding=SHORT, samples=6))
     records = read_predictions(tmp_path / "predictions.jsonl")[1]
     samples = [sample for sample in loaded(place) if sample.key in records]
     own = sorted(
@@ -438,7 +438,7 @@ def test_answers_are_those_of_the_verb(place: Path, tmp_path: Path, mode: Any) -
     written, given = [], []
     for sample in samples:
         asked = [q.question for q in sample.questions]
-        candidates = own if mode == "rank" else None
+        candidates = own if answer_by == "rank" else None
         answers = model.answer(sample.image, asked, candidates=candidates, **SHORT)
         assert records[sample.key]["answers"] == answers
         written += answers
@@ -545,7 +545,7 @@ def test_differences_of_rows_are_paired() -> None:
         ({"model": ()}, "give one or two"),
         ({"model": "x", "predictions": "y"}, "not both"),
         ({"model": "x", "colour": 1}, "no such option"),
-        ({"model": "x", "mode": "guess"}, "mode"),
+        ({"model": "x", "answer_by": "guess"}, "answer_by"),
         ({"model": "x", "rerank": [0]}, "rerank"),
         ({"model": "x", "samples": 0}, "samples"),
     ],
@@ -562,9 +562,9 @@ def test_what_a_model_cannot_do_is_told_before_it_works(place: Path, tmp_path: P
         run(place, "retrieval", "clip", tmp_path)
     assert read_predictions(tmp_path / "predictions.jsonl")[1] == {}
     assert len(list(run(place, "retrieval", "clip", rerank=[]))) == 8
-    with pytest.raises(UnsupportedError, match="judge-by itc"):
+    with pytest.raises(UnsupportedError, match="match-by itc"):
         run(place, "matching", "clip")
-    assert "ece (hard)" not in dict(run(place, "matching", "clip", judge="itc"))
+    assert "ece (hard)" not in dict(run(place, "matching", "clip", match_by="itc"))
 
 
 def test_a_loaded_model_is_told_by_its_weights(place: Path) -> None:

@@ -111,8 +111,8 @@ def load_models(job: Job) -> Models:
         if needs not in loaded[part].capabilities:
             able = ", ".join(sorted(loaded[part].capabilities))
             raise UnsupportedError(
-                f"{source}: cannot {needs}, which a {part} must (it can: {able}); `sightloop models --job {needs}` "
-                "lists models that can"
+                f"{source}: cannot {needs}, which a {part} must (it can: {able}); "
+                f"`sightloop models --capability {needs}` lists models that can"
             )
     return Models(captioner or loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
 

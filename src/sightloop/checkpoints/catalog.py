@@ -50,7 +50,7 @@ class CatalogEntry:
     """One checkpoint. `name` is what `load` takes: a hub id, the bundled model, or for layout "original" the name of a
     file from `url`.
 
-    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. licence: SPDX, or
+    jobs: the verbs that it can do (keys of JOBS). image_size: pixels a side. parameters: millions. license: SPDX, or
     what the training data allow.
     paper: arXiv id. download_mb: 10^6 bytes of weights, None where not known. quality: published figures, each with
     its protocol.
@@ -62,7 +62,7 @@ class CatalogEntry:
     capabilities: tuple[str, ...]
     image_size: int
     parameters: float
-    licence: str
+    license: str
     paper: str
     download_mb: int | None
     quality: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Cata
         capabilities=_CLIP_JOBS,
         image_size=256 if side == "naflex" else int(side),
         parameters=parameters,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         paper="2502.14786" if name.startswith("siglip2") else "2303.15343",
         download_mb=round(4 * parameters),
         quality=figures,
@@ -141,9 +141,9 @@ def _siglip(name: str, parameters: float, imagenet: float | None = None) -> Cata
 
 
 def _blip(name: str, jobs: tuple[str, ...], parameters: float, megabytes: int, *quality: str) -> CatalogEntry:
-    licence, paper = "BSD-3-Clause", "2201.12086"
+    license, paper = "BSD-3-Clause", "2201.12086"
     return CatalogEntry(
-        name, "blip", "transformers", jobs, 384, parameters, licence, paper, megabytes, quality
+        name, "blip", "transformers", jobs, 384, parameters, license, paper, megabytes, quality
     )
 
 
@@ -173,7 +173,7 @@ def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
         capabilities=("caption", "detect", "locate", "segment", "read"),
         image_size=768,
         parameters=770.2 if "large" in name else 231.4,
-        licence="MIT",
+        license="MIT",
         paper="2311.06242",
         download_mb=None,
         quality=(
@@ -183,19 +183,19 @@ def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
     )
 
 
-def _llava(name: str, parameters: float, licence: str, paper: str, *quality: str) -> CatalogEntry:
+def _llava(name: str, parameters: float, license: str, paper: str, *quality: str) -> CatalogEntry:
     jobs = ("caption", "answer", "chat")
     return CatalogEntry(
-        f"llava-hf/{name}", "llava", "transformers", jobs, 336, parameters, licence, paper, None, quality
+        f"llava-hf/{name}", "llava", "transformers", jobs, 336, parameters, license, paper, None, quality
     )
 
 
 def _original(name: str, parameters: float, data: str) -> CatalogEntry:
-    licence, paper = "BSD-3-Clause", "2201.12086"
+    license, paper = "BSD-3-Clause", "2201.12086"
     note = f"pre-trained only, on {data}; no published figure without fine-tuning"
     url = _BLIP_FILES + name
     return CatalogEntry(
-        name, "blip", "original", _ALL_HEADS, 224, parameters, licence, paper, None, (note,), url
+        name, "blip", "original", _ALL_HEADS, 224, parameters, license, paper, None, (note,), url
     )
 
 
@@ -240,7 +240,7 @@ _NANO = CatalogEntry(
     capabilities=_NANO_JOBS,
     image_size=112,
     parameters=8.0,
-    licence="research use",
+    license="research use",
     paper="2201.12086",
     download_mb=0,
     quality=(
@@ -260,7 +260,7 @@ def _paligemma(name: str, parameters: float) -> CatalogEntry:
         capabilities=("caption", "answer", "detect", "locate", "segment"),
         image_size=int(name.rpartition("-")[2]),
         parameters=parameters,
-        licence="Gemma terms of use",
+        license="Gemma terms of use",
         paper="2412.03555" if second else "2407.07726",
         download_mb=None,
     )

@@ -7,7 +7,7 @@ from contextlib import closing
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -24,6 +24,7 @@ from sightloop.evaluation.report import as_html, as_json
 from sightloop.evaluation.results import EvalRun, Evaluation
 from sightloop.evaluation.retrieval import RetrievalTask
 from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
+from sightloop.evaluation.task_names import TaskName
 from sightloop.evaluation.vqa import VqaTask
 from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocessing_digest
 from sightloop.inference.load import load
@@ -31,9 +32,6 @@ from sightloop.inference.model import Model
 from sightloop.metrics import Difference
 from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
 
-TaskName = Literal[
-    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
-]
 # (what is being done, of how many, what became of one)
 OnSample: TypeAlias = "Callable[[str, int, Event[Any]], None]"
 
@@ -182,8 +180,8 @@ def _check(model: Model, phases: Sequence[TaskPhase]) -> None:
         if phase.needs and phase.needs not in model.capabilities:
             able = ", ".join(sorted(model.capabilities))
             raise UnsupportedError(
-                f"{model.name} cannot {phase.needs} (it can: {able}); `sightloop models --job {phase.needs}` lists "
-                f"models that can.{phase.without}"
+                f"{model.name} cannot {phase.needs} (it can: {able}); `sightloop models --capability {phase.needs}` "
+                f"lists models that can.{phase.without}"
             )
 
 

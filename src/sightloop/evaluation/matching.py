@@ -21,9 +21,9 @@ class MatchingTask:
     """Which score is a match: each caption with its image, against captions of other images."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
-        self.judge = options.judge
+        self.match_by = options.match_by
         self.wrong = mismatches([s for s in samples if s.captions], options.seed)
-        self.settings: JsonDict = {"judge": options.judge, "seed": options.seed}
+        self.settings: JsonDict = {"match_by": options.match_by, "seed": options.seed}
 
     def wants(self, sample: Sample) -> bool:
         """It needs captions."""
@@ -31,9 +31,9 @@ class MatchingTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """One: all pairs of an image together."""
-        if self.judge == "itc":
+        if self.match_by == "itc":
             return [TaskPhase("comparing pairs", "scores", self._score_pairs, "embed")]
-        without = ' For the cosine of the embeddings: judge="itc", --judge-by itc.'
+        without = ' For the cosine of the embeddings: match_by="itc", --match-by itc.'
         return [TaskPhase("judging pairs", "scores", self._score_pairs, "match", without)]
 
     def _score_pairs(self, work: TaskContext, samples: list[Sample]) -> Events:
@@ -43,7 +43,7 @@ class MatchingTask:
             ]
             owner = [place for place, s in enumerate(some) for _ in range(3 * len(s.captions))]
             model = work.model()
-            if self.judge == "itm":
+            if self.match_by == "itm":
                 scores = model.match([pictures[place] for place in owner], texts)
             else:
                 vectors = model.embed_texts(texts)
@@ -58,7 +58,7 @@ class MatchingTask:
         """For random and for hard mismatches: curves, calibration, the recommended threshold and its cost."""
         rows = [row(sample.key, i) for sample in samples for i in range(len(sample.captions))]
         table = np.array([each for sample in samples for each in records[sample.key]["scores"]], np.float64)
-        what = "ITM probability" if self.judge == "itm" else "ITC cosine"
+        what = "ITM probability" if self.match_by == "itm" else "ITC cosine"
         kinds = {
             "random": "the caption of another image, drawn by the seed",
             "hard": f"of {_POOL} captions of other images, drawn by the seed, the one that shares most words",

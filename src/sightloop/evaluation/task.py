@@ -27,8 +27,8 @@ class EvalOptions:
     rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone.
     labels: the classes; None for those of the data. To detect: what to look for; None for what the model knows.
     templates: sentences with {}, or a name in `TEMPLATES`.
-    mode: answers are written, or chosen among `candidates` (None: all answers of the data).
-    judge: the score of a pair: the ITM probability, or the ITC cosine.
+    answer_by: "generate" answers, or "rank" `candidates` (None: all answers of the data) by likelihood.
+    match_by: the score of a pair: "itm", the ITM probability, or "itc", the cosine of the embeddings.
     """
 
     samples: int | None = None
@@ -44,13 +44,13 @@ class EvalOptions:
     rerank: Sequence[int] = (16,)
     labels: Sequence[str] | None = None
     templates: str | Sequence[str] = "simple"
-    mode: Literal["generate", "rank"] = "generate"
+    answer_by: Literal["generate", "rank"] = "generate"
     candidates: Sequence[str] | None = None
-    judge: Literal["itm", "itc"] = "itm"
+    match_by: Literal["itm", "itc"] = "itm"
 
     def __post_init__(self) -> None:
         """Raises `UsageError` for values that cannot be."""
-        for name, allowed in (("mode", ("generate", "rank")), ("judge", ("itm", "itc"))):
+        for name, allowed in (("answer_by", ("generate", "rank")), ("match_by", ("itm", "itc"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
         if any(k < 1 for k in self.rerank):

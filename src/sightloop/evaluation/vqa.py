@@ -28,7 +28,7 @@ class VqaTask:
         self.options = options
         self.candidates: list[str] | None = None
         self.source = "written freely"
-        if options.mode == "rank":
+        if options.answer_by == "rank":
             own = {
                 answer for sample in samples for question in sample.questions for answer in question.answers
             }
@@ -36,7 +36,7 @@ class VqaTask:
             whose = "all answers of this data" if options.candidates is None else "a given list"
             self.source = f"chosen among {len(self.candidates):,} candidates ({whose})"
         self.settings: JsonDict = {
-            "mode": options.mode,
+            "answer_by": options.answer_by,
             "candidates": self.candidates,
             "decoding": dict(options.decoding),
         }

@@ -16,7 +16,7 @@ import pytest
 from sightloop.apps.cli import common, main
 from sightloop.errors import CheckpointError
 from sightloop.types import ImageSpec
-from tests.apps.fake_model import FakeModel, make_picture
+from tests.apps.fake_model import FakeModel, make_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     for name in ("a.jpg", "b.png", "sub/c.jpg"):
-        make_picture(tmp_path / "photos" / name)
+        make_image(tmp_path / "photos" / name)
     return tmp_path / "photos"
 
 
@@ -91,7 +91,7 @@ def test_other_ways_to_write_can_be_repeated(model: FakeModel, photos: Path, mod
 
 
 def test_drops_are_named_and_counted(model: FakeModel, photos: Path, capsys) -> None:
-    make_picture(photos / "d.jpg")
+    make_image(photos / "d.jpg")
     model.texts = {"a": "", "b": "the the the the", "c": "a stock photo"}
     assert run("caption", photos, "-m", "M", "--drop-if", "stock|getty") == 0
     assert list(texts(photos)) == ["d.txt"]
@@ -123,7 +123,7 @@ def test_one_table_instead_of_many_files(model: FakeModel, photos: Path, tmp_pat
     assert texts(photos) == {}
     first = out.read_text()
     assert first.count("an image of") == 3
-    make_picture(photos / "aa.jpg")
+    make_image(photos / "aa.jpg")
     assert run("caption", photos, "-m", "M", "--out", out, "--prefix", "new: ") == 0
     lines = out.read_text().splitlines()
     assert [line for line in lines if "new: " not in line] == first.splitlines()
@@ -167,12 +167,12 @@ def test_classify(model: FakeModel, photos: Path, tmp_path: Path, capsys) -> Non
     assert row["probabilities"] == pytest.approx({"bird": 3 / 6, "dog": 2 / 6, "cat": 1 / 6})
     (tmp_path / "l.txt").write_text("\ufeffone\ntwo\n", encoding="utf-8")
     arguments = ("classify", photos / "a.jpg", "-m", "M", "--labels", tmp_path / "l.txt", "--top", 1)
-    assert run(*arguments, "--template", "a {}", "--template", "the {}") == 0
+    assert run(*arguments, "--templates", "a {}", "--templates", "the {}") == 0
     assert capsys.readouterr().out == f"{photos}/a.jpg\ttwo\t0.6667\n"
     assert model.calls[-1] == ("classify", ("one", "two"), ("a {}", "the {}"))
     for labels in ("one", "a,b,a", "gone.txt", ","):
         assert run("classify", photos, "-m", "M", "--labels", labels) == 2
-    assert run("classify", photos, "-m", "M", "--labels", "a,b", "--template", "no place") == 2
+    assert run("classify", photos, "-m", "M", "--labels", "a,b", "--templates", "no place") == 2
 
 
 def test_match(model: FakeModel, photos: Path, capsys) -> None:
@@ -232,12 +232,12 @@ def test_models(capsys) -> None:
     out = capsys.readouterr().out
     assert out.startswith("nano\t")
     assert "Salesforce/blip-image-captioning-base\tcaption\t384" in out
-    assert run("models", "--job", "ask", "--json") == 0
+    assert run("models", "--capability", "ask", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows
-    assert all("answer" in row["capabilities"] and row["licence"] and row["memory_mb"] > 0 for row in rows)
-    assert "answer" in rows[0]["pick_for"]
-    assert run("models", "--job", "fly") == 2
+    assert all("answer" in row["capabilities"] and row["license"] and row["memory_mb"] > 0 for row in rows)
+    assert "answer" in rows[0]["recommended_for"]
+    assert run("models", "--capability", "fly") == 2
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_2(photos: Path, monkeypatch, caps
 def test_a_model_that_cannot_do_it_is_2(model: FakeModel, photos: Path, capsys) -> None:
     model.capabilities = frozenset({"embed"})
     assert run("caption", photos, "-m", "M") == 2
-    assert "sightloop models --job caption" in capsys.readouterr().err
+    assert "sightloop models --capability caption" in capsys.readouterr().err
 
 
 def test_hostile_names_stay_on_one_line(model: FakeModel, photos: Path, capsys) -> None:
@@ -392,7 +392,7 @@ def written(place: Path) -> tuple[int, int]:
 def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> None:
     photos = tmp_path / "photos"
     for i in range(60):
-        make_picture(photos / f"{i % 3}" / f"p{i:02d}.png")
+        make_image(photos / f"{i % 3}" / f"p{i:02d}.png")
     (photos / "0/p03.txt").write_text("by hand\n")
     (photos / "1/p04.txt").write_text("")
     out = ["--out", tmp_path / "c.jsonl"] if table else []

@@ -75,7 +75,7 @@ def test_all_phrases_are_asked_of_each_picture(
     assert len(json.loads((tmp_path / "x.json").read_text())["annotations"]) == 4
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [[region["label"] for region in row["regions"]] for row in rows] == [["a cat", "two dogs"]] * 2
-    run("segment", photos, "-m", "M", "--box", "1,2,3,4.5", "--out", tmp_path / "labels")
+    run("segment", photos, "-m", "M", "--region", "1,2,3,4.5", "--out", tmp_path / "labels")
     assert model.calls[-1] == ("segment", [(1.0, 2.0, 3.0, 4.5)] * 2, {})
     assert (tmp_path / "labels" / "classes.txt").is_file()
 
@@ -88,16 +88,16 @@ def test_all_phrases_are_asked_of_each_picture(
         "locate P",
         "locate P -p ' '",
         "segment P",
-        "segment P -p a --box 1,2,3,4",
-        "segment P --box 1,2,3",
-        "segment P --box 3,2,1,4",
-        "segment P --box 0,0,inf,4",
-        "detect P --box 1,2,3",
-        "detect P --box 1,2,3,4 --phrases a",
-        "read P --box 1,2,1,4",
-        "caption P --box a",
-        "caption P --box 1,2,3,4 --length long",
-        "caption P --box 1,2,3,4 --prompt a",
+        "segment P -p a --region 1,2,3,4",
+        "segment P --region 1,2,3",
+        "segment P --region 3,2,1,4",
+        "segment P --region 0,0,inf,4",
+        "detect P --region 1,2,3",
+        "detect P --region 1,2,3,4 --phrases a",
+        "read P --region 1,2,1,4",
+        "caption P --region a",
+        "caption P --region 1,2,3,4 --length long",
+        "caption P --region 1,2,3,4 --prompt a",
     ],
 )
 def test_wrong_usage(model: FakeModel, photos: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,13 +116,13 @@ def test_a_box_of_a_picture(
     model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more, region = photos / "more", {"region": (1.0, 2.0, 30.0, 20.5)}
-    assert run("caption", more, "-m", "M", "--box", "1,2,30,20.5", "--out", tmp_path / "x.jsonl") == 0
+    assert run("caption", more, "-m", "M", "--region", "1,2,30,20.5", "--out", tmp_path / "x.jsonl") == 0
     assert model.calls[-1][2:] == (None, region)
-    assert run("detect", more, "-m", "M", "--box", "1,2,30,20.5", "--num-beams", 2) == 0
+    assert run("detect", more, "-m", "M", "--region", "1,2,30,20.5", "--num-beams", 2) == 0
     assert model.calls[-1] == ("detect", None, False, {"num_beams": 2, **region})
-    assert run("read", more, "-m", "M", "--box", "1,2,30,20.5") == 0
+    assert run("read", more, "-m", "M", "--region", "1,2,30,20.5") == 0
     assert model.calls[-1] == ("read", region)
     for command in ("caption", "detect", "read"):
         capsys.readouterr()
         assert run(command, "--help") == 0
-        assert "--box" in capsys.readouterr().out
+        assert "--region" in capsys.readouterr().out

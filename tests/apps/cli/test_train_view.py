@@ -72,7 +72,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_that_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert show_training(run(first=900)) == 0
-    assert "going on after step 900" in capsys.readouterr().out
+    assert "resuming after step 900" in capsys.readouterr().out
 
 
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_who_interrupts_is_told_where_it_goes_on(capsys: pytest.CaptureFixture[s
     with pytest.raises(KeyboardInterrupt):
         show_training(interrupted())
     assert closed
-    assert "Stopped in step 700. The same command again goes on after step 500" in capsys.readouterr().err
+    assert "Stopped in step 700. The same command resumes after step 500" in capsys.readouterr().err
 
 
 def test_errors_pass_through() -> None:

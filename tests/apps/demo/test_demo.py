@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sightloop.apps.cli import common
-from sightloop.apps.demo import __main__, pictures
+from sightloop.apps.demo import __main__, album
 from sightloop.errors import CheckpointError
-from tests.apps.fake_model import FakeModel, make_picture
+from tests.apps.fake_model import FakeModel, make_image
 from tests.rules import PACKAGE, REPOSITORY
 
 
@@ -27,13 +27,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(album, "find_spec", lambda name: None)
 
 
 def packages(folder: Path) -> Path:
     """The two packages as a wheel lays them out; they cannot be imported."""
-    for package, file, *_ in pictures._PHOTOGRAPHS:
-        make_picture(folder / package / file, (len(file) * 9, 90, 30))
+    for package, file, *_ in album._PHOTOGRAPHS:
+        make_image(folder / package / file, (len(file) * 9, 90, 30))
         (folder / package / "__init__.py").write_text("raise ImportError('what it needs is not there')")
     return folder
 
@@ -68,7 +68,7 @@ class Page(HTMLParser):
 def test_your_pictures(model: FakeModel, tmp_path: Path, capsys) -> None:
     photos = tmp_path / "photos"
     for name in ("a<b>.jpg", "sub/b.png", "sub/c.png"):
-        make_picture(photos / name, (len(name) * 20, 0, 90))
+        make_image(photos / name, (len(name) * 20, 0, 90))
     (photos / "broken.jpg").write_bytes(b"nothing")
     model.texts = {"b": "one & only"}
     assert run("--photos", photos, "--out", tmp_path / "out") == 0
@@ -87,7 +87,7 @@ def test_your_pictures(model: FakeModel, tmp_path: Path, capsys) -> None:
     assert "one &amp; only" in text
     assert "a&lt;b&gt;" in text
     assert not re.search(r"<i>(true|false)</i>", text)  # nobody said what is true of them
-    assert "guessing" not in text
+    assert "chance" not in text
 
 
 def test_photographs_inside_packages_that_cannot_be_imported(
@@ -97,8 +97,8 @@ def test_photographs_inside_packages_that_cannot_be_imported(
     assert run("--out", tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert out.startswith("8 images from scikit-image and scikit-learn, read by fake\n")
-    assert "The true text has the highest match in 8 of 8 images (guessing: 1 in 3)." in out
-    assert re.search(r"comes first for \d of 4 texts \(guessing: 1 in 8\)", out)
+    assert "The true text has the highest match in 8 of 8 images (chance: 1 in 3)." in out
+    assert re.search(r"comes first for \d of 4 texts \(chance: 1 in 8\)", out)
     text = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "scikit-learn: danielbuechele, CC BY 2.0" in text
     assert text.count("class=right") >= 1
@@ -177,5 +177,5 @@ def test_the_packages_are_those_of_the_dependency_group() -> None:
 
     groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
     named = {line.split(">")[0] for line in groups["demo"]}
-    assert named == set(pictures._DISTRIBUTIONS.values())
+    assert named == set(album._DISTRIBUTIONS.values())
     assert "--group demo" in (REPOSITORY / "Makefile").read_text("utf-8")

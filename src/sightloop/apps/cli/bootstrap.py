@@ -1,17 +1,17 @@
-"""The command `sightloop bootstrap`."""
+"""The command `sightloop bootstrap`: captioning and filtering of a dataset (CapFilt)."""
 
 from __future__ import annotations
 
 import json as jsonlib
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.options import Dtype, whole
-from sightloop.apps.cli.output import OutputTable, Screen, say
+from sightloop.apps.cli.common import prepare_threads
+from sightloop.apps.cli.options import Dtype, integer
+from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.types import JsonDict
 
@@ -22,102 +22,114 @@ _EPILOGUE = (
     "Examples:\n"
     "  sightloop bootstrap web.tar --captioner run-c/model --filter run-f/model --out better\n"
     "  sightloop bootstrap photos --mode filter-only --threshold 0.7 --out better\n"
-    "  sightloop bootstrap web.tar --captions 10 --keep top-k-itc --ranker openai/clip-vit-large-patch14 --out better"
+    "  sightloop bootstrap web.tar --captions 10 --keep top-k-itc --ranker M --out better"
 )
-_AGAIN = "The same command goes on from here."
+_TEXTS_GROUP = Group(
+    "Captioning and filtering",
+    help="A run is resumed with the same values; other values need another output folder.",
+    sort_key=10,
+)
+_EXECUTION_GROUP = Group(
+    "Execution",
+    help="When a run is resumed, --engine, --workers, --batch-size, --readers and the number in --device cuda:N may change.",
+    sort_key=20,
+)
 
 
-@Parameter(name="*", group=Group("Which texts are written and kept", sort_key=10))
+@Parameter(name="*", group=_TEXTS_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """What the job is. It stays as it is in OUT: another job needs another folder."""
+    """Which texts are generated and kept, as in `sightloop.capfilt.options.CapFiltOptions`."""
 
     mode: Literal["both", "captioner-only", "filter-only"] = "both"
-    """both; captioner-only adds texts and judges none; filter-only judges and writes none."""
+    """both: caption and filter; captioner-only: add captions, filter nothing; filter-only: filter the existing
+    texts."""
 
     keep: Literal["matching", "best", "top-k-itc"] = "matching"
-    """matching: all that the filter takes; best: the best of each image; top-k-itc: the --top best by ITC."""
+    """matching: every text with an ITM probability of --threshold or more; best: the one with the highest; top-k-itc:
+    the --top texts with the highest image-text cosine."""
 
     threshold: float = 0.5
-    """The ITM probability from which a text matches."""
+    """Minimum ITM probability of a text that matches, 0 to 1."""
 
-    top: Annotated[int, Parameter(converter=whole)] = 2
-    """top-k-itc: how many texts of an image stay."""
+    top: Annotated[int, Parameter(converter=integer)] = 2
+    """top-k-itc: number of texts kept per image."""
 
     ranker: str | None = None
-    """top-k-itc: an embedding model. Without it: the filter."""
+    """top-k-itc: embedding model that computes the cosine. Default: the filter."""
 
-    captions: Annotated[int, Parameter(converter=whole)] = 1
-    """Synthetic texts an image."""
+    captions: Annotated[int, Parameter(converter=integer)] = 1
+    """Synthetic captions per image."""
 
     top_p: float = 0.9
-    """They are drawn from the likeliest tokens that together have this probability."""
+    """Nucleus sampling of captions: sample from the most probable tokens whose probabilities sum to this."""
 
-    num_beams: Annotated[int, Parameter(converter=whole)] = 1
-    """Above 1: beam search instead of drawing."""
+    num_beams: Annotated[int, Parameter(converter=integer)] = 1
+    """Above 1: beam search with this number of beams instead of sampling."""
 
-    min_tokens: Annotated[int, Parameter(converter=whole)] = 5
-    """Least length of one."""
+    min_tokens: Annotated[int, Parameter(converter=integer)] = 5
+    """Minimum length of a caption in tokens, EOS included."""
 
-    max_tokens: Annotated[int, Parameter(converter=whole)] = 20
-    """Greatest length of one."""
+    max_tokens: Annotated[int, Parameter(converter=integer)] = 20
+    """Maximum length of a caption in tokens, EOS included."""
 
     prompt: str | None = None
-    """The words that each starts with."""
+    """Beginning of every caption. Default: none."""
 
-    seed: Annotated[int, Parameter(converter=whole)] = 0
-    """Another number draws other texts."""
+    seed: Annotated[int, Parameter(converter=integer)] = 0
+    """Random seed of sampling."""
 
 
-@Parameter(name="*", group=Group("How the work is done", sort_key=20))
+@Parameter(name="*", group=_EXECUTION_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkOptions:
-    """What of this changes the result is said."""
+class ExecutionOptions:
+    """Output format, processes, device and precision."""
 
     to: Literal["tar", "parquet"] = "tar"
-    """The kind of the new shards."""
+    """Format of the output shards."""
 
     by_reference: Annotated[bool, Parameter(negative=(), show_default=False)] = False
-    """parquet: the paths of images that are files of their own, not the images."""
+    """Parquet: store the paths of image files instead of their bytes."""
 
-    block: Annotated[int, Parameter(converter=whole)] = 1000
-    """Samples in a shard, at most: what one kill can cost."""
+    block: Annotated[int, Parameter(converter=integer)] = 1000
+    """Samples per output shard, the most work that is lost if the process is killed."""
 
     engine: Literal["local", "ray"] = "local"
-    """local: processes of this machine; ray: of all machines of a Ray cluster that share DATA's and OUT's disk."""
+    """local: processes on this machine; ray: a Ray cluster whose machines share the disk of DATA and the output."""
 
-    workers: Annotated[int, Parameter(converter=whole)] = 1
-    """Processes, each with its own models."""
+    workers: Annotated[int, Parameter(converter=integer)] = 1
+    """Processes, each with its own copy of the models."""
 
-    batch_size: Annotated[int | None, Parameter(converter=whole)] = None
-    """Images held ready for the models: it changes speed and memory only."""
+    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
+    """Images that each worker decodes ahead, rounded up to a multiple of --group. Changes speed and memory, not
+    results. Default: --group."""
 
-    group: Annotated[int | None, Parameter(converter=whole)] = None
-    """Images in one pass of a model. It may change last digits of scores, so a job keeps it. 8 on a CPU, else 32."""
+    group: Annotated[int | None, Parameter(converter=integer)] = None
+    """Images per forward pass. Changes the last digits of scores. Default: 8 on a CPU, 32 on a GPU."""
 
-    threads: Annotated[int | None, Parameter(converter=whole)] = None
-    """CPU threads of each process; a job keeps it, as --group. Without it: all cores."""
+    threads: Annotated[int | None, Parameter(converter=integer)] = None
+    """CPU threads per worker. Changes the last digits of scores. Default: all cores."""
 
-    readers: Annotated[int, Parameter(converter=whole)] = 2
-    """Processes that decode images beside each model."""
+    readers: Annotated[int, Parameter(converter=integer)] = 2
+    """Processes per worker that decode images."""
 
     device: str = "auto"
-    """auto takes a GPU where there is one, and more workers the next ones; or name it: cpu, cuda, cuda:1, mps."""
+    """cpu, cuda, cuda:N, mps, or auto: a GPU if there is one, and the next GPUs for further workers."""
 
     dtype: Dtype = "float32"
-    """Number format of the models."""
+    """Precision of weights and activations."""
 
-    max_pixels: Annotated[int, Parameter(converter=whole)] = 128 * 1024 * 1024
-    """Images with more pixels than this are refused."""
+    max_pixels: Annotated[int, Parameter(converter=integer)] = 128 * 1024 * 1024
+    """Images with more pixels (width x height) than this count as failed."""
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Print the summary, or the estimate, as one JSON object."""
 
     price: float | None = None
-    """--estimate: what a worker costs an hour, in any currency."""
+    """With --estimate: price of one worker per hour, in any currency. Default: no cost is estimated."""
 
 
-_TEXTS, _WORKING = TextOptions(), WorkOptions()
+_TEXTS, _EXECUTION = TextOptions(), ExecutionOptions()
 
 
 def bootstrap(
@@ -128,74 +140,81 @@ def bootstrap(
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     estimate: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     texts: TextOptions = _TEXTS,
-    working: WorkOptions = _WORKING,
+    execution: ExecutionOptions = _EXECUTION,
 ) -> int:
-    """Make a better dataset of a noisy one (CapFilt): write captions, judge them and the web's, keep what matches.
+    """Clean a noisy dataset with CapFilt: generate captions, filter them and the web texts, keep what matches.
 
-    OUT becomes a dataset that every command reads, with the evidence for
-    every text in OUT/evidence. A run that was cut off goes on with the same
-    command; the result is the same as if it had never stopped.
+    The output folder becomes a dataset that every command reads; its subfolder evidence/ has the scores of every text,
+    kept or not. An interrupted run is resumed by the same command, with the same result as without the interruption.
 
-    Parameters
-    ----------
-    data
-        A folder, CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
-    out
-        The folder of the job.
-    captioner
-        The model that writes. Without it: the bundled one, small and often wrong. Or a server that speaks OpenAI's
-        chat completions, http://host:8000/v1#model, its key in SIGHTLOOP_API_KEY.
-    filter
-        The model that judges; better one that was not made from the captioner.
-    images
-        The folder that the paths in a table or in COCO's json start from.
-    estimate
-        Measure 64 images, predict time, cost and disk for all of them and for 10^4 to 10^9, and write nothing.
+    Args:
+        data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated.
+        out: Output folder.
+        captioner: Model that generates captions, or an OpenAI-compatible chat completions server,
+            http://host:8000/v1#model, with its key in SIGHTLOOP_API_KEY.
+        filter: ITM model that scores texts; best one that is not fine-tuned from the captioner.
+        images: Folder that relative image paths in a table or a COCO file start from. Default: the file's folder.
+        estimate: Process 64 images, print the estimated time, disk space and cost for all of them and for 10^4 to
+            10^9 images, and write nothing.
     """
-    options = _given(texts) | _given(working)
+    options = _field_values(texts) | _field_values(execution)
     json, price = options.pop("json"), options.pop("price")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from sightloop.capfilt.bootstrap import bootstrap as run
-    from sightloop.capfilt.bootstrap import estimate as predict
+    prepare_threads()
+    from sightloop.capfilt.bootstrap import bootstrap as run_bootstrap
+    from sightloop.capfilt.bootstrap import estimate as run_estimate
     from sightloop.capfilt.report import shares
     from sightloop.data.datasets.dataset import open_dataset
 
     dataset = open_dataset(list(data), images=images)
     if estimate:
-        _tell(predict(dataset, captioner=captioner, filter=filter, price=price, **options), json)
+        result = run_estimate(dataset, captioner=captioner, filter=filter, price=price, **options)
+        _print_estimate(result, as_json=json)
         return 0
-    with Screen("bootstrapping", OutputTable([]), _AGAIN) as screen:
+    with ProgressReporter("bootstrapping", OutputTable([]), RESUME_HINT) as progress:
         if not dataset.is_stream:
-            screen.count_ahead(lambda: len(dataset))
-        done = run(dataset, out=out, captioner=captioner, filter=filter, on_event=screen.event, **options)
-    kept = [f"{t['kept']:,} of {t['total']:,} {s} texts" for s, t in shares(done.texts).items() if t["total"]]
-    say(f"{out}: {done.written:,} of {done.samples:,} images; kept {' and '.join(kept) or 'no texts'}.")
-    for note in done.notes:
-        say(f"note: {note}.")
-    say(f"{out / 'report.html'}: what was kept and dropped, with images.")
+            progress.count_ahead(lambda: len(dataset))
+        summary = run_bootstrap(
+            dataset, out=out, captioner=captioner, filter=filter, on_event=progress.event, **options
+        )
+    kept = [
+        f"{counts['kept']:,} of {counts['total']:,} {source} texts"
+        for source, counts in shares(summary.texts).items()
+        if counts["total"]
+    ]
+    print_message(
+        f"{out}: {summary.written:,} of {summary.samples:,} images; kept {' and '.join(kept) or 'no texts'}."
+    )
+    for note in summary.notes:
+        print_message(f"note: {note}.")
+    print_message(f"{out / 'report.html'}: what was kept and dropped, with images.")
     if json:
-        print(jsonlib.dumps(asdict(done)))
-    return 1 if done.failed else 0
+        print(jsonlib.dumps(asdict(summary)))
+    return 1 if summary.failed else 0
 
 
-def _tell(made: Estimate, json: bool) -> None:
-    say(f"{made.measured:,} images measured: {made.pictures_per_second:,.2f} images/s and worker.")
-    for each in (made, *(made.of(10**power) for power in range(4, 10))):
-        cost = "" if each.cost is None else f", {each.cost:,.2f} at {each.price:g} a worker and hour"
-        say(f"{each.samples:13,} images: {_time(each.hours)}, {each.bytes / 1e9:,.2f} GB{cost}")
-    say(f"With {made.workers} worker(s), as if they did not hinder each other.")
-    if json:
-        print(jsonlib.dumps(made.told()))
+def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
+    print_message(
+        f"{estimate.measured:,} images measured: {estimate.pictures_per_second:,.2f} images/s per worker."
+    )
+    for scaled in (estimate, *(estimate.of(10**power) for power in range(4, 10))):
+        cost = "" if scaled.cost is None else f", {scaled.cost:,.2f} at {scaled.price:g} per worker and hour"
+        print_message(
+            f"{scaled.samples:13,} images: {_time(scaled.hours)}, {scaled.bytes / 1e9:,.2f} GB{cost}"
+        )
+    print_message(f"With {estimate.workers} worker(s), assuming that they do not slow each other down.")
+    if as_json:
+        print(jsonlib.dumps(estimate.told()))
 
 
 def _time(hours: float) -> str:
+    """0.5 -> "30.0 minutes", 30 -> "30.0 hours", 72 -> "3.0 days"."""
     if hours < 1:
         return f"{60 * hours:,.1f} minutes"
     return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
-def _given(group: Any) -> JsonDict:
-    return {field.name: getattr(group, field.name) for field in fields(group)}
+def _field_values(options: TextOptions | ExecutionOptions) -> JsonDict:
+    return {field.name: getattr(options, field.name) for field in fields(options)}
 
 
 COMMANDS = {bootstrap: _EPILOGUE}

@@ -5,27 +5,27 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Literal
 
-from sightloop.apps.cli.common import Paths, inputs, model_for, reading, require
+from sightloop.apps.cli.common import Paths, list_images, loader_config, model_for, require_capability
 from sightloop.apps.cli.options import (
-    BoxOption,
     DecodingOptions,
     FilterOptions,
-    MachineOptions,
+    RegionOption,
+    RuntimeOptions,
     WriteOptions,
-    box_of,
+    parse_region,
 )
-from sightloop.apps.cli.output import Column, OutputTable, Screen, say
+from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter, print_message
 from sightloop.errors import UsageError
 from sightloop.types import Done, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.annotation.caption_table import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
-    from sightloop.inference.load import Model
+    from sightloop.inference.model import Model
     from sightloop.tasks.caption_filter import CaptionFilter
 
-_WRITING, _KEEPING, _DECODING, _MACHINE = WriteOptions(), FilterOptions(), DecodingOptions(), MachineOptions()
-_AGAIN = "The same command goes on from here."
+_OUTPUT, _FILTER = WriteOptions(), FilterOptions()
+_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
 
 _EPILOGUE = (
     "Examples:\n"
@@ -34,7 +34,7 @@ _EPILOGUE = (
     "  sightloop caption 'photos/**/*.jpg' -m M --num-beams 3 --prefix 'ohwx, '\n"
     "  sightloop caption photos -m M --min-match 0.3 --judge Salesforce/blip-itm-base-coco\n"
     "  sightloop caption photos -m M --out captions.jsonl\n"
-    "  sightloop caption photo.jpg -m florence-community/Florence-2-base-ft --box 10,20,200,180 --out part.jsonl"
+    "  sightloop caption cat.jpg -m florence-community/Florence-2-base-ft --region 10,20,200,180"
 )
 
 
@@ -42,94 +42,93 @@ def caption(
     *paths: Paths,
     prompt: str | None = None,
     length: Literal["short", "detailed", "long"] | None = None,
-    box: BoxOption = None,
-    writing: WriteOptions = _WRITING,
-    keeping: FilterOptions = _KEEPING,
+    region: RegionOption = None,
+    output: WriteOptions = _OUTPUT,
+    filtering: FilterOptions = _FILTER,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
     """Write a caption for every image.
 
-    Each caption goes to a .txt file beside its image. An image that has
-    one is skipped, so your own edits stay, and a run that was cut off goes on
-    where it stopped. Empty and looping captions are dropped, and named.
+    Each caption goes to a .txt file next to its image. An image that has one is skipped: your own edits are kept, and
+    an interrupted run is resumed by the same command. Empty captions and captions that repeat themselves are dropped
+    and reported.
 
-    Parameters
-    ----------
-    prompt
-        The words that every caption starts with, such as "a photo of".
-    length
-        How much to say; for models that were trained for it (Florence-2), and in place of a prompt.
-    box
-        Say what lies in this box, in pixels of the image as it is seen; as --length.
+    Args:
+        prompt: Beginning of every caption, such as "a photo of". Default: none.
+        length: Length of the captions, for models trained on several (Florence-2); excludes --prompt.
+        region: Caption only this box, in pixels of the upright image (Florence-2); excludes --prompt and --length.
     """
     from sightloop.annotation.captioning import caption_images
     from sightloop.tasks.caption_filter import CaptionFilter
 
-    machine.check()
+    runtime.check()
     rules = CaptionFilter(
         prompt=prompt,
-        prefix=writing.prefix,
-        suffix=writing.suffix,
-        drop_if=keeping.pattern(),
-        min_match=keeping.min_match,
-        keep_all=keeping.keep_all,
-        decoding=decoding.given() | _instead_of_prompt(prompt, length, box),
+        prefix=output.prefix,
+        suffix=output.suffix,
+        drop_if=filtering.pattern(),
+        min_match=filtering.min_match,
+        keep_all=filtering.keep_all,
+        decoding=decoding.as_kwargs() | _length_or_region(prompt, length, region),
     )
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
-    rows = OutputTable(columns, as_json=machine.json, go_on=True)
+    rows = OutputTable(columns, as_json=runtime.json, ignore_closed_pipe=True)
     with ExitStack() as stack:
-        sink = stack.enter_context(closing(_sink(writing, machine, keeping, rules)))
-        model, judge = _writer_and_judge(machine, keeping)
-        again = "" if writing.write == "overwrite" and writing.out is None else _AGAIN
-        screen = stack.enter_context(Screen("captioning", rows, again))
-        screen.count_ahead(lambda: sum(1 for _ in inputs(paths)))
-        job = caption_images((model, judge), inputs(paths), sink, rules, reading(machine, model))
-        for event in stack.enter_context(closing(job)):
-            screen.event(event)
+        sink = stack.enter_context(closing(_caption_sink(output, runtime, filtering, rules)))
+        model, judge = _captioner_and_judge(runtime, filtering)
+        resume_hint = "" if output.write == "overwrite" and output.out is None else RESUME_HINT
+        progress = stack.enter_context(ProgressReporter("captioning", rows, resume_hint))
+        progress.count_ahead(lambda: sum(1 for _ in list_images(paths)))
+        events = caption_images(
+            (model, judge), list_images(paths), sink, rules, loader_config(runtime, model)
+        )
+        for event in stack.enter_context(closing(events)):
+            progress.event(event)
             if not isinstance(event, Done):
                 continue
-            made = event.value
-            if made.dropped:
-                screen.drop(event.name, made.dropped, made.why)
+            result = event.value
+            if result.dropped:
+                progress.drop(event.name, result.dropped, result.why)
             else:
-                screen.row(
-                    {"name": event.name, "caption": made.text} | ({"match": made.score} if judge else {})
-                )
-    return screen.status
+                match = {"match": result.score} if judge else {}
+                progress.row({"name": event.name, "caption": result.text} | match)
+    return progress.status
 
 
-def _instead_of_prompt(prompt: str | None, length: str | None, box: str | None) -> JsonDict:
-    """--length or --box, as the model takes them."""
-    if (prompt is not None) + (length is not None) + (box is not None) > 1:
-        raise UsageError("--prompt, --length and --box: give one of them.")
-    if box is not None:
-        return {"region": box_of(box)}
+def _length_or_region(prompt: str | None, length: str | None, region: str | None) -> JsonDict:
+    """--length or --region as keyword arguments of `Model.caption`."""
+    if (prompt is not None) + (length is not None) + (region is not None) > 1:
+        raise UsageError("--prompt, --length and --region: give only one of them.")
+    if region is not None:
+        return {"region": parse_region(region)}
     return {} if length is None else {"length": length}
 
 
-def _writer_and_judge(machine: MachineOptions, keeping: FilterOptions) -> tuple[Model, Model | None]:
-    model = model_for("caption", machine)
-    if keeping.min_match is None:
+def _captioner_and_judge(runtime: RuntimeOptions, filtering: FilterOptions) -> tuple[Model, Model | None]:
+    """The captioning model, and the ITM model for --min-match."""
+    model = model_for("caption", runtime)
+    if filtering.min_match is None:
         return model, None
-    if keeping.judge is not None:
-        return model, model_for("match", machine, keeping.judge)
-    require(model, "match")
+    if filtering.judge is not None:
+        return model, model_for("match", runtime, filtering.judge)
+    require_capability(model, "match")
     return model, model
 
 
-def _sink(
-    writing: WriteOptions, machine: MachineOptions, keeping: FilterOptions, rules: CaptionFilter
+def _caption_sink(
+    output: WriteOptions, runtime: RuntimeOptions, filtering: FilterOptions, rules: CaptionFilter
 ) -> SidecarSink | CaptionTable:
+    """The writer of sidecar files, or of the table of --out."""
     from sightloop.annotation.caption_table import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
 
-    if writing.out is None:
-        return SidecarSink(writing.write, say)
-    if writing.write in ("append", "prepend"):
-        raise UsageError(f"--write {writing.write} is for .txt files; with --out use skip or overwrite.")
-    settings = {"model": machine.source, "judge": keeping.judge, "rules": str(rules)}
-    return CaptionTable(writing.out, "overwrite" if writing.write == "overwrite" else "skip", settings)
+    if output.out is None:
+        return SidecarSink(output.write, print_message)
+    if output.write in ("append", "prepend"):
+        raise UsageError(f"--write {output.write} is for .txt files; with --out use skip or overwrite.")
+    settings = {"model": runtime.source, "judge": filtering.judge, "rules": str(rules)}
+    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings)
 
 
 COMMANDS = {caption: _EPILOGUE}

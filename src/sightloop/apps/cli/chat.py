@@ -1,4 +1,4 @@
-"""The command `sightloop chat`: a conversation about images on the terminal, or from lines of a file."""
+"""The command `sightloop chat`: a conversation about images, on the terminal or from the lines of a file."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sightloop.apps.cli.common import model_for
-from sightloop.apps.cli.options import DecodingOptions, MachineOptions
-from sightloop.apps.cli.output import complain, say
+from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions
+from sightloop.apps.cli.output import print_error, print_message
 from sightloop.errors import SightloopError, UsageError
-from sightloop.types import Message
+from sightloop.types import JsonMapping, Message
 
 if TYPE_CHECKING:
-    from sightloop.inference.load import Model
+    from sightloop.inference.model import Model
 
 _EPILOGUE = (
     "Examples:\n"
     "  sightloop chat photo.jpg -m llava-hf/llava-1.5-7b-hf --quantize int4 --dtype bfloat16\n"
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
-    "  printf 'what is this?\\nwhat colour is it?\\n' | sightloop chat photo.jpg -m M --json"
+    "  printf 'what is this?\\nwhat color is it?\\n' | sightloop chat photo.jpg -m M --json"
 )
-_DECODING, _MACHINE = DecodingOptions(), MachineOptions()
+_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
 _HELP = (
-    "Ask about the images. /image FILE shows one more, /new starts again, Ctrl-C cuts an answer short, an empty "
-    "line or Ctrl-D ends."
+    "Ask about the images. /image FILE adds an image, /new starts a new conversation, Ctrl-C stops an answer, an "
+    "empty line or Ctrl-D exits."
 )
 
 
@@ -35,71 +35,68 @@ def chat(
     *images: Annotated[str, Parameter(name="IMAGES")],
     system: str | None = None,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Talk with a model about images: every line that you write is answered as it is made.
+    """Chat with a model about images.
 
-    The conversation so far is part of every question. Lines may also come
-    from a file or a pipe. /image FILE shows one more image with the next
-    question, /new forgets all but the images of the command.
+    Each line of standard input is a message; its answer is printed while it is generated. All earlier messages are
+    part of the prompt. /image FILE adds an image to the next message, /new starts a new conversation about the images
+    of the command line.
 
-    Parameters
-    ----------
-    images
-        The images that the first question is about; none for a conversation without.
-    system
-        How the model is to behave, said before the conversation.
+    Args:
+        images: Images of the first message; none for a conversation about text.
+        system: System message: instructions at the start of the conversation. Default: none.
     """
-    machine.check()
-    options = decoding.given()
-    model = model_for("chat", machine)
-    opening = [] if system is None else [Message("system", system)]
-    said, shown, failed = list(opening), list(images), 0
+    runtime.check()
+    options = decoding.as_kwargs()
+    model = model_for("chat", runtime)
+    system_messages = [] if system is None else [Message("system", system)]
+    history, new_images, status = list(system_messages), list(images), 0
     if sys.stdin.isatty():
-        say(_HELP)
-    for line in _lines():
+        print_message(_HELP)
+    for line in _input_lines():
         if line == "/new":
-            said, shown = list(opening), list(images)
+            history, new_images = list(system_messages), list(images)
         elif line.startswith("/image "):
-            shown.append(line.removeprefix("/image ").strip())
+            new_images.append(line.removeprefix("/image ").strip())
         elif line.startswith("/"):
-            complain("sightloop", f"{line.split()[0]}: no such command. {_HELP}")
+            print_error("sightloop", f"{line.split()[0]}: no such command. {_HELP}")
         else:
-            asked = [*said, Message("user", line, tuple(shown))]
+            messages = [*history, Message("user", line, tuple(new_images))]
             try:
-                answer = _answer(model, asked, options, as_json=machine.json)
+                answer = _print_answer(model, messages, options, as_json=runtime.json)
             except (SightloopError, OSError) as error:
                 if isinstance(error, UsageError) and not sys.stdin.isatty():
                     raise
-                complain("sightloop", error)
-                failed, shown = 1, [] if said != opening else list(images)
+                print_error("sightloop", error)
+                # The message is not sent again, nor are its images; a first message keeps those of the command line.
+                status, new_images = 1, [] if history != system_messages else list(images)
                 continue
-            said = [*asked, Message("assistant", answer)]
-            shown = []
-    return failed
+            history = [*messages, Message("assistant", answer)]
+            new_images = []
+    return status
 
 
-def _answer(model: Model, asked: list[Message], options: dict[str, object], *, as_json: bool) -> str:
+def _print_answer(model: Model, messages: list[Message], options: JsonMapping, *, as_json: bool) -> str:
+    """Generates, prints and returns the answer to the last message."""
     pieces: list[str] = []
     try:
-        for piece in model.chat(asked, stream=True, **options):
+        for piece in model.chat(messages, stream=True, **options):
             pieces.append(piece)
             if not as_json:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
-        # On a terminal it cuts the answer short; what was shown stays said.
+        # On a terminal, Ctrl-C ends the answer only; what was printed stays in the conversation.
     answer = "".join(pieces)
-    print(
-        json.dumps({"question": asked[-1].text, "answer": answer}, ensure_ascii=False) if as_json else "",
-        flush=True,
-    )
+    row = {"question": messages[-1].text, "answer": answer}
+    print(json.dumps(row, ensure_ascii=False) if as_json else "", flush=True)
     return answer
 
 
-def _lines() -> Iterator[str]:
-    """What the user writes, line by line, until an empty line or the end; on a terminal after a mark."""
+def _input_lines() -> Iterator[str]:
+    """The lines of standard input up to an empty one or the end; on a terminal with a prompt."""
     while True:
         try:
             line = input("> ") if sys.stdin.isatty() else sys.stdin.readline()

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 import sightloop
-from sightloop.apps.cli.options import whole
-from sightloop.apps.cli.output import OutputTable, Screen
+from sightloop.apps.cli.options import integer
+from sightloop.apps.cli.output import OutputTable, ProgressReporter
 from sightloop.errors import UsageError
 
 _EPILOGUE = (
@@ -25,51 +25,46 @@ _EPILOGUE = (
 def convert(
     *paths: Annotated[str, Parameter(name="SRC... DST", required=True, allow_leading_hyphen=True)],
     to: Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"] | None = None,
-    shard_size: Annotated[int, Parameter(converter=whole)] = 10_000,
+    shard_size: Annotated[int, Parameter(converter=integer)] = 10_000,
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
-    """Convert a set of images and texts from any form to any other.
+    """Convert an image dataset to another format.
 
-    A source is a folder of images with .txt or .json files beside them,
-    .csv, .tsv, .jsonl, COCO's .json, .parquet, or .tar shards ({000..005} and
-    globs too; - is standard input). The target's name says its kind: a
-    folder/, x.csv, x.tsv, x.jsonl, x.json (COCO), x.parquet, x.tar or
-    x-{000..}.tar. It is written whole or not at all; images stay as they
-    are, byte for byte. What the target cannot hold is said.
+    A source is a folder of images with .txt or .json files next to them, a .csv, .tsv, .jsonl, .parquet or COCO .json
+    file, or .tar shards (WebDataset; {000..005} and globs name several, - is standard input). The name of the target
+    gives its format: folder/, x.csv, x.tsv, x.jsonl, x.json (COCO), x.parquet, x.tar or x-{000..}.tar.
 
-    Parameters
-    ----------
-    paths
-        One source or more, then the target.
-    to
-        The target's kind, where its name does not say it; tar with a folder writes shards in it.
-    shard_size
-        Samples in a shard.
-    images
-        The folder that the paths in a table or in COCO's json start from.
-    overwrite
-        Replace the target; a folder only if it was written by this command.
-    json
-        Print the summary as one JSON object.
+    Image bytes are copied unchanged. The target is written completely or not at all, and fields that it cannot hold
+    are reported.
+
+    Args:
+        paths: One or more sources, then the target.
+        to: Format of the target. Default: by its name. `--to tar` with a folder writes shards into it.
+        shard_size: Samples per .tar shard.
+        images: Folder that relative image paths in a table or a COCO file start from. Default: the file's folder.
+        overwrite: Replace an existing target; a folder only if this command has written it.
+        json: Print the summary as one JSON object.
     """
     if len(paths) < 2:
-        raise UsageError("convert: name the source and, last, the target.")
-    from sightloop.data.datasets.convert import convert as run
+        raise UsageError("convert: name at least one source and, last, the target.")
+    from sightloop.data.datasets.convert import convert as run_convert
 
     *sources, target = paths
     dataset = sightloop.open_dataset(sources, images=images)
-    with Screen("converting", OutputTable([])) as screen:
+    with ProgressReporter("converting", OutputTable([])) as progress:
         if "-" not in sources:
-            screen.count_ahead(lambda: len(dataset))
-        done = run(dataset, target, to=to, shard_size=shard_size, overwrite=overwrite, notify=screen.event)
-        for note in done.notes:
-            screen.say(f"Note: {note}.")
-        screen.say(f"{target}: {done.samples:,} samples.")
+            progress.count_ahead(lambda: len(dataset))
+        summary = run_convert(
+            dataset, target, to=to, shard_size=shard_size, overwrite=overwrite, notify=progress.event
+        )
+        for note in summary.notes:
+            progress.message(f"Note: {note}.")
+        progress.message(f"{target}: {summary.samples:,} samples.")
     if json:
-        print(jsonlib.dumps(asdict(done)))
-    return screen.status
+        print(jsonlib.dumps(asdict(summary)))
+    return progress.status
 
 
 COMMANDS = {convert: _EPILOGUE}

@@ -1,8 +1,7 @@
-"""The command that measures."""
+"""The command `sightloop evaluate`."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -11,105 +10,128 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.options import Dtype, at_least, whole, words_or_file
-from sightloop.apps.cli.output import Column, OutputTable, Screen, say, say_bundled
+from sightloop.apps.cli.common import prepare_threads
+from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name, parse_entries
+from sightloop.apps.cli.output import (
+    RESUME_HINT,
+    Column,
+    OutputTable,
+    ProgressReporter,
+    print_bundled_notice,
+    print_message,
+)
 from sightloop.checkpoints.catalog import BUNDLED
+from sightloop.evaluation.task_names import TASK_DESCRIPTIONS, TaskName
 from sightloop.types import Event, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.evaluation.results import EvalRun, Evaluation
 
-_EPILOGUE = (
-    "Examples:\n"
-    "  sightloop evaluate captions -m Salesforce/blip-image-captioning-base -d captions.json -o report\n"
-    "  sightloop evaluate retrieval -m M -d photos --rerank 16 --rerank 128 -o report\n"
-    "  sightloop evaluate classify -m A -m B -d classes/ --template clip-7 -o report\n"
-    "  sightloop evaluate retrieval --predictions report/predictions.jsonl -d photos --rerank 16"
+_EPILOGUE = "\n".join(
+    [
+        "Tasks:",
+        *(f"  {name:<10} {description}" for name, description in TASK_DESCRIPTIONS.items()),
+        "",
+        "Examples:",
+        "  sightloop evaluate captions -m Salesforce/blip-image-captioning-base -d captions.json -o report",
+        "  sightloop evaluate retrieval -m M -d photos --rerank 16 --rerank 128 -o report",
+        "  sightloop evaluate classify -m A -m B -d classes/ --templates clip-7 -o report",
+        "  sightloop evaluate retrieval --predictions report/predictions.jsonl -d photos --rerank 16",
+    ]
 )
 
 
-@Parameter(name="*", group=Group("How to measure", sort_key=10))
+@Parameter(
+    name="*", group=Group("Evaluation", help="A task ignores the options of other tasks.", sort_key=10)
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """What a task has no use for is left alone."""
+    """Options of `sightloop.evaluate`, under the same names. None leaves the default of `evaluate`."""
 
-    samples: Annotated[int | None, Parameter(converter=whole)] = None
-    """Measure on this many samples, drawn by the seed. Without it: all."""
+    samples: Annotated[int | None, Parameter(converter=integer)] = None
+    """Evaluate a random subset of this number of samples. Default: all samples."""
 
-    seed: Annotated[int | None, Parameter(converter=whole)] = None
-    """Of the samples drawn, mismatched pairs, folds, and the resampled sets behind the intervals. Without it: 0."""
+    seed: Annotated[int | None, Parameter(converter=integer)] = None
+    """Random seed of the subset, of mismatched pairs, of folds and of the bootstrap intervals. Default: 0."""
 
     rerank: Annotated[list[int] | None, Parameter(negative=(), consume_multiple=False)] = None
-    """retrieval: ITM judges the top k anew; give it again for more. Without it: 16. 0: never."""
+    """retrieval: re-rank the top k of each query by ITM; repeat the option for several k, 0 for ITC
+    alone. Default: 16."""
 
     labels: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None
-    """classify: the classes; without it all labels of the data. detect: what to look for."""
+    """classify: the classes. Default: all labels of the data. detect: the objects to look for. Default: all."""
 
-    template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None
-    """classify: a sentence with {} for the label, or clip-7 or clip-80, CLIP's own; several are averaged."""
+    templates: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None
+    """classify: a prompt with {} in place of the label, or clip-7 or clip-80 of the CLIP paper; repeat the option to
+    average several prompts. Default: 'a photo of a {}.'"""
 
     answer_by: Literal["generate", "rank"] | None = None
-    """vqa: answers are written (the default), or ranked among candidates."""
+    """vqa: generate answers, or rank candidates. Default: generate."""
 
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None
-    """vqa, rank: the answers to choose from. Without it: all answers of the data."""
+    """vqa with --answer-by rank: the answers to rank. Default: all answers of the data."""
 
-    judge_by: Literal["itm", "itc"] | None = None
-    """matching: the score is the ITM probability (the default), or the cosine of the embeddings."""
+    match_by: Literal["itm", "itc"] | None = None
+    """matching: score pairs by ITM probability, or by the cosine of their embeddings (ITC). Default: itm."""
 
     clip: str | None = None
-    """captions: an embedding model for CLIPScore and RefCLIPScore, such as openai/clip-vit-base-patch32."""
+    """captions: embedding model for CLIPScore and RefCLIPScore, such as openai/clip-vit-base-patch32. Default:
+    neither is computed."""
 
     prompt: str | None = None
-    """captions: the words that every caption starts with."""
+    """captions: beginning of every caption. Default: none."""
 
-    num_beams: Annotated[int | None, Parameter(converter=whole)] = None
-    """captions, vqa: beams. Without it: the model's own setting."""
+    num_beams: Annotated[int | None, Parameter(converter=integer)] = None
+    """captions, vqa: number of beams; 1 is greedy decoding. Default: the checkpoint's setting."""
 
-    max_new_tokens: Annotated[int | None, Parameter(converter=whole)] = None
-    """captions, vqa: greatest length of a text in tokens."""
+    max_new_tokens: Annotated[int | None, Parameter(converter=integer)] = None
+    """captions, vqa: maximum length of a text in tokens. Default: the checkpoint's setting."""
 
     device: str = "auto"
-    """auto takes a GPU where there is one; or name it: cpu, cuda, cuda:1, mps."""
+    """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
 
     dtype: Dtype = "float32"
-    """Number format of the model."""
+    """Precision of weights and activations."""
 
-    batch_size: Annotated[int | None, Parameter(converter=whole)] = None
-    """Images in one pass of the model: it changes speed and memory only."""
+    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
+    """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
 
-    workers: Annotated[int, Parameter(converter=whole)] = 2
-    """Processes that read and prepare images beside the model."""
+    workers: Annotated[int, Parameter(converter=integer)] = 2
+    """Processes that decode and preprocess images."""
 
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
-    """Print one JSON object a number, with its protocol, instead of a table."""
+    """Print one JSON object per metric, with its protocol, instead of a table."""
 
-    def given(self) -> JsonDict:
-        """The options of `sightloop.evaluate` that were set. Raises `UsageError` for values out of range."""
+    def as_kwargs(self) -> JsonDict:
+        """The options that were given, as keyword arguments of `sightloop.evaluate`.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
         for name in ("samples", "batch_size", "workers", "num_beams", "max_new_tokens"):
             if (value := getattr(self, name)) is not None:
-                at_least(f"--{name.replace('_', '-')}", value, 1)
+                check_at_least(option_name(name), value, 1)
+        unchanged = "samples seed answer_by match_by clip prompt device dtype batch_size workers".split()
         decoding = {name: getattr(self, name) for name in ("num_beams", "max_new_tokens")}
-        one = self.template is not None and len(self.template) == 1 and "{}" not in self.template[0]
-        same = ("samples", "seed", "clip", "prompt", "device", "dtype", "batch_size", "workers")
-        given = {name: getattr(self, name) for name in same} | {
+        options = {name: getattr(self, name) for name in unchanged} | {
             "rerank": None if self.rerank is None else [k for k in self.rerank if k],
-            "labels": None if self.labels is None else words_or_file("--labels", self.labels),
-            "templates": self.template[0] if one and self.template else self.template,
-            "mode": self.answer_by,
-            "candidates": None if self.candidates is None else words_or_file("--candidates", self.candidates),
-            "judge": self.judge_by,
+            "labels": None if self.labels is None else parse_entries("--labels", self.labels),
+            "templates": self._templates(),
+            "candidates": None if self.candidates is None else parse_entries("--candidates", self.candidates),
             "decoding": {name: value for name, value in decoding.items() if value is not None} or None,
         }
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _templates(self) -> str | list[str] | None:
+        """The prompts, or the name of a set of prompts: a single value without {}."""
+        if self.templates is not None and len(self.templates) == 1 and "{}" not in self.templates[0]:
+            return self.templates[0]
+        return self.templates
 
 
-_MEASURING = EvaluateOptions()
-TaskName = Literal[
-    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
-]
-# What a model must be able to do for a task.
-_JOBS = {
+_OPTIONS = EvaluateOptions()
+# Capability that a task needs, for which the bundled model is named; it has none for the other tasks.
+_CAPABILITIES = {
     "captions": "caption",
     "retrieval": "rank",
     "classify": "classify",
@@ -120,100 +142,102 @@ _JOBS = {
 
 
 def evaluate(
-    task: TaskName,
+    task: Annotated[TaskName, Parameter(name="TASK")],
+    /,
     *,
     data: Annotated[list[str], Parameter(alias="-d", negative=(), consume_multiple=True)],
     model: Annotated[list[str] | None, Parameter(alias="-m", negative=(), consume_multiple=False)] = None,
     predictions: Annotated[list[Path] | None, Parameter(negative=(), consume_multiple=False)] = None,
     out: Annotated[Path | None, Parameter(alias="-o", metavar="FOLDER")] = None,
     train_data: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
-    measuring: EvaluateOptions = _MEASURING,
+    options: EvaluateOptions = _OPTIONS,
 ) -> int:
-    """Measure a model on your data: every number with its protocol and its 95 % interval.
+    """Evaluate a model on your data: metrics with protocol, sample count and 95 % bootstrap interval.
 
-    OUT holds report.html and report.json, and predictions.jsonl, which grows
-    as the model works: the same command goes on where it was stopped, and
-    --predictions scores the file again without the model.
+    The output folder gets report.html, report.json and predictions.jsonl. Predictions are written as they are made: an
+    interrupted run is resumed by the same command, and --predictions computes the metrics again without the model.
 
-    Parameters
-    ----------
-    task
-        What is measured: captions against those that people wrote; retrieval of images by captions and back; classify
-        without training; vqa; matching, which score is a match; features, for k-NN and a linear probe; detect; locate,
-        boxes of phrases; segment, their outlines.
-    data
-        A folder, CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
-    model
-        A hub id, a folder or a file; two are compared. Without it: nano, which comes with the package.
-    predictions
-        Score this file instead of a model; twice to compare two.
-    out
-        Where the report and the predictions go.
-    train_data
-        Look for copies of the evaluation's images and captions in this data.
+    Args:
+        task: The task, see below.
+        data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated.
+        model: Hub id, folder or weights file; repeat the option to compare two models. Default: nano, which comes with
+            the package.
+        predictions: Score this predictions.jsonl instead of a model; repeat the option to compare two.
+        out: Output folder. Default: nothing is written.
+        train_data: Search this training data for copies of the evaluation's images and captions. Default: no search.
     """
-    options = measuring.given()
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from sightloop.evaluation.evaluate import evaluate as run
+    kwargs = options.as_kwargs()
+    prepare_threads()
+    from sightloop.evaluation.evaluate import evaluate as run_evaluate
 
     with ExitStack() as stack:
-        screens = _Screens(stack)
-        result = run(
+        reporters = _PhaseReporters(stack)
+        result = run_evaluate(
             task,
             data,
-            model=model or ([] if predictions else _bundled(task)),
+            model=model or ([] if predictions else _bundled_model(task)),
             predictions=predictions or (),
             out=out,
             train_data=train_data,
-            on_sample=screens.see,
-            **options,
+            on_sample=reporters.on_sample,
+            **kwargs,
         )
-    _show(result, as_json=measuring.json)
-    for key, reason in _failed(result).items():
-        if key not in screens.named:
-            say(f"failed: {key}: {reason}")
-    if failed := _failed(result):
-        say(f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read.")
+    _print_result(result, as_json=options.json)
+    failed = _failed(result)
+    for key, reason in failed.items():
+        if key not in reporters.reported:
+            print_message(f"failed: {key}: {reason}")
+    if failed:
+        print_message(
+            f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read."
+        )
     if result.leaks is not None:
-        say(result.leaks.summary() or "No copies of this data in the training data.")
+        print_message(result.leaks.summary() or "No copies of this data in the training data.")
     if out is not None:
-        say(f"{out / 'report.html'}: all numbers, what each means, and images.")
+        print_message(f"{out / 'report.html'}: all metrics with protocol, and images.")
     return 1 if failed else 0
 
 
-def _bundled(task: str) -> list[str]:
-    if task not in _JOBS:
+def _bundled_model(task: TaskName) -> list[str]:
+    """The bundled model, with a notice; none for a task that it cannot do."""
+    if task not in _CAPABILITIES:
         return []
-    say_bundled(_JOBS[task])
+    print_bundled_notice(_CAPABILITIES[task])
     return [BUNDLED]
 
 
-class _Screens:
-    """One screen for each phase, one after the other."""
+class _PhaseReporters:
+    """One `ProgressReporter` for each phase of an evaluation, one after the other.
+
+    Args:
+        stack: Holds the current reporter, and prints its counts when it is closed.
+    """
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._phase = ""
-        self._screen: Screen | None = None
-        self.named: set[str] = set()
+        self._reporter: ProgressReporter | None = None
+        self.reported: set[str] = set()
 
-    def see(self, phase: str, total: int, event: Event[Any]) -> None:
-        if self._screen is None or phase != self._phase:
+    def on_sample(self, phase: str, total: int, event: Event[Any]) -> None:
+        """Reports the event of one sample; a new phase starts a new reporter."""
+        if self._reporter is None or phase != self._phase:
             self._stack.close()
             self._phase = phase
-            say(f"{phase} ...")
-            again = "The same command goes on from here, if it has --out."
-            self._screen = self._stack.enter_context(Screen(phase, OutputTable([]), again))
-            self._screen.count_ahead(lambda: total)
-        self._screen.event(event)
-        self.named.add(event.name)
+            print_message(f"{phase} ...")
+            hint = f"With --out: {RESUME_HINT[0].lower()}{RESUME_HINT[1:]}"
+            self._reporter = self._stack.enter_context(ProgressReporter(phase, OutputTable([]), hint))
+            self._reporter.count_ahead(lambda: total)
+        self._reporter.event(event)
+        self.reported.add(event.name)
 
 
 def _failed(result: Evaluation) -> Mapping[str, str]:
+    """Sample key -> reason, over all models."""
     return {key: reason for run in result.runs for key, reason in run.failed.items()}
 
 
-def _show(result: Evaluation, *, as_json: bool) -> None:
+def _print_result(result: Evaluation, *, as_json: bool) -> None:
     if as_json:
         rows = OutputTable([], as_json=True)
         for run in result.runs:
@@ -221,20 +245,19 @@ def _show(result: Evaluation, *, as_json: bool) -> None:
                 rows.row({"model": run.name} | asdict(number))
             for name, why in run.scored.not_computed.items():
                 rows.row({"model": run.name, "name": name, "value": None, "not_computed": why})
-        for name, gap in result.differences.items():
-            rows.row({"name": f"{name}, A - B"} | asdict(gap))
+        for name, difference in result.differences.items():
+            rows.row({"name": f"{name}, A - B"} | asdict(difference))
         return
     if len(result.runs) == 1:
-        _table(result.runs[0])
+        _print_run(result.runs[0])
     else:
-        _side_by_side(result)
-    for name, why in {
-        name: why for run in result.runs for name, why in run.scored.not_computed.items()
-    }.items():
-        say(f"{name}: not computed: {why}.")
+        _print_comparison(result)
+    not_computed = {name: why for run in result.runs for name, why in run.scored.not_computed.items()}
+    for name, why in not_computed.items():
+        print_message(f"{name}: not computed: {why}.")
 
 
-def _table(run: EvalRun) -> None:
+def _print_run(run: EvalRun) -> None:
     rows = OutputTable(
         [Column("number"), Column("value", 9, True), Column("95 % interval", 20), Column("over", 18)]
     )
@@ -244,7 +267,8 @@ def _table(run: EvalRun) -> None:
         rows.row({"number": number.name, "value": number.value, "95 % interval": interval, "over": over})
 
 
-def _side_by_side(result: Evaluation) -> None:
+def _print_comparison(result: Evaluation) -> None:
+    """The metrics of two models side by side, with the paired difference."""
     first, second = result.runs
     rows = OutputTable(
         [
@@ -254,15 +278,15 @@ def _side_by_side(result: Evaluation) -> None:
             Column("p", 6, True),
         ]
     )
-    other = {number.name: number.value for number in second.numbers}
+    second_values = {number.name: number.value for number in second.numbers}
     for number in first.numbers:
-        if number.name in other:
+        if number.name in second_values:
             gap = result.differences.get(number.name)
-            words = "" if gap is None else f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
+            interval = "" if gap is None else f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
             p = "" if gap is None else f"{gap.p:.3f}"
-            values = {"A": number.value, "B": other[number.name]}
-            rows.row({"number": number.name, **values, "A - B (95 %)": words, "p": p})
-    say(f"A: {first.name}; B: {second.name}; p: paired bootstrap, two-sided.")
+            values = {"A": number.value, "B": second_values[number.name]}
+            rows.row({"number": number.name, **values, "A - B (95 %)": interval, "p": p})
+    print_message(f"A: {first.name}; B: {second.name}; p: paired bootstrap, two-sided.")
 
 
 COMMANDS = {evaluate: _EPILOGUE}

@@ -1,4 +1,4 @@
-"""The command `sightloop`: its table of commands, and the exit status of what goes wrong."""
+"""The command `sightloop`: its commands, and the exit status of every error."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from sightloop.apps.cli import (
     train,
     verbs,
 )
-from sightloop.apps.cli.output import complain, say
+from sightloop.apps.cli.help_format import WrappingFormatter
+from sightloop.apps.cli.output import print_error, print_message
 from sightloop.errors import CheckpointError, SightloopError, TokenizerError, UnsupportedError, UsageError
 
-_INTERRUPTED = 130
-_PIPE_CLOSED = 141
+_INTERRUPTED = 130  # 128 + SIGINT
+_PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 app = App(
     name="sightloop",
-    help="Read images at sight: caption, ask, classify, match and embed them, and find what is in them.",
+    help="Vision-language models on your own images: caption, ask, classify, match, embed, detect; train, evaluate.",
     version=lambda: sightloop.__version__,
     help_format="plaintext",
+    help_formatter=WrappingFormatter(),
     suppress_keyboard_interrupt=False,
     help_epilogue=(
-        "Exit status: 0 all went well, 1 some inputs failed, 2 wrong usage.\n"
-        "Each command has its own help: sightloop caption --help"
+        "Exit status: 0 success, 1 some inputs failed, 2 wrong usage, 130 interrupted, 141 closed output.\n"
+        "Options of a command: sightloop caption --help"
     ),
     group_parameters=Group("Options", sort_key=0),
 )
@@ -47,7 +49,15 @@ for _module in (caption, verbs, regions, chat, bootstrap, convert, evaluate, mod
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: 0, 1 (some inputs failed), 2 (wrong usage), 130 (Ctrl-C)."""
+    """Runs the command line.
+
+    Args:
+        arguments: The words after `sightloop`. Default: those of the process.
+
+    Returns:
+        The exit status: 0 success, 1 some inputs failed, 2 wrong usage, 130 interrupted by Ctrl-C, 141 the reader of
+        standard output closed it.
+    """
     try:
         status = app(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
@@ -55,27 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status or 0
     except CycloptsError as error:
-        complain("sightloop", " ".join(str(error).split()))
-        say("`sightloop --help` lists the commands, `sightloop COMMAND --help` the options of one.")
+        print_error("sightloop", " ".join(str(error).split()))
+        print_message("`sightloop --help` lists the commands, `sightloop COMMAND --help` the options of one.")
         return 2
     except (UsageError, CheckpointError, TokenizerError, UnsupportedError) as error:
-        complain("sightloop", error)
+        print_error("sightloop", error)
         return 2
     except SightloopError as error:
-        complain("sightloop", error)
+        print_error("sightloop", error)
         return 1
     except KeyboardInterrupt:
-        say("Interrupted; nothing is half written.")
+        print_message("Interrupted. No file is left incomplete.")
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our rows has gone: no complaint, and none from the interpreter's last flush either.
+        # The interpreter flushes standard output once more at exit: let it write to /dev/null without a complaint.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
-    except OSError as error:  # a full disk, say: of the run itself, for an image's own are events
-        complain("sightloop", error)
+    except OSError as error:  # of the run as a whole, such as a full disk; errors of single images are events
+        print_error("sightloop", error)
         return 1
     except (MemoryError, RuntimeError) as error:
+        # torch.OutOfMemoryError is a RuntimeError; torch is not imported here.
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
             raise
-        complain("sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16. ({error})")
+        print_error("sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16. ({error})")
         return 1

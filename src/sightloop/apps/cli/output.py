@@ -1,4 +1,4 @@
-"""What people and programs see: rows on standard output; progress, causes of failure and counts on standard error."""
+"""Output of the command line: rows on standard output; progress, failures, notes and counts on standard error."""
 
 from __future__ import annotations
 
@@ -22,41 +22,50 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+RESUME_HINT = "Run the same command again to resume."
+
 
 def one_line(text: str) -> str:
-    """Any text as one harmless line: what does not print (line ends, controls, bytes that are not UTF-8) is escaped."""
+    """`text` as one printable line: line ends, control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() or c == "\u200d" else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python carries a byte that is not UTF-8
+    # Python decodes byte 0xff of a file name that is not UTF-8 to U+DCFF (PEP 383); show it as \xff.
+    if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
-def say(text: str) -> None:
-    """One message line on standard error."""
+def print_message(text: str) -> None:
+    """Prints one line on standard error."""
     print(one_line(text), file=sys.stderr, flush=True)
 
 
-def say_bundled(job: str) -> None:
-    """Says that the bundled model works, as no other was named, and which one does a job of `catalog.JOBS` better."""
-    entry = catalog.CATALOG[0]
-    say(
-        f"using the bundled model {entry.name} ({entry.parameters:.0f} M weights, small and often wrong); "
-        f"-m {catalog.recommended_for(job).name} is much better"
-    )
-
-
-def complain(program: str, error: object) -> None:
-    """Why the program ends, on standard error; each line of the message is one line."""
+def print_error(program: str, error: object) -> None:
+    """Prints why the program ends on standard error, each line of the message after the program's name."""
     for line in str(error).splitlines() or [""]:
-        say(f"{program}: {line}")
+        print_message(f"{program}: {line}")
+
+
+def print_bundled_notice(capability: str) -> None:
+    """Prints that the bundled model is used because none was named, and a better one for the capability."""
+    entry = catalog.CATALOG[0]
+    print_message(
+        f"using the bundled model {entry.name} ({entry.parameters:.0f} M weights, small and often wrong); "
+        f"-m {catalog.recommended_for(capability).name} is much better"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table for people. `width` in characters; None takes a share of what the others leave."""
+    """A column of an `OutputTable`.
+
+    Args:
+        key: Heading, and key of the cell in a row.
+        width: Width in characters on a terminal; None shares what the other columns leave.
+        number: Align right.
+    """
 
     key: str
     width: int | None = None
@@ -64,30 +73,38 @@ class Column:
 
 
 class OutputTable:
-    """Rows on standard output: a table where it is a terminal, tab-separated lines where it is not, JSON lines with
-    `as_json`. A reader that closes standard output early raises `BrokenPipeError`, unless `go_on`: then rows end."""
+    """Rows on standard output: a table on a terminal, tab-separated lines elsewhere, JSON lines with `as_json`.
 
-    def __init__(self, columns: Sequence[Column], *, as_json: bool = False, go_on: bool = False) -> None:
+    Args:
+        columns: The columns; JSON lines need none.
+        as_json: Print each row as a JSON object.
+        ignore_closed_pipe: If the reader of standard output closes it early, drop further rows instead of raising
+            `BrokenPipeError`: for commands whose result is not the rows.
+    """
+
+    def __init__(
+        self, columns: Sequence[Column], *, as_json: bool = False, ignore_closed_pipe: bool = False
+    ) -> None:
         self._columns = columns
         self._json = as_json
-        self._go_on = go_on
+        self._ignore_closed_pipe = ignore_closed_pipe
         self._closed = False
-        self._headed = False
-        self.console: Console | None = None  # what shows a progress on the same terminal, while it does
+        self._heading_printed = False
+        self.console: Console | None = None  # set by ProgressReporter while its bar is on the same terminal
 
     def row(self, cells: JsonMapping) -> None:
-        """Puts out one row. Except for JSON it has a value for each of the columns."""
+        """Prints one row. Except as JSON, `cells` has a value for every column."""
         if self._closed:
             return
         try:
             if self._json:
                 self._print(_json_text(cells))
             elif sys.stdout.isatty():
-                self._table_row(cells)
+                self._print_table_row(cells)
             else:
                 self._print("\t".join(_cell(cells[column.key]) for column in self._columns))
         except BrokenPipeError:
-            if not self._go_on:
+            if not self._ignore_closed_pipe:
                 raise
             self._closed = True
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
@@ -96,43 +113,50 @@ class OutputTable:
         encoding = sys.stdout.encoding or "utf-8"
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
-    def _table_row(self, cells: JsonMapping) -> None:
+    def _print_table_row(self, cells: JsonMapping) -> None:
         from rich.console import Console
         from rich.text import Text
 
         if self.console is None:
             self.console = Console()
         width = self.console.width
-        if not self._headed:
+        if not self._heading_printed:
             headings = [Text(column.key, style="bold") for column in self._columns]
             self.console.print(_grid(self._columns, headings, width))
-            self._headed = True
+            self._heading_printed = True
         texts = [Text(_cell(cells[column.key])) for column in self._columns]
         self.console.print(_grid(self._columns, texts, width))
 
 
-class Screen:
-    """The output of one job. Used as a context: on leaving it, for whatever cause, the count is printed."""
+class ProgressReporter:
+    """Progress bar, failures and final counts of one command, on standard error.
 
-    def __init__(self, what: str, rows: OutputTable, again: str = "") -> None:
-        """`what`: the job, for the progress. `again`: what to tell who interrupts it about running it again."""
+    A context manager: the counts are printed on leaving it, also after an error.
+
+    Args:
+        activity: What is done, as the label of the progress bar: "captioning".
+        rows: The table that shares the terminal.
+        resume_hint: Printed after Ctrl-C; empty for none.
+    """
+
+    def __init__(self, activity: str, rows: OutputTable, resume_hint: str = "") -> None:
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.row = rows.row
         self._rows = rows
-        self._what = what
-        self._again = again
+        self._activity = activity
+        self._resume_hint = resume_hint
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._total: int | None = None
-        self._start = self._first = time.monotonic()
+        self._start = self._rate_start = time.monotonic()
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> ProgressReporter:
         if sys.stderr.isatty():
-            self._progress, self._task = _progress(self._what, redirect_stdout=sys.stdout.isatty())
+            self._progress, self._task = _progress_bar(self._activity, redirect_stdout=sys.stdout.isatty())
             self._rows.console = self._progress.console
             self._progress.start()
-        self._start = self._first = time.monotonic()
+        self._start = self._rate_start = time.monotonic()
         return self
 
     def __exit__(
@@ -142,17 +166,17 @@ class Screen:
             self._progress.stop()
             self._progress = self._rows.console = None
         if kind is None or self.counts.total():
-            self._say_counts(stopped=kind is not None)
-        if kind is KeyboardInterrupt and self._again:
-            self.say(self._again)
+            self._print_counts(stopped=kind is not None)
+        if kind is KeyboardInterrupt and self._resume_hint:
+            self.message(self._resume_hint)
 
     @property
     def status(self) -> int:
-        """The exit status: 1 where an input failed, else 0."""
+        """Exit status: 1 if an input failed, else 0."""
         return 1 if self.counts["failed"] else 0
 
     def count_ahead(self, count: Callable[[], int]) -> None:
-        """Counts the inputs beside the job, for the time left; only where somebody is watching."""
+        """Counts the inputs in a thread, for the remaining time; only if a progress bar is shown."""
         if self._progress is None:
             return
 
@@ -162,71 +186,81 @@ class Screen:
         threading.Thread(target=work, daemon=True).start()
 
     def drop(self, name: str, kind: str, why: str) -> None:
-        """Names an image that is done, but whose result is not kept."""
+        """Reports an image that is done but whose result is not kept.
+
+        Args:
+            name: The image.
+            kind: The count that it adds to: "empty", "looping".
+            why: The reason, for the message.
+        """
         self.dropped[kind] += 1
-        self._name("dropped", name, why)
+        self._report("dropped", name, why)
 
     def event(self, event: Event[Any]) -> None:
-        """Counts one input, and names it where it failed."""
+        """Counts one input, and reports it if it failed."""
         if isinstance(event, Done):
             self.counts["done"] += 1
         elif isinstance(event, Skipped):
             self.counts["skipped"] += 1
+            # The rate is that of the images that are processed: its clock starts after the skipped ones.
             if not self.counts["done"] and not self.counts["failed"]:
-                self._first = time.monotonic()  # the rate is that of the images that were worked on
+                self._rate_start = time.monotonic()
         else:
             self.counts["failed"] += 1
-            self._name("failed", event.name, event.reason)
+            self._report("failed", event.name, event.reason)
         if self._progress is not None and self._task is not None:
-            worked = self.counts["done"] + self.counts["failed"]
-            rate = worked / max(time.monotonic() - self._first, 1e-3)
-            left = None if self._total is None or not worked else (self._total - self.counts.total()) / rate
+            processed = self.counts["done"] + self.counts["failed"]
+            rate = processed / max(time.monotonic() - self._rate_start, 1e-3)  # images per second
+            remaining = None
+            if self._total is not None and processed:
+                remaining = (self._total - self.counts.total()) / rate  # seconds
             self._progress.update(
-                self._task, completed=self.counts.total(), total=self._total, rate=rate, left=left
+                self._task, completed=self.counts.total(), total=self._total, rate=rate, left=remaining
             )
 
-    def say(self, text: str) -> None:
-        """One message line on standard error, above the progress."""
+    def message(self, text: str) -> None:
+        """Prints one line on standard error, above the progress bar."""
         if self._progress is None:
-            say(text)
+            print_message(text)
         else:
             self._progress.console.print(
                 one_line(text), soft_wrap=True, markup=False, highlight=False, emoji=False
             )
 
-    def _name(self, what: str, name: str, reason: str) -> None:
-        self.say(f"{what}: {name or repr(name)}: {reason}")
+    def _report(self, what: str, name: str, reason: str) -> None:
+        self.message(f"{what}: {name or repr(name)}: {reason}")
 
-    def _say_counts(self, *, stopped: bool) -> None:
+    def _print_counts(self, *, stopped: bool) -> None:
         total, counts = self.counts.total(), self.counts
         dropped = self.dropped.total()
         details = f" ({dropped:,} dropped: {', '.join(f'{n:,} {kind}' for kind, n in self.dropped.items())})"
         seconds = time.monotonic() - self._start
         if not total:
-            self.say("No images found.")
+            self.message("No images found.")
             return
-        self.say(
+        self.message(
             f"{'Stopped early. ' if stopped else ''}{total:,} {'image' if total == 1 else 'images'}: "
             f"{counts['done']:,} done{details if dropped else ''}, {counts['skipped']:,} skipped, "
-            f"{counts['failed']:,} failed, in {_clock(seconds)}."
+            f"{counts['failed']:,} failed, in {_duration(seconds)}."
         )
 
 
 def _json_text(cells: JsonMapping) -> str:
-    plain = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    text = json.dumps(cells, ensure_ascii=not plain)
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(cells, ensure_ascii=not is_utf8)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # a file name that is not UTF-8: JSON has an escape for its bytes
+    except UnicodeEncodeError:  # a file name that is not UTF-8: JSON escapes its bytes as \udcff
         return json.dumps(cells)
     return text
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else one_line(str(value))
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
+    """12.3 -> "12.3 s", 200 -> "3 min 20 s", 8000 -> "2 h 13 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -235,21 +269,25 @@ def _clock(seconds: float) -> str:
 
 
 def _grid(columns: Sequence[Column], texts: Sequence[Text], width: int) -> Table:
-    """One row of fixed widths, so that rows can be shown as they come."""
+    """One row with fixed column widths, so that rows can be printed one by one and still align.
+
+    Args:
+        columns: The columns.
+        texts: The cell of each.
+        width: Width of the terminal in characters.
+    """
     from rich.table import Table
 
     left = width - sum(column.width + 2 for column in columns if column.width)
-    free = [column for column in columns if not column.width]
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=any(column.key != "name" for column in free))
+    flexible = [column for column in columns if not column.width]
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=any(column.key != "name" for column in flexible))
     for column, text in zip(columns, texts, strict=True):
         share = column.width
-        if (
-            share is None and column is free[0] and len(free) > 1
-        ):  # names take a third at most, the rest goes to texts
+        # The first of several flexible columns, usually the name, takes at most a third; the texts get the rest.
+        if share is None and column is flexible[0] and len(flexible) > 1:
             share = max(8, min(40, left // 3))
-        if (
-            column.key == "name" and share is not None and text.cell_len > share
-        ):  # the end of a name tells most
+        # Long names lose their start: the end of a path says most ("...lidays/2024/beach.jpg").
+        if column.key == "name" and share is not None and text.cell_len > share:
             while text.cell_len > share - 1:
                 text.plain = text.plain[1:]
             text.plain = f"\u2026{text.plain}"
@@ -259,7 +297,7 @@ def _grid(columns: Sequence[Column], texts: Sequence[Text], width: int) -> Table
     return grid
 
 
-def _progress(what: str, *, redirect_stdout: bool) -> tuple[Progress, TaskID]:
+def _progress_bar(activity: str, *, redirect_stdout: bool) -> tuple[Progress, TaskID]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -273,12 +311,14 @@ def _progress(what: str, *, redirect_stdout: bool) -> tuple[Progress, TaskID]:
     from rich.text import Text
 
     class Rate(ProgressColumn):
+        """Images per second, and the remaining time."""
+
         def render(self, task: Task) -> Text:
             rate, left = task.fields.get("rate"), task.fields.get("left")
             text = (
                 "" if rate is None else f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
             )
-            return Text(text if left is None else f"{text}, {_clock(max(left, 0))} left")
+            return Text(text if left is None else f"{text}, {_duration(max(left, 0))} left")
 
     progress = Progress(
         SpinnerColumn(),
@@ -291,4 +331,4 @@ def _progress(what: str, *, redirect_stdout: bool) -> tuple[Progress, TaskID]:
         redirect_stdout=redirect_stdout,
         redirect_stderr=True,
     )
-    return progress, progress.add_task(what, total=None)
+    return progress, progress.add_task(activity, total=None)

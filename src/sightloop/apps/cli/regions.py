@@ -1,245 +1,259 @@
-"""The commands that find things in images: detect, locate, segment, read."""
+"""The commands that find regions in images: `sightloop detect`, `locate`, `segment` and `read`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.common import Paths, model_for, run
-from sightloop.apps.cli.options import BoxOption, DecodingOptions, MachineOptions, box_of, words_or_file
-from sightloop.apps.cli.output import Column, OutputTable, Screen
+from sightloop.apps.cli.common import Paths, model_for, run_verb
+from sightloop.apps.cli.options import (
+    DecodingOptions,
+    RegionOption,
+    RuntimeOptions,
+    parse_entries,
+    parse_region,
+)
+from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
 from sightloop.errors import UsageError
-from sightloop.types import JsonDict
+from sightloop.types import Pixels, Region
 
 if TYPE_CHECKING:
     from sightloop.annotation.region_files import RegionFile
-    from sightloop.types import Region
+    from sightloop.inference.model import Model
 
 _EPILOGUES = {
     "detect": (
         "Examples:\n"
-        "  sightloop detect photos -m florence-community/Florence-2-base-ft --draw found\n"
-        "  sightloop detect photos -m M --phrases 'cat,dog,red car' --out found.jsonl\n"
+        "  sightloop detect photos -m florence-community/Florence-2-base-ft --draw drawn\n"
+        "  sightloop detect photos -m M --phrases 'cat,dog,red car' --out regions.jsonl\n"
         "  sightloop detect photos -m M --describe --json\n"
-        "  sightloop detect photo.jpg -m M --box 10,20,200,180"
+        "  sightloop detect photo.jpg -m M --region 10,20,200,180"
     ),
     "locate": (
         "Examples:\n"
-        "  sightloop locate photos -m florence-community/Florence-2-base-ft -p 'the man with the hat'\n"
-        "  sightloop locate photos -m M -p 'a dog and two cats' --out found.json"
+        "  sightloop locate photos -m florence-community/Florence-2-base-ft --phrases 'the man with the hat'\n"
+        "  sightloop locate photos -m M -p 'a dog and two cats' -p 'the lamp' --out regions.json"
     ),
     "segment": (
         "Examples:\n"
-        "  sightloop segment photos -m florence-community/Florence-2-base-ft -p 'the red car' --draw found\n"
-        "  sightloop segment photo.jpg -m M --box 10,20,200,180 --json"
+        "  sightloop segment photos -m florence-community/Florence-2-base-ft -p 'the red car' --draw drawn\n"
+        "  sightloop segment photo.jpg -m M --region 10,20,200,180 --json"
     ),
     "read": (
         "Examples:\n"
         "  sightloop read receipts -m florence-community/Florence-2-base-ft\n"
-        "  sightloop read receipts -m M --out texts.jsonl --draw found"
+        "  sightloop read receipts -m M --out texts.jsonl --draw drawn"
     ),
 }
 
+Regions: TypeAlias = list[Region]  # of one image
+QueryT = TypeVar("QueryT")
 
-@Parameter(name="*", group=Group("Where regions go", sort_key=10))
+
+@Parameter(name="*", group=Group("Output", sort_key=10))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputOptions:
-    """Beside the rows on standard output. Nothing that is there is replaced."""
+class RegionOutput:
+    """Files written besides the rows on standard output. Existing files are not replaced."""
 
     draw: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
-    """Paint what is found on a copy of each image, in this new folder."""
+    """Draw the regions on a copy of each image, in this new folder. Default: no drawings."""
 
     out: Annotated[Path | None, Parameter(metavar="FILE|FOLDER")] = None
-    """Write all regions to x.json (COCO's), x.jsonl or, without an ending, a folder of YOLO's labels."""
+    """Write all regions to FILE.json (COCO), FILE.jsonl, or a new folder without an extension (YOLO labels). Default:
+    no file."""
 
     @property
     def kind(self) -> RegionFile:
-        """What --out is, by its ending. Raises UsageError for one that stands for nothing."""
+        """Format of --out by its extension. Raises `UsageError` for an unknown one."""
         kinds: dict[str, RegionFile] = {".json": "coco", ".jsonl": "jsonl", "": "yolo"}
-        ending = "" if self.out is None else self.out.suffix.lower()
-        if ending not in kinds:
-            raise UsageError(f"--out {self.out}: name x.json (COCO), x.jsonl, or a folder for YOLO's labels.")
-        return kinds[ending]
+        extension = "" if self.out is None else self.out.suffix.lower()
+        if extension not in kinds:
+            raise UsageError(f"--out {self.out}: name x.json (COCO), x.jsonl, or a folder for YOLO labels.")
+        return kinds[extension]
 
     def check(self) -> None:
-        """Raises UsageError where something is in the way, before any work is done."""
+        """Raises `UsageError`, before any model is loaded, if an output has a wrong name or exists already."""
         if self.out is not None and self.kind and self.out.exists():
-            raise UsageError(f"--out {self.out}: is there already; name another place.")
+            raise UsageError(f"--out {self.out}: exists already; give another name.")
         if self.draw is not None and (
             self.draw.is_file() or (self.draw.is_dir() and any(self.draw.iterdir()))
         ):
-            raise UsageError(f"--draw {self.draw}: is there already; name a new folder.")
+            raise UsageError(f"--draw {self.draw}: exists already; name a new folder.")
 
 
-_KEEPING, _DECODING, _MACHINE = OutputOptions(), DecodingOptions(), MachineOptions()
+_OUTPUT, _DECODING, _RUNTIME = RegionOutput(), DecodingOptions(), RuntimeOptions()
 _Phrases = Annotated[
-    list[str] | None, Parameter(name=["--phrase", "-p"], negative=(), consume_multiple=False)
+    list[str] | None, Parameter(name=["--phrases", "-p"], negative=(), consume_multiple=False)
 ]
 
 
 def detect(
     *paths: Paths,
-    phrases: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
+    phrases: Annotated[str | None, Parameter(alias="-p", metavar="A,B,...|FILE")] = None,
     describe: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    box: BoxOption = None,
-    keeping: OutputOptions = _KEEPING,
+    region: RegionOption = None,
+    output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Find the things in every image, each with its name, its box and how sure the model is.
+    """Detect objects in every image: label, box and score of each.
 
-    Boxes are left, top, right and bottom, in pixels of the image as it is seen.
+    Boxes are left, top, right and bottom in pixels of the upright image; scores are 0 to 1, higher is surer.
 
-    Parameters
-    ----------
-    phrases
-        What to look for: a,b,c or a file with one a line. Without it: all that the model finds.
-    describe
-        Describe each thing instead of naming it.
-    box
-        Name what lies in this box alone, in pixels of the image as it is seen.
+    Args:
+        phrases: Names of objects to detect: a,b,c or a file with one per line. Default: every object that the model
+            finds.
+        describe: Label each object with a description instead of a name.
+        region: Name what is in this box, in pixels of the upright image; excludes --phrases and --describe.
     """
-    names = None if phrases is None else words_or_file("--phrases", phrases)
-    if (names is not None) + describe + (box is not None) > 1:
-        raise UsageError("--phrases, --describe and --box: give one of them.")
-    options = decoding.given() | ({} if box is None else {"region": box_of(box)})
+    names = None if phrases is None else parse_entries("--phrases", phrases)
+    if (names is not None) + describe + (region is not None) > 1:
+        raise UsageError("--phrases, --describe and --region: give only one of them.")
+    options = decoding.as_kwargs() | ({} if region is None else {"region": parse_region(region)})
 
-    def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
-        return model.detect(pictures, names, describe=describe, **options)
+    def verb(model: Model, images: list[Pixels]) -> list[Regions]:
+        return model.detect(images, names, describe=describe, **options)
 
-    return _find("detect", "finding things", paths, verb, keeping, machine)
+    return _run("detect", "detecting", paths, verb, output, runtime)
 
 
 def locate(
     *paths: Paths,
-    phrase: _Phrases = None,
-    keeping: OutputOptions = _KEEPING,
+    phrases: _Phrases = None,
+    output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Find what a phrase refers to, or each phrase of a sentence, in every image.
+    """Locate what a phrase refers to, or every phrase of a sentence, in every image.
 
-    Parameters
-    ----------
-    phrase
-        A phrase or a sentence; give -p again for more.
+    Boxes are left, top, right and bottom in pixels of the upright image; scores are 0 to 1, higher is surer.
+
+    Args:
+        phrases: A phrase or a sentence; repeat the option for several.
     """
-    asked, options = _asked(phrase), decoding.given()
+    queries, options = _check_phrases(phrases), decoding.as_kwargs()
 
-    def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
-        return _each(model.locate, pictures, asked, options)
+    def verb(model: Model, images: list[Pixels]) -> list[Regions]:
+        return _each_query(lambda pairs, texts: model.locate(pairs, texts, **options), images, queries)
 
-    return _find("locate", "locating", paths, verb, keeping, machine)
+    return _run("locate", "locating", paths, verb, output, runtime)
 
 
 def segment(
     *paths: Paths,
-    phrase: _Phrases = None,
-    box: BoxOption = None,
-    keeping: OutputOptions = _KEEPING,
+    phrases: _Phrases = None,
+    region: RegionOption = None,
+    output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Outline what a phrase refers to, in every image.
+    """Segment what a phrase refers to in every image: its outline and box.
 
-    Parameters
-    ----------
-    phrase
-        A phrase; give -p again for more.
-    box
-        In place of a phrase: outline what lies in this box, in pixels of the image as it is seen.
+    Coordinates are in pixels of the upright image; scores are 0 to 1, higher is surer.
+
+    Args:
+        phrases: A phrase; repeat the option for several.
+        region: Instead of a phrase, segment what is in this box, in pixels of the upright image.
     """
-    if (phrase is None) == (box is None):
-        raise UsageError("-p or --box: give one of them.")
-    asked: Sequence[Any] = _asked(phrase) if box is None else [box_of(box)]
-    options = decoding.given()
+    if (phrases is None) == (region is None):
+        raise UsageError("--phrases or --region: give one of them.")
+    options = decoding.as_kwargs()
+    queries = _check_phrases(phrases) if region is None else [parse_region(region)]
 
-    def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
-        return _each(model.segment, pictures, asked, options)
+    def verb(model: Model, images: list[Pixels]) -> list[Regions]:
+        return _each_query(lambda pairs, texts: model.segment(pairs, texts, **options), images, queries)
 
-    return _find("segment", "outlining", paths, verb, keeping, machine)
+    return _run("segment", "segmenting", paths, verb, output, runtime)
 
 
 def read(
     *paths: Paths,
-    box: BoxOption = None,
-    keeping: OutputOptions = _KEEPING,
+    region: RegionOption = None,
+    output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Read the texts in every image, each with the box in which it stands.
+    """Read the text in every image (OCR), each piece of text with its box.
 
-    Parameters
-    ----------
-    box
-        Read the text in this box alone, in pixels of the image as it is seen.
+    Boxes are left, top, right and bottom in pixels of the upright image.
+
+    Args:
+        region: Read only the text in this box, in pixels of the upright image.
     """
-    options = decoding.given() | ({} if box is None else {"region": box_of(box)})
+    options = decoding.as_kwargs() | ({} if region is None else {"region": parse_region(region)})
 
-    def verb(model: Any, pictures: list[Any]) -> list[list[Region]]:
-        return model.read_text(pictures, **options)
+    def verb(model: Model, images: list[Pixels]) -> list[Regions]:
+        return model.read_text(images, **options)
 
-    return _find("read", "reading", paths, verb, keeping, machine)
+    return _run("read", "reading", paths, verb, output, runtime)
 
 
-def _find(
+def _run(
     capability: Literal["detect", "locate", "segment", "read"],
-    doing: str,
+    activity: str,
     paths: Sequence[str],
-    verb: Callable[[Any, list[Any]], list[list[Region]]],
-    keeping: OutputOptions,
-    machine: MachineOptions,
+    verb: Callable[[Model, list[Pixels]], list[Regions]],
+    output: RegionOutput,
+    runtime: RuntimeOptions,
 ) -> int:
-    machine.check()
-    keeping.check()
-    model = model_for(capability, machine)
+    """Runs a verb over the images, prints a row per region and writes the files of `output`."""
+    runtime.check()
+    output.check()
+    model = model_for(capability, runtime)
     from sightloop.annotation.region_files import Drawings, region_fields, write_regions
 
-    drawings = None if keeping.draw is None else Drawings(keeping.draw)
+    drawings = None if output.draw is None else Drawings(output.draw)
     columns = [Column("name"), Column("label"), Column("box", 22), Column("score", 5, True)]
-    kept: list[tuple[str, Sequence[Region]]] = []
-    with Screen(doing, OutputTable(columns, as_json=machine.json)) as screen:
-        for event in run(screen, machine, model, paths, partial(verb, model)):
-            found: list[Region] = event.value
-            kept += [(event.name, found)] if keeping.out is not None else []
+    rows_to_write: list[tuple[str, Regions]] = []
+    with ProgressReporter(activity, OutputTable(columns, as_json=runtime.json)) as progress:
+        for event in run_verb(progress, runtime, model, paths, lambda images: verb(model, images)):
+            regions = event.value
+            if output.out is not None:
+                rows_to_write.append((event.name, regions))
             if drawings is not None:
-                drawings.add(event.name, found)
-            if machine.json:
-                screen.row({"name": event.name, "regions": [region_fields(region) for region in found]})
+                drawings.add(event.name, regions)
+            if runtime.json:
+                progress.row({"name": event.name, "regions": [region_fields(region) for region in regions]})
                 continue
-            for region in found:
+            for region in regions:
                 box = " ".join(f"{edge:.0f}" for edge in region.box)
                 score = "" if region.score is None else region.score
-                screen.row({"name": event.name, "label": region.label, "box": box, "score": score})
-        if keeping.out is not None and kept:
-            write_regions(keeping.out, keeping.kind, kept)
-            screen.say(f"{keeping.out}: the regions of {len(kept):,} images.")
+                progress.row({"name": event.name, "label": region.label, "box": box, "score": score})
+        if output.out is not None and rows_to_write:
+            write_regions(output.out, output.kind, rows_to_write)
+            progress.message(f"{output.out}: the regions of {len(rows_to_write):,} images.")
         if drawings is not None and drawings.count:
-            screen.say(f"{keeping.draw}: {drawings.count:,} images with their regions on them.")
-    return screen.status
+            progress.message(f"{output.draw}: {drawings.count:,} images with their regions drawn.")
+    return progress.status
 
 
-def _each(
-    verb: Callable[..., list[list[Region]]],
-    pictures: list[Any],
-    asked: Sequence[Any],
-    options: JsonDict,
-) -> list[list[Region]]:
-    """All that is asked of each image."""
-    pairs = [picture for picture in pictures for _ in asked]  # the model encodes each image of a batch once
-    found = verb(pairs, [*asked] * len(pictures), **options)
-    each = len(asked)
-    return [[region for one in found[i : i + each] for region in one] for i in range(0, len(found), each)]
+def _each_query(
+    verb: Callable[[list[Pixels], list[QueryT]], list[Regions]],
+    images: list[Pixels],
+    queries: Sequence[QueryT],
+) -> list[Regions]:
+    """The regions of all queries in each image, in the order of the queries.
+
+    The verb takes pairs. For images a, b and queries x, y they are (a, x), (a, y), (b, x), (b, y); the model encodes
+    each distinct image of a batch once.
+    """
+    pairs = [image for image in images for _ in queries]
+    regions = verb(pairs, [*queries] * len(images))
+    count = len(queries)
+    return [
+        [region for of_query in regions[i : i + count] for region in of_query]
+        for i in range(0, len(regions), count)
+    ]
 
 
-def _asked(phrases: list[str] | None) -> list[str]:
+def _check_phrases(phrases: list[str] | None) -> list[str]:
+    """The phrases. Raises `UsageError` if there is none, or one is blank."""
     if not phrases or any(not text.strip() for text in phrases):
-        raise UsageError("-p: say what to look for.")
+        raise UsageError("--phrases: give at least one, and none that is empty.")
     return phrases
 
 

@@ -1,68 +1,69 @@
-"""The command that trains."""
+"""The command `sightloop train`."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.train_view import show_training
+from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS
+
+_EPILOGUE = "\n".join(
+    [
+        "Recipes:",
+        *(f"  {name:<20} {description}" for name, description in RECIPE_DESCRIPTIONS.items()),
+        "",
+        "Examples:",
+        "  sightloop train captioner --data photos --out run",
+        "  sightloop train blip_pretrain -d 'shards/{000..099}.tar' -o run --set optimizer.lr=1e-4 epochs=3",
+        "  torchrun --nproc-per-node 8 -m sightloop train clip_pretrain --data pairs.csv --out run",
+    ]
+)
 
 
 def train(
     recipe: Annotated[str, Parameter(name="RECIPE")],
+    /,
     *,
     data: Annotated[list[str], Parameter(alias="-d", negative=(), consume_multiple=True)],
-    out: Annotated[Path, Parameter(alias="-o")],
-    set: Annotated[list[str] | None, Parameter(name="--set", negative=(), consume_multiple=True)] = None,
-    evaluate: Annotated[str | None, Parameter(name="--evaluate")] = None,
+    out: Annotated[Path, Parameter(alias="-o", metavar="FOLDER")],
+    set: Annotated[
+        list[str] | None, Parameter(metavar="NAME=VALUE", negative=(), consume_multiple=True)
+    ] = None,
+    evaluate: Annotated[str | None, Parameter(metavar="DATA")] = None,
     device: str = "auto",
     tensorboard: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
-    """Train a model, or fine-tune one, on your own images.
+    """Train or fine-tune a model on your own images.
 
-    The same command goes on where it was stopped. OUT holds the model at the
-    end (OUT/model), curves (OUT/report.html) and all numbers (OUT/metrics.jsonl).
+    The output folder gets the trained model (model/), the curves (report.html), all metrics (metrics.jsonl) and
+    checkpoints. An interrupted run is resumed by the same command.
 
-    Parameters
-    ----------
-    recipe
-        blip_pretrain, clip_pretrain, siglip_pretrain, masked_pretrain, captioner, filter, retrieval, vqa, classify,
-        world, nano, or the recipe.json of a run.
-    data
-        A folder of images with .txt files, a CSV, JSONL, Parquet or COCO file, or tar shards; several are joined.
-    out
-        Where the run lives.
-    set
-        Settings of the recipe: --set optimizer.lr=1e-4 epochs=3. An unknown or ill-typed one is an error at once.
-    evaluate
-        Data to measure on while it trains, and to set a filter's threshold on: the same as --set evaluation.data=...
-    device
-        auto takes a GPU where there is one; or name it: cpu, cuda.
-    tensorboard
-        Also write OUT/tensorboard.
-    json
-        Print one JSON object for each event instead of the screen.
+    Args:
+        recipe: A recipe, see below, or a JSON file such as the recipe.json of a run.
+        data: Folder of images with .txt files, CSV, JSONL, Parquet or COCO file, or .tar shards; several are
+            concatenated.
+        out: Output folder of the run.
+        set: Change values of the recipe: --set optimizer.lr=1e-4 epochs=3. An unknown name or a wrong type is an
+            error before the run starts.
+        evaluate: Data for validation during training, and for the threshold of the filter recipe; the same as --set
+            evaluation.data=DATA. Default: no validation; the threshold is set on held-out training images.
+        device: cpu, cuda, or auto: a GPU if there is one.
+        tensorboard: Also write TensorBoard logs to FOLDER/tensorboard.
+        json: Print each event as one JSON object per line instead of the curves.
     """
-    # A step is all matrix products: threads that wait for each other must not burn the cores of those that decode.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from sightloop.training.trainer import train as run
+    prepare_threads()
+    from sightloop.training.trainer import train as run_train
 
     settings = list(set or [])
     if evaluate is not None:
         settings.append(f"evaluation.data={evaluate}")
-    events = run(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
+    events = run_train(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
     return show_training(events, json=json)
 
 
-COMMANDS = {
-    train: (
-        "Examples:\n"
-        "  sightloop train captioner --data photos --out run\n"
-        "  sightloop train blip_pretrain --data 'shards/{000..099}.tar' --out run --set optimizer.lr=1e-4 epochs=3\n"
-        "  torchrun --nproc-per-node 8 -m sightloop train clip_pretrain --data pairs.csv --out run"
-    )
-}
+COMMANDS = {train: _EPILOGUE}

@@ -1,6 +1,6 @@
-"""A training run on the terminal: every term's curve against its chance, figures, captions, and warnings above all.
+"""A training run on the terminal: loss curves with their chance level, metrics, generated captions, warnings.
 
-Where standard output is no terminal: a line every hundredth of the run, and one for each thing that happens.
+If standard output is not a terminal: one line for every hundredth of the run, and one for each other event.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
-from sightloop.apps.cli.output import Column, OutputTable, one_line, say
+from sightloop.apps.cli.output import Column, OutputTable, one_line, print_message
 from sightloop.training.events import (
     Calibrated,
     CheckpointSaved,
@@ -31,87 +31,100 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _BLOCKS, _ASCII = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.,-=+*#"
-_REFRESH_SECONDS = 0.25
-_QUIET_SECONDS = 60.0
-_MOST_SKIPPED = 20
-_AT_CHANCE = 0.005  # of chance: so near counts as there
+_REFRESH_SECONDS = 0.25  # between two frames on a terminal
+_QUIET_SECONDS = 60.0  # at most, between two lines elsewhere
+_MAX_SKIPPED_LINES = 20
+_CHANCE_MARGIN = 0.005  # relative; a loss this close to chance counts as at chance
 
 
 def show_training(events: Iterable[RunEvent], *, json: bool = False) -> int:
-    """Shows a run until it ends and returns the exit status, 0. json: each event as a line on standard output.
+    """Shows a run until it ends.
 
-    What `events` raises passes through; who interrupts is told where the run goes on. A reader that closes standard
-    output early does not stop the training.
+    A reader that closes standard output early does not stop the training. After Ctrl-C the step at which the run is
+    resumed is printed, and `KeyboardInterrupt` is raised again. Errors of the run pass through.
+
+    Args:
+        events: The events of a run, as `sightloop.train` yields them.
+        json: Print each event as one JSON object per line instead.
+
+    Returns:
+        The exit status, 0.
     """
-    view: _View = _Json() if json else _Terminal() if sys.stdout.isatty() else _Plain()
-    state = _State()
+    view: _View = _JsonView() if json else _TerminalView() if sys.stdout.isatty() else _PlainView()
+    state = _ViewState()
     try:
         with view:
             for event in events:
-                state.see(event)
+                state.update(event)
                 view.show(event, state)
     except KeyboardInterrupt:
-        say(state.stopped())
+        print_message(state.interrupt_message())
         raise
     finally:
-        if isinstance(events, Generator):  # its files are closed now and not at some later collection
+        if isinstance(events, Generator):  # close the files of the run now, not when it is garbage collected
             events.close()
     return 0
 
 
 class History:
-    """The course of a value in at most `size` means, however many values there are: when full, neighbours merge."""
+    """A curve in bounded memory: means of equally long stretches of all values.
+
+    With `size` 4, the values 1 2 3 4 5 6 are kept as 1 2 3 4 -> (1.5 3.5) -> 1.5 3.5 5.5.
+
+    Args:
+        size: Number of means at which neighbors are merged.
+    """
 
     def __init__(self, size: int = 512) -> None:
         self._size = size
-        self._each = 1
+        self._values_per_mean = 1
         self._means: list[float] = []
-        self._sum, self._count = 0.0, 0
+        self._sum, self._count = 0.0, 0  # of the values that do not make a whole mean yet
 
     def add(self, value: float) -> None:
-        """Adds the next value; what is no number leaves no trace."""
-        if value - value != 0:  # nan and infinity
+        """Adds the next value. NaN and infinity are ignored."""
+        if value - value != 0:
             return
         self._sum += value
         self._count += 1
-        if self._count < self._each:
+        if self._count < self._values_per_mean:
             return
         self._means.append(self._sum / self._count)
         self._sum, self._count = 0.0, 0
         if len(self._means) == self._size:
             pairs = zip(self._means[::2], self._means[1::2], strict=True)
             self._means = [(a + b) / 2 for a, b in pairs]
-            self._each *= 2
+            self._values_per_mean *= 2
 
     def means(self, count: int) -> list[float]:
-        """The whole course in at most `count` means; few values are not stretched."""
-        known = [*self._means, *([self._sum / self._count] if self._count else [])]
-        if len(known) <= count:
-            return known
-        cuts = [round(i * len(known) / count) for i in range(count + 1)]
-        return [sum(known[a:b]) / (b - a) for a, b in pairwise(cuts)]
+        """The whole curve in at most `count` means; a shorter one is not stretched."""
+        means = [*self._means, *([self._sum / self._count] if self._count else [])]
+        if len(means) <= count:
+            return means
+        cuts = [round(i * len(means) / count) for i in range(count + 1)]
+        return [sum(means[a:b]) / (b - a) for a, b in pairwise(cuts)]
 
 
-class _State:
-    """What is known of the run so far."""
+class _ViewState:
+    """What the views know of the run so far."""
 
     def __init__(self) -> None:
-        self.began: RunStarted | None = None
-        self.last: StepDone | None = None
+        self.started: RunStarted | None = None
+        self.last_step: StepDone | None = None
         self.evaluated: Evaluated | None = None
-        self.saved: int | None = None
+        self.saved_step: int | None = None
         self.skipped = 0
-        self.curves: dict[str, History] = {}
+        self.curves: dict[str, History] = {}  # loss term -> its values
         self._start = time.monotonic()
-        self._recent: list[StepDone] = []
+        self._recent: list[StepDone] = []  # at most 50
 
-    def see(self, event: RunEvent) -> None:
+    def update(self, event: RunEvent) -> None:
         match event:
             case RunStarted():
-                self.began, self._start = event, time.monotonic()
-                self.saved = event.first_step or None
+                self.started, self._start = event, time.monotonic()
+                self.saved_step = event.first_step or None
             case StepDone():
-                self.last = event
+                self.last_step = event
                 self._recent = [*self._recent[-49:], event]
                 for term in event.chances:
                     if term in event.values:
@@ -119,109 +132,115 @@ class _State:
             case Evaluated():
                 self.evaluated = event
             case CheckpointSaved():
-                self.saved = event.step
+                self.saved_step = event.step
             case SampleSkipped():
                 self.skipped += 1
             case Calibrated() | WarningRaised() | RunEnded():
                 pass
 
     def mean(self, name: str) -> float:
-        """Of the last steps: single ones jump."""
+        """Mean of a value over the last 20 steps, because single steps are noisy."""
         values = [event.values[name] for event in self._recent[-20:] if name in event.values]
         return sum(values) / len(values)
 
-    def speed(self) -> str:
+    def throughput(self) -> str:
         seconds = sum(event.seconds for event in self._recent)
         return f"{sum(event.samples for event in self._recent) / seconds:,.0f} samples/s" if seconds else ""
 
-    def left(self) -> str:
-        """By the clock, so that evaluations and checkpoints count."""
-        if self.began is None or self.last is None:
+    def remaining(self) -> str:
+        """Remaining time by the clock, so that evaluations and checkpoints count."""
+        if self.started is None or self.last_step is None:
             return ""
-        done = self.last.step - self.began.first_step
-        seconds = (time.monotonic() - self._start) / max(1, done) * (self.began.steps - self.last.step)
-        return f"{_clock(seconds)} left" if done > 0 and seconds > 0 else ""
+        done = self.last_step.step - self.started.first_step
+        seconds = (time.monotonic() - self._start) / max(1, done) * (self.started.steps - self.last_step.step)
+        return f"{_duration(seconds)} left" if done > 0 and seconds > 0 else ""
 
-    def progress(self) -> str:
-        """The line above the curves."""
-        if self.began is None:
+    def headline(self) -> str:
+        """The line above the curves: recipe, step, epoch, throughput, remaining time."""
+        if self.started is None:
             return "starting"
-        step = self.last.step if self.last else self.began.first_step
-        words = [f"{self.began.recipe}", f"step {step:,}/{self.began.steps:,}"]
-        if self.last is not None:
-            words += [f"epoch {self.last.epoch:.2f}", self.speed(), self.left()]
-        return " \u00b7 ".join(word for word in words if word)
+        step = self.last_step.step if self.last_step else self.started.first_step
+        parts = [f"{self.started.recipe}", f"step {step:,}/{self.started.steps:,}"]
+        if self.last_step is not None:
+            parts += [f"epoch {self.last_step.epoch:.2f}", self.throughput(), self.remaining()]
+        return " \u00b7 ".join(part for part in parts if part)
 
-    def stopped(self) -> str:
-        """What to tell who interrupts."""
-        step = self.last.step if self.last else 0
-        where = "from the start" if self.saved is None else f"after step {self.saved:,}, its last checkpoint"
-        return f"Stopped in step {step:,}. The same command again goes on {where}."
+    def interrupt_message(self) -> str:
+        step = self.last_step.step if self.last_step else 0
+        checkpoint = (
+            "from the start"
+            if self.saved_step is None
+            else f"after step {self.saved_step:,}, its last checkpoint"
+        )
+        return f"Stopped in step {step:,}. The same command resumes {checkpoint}."
 
 
 class _View(Protocol):
+    """A context manager that shows the events of a run."""
+
     def __enter__(self) -> object: ...
 
     def __exit__(self, *error: object) -> None: ...
 
-    def show(self, event: RunEvent, state: _State) -> None: ...
+    def show(self, event: RunEvent, state: _ViewState) -> None: ...
 
 
-class _Json:
-    """One JSON object a line, as in metrics.jsonl."""
+class _JsonView:
+    """One JSON object per line, as in metrics.jsonl."""
 
     def __init__(self) -> None:
-        self._rows = OutputTable((), as_json=True, go_on=True)
+        self._rows = OutputTable((), as_json=True, ignore_closed_pipe=True)
 
-    def __enter__(self) -> _Json:
+    def __enter__(self) -> _JsonView:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def show(self, event: RunEvent, state: _State) -> None:
+    def show(self, event: RunEvent, state: _ViewState) -> None:
         self._rows.row(to_json(event))
 
 
-class _Plain:
+class _PlainView:
     """Lines on standard output; warnings and skipped samples on standard error."""
 
     def __init__(self) -> None:
-        self._rows = OutputTable([Column("line")], go_on=True)
-        self._next = 0
-        self._said = time.monotonic()
+        self._rows = OutputTable([Column("line")], ignore_closed_pipe=True)
+        self._next_step = 0
+        self._last_print = time.monotonic()
 
-    def __enter__(self) -> _Plain:
+    def __enter__(self) -> _PlainView:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def show(self, event: RunEvent, state: _State) -> None:
+    def show(self, event: RunEvent, state: _ViewState) -> None:
         if isinstance(event, StepDone):
-            steps = state.began.steps if state.began else 100
-            if self._due(event.step, steps):
-                self._line(_step_line(event, state))
-                self._next = event.step + max(1, steps // 100)
-                self._said = time.monotonic()
+            steps = state.started.steps if state.started else 100
+            if self._is_due(event.step, steps):
+                self._print(_step_line(event, state))
+                self._next_step = event.step + max(1, steps // 100)
+                self._last_print = time.monotonic()
         elif isinstance(event, WarningRaised):
-            say(_warning(event))
+            print_message(_warning_line(event))
         elif isinstance(event, SampleSkipped):
-            if said := _skipped(event, state):
-                say(said)
+            if line := _skipped_line(event, state):
+                print_message(line)
         else:
-            for line in _happened(event):
-                self._line(line)
+            for line in _event_lines(event):
+                self._print(line)
 
-    def _due(self, step: int, steps: int) -> bool:
-        return step >= min(self._next, steps) or time.monotonic() - self._said > _QUIET_SECONDS
+    def _is_due(self, step: int, steps: int) -> bool:
+        """At every hundredth of the run, at the last step, and after a minute without a line."""
+        return step >= min(self._next_step, steps) or time.monotonic() - self._last_print > _QUIET_SECONDS
 
-    def _line(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._rows.row({"line": text})
 
 
-class _Terminal:
-    """An image of the run that stays in its place; what happens scrolls by above it."""
+class _TerminalView:
+    """A frame with curves and metrics that is redrawn in place; other events scroll above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -230,49 +249,50 @@ class _Terminal:
         self._console: Console = Console(highlight=False)
         self._levels = _BLOCKS if self._console.encoding.startswith("utf") else _ASCII
         self._live: Live = Live(console=self._console, auto_refresh=False)
-        self._drawn = 0.0
+        self._last_draw = 0.0
 
-    def __enter__(self) -> _Terminal:
+    def __enter__(self) -> _TerminalView:
         self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def show(self, event: RunEvent, state: _State) -> None:
+    def show(self, event: RunEvent, state: _ViewState) -> None:
         if isinstance(event, WarningRaised):
-            self._above(_warning(event), "green" if event.over else "bold red")
+            self._print_above(_warning_line(event), "green" if event.over else "bold red")
         elif isinstance(event, SampleSkipped):
-            if said := _skipped(event, state):
-                self._above(said, "yellow")
+            if line := _skipped_line(event, state):
+                self._print_above(line, "yellow")
         elif isinstance(event, Evaluated):
-            self._above(_figures(event), "green")  # the captions are in the image
+            self._print_above(_metrics_line(event), "green")  # its captions are part of the frame
         elif not isinstance(event, StepDone | CheckpointSaved):
-            for line in _happened(event):
-                self._above(line, "")
-        # Not at every step: fast runs take hundreds in a second.
-        if not isinstance(event, StepDone) or time.monotonic() - self._drawn > _REFRESH_SECONDS:
-            self._live.update(self._picture(state), refresh=True)
-            self._drawn = time.monotonic()
+            for line in _event_lines(event):
+                self._print_above(line, "")
+        # Fast runs make hundreds of steps per second: redraw four times per second.
+        if not isinstance(event, StepDone) or time.monotonic() - self._last_draw > _REFRESH_SECONDS:
+            self._live.update(self._frame(state), refresh=True)
+            self._last_draw = time.monotonic()
 
-    def _above(self, text: str, style: str) -> None:
+    def _print_above(self, text: str, style: str) -> None:
         from rich.text import Text
 
         self._console.print(Text(one_line(text), style=style))
 
-    def _picture(self, state: _State) -> Group:
+    def _frame(self, state: _ViewState) -> Group:
         from rich.console import Group
         from rich.text import Text
 
-        lines = [Text(one_line(state.progress()), style="bold", overflow="ellipsis", no_wrap=True)]
-        if state.last is not None:
+        lines = [Text(one_line(state.headline()), style="bold", overflow="ellipsis", no_wrap=True)]
+        if state.last_step is not None:
             width = max(10, min(100, self._console.width - 40))
             for term, curve in state.curves.items():
-                chance = state.last.chances.get(term, 0.0)
+                chance = state.last_step.chances.get(term, 0.0)
                 line = Text(f"{one_line(term):>8.8} {state.mean(term):9.4g}  ", no_wrap=True)
                 line.append_text(_sparkline(curve.means(width), chance, self._levels))
                 lines.append(line.append(f"  chance {chance:.4g}", style="dim"))
-            lines.append(Text(one_line(_facts(state.last)), style="dim", overflow="ellipsis", no_wrap=True))
+            details = one_line(_details(state.last_step))
+            lines.append(Text(details, style="dim", overflow="ellipsis", no_wrap=True))
         for key, text in state.evaluated.texts if state.evaluated else ():
             line = Text(f"  {one_line(key)}  ", style="dim", overflow="ellipsis", no_wrap=True)
             lines.append(line.append(one_line(text), style="not dim"))
@@ -280,69 +300,84 @@ class _Terminal:
 
 
 def _sparkline(values: list[float], chance: float, levels: str) -> Text:
-    """Bars between the lowest value and chance or the highest; red where nothing was learned."""
+    """A curve as one character per value, red where the loss is at or above chance.
+
+    Args:
+        values: The curve.
+        chance: Value of the loss if nothing was learned; within the range of the bars.
+        levels: Characters from the lowest to the highest value.
+    """
     from rich.text import Text
 
-    drawn = Text()
+    line = Text()
     low, high = min([*values, chance]), max([*values, chance])
     for value in values:
         level = round((value - low) / (high - low) * (len(levels) - 1)) if high > low else len(levels) - 1
-        there = value >= chance - _AT_CHANCE * abs(chance)
-        drawn.append(levels[level], style="red" if there else "cyan")
-    return drawn
+        at_chance = value >= chance - _CHANCE_MARGIN * abs(chance)
+        line.append(levels[level], style="red" if at_chance else "cyan")
+    return line
 
 
-def _facts(event: StepDone) -> str:
-    facts = [f"{name} {value:.3g}" for name, value in event.values.items() if name not in event.chances]
-    return " \u00b7 ".join([f"learning rate {event.lr:.3g}", *facts])
+def _details(event: StepDone) -> str:
+    """Learning rate, and the values that are not loss terms."""
+    values = [f"{name} {value:.3g}" for name, value in event.values.items() if name not in event.chances]
+    return " \u00b7 ".join([f"learning rate {event.lr:.3g}", *values])
 
 
-def _step_line(event: StepDone, state: _State) -> str:
-    steps = f"/{state.began.steps:,}" if state.began else ""
+def _step_line(event: StepDone, state: _ViewState) -> str:
+    steps = f"/{state.started.steps:,}" if state.started else ""
     terms = [f"{term} {state.mean(term):.4g} (chance {event.chances[term]:.4g})" for term in state.curves]
-    words = [f"step {event.step:,}{steps}", *terms, f"lr {event.lr:.3g}", state.speed(), state.left()]
-    return "  ".join(word for word in words if word)
+    parts = [
+        f"step {event.step:,}{steps}",
+        *terms,
+        f"lr {event.lr:.3g}",
+        state.throughput(),
+        state.remaining(),
+    ]
+    return "  ".join(part for part in parts if part)
 
 
-def _happened(event: RunEvent) -> list[str]:
-    """Lines for what is neither a step nor a warning."""
+def _event_lines(event: RunEvent) -> list[str]:
+    """The lines of an event that is neither a step nor a warning."""
     match event:
         case RunStarted():
             frozen = event.parameters - event.trainable
             weights = f"{event.parameters:,} weights" + (f" ({frozen:,} frozen)" if frozen else "")
-            goes_on = f", going on after step {event.first_step:,}" if event.first_step else ""
+            resumed = f", resuming after step {event.first_step:,}" if event.first_step else ""
             sizes = f"{event.samples:,} samples, batch {event.batch:,}, {event.steps:,} steps"
-            return [f"{event.recipe}: {sizes}, {weights}{goes_on}"]
+            return [f"{event.recipe}: {sizes}, {weights}{resumed}"]
         case Evaluated():
-            return [_figures(event), *(f"  {key}: {text}" for key, text in event.texts)]
+            return [_metrics_line(event), *(f"  {key}: {text}" for key, text in event.texts)]
         case Calibrated():
             return [event.told()]
         case CheckpointSaved():
             return [f"saved {event.folder}"]
         case RunEnded():
             model = "" if event.folder is None else f" The model: {event.folder}"
-            return [f"Finished {event.step:,} steps in {_clock(event.seconds)}.{model}"]
+            return [f"Finished {event.step:,} steps in {_duration(event.seconds)}.{model}"]
         case _:
             return []
 
 
-def _warning(event: WarningRaised) -> str:
+def _warning_line(event: WarningRaised) -> str:
     return f"{'' if event.over else 'WARNING, '}step {event.step:,}: {event.text}"
 
 
-def _figures(event: Evaluated) -> str:
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-    return f"evaluation, step {event.step:,}: {figures}"
+def _metrics_line(event: Evaluated) -> str:
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+    return f"evaluation, step {event.step:,}: {metrics}"
 
 
-def _skipped(event: SampleSkipped, state: _State) -> str:
-    if state.skipped > _MOST_SKIPPED:
+def _skipped_line(event: SampleSkipped, state: _ViewState) -> str:
+    """Empty after the first 20 samples, to keep the output readable."""
+    if state.skipped > _MAX_SKIPPED_LINES:
         return ""
-    more = " (further ones are in metrics.jsonl)" if state.skipped == _MOST_SKIPPED else ""
+    more = " (further ones are in metrics.jsonl)" if state.skipped == _MAX_SKIPPED_LINES else ""
     return f"skipped: {event.key}: {event.reason}{more}"
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
+    """12.3 -> "12 s", 200 -> "3 min 20 s", 8000 -> "2 h 13 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (

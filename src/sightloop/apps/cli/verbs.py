@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.common import Paths, model_for, run
-from sightloop.apps.cli.options import DecodingOptions, MachineOptions, whole, words_or_file
-from sightloop.apps.cli.output import Column, OutputTable, Screen
+from sightloop.apps.cli.common import Paths, model_for, run_verb
+from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions, integer, parse_entries
+from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
 from sightloop.errors import UsageError
+from sightloop.types import Pixels
 
-_DECODING, _MACHINE = DecodingOptions(), MachineOptions()
+if TYPE_CHECKING:
+    from sightloop.types import Floats32
+
+_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
 
 _EPILOGUES = {
     "ask": (
@@ -25,7 +29,7 @@ _EPILOGUES = {
     "classify": (
         "Examples:\n"
         "  sightloop classify photos -m openai/clip-vit-base-patch32 --labels cat,dog,bird\n"
-        "  sightloop classify photos -m M --labels classes.txt --template 'a sketch of a {}.' --top 5\n"
+        "  sightloop classify photos -m M --labels classes.txt --templates 'a sketch of a {}.' --top 5\n"
         "  sightloop classify photos -m run/model"
     ),
     "match": (
@@ -41,179 +45,179 @@ _EPILOGUES = {
 
 def ask(
     *paths: Paths,
-    question: Annotated[list[str], Parameter(name=["--question", "-q"], negative=(), consume_multiple=False)],
+    questions: Annotated[
+        list[str], Parameter(name=["--questions", "-q"], negative=(), consume_multiple=False)
+    ],
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     decoding: DecodingOptions = _DECODING,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Answer questions about every image.
+    """Answer questions about every image (visual question answering).
 
-    Parameters
-    ----------
-    question
-        A question; give -q again for more. Each image is read once for all of them.
-    candidates
-        The answers to choose from: a,b,c or a file with one a line. Without them the model writes its own.
+    Args:
+        questions: A question; repeat the option for several. Each image is encoded once for all questions.
+        candidates: Rank these answers instead of generating one: a,b,c or a file with one per line.
+            Default: generate.
     """
-    machine.check()
-    options = decoding.given()
-    choices = None if candidates is None else words_or_file("--candidates", candidates)
-    if any(not text.strip() for text in question):
-        raise UsageError("-q: the question is empty.")
-    model = model_for("answer", machine)
+    runtime.check()
+    options = decoding.as_kwargs()
+    choices = None if candidates is None else parse_entries("--candidates", candidates)
+    if any(not text.strip() for text in questions):
+        raise UsageError("--questions: a question is empty.")
+    model = model_for("answer", runtime)
 
-    def verb(pictures: list[Any]) -> list[list[str]]:
-        pairs = [picture for picture in pictures for _ in question]  # the model encodes each image once
-        answers = model.answer(pairs, question * len(pictures), candidates=choices, **options)
-        return [answers[i : i + len(question)] for i in range(0, len(answers), len(question))]
+    def verb(images: list[Pixels]) -> list[list[str]]:
+        # Every image with every question; the model encodes each distinct image of a batch once.
+        pairs = [image for image in images for _ in questions]
+        answers = model.answer(pairs, questions * len(images), candidates=choices, **options)
+        return [answers[i : i + len(questions)] for i in range(0, len(answers), len(questions))]
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
-    with Screen("answering", OutputTable(columns, as_json=machine.json)) as screen:
-        for event in run(screen, machine, model, paths, verb):
-            for text, answer in zip(question, event.value, strict=True):
-                screen.row({"name": event.name, "question": text, "answer": answer})
-    return screen.status
+    with ProgressReporter("answering", OutputTable(columns, as_json=runtime.json)) as progress:
+        for event in run_verb(progress, runtime, model, paths, verb):
+            for question, answer in zip(questions, event.value, strict=True):
+                progress.row({"name": event.name, "question": question, "answer": answer})
+    return progress.status
 
 
 def classify(
     *paths: Paths,
     labels: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
-    template: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
-    top: Annotated[int | None, Parameter(converter=whole)] = None,
+    templates: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
+    top: Annotated[int | None, Parameter(converter=integer)] = None,
     activation: Literal["softmax", "sigmoid"] | None = None,
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Say which of your labels fits each image best, without training, or which class of those it was trained for.
+    """Classify every image: zero-shot with your labels, or with the classes that a model was fine-tuned on.
 
-    Parameters
-    ----------
-    labels
-        The labels: a,b,c or a file with one a line.
-        Without them: the classes that the model was fine-tuned for (sightloop train classify).
-    template
-        A sentence with {} in the place of the label; give it again for more, which are averaged.
-        Without it: "a photo of a {}."
-    top
-        Show this many of the best labels. Without it: 3 in the table, all with --json.
-    activation
-        softmax: which label it is, adding up to 1; sigmoid: whether it is this one (SigLIP). Default: as trained.
+    Args:
+        labels: Labels: a,b,c or a file with one per line.
+            Default: the classes that the model was fine-tuned on (`sightloop train classify`).
+        templates: A prompt with {} in place of the label; repeat the option to average the embeddings of several.
+            Default: "a photo of a {}."
+        top: Number of labels shown, the most probable first. Default: 3 in the table, all with --json.
+        activation: softmax: probabilities over the labels that sum to 1; sigmoid: of each label by itself (SigLIP).
+            Default: as the model was trained.
     """
-    machine.check()
-    names, sentences = _label_options(labels, template, top)
-    model = model_for("classify", machine)
-    if not (shown_names := names or model.labels):
-        raise UsageError(f"--labels: name some; {model.name} was not fine-tuned for classes of its own.")
-    shown = top or (len(shown_names) if machine.json else 3)
+    runtime.check()
+    names, prompts = _check_labels(labels, templates, top)
+    model = model_for("classify", runtime)
+    if not (shown_labels := names or model.labels):
+        raise UsageError(f"--labels: {model.name} was not fine-tuned on classes; give labels.")
+    count = top or (len(shown_labels) if runtime.json else 3)
+    # Classes that were learned have a softmax always; labels have what the model was trained with.
+    used_activation = (
+        model.activation if names is not None and activation is None else activation or "softmax"
+    )
 
-    read_as = model.activation if names is not None and activation is None else activation or "softmax"
+    def verb(images: list[Pixels]) -> list[list[float]]:
+        return model.classify(images, names, prompts, activation=activation).tolist()
 
-    def verb(pictures: list[Any]) -> list[list[float]]:
-        return model.classify(pictures, names, sentences, activation=activation).tolist()
-
-    heading = {"softmax": "probability"}.get(read_as, read_as)
-    columns = [Column("name"), Column("label", _width(shown_names)), Column(heading, 11, True)]
-    with Screen("classifying", OutputTable(columns, as_json=machine.json)) as screen:
-        for event in run(screen, machine, model, paths, verb):
-            best = sorted(zip(event.value, shown_names, strict=True), key=lambda pair: -pair[0])[:shown]
-            if machine.json:
-                scores = {label: probability for probability, label in best}
-                found = {
-                    "name": event.name,
-                    "label": best[0][1],
-                    "activation": read_as,
-                    "probabilities": scores,
-                }
-                screen.row(found)
+    heading = "probability" if used_activation == "softmax" else used_activation
+    columns = [Column("name"), Column("label", _width(shown_labels)), Column(heading, 11, True)]
+    with ProgressReporter("classifying", OutputTable(columns, as_json=runtime.json)) as progress:
+        for event in run_verb(progress, runtime, model, paths, verb):
+            best = sorted(zip(event.value, shown_labels, strict=True), key=lambda pair: -pair[0])[:count]
+            if runtime.json:
+                progress.row(
+                    {
+                        "name": event.name,
+                        "label": best[0][1],
+                        "activation": used_activation,
+                        "probabilities": {label: probability for probability, label in best},
+                    }
+                )
                 continue
             for probability, label in best:
-                screen.row({"name": event.name, "label": label, heading: probability})
-    return screen.status
+                progress.row({"name": event.name, "label": label, heading: probability})
+    return progress.status
 
 
 def match(
-    image: str,
+    image: Annotated[str, Parameter(name="IMAGE")],
+    /,
     *texts: Annotated[str, Parameter(name="TEXTS", required=True)],
-    machine: MachineOptions = _MACHINE,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Judge how well texts describe one image: for each the probability, 0 to 1, that it matches.
+    """Score how well texts describe one image: the image-text matching (ITM) probability of each, 0 to 1.
 
-    Parameters
-    ----------
-    image
-        One image file.
-    texts
-        One or more texts; put them in quotes.
+    Args:
+        image: An image file.
+        texts: One or more texts, each in quotes.
     """
-    machine.check()
+    runtime.check()
     if not texts:
-        raise UsageError("TEXTS: give at least one text to judge.")
+        raise UsageError("TEXTS: give at least one text.")
     if os.path.isdir(image):
-        raise UsageError(f"{image}: this is a folder; match judges one image.")
-    model = model_for("match", machine)
+        raise UsageError(f"{image}: is a folder; `match` takes one image.")
+    model = model_for("match", runtime)
 
-    def verb(pictures: list[Any]) -> list[list[float]]:
-        return [model.match(picture, list(texts)).tolist() for picture in pictures]
+    def verb(images: list[Pixels]) -> list[list[float]]:
+        return [model.match(pixels, list(texts)).tolist() for pixels in images]
 
     columns = [Column("text", _width(texts)), Column("match", 6, True)]
-    with Screen("matching", OutputTable(columns, as_json=machine.json)) as screen:
-        for event in run(screen, machine, model, [image], verb):
+    with ProgressReporter("matching", OutputTable(columns, as_json=runtime.json)) as progress:
+        for event in run_verb(progress, runtime, model, [image], verb):
             for text, probability in zip(texts, event.value, strict=True):
-                screen.row({"name": event.name, "text": text, "match": probability})
-    return screen.status
+                progress.row({"name": event.name, "text": text, "match": probability})
+    return progress.status
 
 
 def embed(
-    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], machine: MachineOptions = _MACHINE
+    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: RuntimeOptions = _RUNTIME
 ) -> int:
-    """Turn every image into a vector of unit length, for search and comparison.
+    """Embed every image as a vector of unit length, for search and comparison.
 
-    Parameters
-    ----------
-    out
-        x.npy (float32, one row an image; the names go to x.names.txt) or x.parquet (columns name and embedding). It is
-        written whole or not at all, and replaces an older one.
+    Args:
+        out: FILE.npy (float32, one row per image; the names go to FILE.names.txt) or FILE.parquet (columns name and
+            embedding). Written completely or not at all; replaces an existing file.
     """
     from sightloop.annotation.embedding_file import EmbeddingFile
 
-    machine.check()
-    file = EmbeddingFile(out, machine.source)
-    model = model_for("embed", machine)
+    runtime.check()
+    file = EmbeddingFile(out, runtime.source)
+    model = model_for("embed", runtime)
 
-    def verb(pictures: list[Any]) -> Any:
-        return model.embed_images(pictures)
+    def verb(images: list[Pixels]) -> list[Floats32]:
+        return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
 
-    with Screen("embedding", OutputTable([])) as screen:
+    with ProgressReporter("embedding", OutputTable([])) as progress:
         with file:
-            for event in run(screen, machine, model, paths, verb):
-                file.add([event.name], event.value[None])
+            for event in run_verb(progress, runtime, model, paths, verb):
+                file.add([event.name], event.value[None])  # [1, d]
         if file.rows:
-            screen.say(f"{out}: {file.rows:,} rows.")
-        elif screen.counts.total():
-            screen.say(f"{out} was not written: there is no embedding to put in it.")
-    return screen.status
+            progress.message(f"{out}: {file.rows:,} rows.")
+        elif progress.counts.total():
+            progress.message(f"{out}: not written, because no image was embedded.")
+    return progress.status
 
 
-def _label_options(
-    labels: str | None, template: list[str] | None, top: int | None
+def _check_labels(
+    labels: str | None, templates: list[str] | None, top: int | None
 ) -> tuple[list[str] | None, tuple[str, ...]]:
-    """The labels and sentences of `classify`. Raises UsageError for what cannot be meant."""
-    names = None if labels is None else words_or_file("--labels", labels)
+    """The labels, None for those of the model, and the templates of `classify`.
+
+    Raises:
+        UsageError: A value is wrong, or options contradict each other.
+    """
+    names = None if labels is None else parse_entries("--labels", labels)
     if names is not None and len(names) < 2:
         raise UsageError(
-            "--labels: give at least two; with one its probability is always 1 (`match` judges one text)."
+            "--labels: give at least two; the probability of a single one is always 1 (`match` scores one text)."
         )
-    if template and names is None:
-        raise UsageError("--template: needs --labels; classes that were learned have no templates.")
-    sentences = tuple(template or ("a photo of a {}.",))
-    for text in sentences:
-        if "{}" not in text:
-            raise UsageError(f"--template {text!r}: put {{}} where the label goes.")
+    if templates and names is None:
+        raise UsageError("--templates: needs --labels; the classes of a fine-tuned model have no templates.")
+    prompts = tuple(templates or ("a photo of a {}.",))
+    for prompt in prompts:
+        if "{}" not in prompt:
+            raise UsageError(f"--templates {prompt!r}: put {{}} where the label goes.")
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: must be at least 1.")
-    return names, sentences
+    return names, prompts
 
 
 def _width(texts: Sequence[str]) -> int:
+    """Width of a column that holds the texts: that of the longest, 5 to 40 characters."""
     return min(max(5, *map(len, texts)), 40)
 
 

@@ -1,4 +1,4 @@
-"""The page of the demonstration: images and what a model read in them, in one HTML file without scripts."""
+"""HTML page of the demonstration: images and results in one file, without scripts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from PIL import Image
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode
 
-_FOUND = 5  # images shown for a search
+_SHOWN = 5  # images per search
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """One image, a path or encoded bytes, and what was read in it; what is None or empty is not shown.
+    """Results for one image; what is None or empty is not shown.
 
-    texts: (text, probability of a match, whether it is true, None where nobody knows). classes: (label, probability),
-    best first. answers: (question, answer).
+    Args:
+        name: Name of the image.
+        image: Path of a file, or encoded bytes.
+        credit: Author of the image.
+        caption: The generated caption.
+        texts: Text, matching probability, and whether the text is true (None if unknown).
+        classes: Label and probability, best first.
+        answers: Question and answer.
     """
 
     name: str
-    picture: str | bytes
+    image: str | bytes
     credit: str = ""
     caption: str | None = None
     texts: tuple[tuple[str, float, bool | None], ...] = ()
@@ -36,25 +42,45 @@ class DemoResult:
 
 @dataclass(frozen=True, slots=True)
 class DemoSearch:
-    """query: a text, or the place of an image. found: (place of an image, cosine), best first. right: the place of
-    the image that a text means, None where nobody knows."""
+    """Result of one search.
+
+    Args:
+        query: A text, or the index of an image.
+        matches: Index and cosine of images, best first.
+        target: Index of the image that the text describes, None if unknown.
+    """
 
     query: str | int
-    found: tuple[tuple[int, float], ...]
-    right: int | None = None
+    matches: tuple[tuple[int, float], ...]
+    target: int | None = None
 
 
 def write_page(
     path: Path,
     title: str,
-    readings: Sequence[DemoResult],
+    results: Sequence[DemoResult],
     searches: Sequence[DemoSearch],
     notes: Sequence[str],
     warning: str = "",
 ) -> Path:
-    """Writes the page, whole or not at all, and returns its path. Raises ImageError for an image that is none."""
-    large = [_image(reading, 400) for reading in readings]
-    small = [_image(reading, 200) for reading in readings]
+    """Writes the page atomically.
+
+    Args:
+        path: The file; its folder is made.
+        title: What the page shows.
+        results: One card per image.
+        searches: Searches among these images.
+        notes: Lines under the title.
+        warning: A marked line under the title; empty for none.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ImageError: An image cannot be decoded.
+    """
+    large = [_image_tag(result, 400) for result in results]
+    small = [_image_tag(result, 200) for result in results]
     body = [
         "<header><h1>sightloop</h1>",
         f"<p class=lead>{_text(title)}</p>",
@@ -62,10 +88,10 @@ def write_page(
         *(f"<p>{_text(note)}</p>" for note in notes),
         "</header>",
         "<section class=cards>",
-        *(_card(reading, image) for reading, image in zip(readings, large, strict=True)),
+        *(_card(result, tag) for result, tag in zip(results, large, strict=True)),
         "</section>",
-        _searches("Search by text", [s for s in searches if isinstance(s.query, str)], small),
-        _searches("Search by image", [s for s in searches if isinstance(s.query, int)], small),
+        _search_section("Search by text", [s for s in searches if isinstance(s.query, str)], small),
+        _search_section("Search by image", [s for s in searches if isinstance(s.query, int)], small),
     ]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -80,71 +106,74 @@ def write_page(
 
 
 def _text(value: str) -> str:
+    """`value` escaped for HTML; what UTF-8 cannot encode is shown as \\udcff."""
     return escape(value.encode("utf-8", "backslashreplace").decode())
 
 
-def _image(reading: DemoResult, side: int) -> str:
-    """The tag with the image in it: a JPEG of at most `side` pixels a side."""
-    image = decode(reading.picture)
+def _image_tag(result: DemoResult, side: int) -> str:
+    """The tag with the image in it: a JPEG of at most `side` x `side` pixels."""
+    image = decode(result.image)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{_text(reading.name)}">'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{_text(result.name)}">'
 
 
-def _card(reading: DemoResult, image: str) -> str:
-    credit = f"<small>{_text(reading.credit)}</small>" if reading.credit else ""
+def _card(result: DemoResult, tag: str) -> str:
+    credit = f"<small>{_text(result.credit)}</small>" if result.credit else ""
     caption = (
-        "" if reading.caption is None else f"<blockquote>{_text(reading.caption) or '(nothing)'}</blockquote>"
+        "" if result.caption is None else f"<blockquote>{_text(result.caption) or '(nothing)'}</blockquote>"
     )
     texts = "".join(
         _bar(text, score, "" if true is None else "true" if true else "false")
-        for text, score, true in reading.texts
+        for text, score, true in result.texts
     )
-    classes = "".join(_bar(label, probability, "class") for label, probability in reading.classes)
+    classes = "".join(_bar(label, probability, "class") for label, probability in result.classes)
     answers = "".join(
-        f"<p class=qa>{_text(asked)} <b>{_text(said) or '-'}</b></p>" for asked, said in reading.answers
+        f"<p class=qa>{_text(question)} <b>{_text(answer) or '-'}</b></p>"
+        for question, answer in result.answers
     )
     return (
-        f"<article><figure>{image}"
-        f"<figcaption>{_text(reading.name)} {credit}</figcaption></figure><div>"
+        f"<article><figure>{tag}"
+        f"<figcaption>{_text(result.name)} {credit}</figcaption></figure><div>"
         + caption
-        + _part("does the text fit?", texts)
+        + _part("does the text match?", texts)
         + _part("which label?", classes)
-        + _part("asked", answers)
+        + _part("questions", answers)
         + "</div></article>"
     )
 
 
-def _part(name: str, inside: str) -> str:
-    return f"<h3>{name}</h3>{inside}" if inside else ""
+def _part(name: str, content: str) -> str:
+    return f"<h3>{name}</h3>{content}" if content else ""
 
 
 def _bar(text: str, share: float, kind: str) -> str:
+    """A text with a bar for its probability, 0 to 1. kind: "true", "false", "class" or ""."""
     percent = f"{100 * share:.0f}"
-    said = f" <i>{kind}</i>" if kind in ("true", "false") else ""
+    tag = f" <i>{kind}</i>" if kind in ("true", "false") else ""
     return (
-        f'<div class="bar {kind}"><span>{_text(text)}{said}</span><b>{percent} %</b>'
+        f'<div class="bar {kind}"><span>{_text(text)}{tag}</span><b>{percent} %</b>'
         f'<div><div style="width:{percent}%"></div></div></div>'
     )
 
 
-def _searches(name: str, searches: Sequence[DemoSearch], images: Sequence[str]) -> str:
+def _search_section(name: str, searches: Sequence[DemoSearch], tags: Sequence[str]) -> str:
     rows: list[str] = []
     for search in searches:
-        query = f"<p>{_text(search.query)}</p>" if isinstance(search.query, str) else images[search.query]
-        found = "".join(
-            f"<figure{' class=right' if place == search.right else ''}>{images[place]}"
+        query = f"<p>{_text(search.query)}</p>" if isinstance(search.query, str) else tags[search.query]
+        figures = "".join(
+            f"<figure{' class=right' if index == search.target else ''}>{tags[index]}"
             f"<figcaption>{cosine:.2f}</figcaption></figure>"
-            for place, cosine in search.found[:_FOUND]
+            for index, cosine in search.matches[:_SHOWN]
         )
-        rows.append(f"<div class=search><div class=query>{query}</div>{found}</div>")
+        rows.append(f"<div class=search><div class=query>{query}</div>{figures}</div>")
     if not rows:
         return ""
-    frame = any(search.right is not None for search in searches)
-    key = "; the image that is meant has a frame" if frame else ""
-    note = f"<p>Nearest first, with the cosine of the embeddings{key}.</p>"
+    has_targets = any(search.target is not None for search in searches)
+    legend = "; the image that the text describes has a frame" if has_targets else ""
+    note = f"<p>Best first, with the cosine of the embeddings{legend}.</p>"
     return f"<section><h2>{name}</h2>{note}{''.join(rows)}</section>"
 
 

@@ -1,0 +1,21 @@
+"""Names of the evaluation tasks, for `evaluate` and for the help of the command line. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+TaskName: TypeAlias = Literal[
+    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
+]
+
+TASK_DESCRIPTIONS: dict[TaskName, str] = {
+    "captions": "captions against reference captions: CIDEr, BLEU, ROUGE-L, ...",
+    "retrieval": "images by caption and captions by image: recall@k",
+    "classify": "labels, zero-shot or of a fine-tuned model: accuracy",
+    "vqa": "answers to questions about images: VQA accuracy",
+    "matching": "true against mismatched pairs: ROC AUC, calibration error",
+    "features": "image embeddings: k-NN and linear probe accuracy",
+    "detect": "boxes of objects: COCO mAP",
+    "locate": "the box that a phrase refers to: accuracy@0.5",
+    "segment": "the outline that a phrase refers to: mIoU",
+}
