@@ -195,9 +195,7 @@ PARTS: dict[str, Callable[[], str]] = {
 def with_defaults(markdown: str) -> str:
     """A list of settings with the default of each behind its name."""
     defaults = default_settings()
-    return SETTING.sub(
-        lambda match: f"- `{match[1]}` (default `{show(defaults[match[1]])}`): ", markdown
-    )
+    return SETTING.sub(lambda match: f"- `{match[1]}` (default `{show(defaults[match[1]])}`): ", markdown)
 
 
 def expand(markdown: str) -> str:
