@@ -59,7 +59,7 @@ def command_line() -> str:
     """Every command with its arguments, options and examples, from the command line application itself."""
     from sightloop.apps.cli.main import app
 
-    text = app.generate_docs(output_format="markdown")
+    text = app.generate_docs(output_format="markdown", usage_name="sightloop")
     text = text[text.index("\n## sightloop ") + 1 :]
     # Docstrings are wrapped; in the page an option is one line.
     text = re.sub(r"(?<=\S)\n {4,}(?=\S)", " ", text)

@@ -26,6 +26,8 @@ IMAGES = re.compile(r"(?<![\w/])((?:[\w.-]+/)*[\w-]+\.(?:jpe?g|png|webp|gif|bmp|
 FOLDERS = re.compile(r"(?<![\w./-])([\w-]+(?:/[\w-]+)*)/(?=[\s\"')]|$)")
 SHELLS = ("bash", "sh", "shell", "console")
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
+# Modules that pages start and the repository does not have.
+MODULES = {"build", "http", "pip", "pytest", "ruff", "sightloop", "venv"}
 TIMEOUT = 900
 
 
@@ -113,7 +115,7 @@ def strange_scripts(markdown: str, root: Path) -> list[str]:
         name = rest[0] if first == "-m" else first
         path = root / (name.replace(".", "/") + ".py") if first == "-m" else root / name
         module = name.partition(".")[0] if first == "-m" else ""
-        if not path.exists() and module not in ("pip", "pytest", "sightloop", "venv", "ruff"):
+        if not path.exists() and module not in MODULES:
             missing.append(name)
     return missing
 
