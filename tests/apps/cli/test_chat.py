@@ -1,4 +1,4 @@
-"""sightloop chat, around a model of a few lines."""
+"""The command chat on a fake model: conversation, images, errors, interrupts."""
 
 from __future__ import annotations
 
@@ -15,91 +15,94 @@ from sightloop.types import Message
 
 
 @dataclass
-class Talker:
-    """Answers with how many words and images it was shown, in two pieces."""
+class FakeChatModel:
+    """Answers, in two pieces, with the number of messages and images it has seen; records them in `conversations`."""
 
-    name: str = "talker"
+    name: str = "model"
     capabilities: frozenset[str] = frozenset({"chat"})
     batch_size: int = 1
-    heard: list[list[Message]] = field(default_factory=list)
+    conversations: list[list[Message]] = field(default_factory=list)
 
     def chat(self, messages: list[Message], *, stream: bool, **_: Any) -> Any:
         assert stream
         images = [image for message in messages for image in message.images]
         if "broken.jpg" in images:
             raise ImageError("broken.jpg", "cannot be read")
-        self.heard.append(messages)
-        return iter([f"{len(messages)} said, ", f"{len(images)} shown"])
+        self.conversations.append(messages)
+        return iter([f"{len(messages)} messages, ", f"{len(images)} images"])
 
 
 def talk(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: str, *arguments: str
-) -> tuple[int, str, str, Talker]:
-    talker = Talker()
-    monkeypatch.setattr(common, "load", lambda source, **_: talker)
+) -> tuple[int, str, str, FakeChatModel]:
+    model = FakeChatModel()
+    monkeypatch.setattr(common, "load", lambda source, **_: model)
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     status = main.main(["chat", *arguments, "-m", "M"])
     out, err = capsys.readouterr()
-    return status, out, err, talker
+    return status, out, err, model
 
 
 def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = "what?\nand\n/image b.jpg\nnow?\n/new\nagain\n\nnever read\n"
-    status, out, err, talker = talk(monkeypatch, capsys, lines, "a.jpg", "--system", "be short")
+    status, out, err, model = talk(monkeypatch, capsys, lines, "a.jpg", "--system", "be short")
     assert status == 0
     assert err == ""
-    assert out.splitlines() == ["2 said, 1 shown", "4 said, 1 shown", "6 said, 2 shown", "2 said, 1 shown"]
-    assert talker.heard[2] == [
+    assert out.splitlines() == [
+        "2 messages, 1 images",
+        "4 messages, 1 images",
+        "6 messages, 2 images",
+        "2 messages, 1 images",
+    ]
+    assert model.conversations[2] == [
         Message("system", "be short"),
         Message("user", "what?", ("a.jpg",)),
-        Message("assistant", "2 said, 1 shown"),
+        Message("assistant", "2 messages, 1 images"),
         Message("user", "and"),
-        Message("assistant", "4 said, 1 shown"),
+        Message("assistant", "4 messages, 1 images"),
         Message("user", "now?", ("b.jpg",)),
     ]
 
 
-def test_json_and_what_goes_wrong(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_rows_and_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = "/image broken.jpg\nwhat?\n/dance\nwhat now?"
-    status, out, err, talker = talk(monkeypatch, capsys, lines, "a.jpg", "--json")
+    status, out, err, model = talk(monkeypatch, capsys, lines, "a.jpg", "--json")
     assert status == 1
     assert [json.loads(line) for line in out.splitlines()] == [
-        {"question": "what now?", "answer": "1 said, 1 shown"}
+        {"question": "what now?", "answer": "1 messages, 1 images"}
     ]
     assert "broken.jpg" in err
     assert "/dance" in err
-    assert talker.heard == [[Message("user", "what now?", ("a.jpg",))]]
+    assert model.conversations == [[Message("user", "what now?", ("a.jpg",))]]
 
 
-def test_a_model_that_cannot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(common, "load", lambda source, **_: Talker(capabilities=frozenset({"embed"})))
+def test_a_model_without_chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(common, "load", lambda source, **_: FakeChatModel(capabilities=frozenset({"embed"})))
     status = main.main(["chat", "-m", "M"])
     err = capsys.readouterr().err
     assert status == 2
     assert "cannot chat" in err
 
 
-def test_an_answer_is_cut_short_on_a_terminal(
+def test_ctrl_c_stops_an_answer_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    class Interrupted(Talker):
+    class Interrupted(FakeChatModel):
         def chat(self, messages: list[Message], *, stream: bool, **_: Any) -> Any:
-            self.heard.append(messages)
+            self.conversations.append(messages)
             yield "a long"
-            if len(self.heard) == 1:
+            if len(self.conversations) == 1:
                 raise KeyboardInterrupt
             yield " answer"
 
-    talker, lines = Interrupted(), iter(["what?", "and?", ""])
-    monkeypatch.setattr(common, "load", lambda source, **_: talker)
+    model, lines = Interrupted(), iter(["what?", "and?", ""])
+    monkeypatch.setattr(common, "load", lambda source, **_: model)
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert main.main(["chat", "a.jpg", "-m", "M"]) == 0
     assert capsys.readouterr().out.splitlines() == ["a long", "a long answer"]
-    assert talker.heard[1][1:] == [Message("assistant", "a long"), Message("user", "and?")]
+    assert model.conversations[1][1:] == [Message("assistant", "a long"), Message("user", "and?")]

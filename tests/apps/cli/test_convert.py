@@ -1,3 +1,5 @@
+"""The command convert: summary, notes, standard input, wrong usage."""
+
 from __future__ import annotations
 
 import io
@@ -24,7 +26,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_convert_says_what_it_did(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_prints_a_summary(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(photos / "broken.jpg", "<html>")
     assert run("convert", photos, tmp_path / "x-{000..}.tar", "--shard-size", 2, "--json") == 1
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""sightloop evaluate: a table for people, JSON for programs, exit statuses, what failed by name."""
+"""The command evaluate: table, JSON, exit statuses, failed images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(*words: object) -> int:
     return main.main(["evaluate", *map(str, words)])
 
 
-def test_a_table_for_people(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "captions",
         "-d",
@@ -39,12 +39,12 @@ def test_a_table_for_people(place: Path, tmp_path: Path, capsys: pytest.CaptureF
         tmp_path,
     )
     assert run(*words, "--samples", 6) == 0
-    out, said = capsys.readouterr()
+    out, err = capsys.readouterr()
     rows = dict(line.split("\t", 1) for line in out.splitlines())
     assert "CIDEr" in rows
     assert rows["length"].endswith("6 images")
-    assert "6 done, 0 skipped" in said
-    assert "METEOR: not computed" in said
+    assert "6 done, 0 skipped" in err
+    assert "METEOR: not computed" in err
     assert (tmp_path / "report.html").is_file()
     assert run(*words, "--samples", 6) == 0
     again = capsys.readouterr()
@@ -54,7 +54,7 @@ def test_a_table_for_people(place: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "other data" in capsys.readouterr().err
 
 
-def test_json_for_programs(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("retrieval", "-d", place / "world.tar")
     assert run(*words, "-m", place / "match", "--rerank", 2, "--rerank", 4, "-o", tmp_path, "--json") == 0
     out = capsys.readouterr().out
@@ -70,21 +70,21 @@ def test_json_for_programs(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_two_models_in_one_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = ("-m", place / "match", "-m", place / "match")
     assert run("matching", "-d", place / "world.tar", *both, "--train-data", place / "world.tar") == 0
-    out, said = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert "roc_auc (hard)" in out
     assert "+0.0000 (+0.0000 to +0.0000)" in out
-    assert "8 images of the evaluation are in the training data" in said
+    assert "8 images of the evaluation are in the training data" in err
 
 
-def test_broken_pictures_are_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_images_are_reported(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i, sample in enumerate(synthetic_world("train", 3, 1)):
         assert isinstance(sample.image, bytes)
         (tmp_path / f"{i}.png").write_bytes(sample.image if i else b"no image")
         (tmp_path / f"{i}.txt").write_text(sample.captions[0])
     assert run("retrieval", "-d", tmp_path, "-m", place / "match") == 1
-    said = capsys.readouterr().err
-    assert "failed: 0: " in said
-    assert "1 left out of 3" in said
+    err = capsys.readouterr().err
+    assert "failed: 0: " in err
+    assert "1 left out of 3" in err
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_wrong_usage(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_without_a_model_it_is_the_bundled_one_and_says_so(
+def test_the_default_model_is_the_bundled_one_with_a_notice(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not BUNDLED_FOLDER.is_dir():
         pytest.skip("this source tree has no bundled model")
     assert run("captions", "-d", place / "world.tar", "--max-new-tokens", 5, "--json") == 0
-    out, said = capsys.readouterr()
-    assert said.startswith("using the bundled model nano ")
+    out, err = capsys.readouterr()
+    assert err.startswith("using the bundled model nano ")
     assert [json.loads(line) for line in out.splitlines()]
     assert run("detect", "-d", place / "world.tar") == 2
     assert "bundled" not in capsys.readouterr().err

@@ -1,3 +1,5 @@
+"""The command line on a fake model: files, rows, messages, exit statuses, kills and closed pipes."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +19,7 @@ from sightloop.apps.cli import common, main
 from sightloop.errors import CheckpointError
 from sightloop.types import ImageSpec
 from tests.apps.fake_model import FakeModel, make_image
-
-ROOT = Path(__file__).parents[2]
+from tests.rules import REPOSITORY
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def run(*arguments: object) -> int:
     return main.main([str(argument) for argument in arguments])
 
 
-def test_captions_go_beside_their_pictures(model: FakeModel, photos: Path, capsys) -> None:
+def test_captions_are_written_next_to_their_images(model: FakeModel, photos: Path, capsys) -> None:
     (photos / "b.txt").write_text("by hand")
     (photos / "broken.jpg").write_bytes(b"nothing")
     assert run("caption", photos, "-m", "M", "--prefix", "ohwx, ", "--suffix", "!") == 1
@@ -63,7 +64,7 @@ def test_captions_go_beside_their_pictures(model: FakeModel, photos: Path, capsy
     assert model.calls[0][1:] == ([str(photos / "a.jpg"), str(photos / "sub/c.jpg")], None, {})
 
 
-def test_a_second_run_has_nothing_to_do(model: FakeModel, photos: Path, capsys) -> None:
+def test_a_second_run_skips_every_image(model: FakeModel, photos: Path, capsys) -> None:
     assert run("caption", photos, "-m", "M") == 0
 
     def written() -> dict[Path, tuple[int, int]]:
@@ -78,7 +79,7 @@ def test_a_second_run_has_nothing_to_do(model: FakeModel, photos: Path, capsys) 
 
 
 @pytest.mark.parametrize("mode", ["append", "prepend", "overwrite"])
-def test_other_ways_to_write_can_be_repeated(model: FakeModel, photos: Path, mode: str) -> None:
+def test_write_modes_can_be_repeated(model: FakeModel, photos: Path, mode: str) -> None:
     (photos / "a.txt").write_text("by hand")
     for _ in range(2):
         assert run("caption", photos, "-m", "M", "--write", mode) == 0
@@ -90,7 +91,7 @@ def test_other_ways_to_write_can_be_repeated(model: FakeModel, photos: Path, mod
     assert texts(photos)["b.txt"] == "an image of b\n"
 
 
-def test_drops_are_named_and_counted(model: FakeModel, photos: Path, capsys) -> None:
+def test_dropped_captions_are_reported_and_counted(model: FakeModel, photos: Path, capsys) -> None:
     make_image(photos / "d.jpg")
     model.texts = {"a": "", "b": "the the the the", "c": "a stock photo"}
     assert run("caption", photos, "-m", "M", "--drop-if", "stock|getty") == 0
@@ -102,7 +103,7 @@ def test_drops_are_named_and_counted(model: FakeModel, photos: Path, capsys) -> 
     assert texts(photos)["b.txt"] == "the the the the\n"
 
 
-def test_a_judge_with_its_own_preparation(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
+def test_a_judge_with_its_own_preprocessing(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
     judge = FakeModel("judge", frozenset({"match"}), ImageSpec(resize=(3, 3)), scores={"an image of b": 0.2})
     monkeypatch.setattr(common, "load", lambda source, **_: judge if source == "J" else model)
     assert run("caption", photos, "-m", "M", "--min-match", "0.5", "--judge", "J", "--json") == 0
@@ -117,7 +118,7 @@ def test_a_judge_with_its_own_preparation(model: FakeModel, photos: Path, monkey
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_one_table_instead_of_many_files(model: FakeModel, photos: Path, tmp_path: Path, ending: str) -> None:
+def test_captions_in_one_table(model: FakeModel, photos: Path, tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"c.{ending}"
     assert run("caption", photos, "-m", "M", "--out", out) == 0
     assert texts(photos) == {}
@@ -205,18 +206,18 @@ def test_embed(model: FakeModel, photos: Path, tmp_path: Path, capsys) -> None:
         ("embed P --out Y", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
     ],
 )
-def test_without_a_model_it_is_the_bundled_one_and_says_so(
+def test_the_default_model_is_the_bundled_one_with_a_notice(
     photos: Path, tmp_path: Path, monkeypatch, arguments: str, better: str, capsys
 ) -> None:
-    asked: list[str] = []
+    sources: list[str] = []
 
     def load(source: str, **_: object) -> FakeModel:
-        asked.append(source)
+        sources.append(source)
         return FakeModel()
 
     monkeypatch.setattr(common, "load", load)
-    places = {"P": str(photos), "X": str(tmp_path / "x.jsonl"), "Y": str(tmp_path / "y.npy")}
-    words = [places.get(word, word.replace("P/", f"{photos}/")) for word in arguments.split()]
+    paths = {"P": str(photos), "X": str(tmp_path / "x.jsonl"), "Y": str(tmp_path / "y.npy")}
+    words = [paths.get(word, word.replace("P/", f"{photos}/")) for word in arguments.split()]
     assert run(*words, "--json") == 0
     out, err = capsys.readouterr()
     line = f"using the bundled model nano (8 M weights, small and often wrong); -m {better} is much better"
@@ -224,7 +225,7 @@ def test_without_a_model_it_is_the_bundled_one_and_says_so(
     assert all(json.loads(row) for row in out.splitlines())
     assert run(*words, "-m", "nano") == 0
     assert "bundled" not in capsys.readouterr().err
-    assert asked == ["nano", "nano"]
+    assert sources == ["nano", "nano"]
 
 
 def test_models(capsys) -> None:
@@ -268,7 +269,9 @@ def test_models(capsys) -> None:
         "fly",
     ],
 )
-def test_wrong_usage_is_2_and_says_why(model: FakeModel, photos: Path, arguments: str, capsys) -> None:
+def test_wrong_usage_exits_with_2_and_a_message(
+    model: FakeModel, photos: Path, arguments: str, capsys
+) -> None:
     assert run(*arguments.replace("P", str(photos)).split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -278,7 +281,7 @@ def test_wrong_usage_is_2_and_says_why(model: FakeModel, photos: Path, arguments
     assert model.calls == []
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_2(photos: Path, monkeypatch, capsys) -> None:
+def test_a_checkpoint_that_cannot_be_loaded_exits_with_2(photos: Path, monkeypatch, capsys) -> None:
     def load(source, **_):
         raise CheckpointError(f"{source}: no such model.\nPut its files there.")
 
@@ -287,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_2(photos: Path, monkeypatch, caps
     assert capsys.readouterr().err == "sightloop: M: no such model.\nsightloop: Put its files there.\n"
 
 
-def test_a_model_that_cannot_do_it_is_2(model: FakeModel, photos: Path, capsys) -> None:
+def test_a_model_without_the_capability_exits_with_2(model: FakeModel, photos: Path, capsys) -> None:
     model.capabilities = frozenset({"embed"})
     assert run("caption", photos, "-m", "M") == 2
     assert "sightloop models --capability caption" in capsys.readouterr().err
@@ -308,14 +311,14 @@ def test_hostile_names_stay_on_one_line(model: FakeModel, photos: Path, capsys) 
     assert len([json.loads(line) for line in out.splitlines()]) == 4
 
 
-def test_nothing_found(model: FakeModel, tmp_path: Path, capsys) -> None:
+def test_no_images(model: FakeModel, tmp_path: Path, capsys) -> None:
     assert run("caption", tmp_path, "-m", "M") == 0
     assert capsys.readouterr().err == "No images found.\n"
     assert run("caption", tmp_path / "gone", "-m", "M") == 1
     assert "1 image: 0 done, 0 skipped, 1 failed" in capsys.readouterr().err
 
 
-def test_out_of_memory_is_said_plainly(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
+def test_out_of_memory_names_the_batch_size(model: FakeModel, photos: Path, monkeypatch, capsys) -> None:
     def caption(images, prompt=None, **decoding):
         raise MemoryError("no room")
 
@@ -324,7 +327,7 @@ def test_out_of_memory_is_said_plainly(model: FakeModel, photos: Path, monkeypat
     assert "smaller --batch-size" in capsys.readouterr().err
 
 
-def test_a_full_disk_ends_the_run_plainly(
+def test_a_full_disk_exits_with_1(
     model: FakeModel, photos: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     def finish(self):
@@ -336,22 +339,22 @@ def test_a_full_disk_ends_the_run_plainly(
     assert (tmp_path / "c.csv.partial").exists()
 
 
-def test_an_interrupt_leaves_a_journal_that_the_next_run_takes_up(
+def test_an_interrupted_run_is_resumed_from_its_journal(
     model: FakeModel, photos: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    whole = model.caption
+    original = model.caption
 
     def caption(images, prompt=None, **decoding):
         if len(model.calls) == 2:
             raise KeyboardInterrupt
-        return whole(images, prompt, **decoding)
+        return original(images, prompt, **decoding)
 
     monkeypatch.setattr(model, "caption", caption)
     arguments = ("caption", photos, "-m", "M", "--out", tmp_path / "c.jsonl", "--batch-size", 1)
     assert run(*arguments) == 130
     assert "Stopped early. 2 images: 2 done" in capsys.readouterr().err
     assert not (tmp_path / "c.jsonl").exists()
-    model.calls.append("go on")
+    model.calls.append("resume")
     assert run(*arguments) == 0
     assert "3 images: 1 done, 2 skipped" in capsys.readouterr().err
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 3
@@ -376,20 +379,20 @@ def command(seconds: float, *arguments: object) -> list[str]:
 
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+    "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}",
     "PYTHONWARNINGS": "error",
     "COLUMNS": "100",
 }
 
 
-def written(place: Path) -> tuple[int, int]:
-    """How far a run has come: caption files, and bytes of the journal."""
-    journal = place / "c.jsonl.partial"
-    return len(list(place.rglob("*.txt"))), journal.stat().st_size if journal.exists() else 0
+def written(folder: Path) -> tuple[int, int]:
+    """Progress of a run: number of caption files, and bytes of the journal."""
+    journal = folder / "c.jsonl.partial"
+    return len(list(folder.rglob("*.txt"))), journal.stat().st_size if journal.exists() else 0
 
 
 @pytest.mark.parametrize("table", [False, True])
-def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> None:
+def test_a_killed_run_loses_nothing(tmp_path: Path, table: bool) -> None:
     photos = tmp_path / "photos"
     for i in range(60):
         make_image(photos / f"{i % 3}" / f"p{i:02d}.png")
@@ -397,7 +400,7 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
     (photos / "1/p04.txt").write_text("")
     out = ["--out", tmp_path / "c.jsonl"] if table else []
     chance = random.Random(0)
-    landed = 0
+    kills = 0  # that hit a running process
     for _ in range(10):
         before = written(tmp_path)
         job = subprocess.Popen(
@@ -406,16 +409,16 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        # By what it has done and not by the clock: a kill before or after the work would show nothing.
+        # Wait for progress, not for a time: a kill before or after the work would test nothing.
         while job.poll() is None and written(tmp_path) == before:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.08))
-        landed += job.poll() is None
+        kills += job.poll() is None
         job.kill()
         job.wait()
         for path in photos.rglob("*.txt"):
             assert path.read_text() in (f"an image of {path.stem}\n", "by hand\n", "")
-    assert landed >= 5
+    assert kills >= 5
     done = subprocess.run(
         command(0, "caption", photos, "-m", "M", *out), env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -436,17 +439,17 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, table: bool) -> No
     assert not list(photos.rglob("*.tmp"))
 
 
-def test_ctrl_c_from_outside(photos: Path) -> None:
+def test_sigint_exits_with_130(photos: Path) -> None:
     job = subprocess.Popen(
         command(30, "caption", photos, "-m", "M"),
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
-        # What runs in the background ignores it, and hands that on.
+        # Background jobs ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert job.stderr is not None
-    for line in job.stderr:  # by what it does and not by the clock: a busy machine starts slowly
+    for line in job.stderr:  # wait for the model, not for a time: a busy machine starts slowly
         if "loading" in line:
             break
     time.sleep(0.5)
@@ -458,7 +461,7 @@ def test_ctrl_c_from_outside(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "status"), [(["caption"], 0), (["classify", "--labels", "a,b"], 141)])
-def test_a_reader_that_goes_away(photos: Path, verb: list[str], status: int) -> None:
+def test_a_reader_that_closes_the_pipe(photos: Path, verb: list[str], status: int) -> None:
     job = subprocess.Popen(
         command(0.5, verb[0], photos, "-m", "M", *verb[1:]),
         env=ENVIRONMENT,
@@ -473,7 +476,7 @@ def test_a_reader_that_goes_away(photos: Path, verb: list[str], status: int) -> 
         err = job.stderr.read()
     assert job.returncode == status, err
     assert "Error" not in err
-    if verb == ["caption"]:  # the captions were the job, the rows only company
+    if verb == ["caption"]:  # the caption files are the result, not the rows
         assert len(texts(photos)) == 3
 
 
@@ -487,7 +490,7 @@ def test_on_a_terminal_there_is_a_table(photos: Path) -> None:
         stderr=terminal,
     )
     os.close(terminal)
-    seen = b""
+    output = b""
     while True:
         try:
             part = os.read(screen, 4096)
@@ -495,17 +498,17 @@ def test_on_a_terminal_there_is_a_table(photos: Path) -> None:
             break
         if not part:
             break
-        seen += part
+        output += part
     os.close(screen)
     assert job.wait(timeout=20) == 1
-    shown = seen.decode()
-    assert "caption" in shown.splitlines()[0] + shown
+    shown = output.decode()
+    assert "caption" in shown
     assert "an image of a" in shown
     assert shown.count("broken.jpg: not an image") == 1
     assert "4 images: 3 done, 0 skipped, 1 failed" in shown
 
 
-def test_help_is_quick_to_load() -> None:
+def test_help_imports_nothing_heavy() -> None:
     heavy = ["torch", "numpy", "PIL", "pyarrow", "transformers", "huggingface_hub"]
     code = f"""
 import sys, contextlib, io
@@ -520,6 +523,8 @@ print([name for name in {heavy} if name in sys.modules])
 
 
 def test_every_option_has_help() -> None:
-    for verb in ("caption", "ask", "classify", "match", "embed", "models"):
-        for argument in main.app[verb].assemble_argument_collection(parse_docstring=True):
-            assert argument.parameter.help or not argument.show, (verb, argument.name)
+    commands = [name for name in main.app if not name.startswith("-")]
+    assert len(commands) == 16
+    for command in commands:
+        for argument in main.app[command].assemble_argument_collection(parse_docstring=True):
+            assert argument.parameter.help or not argument.show, (command, argument.name)

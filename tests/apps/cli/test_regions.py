@@ -1,4 +1,4 @@
-"""detect, locate, segment and read on the command line: rows, files and drawings."""
+"""The commands detect, locate, segment and read on a fake model: rows, files and drawings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two images of one name, one of them on its side, and one that is broken."""
+    """Two images of one name, one of them rotated by EXIF, and a broken one."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     exif = Image.Exif()
@@ -41,7 +41,7 @@ def run(*arguments: object) -> int:
 def test_detect_writes_rows_files_and_drawings(
     model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, drawn = tmp_path / "found.jsonl", tmp_path / "drawn"
+    out, drawn = tmp_path / "regions.jsonl", tmp_path / "drawn"
     status = run(
         *("detect", photos, "-m", "M", "--phrases", "cat,dog", "--out", out, "--draw", drawn, "--json"),
         *("--num-beams", 2),
@@ -59,7 +59,7 @@ def test_detect_writes_rows_files_and_drawings(
     assert run("detect", photos, "-m", "M", "--draw", drawn) == 2
 
 
-def test_rows_for_people(model: FakeModel, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tab_separated_rows(model: FakeModel, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("detect", photos / "more", "-m", "M", "--describe") == 0
     name = str(photos / "more" / "a.png")
     assert capsys.readouterr().out == f"{name}\ta thing\t0 0 30 15\t0.5000\n"
@@ -67,10 +67,22 @@ def test_rows_for_people(model: FakeModel, photos: Path, capsys: pytest.CaptureF
     assert "a\t0 0 30 15" in capsys.readouterr().out
 
 
-def test_all_phrases_are_asked_of_each_picture(
+def test_every_phrase_is_located_in_every_image(
     model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("locate", photos, "-m", "M", "-p", "a cat", "-p", "two dogs", "--out", tmp_path / "x.json", "--json")
+    run(
+        "locate",
+        photos,
+        "-m",
+        "M",
+        "--phrases",
+        "a cat",
+        "-p",
+        "two dogs",
+        "--out",
+        tmp_path / "x.json",
+        "--json",
+    )
     assert model.calls == [("locate", ["a cat", "two dogs"] * 2, {})]
     assert len(json.loads((tmp_path / "x.json").read_text())["annotations"]) == 4
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -107,12 +119,12 @@ def test_wrong_usage(model: FakeModel, photos: Path, line: str, capsys: pytest.C
     assert not model.calls
 
 
-def test_a_length_of_captions(model: FakeModel, photos: Path) -> None:
+def test_caption_length(model: FakeModel, photos: Path) -> None:
     run("caption", photos / "more", "-m", "M", "--length", "long")
     assert model.calls[0][3] == {"length": "long"}
 
 
-def test_a_box_of_a_picture(
+def test_region_of_an_image(
     model: FakeModel, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more, region = photos / "more", {"region": (1.0, 2.0, 30.0, 20.5)}

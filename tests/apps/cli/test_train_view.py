@@ -1,3 +1,5 @@
+"""The view of a training run: plain lines, JSON lines, terminal, interrupts; the history behind the curves."""
+
 from __future__ import annotations
 
 import json
@@ -70,7 +72,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "skipped: bad\\x1b[31m.jpg: damaged" in err
 
 
-def test_a_run_that_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_names_its_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert show_training(run(first=900)) == 0
     assert "resuming after step 900" in capsys.readouterr().out
 
@@ -82,14 +84,14 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
-def test_many_skipped_samples_do_not_flood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_skipped_samples_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     show_training(SampleSkipped(f"{n}.jpg", "damaged") for n in range(500))
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 20
     assert err[-1].endswith("(further ones are in metrics.jsonl)")
 
 
-def test_who_interrupts_is_told_where_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_names_the_last_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     closed = False
 
     def interrupted() -> Iterator[RunEvent]:
@@ -124,7 +126,7 @@ CODE = (
 
 
 def in_terminal(code: str, **environment: str) -> str:
-    """What a terminal of 100 columns is sent."""
+    """What the code prints on a terminal of 100 columns."""
     parent, child = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", CODE + code],
@@ -133,7 +135,7 @@ def in_terminal(code: str, **environment: str) -> str:
         env={**os.environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm", **environment},
     )
     os.close(child)
-    sent = b""
+    output = b""
     while True:
         try:
             block = os.read(parent, 65536)
@@ -141,42 +143,42 @@ def in_terminal(code: str, **environment: str) -> str:
             break
         if not block:
             break
-        sent += block
+        output += block
     os.close(parent)
-    assert process.wait() == 0, sent.decode()
-    return sent.decode()
+    assert process.wait() == 0, output.decode()
+    return output.decode()
 
 
 def test_on_a_terminal() -> None:
-    sent = in_terminal("show_training(run(2000))")
+    output = in_terminal("show_training(run(2000))")
     for words in ("step 2,000/2,000", "samples/s", "chance 4.159", "a dog runs", "two\\nmen", "itm.accuracy 0.7",
                   "WARNING, step 300", "skipped: bad\\x1b[31m.jpg", "evaluation, step 1,000",
                   "Finished 2,000 steps"):  # fmt: skip
-        assert words in sent, words
-    assert "\u2588" in sent
-    assert "\x1b[31m\u2588" in sent  # at chance: red
-    assert "\x1b[36m" in sent
+        assert words in output, words
+    assert "\u2588" in output
+    assert "\x1b[31m\u2588" in output  # at chance: red
+    assert "\x1b[36m" in output
 
 
 def test_on_a_terminal_without_unicode() -> None:
-    sent = in_terminal("show_training(run(600))", PYTHONIOENCODING="ascii:backslashreplace", PYTHONUTF8="0")
-    assert "chance 4.159" in sent
-    assert "\u2588" not in sent
-    assert "#" in sent
+    output = in_terminal("show_training(run(600))", PYTHONIOENCODING="ascii:backslashreplace", PYTHONUTF8="0")
+    assert "chance 4.159" in output
+    assert "\u2588" not in output
+    assert "#" in output
 
 
 def test_a_closed_output_does_not_stop_the_training() -> None:
-    code = CODE + "show_training(run(20000), json=True); print('to the end', file=sys.stderr)"
+    code = CODE + "show_training(run(20000), json=True); print('finished', file=sys.stderr)"
     command = f'{sys.executable} -c "$CODE" | head -n 2'
     done = subprocess.run(
         ["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True, check=True
     )
     assert done.stdout.count("\n") == 2
-    assert done.stderr == "to the end\n"
+    assert done.stderr == "finished\n"
 
 
 @given(st.lists(st.floats(-100, 100), max_size=300), st.integers(1, 40))
-def test_a_history_keeps_the_course(values: list[float], count: int) -> None:
+def test_history_keeps_the_curve(values: list[float], count: int) -> None:
     history = History(16)
     for value in values:
         history.add(value)
@@ -190,7 +192,7 @@ def test_a_history_keeps_the_course(values: list[float], count: int) -> None:
         assert means == values
 
 
-def test_a_long_history_is_small_and_right() -> None:
+def test_a_long_history_is_bounded() -> None:
     history = History(64)
     for value in range(100_000):
         history.add(value)

@@ -1,3 +1,5 @@
+"""The demonstration on a fake model: images, terminal output, page."""
+
 from __future__ import annotations
 
 import re
@@ -31,10 +33,10 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def packages(folder: Path) -> Path:
-    """The two packages as a wheel lays them out; they cannot be imported."""
+    """The two packages as a wheel lays them out; importing them fails."""
     for package, file, *_ in album._PHOTOGRAPHS:
         make_image(folder / package / file, (len(file) * 9, 90, 30))
-        (folder / package / "__init__.py").write_text("raise ImportError('what it needs is not there')")
+        (folder / package / "__init__.py").write_text("raise ImportError('a dependency is missing')")
     return folder
 
 
@@ -43,7 +45,7 @@ def run(*arguments: object) -> int:
 
 
 class Page(HTMLParser):
-    """What tags there are, whether they are closed, and what the page would fetch."""
+    """The tags of a page, those left open, and the addresses that it would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_your_pictures(model: FakeModel, tmp_path: Path, capsys) -> None:
+def test_images_of_a_folder(model: FakeModel, tmp_path: Path, capsys) -> None:
     photos = tmp_path / "photos"
     for name in ("a<b>.jpg", "sub/b.png", "sub/c.png"):
         make_image(photos / name, (len(name) * 20, 0, 90))
@@ -86,7 +88,7 @@ def test_your_pictures(model: FakeModel, tmp_path: Path, capsys) -> None:
     assert page.tags.count("article") == 3
     assert "one &amp; only" in text
     assert "a&lt;b&gt;" in text
-    assert not re.search(r"<i>(true|false)</i>", text)  # nobody said what is true of them
+    assert not re.search(r"<i>(true|false)</i>", text)  # no true texts are known
     assert "chance" not in text
 
 
@@ -107,7 +109,7 @@ def test_photographs_inside_packages_that_cannot_be_imported(
     assert not {"skimage", "sklearn"} & set(sys.modules)
 
 
-def test_rendered_scenes_where_there_is_nothing_else(
+def test_rendered_scenes_are_the_fallback(
     model: FakeModel, no_packages: None, tmp_path: Path, capsys
 ) -> None:
     assert run("--out", tmp_path / "out", "--count", 5) == 0
@@ -116,7 +118,7 @@ def test_rendered_scenes_where_there_is_nothing_else(
     assert "make demo PHOTOS=folder" in err
 
 
-def test_what_a_model_cannot_do_is_left_out(
+def test_missing_capabilities_are_left_out(
     model: FakeModel, no_packages: None, tmp_path: Path, capsys
 ) -> None:
     model.capabilities = frozenset({"caption"})
@@ -129,11 +131,13 @@ def test_what_a_model_cannot_do_is_left_out(
     assert {name for name, *_ in model.calls} == {"caption"}
 
 
-def test_one_picture_is_enough(model: FakeModel, no_packages: None, tmp_path: Path) -> None:
+def test_one_image_is_enough(model: FakeModel, no_packages: None, tmp_path: Path) -> None:
     assert run("--out", tmp_path / "out", "--count", 1) == 0
 
 
-def test_a_display_gets_the_page(model: FakeModel, no_packages: None, tmp_path: Path, monkeypatch) -> None:
+def test_the_page_opens_on_a_display(
+    model: FakeModel, no_packages: None, tmp_path: Path, monkeypatch
+) -> None:
     opened: list[str] = []
     monkeypatch.setattr(__main__.webbrowser, "open", opened.append)
     monkeypatch.setenv("DISPLAY", ":0")
@@ -141,7 +145,7 @@ def test_a_display_gets_the_page(model: FakeModel, no_packages: None, tmp_path: 
     assert opened == [(tmp_path / "out" / "index.html").as_uri()]
 
 
-def test_what_is_missing_is_said_plainly(
+def test_errors_name_the_remedy(
     model: FakeModel, no_packages: None, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     assert run("--photos", tmp_path) == 2
@@ -172,7 +176,7 @@ def test_with_the_bundled_model(no_packages: None, tmp_path: Path, monkeypatch, 
     assert "often wrong" in text
 
 
-def test_the_packages_are_those_of_the_dependency_group() -> None:
+def test_photograph_packages_are_the_dependency_group() -> None:
     import tomllib
 
     groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["dependency-groups"]

@@ -31,7 +31,7 @@ _TEXTS_GROUP = Group(
 )
 _EXECUTION_GROUP = Group(
     "Execution",
-    help="When a run is resumed, --engine, --workers, --batch-size, --readers and the number in --device cuda:N may change.",
+    help="When a run is resumed, --engine, --workers, --batch-size, --readers and the N of --device cuda:N may change.",
     sort_key=20,
 )
 
