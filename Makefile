@@ -30,7 +30,7 @@ setup: $(DEV)  ## make .venv with everything that the tests need
 test: lint types unit  ## lint, types, tests: what must pass before a change goes in
 
 quick: lint  ## lint and the tests that are not marked slow: under two minutes
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow" --durations=10 --durations-min=2 $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and formatting
 	$(PY) -m ruff check .

@@ -35,6 +35,7 @@ from tests.documents import (
     words,
 )
 from tests.rules import REPOSITORY, ROOMS, none
+from tests.slow_tests import SLOW_FILES
 
 DOCS = REPOSITORY / "docs"
 
@@ -175,6 +176,18 @@ def test_a_marker_is_replaced_and_an_unknown_one_is_an_error() -> None:
     assert "| 130 |" in generate.on_page_markdown("a\n\n<!-- generate: exit_statuses -->\n")
     with pytest.raises(KeyError):
         generate.expand("<!-- generate: nothing -->")
+
+
+# Quick and slow tests.
+
+
+def test_slow_files_exist_and_the_quick_targets_leave_them_out() -> None:
+    none([name for name in sorted(SLOW_FILES) if not (REPOSITORY / "tests" / name).is_file()])
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    recipe = makefile.partition("\nquick: ")[2].partition("\n\n")[0]
+    assert '-m "not slow"' in recipe
+    assert "--durations" in recipe  # which tests became slow
+    assert "slow" not in makefile.partition("\nunit: ")[2].partition("\n\n")[0]
 
 
 # The machinery sees what it is there to see.
