@@ -9,9 +9,32 @@ from __future__ import annotations
 # Relative to tests/.
 SLOW_FILES = frozenset(
     {
+        "apps/cli/test_evaluate.py",
+        "benchmarks/test_benchmarks.py",
         "capfilt/test_bootstrap.py",
+        "capfilt/test_hostile.py",
+        "checkpoints/test_against_reference.py",
+        "checkpoints/test_blip2.py",
+        "checkpoints/test_florence.py",
+        "checkpoints/test_llava.py",
+        "checkpoints/test_paligemma.py",
+        "checkpoints/test_siglip.py",
+        "evaluation/test_evaluate.py",
+        "inference/test_chat.py",
+        "inference/test_florence.py",
+        "inference/test_generation_config.py",
+        "inference/test_load.py",
+        "inference/test_malloc.py",
+        "inference/test_model.py",
+        "inference/test_paligemma.py",
+        "nn/test_init.py",
+        "objectives/test_distributed.py",
+        "recipes/test_capfilt_experiment.py",
+        "recipes/test_nano.py",
         "training/test_calibration.py",
         "training/test_fsdp.py",
+        "training/test_learning_boxes.py",
+        "training/test_recipes.py",
         "training/test_trainer.py",
     }
 )
