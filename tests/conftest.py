@@ -8,12 +8,23 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.slow_tests import SLOW_FILES
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # No test may fail by the clock: machines are slow and busy.
 settings.register_profile("sightloop", deadline=None)
 settings.load_profile("sightloop")
+
+TESTS = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of slow files, which `make quick` leaves out."""
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix() in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

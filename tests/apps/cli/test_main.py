@@ -391,6 +391,7 @@ def written(folder: Path) -> tuple[int, int]:
     return len(list(folder.rglob("*.txt"))), journal.stat().st_size if journal.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [False, True])
 def test_a_killed_run_loses_nothing(tmp_path: Path, table: bool) -> None:
     photos = tmp_path / "photos"
