@@ -33,7 +33,7 @@ from tests.rules import (
 )
 
 # How many files of a room may be imported from outside of it.
-DOORS = 11
+DOORS = 7
 FEW_DOORS = {"training": 3, "evaluation": 3, "capfilt": 3}
 
 # The only libraries there are, and who may use each.

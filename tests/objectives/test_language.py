@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloop.objectives.language import lm_loss, mlm_loss, next_token_targets, prefix_mask
+from sightloop.objectives.language import lm_loss, mlm_loss, next_token_targets
 
 TEXTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4)
 
@@ -31,19 +31,6 @@ def test_next_tokens(texts: list[tuple[int, int]]) -> None:
         next_token_targets(ids, lengths, 2).positions,
         next_token_targets(ids, lengths, lengths * 0 + 2).positions,
     )
-
-
-@given(TEXTS)
-@settings(max_examples=40, deadline=None)
-def test_prefix_mask(texts: list[tuple[int, int]]) -> None:
-    width = max(length for length, _ in texts) + 1
-    lengths, prefixes = (torch.tensor(values) for values in zip(*texts, strict=True))
-    mask = prefix_mask(prefixes, lengths, width)
-    assert mask.shape == (len(texts), 1, width, width)
-    for r, (length, prefix) in enumerate(texts):
-        for i in range(width):
-            for j in range(width):
-                assert mask[r, 0, i, j].item() == ((j <= i or j < prefix) and j < length)
 
 
 @given(

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
-from sightloop.checkpoints.layout import Family, WeightHook
 from sightloop.checkpoints.lora import load_lora
 from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, load_mask_decoder
-from sightloop.checkpoints.registry import FAMILIES, as_tuples, build_network, config_from_dict, recognize
+from sightloop.checkpoints.registry import (
+    FAMILIES,
+    Family,
+    WeightHook,
+    as_tuples,
+    build_network,
+    config_from_dict,
+    recognize,
+)
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
 from sightloop.data.text.load import load_tokenizer_of_kind
@@ -26,7 +33,6 @@ from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
-from sightloop.nn.device import choose_device
 from sightloop.nn.lora import merge_lora
 from sightloop.nn.prepack import pack, pack_hook
 from sightloop.nn.quantize import quantize_hook
@@ -96,6 +102,29 @@ def load(
         if config.get("format") == FORMAT
         else _decoding(located, family, network_config),
     )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: "auto" (CUDA if there is any, else MPS, else the CPU), or a name of torch's: "cpu", "cuda:1", "mps".
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f'device="{name}": not on this machine; use "auto", "cpu", "cuda" or "mps"'
+        ) from error
+    return device
 
 
 def weight_hook_for(quantize: Bits | None, device: torch.device) -> WeightHook:

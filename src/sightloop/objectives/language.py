@@ -39,17 +39,6 @@ def next_token_targets(ids: Tensor, lengths: Tensor, prompt: Tensor | int = 0) -
     return TargetTokens(rows * ids.shape[1] + before, rows, ids[rows, before + 1])
 
 
-def prefix_mask(prefix: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """The mask of a prefix-LM, bool `[R, 1, L, L]`, True = attend: both ways in the prefix, causal behind it.
-
-    prefix, lengths: int64 `[R]`, tokens of the prefix and of the whole text without padding. width: L. A row's padding
-    is never attended to. (Raffel et al. 2020, section 3.2.1; PaliGemma, section 3.)
-    """
-    place = torch.arange(width, device=lengths.device)
-    seen = (place <= place[:, None]) | (place < prefix[:, None, None])
-    return (seen & (place < lengths[:, None, None]))[:, None]
-
-
 def lm_loss(
     logits: Tensor,
     targets: Tensor,

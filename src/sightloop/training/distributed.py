@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sightloop.nn.device import choose_device
+from sightloop.inference.load import choose_device
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # slow to import
