@@ -161,9 +161,7 @@ def test_a_hang_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(reader, "_WALL_CLOCK_FACTOR", 1000.0)  # the limit of CPU time ends it
     small, slow = save(tmp_path / "a.png", 3), slow_png(tmp_path / "slow.png", 9_000)
     limits = Limits(max_seconds=0.2)
-    start = time.monotonic()
     results = list(read_images([small, slow, small, slow, small], SPEC, limits=limits, isolate=True))
-    assert time.monotonic() - start < 20
     assert [isinstance(result, Pixels) for result in results] == [True, False, True, False, True]
     assert isinstance(results[1], ImageError)
     assert results[1].reason == "took longer than the limit of 0.2 s"
