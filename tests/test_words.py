@@ -167,7 +167,7 @@ BROKEN: list[tuple[Checker, dict[str, str]]] = [
     (vague_variables, {"a.py": "for found in x: ..."}),
     (vague_variables, {"a.py": "def f(*, given): ..."}),
     (avoided_words, {"a.py": "def read_pictures(): ..."}),
-    (avoided_words, {"a.py": "# the image's size"}),
+    (avoided_words, {"a.py": "# the picture's size"}),
     (avoided_words, {"a.py": "normalise = 1"}),
     (without_shapes, {"a.py": "def f(x: Tensor):\n    'No shape.'"}),
     (without_shapes, {"a.py": "class A:\n    def f(self) -> NDArray[np.uint8]:\n        'None.'"}),
