@@ -29,13 +29,18 @@ ROOMS: dict[str, set[str]] = {
     "models": CONTRACTS | {"nn", "towers"},
     "objectives": CONTRACTS,
     "tasks": CONTRACTS,
+    "reports": CONTRACTS,
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
     "inference": CONTRACTS | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "tasks"},
     "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
     "metrics": CONTRACTS,
-    "evaluation": CONTRACTS | {"data", "data.datasets", "data.images", "inference", "metrics", "tasks"},
-    "training": CONTRACTS | DATA | NETWORKS | {"checkpoints", "inference", "metrics", "objectives", "tasks"},
-    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "tasks"},
+    "evaluation": CONTRACTS
+    | {"data", "data.datasets", "data.images", "inference", "metrics", "reports", "tasks"},
+    "training": CONTRACTS
+    | DATA
+    | NETWORKS
+    | {"checkpoints", "inference", "metrics", "objectives", "reports", "tasks"},
+    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
     # sightloop/__init__.py, which hands out what the rooms make.
     "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "training"},
     "apps.cli": CONTRACTS
@@ -50,7 +55,9 @@ ROOMS: dict[str, set[str]] = {
         "tasks",
         "training",
     },
-    "apps.demo": CONTRACTS | DATA - {"data.text"} | {"annotation", "apps.cli", "checkpoints", "inference"},
+    "apps.demo": CONTRACTS
+    | DATA - {"data.text"}
+    | {"annotation", "apps.cli", "checkpoints", "inference", "reports"},
     "__main__": {"apps.cli"},
 }
 

@@ -63,7 +63,8 @@ OWNERS: dict[str, set[str]] = {
         "training",
         "capfilt",
     },
-    "PIL": DATA | {"types", "inference", "annotation", "evaluation", "training", "capfilt", "apps.demo"},
+    "PIL": DATA
+    | {"types", "inference", "annotation", "evaluation", "reports", "training", "capfilt", "apps.demo"},
     "simplejpeg": {"data.images"},
     "pillow_heif": {"data.images"},
     "tokenizers": {"data.text"},

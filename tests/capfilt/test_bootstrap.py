@@ -219,13 +219,13 @@ def test_ray_is_started_again_or_its_lack_is_said(monkeypatch: pytest.MonkeyPatc
     ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(ray_workers, "_WAIT", 0.0)
-    assert ray_workers._started() == (ray, True)
+    assert ray_workers._start_ray() == (ray, True)
     slow[0] = 3
     with pytest.raises(SightloopError, match=r"did not start in 3 tries \(the node timed out\)"):
-        ray_workers._started()
+        ray_workers._start_ray()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'sightloop\[ray\]'"):
-        ray_workers._started()
+        ray_workers._start_ray()
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +264,7 @@ class Hand:
         if self.crew.deadly(self.request):
             raise EOFError
         items: list[workers.Answer] = []
-        last = self.server.answer(self.request, lambda *item: items.append(("item", item)))
+        last = self.server.answer(self.request, lambda *item: items.append(workers.SampleDone(*item)))
         return [*items, last]
 
     def stop(self) -> str:
@@ -285,8 +285,9 @@ def test_a_sample_that_takes_workers_down_is_left_out(
     key = open_dataset(place / "a.tar").key(3)
 
     def deadly(request: workers.Request) -> bool:
-        kind, number, given = request
-        return (kind, given) == ("try", 3) or (kind == "unit" and number == 0 and key not in given)
+        if isinstance(request, workers.TrySample):
+            return request.sample == 3
+        return request.shard == 0 and key not in request.quarantined
 
     job, crew = crew_of(place, tmp_path, deadly)
     told: list[tuple[str, str, str]] = []
@@ -305,8 +306,10 @@ def test_a_sample_that_takes_workers_down_is_left_out(
 
 
 def test_workers_that_die_without_cause_end_the_job(place: Path, tmp_path: Path) -> None:
-    job, crew = crew_of(place, tmp_path, lambda request: request[:2] == ("unit", 1))
-    with pytest.raises(SightloopError, match=r"000001\.tar: 3 workers ended there.*fewer --workers"):
+    job, crew = crew_of(
+        place, tmp_path, lambda request: isinstance(request, workers.ProcessShard) and request.shard == 1
+    )
+    with pytest.raises(SightloopError, match=r"000001\.tar: 3 workers died at it.*fewer --workers"):
         list(workers.process_shards(job, crew, [0, 1, 2], {}, lambda *what: None))
 
 
@@ -358,8 +361,8 @@ def test_a_seed_draws_other_texts_and_only_those(place: Path, whole: Path, tmp_p
 # One process is begun, and forked for each kill: [what it dies at, the how manieth, a little later].
 KILLER = """
 import json, os, signal, sys, time
-from sightloop.capfilt import manifest
 from sightloop.capfilt.bootstrap import bootstrap
+from sightloop.data.journal import Journal
 
 def dying(call, left):
     def called(*given):
@@ -376,7 +379,7 @@ def dying(call, left):
 def work(place, out, aim, count, delay, options):
     left = [count]
     if aim == "commit":
-        manifest.JournalFile.add = dying(manifest.JournalFile.add, left)
+        Journal.add = dying(Journal.add, left)
     if aim == "replace":
         os.replace = dying(os.replace, left)
     def watch(event):
@@ -468,7 +471,7 @@ def modelless(monkeypatch: pytest.MonkeyPatch) -> None:
     models = shard.Models(None, None, None)
     monkeypatch.setattr(shard.Models, "specs", [ImageSpec(resize=(16, 16))])
     monkeypatch.setattr("sightloop.capfilt.bootstrap.load_models", lambda job: models)
-    monkeypatch.setattr(shard, "_work", work)
+    monkeypatch.setattr(shard, "_caption_and_filter", work)
 
 
 # Which calls fail, and whether all after them fail too. SIGHTLOOP_LONG=1: every one up to the 200th.
@@ -493,8 +496,8 @@ def test_every_nth_failing_call_is_said_and_the_rest_resumes(
             said = word_of(place, out, to)
         struck += fault.struck
         if said:
-            assert f"{out}: cannot go on: no space left on device" in said
-            assert "give the same command again" in said
+            assert f"{out}: cannot continue: no space left on device" in said
+            assert "run the same command again" in said
             there = content(out) if out.exists() else {}
             assert not [name for name in there if TEMP_PREFIX in name]
             growing = ("manifest.jsonl", "quarantine.jsonl")
@@ -528,8 +531,8 @@ def test_a_full_disk_is_said_by_the_command(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said = capsys.readouterr().err
-    assert f"{out}: cannot go on: file too large" in said
-    assert "make room there, and give the same command again" in said
+    assert f"{out}: cannot continue: file too large" in said
+    assert "make room there, and run the same command again" in said
     assert not list(out.glob("*.tar"))
     assert not list(out.glob(f"{TEMP_PREFIX}*"))
     assert main.main([*map(str, words)]) == 0
@@ -562,9 +565,9 @@ def test_an_estimate_writes_nothing(place: Path, tmp_path: Path, monkeypatch: py
     assert (made.samples, made.measured) == (14, 6)
     huge = made.of(10**9)
     assert huge.hours == pytest.approx(10**9 / made.images_per_second / 4 / 3600, rel=1e-3)
-    assert huge.bytes == pytest.approx(10**9 * made.bytes_per_picture)
+    assert huge.bytes == pytest.approx(10**9 * made.bytes_per_image)
     assert huge.cost == pytest.approx(2 * 4 * huge.hours, rel=1e-3)
-    assert [each["samples"] for each in made.told()["scales"]] == [10**power for power in range(4, 10)]
+    assert [each["samples"] for each in made.to_json()["scales"]] == [10**power for power in range(4, 10)]
     assert made.hours > 0
     assert made.cost is not None
     assert 14 / 6 * 1000 < made.bytes < 10_000_000
@@ -649,7 +652,7 @@ def test_a_job_that_did_nothing_yet_can_be_another(place: Path, whole: Path, tmp
 def test_a_file_that_is_in_the_way_is_named(place: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shutil.copy(place / "a.tar", tmp_path / "gone.tar"))
     (tmp_path / "gone.tar").unlink()
-    with pytest.raises(SightloopError, match=r"cannot go on: no such file or directory \(.*gone\.tar\)"):
+    with pytest.raises(SightloopError, match=r"cannot continue: no such file or directory \(.*gone\.tar\)"):
         bootstrap(dataset, out=tmp_path / "out", filter=place / "match", mode="filter-only", **QUICK)
 
 
@@ -742,7 +745,7 @@ def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
     assert [Path(str(s.image)).read_bytes() for s in behind] == [
         Path(str(s.image)).read_bytes() for s in found
     ]
-    with pytest.raises(UsageError, match=r"the images of a\.tar lie inside it"):
+    with pytest.raises(UsageError, match=r"the images of a\.tar are stored inside it"):
         bootstrap(place / "a.tar", out=tmp_path / "out2", **options)
-    with pytest.raises(UsageError, match="take parquet"):
+    with pytest.raises(UsageError, match="use to='parquet'"):
         CapFiltOptions(by_reference=True)

@@ -1,8 +1,8 @@
-"""CapFilt: caption, filter, write the dataset anew (Li et al. 2022, section 3.3): a job that goes on after a kill.
+"""CapFilt: caption, filter, write a new dataset (Li et al. 2022, section 3.3), resumable after a kill.
 
-Every image has its web texts and gets synthetic ones; a filter judges them all; what matches is kept, and the
-evidence for every text is kept beside it. The work goes unit by unit (`bootstrap.unit`), each written whole
-(`bootstrap.ledger`).
+A captioner adds synthetic texts to the web texts of every image, a filter scores all of them, and those that match are
+kept. The scores of every text are kept as evidence. The work is done shard by shard (`capfilt.shard`); the manifest
+says which shards are done (`capfilt.manifest`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sightloop.capfilt.manifest import Manifest, open_manifest
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.ray_workers import RayEngine
 from sightloop.capfilt.report import write_report
-from sightloop.capfilt.shard import Job, load_models, process_shard
+from sightloop.capfilt.shard import Job, OnSample, load_models, process_shard
 from sightloop.capfilt.workers import Engine, Processes, process_shards
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -37,17 +37,24 @@ from sightloop.errors import SightloopError, UsageError, from_options, os_error_
 from sightloop.types import Done, Failed, JsonDict, JsonMapping, Skipped
 
 OnEvent: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
-Found: TypeAlias = "tuple[str, str] | JsonDict"
+# (key of a sample, reason of its failure or ""), or the manifest entry of a finished shard.
+Progress: TypeAlias = "tuple[str, str] | JsonDict"
 
 _REPORT_EVERY = 300.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class CapFiltSummary:
-    """What a bootstrap came to. texts: "web matched", "synthetic unmatched" and so on -> how many.
+    """Counts of a CapFilt run.
 
-    samples: images looked at; written: those in the new dataset; failed: those that could not be read, as
-    (shard of the source, key, reason). new: images of this call. notes: what a person should know about the job.
+    Attributes:
+        out: The output folder.
+        samples: Number of images processed, by this call and earlier ones.
+        written: Number of images in the new dataset.
+        new: Number of images processed by this call.
+        texts: Number of texts by source and reason ("web matched", "synthetic unmatched").
+        failed: (input shard, key, reason) of the images that could not be processed.
+        notes: Notes for people about models and data.
     """
 
     out: str
@@ -68,45 +75,53 @@ def bootstrap(
     on_event: OnEvent | None = None,
     **options: Any,
 ) -> CapFiltSummary:
-    """Writes synthetic captions, judges them and the web's, and makes a new dataset of what matches: OUT.
+    """Writes synthetic captions, filters them and the web texts, and writes those that match as a new dataset.
 
-    data: what `open_dataset` reads, but no stream. captioner, filter: what `load` takes; a filter that is not the
-    captioner drops more of its mistakes (table 4 of the paper). The captioner may be a server that speaks OpenAI's chat
-    completions, "http://host:8000/v1#model" (`bootstrap.endpoint`); it does not say the same thing twice. out: a folder
-    (see `bootstrap.ledger`), which `open_dataset` and training read; the same call goes on where it was stopped. watch:
-    is told of every sample. options: the fields of `bootstrap.rules.Options`.
+    The same call resumes a run that was stopped. The output is the same, byte for byte, after any number of kills, with
+    any number of workers and any batch size, on machines of one kind with one version of torch; a remote captioner
+    alone may give other texts each time.
 
-    The result is the same, byte for byte, after any number of kills, with any number of workers and any batch size, on
-    machines of one kind with one version of torch.
+    Args:
+        data: What `open_dataset` reads, except a stream.
+        out: The output folder (see `capfilt.manifest`), which `open_dataset` and training read.
+        captioner: What `load` takes, or the address of a server with OpenAI's chat completions API,
+            "http://host:8000/v1#model" (see `capfilt.remote_captioner`).
+        filter: What `load` takes. Other weights than the captioner's drop more of its mistakes (table 4 of the paper).
+        on_event: Called for every sample.
+        **options: The fields of `capfilt.options.CapFiltOptions`.
 
-    Raises UsageError where OUT holds another job or another process works on it; SightloopError where a file cannot be
-    written: what is done stays done, and nothing is half written.
+    Returns:
+        The counts of the run.
+
+    Raises:
+        UsageError: OUT holds a run with other settings, or another process works on it.
+        SightloopError: A file cannot be written; finished shards stay valid, and no file is half written.
     """
-    given, folder = from_options(CapFiltOptions, options), Path(out)
+    run_options, folder = from_options(CapFiltOptions, options), Path(out)
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     try:
         with open_manifest(folder):
-            job, about = open_job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), given)
-            ledger = Manifest(folder, about)
+            job, about = open_job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), run_options)
+            manifest = Manifest(folder, about)
             try:
-                new = _work(job, ledger, about, on_event)
-                ledger.finish()
-                write_report(job, ledger.done, about)
+                new = _process_missing(job, manifest, about, on_event)
+                manifest.finish()
+                write_report(job, manifest.done, about)
             finally:
-                ledger.close()
+                manifest.close()
     except OSError as error:
-        raise _stopped(folder, error) from error
-    return replace(summary(folder, ledger.done, new), notes=tuple(about["notes"]))
+        raise _write_error(folder, error) from error
+    return replace(summary(folder, manifest.done, new), notes=tuple(about["notes"]))
 
 
-def _stopped(out: Path, error: OSError) -> SightloopError:
-    what = os_error_reason(error)
+def _write_error(out: Path, error: OSError) -> SightloopError:
+    reason = os_error_reason(error)
     if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(out):
-        what += f" ({error.filename})"
-    remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"
+        reason += f" ({error.filename})"
+    remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
     return SightloopError(
-        f"{out}: cannot go on: {what}. What is done stays done, and nothing is half written: {remedy}, and give the "
-        "same command again"
+        f"{out}: cannot continue: {reason}; {remedy}, and run the same command again: it resumes, and no file is half "
+        "written"
     )
 
 
@@ -119,9 +134,18 @@ def estimate(
     price: float | None = None,
     **options: Any,
 ) -> Estimate:
-    """What `bootstrap` with the same arguments would take, measured on about `samples` images; nothing is kept.
+    """Estimates time, size and cost of `bootstrap` with the same arguments; writes no output.
 
-    price: of one worker and hour, for the cost. Raises UsageError for what `bootstrap` would refuse.
+    Args:
+        data: As for `bootstrap`.
+        captioner: As for `bootstrap`.
+        filter: As for `bootstrap`.
+        samples: Number of images that are processed to measure.
+        price: Price of one worker for an hour, in any currency.
+        **options: As for `bootstrap`.
+
+    Raises:
+        UsageError: `bootstrap` would refuse these arguments.
     """
     if samples < 1:
         raise UsageError(f"samples={samples}: must be at least 1")
@@ -134,8 +158,8 @@ def estimate(
 
 
 def summary(out: Path, done: Mapping[int, JsonMapping], new: int = 0) -> CapFiltSummary:
-    """The sum of what a manifest tells."""
-    texts, entries = Counter[str](), [done[unit] for unit in sorted(done)]
+    """Sums of the manifest entries of finished shards, by index."""
+    texts, entries = Counter[str](), [done[index] for index in sorted(done)]
     for entry in entries:
         texts.update(entry["texts"])
     failed = tuple((shard, key, reason) for entry in entries for shard, key, reason in entry["failed"])
@@ -143,40 +167,40 @@ def summary(out: Path, done: Mapping[int, JsonMapping], new: int = 0) -> CapFilt
     return CapFiltSummary(str(out), samples, written, new, dict(texts), failed)
 
 
-def _work(job: Job, ledger: Manifest, about: JsonMapping, watch: OnEvent | None) -> int:
-    """Does what is missing; the number of samples that were worked on."""
-    done = ledger.verify(len(job.shards))
-    if watch is not None:
-        for unit in sorted(done):
-            for index in range(*job.shards[unit]):
-                watch(Skipped(str(index), "it is done already"))
-    todo = [unit for unit in range(len(job.shards)) if unit not in done]
+def _process_missing(job: Job, manifest: Manifest, about: JsonMapping, on_event: OnEvent | None) -> int:
+    """Processes the shards that are not done; returns the number of their samples."""
+    done = manifest.verify(len(job.shards))
+    if on_event is not None:
+        for shard in sorted(done):
+            for index in range(*job.shards[shard]):
+                on_event(Skipped(str(index), "it is done already"))
+    todo = [shard for shard in range(len(job.shards)) if shard not in done]
     if not todo:
         return 0
-    quarantined, new = ledger.quarantined(), 0
-    began = reported = time.monotonic()
+    quarantined, new = manifest.quarantined(), 0
+    started = reported = time.monotonic()
 
-    def tell(key: str, reason: str) -> None:
-        if watch is not None:
-            watch(Failed(key, reason) if reason else Done(key, None))
+    def report_sample(key: str, reason: str) -> None:
+        if on_event is not None:
+            on_event(Failed(key, reason) if reason else Done(key, None))
 
     with closing(
-        _inline(job, todo, quarantined, tell)
+        _process_here(job, todo, quarantined, report_sample)
         if job.options.workers == 1 and job.options.engine == "local"
-        else process_shards(job, _engine(job), todo, quarantined, ledger.quarantine)
-    ) as found:
-        for told in found:
-            if isinstance(told, tuple):
-                tell(*told)
+        else process_shards(job, _engine(job), todo, quarantined, manifest.quarantine)
+    ) as progress:
+        for event in progress:
+            if isinstance(event, tuple):
+                report_sample(*event)
                 continue
-            ledger.commit(told)
-            new += told["samples"]
-            line = {"unit": told["unit"], "samples": told["samples"], "seconds": time.monotonic() - began}
-            began = time.monotonic()
+            manifest.commit(event)
+            new += event["samples"]
+            line = {"unit": event["unit"], "samples": event["samples"], "seconds": time.monotonic() - started}
+            started = time.monotonic()
             _log(job.out, line)
-            if began - reported > _REPORT_EVERY:
-                reported = began
-                write_report(job, ledger.done, about)
+            if started - reported > _REPORT_EVERY:
+                reported = started
+                write_report(job, manifest.done, about)
     return new
 
 
@@ -186,21 +210,21 @@ def _engine(job: Job) -> Engine:
     )
 
 
-def _inline(
-    job: Job, todo: Sequence[int], quarantined: Mapping[str, str], tell: Callable[[str, str], None]
-) -> Generator[Found, None, None]:
-    """The units in this process, one after the other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(job.options.threads or before)
+def _process_here(
+    job: Job, todo: Sequence[int], quarantined: Mapping[str, str], on_sample: OnSample
+) -> Generator[Progress, None, None]:
+    """Processes shards in this process, one after the other."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(job.options.threads or threads_before)
     try:
         models = load_models(job)
-        for unit in todo:
-            yield process_shard(job, models, unit, quarantined, tell)
+        for shard in todo:
+            yield process_shard(job, models, shard, quarantined, on_sample)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
 
 
 def _log(out: Path, entry: JsonMapping) -> None:
-    """How long things took: no part of the result."""
+    """Adds a line about time to log.jsonl, which is no part of the result."""
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

@@ -1,4 +1,4 @@
-"""What a bootstrap is asked for, and which texts it keeps (Li et al. 2022, section 3.3: CapFilt)."""
+"""Filter rules of CapFilt: which of an image's texts are kept (Li et al. 2022, section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from sightloop.tasks.caption_filter import CaptionFilter, drop_reason
 TextSource: TypeAlias = Literal["web", "synthetic"]
 
 TEXT_SOURCES: tuple[TextSource, ...] = ("web", "synthetic")
-DIGITS = 6  # decimals of a score: verdicts are made from what the evidence shows
+SCORE_DIGITS = 6  # decimals; texts are kept or dropped by the rounded scores that the evidence shows
 
 
 @dataclass(slots=True)
 class CandidateText:
-    """A text of one image and what was found about it. itm: probability of a match; itc: cosine; None: not asked.
+    """A text of one image, with its scores and whether it is kept.
 
-    reason: "" while undecided; matched, ranked or unjudged where kept; else empty, looping, duplicate, unmatched,
-    "not the best" or "not in the top k".
+    Attributes:
+        source: "web" for a text of the input dataset, "synthetic" for one of the captioner.
+        text: The text.
+        itm: ITM probability in 0..1; None if not computed.
+        itc: ITC cosine similarity in -1..1; None if not computed.
+        kept: Whether it goes to the output.
+        reason: "" while undecided. If kept: "matched", "ranked" or "unjudged" (no filter). If dropped: "empty",
+            "looping", "duplicate", "unmatched", "not the best" or "not in the top k".
     """
 
     source: TextSource
@@ -32,34 +38,37 @@ class CandidateText:
 
 
 def drop_unusable(texts: Sequence[CandidateText], prompt: str | None = None) -> list[CandidateText]:
-    """Drop what no model needs to see, the web's texts standing first; returns what is left.
+    """Drops the texts that need no model to be dropped and returns the others.
 
-    Of synthetic texts: empty ones (but for the prompt), loops and repetitions of an earlier text; of the web's: empty
-    ones.
+    Dropped are empty texts, and synthetic texts that repeat an earlier text, loop, or consist of the prompt alone.
+
+    Args:
+        texts: The texts of one image, web texts first.
+        prompt: The captioner's prompt.
     """
-    seen, rules, left = set[str](), CaptionFilter(prompt=prompt), list[CandidateText]()
+    normalized_texts, rules, remaining = set[str](), CaptionFilter(prompt=prompt), list[CandidateText]()
     for text in texts:
-        plain = " ".join(text.text.casefold().split())
-        if not plain:
+        normalized = " ".join(text.text.casefold().split())
+        if not normalized:
             text.reason = "empty"
         elif text.source == "synthetic":
-            text.reason = "duplicate" if plain in seen else drop_reason(text.text, rules)[0]
-        seen.add(plain)
+            text.reason = "duplicate" if normalized in normalized_texts else drop_reason(text.text, rules)[0]
+        normalized_texts.add(normalized)
         if not text.reason:
-            left.append(text)
-    return left
+            remaining.append(text)
+    return remaining
 
 
 def decide(texts: Sequence[CandidateText], options: CapFiltOptions) -> None:
-    """The verdicts of one image's screened texts, from their scores; of equal texts the first wins."""
+    """Sets `kept` and `reason` of one image's remaining texts from their scores; on a tie the first wins."""
     if options.mode == "captioner-only":
         for text in texts:
             text.kept, text.reason = True, "unjudged"
         return
     if options.keep == "top-k-itc":
-        order = sorted(texts, key=lambda text: -(text.itc if text.itc is not None else -1.0))
-        for place, text in enumerate(order):
-            text.kept = place < options.top
+        ranked = sorted(texts, key=lambda text: -(text.itc if text.itc is not None else -1.0))
+        for rank, text in enumerate(ranked):
+            text.kept = rank < options.top
             text.reason = "ranked" if text.kept else "not in the top k"
         return
     for text in texts:

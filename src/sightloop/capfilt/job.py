@@ -1,4 +1,4 @@
-"""The job of a bootstrap: its settings, its units of work, what it says about its data."""
+"""Job of a CapFilt run: its shards, its models with their fingerprints, and the content of job.json."""
 
 from __future__ import annotations
 
@@ -19,19 +19,33 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.fingerprint import fingerprint, preprocessing_digest
 from sightloop.types import JsonDict
 
-# What may differ from call to call of one job.
-_FREE = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
+# Options that may change between calls of one run: they have no effect on the output. "device" and "ranker" are
+# stored as kind of device and as fingerprint.
+_FREE_OPTIONS = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
 
-
-_NOTES = 5  # on what the data holds that is left out
+_MAX_NOTES = 5  # about input files that are left out
 
 
 def open_job(
     dataset: Dataset, out: Path | None, models: tuple[str, str], options: CapFiltOptions
 ) -> tuple[Job, JsonDict]:
-    """The job, and what job.json says about it."""
+    """Prepares a job.
+
+    Args:
+        dataset: The input; no stream.
+        out: The output folder, whose `group` and `threads` are taken over if the options leave them open; None for
+            an estimate.
+        models: Captioner and filter, as `load` takes them; the captioner may be an address.
+        options: Options of the run.
+
+    Returns:
+        The job, and the content of job.json.
+
+    Raises:
+        UsageError: The dataset is a stream, or models, data and options do not fit together.
+    """
     if dataset.is_stream:
-        raise UsageError("a stream has no parts to go on from; `sightloop convert` makes shards of it")
+        raise UsageError("a stream cannot be resumed; `sightloop convert` makes shards of it")
     stored = {} if out is None else stored_job(out).get("settings", {})
     kind = device_kind(options.device)
     options = replace(
@@ -39,76 +53,97 @@ def open_job(
         group=options.group or stored.get("group") or (8 if kind == "cpu" else 32),
         threads=options.threads or stored.get("threads") or torch.get_num_threads(),
     )
-    parts: dict[str, str] = {}
-    if options.mode != "filter-only":
-        parts["captioner"] = models[0]
-    if options.mode != "captioner-only":
-        parts["filter"] = models[1]
-    if options.ranker is not None:
-        parts["ranker"] = options.ranker
-    _check(dataset, options, parts)
-    remote = {part: RemoteCaptioner(source) for part, source in parts.items() if is_address(source)}
-    stamps = {part: remote[part].stamp if part in remote else fingerprint(parts[part]) for part in parts}
-    settings = {name: getattr(options, name) for name in CapFiltOptions.__slots__ if name not in _FREE}
-    whole, sources = dataset.fingerprints()
-    settings |= {"device": kind, "data": whole, **stamps}
-    settings |= {
-        f"{part}, prepared": preprocessing_digest(parts[part]) for part in parts if part not in remote
+    sources = _sources(models, options)
+    _check(dataset, options, sources)
+    remote = {role: RemoteCaptioner(source) for role, source in sources.items() if is_address(source)}
+    fingerprints = {
+        role: remote[role].fingerprint if role in remote else fingerprint(source)
+        for role, source in sources.items()
     }
-    told = {part: f"{remote[part].model}, elsewhere" if part in remote else parts[part] for part in parts}
-    about = {"sightloop": version("sightloop"), "torch": str(torch.__version__), "models": told}
-    job = Job(dataset, options, parts, stamps, _units(dataset, options.block), out or Path())
-    about |= {
-        "notes": _notes(stamps, dataset.notes),
+    settings = {
+        name: getattr(options, name) for name in CapFiltOptions.__slots__ if name not in _FREE_OPTIONS
+    }
+    data_fingerprint, source_fingerprints = dataset.fingerprints()
+    settings |= {"device": kind, "data": data_fingerprint, **fingerprints}
+    settings |= {
+        f"{role}, prepared": preprocessing_digest(source)
+        for role, source in sources.items()
+        if role not in remote
+    }
+    names = {
+        role: f"{remote[role].model}, elsewhere" if role in remote else source
+        for role, source in sources.items()
+    }
+    job = Job(dataset, options, sources, fingerprints, _split(dataset, options.block), out or Path())
+    about: JsonDict = {
+        "sightloop": version("sightloop"),
+        "torch": str(torch.__version__),
+        "models": names,
+        "notes": _notes(fingerprints, dataset.notes),
         "settings": settings,
         "units": len(job.shards),
-        "sources": sources,
+        "sources": source_fingerprints,
     }
     return job, about
 
 
-def _check(dataset: Dataset, options: CapFiltOptions, parts: Mapping[str, str]) -> None:
-    """What the models and the data together forbid."""
-    if any(is_address(parts.get(part, "")) for part in ("filter", "ranker")):
+def _sources(models: tuple[str, str], options: CapFiltOptions) -> dict[str, str]:
+    """The models that the mode needs, by role: "captioner", "filter", "ranker"."""
+    sources: dict[str, str] = {}
+    if options.mode != "filter-only":
+        sources["captioner"] = models[0]
+    if options.mode != "captioner-only":
+        sources["filter"] = models[1]
+    if options.ranker is not None:
+        sources["ranker"] = options.ranker
+    return sources
+
+
+def _check(dataset: Dataset, options: CapFiltOptions, sources: Mapping[str, str]) -> None:
+    """Raises `UsageError` if models, data and options do not fit together."""
+    if any(is_address(sources.get(role, "")) for role in ("filter", "ranker")):
         raise UsageError(
-            "a filter or ranker must be a model that `load` reads; a captioner alone may be elsewhere"
+            "filter and ranker must be models that `load` reads; only a captioner may be an address"
         )
-    if is_address(parts.get("captioner", "")) and options.num_beams > 1:
-        raise UsageError(f"num_beams={options.num_beams}: a captioner elsewhere draws its texts")
+    if is_address(sources.get("captioner", "")) and options.num_beams > 1:
+        raise UsageError(f"num_beams={options.num_beams}: a remote captioner samples its texts")
     start = 0
     for count in dataset.source_lengths if options.by_reference else ():
         with suppress(ImageError):
             if count and isinstance(dataset[start].image, bytes):
                 raise UsageError(
-                    f"by_reference: the images of {dataset.source_name(start)} lie inside it; copy them"
+                    f"by_reference: the images of {dataset.source_name(start)} are stored inside it; copy them"
                 )
         start += count
 
 
-def _notes(stamps: Mapping[str, str], left_out: Sequence[str]) -> list[str]:
-    more = [f"{len(left_out) - _NOTES:,} more sources like these"] if len(left_out) > _NOTES else []
-    notes = [*left_out[:_NOTES], *more]
-    if stamps.get("captioner") is None or stamps["captioner"] != stamps.get("filter"):
-        return notes
-    return [
-        *notes,
-        "captioner and filter have the same weights: such a filter takes more of the captioner's mistakes for right "
-        "(Li et al. 2022, table 4: 8 % dropped, with separate weights 25 %); fine-tune two from one model",
-    ]
+def _notes(fingerprints: Mapping[str, str], dataset_notes: Sequence[str]) -> list[str]:
+    notes = list(dataset_notes[:_MAX_NOTES])
+    if len(dataset_notes) > _MAX_NOTES:
+        notes.append(f"{len(dataset_notes) - _MAX_NOTES:,} more sources like these")
+    if fingerprints.get("captioner") is not None and fingerprints["captioner"] == fingerprints.get("filter"):
+        notes.append(
+            "captioner and filter have the same weights: such a filter accepts more of the captioner's mistakes "
+            "(Li et al. 2022, table 4: it drops 8 %, with separate weights 25 %); fine-tune two from one model"
+        )
+    return notes
 
 
-def _units(dataset: Dataset, block: int) -> list[tuple[int, int]]:
-    """Blocks of records in order; none reaches over the end of a source."""
-    units: list[tuple[int, int]] = []
+def _split(dataset: Dataset, block: int) -> list[tuple[int, int]]:
+    """(start, stop) of each output shard: at most `block` samples, all of one input shard.
+
+    Input shards of 5 and 3 samples, block 4: [(0, 4), (4, 5), (5, 8)].
+    """
+    ranges: list[tuple[int, int]] = []
     start = 0
     for count in dataset.source_lengths:
-        units += [(low, min(low + block, start + count)) for low in range(start, start + count, block)]
+        ranges += [(low, min(low + block, start + count)) for low in range(start, start + count, block)]
         start += count
-    return units
+    return ranges
 
 
 def device_kind(device: str) -> str:
-    """The kind of a device: "cuda" of "cuda:1"."""
+    """Kind of a device: "cuda" for "cuda:1"; for "auto", the best that this machine has."""
     if device != "auto":
         return device.partition(":")[0]
     if torch.cuda.is_available():

@@ -1,13 +1,14 @@
-"""OUT: whose job it is, what of it is done, and proof of that.
+"""Output folder of a CapFilt run: settings, manifest with checksums, quarantine.
 
-    job.json           the settings; another job is refused
-    manifest.jsonl     a line for each finished unit, with the checksums of its files and of itself
-    quarantine.jsonl   samples that could not be worked on, with the shard that they came from, and why
-    000000.tar ...     the new dataset: what `open_dataset(OUT)` and training read
-    evidence/          000000.jsonl ...: every text of every image, with scores and verdict
+    job.json           the settings; a run with other settings is refused
+    manifest.jsonl     a line for each finished shard, with checksums of its files and of the line itself
+    quarantine.jsonl   samples that could not be processed: input shard, key, reason
+    log.jsonl          seconds for each shard; no part of the result (see `bootstrap`)
+    000000.tar ...     the new dataset, read by `open_dataset` and training
+    evidence/          000000.jsonl ...: every text of every image, with its scores and whether it is kept
 
-A unit is done when its line is whole and its files are what the line says. Files come first, each whole or absent, then
-the line: whoever is killed anywhere has lost at most the unit at hand.
+A shard is done when the manifest has its line and its files match the checksums. The files are written first, by
+atomic rename, then the line; so a kill costs at most the shard that is being processed.
 """
 
 from __future__ import annotations
@@ -16,236 +17,233 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
-from sightloop.data.atomic import atomic_write, lock_folder, remove_stale_temporaries, sync_folder
+from sightloop.data.atomic import atomic_write, lock_folder, remove_stale_temporaries
 from sightloop.data.datasets.schema import json_text
-from sightloop.errors import UsageError
+from sightloop.data.journal import Journal, JournalLine
+from sightloop.errors import UsageError, os_error_reason
 from sightloop.types import JsonDict, JsonMapping
 
-_CHECK = "check"
-_NAMED = 5  # changed sources in a message
-
-
-class JournalFile:
-    """A file of checksummed JSON lines that grows by whole lines. What a kill tore off goes when it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        """entries: what the whole lines say, in order; a damaged line is left out."""
-        self.entries: list[JsonDict] = []
-        self._path = path
-        known = path.exists()
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
-        try:
-            self._file.seek(0)
-            data = self._file.readall()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                self._file.truncate(whole)
-            for line in data[:whole].splitlines():
-                if (entry := _checked(line)) is not None:
-                    self.entries.append(entry)
-            if not known:
-                sync_folder(path.parent)
-        except BaseException:
-            self.close()
-            raise
-
-    def add(self, entry: JsonMapping) -> None:
-        """One line, on the disk when this returns. Raises OSError; then the file is as it was, or will be."""
-        line = _line(entry)
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(28, os.strerror(28), str(self._path))  # only a full disk takes a part
-            os.fsync(self._file.fileno())
-        except OSError:
-            with suppress(OSError):
-                self._file.truncate(end)
-            raise
-        self.entries.append(dict(entry))
-
-    def settle(self, entries: Iterable[JsonMapping]) -> None:
-        """Makes these, in this order, the whole file, if it is not so already; the last thing that is done to it."""
-        data = b"".join(_line(entry) for entry in entries)
-        self.close()
-        if self._path.read_bytes() != data:
-            atomic_write(self._path, data)
-
-    def close(self) -> None:
-        """Every line is on the disk already."""
-        self._file.close()
+_MAX_CHANGES = 5  # changed input shards named in a message
+_MAX_SHOWN = 40  # characters of a wrong value in a message
+# Settings that a resumed run takes over.
+_COUNTS = ("group", "threads")
 
 
 class Manifest:
-    """A job's folder, held by one process at a time. Used through `opened`."""
+    """State of one output folder. Only the holder of `open_manifest` may use it.
+
+    Attributes:
+        done: Manifest entries of the shards that are done, by index; filled by `verify` and `commit`.
+
+    Args:
+        out: The output folder.
+        job: Content of job.json for this run.
+
+    Raises:
+        UsageError: The folder holds a run with other settings.
+    """
 
     def __init__(self, out: Path, job: JsonMapping) -> None:
-        """Raises `UsageError` where the folder holds another job, or something else."""
         self.out = out
-        _claim(out, job)
-        (out / "evidence").mkdir(exist_ok=True)
-        self._clean()
-        self._manifest = JournalFile(out / "manifest.jsonl")
-        try:
-            self._quarantine = JournalFile(out / "quarantine.jsonl")
-        except BaseException:
-            self._manifest.close()
-            raise
-        self._named = {(e["shard"], e["key"]) for e in self._quarantine.entries}
         self.done: dict[int, JsonDict] = {}
+        self._stored: dict[int, JsonDict] = {}  # the last manifest line of each shard
+        self._fatal: dict[str, str] = {}  # key -> reason
+        self._quarantined: set[tuple[str, str]] = set()  # (input shard, key)
+        _write_job(out, job)
+        (out / "evidence").mkdir(exist_ok=True)
+        self._remove_temporaries()
+        with ExitStack() as opened:
+            self._manifest = Journal(
+                out / "manifest.jsonl", self._load_record, checksum=True, sync_every=1, dumps=json_text
+            )
+            opened.callback(self._manifest.close)
+            self._quarantine = Journal(
+                out / "quarantine.jsonl", self._load_quarantined, checksum=True, sync_every=1, dumps=json_text
+            )
+            opened.callback(self._quarantine.close)
+            self._opened = opened.pop_all()
 
-    def verify(self, units: int) -> dict[int, JsonDict]:
-        """The units that are done: a line, and both files as it says, byte for byte. The last line of a unit counts."""
-        told = {entry.get("unit"): entry for entry in self._manifest.entries}
-        for unit in range(units):
-            if unit in told and self._is_there(told[unit]):
-                self.done[unit] = told[unit]
+    def verify(self, shards: int) -> dict[int, JsonDict]:
+        """Entries of the shards that are done: with a manifest line, and files that match it byte for byte."""
+        for index in range(shards):
+            entry = self._stored.get(index)
+            if entry is not None and self._has_files(entry):
+                self.done[index] = entry
         return self.done
 
     def quarantined(self) -> dict[str, str]:
-        """Samples that took a whole process with them, twice, and are not touched again."""
-        return {e["key"]: e["reason"] for e in self._quarantine.entries if e.get("fatal")}
+        """Key and reason of the samples that killed a worker twice and are not processed again."""
+        return dict(self._fatal)
 
-    def quarantine(self, shard: str, key: str, reason: str) -> None:
-        """A sample that is not to be touched again, at once."""
-        self._quarantine.add({"shard": shard, "key": key, "reason": reason, "fatal": True})
-        self._named.add((shard, key))
+    def quarantine(self, source: str, key: str, reason: str) -> None:
+        """Records, durably, a sample that must not be processed again."""
+        self._quarantine.add({"shard": source, "key": key, "reason": reason, "fatal": True})
+        self._quarantined.add((source, key))
+        self._fatal[key] = reason
 
     def commit(self, entry: JsonDict) -> None:
-        """A unit is done: its files are in place."""
-        for shard, key, reason in entry["failed"]:
-            if (shard, key) not in self._named:
-                self._quarantine.add({"shard": shard, "key": key, "reason": reason})
-                self._named.add((shard, key))
+        """Records, durably, a shard whose files are in place. `entry`: what `process_shard` returned."""
+        for source, key, reason in entry["failed"]:
+            if (source, key) not in self._quarantined:
+                self._quarantine.add({"shard": source, "key": key, "reason": reason})
+                self._quarantined.add((source, key))
         self._manifest.add(entry)
         self.done[entry["unit"]] = entry
 
     def finish(self) -> None:
-        """All units are done: the same lines in the same order, however they came to be."""
-        entries = [self.done[unit] for unit in sorted(self.done)]
-        fatal = self.quarantined()
-        self._quarantine.settle(
-            {"shard": shard, "key": key, "reason": reason} | ({"fatal": True} if key in fatal else {})
+        """Sorts manifest and quarantine by shard, so that they are the same whatever the order of the work."""
+        entries = [self.done[index] for index in sorted(self.done)]
+        self._quarantine.finish(
+            {"shard": source, "key": key, "reason": reason} | ({"fatal": True} if key in self._fatal else {})
             for entry in entries
-            for shard, key, reason in entry["failed"]
+            for source, key, reason in entry["failed"]
         )
-        self._manifest.settle(entries)
-        self._clean()  # of workers that died
+        self._manifest.finish(entries)
+        self._remove_temporaries()  # of killed workers
 
     def close(self) -> None:
-        """Everything is on the disk already."""
-        self._manifest.close()
-        self._quarantine.close()
+        """Closes the files; every committed line is on the disk already."""
+        self._opened.close()
 
-    def _clean(self) -> None:
+    def _load_record(self, line: JournalLine) -> None:
+        if line.entry is not None:  # a damaged line only means that its shard is done again
+            self._stored[line.entry["unit"]] = line.entry
+
+    def _load_quarantined(self, line: JournalLine) -> None:
+        if line.entry is not None:
+            source, key = line.entry["shard"], line.entry["key"]
+            self._quarantined.add((source, key))
+            if line.entry.get("fatal"):
+                self._fatal[key] = line.entry["reason"]
+
+    def _remove_temporaries(self) -> None:
         for folder in (self.out, self.out / "evidence"):
             remove_stale_temporaries(folder)
 
-    def _is_there(self, entry: JsonMapping) -> bool:
+    def _has_files(self, entry: JsonMapping) -> bool:
         evidence = self.out / "evidence" / f"{entry['unit']:06}.jsonl"
-        return _is(self.out / entry["shard"], entry["bytes"], entry["sha256"]) and _is(
+        return _matches(self.out / entry["shard"], entry["bytes"], entry["sha256"]) and _matches(
             evidence, entry["evidence_bytes"], entry["evidence"]
         )
 
 
 @contextmanager
 def open_manifest(out: Path) -> Generator[None]:
-    """Holds OUT, made where it is missing. Raises `UsageError` where another process holds it."""
+    """Holds the output folder, which is created if missing.
+
+    Raises `UsageError` if another process holds it, or if it holds something else than a CapFilt run.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
-    used = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
-    if used and not (out / "job.json").exists():
-        raise UsageError(f"{out} is there already and holds no bootstrap; name another --out")
+    has_files = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
+    if has_files and not (out / "job.json").exists():
+        raise UsageError(f"{out} exists already and holds no bootstrap; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out, ".lock"):
         yield
 
 
 def stored_job(out: Path) -> JsonDict:
-    """What job.json says; empty where there is none. Raises `UsageError` where it is damaged."""
+    """Content of job.json; empty if there is none. Raises `UsageError` if it is damaged."""
     path = out / "job.json"
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found["settings"], dict):
-            raise ValueError("no settings")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: is not what a bootstrap writes ({error}); name another --out") from error
-    return found
+        job = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {os_error_reason(error)}; name another --out") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON, so it is no bootstrap's; name another --out") from error
+    if wrong := _wrong_field(job):
+        raise UsageError(f"{path}: {wrong}, which no bootstrap writes; mend it, or name another --out")
+    return job
 
 
-def _claim(out: Path, job: JsonMapping) -> None:
-    theirs, ours = stored_job(out), json.loads(json.dumps(job))
-    differ = _differences(theirs, ours) if theirs else []
-    if differ and _has_work(out):
+def _wrong_field(job: object) -> str:
+    """The first field of job.json whose type is wrong, in words; "" if all are right."""
+    if not isinstance(job, dict):
+        return "its content is no JSON object"
+    fields = cast(JsonDict, job)
+    if not isinstance(fields.get("settings"), dict):
+        return '"settings" is missing or no object'
+    for name, value in fields["settings"].items():
+        if name in _COUNTS and value is not None and (type(value) is not int or value < 1):
+            return f'"settings": "{name}" is {json.dumps(value)[:_MAX_SHOWN]}, and must be a whole number above 0'
+    models = fields.get("models", {})
+    if not isinstance(models, dict) or not all(isinstance(name, str) for name in models.values()):
+        return '"models" is no object of texts'
+    sources = fields.get("sources", [])
+    if not isinstance(sources, list) or not all(_is_source(source) for source in sources):
+        return '"sources" is no list of pairs of texts'
+    return ""
+
+
+def _is_source(source: object) -> bool:
+    """Whether this is a pair of a name and a digest."""
+    return isinstance(source, list) and [type(each) for each in cast("list[object]", source)] == [str, str]
+
+
+def _write_job(out: Path, job: JsonMapping) -> None:
+    """Writes job.json. Raises `UsageError` if the folder holds results of a run with other settings."""
+    stored, current = stored_job(out), json.loads(json.dumps(job))
+    differences = _differences(stored, current) if stored else []
+    if differences and _has_results(out):
         raise UsageError(
-            f"{out} holds a bootstrap with other settings ({'; '.join(differ)}): use those, or name another --out"
+            f"{out} holds a bootstrap with other settings ({'; '.join(differences)}): use those, or name another "
+            "--out"
         )
-    if differ or not theirs:
-        atomic_write(out / "job.json", json_text(ours) + "\n")
+    if differences or not stored:
+        atomic_write(out / "job.json", json_text(current) + "\n")
 
 
-def _has_work(out: Path) -> bool:
-    """Whether a job has come so far that its settings stand."""
+def _has_results(out: Path) -> bool:
+    """Whether the folder has any non-empty file but job.json."""
     files = (path for folder in (out, out / "evidence") for path in folder.glob("[!.]*") if path.is_file())
     return any(path.name != "job.json" and path.stat().st_size for path in files)
 
 
-def _differences(theirs: JsonMapping, ours: JsonMapping) -> list[str]:
-    """Which settings are not the same, in words."""
-    was, now = theirs["settings"], ours["settings"]
-    names = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
-    models = theirs.get("models", {}), ours["models"]
-    said: list[str] = []
+def _differences(stored: JsonMapping, current: JsonMapping) -> list[str]:
+    """The settings that differ, in words for people."""
+    before, after = stored["settings"], current["settings"]
+    names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    models_before, models_after = stored.get("models", {}), current["models"]
+    differences: list[str] = []
     for name in names:
-        part = name.removesuffix(", prepared")
+        role = name.removesuffix(", prepared")
         if name == "data":
-            said.append(f"DATA: {_changes(theirs.get('sources', []), ours['sources'])}")
-        elif part != name:
-            said += [] if part in names else [f"{part}: its config, preprocessing or tokenizer is another"]
-        elif name in models[0] and models[0][name] == models[1].get(name):
-            said.append(f"{name}: {models[1][name]} has other weights now")
+            differences.append(f"DATA: {_source_changes(stored.get('sources', []), current['sources'])}")
+        elif role != name:
+            if role not in names:
+                differences.append(f"{role}: its config, preprocessing or tokenizer is another")
+        elif name in models_before and models_before[name] == models_after.get(name):
+            differences.append(f"{name}: {models_after[name]} has other weights now")
         else:
-            before, after = (m.get(name, s.get(name)) for m, s in zip(models, (was, now), strict=True))
-            said.append(f"{name}: {before}, now {after}")
-    return said
+            value_before = models_before.get(name, before.get(name))
+            value_after = models_after.get(name, after.get(name))
+            differences.append(f"{name}: {value_before}, now {value_after}")
+    return differences
 
 
-def _changes(theirs: Sequence[Sequence[str]], ours: Sequence[Sequence[str]]) -> str:
-    """Which sources, pairs of a name and a digest, are not what they were."""
-    before, after = (Counter((name, digest) for name, digest in each) for each in (theirs, ours))
-    gone, new = ({name for name, _ in each} for each in (before - after, after - before))
-    said = [f"{name} has changed" for name in sorted(gone & new)]
-    said += [f"{name} is gone" for name in sorted(gone - new)] + [
-        f"{name} is new" for name in sorted(new - gone)
-    ]
-    more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
-    return ", ".join([*said[:_NAMED], *more]) or "other samples of it, or in another order"
+def _source_changes(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]]) -> str:
+    """The input shards, pairs of name and digest, that changed; in words for people."""
+    counts_before, counts_after = (
+        Counter((name, digest) for name, digest in pairs) for pairs in (before, after)
+    )
+    gone = {name for name, _ in counts_before - counts_after}
+    new = {name for name, _ in counts_after - counts_before}
+    changes = [f"{name} has changed" for name in sorted(gone & new)]
+    changes += [f"{name} is gone" for name in sorted(gone - new)]
+    changes += [f"{name} is new" for name in sorted(new - gone)]
+    more = [f"and {len(changes) - _MAX_CHANGES} more"] if len(changes) > _MAX_CHANGES else []
+    return ", ".join([*changes[:_MAX_CHANGES], *more]) or "other samples of it, or in another order"
 
 
-def _line(entry: JsonMapping) -> bytes:
-    body = json_text(dict(entry))
-    return f'{body[:-1]}, "{_CHECK}": "{_checksum(body)}"}}\n'.encode()
-
-
-def _checked(line: bytes) -> JsonDict | None:
-    try:
-        entry = json.loads(line)
-        check = entry.pop(_CHECK)
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return None
-    return entry if check == _checksum(json_text(entry)) else None
-
-
-def _checksum(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
-
-
-def _is(path: Path, size: int, sha256: str) -> bool:
+def _matches(path: Path, size: int, sha256: str) -> bool:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != size:

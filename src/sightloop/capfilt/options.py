@@ -1,4 +1,4 @@
-"""The options of a bootstrap."""
+"""Options of a CapFilt run."""
 
 from __future__ import annotations
 
@@ -10,32 +10,52 @@ from sightloop.tasks.generate import Decoding
 from sightloop.types import JsonDict
 
 Mode: TypeAlias = Literal["both", "captioner-only", "filter-only"]
-
-
-Keep: TypeAlias = Literal["matching", "best", "top-k-itc"]
+KeepRule: TypeAlias = Literal["matching", "best", "top-k-itc"]
+ShardFormat: TypeAlias = Literal["tar", "parquet"]
+EngineName: TypeAlias = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
 class CapFiltOptions:
-    """How to bootstrap. What is not about speed or memory alone is a part of the job: OUT keeps it.
+    """Options of `bootstrap`.
 
-    mode: "both"; "captioner-only" adds synthetic texts and judges nothing; "filter-only" writes none.
-    keep: "matching", every text with an ITM probability of `threshold` or more; "best", the best of those of each
-    image; "top-k-itc", the `top` best of each image by ITC similarity, as BLIP-2 does it (Li et al. 2023, section
-    3.3), by `ranker` or else the filter.
-    captions: synthetic texts an image, drawn by nucleus sampling with `top_p` from the seed and the image alone, or
-    with `num_beams` searched. min_tokens, max_tokens: of one; the end counts. prompt: what each starts with.
-    to: the kind of the output's shards. by_reference: they hold the paths of images that are files of their own, not
-    the images; for Parquet. block: samples in one, at most. group: images in one pass of a model, None
-    for 8 on a CPU and 32 elsewhere; threads: of one process, None for torch's choice. These two change the last bits
-    of float32, so they stay as a job began.
-    engine: "local" for processes of this machine, "ray" for actors of a cluster (`bootstrap.cluster`).
-    workers: how many; batch_size: images held ready for the models of each; readers: decoder processes of each.
-    isolate: images are decoded by processes that they may take down.
+    All of them but `engine`, `workers`, `batch_size`, `readers`, `isolate` and the device's number are settings of
+    the output: a run is resumed only with equal ones. `group` and `threads` are among them because they change the
+    last bits of float32 sums.
+
+    Attributes:
+        mode: "both"; "captioner-only" adds synthetic texts and filters nothing; "filter-only" writes none.
+        keep: Which texts are kept. "matching": all with an ITM probability of at least `threshold`; "best": the best
+            of those for each image; "top-k-itc": the `top` best of each image by ITC similarity, as in BLIP-2
+            (Li et al. 2023, section 3.3).
+        threshold: Least ITM probability of a matching text, in 0..1.
+        top: Texts kept for each image by "top-k-itc", at least 1.
+        ranker: Model that computes the similarity for "top-k-itc"; None for the filter model.
+        captions: Synthetic texts for each image.
+        top_p: Nucleus sampling of synthetic texts; the draws depend on `seed` and the image alone.
+        num_beams: Beam search instead of sampling, if above 1.
+        min_tokens: Least length of a synthetic text in tokens, EOS included.
+        max_tokens: Greatest length, likewise.
+        prompt: Start of every synthetic text.
+        seed: Seed of sampling.
+        to: Format of the output shards.
+        by_reference: Store the paths of images instead of their bytes; for Parquet, and images that are files.
+        block: Samples in an output shard, at most.
+        group: Images in one forward pass; None for 8 on a CPU and 32 elsewhere.
+        threads: CPU threads of each worker; None for PyTorch's default.
+        engine: "local" for processes of this machine, "ray" for actors of a Ray cluster.
+        workers: Number of workers, each with its own copy of the models.
+        batch_size: Decoded images that a worker holds ready for its models; None for `group`. It has no effect on
+            results.
+        readers: Decoder processes of each worker.
+        isolate: Decode in separate processes, so that an image that crashes a decoder does not end the worker.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: Number format of the models.
+        max_pixels: Images with more pixels are reported as failed.
     """
 
     mode: Mode = "both"
-    keep: Keep = "matching"
+    keep: KeepRule = "matching"
     threshold: float = 0.5
     top: int = 2
     ranker: str | None = None
@@ -46,12 +66,12 @@ class CapFiltOptions:
     max_tokens: int = 20
     prompt: str | None = None
     seed: int = 0
-    to: Literal["tar", "parquet"] = "tar"
+    to: ShardFormat = "tar"
     by_reference: bool = False
     block: int = 1000
     group: int | None = None
     threads: int | None = None
-    engine: Literal["local", "ray"] = "local"
+    engine: EngineName = "local"
     workers: int = 1
     batch_size: int | None = None
     readers: int = 2
@@ -62,14 +82,16 @@ class CapFiltOptions:
 
     def __post_init__(self) -> None:
         """Raises `UsageError` for a value out of range."""
-        for name, allowed in (("mode", Mode), ("keep", Keep)):
+        for name, allowed in (
+            ("mode", Mode),
+            ("keep", KeepRule),
+            ("to", ShardFormat),
+            ("engine", EngineName),
+        ):
             if getattr(self, name) not in get_args(allowed):
-                raise UsageError(f"{name}={getattr(self, name)!r}: there are {', '.join(get_args(allowed))}")
-        for name, allowed in (("to", ("tar", "parquet")), ("engine", ("local", "ray"))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name}={getattr(self, name)!r}: there are {', '.join(allowed)}")
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(get_args(allowed))}")
         if self.by_reference and self.to != "parquet":
-            raise UsageError(f"by_reference: to={self.to!r} holds the images; take parquet")
+            raise UsageError(f"by_reference: to={self.to!r} stores the images; use to='parquet'")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold={self.threshold}: must be from 0 to 1")
         counts = "top captions num_beams block group threads workers batch_size readers max_pixels"
@@ -78,13 +100,13 @@ class CapFiltOptions:
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.mode == "captioner-only" and self.keep != "matching":
-            raise UsageError(f"keep_last={self.keep!r}: captioner-only judges nothing; use mode both")
+            raise UsageError(f"keep={self.keep!r}: mode captioner-only filters nothing; use mode both")
         if self.ranker is not None and self.keep != "top-k-itc":
-            raise UsageError("ranker: is for keep=top-k-itc alone")
+            raise UsageError("ranker: needs keep='top-k-itc'")
         self.decoding()
 
     def decoding(self) -> JsonDict:
-        """The captioner's decoding, in the words of `tasks.generate.Decoding`."""
-        how: JsonDict = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
-        how |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
-        return asdict(Decoding(**how, num_return=self.captions, seed=self.seed))
+        """The captioner's options of `tasks.generate.Decoding`. Raises `UsageError` for a value out of range."""
+        options: JsonDict = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
+        options |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
+        return asdict(Decoding(**options, num_return=self.captions, seed=self.seed))

@@ -1,8 +1,8 @@
-"""A captioner elsewhere: a server that speaks OpenAI's chat completions, named as http://host:8000/v1#model.
+"""Captioner behind an OpenAI-compatible chat completions server, named as http://host:8000/v1#model.
 
-Off unless such an address is given. What is sent is the prepared image as a new JPEG, without name, place or date,
-and the prompt; redirects and proxies are not followed. A key is taken from the environment (SIGHTLOOP_API_KEY) and goes
-over https, or to this machine. No message, file or report holds the address.
+Used only if such an address is given. A request holds the preprocessed image as a new JPEG, without name, place or
+date, and the prompt. Redirects and proxies are not followed. A key is read from the environment (SIGHTLOOP_API_KEY) and
+sent over https, or to this machine. No message, file or report contains the address.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import io
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Event, Semaphore, Thread
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -30,12 +32,12 @@ from sightloop.types import ImageSpec, JsonDict, Pixels
 KEY = "SIGHTLOOP_API_KEY"
 _PROMPT = "Describe this image in one short sentence."
 _TRIES = 5
-_SECONDS = 120.0  # for one answer
+_SECONDS = 120.0  # for one request and its whole answer
 _LONGEST_WAIT = 60.0  # seconds between two tries
-_MOST_SENT, _MOST_READ = 20 << 20, 1 << 20  # bytes
+_MOST_SENT, _MOST_READ = 20 << 20, 1 << 20  # bytes of a request's image, and of an answer with its headers
 _LONGEST = 4000  # characters of a text
-_AT_ONCE = 8
-_REFUSED = (400, 413, 415, 422)  # this image, not the server
+_AT_ONCE = 8  # requests in flight
+_REFUSED = (400, 413, 415, 422)  # HTTP statuses about this image, not about the server
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
@@ -45,18 +47,28 @@ def is_address(source: str) -> bool:
 
 
 class RemoteCaptioner:
-    """Asks for captions; several requests run at once. Its texts may differ from call to call."""
+    """Client of a captioning server, with several requests in flight. Its texts may differ from call to call.
+
+    Attributes:
+        model: The server's name of the model.
+        fingerprint: Model and a digest of the address, without the address itself.
+
+    Args:
+        address: http(s)://host[:port]/v1#model.
+
+    Raises:
+        UsageError: The address is incomplete, or would send the key unencrypted.
+    """
 
     image_spec = ImageSpec(shortest_edge=384)
 
     def __init__(self, address: str) -> None:
-        """address: http(s)://host[:port]/v1#model. Raises `UsageError` for one that is incomplete or not safe."""
         parts = urlsplit(address)
         self._key = os.environ.get(KEY, "")
         self._secure = parts.scheme.lower() == "https"
         self._path = parts.path.rstrip("/") + "/chat/completions"
         self.model = parts.fragment
-        self._left = Event()  # nobody waits for an answer any more
+        self._abandoned = Event()  # set when the caller no longer waits for answers
         try:
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError:
@@ -66,42 +78,51 @@ class RemoteCaptioner:
         if parts.username or parts.password or parts.query:
             raise UsageError(f"the captioner's address must hold no password: put the key into {KEY}")
         if self._key and not self._secure and self._host not in ("localhost", "127.0.0.1", "::1"):
-            raise UsageError(
-                f"{KEY} is set, and would go over the network unencrypted: take https, or unset it"
-            )
-        self.stamp = f"{self.model} {hashlib.sha256(address.encode()).hexdigest()[:12]}"
+            raise UsageError(f"{KEY} is set and would be sent unencrypted: use https, or unset it")
+        self.fingerprint = f"{self.model} {hashlib.sha256(address.encode()).hexdigest()[:12]}"
 
     def caption(
-        self, pictures: Sequence[Pixels], keys: Sequence[str], options: CapFiltOptions
+        self, images: Sequence[Pixels], keys: Sequence[str], options: CapFiltOptions
     ) -> list[list[str] | ImageError]:
-        """`options.captions` texts for each image, or why the server refused it.
+        """Requests `options.captions` texts for each image.
 
-        Raises SightloopError where the server does not answer, or refuses everything. Whoever interrupts it, or such an
-        error, waits for no request: the threads are daemons, which a pool's are not, and go on to no other one.
+        An interrupt or an error does not wait for requests in flight: their threads are daemons (those of a pool are
+        not), and start no other request.
+
+        Args:
+            images: The preprocessed images.
+            keys: Their keys in the dataset, from which the seeds are drawn.
+            options: Options of the run.
+
+        Returns:
+            The texts of each image, or why it got none.
+
+        Raises:
+            SightloopError: The server does not answer, or refuses everything.
         """
-        gate, waiting = Semaphore(_AT_ONCE), [Future[list[str] | ImageError]() for _ in keys]
+        gate, futures = Semaphore(_AT_ONCE), [Future[list[str] | ImageError]() for _ in keys]
 
-        def work(future: Future[list[str] | ImageError], picture: Pixels, key: str) -> None:
+        def work(future: Future[list[str] | ImageError], image: Pixels, key: str) -> None:
             with gate:
                 if future.set_running_or_notify_cancel():
                     try:
-                        future.set_result(self._texts(picture, key, options))
+                        future.set_result(self._caption_image(image, key, options))
                     except Exception as error:
                         future.set_exception(error)
 
         try:
-            for given in zip(waiting, pictures, keys, strict=True):
-                Thread(target=work, args=given, daemon=True).start()
-            return [future.result() for future in waiting]
+            for arguments in zip(futures, images, keys, strict=True):
+                Thread(target=work, args=arguments, daemon=True).start()
+            return [future.result() for future in futures]
         except BaseException:
-            self._left.set()
-            for future in waiting:
+            self._abandoned.set()
+            for future in futures:
                 future.cancel()
             raise
 
-    def _texts(self, picture: Pixels, key: str, options: CapFiltOptions) -> list[str] | ImageError:
+    def _caption_image(self, image: Pixels, key: str, options: CapFiltOptions) -> list[str] | ImageError:
         file = io.BytesIO()
-        Image.fromarray(picture.values.transpose(1, 2, 0)).save(file, "JPEG", quality=90)
+        Image.fromarray(image.values.transpose(1, 2, 0)).save(file, "JPEG", quality=90)
         data = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
         if len(data) > _MOST_SENT:
             return ImageError(key, "its image is too large to send to the captioner")
@@ -113,7 +134,7 @@ class RemoteCaptioner:
         body |= {"max_tokens": options.max_tokens, "top_p": options.top_p}
         try:
             return [
-                self._ask(
+                self._request(
                     body | {"seed": int(generator("caption", options.seed, key, n).integers(2**31))}, key
                 )
                 for n in range(options.captions)
@@ -121,68 +142,148 @@ class RemoteCaptioner:
         except ImageError as error:
             return error.with_traceback(None)
 
-    def _ask(self, body: JsonDict, key: str) -> str:
-        why, wait = "", 1.0
-        for left in reversed(range(_TRIES)):
+    def _request(self, body: JsonDict, key: str) -> str:
+        """The text of an answer, in at most `_TRIES` tries.
+
+        Raises `ImageError` if the server fails at this image, `SightloopError` if it does not work at all.
+        """
+        cause, image_failure, wait = "", "", 1.0
+        for tries_left in reversed(range(_TRIES)):
+            pause = image_failure = ""
             try:
-                status, after, data = self._post(json.dumps(body).encode())
-                if status == 200:
-                    return _text(data, key)
-                why = f"HTTP {status}"
-                if status in _REFUSED:
-                    raise ImageError(key, f"the captioner refused its image ({why})")
-                if status not in _BUSY:
-                    raise SightloopError(_refusal(status))
-                wait = max(wait, after)
+                answer = self._post(json.dumps(body).encode())
+                if answer.status == 200:
+                    text = _text(answer.body, key)
+                    if text is not None:
+                        return text
+                    image_failure = f"the captioner answered without a text for its image, {_TRIES} times"
+                elif answer.status in _REFUSED:
+                    raise ImageError(key, f"the captioner refused its image (HTTP {answer.status})")
+                elif answer.status not in _BUSY:
+                    raise SightloopError(_refusal(answer.status))
+                else:
+                    cause = pause = f"HTTP {answer.status}"
+                    wait = max(wait, answer.retry_after)
+                    if answer.status == 500:
+                        image_failure = f"the captioner failed at its image, {_TRIES} times ({cause})"
             except (OSError, http.client.HTTPException, ValueError) as error:
-                why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-            if left and self._left.wait(min(wait, _LONGEST_WAIT)):
+                cause = pause = (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
+            if self._abandoned.is_set():
                 break
-            wait *= 2
-        if why == "HTTP 500":
-            raise ImageError(key, f"the captioner failed at its image, {_TRIES} times ({why})")
+            if pause and tries_left:
+                if self._abandoned.wait(min(wait, _LONGEST_WAIT)):
+                    break
+                wait *= 2
+        if image_failure:
+            raise ImageError(key, image_failure)
         raise SightloopError(
-            f"the captioner's endpoint gave no answer in {_TRIES} tries ({why}): see that it runs, and give the same "
-            "command again; what is done stays done"
+            f"the captioner's endpoint gave no answer in {_TRIES} tries ({cause}): check that it runs, and run the "
+            "same command again: it resumes"
         )
 
-    def _post(self, body: bytes) -> tuple[int, float, bytes]:
-        """Status, seconds that the server asks to wait, answer. Raises OSError, HTTPException or ValueError."""
+    def _post(self, body: bytes) -> _Answer:
+        """Sends one request. Raises OSError, HTTPException or ValueError if no whole answer comes in `_SECONDS`."""
+        deadline = time.monotonic() + _SECONDS
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection, end = kind(self._host, self._port, timeout=_SECONDS), time.monotonic() + _SECONDS
+        connection = kind(self._host, self._port, timeout=_SECONDS)
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
+            connection.connect()
+            connection.sock.settimeout(_seconds_until(deadline))
             connection.request("POST", self._path, body, headers)
-            response = connection.getresponse()
-            found = bytearray()
-            while part := response.read1(1 << 16):
-                found += part
-                if len(found) > _MOST_READ or time.monotonic() > end:
-                    raise TimeoutError(0, "its answer is too long, or comes too slowly")
-            after = response.getheader("Retry-After", "0")
-            return response.status, float(after) if after.isdecimal() else 0.0, bytes(found)
+            # http.client bounds neither the interim answers ("100 Continue") nor the time for status, headers, chunk
+            # lines and trailers, so both limits are on the socket.
+            reader = _BoundedReader(connection.sock, deadline)
+            response = http.client.HTTPResponse(reader, method="POST")  # pyright: ignore[reportArgumentType]
+            try:
+                response.begin()
+                data = b"".join(iter(lambda: response.read1(1 << 16), b""))
+                retry_after = response.getheader("Retry-After", "0")
+                return _Answer(response.status, float(retry_after) if retry_after.isdecimal() else 0.0, data)
+            finally:
+                response.close()
         finally:
             connection.close()
 
 
-def _text(data: bytes, key: str) -> str:
-    """The text of an answer. Raises ValueError for what is none."""
+class _Answer(NamedTuple):
+    """An HTTP answer; `retry_after`: seconds that the server asks to wait."""
+
+    status: int
+    retry_after: float
+    body: bytes
+
+
+class _BoundedReader(io.RawIOBase):
+    """Byte stream of a socket that ends with `TimeoutError` at a deadline, or after `_MOST_READ` bytes.
+
+    Args:
+        sock: A connected socket, also of TLS.
+        deadline: Time of `time.monotonic`.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._count = 0
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What `http.client.HTTPResponse` asks of its socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._sock.settimeout(_seconds_until(self._deadline))
+        try:
+            count = self._sock.recv_into(buffer)
+        except TimeoutError as error:
+            raise _too_slow() from error
+        self._count += count
+        if self._count > _MOST_READ:
+            raise TimeoutError(0, "its answer is too long")
+        return count
+
+
+def _seconds_until(deadline: float) -> float:
+    """Seconds left, above 0. Raises TimeoutError if there are none."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise _too_slow()
+    return seconds
+
+
+def _too_slow() -> TimeoutError:
+    return TimeoutError(0, f"its answer was not complete after {_SECONDS:g} seconds")
+
+
+def _text(data: bytes, key: str) -> str | None:
+    """The text of an answer; None for an answer whose choices have none (`"content": null`, `"choices": []`).
+
+    Raises:
+        ValueError: It is no answer of a chat completions server.
+        ImageError: The text is too long.
+    """
     try:
-        found = json.loads(data)["choices"][0]["message"]["content"]
+        choices = json.loads(data)["choices"]
+        text = choices[0]["message"]["content"] if choices else None
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError("no text in it") from error
-    if not isinstance(found, str):
+    if text is None:
+        return None
+    if not isinstance(text, str):
         raise ValueError("no text in it")
-    if len(found) > _LONGEST:
+    if len(text) > _LONGEST:
         raise ImageError(key, "the captioner's text is too long")
-    return found.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()
 
 
 def _refusal(status: int) -> str:
     if status in (401, 403):
         return f"the captioner's endpoint refuses the key (HTTP {status}): put a valid one into {KEY}"
     if status == 404:
-        return "the captioner's endpoint knows no such model or path (HTTP 404): http://host:8000/v1#model"
-    return f"the captioner's endpoint refuses to work (HTTP {status})"
+        return "the captioner's endpoint has no such model or path (HTTP 404): http://host:8000/v1#model"
+    return f"the captioner's endpoint refuses requests (HTTP {status})"

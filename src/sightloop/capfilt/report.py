@@ -1,78 +1,84 @@
-"""OUT/report.json for programs, OUT/report.html for people: is the filter too strict, and what became of the texts?"""
+"""OUT/report.json for programs and OUT/report.html for people: what the filter kept and dropped, with examples."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
-
-from PIL import Image
 
 from sightloop.capfilt.filtering import TEXT_SOURCES
-from sightloop.capfilt.shard import BINS, Job
+from sightloop.capfilt.records import ITM_BINS
+from sightloop.capfilt.shard import Job
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode, read_file
 from sightloop.errors import ImageError
+from sightloop.reports import html
+from sightloop.reports.html import Html, Tile
+from sightloop.reports.plots import Histogram, histogram, plots
 from sightloop.types import JsonDict, JsonMapping
 
 KEPT = ("matched", "ranked", "unjudged")
-_MOST_TEXTS = 50_000  # that lengths, words and repetitions are counted over; totals count all
-_UNITS_SHOWN = 8  # from which images are taken
-_EACH = 8  # images of a kind
-_SIDE = 180  # px
-_MOST_NAMED = 200
-_LONGEST = 500  # characters of a caption on the page
-_MARKS = {"kept": "✓", "dropped": "✗"}
+_MAX_TEXTS = 50_000  # of which lengths, words and repetitions are counted; totals count all
+_SHARDS_SHOWN = 8  # from which example images are taken
+_EXAMPLES = 8  # images of a kind
+_IMAGE_SIDE = 250  # pixels of the longer side
+_MAX_FAILURES = 200
+_MAX_SHOWN = 500  # characters of a caption on the page
+_MARKS = {"kept": "\u2713", "dropped": "\u2717"}
+_COLORS = {"kept": "good", "dropped": "bad"}
 _NOT_JUDGED = ("empty", "looping", "duplicate")
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70em; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .2em .7em; text-align: left }
-th { border-bottom: 1px solid #999 } .n { text-align: right; font-variant-numeric: tabular-nums }
-.grid { display: flex; flex-wrap: wrap; gap: 1em } figure { width: 180px; margin: 0; font-size: 13px }
-figcaption { overflow-wrap: anywhere } figcaption p { margin: .3em 0 } .kept { color: #14602e }
-.dropped { color: #a3211a } small { color: #666 } .note { background: #fff4d6; padding: .4em .8em }
-svg { background: #fafafa; margin-right: 2em } pre { white-space: pre-wrap; overflow-wrap: anywhere }
-"""
-
-_LEGEND = (
-    "<p><small>Bars: how many texts have which ITM probability, that text and image match; dashed: the threshold."
-    '</small><br>Is the filter too strict? Look at the close calls: where <span class="dropped">dropped texts</span> '
-    'are right, lower the threshold; where <span class="kept">kept texts</span> are wrong, raise it.</p>'
-)
-
-Line = JsonDict
+_SELECTIONS = {
+    "close": "Close calls",
+    "dropped": "Dropped with the lowest ITM probability",
+    "kept": "Kept with the highest ITM probability",
+    "any": "In the order of the dataset",
+}
 
 
 def write_report(job: Job, done: Mapping[int, JsonMapping], about: JsonMapping) -> JsonDict:
-    """Writes both, from the manifest's lines of what is done so far and the evidence; returns what report.json says."""
-    entries = [done[unit] for unit in sorted(done)]
+    """Writes both reports, also during a run.
+
+    Args:
+        job: The job.
+        done: Manifest entries of the finished shards, by index.
+        about: Content of job.json.
+
+    Returns:
+        Content of report.json.
+    """
+    entries = [done[index] for index in sorted(done)]
     lines = list(_sampled(job, [entry["unit"] for entry in entries]))
     facts = _facts(job, entries, lines, about)
     atomic_write(job.out / "report.json", json.dumps(facts, indent=1) + "\n")
-    atomic_write(job.out / "report.html", _page(job, facts, _chosen(lines, job.options.threshold)))
+    atomic_write(job.out / "report.html", _page(job, facts, _examples(lines, job.options.threshold)))
     return facts
 
 
 def shares(texts: Mapping[str, int]) -> dict[str, JsonDict]:
-    """For each source: total, kept, share, and the share of the judged that is dropped (the paper's noise ratio)."""
-    found: dict[str, JsonDict] = {}
+    """Counts of texts by their source, "web" or "synthetic".
+
+    Args:
+        texts: Number of texts by source and reason ("web matched").
+
+    Returns:
+        For each source "total", "kept", "share" (kept / total), "noise_ratio" (share of the scored texts that the
+        filter dropped, as in the paper), "reasons" (number of texts by reason).
+    """
+    result: dict[str, JsonDict] = {}
     for source in TEXT_SOURCES:
         reasons = {name.partition(" ")[2]: n for name, n in texts.items() if name.startswith(f"{source} ")}
         total, kept = sum(reasons.values()), sum(reasons.get(reason, 0) for reason in KEPT)
         judged = total - sum(reasons.get(reason, 0) for reason in (*_NOT_JUDGED, "unjudged", "ranked"))
         judged -= reasons.get("not in the top k", 0)
-        found[source] = {
+        result[source] = {
             "total": total,
             "kept": kept,
             "share": round(kept / total, 4) if total else None,
             "noise_ratio": round(reasons.get("unmatched", 0) / judged, 4) if judged else None,
             "reasons": reasons,
         }
-    return found
+    return result
 
 
 def words(text: str) -> list[str]:
@@ -80,24 +86,26 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _sampled(job: Job, units: Sequence[int]) -> Iterator[Line]:
-    """Lines of evidence of whole units, spread over those that are done, at most so many; "unit" is added."""
+def _sampled(job: Job, units: Sequence[int]) -> Iterator[JsonDict]:
+    """Evidence of texts, shard after shard, evenly spread over the finished ones, up to `_MAX_TEXTS`; adds "unit"."""
     step = max(1, len(units) // 64)
     count = 0
     for unit in [unit for first in range(step) for unit in units[first::step]]:
-        with job.evidence(unit).open(encoding="utf-8") as file:
-            for text in file:
-                line = json.loads(text)
+        with job.evidence_path(unit).open(encoding="utf-8") as file:
+            for encoded in file:
+                line = json.loads(encoded)
                 if "text" in line:
                     yield line | {"unit": unit}
                     count += 1
-        if count >= _MOST_TEXTS:
+        if count >= _MAX_TEXTS:
             return
 
 
-def _facts(job: Job, entries: Sequence[JsonMapping], lines: Sequence[Line], about: JsonMapping) -> JsonDict:
+def _facts(
+    job: Job, entries: Sequence[JsonMapping], lines: Sequence[JsonDict], about: JsonMapping
+) -> JsonDict:
     texts = Counter[str]()
-    bins = {source: [0] * BINS for source in TEXT_SOURCES}
+    bins = {source: [0] * ITM_BINS for source in TEXT_SOURCES}
     failed: list[list[str]] = []
     for entry in entries:
         texts.update(entry["texts"])
@@ -110,51 +118,52 @@ def _facts(job: Job, entries: Sequence[JsonMapping], lines: Sequence[Line], abou
         "images": {name: sum(entry[name] for entry in entries) for name in ("samples", "written")}
         | {"failed": len(failed)},
         "texts": shares(texts),
-        "itm_histogram": {"bins": f"{BINS} of equal width from 0 to 1", **bins},
+        "itm_histogram": {"bins": f"{ITM_BINS} of equal width from 0 to 1", **bins},
         "kept_at_threshold": {
-            f"{place / BINS:.2f}": {
-                s: round(sum(b[place:]) / sum(b), 4) if any(b) else None for s, b in bins.items()
+            f"{first / ITM_BINS:.2f}": {
+                source: round(sum(counts[first:]) / sum(counts), 4) if any(counts) else None
+                for source, counts in bins.items()
             }
-            for place in range(0, BINS, 2)
+            for first in range(0, ITM_BINS, 2)
         },
         "before": _language([line for line in lines if line["source"] == "web"]),
         "after": _language([line for line in lines if line["verdict"] == "kept"]),
         "throughput": _throughput(job),
-        "failures": failed[:_MOST_NAMED],
+        "failures": failed[:_MAX_FAILURES],
     }
 
 
-def _language(lines: Sequence[Line]) -> JsonDict:
-    """Lengths, vocabulary, repetitions of some texts. Near duplicates have the same words, in any order or case."""
+def _language(lines: Sequence[JsonDict]) -> JsonDict:
+    """Lengths, vocabulary and repetitions of texts; near duplicates have the same words in any order or case."""
     lengths, vocabulary = Counter[int](), Counter[str]()
-    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_words: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for line in lines:
-        found = words(line["text"])
-        lengths[len(found)] += 1
-        vocabulary.update(found)
-        alike[tuple(sorted(set(found) - {"a", "an", "the"}))].append(line["text"])
+        text_words = words(line["text"])
+        lengths[len(text_words)] += 1
+        vocabulary.update(text_words)
+        by_words[tuple(sorted(set(text_words) - {"a", "an", "the"}))].append(line["text"])
     total = len(lines)
-    crowds = sorted((crowd for crowd in alike.values() if len(crowd) > 1), key=len, reverse=True)
+    repeated = sorted((texts for texts in by_words.values() if len(texts) > 1), key=len, reverse=True)
     return {
         "texts_counted": total,
         "mean_words": round(sum(n * count for n, count in lengths.items()) / total, 2) if total else None,
         "words_histogram": {str(n): lengths[n] for n in sorted(lengths)},
         "vocabulary": len(vocabulary),
-        "near_duplicates": round(sum(map(len, crowds)) / total, 4) if total else None,
-        "most_repeated": [[crowd[0], len(crowd)] for crowd in crowds[:10]],
+        "near_duplicates": round(sum(map(len, repeated)) / total, 4) if total else None,
+        "most_repeated": [[texts[0], len(texts)] for texts in repeated[:10]],
     }
 
 
 def _throughput(job: Job) -> JsonDict:
-    """Of all runs so far, as log.jsonl tells."""
+    """Speed of all runs so far, from log.jsonl."""
     path = job.out / "log.jsonl"
     samples = seconds = 0.0
-    for text in path.read_bytes().splitlines() if path.exists() else ():
+    for encoded in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            line = json.loads(text)
+            line = json.loads(encoded)
             samples, seconds = samples + line["samples"], seconds + line["seconds"]
         except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill
+            continue  # cut off by a kill
     return {
         "images": int(samples),
         "seconds": round(seconds, 2),
@@ -162,191 +171,195 @@ def _throughput(job: Job) -> JsonDict:
     }
 
 
-def _chosen(lines: Iterable[Line], threshold: float) -> dict[str, list[list[Line]]]:
-    """Images to show, with all their texts: clear cases of both verdicts, and close calls."""
-    pictures: dict[tuple[int, str], list[Line]] = defaultdict(list)
+def _examples(lines: Iterable[JsonDict], threshold: float) -> dict[str, list[list[JsonDict]]]:
+    """Images to show, each with the evidence of all its texts, by a key of `_SELECTIONS`."""
+    by_image: dict[tuple[int, str], list[JsonDict]] = defaultdict(list)
     for line in lines:
-        pictures[line["unit"], line["key"]].append(line)
-    units = list(dict.fromkeys(unit for unit, _ in pictures))[:_UNITS_SHOWN]
-    some = [texts for (unit, _), texts in pictures.items() if unit in units]
-    judged = [texts for texts in some if any(t["itm"] is not None for t in texts)]
+        by_image[line["unit"], line["key"]].append(line)
+    shards = list(dict.fromkeys(shard for shard, _ in by_image))[:_SHARDS_SHOWN]
+    images = [texts for (shard, _), texts in by_image.items() if shard in shards]
+    scored = [texts for texts in images if any(text["itm"] is not None for text in texts)]
 
-    def least(texts: list[Line]) -> float:
-        return min(t["itm"] for t in texts if t["itm"] is not None)
+    def lowest(texts: list[JsonDict]) -> float:
+        return min(text["itm"] for text in texts if text["itm"] is not None)
 
-    def nearest(texts: list[Line]) -> float:
-        return min(abs(t["itm"] - threshold) for t in texts if t["itm"] is not None)
+    def distance(texts: list[JsonDict]) -> float:
+        return min(abs(text["itm"] - threshold) for text in texts if text["itm"] is not None)
 
-    if not judged:
-        return {"Some images": some[: 2 * _EACH]}
-    by_least = sorted(judged, key=least)
+    if not scored:
+        return {"any": images[: 2 * _EXAMPLES]}
+    by_lowest = sorted(scored, key=lowest)
     return {
-        "Close calls: would you decide so?": sorted(judged, key=nearest)[:_EACH],
-        "Dropped most surely": by_least[:_EACH],
-        "Kept most surely": by_least[::-1][:_EACH],
-        "As they come": judged[:_EACH],
+        "close": sorted(scored, key=distance)[:_EXAMPLES],
+        "dropped": by_lowest[:_EXAMPLES],
+        "kept": by_lowest[::-1][:_EXAMPLES],
+        "any": scored[:_EXAMPLES],
     }
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
+# The page.
 
 
-def _page(job: Job, facts: JsonMapping, chosen: Mapping[str, list[list[Line]]]) -> str:
-    pictures, shards, speed = facts["images"], facts["shards"], facts["throughput"]
+def _page(job: Job, facts: JsonMapping, examples: Mapping[str, list[list[JsonDict]]]) -> str:
+    counts, shards, about = facts["images"], facts["shards"], facts["about"]
     state = (
-        "" if shards["done"] == shards["of"] else f" ({shards['done']:,} of {shards['of']:,} shards are done)"
+        ""
+        if shards["done"] == shards["of"]
+        else f"{shards['done']:,} of {shards['of']:,} shards done \u00b7 "
     )
-    rate = f"; {speed['images_per_second']:,} images/s" if speed["images_per_second"] else ""
-    models = ", ".join(f"{part} {name}" for part, name in facts["about"]["models"].items())
-    parts = [
-        f"<h1>Bootstrap of {pictures['samples']:,} images{state}</h1>",
-        f"<p>{pictures['written']:,} images in the new dataset, {pictures['failed']:,} failed{rate}.<br>"
-        f"{_text(models)}; mode {job.options.mode}, keep {job.options.keep}, threshold {job.options.threshold:g}</p>",
-        *(f'<p class="note">{_text(note[:1].upper() + note[1:])}.</p>' for note in facts["about"]["notes"]),
-        _shares_table(facts["texts"]),
-        *(_histogram(s, facts["itm_histogram"][s], job.options.threshold) for s in TEXT_SOURCES),
-        _LEGEND if any(map(any, (facts["itm_histogram"][s] for s in TEXT_SOURCES))) else "",
-    ]
-    images = _images(job, {(t[0]["unit"], t[0]["key"]) for group in chosen.values() for t in group})
-    for name, group in chosen.items():
-        figures = "".join(_figure(texts, images) for texts in group)
-        parts.append(f'<h2>{_text(name)}</h2><div class="grid">{figures}</div>')
-    kept = facts["kept_at_threshold"]
-    parts += [
-        "<h2>What other thresholds would keep of the judged texts</h2>",
-        _table(
-            ["threshold", *kept], [[s, *(_percent(row[s]) for row in kept.values())] for s in TEXT_SOURCES]
+    models = ", ".join(f"{role} {name}" for role, name in about["models"].items())
+    options = job.options
+    images = _images(job, {(t[0]["unit"], t[0]["key"]) for group in examples.values() for t in group})
+    return html.page(
+        f"CapFilt of {counts['samples']:,} images",
+        f"{state}{models} \u00b7 mode {options.mode}, keep {options.keep}, threshold {options.threshold:g}",
+        html.tiles(_tiles(facts)),
+        *(html.warning(f"{note[:1].upper()}{note[1:]}.") for note in about["notes"]),
+        html.section(
+            "Texts kept",
+            _shares_table(facts["texts"]),
+            html.note(
+                "Noise ratio: share of the scored texts that the filter drops. In the BLIP paper: 25 % of texts by "
+                "nucleus sampling, 19 % of those by beam search (Li et al. 2022, table 2)."
+            ),
         ),
-        "<h2>Language, before and after</h2>",
-        _language_table(facts["before"], facts["after"]),
+        _scores_section(facts, options.threshold),
+        *(
+            html.section(_SELECTIONS[name], html.gallery([_figure(texts, images) for texts in group]))
+            for name, group in examples.items()
+        ),
+        html.section(
+            "Language of the texts before and after", _language_table(facts["before"], facts["after"])
+        ),
+        _failures(facts),
+        html.details("Settings", html.preformatted(json.dumps(about, indent=1))),
+    )
+
+
+def _tiles(facts: JsonMapping) -> list[Tile]:
+    counts, speed = facts["images"], facts["throughput"]
+    share = counts["written"] / counts["samples"] if counts["samples"] else None
+    tiles = [Tile("images in the new dataset", f"{counts['written']:,}", html.format_percent(share))]
+    for source, texts in facts["texts"].items():
+        if texts["total"]:
+            kept = f"{texts['kept']:,} of {texts['total']:,}"
+            tiles.append(Tile(f"{source} texts kept", html.format_percent(texts["share"]), kept))
+    if counts["failed"]:
+        tiles.append(Tile("images failed", f"{counts['failed']:,}", "named below"))
+    if speed["images_per_second"]:
+        tiles.append(Tile("images per second", html.format_number(speed["images_per_second"])))
+    return tiles
+
+
+def _scores_section(facts: JsonMapping, threshold: float) -> Html:
+    """Histograms of ITM probabilities, and what other thresholds would keep."""
+    bins, kept = facts["itm_histogram"], facts["kept_at_threshold"]
+    drawn = [
+        histogram(Histogram(f"{source} texts", "ITM probability", "texts", bins[source], threshold))
+        for source in TEXT_SOURCES
+        if any(bins[source])
     ]
-    if facts["failures"]:
-        parts.append(f"<h2>{pictures['failed']:,} failed</h2>")
-        parts.append(_table(["shard", "key", "why"], facts["failures"]))
-    parts.append(f"<h2>Settings</h2><pre>{_text(json.dumps(facts['about'], indent=1))}</pre>")
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Bootstrap</title><style>{_STYLE}</style>\n'
-        + "\n".join(parts)
-        + "\n</html>\n"
+    if not drawn:
+        return Html("")
+    rows = [
+        [source, *(html.format_percent(share[source]) for share in kept.values())] for source in TEXT_SOURCES
+    ]
+    return html.section(
+        "Scores of the filter",
+        plots(drawn),
+        html.note(
+            "To set the threshold, look at the close calls below: lower it if dropped texts describe their images, "
+            "raise it if kept texts do not."
+        ),
+        html.element("h3", "Share of the scored texts kept at other thresholds"),
+        html.table(["texts", *kept], rows),
     )
 
 
-def _text(value: object) -> str:
-    return escape(str(value).encode("utf-8", "backslashreplace").decode())
-
-
-def _shown(text: str) -> str:
-    """The beginning of a caption, apart from what is written from right to left in it."""
-    return f"<bdi>{_text(text[:_LONGEST])}{'…' * (len(text) > _LONGEST)}</bdi>"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    names = "".join(f"<th>{_text(name)}" for name in head)
-    cells = "".join(
-        "<tr>" + "".join(f"<td{' class=n' if i else ''}>{_text(cell)}" for i, cell in enumerate(row))
-        for row in rows
-    )
-    return f"<table><tr>{names}{cells}</table>"
-
-
-def _shares_table(texts: JsonMapping) -> str:
+def _shares_table(texts: JsonMapping) -> Html:
     rows = [
         [
-            s,
-            f"{t['total']:,}",
-            f"{t['kept']:,}",
-            _percent(t["share"]),
-            _percent(t["noise_ratio"]),
-            _reasons(t),
+            source,
+            f"{counts['total']:,}",
+            f"{counts['kept']:,}",
+            html.format_percent(counts["share"]),
+            html.format_percent(counts["noise_ratio"]),
+            ", ".join(f"{number:,} {reason}" for reason, number in counts["reasons"].items()),
         ]
-        for s, t in texts.items()
+        for source, counts in texts.items()
     ]
-    return _table(["texts", "all", "kept", "kept share", "noise ratio", "reasons"], rows) + (
-        "<p><small>Noise ratio: the share of the judged texts that the filter drops. The BLIP paper had 25 % among its "
-        "nucleus samples, 19 % among its beams.</small></p>"
-    )
+    return html.table(["texts", "all", "kept", "share", "noise ratio", "reasons"], rows, text_columns=(0, 5))
 
 
-def _reasons(source: JsonMapping) -> str:
-    return ", ".join(f"{n:,} {reason}" for reason, n in source["reasons"].items())
-
-
-def _language_table(before: JsonMapping, after: JsonMapping) -> str:
-    def row(name: str, shown: str) -> list[str]:
-        values = (before[name], after[name])
-        return [shown, *("-" if v is None else _percent(v) if "dup" in name else f"{v:,}" for v in values)]
-
+def _language_table(before: JsonMapping, after: JsonMapping) -> Html:
     names = {
         "texts_counted": "texts counted",
-        "mean_words": "words a text",
+        "mean_words": "words per text",
         "vocabulary": "different words",
-        "near_duplicates": "near duplicates (the same words as another)",
+        "near_duplicates": "near duplicates (same words as another text)",
     }
-    repeated = [[text[:_LONGEST], f"{count:,}"] for text, count in after["most_repeated"]]
-    table = _table(["", "web", "kept"], [row(name, shown) for name, shown in names.items()])
-    return table + (_table(["most repeated among the kept", "times"], repeated) if repeated else "")
+
+    def cell(name: str, value: float | None) -> str | None:
+        return (
+            html.format_percent(value)
+            if name == "near_duplicates"
+            else None
+            if value is None
+            else f"{value:,}"
+        )
+
+    rows = [[label, cell(name, before[name]), cell(name, after[name])] for name, label in names.items()]
+    table = html.table(["", "web", "kept"], rows)
+    repeated = [[_shorten(text), f"{count:,}"] for text, count in after["most_repeated"]]
+    return html.join([table, html.table(["most repeated kept texts", "times"], repeated) if repeated else ""])
 
 
-def _histogram(source: str, bins: Sequence[int], threshold: float) -> str:
-    if not any(bins):
-        return ""
-    highest, width = max(bins), 340 / BINS
-    bars = "".join(
-        f'<rect x="{20 + i * width:.1f}" y="{130 - 110 * n / highest:.1f}" width="{width - 1:.1f}" '
-        f'height="{110 * n / highest:.1f}" fill="{_color((i + 0.5) / BINS >= threshold)}">'
-        f"<title>{i / BINS:.2f} to {(i + 1) / BINS:.2f}: {n:,}</title></rect>"
-        for i, n in enumerate(bins)
-    )
-    x = 20 + 340 * threshold
-    return (
-        f'<svg width="380" height="160" role="img" aria-label="{source}"><text x="20" y="14" font-size="13">'
-        f'{source}: {sum(bins):,} texts</text>{bars}<path d="M20 130H360" stroke="#999"/>'
-        f'<path d="M{x:.1f} 20V136" stroke="#222" stroke-dasharray="3"/><text x="20" y="148" font-size="12">0</text>'
-        f'<text x="352" y="148" font-size="12">1</text></svg>'
-    )
+def _failures(facts: JsonMapping) -> Html:
+    if not facts["failures"]:
+        return Html("")
+    table = html.table(["input", "key", "reason"], facts["failures"], text_columns=(0, 1, 2))
+    hidden = facts["images"]["failed"] - len(facts["failures"])
+    more = html.note(f"and {hidden:,} more, named in quarantine.jsonl") if hidden else ""
+    return html.details(f"{facts['images']['failed']:,} images failed", table, more)
 
 
-def _color(kept: bool) -> str:
-    return "#2a7" if kept else "#c54"
+def _shorten(text: str) -> Html:
+    """The beginning of a caption; right-to-left marks in it do not affect what follows."""
+    return html.element("bdi", text[:_MAX_SHOWN] + "\u2026" * (len(text) > _MAX_SHOWN))
 
 
-def _figure(texts: Sequence[Line], images: Mapping[tuple[int, str], str]) -> str:
-    said = "".join(
-        f'<p class="{line["verdict"]}">{_MARKS[line["verdict"]]} {_shown(line["text"])} <small>{line["source"]}'
-        f"{_score(line)}, {line['reason']}</small></p>"
+def _figure(texts: Sequence[JsonDict], images: Mapping[tuple[int, str], Html]) -> Html:
+    """An image with all its texts: mark, text, source, score, reason."""
+    lines = (
+        html.element(
+            "p",
+            html.element(
+                "span", _MARKS[line["verdict"]], " ", _shorten(line["text"]), class_=_COLORS[line["verdict"]]
+            ),
+            html.element("small", f" {line['source']}{_score(line)}, {line['reason']}"),
+        )
         for line in texts
     )
     first = texts[0]
-    image = images.get((first["unit"], first["key"]), "")
-    return f"<figure>{image}<figcaption>{said}<small>{_text(first['key'])}</small></figcaption></figure>"
+    image = images.get((first["unit"], first["key"]), Html(""))
+    return html.figure(image, *lines, html.element("small", first["key"]))
 
 
-def _score(line: Line) -> str:
+def _score(line: JsonDict) -> str:
     return "" if line["itm"] is None else f", ITM {line['itm']:.2f}"
 
 
-def _images(job: Job, wanted: set[tuple[int, str]]) -> dict[tuple[int, str], str]:
-    """Small images, inside the page; what cannot be read any more is left out."""
-    found: dict[tuple[int, str], str] = {}
-    for unit in sorted({unit for unit, _ in wanted}):
-        for index in range(*job.shards[unit]):
+def _images(job: Job, chosen: set[tuple[int, str]]) -> dict[tuple[int, str], Html]:
+    """Thumbnails of the (shard index, key) chosen; images that can no longer be read are left out."""
+    images: dict[tuple[int, str], Html] = {}
+    for shard in sorted({shard for shard, _ in chosen}):
+        for index in range(*job.shards[shard]):
             try:
                 key = job.dataset.key(index)
-                if (unit, key) in wanted:
-                    picture = job.dataset[index].image
-                    image = decode(picture if isinstance(picture, bytes) else read_file(str(picture)))
-                    found[unit, key] = _inline(image)
+                if (shard, key) in chosen:
+                    source = job.dataset[index].image
+                    image = decode(source if isinstance(source, bytes) else read_file(str(source)))
+                    images[shard, key] = html.inline_image(image, _IMAGE_SIDE)
             except (ImageError, OSError):
                 continue
-    return found
-
-
-def _inline(image: Image.Image) -> str:
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return images

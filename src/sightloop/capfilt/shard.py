@@ -1,18 +1,19 @@
-"""One unit of a bootstrap: consecutive samples in, one output shard and the evidence for every text out.
+"""Processing of one CapFilt shard: consecutive samples in, one output shard and the evidence for every text out.
 
-What a unit gives is a function of its samples and the job's settings. Float32 sums depend on the shape of a pass, so
-the shapes are the unit's own: its samples go through the models in groups of `group` places, counted from its start,
-whatever the batch size, the number of workers or the order. An image that cannot be read leaves its place empty.
+The output depends on the samples and the job's settings alone. Float32 sums depend on the shape of a forward pass, so
+shapes are fixed: the samples of a shard go through the models in groups of `options.group`, counted from its start,
+whatever the batch size, the number of workers or the order of shards. An unreadable image leaves its place in the
+group empty.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
 from typing import TypeAlias
@@ -20,8 +21,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from sightloop.capfilt.filtering import DIGITS, TEXT_SOURCES, CandidateText, decide, drop_unusable
+from sightloop.capfilt.filtering import SCORE_DIGITS, CandidateText, decide, drop_unusable
 from sightloop.capfilt.options import CapFiltOptions
+from sightloop.capfilt.records import ShardItem, ShardTally
 from sightloop.capfilt.remote_captioner import RemoteCaptioner, is_address
 from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.data.datasets import schema, writers
@@ -35,150 +37,159 @@ from sightloop.protocols import Embedder, require
 from sightloop.tasks.embed import embed_images
 from sightloop.types import ImageSpec, JsonDict, Limits, Pixels, Sample
 
-OnImage: TypeAlias = "Callable[[str, str], None]"
+# Called with the key of a sample and the reason of its failure, "" if it did not fail.
+OnSample: TypeAlias = "Callable[[str, str], None]"
 
-BINS = 20  # of the histograms of ITM probabilities
+_EMPTY_TAR = bytes(1024)  # two zero blocks: the end mark alone
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a process needs to work on any unit. units: (start, stop) of the dataset's records, each within one source.
+    """Everything a process needs to work on any shard of a run.
 
-    stamps: the fingerprint of each model, by its part: "captioner", "filter", "ranker".
+    Attributes:
+        dataset: The input.
+        options: Options, with `group` and `threads` set.
+        models: Model source by role: "captioner", "filter", "ranker".
+        fingerprints: Fingerprint of each model, by role.
+        shards: (start, stop) of each output shard's samples in the dataset, all of one input shard.
+        out: The output folder.
     """
 
     dataset: Dataset
     options: CapFiltOptions
     models: dict[str, str]
-    stamps: dict[str, str]
+    fingerprints: dict[str, str]
     shards: list[tuple[int, int]]
     out: Path
 
-    def shard(self, unit: int) -> str:
-        """The name of a unit's shard; its evidence has the same stem."""
-        return f"{unit:06}.{self.options.to}"
+    def shard_name(self, index: int) -> str:
+        """File name of a shard; its evidence has the same stem."""
+        return f"{index:06}.{self.options.to}"
 
-    def evidence(self, unit: int) -> Path:
-        """Where the evidence for a unit's texts lies."""
-        return self.out / "evidence" / f"{unit:06}.jsonl"
+    def evidence_path(self, index: int) -> Path:
+        """Path of the evidence of a shard."""
+        return self.out / "evidence" / f"{index:06}.jsonl"
 
 
 @dataclass(eq=False)
 class Models:
-    """The loaded models of a job. A model that has two parts is loaded once."""
+    """The loaded models of a job; a source with two roles is loaded once.
+
+    Attributes:
+        captioner: Writes synthetic texts; None in mode "filter-only".
+        filter: Computes ITM, and ITC if there is no ranker; None in mode "captioner-only".
+        ranker: Computes ITC.
+    """
 
     captioner: Model | RemoteCaptioner | None
-    judge: Model | None  # ITM, and ITC where no ranker does it
+    filter: Model | None
     ranker: Model | None
 
     @property
     def specs(self) -> list[ImageSpec]:
-        """The ways in which images are prepared for them, each once."""
-        models = (self.captioner, self.judge, self.ranker)
+        """The distinct preprocessings of the models."""
+        models = (self.captioner, self.filter, self.ranker)
         return list(dict.fromkeys(model.image_spec for model in models if model is not None))
 
 
-@dataclass(eq=False)
-class ShardItem:
-    """A place of a unit. shard: the name of the source. reason: why there is no such image, where there is none."""
-
-    shard: str
-    key: str
-    sample: Sample | None = None
-    data: bytes = b""
-    ending: str = ""
-    reason: str = ""
-    unlucky: bool = False  # a decoder process died at it
-    pixels: dict[ImageSpec, Pixels] = field(default_factory=dict[ImageSpec, Pixels])
-    texts: list[CandidateText] = field(default_factory=list[CandidateText])
-
-
 def load_models(job: Job) -> Models:
-    """Loads what the job's mode needs. Raises `UnsupportedError` for a model that cannot do its part."""
+    """Loads the models that the job's mode needs. Raises `UnsupportedError` for a model that cannot do its part."""
     options = job.options
     loaded: dict[str, Model] = {}
     captioner: Model | RemoteCaptioner | None = None
-    for part, source in job.models.items():
+    for role, source in job.models.items():
         if is_address(source):
             captioner = RemoteCaptioner(source)
             continue
-        known = next((loaded[p] for p, s in job.models.items() if s == source and p in loaded), None)
-        loaded[part] = known or load(source, device=options.device, dtype=options.dtype)
-        loaded[part].batch_size = options.group or loaded[part].batch_size
-        needs = {"captioner": "caption", "ranker": "embed", "filter": "match"}[part]
-        if part == "filter" and options.keep == "top-k-itc" and options.ranker is None:
-            needs = "embed"
-        if needs not in loaded[part].capabilities:
-            able = ", ".join(sorted(loaded[part].capabilities))
+        shared = next((loaded[r] for r, s in job.models.items() if s == source and r in loaded), None)
+        loaded[role] = shared or load(source, device=options.device, dtype=options.dtype)
+        loaded[role].batch_size = options.group or loaded[role].batch_size
+        capability = {"captioner": "caption", "ranker": "embed", "filter": "match"}[role]
+        if role == "filter" and options.keep == "top-k-itc" and options.ranker is None:
+            capability = "embed"
+        if capability not in loaded[role].capabilities:
+            capabilities = ", ".join(sorted(loaded[role].capabilities))
             raise UnsupportedError(
-                f"{source}: cannot {needs}, which a {part} must (it can: {able}); "
-                f"`sightloop models --capability {needs}` lists models that can"
+                f"{source}: cannot {capability}, which a {role} must (it can: {capabilities}); "
+                f"`sightloop models --capability {capability}` lists models that can"
             )
     return Models(captioner or loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
 
 
 def process_shard(
-    job: Job, models: Models, unit: int, quarantined: Mapping[str, str], watch: OnImage | None = None
+    job: Job, models: Models, index: int, quarantined: Mapping[str, str], on_sample: OnSample | None = None
 ) -> JsonDict:
-    """Works on one unit and puts its two files into place; returns what the manifest says about it.
+    """Processes one shard and writes its two files by atomic rename.
 
-    quarantined: samples that are not to be touched, and why. watch: is told of each sample its key and, where it
-    failed, why. Raises OSError where a file cannot be written.
+    Args:
+        job: The job.
+        models: Its loaded models.
+        index: Number of the shard.
+        quarantined: Key and reason of samples that are reported as failed without being read.
+        on_sample: Called for each sample.
+
+    Returns:
+        The shard's manifest entry: "unit" (its index), its files with sizes and checksums, and its counts.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     tally = ShardTally()
     lines: list[bytes] = []
-    with atomic_path(job.out / job.shard(unit)) as temporary:
-        temporary.unlink()  # the writers make their own
+    with atomic_path(job.out / job.shard_name(index)) as temporary:
+        temporary.unlink()  # the writers create their file
         with ExitStack() as stack:
-            writer = _writer(job, temporary)
+            writer = _open_writer(job, temporary)
             stack.callback(_close_quietly, writer)
-            with closing(worked(job, models, unit, quarantined)) as items:
+            with closing(process_samples(job, models, index, quarantined)) as items:
                 for item in items:
-                    sample = _kept(item, writer)
+                    sample = _output_sample(item, writer)
                     if sample is not None:
                         writer.add(sample, item.data, item.ending)
                     lines += evidence_lines(job, item)
-                    tally.add(item, sample)
-                    if watch is not None:
-                        watch(item.key, item.reason)
+                    tally.add(item, sample is not None)
+                    if on_sample is not None:
+                        on_sample(item.key, item.reason)
             writer.close()
-        if not temporary.exists():  # nothing was kept: an archive of nothing but its end mark
-            temporary.write_bytes(bytes(1024))
-        found = {"shard": job.shard(unit), **_digest(temporary)}
+        if not temporary.exists():  # no sample was written
+            temporary.write_bytes(_EMPTY_TAR)
+        file = _file_digest(temporary)
     evidence = b"".join(lines)
-    atomic_write(job.evidence(unit), evidence)
-    told = {"evidence": hashlib.sha256(evidence).hexdigest(), "evidence_bytes": len(evidence)}
-    return {"unit": unit, **found, **told, **tally.told()}
+    atomic_write(job.evidence_path(index), evidence)
+    entry: JsonDict = {"unit": index, "shard": job.shard_name(index), **file}
+    entry |= {"evidence": hashlib.sha256(evidence).hexdigest(), "evidence_bytes": len(evidence)}
+    return entry | tally.to_json()
 
 
-def worked(
-    job: Job, models: Models, unit: int, quarantined: Mapping[str, str]
+def process_samples(
+    job: Job, models: Models, index: int, quarantined: Mapping[str, str]
 ) -> Generator[ShardItem, None, None]:
-    """The places of a unit in order, their texts written, scored and decided."""
-    size = job.options.group or 8
-    ready = -(-(job.options.batch_size or size) // size) * size
-    with closing(_read(job, models, unit, quarantined)) as items:
-        while held := list(islice(items, ready)):
-            for start in range(0, len(held), size):
-                group = held[start : start + size]
-                _read_again(job, models, group)
-                _work(job, models, [item for item in group if not item.reason])
+    """Yields the samples of a shard in order, with their texts written, scored and kept or dropped."""
+    group_size = job.options.group or 8
+    groups_ahead = -(-(job.options.batch_size or group_size) // group_size)  # rounded up
+    with closing(_read_items(job, models, index, quarantined)) as items:
+        while ready := list(islice(items, groups_ahead * group_size)):
+            for start in range(0, len(ready), group_size):
+                group = ready[start : start + group_size]
+                _retry_decoding(job, models, group)
+                _caption_and_filter(job, models, [item for item in group if not item.reason])
                 yield from group
 
 
-def _writer(job: Job, path: Path) -> writers.DatasetWriter:
+def _open_writer(job: Job, path: Path) -> writers.DatasetWriter:
     if job.options.to == "parquet":
         return writers.ParquetWriter(path, refer=job.options.by_reference)
     return writers.ShardWriter(path.parent, lambda _: path.name, 0)
 
 
 def _close_quietly(writer: writers.DatasetWriter) -> None:
-    with suppress(OSError, ValueError):  # closed already, or the file goes away anyway
+    with suppress(OSError, ValueError):  # closed already, or the temporary file is removed anyway
         writer.close()
 
 
-def _kept(item: ShardItem, writer: writers.DatasetWriter) -> Sample | None:
-    """The sample with its kept texts; None where nothing is left to learn from, or it cannot be written."""
+def _output_sample(item: ShardItem, writer: writers.DatasetWriter) -> Sample | None:
+    """The sample with its kept texts; None if it has no annotation left or cannot be written."""
     if item.sample is None or item.reason:
         return None
     sample = replace(item.sample, captions=tuple(text.text for text in item.texts if text.kept))
@@ -192,76 +203,78 @@ def _kept(item: ShardItem, writer: writers.DatasetWriter) -> Sample | None:
     return sample
 
 
-def _read(
-    job: Job, models: Models, unit: int, quarantined: Mapping[str, str]
+def _read_items(
+    job: Job, models: Models, index: int, quarantined: Mapping[str, str]
 ) -> Generator[ShardItem, None, None]:
-    """The unit's places in order, each with its image for every model, or a reason why not."""
+    """Yields the samples of a shard in order, each with its pixels for every model, or with a reason.
+
+    The decoders pull images ahead of their results; `waiting` holds the samples pulled and not yet yielded.
+    """
     waiting: deque[ShardItem] = deque()
 
-    def sources() -> Iterator[bytes]:
-        for index in range(*job.shards[unit]):
-            item = _item(job.dataset, index, quarantined)
+    def encoded_images() -> Iterator[bytes]:
+        for sample_index in range(*job.shards[index]):
+            item = _load_item(job.dataset, sample_index, quarantined)
             waiting.append(item)
             if not item.reason:
                 yield item.data
 
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(closing(_stream(job, spec, feed)))
-            for spec, feed in zip(models.specs, tee(sources(), len(models.specs)), strict=True)
+            stack.enter_context(closing(_decode(job, spec, feed)))
+            for spec, feed in zip(models.specs, tee(encoded_images(), len(models.specs)), strict=True)
         ]
         for results in zip(*streams, strict=True):
             while waiting[0].reason:
                 yield waiting.popleft()
             item = waiting.popleft()
-            _take(item, models, results)
+            _set_pixels(item, models, results)
             yield item
         yield from waiting
 
 
-def _stream(
-    job: Job, spec: ImageSpec, sources: Iterable[bytes]
-) -> Generator[Pixels | ImageError, None, None]:
+def _decode(job: Job, spec: ImageSpec, images: Iterable[bytes]) -> Generator[Pixels | ImageError, None, None]:
     options = job.options
     limits = Limits(max_pixels=options.max_pixels)
-    yield from read_images(sources, spec, workers=options.readers, isolate=options.isolate, limits=limits)
+    yield from read_images(images, spec, workers=options.readers, isolate=options.isolate, limits=limits)
 
 
-def _item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:
-    shard, key = dataset.source_name(index), f"#{index}"
+def _load_item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:
+    source, key = dataset.source_name(index), f"#{index}"
     try:
         key = dataset.key(index)
         if key in quarantined:
-            return ShardItem(shard, key, reason=quarantined[key])
+            return ShardItem(source, key, reason=quarantined[key])
         sample = dataset[index]
         data, ending = encoded_image(sample, read_all=True)
     except ImageError as error:
-        return ShardItem(shard, error.name, reason=error.reason or "cannot be read")
-    except OSError as error:  # the shard itself has gone
-        return ShardItem(shard, key, reason=error.strerror or str(error))
-    return ShardItem(shard, key, sample, data or b"", ending)
+        return ShardItem(source, error.name, reason=error.reason or "cannot be read")
+    except OSError as error:  # the input shard itself is gone
+        return ShardItem(source, key, reason=error.strerror or str(error))
+    return ShardItem(source, key, sample, data or b"", ending)
 
 
-def _take(item: ShardItem, models: Models, results: Sequence[Pixels | ImageError]) -> None:
-    item.reason, item.unlucky, item.pixels = "", False, {}
+def _set_pixels(item: ShardItem, models: Models, results: Sequence[Pixels | ImageError]) -> None:
+    """Stores the result of each preprocessing, or the first failure."""
+    item.reason, item.decoder_died, item.pixels = "", False, {}
     for spec, result in zip(models.specs, results, strict=True):
         if isinstance(result, ImageError):
-            item.reason, item.unlucky = result.reason or "cannot be read", is_retryable(result)
+            item.reason, item.decoder_died = result.reason or "cannot be read", is_retryable(result)
             return
         item.pixels[spec] = result
 
 
-def _read_again(job: Job, models: Models, group: Sequence[ShardItem]) -> None:
-    """A second try for images that could not be decoded: a decoder may have been killed by others' hunger."""
-    failed = [item for item in group if item.unlucky]
+def _retry_decoding(job: Job, models: Models, group: Sequence[ShardItem]) -> None:
+    """Decodes once more the images whose decoder died: another process may have exhausted the memory."""
+    failed = [item for item in group if item.decoder_died]
     if failed:
-        streams = [list(_stream(job, spec, [item.data for item in failed])) for spec in models.specs]
+        streams = [list(_decode(job, spec, [item.data for item in failed])) for spec in models.specs]
         for item, results in zip(failed, zip(*streams, strict=True), strict=True):
-            _take(item, models, results)
+            _set_pixels(item, models, results)
 
 
-def _work(job: Job, models: Models, items: Sequence[ShardItem]) -> None:
-    """Writes, scores and decides the texts of one group."""
+def _caption_and_filter(job: Job, models: Models, items: Sequence[ShardItem]) -> None:
+    """Writes, scores and decides the texts of one group of readable images."""
     if not items:
         return
     options = job.options
@@ -269,102 +282,90 @@ def _work(job: Job, models: Models, items: Sequence[ShardItem]) -> None:
         assert item.sample is not None
         item.texts = [CandidateText("web", text) for text in item.sample.captions]
     if models.captioner is not None:
-        pictures = [item.pixels[models.captioner.image_spec] for item in items]
-        if isinstance(models.captioner, RemoteCaptioner):
-            written = models.captioner.caption(pictures, [item.key for item in items], options)
-        else:
-            flat = models.captioner.caption(pictures, options.prompt, **options.decoding())
-            written = [flat[at : at + options.captions] for at in range(0, len(flat), options.captions)]
-        for item, texts in zip(items, written, strict=True):
+        for item, texts in zip(items, _synthetic_texts(models.captioner, items, options), strict=True):
             if isinstance(texts, ImageError):
                 item.reason, item.texts = texts.reason, []
                 continue
             item.texts += [CandidateText("synthetic", " ".join(text.split())) for text in texts]
         items = [item for item in items if not item.reason]
-    left = [drop_unusable(item.texts, options.prompt) for item in items]
-    if any(left):
-        with warnings.catch_warnings():  # one a pass, for texts that are longer than a model reads
+    remaining = [drop_unusable(item.texts, options.prompt) for item in items]
+    if any(remaining):
+        with warnings.catch_warnings():  # about texts that are longer than a model reads
             warnings.simplefilter("ignore", UserWarning)
-            score(models, items, left)
-    for texts in left:
+            score_texts(models, items, remaining)
+    for texts in remaining:
         decide(texts, options)
 
 
-@torch.inference_mode()
-def score(models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequence[CandidateText]]) -> None:
-    """ITM and ITC of every text with its image; an image is encoded once for all of its texts.
+def _synthetic_texts(
+    captioner: Model | RemoteCaptioner, items: Sequence[ShardItem], options: CapFiltOptions
+) -> Sequence[Sequence[str] | ImageError]:
+    """`options.captions` texts for each image, or why a remote captioner refused it."""
+    images = [item.pixels[captioner.image_spec] for item in items]
+    if isinstance(captioner, RemoteCaptioner):
+        return captioner.caption(images, [item.key for item in items], options)
+    texts = captioner.caption(images, options.prompt, **options.decoding())  # those of an image in a row
+    return [texts[start : start + options.captions] for start in range(0, len(texts), options.captions)]
 
-    A text that is longer than a model reads is judged by its beginning.
+
+@torch.inference_mode()
+def score_texts(
+    models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequence[CandidateText]]
+) -> None:
+    """Sets the ITM probability and ITC similarity of every text with its image.
+
+    An image is encoded once for all of its texts. A text longer than the model reads is scored by its beginning.
+
+    Args:
+        models: Filter and ranker.
+        items: B images.
+        texts_of: The texts of each image, R in all.
     """
-    texts = [text for texts in texts_of for text in texts]
-    ends = np.cumsum([len(texts) for texts in texts_of])
-    rows = [np.arange(end - len(mine), end) for end, mine in zip(ends, texts_of, strict=True)]
+    texts = [text for image_texts in texts_of for text in image_texts]  # R
     strings = [text.text for text in texts]
-    for model in dict.fromkeys(m for m in (models.judge, models.ranker) if m is not None):
-        image = model.encode([item.pixels[model.image_spec] for item in items])
-        if model is models.judge and "match" in model.capabilities:
-            logits = np.concatenate(model.match_scores(image, model.tokenize(strings), rows))
-            logits = logits.astype(np.float64)
-            for text, (no, yes) in zip(texts, logits.tolist(), strict=True):
-                text.itm = round(1 / (1 + float(np.exp(no - yes))), DIGITS)
-        if model is (models.ranker or models.judge) and "embed" in model.capabilities:
-            pictures = embed_images(require(model.network, Embedder), image).cpu().numpy().astype(np.float64)
-            words = model.embed_texts(strings).astype(np.float64)
-            for picture, mine in zip(pictures, rows, strict=True):
-                for row in mine.tolist():
-                    texts[row].itc = round(float((picture @ words[row]).max()), DIGITS)
+    ends = np.cumsum([len(image_texts) for image_texts in texts_of])
+    # Rows of each image's texts; for 2, 0 and 3 texts: [0, 1], [], [2, 3, 4].
+    rows_of = [
+        np.arange(end - len(image_texts), end) for end, image_texts in zip(ends, texts_of, strict=True)
+    ]
+    for model in dict.fromkeys(m for m in (models.filter, models.ranker) if m is not None):
+        encoded = model.encode([item.pixels[model.image_spec] for item in items])  # [B, N, D]
+        if model is models.filter and "match" in model.capabilities:
+            logits = np.concatenate(model.match_scores(encoded, model.tokenize(strings), rows_of))  # [R, 2]
+            for text, (no_match, match) in zip(texts, logits.astype(np.float64).tolist(), strict=True):
+                # softmax over two logits = sigmoid of their difference
+                text.itm = round(1 / (1 + float(np.exp(no_match - match))), SCORE_DIGITS)
+        if model is (models.ranker or models.filter) and "embed" in model.capabilities:
+            # [B, P], or [B, Q, P] with several vectors for each image, of which the nearest counts
+            image_embeddings = (
+                embed_images(require(model.network, Embedder), encoded).cpu().numpy().astype(np.float64)
+            )
+            text_embeddings = model.embed_texts(strings).astype(np.float64)  # [R, P]
+            for image_embedding, rows in zip(image_embeddings, rows_of, strict=True):
+                for row in rows.tolist():
+                    texts[row].itc = round(
+                        float((image_embedding @ text_embeddings[row]).max()), SCORE_DIGITS
+                    )
 
 
 def evidence_lines(job: Job, item: ShardItem) -> Iterator[bytes]:
-    """A line for each text of an image, kept or not, or one that says why there is no image."""
+    """JSON lines about one image: one for each text, kept or not, or one with the reason of its failure."""
     if item.reason:
-        failed = {"key": item.key, "shard": item.shard, "failed": item.reason}
+        failed = {"key": item.key, "shard": item.source, "failed": item.reason}
         yield schema.json_text(failed).encode() + b"\n"
-    how = {name: value for name, value in job.options.decoding().items() if value is not None}
+    decoding = {name: value for name, value in job.options.decoding().items() if value is not None}
     for text in item.texts:
         line: JsonDict = {"key": item.key, "source": text.source, "text": text.text}
         line |= {"itm": text.itm, "itc": text.itc, "verdict": "kept" if text.kept else "dropped"}
-        line |= {"reason": text.reason, "filter": job.stamps.get("filter")}
-        if "ranker" in job.stamps:
-            line["ranker"] = job.stamps["ranker"]
+        line |= {"reason": text.reason, "filter": job.fingerprints.get("filter")}
+        if "ranker" in job.fingerprints:
+            line["ranker"] = job.fingerprints["ranker"]
         if text.source == "synthetic":
-            line |= {"captioner": job.stamps["captioner"], "prompt": job.options.prompt, "decoding": how}
+            line |= {"captioner": job.fingerprints["captioner"], "prompt": job.options.prompt}
+            line["decoding"] = decoding
         yield schema.json_text(line).encode() + b"\n"
 
 
-@dataclass(eq=False)
-class ShardTally:
-    """What a unit came to, as the manifest holds it: enough for the report's totals without reading any evidence."""
-
-    samples: int = 0
-    written: int = 0
-    # (shard of the source, key, reason)
-    failed: list[list[str]] = field(default_factory=list[list[str]])
-    texts: Counter[str] = field(default_factory=Counter[str])
-    bins: dict[str, list[int]] = field(
-        default_factory=lambda: {source: [0] * BINS for source in TEXT_SOURCES}
-    )
-
-    def add(self, item: ShardItem, sample: Sample | None) -> None:
-        """One place, and what was written of it."""
-        self.samples += 1
-        self.written += sample is not None
-        if item.reason:
-            self.failed.append([item.shard, item.key, item.reason])
-        for text in item.texts:
-            self.texts[f"{text.source} {text.reason}"] += 1
-            if text.itm is not None:
-                self.bins[text.source][min(BINS - 1, int(text.itm * BINS))] += 1
-
-    def told(self) -> JsonDict:
-        """As JSON values, the same for the same unit."""
-        counts = dict(sorted(self.texts.items()))
-        return {"samples": self.samples, "written": self.written, "texts": counts} | {
-            "itm": self.bins,
-            "failed": self.failed,
-        }
-
-
-def _digest(path: Path) -> JsonDict:
+def _file_digest(path: Path) -> JsonDict:
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}

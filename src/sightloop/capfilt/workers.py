@@ -1,8 +1,8 @@
-"""Units worked on by several workers: each loads the models once and takes unit after unit.
+"""Processing of shards by several workers, each with the models loaded once.
 
-A worker is a process of this machine (`Process`) or an actor of a cluster (`cluster.Actor`). One that dies costs
-nothing but time: its unit is given out again, sample by sample at first, so that one that takes workers down is found
-and left out by name.
+A worker is a process of this machine (`Process`) or an actor of a Ray cluster (`ray_workers.Actor`). When one dies, its
+shard is processed again; before that, each of the shard's samples is tried alone, and one that kills a worker again is
+quarantined by name.
 """
 
 from __future__ import annotations
@@ -17,84 +17,128 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 
-from sightloop.capfilt.shard import Job, Models, OnImage, load_models, process_shard, worked
+from sightloop.capfilt.shard import Job, Models, OnSample, load_models, process_samples, process_shard
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict
 
-# ("unit", number, quarantined) to work on one; ("try", number, index) to see whether one sample kills.
-Request: TypeAlias = "tuple[str, int, Any]"
-# ("item", (key, reason)), ("unit", the manifest's entry), ("try", None) or ("error", exception)
-Answer: TypeAlias = "tuple[str, Any]"
-_DEATHS = 3  # of workers at one unit, with no sample to blame
+
+class ProcessShard(NamedTuple):
+    """Request to process a shard; `quarantined`: key and reason of samples that must not be read."""
+
+    shard: int
+    quarantined: dict[str, str]
+
+
+class TrySample(NamedTuple):
+    """Request to process one sample of a shard, by its index in the dataset, to see whether it kills the worker."""
+
+    shard: int
+    sample: int
+
+
+class SampleDone(NamedTuple):
+    """Answer: a sample of the shard in work was processed; `reason`: of its failure, or ""."""
+
+    key: str
+    reason: str
+
+
+class ShardDone(NamedTuple):
+    """Answer: the shard is done; `entry`: its manifest entry."""
+
+    entry: JsonDict
+
+
+class SampleTried(NamedTuple):
+    """Answer: the worker has survived a `TrySample`."""
+
+
+class WorkerError(NamedTuple):
+    """Answer: the request failed with an exception that ends the run."""
+
+    error: Exception
+
+
+Request: TypeAlias = ProcessShard | TrySample
+Answer: TypeAlias = SampleDone | ShardDone | SampleTried | WorkerError
+_MAX_DEATHS = 3  # of workers at one shard, with no sample to blame
 
 
 class Worker(Protocol):
-    """Works on one request after the other, somewhere."""
+    """A process that works on one request after the other."""
 
     def give(self, request: Request) -> None:
-        """Hands over a request; never raises."""
+        """Sends a request; never raises."""
         ...
 
     def take(self) -> list[Answer]:
-        """What it says, when it is ready. Raises EOFError where it is dead."""
+        """Answers of a worker that `Engine.ready` returned. Raises EOFError if it is dead."""
         ...
 
     def stop(self) -> str:
-        """Ends it; how it ended, in words."""
+        """Ends the worker; returns how it ended, in words."""
         ...
 
 
 class Engine(Protocol):
-    """Where workers live."""
+    """Creator of workers."""
 
-    def start(self, place: int) -> Worker:
-        """A new one for a place, counted from 0."""
+    def start(self, number: int) -> Worker:
+        """Starts a worker; `number`: its slot, from 0."""
         ...
 
     def ready(self, workers: Iterable[Worker]) -> list[Worker]:
-        """Waits until some of them have something to say, or are dead."""
+        """Waits until some of the workers have answers or are dead, and returns those."""
         ...
 
     def close(self) -> None:
-        """All workers are stopped."""
+        """Called after all workers are stopped."""
         ...
 
 
 class Server:
-    """A worker's own side: the models, loaded once."""
+    """Request handler inside a worker; loads the models at the first request."""
 
-    def __init__(self, job: Job, place: int) -> None:
+    def __init__(self, job: Job, number: int) -> None:
         torch.set_num_threads(job.options.threads or torch.get_num_threads())
-        self._job = replace(job, options=replace(job.options, device=_device(job.options.device, place)))
+        self._job = replace(job, options=replace(job.options, device=_device(job.options.device, number)))
         self._models: Models | None = None
 
-    def answer(self, request: Request, watch: OnImage) -> Answer:
-        """Does what is asked; errors are an answer too."""
-        kind, unit, given = request
+    def answer(self, request: Request, on_sample: OnSample) -> Answer:
+        """Works on a request; exceptions are returned as `WorkerError`."""
         try:
             models = self._models = self._models or load_models(self._job)
-            if kind == "unit":
-                return kind, process_shard(self._job, models, unit, given, watch)
-            list(worked(replace(self._job, shards=[(given, given + 1)]), models, 0, {}))
-            return kind, None
+            if isinstance(request, ProcessShard):
+                entry = process_shard(self._job, models, request.shard, request.quarantined, on_sample)
+                return ShardDone(entry)
+            alone = replace(self._job, shards=[(request.sample, request.sample + 1)])
+            list(process_samples(alone, models, 0, {}))
+            return SampleTried()
         except (SightloopError, OSError) as error:
-            return "error", error
+            return WorkerError(error)
         except Exception:
-            return "error", RuntimeError(traceback.format_exc())
+            return WorkerError(RuntimeError(traceback.format_exc()))
 
 
 @dataclass(eq=False)
 class _WorkerSlot:
-    """A worker and what it is at. trying: samples of the unit to be looked at one by one, the first one now."""
+    """A worker and its work.
+
+    Attributes:
+        number: From 0; decides the GPU.
+        worker: The worker; replaced when it dies.
+        shard: Index of the shard in work.
+        to_try: Dataset indices of samples to try alone before the shard; the first of them is in work.
+    """
 
     number: int
     worker: Worker
-    unit: int
-    trying: deque[int] = field(default_factory=deque[int])
+    shard: int
+    to_try: deque[int] = field(default_factory=deque[int])
 
 
 def process_shards(
@@ -104,150 +148,161 @@ def process_shards(
     quarantined: dict[str, str],
     quarantine: Callable[[str, str, str], None],
 ) -> Generator[tuple[str, str] | JsonDict, None, None]:
-    """What `run_unit` returns for each of these units, in the order in which they end; before it, what it watches.
+    """Processes shards by several workers.
 
-    quarantine(shard, key, reason): is told of a sample that took a worker down twice. Raises what a worker raised, and
-    SightloopError where workers die at one unit and no sample is to blame.
+    Args:
+        job: The job.
+        engine: Creator of the workers.
+        todo: Indices of the shards.
+        quarantined: Key and reason of samples that are not read; extended by those that kill workers.
+        quarantine: Called with input shard, key and reason of a sample that killed a worker twice.
+
+    Yields:
+        (key, reason of its failure or "") of each sample, and the manifest entry of each shard when it is done.
+
+    Raises:
+        SightloopError: Workers die at one shard and no sample is to blame. Also the exception of a worker.
     """
-    waiting, deaths, crew = deque(todo), Counter[int](), list[_WorkerSlot]()
+    waiting, deaths, slots = deque(todo), Counter[int](), list[_WorkerSlot]()
     try:
         for number in range(min(job.options.workers, len(todo))):
-            crew.append(_WorkerSlot(number, engine.start(number), waiting.popleft()))
-            _give(crew[-1], quarantined)
-        while crew:
-            ready = engine.ready([place.worker for place in crew])
-            for place in [place for place in crew if place.worker in ready]:
+            slots.append(_WorkerSlot(number, engine.start(number), waiting.popleft()))
+            _send_next(slots[-1], quarantined)
+        while slots:
+            ready = engine.ready([slot.worker for slot in slots])
+            for slot in [slot for slot in slots if slot.worker in ready]:
                 try:
-                    answers = place.worker.take()
+                    answers = slot.worker.take()
                 except EOFError:
-                    _bury(job, place, deaths, quarantined, quarantine)
-                    place.worker = engine.start(place.number)
-                    _give(place, quarantined)
+                    _handle_death(job, slot, deaths, quarantined, quarantine)
+                    slot.worker = engine.start(slot.number)
+                    _send_next(slot, quarantined)
                     continue
-                for kind, value in answers:
-                    if kind == "error":
-                        raise value
-                    if kind in ("item", "unit"):
-                        yield value
-                    if kind == "item":
+                for answer in answers:
+                    if isinstance(answer, WorkerError):
+                        raise answer.error
+                    if isinstance(answer, SampleDone):
+                        yield answer
                         continue
-                    if place.trying:
-                        place.trying.popleft()
+                    if isinstance(answer, ShardDone):
+                        yield answer.entry
+                    if slot.to_try:
+                        slot.to_try.popleft()
                     elif waiting:
-                        place.unit = waiting.popleft()
+                        slot.shard = waiting.popleft()
                     else:
-                        crew.remove(place)
-                        place.worker.stop()
+                        slots.remove(slot)
+                        slot.worker.stop()
                         continue
-                    _give(place, quarantined)
+                    _send_next(slot, quarantined)
     finally:
-        for place in crew:
-            place.worker.stop()
+        for slot in slots:
+            slot.worker.stop()
         engine.close()
 
 
-def _give(place: _WorkerSlot, quarantined: dict[str, str]) -> None:
-    if place.trying:
-        place.worker.give(("try", place.unit, place.trying[0]))
+def _send_next(slot: _WorkerSlot, quarantined: dict[str, str]) -> None:
+    if slot.to_try:
+        slot.worker.give(TrySample(slot.shard, slot.to_try[0]))
     else:
-        place.worker.give(("unit", place.unit, dict(quarantined)))
+        slot.worker.give(ProcessShard(slot.shard, dict(quarantined)))
 
 
-def _bury(
+def _handle_death(
     job: Job,
-    place: _WorkerSlot,
+    slot: _WorkerSlot,
     deaths: Counter[int],
     quarantined: dict[str, str],
     quarantine: Callable[[str, str, str], None],
 ) -> None:
-    """Finds out who is to blame, and what is to be done by the next worker of this place."""
-    how, unit = place.worker.stop(), place.unit
-    if place.trying:
-        index = place.trying.popleft()
+    """Quarantines the sample that was being tried; if it was a whole shard, has its samples tried one by one."""
+    ending, shard = slot.worker.stop(), slot.shard
+    if slot.to_try:
+        index = slot.to_try.popleft()
         key = job.dataset.key(index)
-        quarantined[key] = f"took a worker down twice ({how})"
+        quarantined[key] = f"took a worker down twice ({ending})"
         quarantine(job.dataset.source_name(index), key, quarantined[key])
         return
-    deaths[unit] += 1
-    if deaths[unit] >= _DEATHS:
+    deaths[shard] += 1
+    if deaths[shard] >= _MAX_DEATHS:
         raise SightloopError(
-            f"{job.shard(unit)}: {_DEATHS} workers ended there, one after the other ({how}; exit status -9 is often a "
-            "lack of memory: take fewer --workers or a smaller --group); what is done stays done"
+            f"{job.shard_name(shard)}: {_MAX_DEATHS} workers died at it, one after the other ({ending}; exit status "
+            "-9 often means too little memory: use fewer --workers or a smaller --group); finished shards stay done"
         )
-    keys = ((index, job.dataset.key(index)) for index in range(*job.shards[unit]))
-    place.trying.extend(index for index, key in keys if key not in quarantined)
+    keys = ((index, job.dataset.key(index)) for index in range(*job.shards[shard]))
+    slot.to_try.extend(index for index, key in keys if key not in quarantined)
 
 
 class Processes:
-    """Workers on this machine."""
+    """Engine of workers that are processes of this machine."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def start(self, place: int) -> Worker:
-        """A process of its own, never a fork."""
-        return Process(self._job, place)
+    def start(self, number: int) -> Worker:
+        """Starts a process (spawned, not forked)."""
+        return Process(self._job, number)
 
     def ready(self, workers: Iterable[Worker]) -> list[Worker]:
-        """Those whose pipe says something, or is broken."""
+        """Those whose pipe has data or is closed."""
         by_pipe = {worker.pipe: worker for worker in workers if isinstance(worker, Process)}
         return [by_pipe[pipe] for pipe in wait(list(by_pipe)) if isinstance(pipe, Connection)]
 
     def close(self) -> None:
-        """Nothing is left behind."""
+        """Nothing to do: `Process.stop` ends each process."""
 
 
 class Process:
-    """A child that a killed parent takes along."""
+    """A child process, which ends when its parent is killed."""
 
-    def __init__(self, job: Job, place: int) -> None:
+    def __init__(self, job: Job, number: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(job, theirs, place), daemon=False)
+        self.pipe, child_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(job, child_end, number), daemon=False)
         self.process.start()
-        theirs.close()  # so that its death is the end of the pipe
+        child_end.close()  # so that the pipe ends when the child dies
 
     def give(self, request: Request) -> None:
-        """Over the pipe."""
+        """Sends the request over the pipe."""
         try:
             self.pipe.send(request)
         except (BrokenPipeError, ConnectionError):
-            return  # it is dead already, which the pipe's end will tell
+            return  # it is dead, and `take` will raise EOFError
 
     def take(self) -> list[Answer]:
-        """One answer."""
+        """Receives one answer."""
         try:
             return [self.pipe.recv()]
         except ConnectionError as error:
             raise EOFError from error
 
     def stop(self) -> str:
-        """Kills it, if it is not dead."""
+        """Kills the process if it is alive; returns its exit status in words."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
         return f"exit status {self.process.exitcode}"
 
 
-def _serve(job: Job, pipe: Connection, place: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def _serve(job: Job, pipe: Connection, number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    server = Server(job, place)
-    with suppress(EOFError, ConnectionError):  # the parent has gone
+    server = Server(job, number)
+    with suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
-            pipe.send(server.answer(pipe.recv(), lambda key, reason: pipe.send(("item", (key, reason)))))
+            pipe.send(server.answer(pipe.recv(), lambda key, reason: pipe.send(SampleDone(key, reason))))
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed takes its workers along."""
+    """Ends this process when its parent ends, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
 
 
-def _device(name: str, place: int) -> str:
-    """The GPUs in turn, where none is named."""
+def _device(name: str, number: int) -> str:
+    """The device of a worker: the GPUs in turn if the job names none."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{place % torch.cuda.device_count()}"
+        return f"cuda:{number % torch.cuda.device_count()}"
     return name

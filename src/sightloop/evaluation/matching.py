@@ -113,8 +113,8 @@ class MatchingTask:
                 )
             roc = matching_curves(*_flat(pairs))
             curves[f"ROC ({kind})"] = (
-                "false matches",
-                "matches found",
+                "false positive rate",
+                "true positive rate",
                 np.stack([roc.false_positive_rate, roc.recall], 1),
             )
             curves[f"precision and recall ({kind})"] = (

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from html import escape
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +15,9 @@ from PIL import Image
 from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError
+from sightloop.reports import html
+from sightloop.reports.html import Html, Tile
+from sightloop.reports.plots import LinePlot, line_plot, plots
 from sightloop.training.events import (
     Calibrated,
     CheckpointSaved,
@@ -29,13 +29,17 @@ from sightloop.training.events import (
     WarningRaised,
 )
 from sightloop.training.log import read_log
+from sightloop.training.validation import score_names
 from sightloop.types import Sample
 
 _POINTS = 240  # greatest number of points of a curve
 _SHOWN = 6  # evaluations with captions in the report: the first, the last, and some between
 _MAX_IMAGES = 40
-_MAX_SKIPPED = 200
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 200, 48, 24, 12, 10
+_MAX_TILES = 4  # metrics at the top of the report
+# Names of curves -> names for people; unit of the y axis.
+_LABELS = {"gradient_norm": "gradient norm", "logit_scale": "logit scale (log)"}
+_UNITS = {"samples per second": "samples/s"}
+_COIN_FLIP = 0.5  # ITM accuracy at chance level: as many true pairs as false ones
 
 
 def write_report(run: Path) -> Path:
@@ -107,8 +111,8 @@ class _Story:
     seconds: float = 0.0
     saved: int | None = None
     curves: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
-    figures: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
-    written: list[Evaluated] = field(default_factory=list[Evaluated])
+    metrics: dict[str, _Curve] = field(default_factory=dict[str, _Curve])
+    evaluations: list[Evaluated] = field(default_factory=list[Evaluated])
     calibrated: Calibrated | None = None
     warnings: list[WarningRaised] = field(default_factory=list[WarningRaised])
     skipped: list[SampleSkipped] = field(default_factory=list[SampleSkipped])
@@ -124,9 +128,9 @@ def _read(run: Path) -> _Story:
                 _add_step(story, event)
             case Evaluated():
                 for name, value in event.values.items():
-                    story.figures.setdefault(name, _Curve()).add(event.step, value)
+                    story.metrics.setdefault(name, _Curve()).add(event.step, value)
                 if event.texts:
-                    story.written.append(event)
+                    story.evaluations.append(event)
             case Calibrated():
                 story.calibrated = event
             case WarningRaised():
@@ -149,31 +153,33 @@ def _add_step(story: _Story, event: StepDone) -> None:
     for name, value in numbers.items():
         curve = story.curves.setdefault(name, _Curve())
         curve.add(event.step, value)
-        curve.chance = event.chances.get(name)
+        curve.chance = event.chances.get(name, curve.chance)  # a step without the term has no chance level
 
 
 def _page(run: Path, story: _Story) -> str:
     name = story.began.recipe if story.began else "training"
-    title = escape(f"{name} \u00b7 {run.resolve().name}")
     terms = {k: c for k, c in story.curves.items() if c.chance is not None or k == "loss"}
     facts = {k: c for k, c in story.curves.items() if k not in terms}
-    body = [
-        f"<header><h1>{title}</h1><p class=status>{escape(_status(story))}</p></header>",
-        _tiles(story),
+    return html.page(
+        f"{name} \u00b7 {run.resolve().name}",
+        _status(story),
+        html.tiles(_tiles(story, terms)),
         _warnings(story.warnings),
-        _charts("Losses", "dashed: chance level", terms, "lower"),
-        f"<section><p>{escape(story.calibrated.summary())}.</p></section>" if story.calibrated else "",
-        _charts("Evaluation", "on the evaluation data", story.figures, "figure"),
-        _texts(run, story.written),
-        _charts("Facts of the training", "", facts, "fact"),
-        _skipped(story.skipped),
+        _plots("Metrics", "On the evaluation data, by training step.", story.metrics, "value"),
+        html.section("ITM threshold", html.paragraph(f"{story.calibrated.summary()}."))
+        if story.calibrated
+        else "",
+        _plots("Losses", "By training step. Dashed: the loss of a model that guesses.", terms, "loss (nats)"),
+        _texts(run, story.evaluations),
+        _plots("Optimization", "By training step.", facts, ""),
+        html.details(
+            f"{len(story.skipped):,} samples skipped",
+            html.items([f"{s.key}: {s.reason}" for s in story.skipped]),
+        )
+        if story.skipped
+        else "",
         _recipe(run / "recipe.json"),
-    ]
-    return (
-        f'<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
-        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
-        + f"\n</main><script>{_SCRIPT}</script></body></html>\n"
+        style=_STYLE,
     )
 
 
@@ -186,201 +192,94 @@ def _status(story: _Story) -> str:
     return f"not finished: step {step:,}{steps}, {saved}"
 
 
-def _tiles(story: _Story) -> str:
-    tiles: list[tuple[str, str]] = []
+def _tiles(story: _Story, terms: Mapping[str, _Curve]) -> list[Tile]:
+    """The metrics of the run's objectives first, then loss, time, and size of data and model."""
+    measured = {name: curve for name, curve in story.metrics.items() if curve.values}
+    ordered = dict.fromkeys([*score_names(measured, terms), *measured])
+    tiles = [
+        Tile(name, html.format_number(measured[name].values[-1]), f"step {measured[name].steps[-1]:,.0f}")
+        for name in list(ordered)[:_MAX_TILES]
+    ]
+    if story.last is not None:
+        tiles.append(Tile("loss", html.format_number(story.last.loss), f"step {story.last.step:,}"))
+        tiles.append(
+            Tile("training time", html.format_duration(story.seconds), f"{story.last.epoch:.4g} epochs")
+        )
     if story.began is not None:
         began = story.began
-        frozen = began.parameters - began.trainable
-        tiles += [
-            ("samples", f"{began.samples:,}"),
-            ("batch", f"{began.batch:,}"),
-            ("parameters", _short(began.parameters)),
-            *([("of them frozen", _short(frozen))] if frozen else []),
-        ]
-    if story.last is not None:
-        tiles += [("epochs", f"{story.last.epoch:.4g}"), ("loss", _number(story.last.loss))]
-        tiles += [("time in steps", _clock(story.seconds))]
-    tiles += [(name, _number(curve.values[-1])) for name, curve in story.figures.items() if curve.values][:4]
-    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in tiles)
-    return f"<section class=tiles>{cells}</section>"
+        tiles.append(Tile("training samples", f"{began.samples:,}", f"batch {began.batch:,}"))
+        frozen = "" if began.trainable == began.parameters else f"of {html.format_count(began.parameters)}"
+        tiles.append(Tile("trained parameters", html.format_count(began.trainable), frozen))
+    return tiles
 
 
-def _warnings(warnings: Sequence[WarningRaised]) -> str:
+def _warnings(warnings: Sequence[WarningRaised]) -> Html:
     if not warnings:
-        return "<section><p class=fine>No warnings.</p></section>"
-    rows = "".join(
-        f"<li{' class=over' if w.over else ''}>"
-        f"<b>step {w.step:,} \u00b7 {escape(w.about)}</b> {escape(w.text)}</li>"
-        for w in warnings
-    )
-    return f"<section class=warnings><h2>Warnings</h2><ul>{rows}</ul></section>"
-
-
-def _charts(heading: str, note: str, curves: Mapping[str, _Curve], kind: str) -> str:
-    drawn = "".join(_chart(name, curve, kind) for name, curve in curves.items() if curve.values)
-    if not drawn:
-        return ""
-    small = f" <small>{escape(note)}</small>" if note else ""
-    return f"<section><h2>{escape(heading)}{small}</h2><div class=charts>{drawn}</div></section>"
-
-
-def _chart(name: str, curve: _Curve, kind: str) -> str:
-    points = curve.points()
-    values = [value for _, value in points] + ([] if curve.chance is None else [curve.chance])
-    low, high = min(values), max(values)
-    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    low, high = low - pad if low < 0 or low - pad >= 0 else 0.0, high + pad
-    first, last = points[0][0], points[-1][0]
-
-    def x(step: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * ((step - first) / (last - first) if last > first else 0.5)
-
-    def y(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
-
-    end = _WIDTH - _RIGHT
-    parts = [
-        f'<path class=grid d="M{_LEFT} {y(tick):.1f}H{end}"/>'
-        f"<text x={_LEFT - 6} y={y(tick) + 4:.1f} text-anchor=end>{_number(tick)}</text>"
-        for tick in _ticks(low, high)
-    ]
-    parts += [
-        f"<text x={_LEFT} y={_HEIGHT - 6}>{curve.steps[0]:,.0f}</text>",
-        f"<text x={end} y={_HEIGHT - 6} text-anchor=end>{last:,.0f}</text>" if last > first else "",
-    ]
-    if curve.chance is not None:
-        at = y(curve.chance)
-        below = 12 if at < _TOP + 14 else -4
-        parts.append(f'<path class=chance d="M{_LEFT} {at:.1f}H{end}"/>')
-        label = f"chance {_number(curve.chance)}"
-        parts.append(f"<text class=chance x={end} y={at + below:.1f} text-anchor=end>{label}</text>")
-    line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-    parts.append(f'<polyline class=line points="{line}"/>')
-    if len(points) <= 30:
-        parts += [f"<circle cx={x(step):.1f} cy={y(value):.1f} r=2.5 />" for step, value in points]
-    hover = escape(json.dumps([[round(s), _number(v), round(x(s), 1), round(y(v), 1)] for s, v in points]))
-    label = escape(f"{name}: {_number(points[0][1])} to {_number(points[-1][1])}")
-    return (
-        f"<figure class={kind}><figcaption>{escape(name)} <b>{_number(curve.values[-1])}</b></figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role=img aria-label="{label}" data-points="{hover}">'
-        f"{''.join(parts)}</svg></figure>"
+        return html.element("p", "No warnings.", class_="fine")
+    return html.section(
+        "Warnings",
+        *(
+            html.element(
+                "p",
+                html.element("b", f"step {warning.step:,} \u00b7 {warning.about} "),
+                warning.text,
+                class_="fine" if warning.over else "warning",
+            )
+            for warning in warnings
+        ),
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers between low and high."""
-    step = 10 ** math.floor(math.log10((high - low) / 3))
-    step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 3)
-    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def _plots(heading: str, note: str, curves: Mapping[str, _Curve], y_label: str) -> Html:
+    drawn = [_plot(name, curve, y_label) for name, curve in curves.items() if curve.values]
+    return html.section(heading, plots(drawn), note=note)
 
 
-def _texts(run: Path, written: Sequence[Evaluated]) -> str:
-    if not written:
-        return ""
-    count = min(_SHOWN, len(written))
-    shown = [written[round(i * (len(written) - 1) / max(1, count - 1))] for i in range(count)]
+def _plot(name: str, curve: _Curve, y_label: str) -> Html:
+    shown = _LABELS.get(name, name)
+    chance = _COIN_FLIP if name.startswith("ITM accuracy") else curve.chance
+    return line_plot(
+        LinePlot(
+            title=shown,
+            x_label="step",
+            y_label=_UNITS.get(name, y_label or shown),
+            points=curve.points(),
+            value=html.format_number(curve.values[-1]),
+            chance=chance,
+        )
+    )
+
+
+def _texts(run: Path, evaluations: Sequence[Evaluated]) -> Html:
+    """Table of captions: a row for each image, a column for some of the evaluations."""
+    count = min(_SHOWN, len(evaluations))
+    shown = [evaluations[round(i * (len(evaluations) - 1) / max(1, count - 1))] for i in range(count)]
     columns = [(evaluated.step, dict(evaluated.texts)) for evaluated in shown]
     keys = list(dict.fromkeys(key for _, texts in reversed(columns) for key in texts))[:_MAX_IMAGES]
-    head = "".join(f"<th>step {step:,}</th>" for step, _ in columns)
-    rows = "".join(
-        f"<tr><th>{_thumbnail(sample_path(run, key))}<span>{escape(key)}</span></th>"
-        + "".join(f"<td>{escape(texts.get(key, ''))}</td>" for _, texts in columns)
-        + "</tr>"
+    if not keys:
+        return Html("")
+    head = ["image", *(f"step {step:,}" for step, _ in columns)]
+    rows = [
+        [
+            html.join([_thumbnail(sample_path(run, key)), html.element("small", key)]),
+            *(texts.get(key, "") for _, texts in columns),
+        ]
         for key in keys
-    )
-    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<section><h2>Captions over time</h2><div class=wide>{table}</div></section>"
+    ]
+    table = html.table(head, rows, text_columns=range(len(head)))
+    return html.section("Generated captions", html.element("div", table, class_="captions"))
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Path) -> Html:
+    return html.inline_jpeg(path.read_bytes()) if path.is_file() else Html("")
+
+
+def _recipe(path: Path) -> Html:
     if not path.is_file():
-        return ""
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
-def _skipped(skipped: Sequence[SampleSkipped]) -> str:
-    if not skipped:
-        return ""
-    rows = "".join(f"<li>{escape(s.key)}: {escape(s.reason)}</li>" for s in skipped[:_MAX_SKIPPED])
-    more = f"<li>and {len(skipped) - _MAX_SKIPPED:,} more</li>" if len(skipped) > _MAX_SKIPPED else ""
-    heading = f"<summary>{len(skipped):,} samples skipped</summary>"
-    return f"<section><details>{heading}<ul>{rows}{more}</ul></details></section>"
-
-
-def _recipe(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    text = path.read_text("utf-8", "replace")
-    return f"<section><details><summary>Recipe</summary><pre>{escape(text)}</pre></details></section>"
-
-
-def _number(value: float) -> str:
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}"
-    return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def _short(count: int) -> str:
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+        return Html("")
+    return html.details("Recipe", html.preformatted(path.read_text("utf-8", "replace")))
 
 
 _STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--soft:#6a737d;--rule:#e3e6ea;--card:#f6f7f9;
---line:#2563c9;
---good:#1a7f4b;--bad:#b3261e;--alarm:#fdecea}
-@media(prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#e4e7eb;--soft:#959da6;--rule:#2c3238;
---card:#1c2126;
---line:#6ea8ff;--good:#57c58a;--bad:#ff8a80;--alarm:#3a1d1b}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,sans-serif}
-main{max-width:1200px;margin:0 auto;padding:24px 20px 60px}h1{font-size:24px;margin:0}h2{font-size:17px;
-margin:32px 0 10px}
-small,.status{color:var(--soft);font-weight:400;font-size:13px}.status{margin:2px 0 0}
-.tiles{display:flex;flex-wrap:wrap;gap:10px;margin-top:18px}
-.tiles div{background:var(--card);border-radius:8px;padding:8px 14px}.tiles b{display:block;font-size:18px}
-.tiles span{color:var(--soft);font-size:12px}.fine{color:var(--good)}
-.warnings ul{list-style:none;margin:0;padding:0}.warnings li{background:var(--alarm);
-border-left:4px solid var(--bad);
-border-radius:4px;padding:8px 12px;margin:6px 0;overflow-wrap:anywhere}
-.warnings .over,.warnings .over b{background:none;border-color:var(--good);color:var(--good)}
-.warnings b{color:var(--bad);
-margin-right:6px}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:14px}
-figure{margin:0;background:var(--card);border-radius:8px;padding:10px 12px 4px}figcaption{font-size:13px;
-color:var(--soft)}
-figcaption b{color:var(--ink);float:right}svg{width:100%;height:auto;display:block;
-font:10.5px system-ui,sans-serif}
-svg text{fill:var(--soft)}.grid{stroke:var(--rule)}.line{fill:none;stroke:var(--line);stroke-width:1.8;
-stroke-linejoin:round}
-circle{fill:var(--line)}.figure .line{stroke:var(--good)}.figure circle{fill:var(--good)}
-path.chance{stroke:var(--bad);stroke-dasharray:5 4;opacity:.8}text.chance{fill:var(--bad)!important}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px}
-th,td{border-bottom:1px solid var(--rule);padding:8px 10px;
-text-align:left;vertical-align:top;min-width:130px}tbody th{font-weight:400;color:var(--soft);max-width:180px;
-overflow-wrap:anywhere}img{display:block;max-width:140px;border-radius:4px}details{margin-top:14px}
-summary{cursor:pointer}
-pre{background:var(--card);padding:12px;border-radius:8px;overflow-x:auto;font-size:12.5px}
-"""
-
-# Shows the value under the pointer; the report works without it.
-_SCRIPT = """
-for(const svg of document.querySelectorAll("svg[data-points]")){const points=JSON.parse(svg.dataset.points);
-const make=n=>svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg",n));
-const dot=make("circle"),say=make("text");
-dot.setAttribute("r",3.5);const show=on=>{dot.style.display=say.style.display=on?"":"none"};show(false);
-svg.addEventListener("pointerleave",()=>show(false));svg.addEventListener("pointermove",e=>{
-const box=svg.getBoundingClientRect(),at=(e.clientX-box.left)/box.width*360;
-const p=points.reduce((a,b)=>Math.abs(b[2]-at)<Math.abs(a[2]-at)?b:a);show(true);
-dot.setAttribute("cx",p[2]);dot.setAttribute("cy",p[3]);say.setAttribute("x",p[2]>250?p[2]-6:p[2]+6);
-say.setAttribute("text-anchor",p[2]>250?"end":"start");say.setAttribute("y",Math.max(20,p[3]-8));
-say.textContent="step "+p[0].toLocaleString("en")+": "+p[1];say.style.fill="var(--ink)"})}
+.captions td{min-width:150px}.captions td:first-child{max-width:190px}.captions img{max-width:140px}
 """

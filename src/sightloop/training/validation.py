@@ -87,9 +87,20 @@ def validation_score(values: Mapping[str, float], terms: Collection[str]) -> flo
     Returns:
         The value, or None if no metric was computed.
     """
-    measured = [name for name in _SCORES if name in values]
-    trained = [name for name in measured if _SCORES[name] & {*terms}]
-    return values[(trained or measured)[0]] if measured else None
+    names = score_names(values, terms)
+    return values[names[0]] if names else None
+
+
+def score_names(measured: Collection[str], terms: Collection[str]) -> list[str]:
+    """The metrics that compare checkpoints, those of the run's objectives first.
+
+    Args:
+        measured: names of metrics.
+        terms: objectives of the run.
+    """
+    names = [name for name in _SCORES if name in measured]
+    trained = [name for name in names if _SCORES[name] & {*terms}]
+    return trained + [name for name in names if name not in trained]
 
 
 def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) -> str:

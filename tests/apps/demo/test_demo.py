@@ -88,8 +88,8 @@ def test_images_of_a_folder(model: FakeModel, tmp_path: Path, capsys) -> None:
     assert page.tags.count("article") == 3
     assert "one &amp; only" in text
     assert "a&lt;b&gt;" in text
-    assert not re.search(r"<i>(true|false)</i>", text)  # no true texts are known
-    assert "chance" not in text
+    assert not re.search(r"<i> (true|false)</i>", text)  # no true texts are known
+    assert "chance" not in text.partition("<body>")[2]
 
 
 def test_photographs_inside_packages_that_cannot_be_imported(
@@ -103,7 +103,7 @@ def test_photographs_inside_packages_that_cannot_be_imported(
     assert re.search(r"comes first for \d of 4 texts \(chance: 1 in 8\)", out)
     text = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "scikit-learn: danielbuechele, CC BY 2.0" in text
-    assert text.count("class=right") >= 1
+    assert text.count('class="target"') >= 1
     assert run("--count", 3, "--out", tmp_path / "out") == 0
     assert capsys.readouterr().out.startswith("3 images")
     assert not {"skimage", "sklearn"} & set(sys.modules)
@@ -172,7 +172,7 @@ def test_with_the_bundled_model(no_packages: None, tmp_path: Path, monkeypatch, 
     assert run("--out", tmp_path / "out", "--count", 3) == 0
     assert "small and often wrong" in capsys.readouterr().out
     text = (tmp_path / "out" / "index.html").read_text("utf-8")
-    assert "class=warning" in text
+    assert 'class="warning"' in text
     assert "often wrong" in text
 
 

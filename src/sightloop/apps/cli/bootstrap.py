@@ -203,7 +203,7 @@ def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
         )
     print_message(f"With {estimate.workers} worker(s), assuming that they do not slow each other down.")
     if as_json:
-        print(jsonlib.dumps(estimate.told()))
+        print(jsonlib.dumps(estimate.to_json()))
 
 
 def _time(hours: float) -> str:
