@@ -5,6 +5,7 @@ All of them derive from `SightloopError`, so `except sightloop.SightloopError` c
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -73,3 +74,29 @@ def os_error_reason(error: OSError) -> str:
     # Arrow raises OSError without errno and with a text of its own.
     message = os.strerror(error.errno) if error.errno else error.strerror or str(error)
     return (message or type(error).__name__).lower()
+
+
+# errno -> remedy.
+_REMEDIES = {
+    errno.ENOSPC: "make room there, and run the same command again",
+    errno.EDQUOT: "make room in your quota, and run the same command again",
+    errno.EFBIG: "raise the limit of file size (ulimit -f), or write to another file system",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.ENOENT: "check its name",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "check its name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
+    errno.EIO: "check the disk, and run the same command again",
+    errno.ENOMEM: "free memory, or use a smaller --batch-size",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
+
+
+def describe_os_error(error: OSError) -> str:
+    """An `OSError` in one line: its file, the cause in words, and the remedy where there is a usual one."""
+    name = error.filename2 or error.filename
+    file = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes)) else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{file}{os_error_reason(error)}{f': {remedy}' if remedy else ''}."
