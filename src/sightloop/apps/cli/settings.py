@@ -75,7 +75,7 @@ def from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
             f"{path}: {unknown[0]}: not an option of all commands ({', '.join(SHARED)}); put it into the table of its "
             f"command, such as [{commands[0]}]."
         )
-    known = [name for name in app.app_stack.stack[0][0] if not name.startswith("-")]
+    known = [name for name in app.app_stack.current_frame[0] if not name.startswith("-")]
     if unknown := sorted(set(tables) - set(known)):
         raise UsageError(f"{path}: [{unknown[0]}]: no such command; there are {', '.join(known)}.")
     own = tables.get(commands[0], {})

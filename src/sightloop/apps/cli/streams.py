@@ -15,6 +15,10 @@ class ClosedOutput(io.TextIOBase):
 
     encoding = "utf-8"
 
+    def fileno(self) -> int:
+        """The descriptor of standard output, which `open_standard_streams` opens on the null device."""
+        return 1
+
     def write(self, s: str, /) -> int:
         """Raises `BrokenPipeError`."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), "standard output")

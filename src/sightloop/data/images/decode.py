@@ -40,11 +40,6 @@ from sightloop.types import ImageSource, Limits, Pixels, Size
 
 DEFAULT_LIMITS: Final = Limits()
 OUT_OF_MEMORY: Final = "needs too much memory"
-EXTENSIONS: frozenset[str] = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif".split()
-)
-"""File extensions of the images that `decode` reads, in lower case with the dot."""
-
 # Importing a plugin registers it with Pillow. `Image.open(formats=...)` tries no other plugin (EPS, PSD, ...).
 # JpegImagePlugin reads MPO as well.
 _PLUGINS: Final = {
