@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the import, which the start of a command would wait for
+TYPE_CHECKING = (
+    False  # as `typing.TYPE_CHECKING`, without the import, which the start of a command would wait for
+)
 if TYPE_CHECKING:
     from sightloop import metrics
     from sightloop.capfilt.bootstrap import bootstrap

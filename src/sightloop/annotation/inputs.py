@@ -30,8 +30,8 @@ def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skip
     * A glob that the shell has not expanded, also with `**`: each match is treated as above, but files count only if
       their ending is that of an image, or that of the pattern ("*.dat").
 
-    Yields `Failed` for what cannot be found, listed or read as a file, for a URL, and for a glob without a match. Folders
-    without an image come last: `Skipped`, or `Failed` if the whole search found nothing.
+    Yields `Failed` for what cannot be found, listed or read as a file, for a URL, and for a glob without a match.
+    Folders without an image come last: `Skipped`, or `Failed` if the whole search found nothing.
 
     Memory grows with the arguments, the number of folders and the largest single folder, not with the number of images.
     """

@@ -11,6 +11,7 @@ from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEv
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
+from sightloop.inference.arguments import as_list
 from sightloop.inference.model import Model
 from sightloop.types import JsonDict, JsonMapping, Pixels, Sample
 
@@ -67,6 +68,11 @@ class EvalOptions:
         for name, allowed in (("answer_by", ("generate", "rank")), ("match_by", ("itm", "itc"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
+        for name in ("labels", "candidates"):
+            if getattr(self, name) is not None:
+                as_list(getattr(self, name), name)
+        if isinstance(self.rerank, int):
+            raise UsageError(f"rerank={self.rerank}: give a list, rerank=[{self.rerank}]")
         if any(k < 1 for k in self.rerank):
             raise UsageError(f"rerank={list(self.rerank)}: each must be at least 1")
 

@@ -37,6 +37,23 @@ def as_strings(texts: TextInput, what: str) -> list[str]:
     return out
 
 
+def as_list(texts: Sequence[str], what: str) -> list[str]:
+    """Texts that are a list by their meaning, such as labels: a single string is refused.
+
+    Args:
+        texts: The texts.
+        what: Their name, for messages: "labels".
+
+    Raises:
+        UsageError: A string, no text, or something that is no string.
+    """
+    if isinstance(texts, str):
+        entries = [entry for part in texts.splitlines() for entry in part.split(",") if entry.strip()]
+        example = ", ".join(f'"{entry.strip()}"' for entry in entries[:3]) or '"a", "b"'
+        raise UsageError(f"{what}={texts!r}: give a list of strings, such as {what}=[{example}]")
+    return as_strings(texts, what)
+
+
 def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
     """The prompts of the images from `start`; one prompt serves all, too few are noticed at the end."""
     if len(prompts) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,13 @@ class FakeChatModel:
         return iter([f"{len(messages)} messages, ", f"{len(images)} images"])
 
 
+@pytest.fixture(autouse=True)
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "b.jpg", "broken.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+
+
 def talk(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: str, *arguments: str
 ) -> tuple[int, str, str, FakeChatModel]:
@@ -44,7 +52,7 @@ def talk(
 
 
 def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = "what?\nand\n/image b.jpg\nnow?\n/new\nagain\n\nnever read\n"
+    lines = "what?\nand\n/image b.jpg\n\n  \nnow?\n/new\nagain\n\n//help me\n"
     status, out, err, model = talk(monkeypatch, capsys, lines, "a.jpg", "--system", "be short")
     assert status == 0
     assert err == ""
@@ -53,7 +61,9 @@ def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         "4 messages, 1 images",
         "6 messages, 2 images",
         "2 messages, 1 images",
+        "4 messages, 1 images",
     ]
+    assert model.conversations[-1][-1] == Message("user", "/help me")
     assert model.conversations[2] == [
         Message("system", "be short"),
         Message("user", "what?", ("a.jpg",)),

@@ -21,7 +21,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from sightloop.data.images import decode, headers
+from sightloop.data.images import decode, headers, names
 from sightloop.errors import ImageError
 from sightloop.types import Limits
 
@@ -494,5 +494,5 @@ def attempt(data: bytes, limits: Limits) -> Image.Image | ImageError:
 def test_names_and_extensions() -> None:
     assert decode.source_name(Path("a/b.jpg")) == "a/b.jpg"
     assert decode.source_name(b"") == "<bytes>"
-    assert {".jpg", ".heic", ".avif", ".tif"} <= decode.EXTENSIONS
-    assert all(ending == ending.lower() and ending.startswith(".") for ending in decode.EXTENSIONS)
+    assert {".jpg", ".heic", ".avif", ".tif"} <= names.EXTENSIONS
+    assert all(ending == ending.lower() and ending.startswith(".") for ending in names.EXTENSIONS)

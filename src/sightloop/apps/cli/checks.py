@@ -89,9 +89,9 @@ def check_checkpoint(source: str) -> None:
         hub = _HUB_URL.match(source)
         remedy = f"name it as {hub[1]}" if hub else "download the files, and name their folder"
         raise UsageError(f"--model {source}: a URL is not loaded; {remedy}.")
-    if not _is_cached(source):
-        from sightloop.checkpoints.hub import locate
+    from sightloop.checkpoints.hub import is_cached, locate
 
+    if not is_cached(source):
         locate(source)
 
 
@@ -116,7 +116,9 @@ def check_data(option: str, sources: Iterable[str]) -> None:
     """
     for source in sources:
         if _URL.match(source) or source.startswith("pipe:"):
-            raise UsageError(f"{option} {source}: a URL is not read; download the files, and name their path.")
+            raise UsageError(
+                f"{option} {source}: a URL is not read; download the files, and name their path."
+            )
         if source == "-" or (_has_braces(source) and not os.path.lexists(source)):
             continue
         if not os.path.exists(source):
@@ -136,12 +138,3 @@ def check_texts(option: str, texts: Iterable[str]) -> None:
 
 def _has_braces(name: str) -> bool:
     return re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", name) is not None
-
-
-def _is_cached(source: str) -> bool:
-    """Whether the hub's cache has a folder of this model."""
-    if os.path.exists(os.path.expanduser(source)) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return False
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return (Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir()

@@ -26,8 +26,14 @@ from sightloop.apps.cli import (
 )
 from sightloop.apps.cli import settings as cli_settings
 from sightloop.apps.cli.help_format import WrappingFormatter
-from sightloop.apps.cli.output import is_verbose, print_error, print_message, set_verbosity
-from sightloop.apps.cli.streams import discard_stdout, open_standard_streams, print_warnings_as_messages
+from sightloop.apps.cli.output import (
+    is_verbose,
+    print_error,
+    print_message,
+    print_warnings_as_messages,
+    set_verbosity,
+)
+from sightloop.apps.cli.streams import discard_stdout, open_standard_streams
 from sightloop.errors import (
     CheckpointError,
     SightloopError,
@@ -155,7 +161,9 @@ def _report(error: Exception) -> int:
         print_error("sightloop", error)
         usage = (UsageError, CheckpointError, TokenizerError, UnsupportedError)
         return 2 if isinstance(error, usage) else 1
-    if isinstance(error, OSError):  # of the run as a whole, such as a full disk; errors of single images are events
+    if isinstance(
+        error, OSError
+    ):  # of the run as a whole, such as a full disk; errors of single images are events
         print_error("sightloop", describe_os_error(error))
         discard_stdout()
         return 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +83,24 @@ def print_detail(text: str) -> None:
 def print_warning(text: str) -> None:
     """Prints one line on standard error, also with --quiet."""
     _print_line(f"warning: {text}")
+
+
+def print_warnings_as_messages() -> None:
+    """Prints one warning of each kind, as one line without file and line number.
+
+    Warnings that differ only in numbers and quoted texts are of one kind: texts that are cut in each batch are
+    reported once.
+    """
+    printed: set[str] = set()
+
+    def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
+        text = " ".join(str(message).split())
+        kind = re.sub(r"\d+|(['\"]).*\1", "", text)
+        if kind not in printed:
+            printed.add(kind)
+            print_warning(text)
+
+    warnings.showwarning = show
 
 
 def print_failure(text: str) -> None:

@@ -13,8 +13,8 @@ from sightloop.apps.cli.checks import read_ahead
 from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
 from sightloop.apps.cli.options import (
     DecodingOptions,
-    RegionOption,
     NamedModelOptions,
+    RegionOption,
     RuntimeOptions,
     parse_entries,
     parse_region,

@@ -1,4 +1,4 @@
-"""Standard streams that the parent process has closed, and warnings of libraries as lines of this program."""
+"""Standard streams that the parent process, or the reader of a pipe, has closed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import sys
-import warnings
 from contextlib import suppress
 
 
@@ -52,18 +51,3 @@ def discard_stdout() -> None:
 def discard_stderr() -> None:
     """Discards all further messages."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
-
-
-def print_warnings_as_messages() -> None:
-    """Prints each warning of a library once, as one line without file and line number."""
-    from sightloop.apps.cli.output import print_warning
-
-    printed: set[str] = set()
-
-    def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
-        text = str(message)
-        if text not in printed:
-            printed.add(text)
-            print_warning(text)
-
-    warnings.showwarning = show

@@ -174,6 +174,8 @@ def read_file(path: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
                 data += more  # a file that grew, or a read that returned less than requested
     except FileNotFoundError:
         reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
+        if "://" in str(path):
+            reason = "a URL is not read: download the image first, and name the file"
         raise ImageError(path, reason) from None
     except PermissionError:
         raise ImageError(path, "no permission to read it") from None
