@@ -81,7 +81,7 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         error.filename = str(target)
         raise
     try:
-        with _errors_of(target, temporary):
+        with name_disk_errors(target, temporary):
             yield temporary
             _sync_file(temporary)
         _check_regular(target)  # again: the writing may have taken hours
@@ -110,16 +110,21 @@ def _check_regular(target: Path) -> None:
 
 
 @contextmanager
-def _errors_of(target: Path, temporary: Path) -> Generator[None]:
-    """Gives errors of the disk the name of the file that was to be written.
+def name_disk_errors(target: Path, temporary: Path | None = None) -> Generator[None]:
+    """Context manager that gives errors of the disk the name of the file that is written.
 
-    A write to an open file fails without a name, and libraries (safetensors, Arrow) raise errors of their own, in
-    whose text the number stands: "No space left on device (os error 28)".
+    A write to an open file fails without a name. Libraries (safetensors, Arrow) raise errors of their own, with the
+    number in the text, "No space left on device (os error 28)"; they become an `OSError`.
+
+    Args:
+        target: The file.
+        temporary: Its temporary, whose name in an error is replaced.
     """
     try:
         yield
     except OSError as error:
-        if error.filename == str(temporary) or (error.filename is None and error.errno in _DISK_ERRORS):
+        is_unnamed = error.filename is None and error.errno in _DISK_ERRORS
+        if is_unnamed or (temporary is not None and error.filename == str(temporary)):
             error.filename = str(target)
         if error.errno is None and (number := _disk_error_number(error)):
             raise OSError(number, os.strerror(number), str(target)) from error

@@ -50,10 +50,10 @@ def convert(
     """
     if len(paths) < 2:
         raise UsageError("convert: name at least one source and, last, the target.")
-    from sightloop.data.datasets.convert import convert as run_convert
-
     *sources, target = paths
     check_data("SRC", sources)
+    from sightloop.data.datasets.convert import convert as run_convert
+
     dataset = sightloop.open_dataset(sources, images=images)
     with ProgressReporter("converting", OutputTable([])) as progress:
         if "-" not in sources:
