@@ -87,9 +87,7 @@ def test_a_file_that_the_environment_names(
     assert rows(capsys) == 2
 
 
-def test_quiet_leaves_failures(
-    model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quiet_leaves_failures(model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("classify photos --labels a,b --quiet") == 0
     assert capsys.readouterr().err == ""
     (tmp_path / "photos" / "b.jpg").write_bytes(b"nothing")
