@@ -69,6 +69,19 @@ def from_options(factory: Callable[..., _T], options: Mapping[str, object], noun
     return factory(**options)
 
 
+def refuse_string(name: str, texts: object) -> None:
+    """Raises `UsageError`, with the list that is probably meant, if `texts` is a string where a list is needed.
+
+    Args:
+        name: Name of the argument, for the message: "labels".
+        texts: Its value.
+    """
+    if isinstance(texts, str):
+        entries = [entry.strip() for line in texts.splitlines() for entry in line.split(",") if entry.strip()]
+        example = ", ".join(f'"{entry}"' for entry in entries[:3]) or '"a", "b"'
+        raise UsageError(f"{name}={texts!r}: give a list of strings, such as {name}=[{example}]")
+
+
 def os_error_reason(error: OSError) -> str:
     """Cause of an `OSError` in lower case, without error number and file name ("no space left on device")."""
     # Arrow raises OSError without errno and with a text of its own.

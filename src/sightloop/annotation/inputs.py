@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from sightloop.data.images.names import EXTENSIONS, is_image_name
+from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 

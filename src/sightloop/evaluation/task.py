@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypeAlias
 
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, refuse_string
 from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.inference.arguments import as_list
 from sightloop.inference.model import Model
 from sightloop.types import JsonDict, JsonMapping, Pixels, Sample
 
@@ -69,8 +68,7 @@ class EvalOptions:
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
         for name in ("labels", "candidates"):
-            if getattr(self, name) is not None:
-                as_list(getattr(self, name), name)
+            refuse_string(name, getattr(self, name))
         if isinstance(self.rerank, int):
             raise UsageError(f"rerank={self.rerank}: give a list, rerank=[{self.rerank}]")
         if any(k < 1 for k in self.rerank):

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, refuse_string
 from sightloop.types import ImageSource, Pixels
 
 ImageInput: TypeAlias = "ImageSource | Iterable[ImageSource]"
@@ -47,10 +47,7 @@ def as_list(texts: Sequence[str], what: str) -> list[str]:
     Raises:
         UsageError: A string, no text, or something that is no string.
     """
-    if isinstance(texts, str):
-        entries = [entry for part in texts.splitlines() for entry in part.split(",") if entry.strip()]
-        example = ", ".join(f'"{entry.strip()}"' for entry in entries[:3]) or '"a", "b"'
-        raise UsageError(f"{what}={texts!r}: give a list of strings, such as {what}=[{example}]")
+    refuse_string(what, texts)
     return as_strings(texts, what)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sightloop.data.datasets import schema
-from sightloop.data.images.names import EXTENSIONS, is_image_name
+from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.types import JsonDict, Sample
 
 SIDECAR_EXTENSIONS = (".txt", ".json")
