@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from inspect import signature
 from typing import TypeVar
 
@@ -80,6 +81,25 @@ def refuse_string(name: str, texts: object) -> None:
         entries = [entry.strip() for line in texts.splitlines() for entry in line.split(",") if entry.strip()]
         example = ", ".join(f'"{entry}"' for entry in entries[:3]) or '"a", "b"'
         raise UsageError(f"{name}={texts!r}: give a list of strings, such as {name}=[{example}]")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra; the package is installed from its source folder, not from an index.
+
+    Args:
+        extra: "heif", "evaluate", "ray" or "train".
+    """
+    return f"pip install '.[{extra}]' in the folder of sightloop's source"
+
+
+def similar_path(path: str) -> str:
+    """`; did you mean photos?` if a path that does not exist is close to a name in its folder, else nothing."""
+    folder, name = os.path.split(path.rstrip(os.sep))
+    try:
+        close = get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.75)
+    except (OSError, ValueError):
+        return ""
+    return f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
 
 
 def os_error_reason(error: OSError) -> str:

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from sightloop.data.image_names import EXTENSIONS, is_image_name
-from sightloop.errors import os_error_reason
+from sightloop.errors import os_error_reason, similar_path
 from sightloop.types import Failed, Skipped
 
 _FolderId = tuple[int, int]
@@ -79,7 +79,9 @@ class _Finder:
             mode = os.stat(path).st_mode
         except FileNotFoundError:
             link = os.path.islink(path)
-            yield Failed(path, "a link that leads nowhere" if link else "no such file or folder")
+            yield Failed(
+                path, "a link that leads nowhere" if link else f"no such file or folder{similar_path(path)}"
+            )
             return
         except OSError as error:
             yield Failed(path, os_error_reason(error))

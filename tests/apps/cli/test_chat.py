@@ -116,3 +116,39 @@ def test_ctrl_c_stops_an_answer_on_a_terminal(
     assert main.main(["chat", "a.jpg", "-m", "M"]) == 0
     assert capsys.readouterr().out.splitlines() == ["a long", "a long answer"]
     assert model.conversations[1][1:] == [Message("assistant", "a long"), Message("user", "and?")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "message", "answers"),
+    [
+        ("what?\n\n\n   \nand?", 0, "", 2),  # blank lines of a file do not end it
+        ("/dance\nwhat?", 1, "/dance: no such command", 1),
+        ("/imagination\nwhat?", 1, "/imagination: no such command", 1),
+        ("/image\nwhat?", 1, "no such image file", 1),
+        ("/image gone.jpg\nwhat?", 1, "gone.jpg: no such image file", 1),
+        ("/image https://a.b/c.jpg\nwhat?", 1, "download", 1),
+        ("//dance", 0, "", 1),
+        ("", 1, "no message", 0),
+        ("\n\n", 1, "no message", 0),
+    ],
+)
+def test_no_line_of_a_file_is_dropped_silently(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lines: str,
+    status: int,
+    message: str,
+    answers: int,
+) -> None:
+    result, out, err, _ = talk(monkeypatch, capsys, lines, "a.jpg", "--json")
+    assert (result, len(out.splitlines())) == (status, answers)
+    assert message in err
+
+
+def test_an_image_that_does_not_exist_is_reported_before_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err, model = talk(monkeypatch, capsys, "what?", "gone.jpg")
+    assert status == 2
+    assert "gone.jpg" in err
+    assert model.conversations == []

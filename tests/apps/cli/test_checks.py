@@ -17,6 +17,8 @@ from tests.rules import REPOSITORY
 
 WRONG = {
     "caption gone": (1, "gone: no such file"),
+    "caption photo": (1, "did you mean photos?"),
+    "evaluate captions -d ./photoss": (2, "did you mean ./photos?"),
     "caption empty": (1, "empty: the folder and its subfolders have no image"),
     "caption https://a.b/c.jpg": (1, "https://a.b/c.jpg: a URL is not read"),
     "classify gone --labels a,b": (1, "gone"),

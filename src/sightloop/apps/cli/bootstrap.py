@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name
-from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message
+from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict
@@ -174,9 +174,10 @@ def bootstrap(
     dataset = open_dataset(
         list(data), images=images
     )  # before torch, so that a wrong file is reported at once
-    from sightloop.capfilt.bootstrap import bootstrap as run_bootstrap
-    from sightloop.capfilt.bootstrap import estimate as run_estimate
-    from sightloop.capfilt.report import shares
+    with say_if_slow("starting ..."):
+        from sightloop.capfilt.bootstrap import bootstrap as run_bootstrap
+        from sightloop.capfilt.bootstrap import estimate as run_estimate
+        from sightloop.capfilt.report import shares
 
     if estimate or out is None:
         result = run_estimate(dataset, captioner=captioner, filter=filter, price=price, **options)

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from sightloop.checkpoints import catalog
-from sightloop.errors import UnsupportedError, UsageError
+from sightloop.errors import UnsupportedError, UsageError, similar_path
 from sightloop.types import Failed, Skipped
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -123,7 +123,7 @@ def check_data(option: str, sources: Iterable[str]) -> None:
             continue
         if not os.path.exists(source):
             if not glob.has_magic(source):
-                raise UsageError(f"{option} {source}: no such file or folder.")
+                raise UsageError(f"{option} {source}: no such file or folder{similar_path(source)}.")
             if next(glob.iglob(source, recursive=True), None) is None:
                 raise UsageError(f"{option} {source}: the pattern matches no file.")
         elif os.path.isdir(source) and not any(files for _, _, files in os.walk(source, followlinks=True)):

@@ -14,7 +14,13 @@ from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import ImageInputs, check_adapter, check_capability, check_checkpoint
 from sightloop.apps.cli.options import Dtype, RuntimeOptions
-from sightloop.apps.cli.output import OutputTable, ProgressReporter, print_bundled_notice, print_detail
+from sightloop.apps.cli.output import (
+    OutputTable,
+    ProgressReporter,
+    print_bundled_notice,
+    print_detail,
+    say_if_slow,
+)
 from sightloop.errors import UnsupportedError
 from sightloop.types import Bits, Done, Failed, Pixels, Skipped
 
@@ -87,16 +93,10 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
         UnsupportedError: The model lacks the capability.
     """
     start = time.monotonic()
-    if source is None:
-        model = load(
-            runtime.source,
-            device=runtime.device,
-            dtype=runtime.dtype,
-            quantize=runtime.quantize,
-            lora=runtime.lora,
-        )
-    else:
-        model = load(source, device=runtime.device, dtype=runtime.dtype)
+    own = {} if source is not None else {"quantize": runtime.quantize, "lora": runtime.lora}
+    name = source or runtime.source
+    with say_if_slow(f"loading {name} ..."):
+        model = load(name, device=runtime.device, dtype=runtime.dtype, **own)
     require_capability(model, capability)
     print_detail(f"{model.name}: loaded in {time.monotonic() - start:.1f} s")
     if source is None and runtime.model is None:

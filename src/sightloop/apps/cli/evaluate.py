@@ -21,6 +21,7 @@ from sightloop.apps.cli.output import (
     print_bundled_notice,
     print_failure,
     print_message,
+    say_if_slow,
 )
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
@@ -175,7 +176,8 @@ def evaluate(
     kwargs = options.as_kwargs()
     _check_sources(task, data, model, predictions, train_data, options)
     prepare_threads()
-    from sightloop.evaluation.evaluate import evaluate as run_evaluate
+    with say_if_slow("starting ..."):
+        from sightloop.evaluation.evaluate import evaluate as run_evaluate
 
     with ExitStack() as stack:
         reporters = _PhaseReporters(stack)

@@ -9,7 +9,8 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,18 @@ def _print_line(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):  # its reader has closed it, or its disk is full: the work continues
         discard_stderr()
+
+
+@contextmanager
+def say_if_slow(text: str, seconds: float = 2.0) -> Generator[None]:
+    """Prints `text` if the block takes longer than this, so that a slow start is not silent."""
+    timer = threading.Timer(seconds, print_message, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def print_bundled_notice(capability: str) -> None:

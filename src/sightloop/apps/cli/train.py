@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
+from sightloop.apps.cli.output import say_if_slow
 from sightloop.apps.cli.train_view import show_training
 from sightloop.errors import UsageError
 from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_recipe
@@ -62,9 +63,10 @@ def train(
     settings = list(set or [])
     if evaluate is not None:
         settings.append(f"evaluation.data={evaluate}")
-    _check(recipe, data, out, settings, device)
     prepare_threads()
-    from sightloop.training.trainer import train as run_train
+    with say_if_slow("starting ..."):
+        _check(recipe, data, out, settings, device)
+        from sightloop.training.trainer import train as run_train
 
     events = run_train(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
     return show_training(events, json=json)

@@ -35,7 +35,7 @@ from PIL import (
 )
 
 from sightloop.data.images import headers
-from sightloop.errors import ImageError
+from sightloop.errors import ImageError, install_command
 from sightloop.types import ImageSource, Limits, Pixels, Size
 
 DEFAULT_LIMITS: Final = Limits()
@@ -213,7 +213,7 @@ def _decode_bytes(name: str, data: bytes, limits: Limits, layout: str) -> Image.
     formats = tuple(_PLUGINS)
     if headers.image_format(data) == "HEIF":
         if not _heif_available():
-            raise ImageError(name, 'HEIC needs one more package: pip install "sightloop[heif]"')
+            raise ImageError(name, f"HEIC needs one more package: {install_command('heif')}")
         formats = (*formats, "HEIF")
     with _silence_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
         _check_size(name, image.size, limits)
