@@ -9,28 +9,27 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-from sightloop.errors import (
-    CheckpointError,
-    ImageError,
-    SightloopError,
-    TokenizerError,
-    UnsupportedError,
-    UsageError,
+TYPE_CHECKING = (
+    False  # as `typing.TYPE_CHECKING`, without the import, which the start of a command would wait for
 )
-from sightloop.types import Message
-
 if TYPE_CHECKING:
     from sightloop import metrics
     from sightloop.capfilt.bootstrap import bootstrap
     from sightloop.data.datasets.dataset import Dataset, open_dataset
+    from sightloop.errors import (
+        CheckpointError,
+        ImageError,
+        SightloopError,
+        TokenizerError,
+        UnsupportedError,
+        UsageError,
+    )
     from sightloop.evaluation.evaluate import evaluate
     from sightloop.evaluation.results import Evaluation
     from sightloop.inference.load import load
     from sightloop.inference.model import Model
     from sightloop.training.trainer import train
+    from sightloop.types import Message
 
 __version__ = "0.1.0"
 
@@ -56,8 +55,16 @@ __all__ = [
 
 # Public name -> the module that defines it. The imports for type checkers above say the same, which a test compares.
 _MODULES = {
+    **dict.fromkeys(
+        (
+            *("CheckpointError", "ImageError", "SightloopError"),
+            *("TokenizerError", "UnsupportedError", "UsageError"),
+        ),
+        "sightloop.errors",
+    ),
     "Dataset": "sightloop.data.datasets.dataset",
     "Evaluation": "sightloop.evaluation.results",
+    "Message": "sightloop.types",
     "Model": "sightloop.inference.model",
     "bootstrap": "sightloop.capfilt.bootstrap",
     "evaluate": "sightloop.evaluation.evaluate",
@@ -70,6 +77,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     """The public object `name`, imported on first use (PEP 562)."""
+    from importlib import import_module
+
     if name not in _MODULES:
         raise AttributeError(f"module 'sightloop' has no attribute {name!r}")
     module = import_module(_MODULES[name])

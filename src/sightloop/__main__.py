@@ -1,6 +1,40 @@
-"""`python -m sightloop` is the command `sightloop`."""
+"""The command `sightloop`, also as `python -m sightloop`. Ctrl-C ends it in one line, also while it is still starting.
 
-from sightloop.apps.cli.main import main
+The command line itself is imported by `main`, after the handler of SIGINT is in place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:  # a background job ignores SIGINT
+        signal.signal(signal.SIGINT, _end_at_once)
+    from sightloop.apps.cli.main import main as run
+
+    if is_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Unwinds, so that temporary files are removed. A process of torchrun may wait for others: it ends at once.
+    if "LOCAL_RANK" not in os.environ and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+    try:
+        return run()
+    except KeyboardInterrupt:  # between two lines of this function
+        return 130
+
+
+def _end_at_once(_signal: int, _frame: object) -> None:
+    """Ends the process while its modules are imported: no file has been opened yet."""
+    os._exit(130)
+
+
+def _end(_signal: int, _frame: object) -> None:
+    raise SystemExit(143)  # 128 + SIGTERM
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

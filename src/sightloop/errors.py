@@ -5,8 +5,10 @@ All of them derive from `SightloopError`, so `except sightloop.SightloopError` c
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from inspect import signature
 from typing import TypeVar
 
@@ -68,8 +70,66 @@ def from_options(factory: Callable[..., _T], options: Mapping[str, object], noun
     return factory(**options)
 
 
+def refuse_string(name: str, texts: object) -> None:
+    """Raises `UsageError`, with the list that is probably meant, if `texts` is a string where a list is needed.
+
+    Args:
+        name: Name of the argument, for the message: "labels".
+        texts: Its value.
+    """
+    if isinstance(texts, str):
+        entries = [entry.strip() for line in texts.splitlines() for entry in line.split(",") if entry.strip()]
+        example = ", ".join(f'"{entry}"' for entry in entries[:3]) or '"a", "b"'
+        raise UsageError(f"{name}={texts!r}: give a list of strings, such as {name}=[{example}]")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra; the package is installed from its source folder, not from an index.
+
+    Args:
+        extra: "heif", "evaluate", "ray" or "train".
+    """
+    return f"pip install '.[{extra}]' in the folder of sightloop's source"
+
+
+def similar_path(path: str) -> str:
+    """`; did you mean photos?` if a path that does not exist is close to a name in its folder, else nothing."""
+    folder, name = os.path.split(path.rstrip(os.sep))
+    try:
+        close = get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.75)
+    except (OSError, ValueError):
+        return ""
+    return f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
+
+
 def os_error_reason(error: OSError) -> str:
     """Cause of an `OSError` in lower case, without error number and file name ("no space left on device")."""
     # Arrow raises OSError without errno and with a text of its own.
     message = os.strerror(error.errno) if error.errno else error.strerror or str(error)
     return (message or type(error).__name__).lower()
+
+
+# errno -> remedy.
+_REMEDIES = {
+    errno.ENOSPC: "make room there, and run the same command again",
+    errno.EDQUOT: "make room in your quota, and run the same command again",
+    errno.EFBIG: "raise the limit of file size (ulimit -f), or write to another file system",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.ENOENT: "check its name",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "check its name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
+    errno.EIO: "check the disk, and run the same command again",
+    errno.ENOMEM: "free memory, or use a smaller --batch-size",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
+
+
+def describe_os_error(error: OSError) -> str:
+    """An `OSError` in one line: its file, the cause in words, and the remedy where there is a usual one."""
+    name = error.filename2 or error.filename
+    file = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes)) else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{file}{os_error_reason(error)}{f': {remedy}' if remedy else ''}."

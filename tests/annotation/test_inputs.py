@@ -173,3 +173,23 @@ def test_image_names() -> None:
 )
 def test_reasons_are_in_the_words_of_the_system(error: OSError, words: str) -> None:
     assert os_error_reason(error) == words
+
+
+def test_folders_without_an_image(tmp_path: Path) -> None:
+    """They fail where nothing else is found, and are skipped, by name, among others."""
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.jpg").write_bytes(b"")
+    empty, full = tmp_path / "empty", tmp_path / "full"
+    assert [(type(item), item.name) for item in find_images([empty, empty / "below"])] == [
+        (Failed, str(empty))
+    ]
+    first, *rest = find_images([empty, full, full / "a.jpg", full])
+    assert first == str(full / "a.jpg")
+    assert [(type(item), item.name) for item in rest] == [(Skipped, str(empty))]
+
+
+def test_a_url_is_told_what_to_do() -> None:
+    (event,) = find_images(["https://example.org/a.jpg?size=1"])
+    assert isinstance(event, Failed)
+    assert "download" in event.reason

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import socket
 import stat
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from sightloop.data import atomic
 from sightloop.data.atomic import atomic_path, atomic_write, remove_stale_temporaries, try_lock
+from sightloop.errors import UsageError, describe_os_error
 
 
 def names(folder: Path) -> set[str]:
@@ -181,3 +184,70 @@ def test_a_lock_is_one_process_s_until_it_closes(tmp_path: Path, monkeypatch: py
 
         monkeypatch.setattr(fcntl, "flock", none)
         assert try_lock(theirs)  # a file system without locks keeps nobody out
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "device", "link to a pipe"])
+def test_only_regular_files_are_replaced(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "x"
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(target))
+    elif kind == "device":
+        target = Path(os.devnull)
+    else:
+        os.mkfifo(target)
+        if kind != "pipe":
+            (tmp_path / "link").symlink_to(target)
+            target = tmp_path / "link"
+    before = names(tmp_path), os.stat(target).st_mode
+    with pytest.raises(UsageError, match=re.escape(str(target.resolve()))):
+        atomic_write(target, "text")
+    assert (names(tmp_path), os.stat(target).st_mode) == before
+
+
+class LibraryError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        LibraryError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / "x.bin"):
+        raise error
+    assert caught.value.errno == errno.ENOSPC
+    message = describe_os_error(caught.value)
+    assert (
+        message
+        == f"{tmp_path / 'x.bin'}: no space left on device: make room there, and run the same command again."
+    )
+    assert names(tmp_path) == set()
+
+
+def test_other_errors_pass_through(tmp_path: Path) -> None:
+    for error in (LibraryError("os error 5000"), KeyError("x"), OSError(errno.ECONNRESET, "reset")):
+        with pytest.raises(type(error)) as caught, atomic_path(tmp_path / "x"):
+            raise error
+        assert caught.value is error
+    with pytest.raises(OSError) as absent:
+        atomic_write(tmp_path / "no" / "x", "text")
+    assert absent.value.filename == str(tmp_path / "no" / "x")
+
+
+@given(
+    st.sampled_from(sorted(errno.errorcode)),
+    st.one_of(st.none(), st.text(min_size=1).filter(str.isprintable)),
+)
+def test_an_error_of_the_system_is_one_line_with_its_file(number: int, name: str | None) -> None:
+    message = describe_os_error(OSError(number, os.strerror(number), name))
+    assert os.strerror(number).lower() in message
+    assert message.startswith(name or "")
+    assert "Errno" not in message
+    assert len(message.splitlines()) == 1

@@ -121,7 +121,11 @@ class CaptionTable:
             raise UsageError(f"--out: {self.journal_path} cannot be written: {error.strerror}.") from error
         if not self._resumable:
             journal.clear()
-            journal.add({"name": "", "settings": self._settings})
+            try:
+                journal.add({"name": "", "settings": self._settings})
+            except OSError:
+                journal.remove()
+                raise
         return journal
 
     def _load_line(self, line: JournalLine) -> None:

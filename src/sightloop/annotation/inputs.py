@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from sightloop.data.datasets.folder import is_image_name
-from sightloop.data.images.decode import EXTENSIONS
-from sightloop.errors import os_error_reason
+from sightloop.data.image_names import EXTENSIONS, is_image_name
+from sightloop.errors import os_error_reason, similar_path
 from sightloop.types import Failed, Skipped
 
 _FolderId = tuple[int, int]
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skipped | Failed]:
@@ -29,12 +30,15 @@ def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skip
     * A glob that the shell has not expanded, also with `**`: each match is treated as above, but files count only if
       their ending is that of an image, or that of the pattern ("*.dat").
 
-    Yields `Failed` for what cannot be found, listed or read as a file, and for a glob without a match. Memory grows
-    with the arguments, the number of folders and the largest single folder, not with the number of images.
+    Yields `Failed` for what cannot be found, listed or read as a file, for a URL, and for a glob without a match.
+    Folders without an image come last: `Skipped`, or `Failed` if the whole search found nothing.
+
+    Memory grows with the arguments, the number of folders and the largest single folder, not with the number of images.
     """
     finder = _Finder()
     for argument in arguments:
         yield from finder.argument(os.fspath(argument))
+    yield from finder.finish()
 
 
 class _Finder:
@@ -44,19 +48,40 @@ class _Finder:
         self._listed: set[_FolderId] = set()
         self._files: set[tuple[_FolderId, str]] = set()
         self._last_parent: tuple[str, _FolderId] | None = None
+        self._has_items = False
+        self._is_empty = False  # the current folder, so far
+        self._empty_folders: list[str] = []
 
     def argument(self, path: str) -> Iterator[str | Skipped | Failed]:
-        if glob.has_magic(path) and not os.path.lexists(path):
-            yield from self._glob(path)
+        if _URL.match(path):
+            self._has_items = True
+            yield Failed(path, "a URL is not read: download the image first (curl -O URL), and name the file")
+        elif glob.has_magic(path) and not os.path.lexists(path):
+            for item in self._glob(path):
+                self._has_items = True
+                yield item
         else:
-            yield from self._path(path)
+            self._is_empty = os.path.isdir(path)
+            for item in self._path(path):
+                self._is_empty, self._has_items = False, True
+                yield item
+            if self._is_empty:
+                self._empty_folders.append(path)
+
+    def finish(self) -> Iterator[Skipped | Failed]:
+        """The folders without an image: `Failed` if the whole search found nothing, else `Skipped`."""
+        for folder in self._empty_folders:
+            kind = Skipped if self._has_items else Failed
+            yield kind(folder, "the folder and its subfolders have no image")
 
     def _path(self, path: str) -> Iterator[str | Skipped | Failed]:
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError:
             link = os.path.islink(path)
-            yield Failed(path, "a link that leads nowhere" if link else "no such file or folder")
+            yield Failed(
+                path, "a link that leads nowhere" if link else f"no such file or folder{similar_path(path)}"
+            )
             return
         except OSError as error:
             yield Failed(path, os_error_reason(error))
@@ -116,6 +141,7 @@ class _Finder:
             try:
                 identity = _folder_id(folder)
                 if identity in self._listed:
+                    self._is_empty = False
                     continue
                 with os.scandir(folder) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
@@ -129,8 +155,10 @@ class _Finder:
                 if kind == "folder":
                     if not entry.name.startswith("."):
                         (links if entry.is_symlink() else below).append(entry.path)
-                elif not is_image_name(entry.name) or (identity, entry.name) in self._files:
+                elif not is_image_name(entry.name):
                     continue
+                elif (identity, entry.name) in self._files:
+                    self._is_empty = False
                 elif kind == "file":
                     yield entry.path
                 else:

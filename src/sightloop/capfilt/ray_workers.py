@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sightloop.capfilt.shard import Job
 from sightloop.capfilt.workers import Answer, Request, SampleDone, Server, Worker
-from sightloop.errors import SightloopError, UsageError
+from sightloop.errors import SightloopError, UsageError, install_command
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -127,7 +127,7 @@ def _start_ray() -> tuple[ModuleType, bool]:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("engine ray: Ray is not installed: pip install 'sightloop[ray]'") from error
+        raise UsageError(f"engine ray: Ray is not installed: {install_command('ray')}") from error
     if ray.is_initialized():
         return ray, False
     reason = ""

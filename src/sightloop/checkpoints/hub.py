@@ -102,6 +102,15 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Ch
     raise CheckpointError(_not_found_message(text))
 
 
+def is_cached(source: str) -> bool:
+    """Whether the Hugging Face cache has a folder of the hub model `source`, complete or not."""
+    if os.path.exists(os.path.expanduser(source)) or not _HUB_ID.fullmatch(source):
+        return False
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir()
+
+
 def read_json(path: Path) -> JsonDict:
     """A config or an index. Raises CheckpointError for what is too large, damaged or no table of settings."""
     try:

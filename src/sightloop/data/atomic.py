@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -31,6 +32,15 @@ _STALE_SECONDS = 24 * 3600.0
 # Errors of os.link on a file system without hard links (exFAT, some network file systems).
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str, *, exclusive: bool = False) -> None:
     """Write a file atomically.
@@ -42,7 +52,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str, *, exclusive: 
 
     Raises:
         FileExistsError: `exclusive`, and something exists at `path`.
-        OSError: No such folder, no space, no permission; `path` is unchanged.
+        UsageError: `path` is a folder, a named pipe, a device or a socket.
+        OSError: No such folder, no space, no permission; it names `path`, which is unchanged.
     """
     with atomic_path(path, exclusive=exclusive) as temporary, temporary.open("r+b") as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -63,10 +74,17 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if not exclusive and target.is_symlink():
         target = Path(os.path.realpath(target))
-    temporary, descriptor = _create_temporary(target.parent)
+    _check_regular(target)
     try:
-        yield temporary
-        _sync_file(temporary)
+        temporary, descriptor = _create_temporary(target.parent)
+    except OSError as error:
+        error.filename = str(target)
+        raise
+    try:
+        with name_disk_errors(target, temporary):
+            yield temporary
+            _sync_file(temporary)
+        _check_regular(target)  # again: the writing may have taken hours
         if exclusive:
             _rename_exclusive(temporary, target)
         else:
@@ -78,6 +96,49 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         if descriptor is not None:
             os.close(descriptor)
     sync_folder(target.parent)
+
+
+def _check_regular(target: Path) -> None:
+    """Raises `UsageError` if something exists at `target` that is not a regular file: it would be replaced by one."""
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        return  # absent; the write itself reports anything else
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "not a regular file")
+        raise UsageError(f"{target}: it is {kind}, which is not replaced; name a regular file, or a new one")
+
+
+@contextmanager
+def name_disk_errors(target: Path, temporary: Path | None = None) -> Generator[None]:
+    """Context manager that gives errors of the disk the name of the file that is written.
+
+    A write to an open file fails without a name. Libraries (safetensors, Arrow) raise errors of their own, with the
+    number in the text, "No space left on device (os error 28)"; they become an `OSError`.
+
+    Args:
+        target: The file.
+        temporary: Its temporary, whose name in an error is replaced.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_unnamed = error.filename is None and error.errno in _DISK_ERRORS
+        if is_unnamed or (temporary is not None and error.filename == str(temporary)):
+            error.filename = str(target)
+        if error.errno is None and (number := _disk_error_number(error)):
+            raise OSError(number, os.strerror(number), str(target)) from error
+        raise
+    except Exception as error:
+        if number := _disk_error_number(error):
+            raise OSError(number, os.strerror(number), str(target)) from error
+        raise
+
+
+def _disk_error_number(error: Exception) -> int | None:
+    """The errno in an error's text, if it is one of the disk."""
+    match = re.search(r"\b(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
+    return int(match[1]) if match and int(match[1]) in _DISK_ERRORS else None
 
 
 def try_lock(file: int | IO[bytes]) -> bool:

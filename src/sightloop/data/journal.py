@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sightloop.data.atomic import atomic_path, atomic_write, sync_folder, try_lock
+from sightloop.data.atomic import atomic_path, atomic_write, name_disk_errors, sync_folder, try_lock
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
 
@@ -119,11 +119,12 @@ class Journal:
         start = self._file.seek(0, os.SEEK_END)
         unsynced = self._unsynced + 1
         try:
-            if self._file.write(line) != len(line):  # only a full disk takes a part
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            if unsynced == self._sync_every:
-                os.fsync(self._file.fileno())
-                unsynced = 0
+            with name_disk_errors(self.path):
+                if self._file.write(line) != len(line):  # only a full disk takes a part
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if unsynced == self._sync_every:
+                    os.fsync(self._file.fileno())
+                    unsynced = 0
         except OSError:
             with suppress(OSError):
                 self._file.truncate(start)
@@ -138,7 +139,8 @@ class Journal:
 
     def sync(self) -> None:
         """Forces all lines so far onto the disk (fsync)."""
-        os.fsync(self._file.fileno())
+        with name_disk_errors(self.path):
+            os.fsync(self._file.fileno())
         self._unsynced = 0
 
     def read(self, start: int) -> JsonDict:

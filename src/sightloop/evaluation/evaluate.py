@@ -239,7 +239,10 @@ def _score(task: EvalTask, dataset: EvalDataset, header: JsonMapping, records: R
     if unknown := records.keys() - keys - dataset.broken.keys():
         raise UsageError(f"the predictions have {min(unknown)}, which is not in {dataset.name}")
     if not samples:
-        raise UsageError(f"{dataset.name}: no image could be read, such as {next(iter(failed.items()))}")
+        key, reason = next(iter(failed.items()))
+        raise SightloopError(
+            f"{dataset.name}: none of {len(failed):,} images can be read, such as {key}: {reason}"
+        )
     try:
         scores = task.score(samples, records)
     except SightloopError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypeAlias
 
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, refuse_string
 from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
@@ -67,6 +67,10 @@ class EvalOptions:
         for name, allowed in (("answer_by", ("generate", "rank")), ("match_by", ("itm", "itc"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
+        for name in ("labels", "candidates"):
+            refuse_string(name, getattr(self, name))
+        if isinstance(self.rerank, int):
+            raise UsageError(f"rerank={self.rerank}: give a list, rerank=[{self.rerank}]")
         if any(k < 1 for k in self.rerank):
             raise UsageError(f"rerank={list(self.rerank)}: each must be at least 1")
 

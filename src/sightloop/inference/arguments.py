@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, refuse_string
 from sightloop.types import ImageSource, Pixels
 
 ImageInput: TypeAlias = "ImageSource | Iterable[ImageSource]"
@@ -35,6 +35,20 @@ def as_strings(texts: TextInput, what: str) -> list[str]:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"{what}: {text!r} is no string")
     return out
+
+
+def as_list(texts: Sequence[str], what: str) -> list[str]:
+    """Texts that are a list by their meaning, such as labels: a single string is refused.
+
+    Args:
+        texts: The texts.
+        what: Their name, for messages: "labels".
+
+    Raises:
+        UsageError: A string, no text, or something that is no string.
+    """
+    refuse_string(what, texts)
+    return as_strings(texts, what)
 
 
 def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:

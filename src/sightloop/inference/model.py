@@ -15,7 +15,7 @@ from sightloop.checkpoints.catalog import models_for
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
-from sightloop.inference.arguments import ImageInput, TextInput, as_pairs, as_strings, prompts_from
+from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.chat import chat_stream
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_scores
@@ -214,7 +214,7 @@ class Model:
     def classify(
         self,
         images: ImageInput,
-        labels: TextInput | None = None,
+        labels: Sequence[str] | None = None,
         templates: TextInput = ("a photo of a {}.",),
         *,
         activation: LogitActivation | None = None,
@@ -249,7 +249,7 @@ class Model:
             ]
             return Probabilities.of(_stack(map(_numpy, rows), len(self.labels)), activation)
         self._need("similarity" if self.labels else "classify")
-        classes = self._class_embeddings(as_strings(labels, "labels"), as_strings(templates, "templates"))
+        classes = self._class_embeddings(as_list(labels, "labels"), as_strings(templates, "templates"))
         network = require(self.network, Embedder)
         rows = [
             embed.class_probabilities(network, vectors, classes, activation)
@@ -359,7 +359,7 @@ class Model:
         self._need("answer")
         generator = self.generator
         options = self.options(decoding, {} if generator.is_prompted else _ANSWER_DEFAULTS)
-        choices = None if candidates is None else as_strings(candidates, "candidates")
+        choices = None if candidates is None else as_list(candidates, "candidates")
         sources, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
         return flatten(
             answer_questions(self.encoder, generator, sources, strings, choices, options, top=top_candidates)

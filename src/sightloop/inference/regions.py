@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeGuard
 from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UnsupportedError, UsageError
-from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_strings
+from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_list, as_strings
 from sightloop.inference.image_encoding import EncodedImage, ImageEncoder
 from sightloop.inference.masks import decode_masks
 from sightloop.inference.text_generation import TextGenerator, flatten, sampling_keys
@@ -68,7 +68,9 @@ class RegionFinder:
         if phrases is None:
             task = "category" if region is not None else "describe" if describe else "detect"
             return self.find(task, sources, [_checked_box(region)] * len(sources), options)
-        names = as_strings(phrases, "phrases")
+        # A single name may be a string; "cat,dog" would be searched as one name.
+        is_one = isinstance(phrases, str) and "," not in phrases
+        names = as_strings(phrases, "phrases") if is_one else as_list(phrases, "phrases")
         if separator := self._separator:
             return self.find("find", sources, [separator.join(names)] * len(sources), options)
         # One prompt for each image and name.

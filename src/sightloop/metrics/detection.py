@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, install_command
 from sightloop.types import Floats, JsonDict, JsonMapping, Region, Size
 
 # COCO's twelve numbers, in the order of the evaluator.
@@ -95,7 +95,7 @@ def detection_scores(
 def detection_not_computed() -> str | None:
     """The reason why mAP cannot be computed here; None if it can."""
     if find_spec("faster_coco_eval") is None:
-        return 'faster-coco-eval is not installed: pip install "sightloop[evaluate]"'
+        return f"faster-coco-eval is not installed: {install_command('evaluate')}"
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, install_command
 from sightloop.metrics.align import KeyedPredictions, KeyedReferences, align, align_types
 from sightloop.types import Floats
 
@@ -176,7 +176,7 @@ def wups_not_computed() -> str | None:
     try:
         _wordnet().ensure_loaded()
     except ImportError:
-        return 'nltk is not installed: pip install "sightloop[evaluate]"'
+        return f"nltk is not installed: {install_command('evaluate')}"
     except LookupError:
         return "WordNet is not installed: python -m nltk.downloader wordnet"
     return None

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from sightloop.data.atomic import atomic_write
 from sightloop.data.journal import Journal, read_journal, write_journal
-from sightloop.errors import SightloopError, UsageError
+from sightloop.errors import SightloopError, UsageError, install_command
 from sightloop.training.events import (
     CheckpointSaved,
     Evaluated,
@@ -153,7 +153,7 @@ def _writer() -> Any:
         from tensorboard.summary import Writer
     except ImportError:
         raise UsageError(
-            'TensorBoard needs one more package: pip install "sightloop[train]"; or go without it: metrics.jsonl and '
+            f"TensorBoard needs one more package: {install_command('train')}; or go without it: metrics.jsonl and "
             "report.html hold the same."
         ) from None
     return cast("Any", Writer)

@@ -5,6 +5,12 @@ The values of a recipe are in `sightloop.training.recipes`.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from sightloop.errors import UsageError
+
 RECIPE_DESCRIPTIONS: dict[str, str] = {
     "blip_pretrain": "BLIP from scratch: ITC, ITM and LM (Li et al. 2022)",
     "clip_pretrain": "CLIP from scratch (Radford et al. 2021)",
@@ -28,3 +34,27 @@ RECIPE_DESCRIPTIONS: dict[str, str] = {
     "world": "small BLIP with all heads on rendered scenes",
     "nano": "small BLIP with all heads: the bundled model",
 }
+
+
+def check_recipe(name: str, settings: Sequence[str]) -> tuple[str, str]:
+    """Checks a recipe and its changes before a run starts.
+
+    Args:
+        name: A shipped recipe, or a JSON file.
+        settings: Changes of the recipe, such as "optimizer.lr=1e-4".
+
+    Returns:
+        The evaluation data, and the checkpoint that training starts from; "" for none.
+
+    Raises:
+        UsageError: No such recipe, an unknown setting, or a value of the wrong type.
+    """
+    if name not in RECIPE_DESCRIPTIONS and not os.path.isfile(name):
+        close = get_close_matches(name, RECIPE_DESCRIPTIONS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPE_DESCRIPTIONS)}"
+        raise UsageError(f"{name}: no such recipe or .json file; {hint}")
+    from sightloop.training.config import apply_settings
+    from sightloop.training.recipes import find_recipe
+
+    recipe = apply_settings(find_recipe(name), settings)
+    return recipe.evaluation.data or "", recipe.model.init_from or ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,13 @@ class FakeChatModel:
         return iter([f"{len(messages)} messages, ", f"{len(images)} images"])
 
 
+@pytest.fixture(autouse=True)
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "b.jpg", "broken.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+
+
 def talk(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: str, *arguments: str
 ) -> tuple[int, str, str, FakeChatModel]:
@@ -44,7 +52,7 @@ def talk(
 
 
 def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = "what?\nand\n/image b.jpg\nnow?\n/new\nagain\n\nnever read\n"
+    lines = "what?\nand\n/image b.jpg\n\n  \nnow?\n/new\nagain\n\n//help me\n"
     status, out, err, model = talk(monkeypatch, capsys, lines, "a.jpg", "--system", "be short")
     assert status == 0
     assert err == ""
@@ -53,7 +61,9 @@ def test_a_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         "4 messages, 1 images",
         "6 messages, 2 images",
         "2 messages, 1 images",
+        "4 messages, 1 images",
     ]
+    assert model.conversations[-1][-1] == Message("user", "/help me")
     assert model.conversations[2] == [
         Message("system", "be short"),
         Message("user", "what?", ("a.jpg",)),
@@ -106,3 +116,39 @@ def test_ctrl_c_stops_an_answer_on_a_terminal(
     assert main.main(["chat", "a.jpg", "-m", "M"]) == 0
     assert capsys.readouterr().out.splitlines() == ["a long", "a long answer"]
     assert model.conversations[1][1:] == [Message("assistant", "a long"), Message("user", "and?")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "message", "answers"),
+    [
+        ("what?\n\n\n   \nand?", 0, "", 2),  # blank lines of a file do not end it
+        ("/dance\nwhat?", 1, "/dance: no such command", 1),
+        ("/imagination\nwhat?", 1, "/imagination: no such command", 1),
+        ("/image\nwhat?", 1, "no such image file", 1),
+        ("/image gone.jpg\nwhat?", 1, "gone.jpg: no such image file", 1),
+        ("/image https://a.b/c.jpg\nwhat?", 1, "download", 1),
+        ("//dance", 0, "", 1),
+        ("", 1, "no message", 0),
+        ("\n\n", 1, "no message", 0),
+    ],
+)
+def test_no_line_of_a_file_is_dropped_silently(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lines: str,
+    status: int,
+    message: str,
+    answers: int,
+) -> None:
+    result, out, err, _ = talk(monkeypatch, capsys, lines, "a.jpg", "--json")
+    assert (result, len(out.splitlines())) == (status, answers)
+    assert message in err
+
+
+def test_an_image_that_does_not_exist_is_reported_before_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err, model = talk(monkeypatch, capsys, "what?", "gone.jpg")
+    assert status == 2
+    assert "gone.jpg" in err
+    assert model.conversations == []

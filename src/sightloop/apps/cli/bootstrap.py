@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
-from sightloop.apps.cli.options import Dtype, integer
-from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message
+from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name
+from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
 from sightloop.checkpoints.catalog import BUNDLED
+from sightloop.errors import UsageError
 from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
+    from sightloop.capfilt.bootstrap import CapFiltSummary
     from sightloop.capfilt.estimate import Estimate
 
 _EPILOGUE = (
@@ -134,7 +139,7 @@ _TEXTS, _EXECUTION = TextOptions(), ExecutionOptions()
 
 def bootstrap(
     *data: Annotated[str, Parameter(name="DATA", required=True)],
-    out: Annotated[Path, Parameter(alias="-o", metavar="FOLDER")],
+    out: Annotated[Path | None, Parameter(alias="-o", metavar="FOLDER")] = None,
     captioner: str = BUNDLED,
     filter: str = BUNDLED,
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
@@ -149,7 +154,7 @@ def bootstrap(
 
     Args:
         data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated.
-        out: Output folder.
+        out: Output folder. Required, except with --estimate, which writes nothing.
         captioner: Model that generates captions, or an OpenAI-compatible chat completions server,
             http://host:8000/v1#model, with its key in SIGHTLOOP_API_KEY.
         filter: ITM model that scores texts; best one that is not fine-tuned from the captioner.
@@ -159,14 +164,22 @@ def bootstrap(
     """
     options = _field_values(texts) | _field_values(execution)
     json, price = options.pop("json"), options.pop("price")
+    if out is None and not estimate:
+        raise UsageError("--out: name the output folder; only --estimate needs none.")
+    _check(out, texts, execution, captioner, filter)
+    check_data("DATA", data)
     prepare_threads()
-    from sightloop.capfilt.bootstrap import bootstrap as run_bootstrap
-    from sightloop.capfilt.bootstrap import estimate as run_estimate
-    from sightloop.capfilt.report import shares
     from sightloop.data.datasets.dataset import open_dataset
 
-    dataset = open_dataset(list(data), images=images)
-    if estimate:
+    dataset = open_dataset(
+        list(data), images=images
+    )  # before torch, so that a wrong file is reported at once
+    with say_if_slow("starting ..."):
+        from sightloop.capfilt.bootstrap import bootstrap as run_bootstrap
+        from sightloop.capfilt.bootstrap import estimate as run_estimate
+        from sightloop.capfilt.report import shares
+
+    if estimate or out is None:
         result = run_estimate(dataset, captioner=captioner, filter=filter, price=price, **options)
         _print_estimate(result, as_json=json)
         return 0
@@ -176,9 +189,16 @@ def bootstrap(
         summary = run_bootstrap(
             dataset, out=out, captioner=captioner, filter=filter, on_event=progress.event, **options
         )
+    _print_summary(summary, shares(summary.texts), out, as_json=json)
+    return 1 if summary.failed else 0
+
+
+def _print_summary(
+    summary: CapFiltSummary, shares: Mapping[str, Mapping[str, int]], out: Path, *, as_json: bool
+) -> None:
     kept = [
         f"{counts['kept']:,} of {counts['total']:,} {source} texts"
-        for source, counts in shares(summary.texts).items()
+        for source, counts in shares.items()
         if counts["total"]
     ]
     print_message(
@@ -187,9 +207,41 @@ def bootstrap(
     for note in summary.notes:
         print_message(f"note: {note}.")
     print_message(f"{out / 'report.html'}: what was kept and dropped, with images.")
-    if json:
+    if as_json:
         print(jsonlib.dumps(asdict(summary)))
-    return 1 if summary.failed else 0
+
+
+def _check(
+    out: Path | None, texts: TextOptions, execution: ExecutionOptions, captioner: str, filter: str
+) -> None:
+    """Checks options and models before torch is loaded.
+
+    Raises:
+        UsageError: An option has a bad value.
+        CheckpointError: There is no such model.
+        UnsupportedError: A model is known to lack the capability of its part.
+    """
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: this is a file; name a folder.")
+    if not 0 <= texts.threshold <= 1:
+        raise UsageError(f"--threshold {texts.threshold:g}: must be from 0 to 1.")
+    if not 0 < texts.top_p <= 1:
+        raise UsageError(f"--top-p {texts.top_p:g}: must be above 0 and at most 1.")
+    for name in ("top", "captions", "num_beams", "max_tokens"):
+        check_at_least(option_name(name), getattr(texts, name), 1)
+    for name in ("block", "workers", "readers", "batch_size", "group", "threads", "max_pixels"):
+        if (value := getattr(execution, name)) is not None:
+            check_at_least(option_name(name), value, 1)
+    if texts.mode != "filter-only" and not re.match(r"https?://", captioner):
+        check_capability(captioner, "caption")
+        check_checkpoint(captioner)
+    if texts.mode != "captioner-only":
+        by_cosine = texts.keep == "top-k-itc" and texts.ranker is None
+        check_capability(filter, "embed" if by_cosine else "match")
+        check_checkpoint(filter)
+    if texts.ranker is not None:
+        check_capability(texts.ranker, "embed")
+        check_checkpoint(texts.ranker)
 
 
 def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from sightloop.apps.cli.common import Paths, list_images, loader_config, model_for, require_capability
+from sightloop.apps.cli.checks import check_capability, check_checkpoint
+from sightloop.apps.cli.common import (
+    Paths,
+    check_model,
+    list_images,
+    loader_config,
+    model_for,
+    require_capability,
+)
 from sightloop.apps.cli.options import (
     DecodingOptions,
     FilterOptions,
@@ -16,7 +26,7 @@ from sightloop.apps.cli.options import (
 )
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter, print_message
 from sightloop.errors import UsageError
-from sightloop.types import Done, JsonDict
+from sightloop.types import Done, Failed, JsonDict, Skipped
 
 if TYPE_CHECKING:
     from sightloop.annotation.caption_table import CaptionTable
@@ -59,10 +69,8 @@ def caption(
         length: Length of the captions, for models trained on several (Florence-2); excludes --prompt.
         region: Caption only this box, in pixels of the upright image (Florence-2); excludes --prompt and --length.
     """
-    from sightloop.annotation.captioning import caption_images
     from sightloop.tasks.caption_filter import CaptionFilter
 
-    runtime.check()
     rules = CaptionFilter(
         prompt=prompt,
         prefix=output.prefix,
@@ -72,18 +80,55 @@ def caption(
         keep_all=filtering.keep_all,
         decoding=decoding.as_kwargs() | _length_or_region(prompt, length, region),
     )
+    check_model("caption", runtime)
+    _check_judge(runtime, filtering)
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
     rows = OutputTable(columns, as_json=runtime.json, ignore_closed_pipe=True)
     with ExitStack() as stack:
         sink = stack.enter_context(closing(_caption_sink(output, runtime, filtering, rules)))
-        model, judge = _captioner_and_judge(runtime, filtering)
         resume_hint = "" if output.write == "overwrite" and output.out is None else RESUME_HINT
         progress = stack.enter_context(ProgressReporter("captioning", rows, resume_hint))
+        inputs = list_images(paths)
+        first = _first_needed(inputs, sink, progress)
+        if first is None:
+            sink.finish()
+            return progress.status
+        models = _captioner_and_judge(runtime, filtering)
+        progress.start_clock()
         progress.count_ahead(lambda: sum(1 for _ in list_images(paths)))
-        events = caption_images(
-            (model, judge), list_images(paths), sink, rules, loader_config(runtime, model)
-        )
-        for event in stack.enter_context(closing(events)):
+        _caption(models, chain([first], inputs), sink, rules, progress, runtime)
+    return progress.status
+
+
+def _first_needed(
+    inputs: Iterator[str | Skipped | Failed], sink: SidecarSink | CaptionTable, progress: ProgressReporter
+) -> str | None:
+    """The first image that needs a caption; the inputs before it are reported. None if no image needs one."""
+    for item in inputs:
+        event = sink.check(item) if isinstance(item, str) else item
+        if event is None and isinstance(item, str):
+            return item
+        if isinstance(event, Skipped):
+            sink.note_skipped(event.name)
+        if event is not None:
+            progress.event(event)
+    return None
+
+
+def _caption(
+    models: tuple[Model, Model | None],
+    inputs: Iterator[str | Skipped | Failed],
+    sink: SidecarSink | CaptionTable,
+    rules: CaptionFilter,
+    progress: ProgressReporter,
+    runtime: RuntimeOptions,
+) -> None:
+    """Captions the images, and prints a row for each caption that is kept."""
+    from sightloop.annotation.captioning import caption_images
+
+    loader = loader_config(runtime, models[0])
+    with closing(caption_images(models, inputs, sink, rules, loader)) as events:
+        for event in events:
             progress.event(event)
             if not isinstance(event, Done):
                 continue
@@ -91,9 +136,8 @@ def caption(
             if result.dropped:
                 progress.drop(event.name, result.dropped, result.reason)
             else:
-                match = {"match": result.score} if judge else {}
+                match = {"match": result.score} if models[1] else {}
                 progress.row({"name": event.name, "caption": result.text} | match)
-    return progress.status
 
 
 def _length_or_region(prompt: str | None, length: str | None, region: str | None) -> JsonDict:
@@ -103,6 +147,15 @@ def _length_or_region(prompt: str | None, length: str | None, region: str | None
     if region is not None:
         return {"region": parse_region(region)}
     return {} if length is None else {"length": length}
+
+
+def _check_judge(runtime: RuntimeOptions, filtering: FilterOptions) -> None:
+    """Checks, before a model is loaded, that the model of --min-match exists and can match."""
+    if filtering.min_match is None:
+        return
+    check_capability(filtering.judge or runtime.model, "match")
+    if filtering.judge is not None:
+        check_checkpoint(filtering.judge)
 
 
 def _captioner_and_judge(runtime: RuntimeOptions, filtering: FilterOptions) -> tuple[Model, Model | None]:

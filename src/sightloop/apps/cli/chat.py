@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.common import model_for
-from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions
+from sightloop.apps.cli.common import check_model, model_for
+from sightloop.apps.cli.options import DecodingOptions, NamedModelOptions
 from sightloop.apps.cli.output import print_error, print_message
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import JsonMapping, Message
@@ -24,10 +25,10 @@ _EPILOGUE = (
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
     "  printf 'what is this?\\nwhat color is it?\\n' | sightloop chat photo.jpg -m M --json"
 )
-_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
+_DECODING, _RUNTIME = DecodingOptions(), NamedModelOptions()
 _HELP = (
-    "Ask about the images. /image FILE adds an image, /new starts a new conversation, Ctrl-C stops an answer, an "
-    "empty line or Ctrl-D exits."
+    "Ask about the images. /image FILE adds an image, /new starts a new conversation, //TEXT sends /TEXT, Ctrl-C stops "
+    "an answer, an empty line or Ctrl-D exits."
 )
 
 
@@ -35,34 +36,43 @@ def chat(
     *images: Annotated[str, Parameter(name="IMAGES")],
     system: str | None = None,
     decoding: DecodingOptions = _DECODING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
     """Chat with a model about images.
 
     Each line of standard input is a message; its answer is printed while it is generated. All earlier messages are
     part of the prompt. /image FILE adds an image to the next message, /new starts a new conversation about the images
-    of the command line.
+    of the command line, //TEXT sends a message that starts with a slash. In a file or a pipe, blank lines are ignored.
 
     Args:
         images: Images of the first message; none for a conversation about text.
         system: System message: instructions at the start of the conversation. Default: none.
     """
-    runtime.check()
     options = decoding.as_kwargs()
+    check_model("chat", runtime)
+    for image in images:
+        _check_image(image)
     model = model_for("chat", runtime)
     system_messages = [] if system is None else [Message("system", system)]
     history, new_images, status = list(system_messages), list(images), 0
-    if sys.stdin.isatty():
+    is_terminal, lines = sys.stdin.isatty(), 0
+    if is_terminal:
         print_message(_HELP)
     for line in _input_lines():
+        lines += 1
         if line == "/new":
             history, new_images = list(system_messages), list(images)
-        elif line.startswith("/image "):
-            new_images.append(line.removeprefix("/image ").strip())
-        elif line.startswith("/"):
-            print_error("sightloop", f"{line.split()[0]}: no such command. {_HELP}")
+        elif line == "/image" or line.startswith("/image "):
+            try:
+                new_images.append(_check_image(line.removeprefix("/image").strip()))
+            except UsageError as error:
+                print_error("sightloop", error)
+                status = 1
+        elif line.startswith("/") and not line.startswith("//"):
+            print_error("sightloop", f"{line.split()[0]}: no such command, so this line is not sent. {_HELP}")
+            status = 1
         else:
-            messages = [*history, Message("user", line, tuple(new_images))]
+            messages = [*history, Message("user", line.removeprefix("/"), tuple(new_images))]
             try:
                 answer = _print_answer(model, messages, options, as_json=runtime.json)
             except (SightloopError, OSError) as error:
@@ -74,7 +84,19 @@ def chat(
                 continue
             history = [*messages, Message("assistant", answer)]
             new_images = []
+    if not lines and not is_terminal:
+        print_error("sightloop", "standard input has no message; write one on each line.")
+        return 1
     return status
+
+
+def _check_image(image: str) -> str:
+    """The path of an image. Raises `UsageError` if there is no such file."""
+    if "://" in image:
+        raise UsageError(f"{image}: a URL is not read; download the image first, and name the file.")
+    if not os.path.isfile(image):
+        raise UsageError(f"{image or '/image'}: no such image file.")
+    return image
 
 
 def _print_answer(model: Model, messages: list[Message], options: JsonMapping, *, as_json: bool) -> str:
@@ -96,15 +118,18 @@ def _print_answer(model: Model, messages: list[Message], options: JsonMapping, *
 
 
 def _input_lines() -> Iterator[str]:
-    """The lines of standard input up to an empty one or the end; on a terminal with a prompt."""
+    """The lines of standard input that are not blank; on a terminal, with a prompt and up to a blank one."""
+    if not sys.stdin.isatty():
+        yield from filter(None, map(str.strip, sys.stdin))
+        return
     while True:
         try:
-            line = input("> ") if sys.stdin.isatty() else sys.stdin.readline()
+            line = input("> ").strip()
         except EOFError:
             return
-        if not line.strip():
+        if not line:
             return
-        yield line.strip()
+        yield line
 
 
 COMMANDS = {chat: _EPILOGUE}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from cyclopts import Parameter
 
+from sightloop.apps.cli.checks import ImageInputs, check_adapter, check_capability, check_checkpoint
 from sightloop.apps.cli.options import Dtype, RuntimeOptions
-from sightloop.apps.cli.output import ProgressReporter, print_bundled_notice
+from sightloop.apps.cli.output import (
+    OutputTable,
+    ProgressReporter,
+    print_bundled_notice,
+    print_detail,
+    say_if_slow,
+)
 from sightloop.errors import UnsupportedError
 from sightloop.types import Bits, Done, Failed, Pixels, Skipped
 
@@ -34,12 +44,38 @@ def prepare_threads() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def load(source: str, *, device: str, dtype: Dtype, quantize: Bits | None = None) -> Model:
+def load(
+    source: str,
+    *,
+    device: str,
+    dtype: Dtype,
+    quantize: Bits | None = None,
+    lora: Path | None = None,
+) -> Model:
     """`sightloop.load`, imported on the first call."""
     prepare_threads()
     from sightloop.inference.load import load
 
-    return load(source, device=device, dtype=dtype, quantize=quantize)
+    return load(source, device=device, dtype=dtype, quantize=quantize, lora=lora)
+
+
+def check_model(capability: str, runtime: RuntimeOptions) -> None:
+    """Checks the options, and that the model exists and has a capability, before anything is loaded.
+
+    Args:
+        capability: What the model must be able to do: "caption".
+        runtime: The options.
+
+    Raises:
+        UsageError: An option has a bad value.
+        CheckpointError: There is no such model.
+        UnsupportedError: The model is known to lack the capability.
+    """
+    runtime.check()
+    if runtime.lora is not None:
+        check_adapter(runtime.lora)
+    check_capability(runtime.model, capability)
+    check_checkpoint(runtime.source)
 
 
 def model_for(capability: str, runtime: RuntimeOptions, source: str | None = None) -> Model:
@@ -50,14 +86,19 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
     Args:
         capability: What the model must be able to do: "caption".
         runtime: The options.
-        source: Another model than that of the options, such as the ITM model of `caption`. It is not quantized.
+        source: Another model than that of the options, such as the ITM model of `caption`. It is not quantized, and
+            gets no LoRA adapter.
 
     Raises:
         UnsupportedError: The model lacks the capability.
     """
-    quantize = runtime.quantize if source is None else None
-    model = load(source or runtime.source, device=runtime.device, dtype=runtime.dtype, quantize=quantize)
+    start = time.monotonic()
+    own = {} if source is not None else {"quantize": runtime.quantize, "lora": runtime.lora}
+    name = source or runtime.source
+    with say_if_slow(f"loading {name} ..."):
+        model = load(name, device=runtime.device, dtype=runtime.dtype, **own)
     require_capability(model, capability)
+    print_detail(f"{model.name}: loaded in {time.monotonic() - start:.1f} s")
     if source is None and runtime.model is None:
         print_bundled_notice(capability)
     if runtime.batch_size is not None:
@@ -90,20 +131,28 @@ def loader_config(runtime: RuntimeOptions, model: Model) -> LoaderConfig:
     return LoaderConfig(model.batch_size, runtime.workers, limits=Limits(max_pixels=runtime.max_pixels))
 
 
+def report_without_images(activity: str, inputs: ImageInputs) -> int:
+    """Reports why there is no image to process; the exit status, 1."""
+    with ProgressReporter(activity, OutputTable([])) as progress:
+        for event in inputs.events:
+            progress.event(event)
+    return 1
+
+
 def run_verb(
     progress: ProgressReporter,
     runtime: RuntimeOptions,
     model: Model,
-    paths: Sequence[str],
+    inputs: ImageInputs,
     verb: Callable[[list[Pixels]], Sequence[T]],
 ) -> Iterator[Done[T]]:
-    """Applies a verb to every image of the paths, reports each event, and yields those of images that are done.
+    """Applies a verb to every image, reports each event, and yields those of images that are done.
 
     Args:
         progress: Reports every event.
         runtime: Options for loading images.
         model: Preprocesses the images.
-        paths: Files, folders and globs.
+        inputs: The images.
         verb: Called with one batch of images; returns one value per image.
 
     Yields:
@@ -111,8 +160,9 @@ def run_verb(
     """
     from sightloop.annotation import runner
 
-    progress.count_ahead(lambda: sum(1 for _ in list_images(paths)))
-    with closing(runner.run([model], list_images(paths), verb, loader_config(runtime, model))) as events:
+    progress.count_ahead(lambda: sum(1 for _ in list_images(inputs.paths)))
+    images = chain(inputs.events, inputs.images or ())
+    with closing(runner.run([model], images, verb, loader_config(runtime, model))) as events:
         for event in events:
             progress.event(event)
             if isinstance(event, Done):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 import sightloop
+from sightloop.apps.cli.checks import check_data
 from sightloop.apps.cli.options import integer
 from sightloop.apps.cli.output import OutputTable, ProgressReporter
 from sightloop.errors import UsageError
@@ -49,9 +50,10 @@ def convert(
     """
     if len(paths) < 2:
         raise UsageError("convert: name at least one source and, last, the target.")
+    *sources, target = paths
+    check_data("SRC", sources)
     from sightloop.data.datasets.convert import convert as run_convert
 
-    *sources, target = paths
     dataset = sightloop.open_dataset(sources, images=images)
     with ProgressReporter("converting", OutputTable([])) as progress:
         if "-" not in sources:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name, parse_entries
 from sightloop.apps.cli.output import (
@@ -18,9 +19,12 @@ from sightloop.apps.cli.output import (
     OutputTable,
     ProgressReporter,
     print_bundled_notice,
+    print_failure,
     print_message,
+    say_if_slow,
 )
 from sightloop.checkpoints.catalog import BUNDLED
+from sightloop.errors import UsageError
 from sightloop.evaluation.task_names import TASK_DESCRIPTIONS, TaskName
 from sightloop.types import Event, JsonDict
 
@@ -130,14 +134,17 @@ class EvaluateOptions:
 
 
 _OPTIONS = EvaluateOptions()
-# Capability that a task needs, for which the bundled model is named; it has none for the other tasks.
-_CAPABILITIES = {
+# Capability that a task needs.
+_CAPABILITIES: dict[TaskName, str] = {
     "captions": "caption",
     "retrieval": "rank",
     "classify": "classify",
     "vqa": "answer",
     "matching": "match",
     "features": "embed",
+    "detect": "detect",
+    "locate": "locate",
+    "segment": "segment",
 }
 
 
@@ -161,14 +168,16 @@ def evaluate(
         task: The task, see below.
         data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated.
         model: Hub id, folder or weights file; repeat the option to compare two models. Default: nano, which comes with
-            the package.
+            the package; it cannot detect, locate and segment.
         predictions: Score this predictions.jsonl instead of a model; repeat the option to compare two.
         out: Output folder. Default: nothing is written.
         train_data: Search this training data for copies of the evaluation's images and captions. Default: no search.
     """
     kwargs = options.as_kwargs()
+    _check_sources(task, data, model, predictions, train_data, options)
     prepare_threads()
-    from sightloop.evaluation.evaluate import evaluate as run_evaluate
+    with say_if_slow("starting ..."):
+        from sightloop.evaluation.evaluate import evaluate as run_evaluate
 
     with ExitStack() as stack:
         reporters = _PhaseReporters(stack)
@@ -186,9 +195,9 @@ def evaluate(
     failed = _failed(result)
     for key, reason in failed.items():
         if key not in reporters.reported:
-            print_message(f"failed: {key}: {reason}")
+            print_failure(f"failed: {key}: {reason}")
     if failed:
-        print_message(
+        print_failure(
             f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read."
         )
     if result.leaks is not None:
@@ -198,10 +207,40 @@ def evaluate(
     return 1 if failed else 0
 
 
+def _check_sources(
+    task: TaskName,
+    data: list[str],
+    models: list[str] | None,
+    predictions: list[Path] | None,
+    train_data: list[str] | None,
+    options: EvaluateOptions,
+) -> None:
+    """Checks, before torch is loaded, that data, models and files exist and that the models can do the task.
+
+    Raises:
+        UsageError: A path is wrong, or models and predictions are both given, or more than two.
+        CheckpointError: There is no such model.
+        UnsupportedError: A model is known to lack the capability.
+    """
+    if (models and predictions) or len(models or predictions or ()) > 2:
+        raise UsageError("give one or two models, or one or two files of --predictions, not both.")
+    for file in predictions or ():
+        if not file.is_file():
+            raise UsageError(f"--predictions {file}: no such file.")
+    check_data("--data", data)
+    check_data("--train-data", train_data or ())
+    if not predictions:
+        # `matching` by ITC needs no ITM head, and `retrieval` without re-ranking neither.
+        capability = {"matching": "embed", "retrieval": "embed"}.get(task, _CAPABILITIES[task])
+        for source in models or (None,):
+            check_capability(source, capability)
+            check_checkpoint(source or BUNDLED)
+        if options.clip is not None:
+            check_checkpoint(options.clip)
+
+
 def _bundled_model(task: TaskName) -> list[str]:
-    """The bundled model, with a notice; none for a task that it cannot do."""
-    if task not in _CAPABILITIES:
-        return []
+    """The bundled model, with a notice."""
     print_bundled_notice(_CAPABILITIES[task])
     return [BUNDLED]
 

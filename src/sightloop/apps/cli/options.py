@@ -57,6 +57,10 @@ class RuntimeOptions:
     """Quantize the weights of a language model: int8 needs half of the memory of bfloat16, int4 a quarter; answers
     change slightly. Default: off."""
 
+    lora: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
+    """LoRA adapter, such as the adapter/ of a training run, merged into the weights; excludes --quantize. Default:
+    none."""
+
     batch_size: Annotated[int | None, Parameter(converter=integer)] = None
     """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
 
@@ -82,6 +86,18 @@ class RuntimeOptions:
         check_at_least("--max-pixels", self.max_pixels, 1)
         if not re.fullmatch(r"auto|cpu|(cuda|xpu)(:\d+)?|mps", self.device):
             raise UsageError(f"--device {self.device}: use auto, cpu, cuda, cuda:N, xpu or mps.")
+        if self.lora is not None and self.quantize is not None:
+            raise UsageError(f"--lora {self.lora} and --quantize {self.quantize}: give only one of them.")
+
+
+@Parameter(name="*", group=RUNTIME_GROUP)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedModelOptions(RuntimeOptions):
+    """`RuntimeOptions` of commands that the bundled model has no capability for."""
+
+    model: Annotated[str | None, Parameter(alias="-m", show_default=False)] = None
+    """Hub id, folder or weights file; required, because nano, which comes with the package, cannot do this. `sightloop
+    models` lists the known ones; the examples below name one to start with."""
 
 
 @Parameter(name="*", group=DECODING_GROUP)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sightloop.apps.cli.streams import discard_stderr, discard_stdout
 from sightloop.checkpoints import catalog
 from sightloop.types import Done, Event, JsonMapping, Skipped
 
@@ -37,15 +40,98 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+@dataclass(slots=True)
+class _Verbosity:
+    """How much is printed on standard error: `level` -1 with --quiet, 0, or 1 with --verbose."""
+
+    level: int = 0
+
+
+_verbosity = _Verbosity()
+
+
+def set_verbosity(level: int) -> None:
+    """Sets how much is printed on standard error.
+
+    Args:
+        level: -1: errors, failures and warnings alone; 0: also progress, notes and counts; 1: also details.
+    """
+    _verbosity.level = level
+
+
+def is_quiet() -> bool:
+    """Whether progress, notes and counts are left out (--quiet)."""
+    return _verbosity.level < 0
+
+
+def is_verbose() -> bool:
+    """Whether details are printed (--verbose)."""
+    return _verbosity.level > 0
+
+
 def print_message(text: str) -> None:
-    """Prints one line on standard error."""
-    print(one_line(text), file=sys.stderr, flush=True)
+    """Prints one line on standard error; nothing with --quiet."""
+    if not is_quiet():
+        _print_line(text)
+
+
+def print_detail(text: str) -> None:
+    """Prints one line on standard error with --verbose."""
+    if is_verbose():
+        _print_line(text)
+
+
+def print_warning(text: str) -> None:
+    """Prints one line on standard error, also with --quiet."""
+    _print_line(f"warning: {text}")
+
+
+def print_warnings_as_messages() -> None:
+    """Prints one warning of each kind, as one line without file and line number.
+
+    Warnings that differ only in numbers and quoted texts are of one kind: texts that are cut in each batch are
+    reported once.
+    """
+    printed: set[str] = set()
+
+    def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
+        text = " ".join(str(message).split())
+        kind = re.sub(r"\d+|(['\"]).*\1", "", text)
+        if kind not in printed:
+            printed.add(kind)
+            print_warning(text)
+
+    warnings.showwarning = show
+
+
+def print_failure(text: str) -> None:
+    """Prints what could not be processed on standard error, also with --quiet."""
+    _print_line(text)
 
 
 def print_error(program: str, error: object) -> None:
     """Prints why the program ends on standard error, each line of the message after the program's name."""
     for line in str(error).splitlines() or [""]:
-        print_message(f"{program}: {line}")
+        _print_line(f"{program}: {line}")
+
+
+def _print_line(text: str) -> None:
+    try:
+        print(one_line(text), file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # its reader has closed it, or its disk is full: the work continues
+        discard_stderr()
+
+
+@contextmanager
+def say_if_slow(text: str, seconds: float = 2.0) -> Generator[None]:
+    """Prints `text` if the block takes longer than this, so that a slow start is not silent."""
+    timer = threading.Timer(seconds, print_message, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def print_bundled_notice(capability: str) -> None:
@@ -107,11 +193,15 @@ class OutputTable:
             if not self._ignore_closed_pipe:
                 raise
             self._closed = True
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+            discard_stdout()
 
     def _print(self, line: str) -> None:
         encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        try:
+            print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        except OSError as error:
+            error.filename = error.filename or "standard output"
+            raise
 
     def _print_table_row(self, cells: JsonMapping) -> None:
         from rich.console import Console
@@ -149,14 +239,14 @@ class ProgressReporter:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._total: int | None = None
-        self._start = self._rate_start = time.monotonic()
+        self.start_clock()
 
     def __enter__(self) -> ProgressReporter:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_quiet():
             self._progress, self._task = _progress_bar(self._activity, redirect_stdout=sys.stdout.isatty())
             self._rows.console = self._progress.console
             self._progress.start()
-        self._start = self._rate_start = time.monotonic()
+        self.start_clock()
         return self
 
     def __exit__(
@@ -169,6 +259,10 @@ class ProgressReporter:
             self._print_counts(stopped=kind is not None)
         if kind is KeyboardInterrupt and self._resume_hint:
             self.message(self._resume_hint)
+
+    def start_clock(self) -> None:
+        """Starts the clock of the rate and of the total time again, after a model is loaded."""
+        self._start = self._rate_start = time.monotonic()
 
     @property
     def status(self) -> int:
@@ -202,6 +296,8 @@ class ProgressReporter:
             self.counts["done"] += 1
         elif isinstance(event, Skipped):
             self.counts["skipped"] += 1
+            if is_verbose():
+                self._report("skipped", event.name, event.reason)
             # The rate is that of the images that are processed: its clock starts after the skipped ones.
             if not self.counts["done"] and not self.counts["failed"]:
                 self._rate_start = time.monotonic()
@@ -219,16 +315,20 @@ class ProgressReporter:
             )
 
     def message(self, text: str) -> None:
-        """Prints one line on standard error, above the progress bar."""
+        """Prints one line on standard error, above the progress bar; nothing with --quiet."""
+        if not is_quiet():
+            self._print_above(text)
+
+    def _print_above(self, text: str) -> None:
         if self._progress is None:
-            print_message(text)
+            print_failure(text)
         else:
             self._progress.console.print(
                 one_line(text), soft_wrap=True, markup=False, highlight=False, emoji=False
             )
 
     def _report(self, what: str, name: str, reason: str) -> None:
-        self.message(f"{what}: {name or repr(name)}: {reason}")
+        self._print_above(f"{what}: {name or repr(name)}: {reason}")
 
     def _print_counts(self, *, stopped: bool) -> None:
         total, counts = self.counts.total(), self.counts
@@ -238,7 +338,8 @@ class ProgressReporter:
         if not total:
             self.message("No images found.")
             return
-        self.message(
+        write = self._print_above if counts["failed"] else self.message
+        write(
             f"{'Stopped early. ' if stopped else ''}{total:,} {'image' if total == 1 else 'images'}: "
             f"{counts['done']:,} done{details if dropped else ''}, {counts['skipped']:,} skipped, "
             f"{counts['failed']:,} failed, in {_duration(seconds)}."

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.common import Paths, model_for, run_verb
+from sightloop.apps.cli.checks import read_ahead
+from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
 from sightloop.apps.cli.options import (
     DecodingOptions,
+    NamedModelOptions,
     RegionOption,
     RuntimeOptions,
     parse_entries,
@@ -85,7 +87,7 @@ class RegionOutput:
             raise UsageError(f"--draw {self.draw}: exists already; name a new folder.")
 
 
-_OUTPUT, _DECODING, _RUNTIME = RegionOutput(), DecodingOptions(), RuntimeOptions()
+_OUTPUT, _DECODING, _RUNTIME = RegionOutput(), DecodingOptions(), NamedModelOptions()
 _Phrases = Annotated[
     list[str] | None, Parameter(name=["--phrases", "-p"], negative=(), consume_multiple=False)
 ]
@@ -98,7 +100,7 @@ def detect(
     region: RegionOption = None,
     output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
     """Detect objects in every image: label, box and score of each.
 
@@ -126,7 +128,7 @@ def locate(
     phrases: _Phrases = None,
     output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
     """Locate what a phrase refers to, or every phrase of a sentence, in every image.
 
@@ -149,7 +151,7 @@ def segment(
     region: RegionOption = None,
     output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
     """Segment what a phrase refers to in every image: its outline and box.
 
@@ -175,7 +177,7 @@ def read(
     region: RegionOption = None,
     output: RegionOutput = _OUTPUT,
     decoding: DecodingOptions = _DECODING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
     """Read the text in every image (OCR), each piece of text with its box.
 
@@ -201,8 +203,11 @@ def _run(
     runtime: RuntimeOptions,
 ) -> int:
     """Runs a verb over the images, prints a row per region and writes the files of `output`."""
-    runtime.check()
     output.check()
+    check_model(capability, runtime)
+    inputs = read_ahead(paths)
+    if inputs.images is None:
+        return report_without_images(activity, inputs)
     model = model_for(capability, runtime)
     from sightloop.annotation.region_files import Drawings, write_regions
     from sightloop.data.datasets.schema import fields_from_region
@@ -211,7 +216,7 @@ def _run(
     columns = [Column("name"), Column("label"), Column("box", 22), Column("score", 5, True)]
     rows_to_write: list[tuple[str, Regions]] = []
     with ProgressReporter(activity, OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, paths, lambda images: verb(model, images)):
+        for event in run_verb(progress, runtime, model, inputs, lambda images: verb(model, images)):
             regions = event.value
             if output.out is not None:
                 rows_to_write.append((event.name, regions))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from sightloop.apps.cli.checks import check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
+from sightloop.apps.cli.output import say_if_slow
 from sightloop.apps.cli.train_view import show_training
-from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS
+from sightloop.errors import UsageError
+from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_recipe
 
 _EPILOGUE = "\n".join(
     [
@@ -56,14 +60,35 @@ def train(
         tensorboard: Also write TensorBoard logs to FOLDER/tensorboard.
         json: Print each event as one JSON object per line instead of the curves.
     """
-    prepare_threads()
-    from sightloop.training.trainer import train as run_train
-
     settings = list(set or [])
     if evaluate is not None:
         settings.append(f"evaluation.data={evaluate}")
+    prepare_threads()
+    with say_if_slow("starting ..."):
+        _check(recipe, data, out, settings, device)
+        from sightloop.training.trainer import train as run_train
+
     events = run_train(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
     return show_training(events, json=json)
+
+
+def _check(recipe: str, data: list[str], out: Path, settings: list[str], device: str) -> None:
+    """Checks the recipe, its changes and the paths before the trainer and torch are loaded.
+
+    Raises:
+        UsageError: A recipe, a setting or a path is wrong.
+        CheckpointError: There is no such model as the recipe starts from.
+    """
+    check_data("--data", data)
+    if not re.fullmatch(r"auto|cpu|(cuda|xpu)(:\d+)?|mps", device):
+        raise UsageError(f"--device {device}: use auto, cpu, or cuda.")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: this is a file; name a folder.")
+    evaluation_data, checkpoint = check_recipe(recipe, settings)
+    if evaluation_data:
+        check_data("--evaluate", [evaluation_data])
+    if checkpoint:
+        check_checkpoint(checkpoint)
 
 
 COMMANDS = {train: _EPILOGUE}

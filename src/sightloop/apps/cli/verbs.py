@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.common import Paths, model_for, run_verb
+from sightloop.apps.cli.checks import check_texts, read_ahead
+from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
 from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions, integer, parse_entries
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
 from sightloop.errors import UsageError
@@ -59,11 +60,13 @@ def ask(
         candidates: Rank these answers instead of generating one: a,b,c or a file with one per line.
             Default: generate.
     """
-    runtime.check()
     options = decoding.as_kwargs()
     choices = None if candidates is None else parse_entries("--candidates", candidates)
-    if any(not text.strip() for text in questions):
-        raise UsageError("--questions: a question is empty.")
+    check_texts("--questions", questions)
+    check_model("answer", runtime)
+    inputs = read_ahead(paths)
+    if inputs.images is None:
+        return report_without_images("answering", inputs)
     model = model_for("answer", runtime)
 
     def verb(images: list[Pixels]) -> list[list[str]]:
@@ -74,7 +77,7 @@ def ask(
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
     with ProgressReporter("answering", OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, paths, verb):
+        for event in run_verb(progress, runtime, model, inputs, verb):
             for question, answer in zip(questions, event.value, strict=True):
                 progress.row({"name": event.name, "question": question, "answer": answer})
     return progress.status
@@ -99,8 +102,11 @@ def classify(
         activation: softmax: probabilities over the labels that sum to 1; sigmoid: of each label by itself (SigLIP).
             Default: as the model was trained.
     """
-    runtime.check()
     names, prompts = _check_labels(labels, templates, top)
+    check_model("classify", runtime)
+    inputs = read_ahead(paths)
+    if inputs.images is None:
+        return report_without_images("classifying", inputs)
     model = model_for("classify", runtime)
     if not (shown_labels := names or model.labels):
         raise UsageError(f"--labels: {model.name} was not fine-tuned on classes; give labels.")
@@ -116,7 +122,7 @@ def classify(
     heading = "probability" if used_activation == "softmax" else used_activation
     columns = [Column("name"), Column("label", _width(shown_labels)), Column(heading, 11, True)]
     with ProgressReporter("classifying", OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, paths, verb):
+        for event in run_verb(progress, runtime, model, inputs, verb):
             best = sorted(zip(event.value, shown_labels, strict=True), key=lambda pair: -pair[0])[:count]
             if runtime.json:
                 progress.row(
@@ -145,11 +151,15 @@ def match(
         image: An image file.
         texts: One or more texts, each in quotes.
     """
-    runtime.check()
     if not texts:
         raise UsageError("TEXTS: give at least one text.")
+    check_texts("TEXTS", texts)
     if os.path.isdir(image):
         raise UsageError(f"{image}: is a folder; `match` takes one image.")
+    check_model("match", runtime)
+    inputs = read_ahead([image])
+    if inputs.images is None:
+        return report_without_images("matching", inputs)
     model = model_for("match", runtime)
 
     def verb(images: list[Pixels]) -> list[list[float]]:
@@ -157,7 +167,7 @@ def match(
 
     columns = [Column("text", _width(texts)), Column("match", 6, True)]
     with ProgressReporter("matching", OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, [image], verb):
+        for event in run_verb(progress, runtime, model, inputs, verb):
             for text, probability in zip(texts, event.value, strict=True):
                 progress.row({"name": event.name, "text": text, "match": probability})
     return progress.status
@@ -174,8 +184,11 @@ def embed(
     """
     from sightloop.annotation.embedding_file import EmbeddingFile
 
-    runtime.check()
+    check_model("embed", runtime)
     file = EmbeddingFile(out, runtime.source)
+    inputs = read_ahead(paths)
+    if inputs.images is None:
+        return report_without_images("embedding", inputs)
     model = model_for("embed", runtime)
 
     def verb(images: list[Pixels]) -> list[Floats32]:
@@ -183,7 +196,7 @@ def embed(
 
     with ProgressReporter("embedding", OutputTable([])) as progress:
         with file:
-            for event in run_verb(progress, runtime, model, paths, verb):
+            for event in run_verb(progress, runtime, model, inputs, verb):
                 file.add([event.name], event.value[None])  # [1, d]
         if file.rows:
             progress.message(f"{out}: {file.rows:,} rows.")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sightloop.data.datasets import schema
-from sightloop.data.images.decode import EXTENSIONS
+from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.types import JsonDict, Sample
 
 SIDECAR_EXTENSIONS = (".txt", ".json")
@@ -114,11 +114,6 @@ class FolderSource:
             prefix = "" if relative == "." else f"{relative}/"
             images = [prefix + name for name in sorted(files) if is_image_name(name)]
             yield images, [prefix + name for name in files if os.path.splitext(name)[1] in SIDECAR_EXTENSIONS]
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name has the extension of an image. The metadata files `._*` of macOS are not images."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith("._")
 
 
 # Characters that a file name cannot hold on every system; "." and "_" are escaped in some places.

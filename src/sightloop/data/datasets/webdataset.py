@@ -32,7 +32,7 @@ from sightloop.data.datasets.tar_reader import (
     TarMember,
     read_members,
 )
-from sightloop.data.images.decode import EXTENSIONS
+from sightloop.data.image_names import EXTENSIONS
 from sightloop.errors import ImageError
 from sightloop.types import Limits, Sample
 

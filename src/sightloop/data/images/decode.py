@@ -35,16 +35,11 @@ from PIL import (
 )
 
 from sightloop.data.images import headers
-from sightloop.errors import ImageError
+from sightloop.errors import ImageError, install_command
 from sightloop.types import ImageSource, Limits, Pixels, Size
 
 DEFAULT_LIMITS: Final = Limits()
 OUT_OF_MEMORY: Final = "needs too much memory"
-EXTENSIONS: frozenset[str] = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif".split()
-)
-"""File extensions of the images that `decode` reads, in lower case with the dot."""
-
 # Importing a plugin registers it with Pillow. `Image.open(formats=...)` tries no other plugin (EPS, PSD, ...).
 # JpegImagePlugin reads MPO as well.
 _PLUGINS: Final = {
@@ -179,6 +174,8 @@ def read_file(path: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
                 data += more  # a file that grew, or a read that returned less than requested
     except FileNotFoundError:
         reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
+        if "://" in str(path):
+            reason = "a URL is not read: download the image first, and name the file"
         raise ImageError(path, reason) from None
     except PermissionError:
         raise ImageError(path, "no permission to read it") from None
@@ -216,7 +213,7 @@ def _decode_bytes(name: str, data: bytes, limits: Limits, layout: str) -> Image.
     formats = tuple(_PLUGINS)
     if headers.image_format(data) == "HEIF":
         if not _heif_available():
-            raise ImageError(name, 'HEIC needs one more package: pip install "sightloop[heif]"')
+            raise ImageError(name, f"HEIC needs one more package: {install_command('heif')}")
         formats = (*formats, "HEIF")
     with _silence_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
         _check_size(name, image.size, limits)

@@ -1,0 +1,140 @@
+"""Checks of what a command line names (models, data, images), made before torch and a model are loaded."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from sightloop.checkpoints import catalog
+from sightloop.errors import UnsupportedError, UsageError, similar_path
+from sightloop.types import Failed, Skipped
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInputs:
+    """The inputs of a command, read up to the first image.
+
+    Attributes:
+        paths: Files, folders and globs, as on the command line.
+        events: What precedes the first image: paths that do not exist, files that are skipped.
+        images: The first image and all that follows; None if there is no image.
+    """
+
+    paths: Sequence[str]
+    events: tuple[Skipped | Failed, ...]
+    images: Iterator[str | Skipped | Failed] | None
+
+
+def read_ahead(paths: Sequence[str]) -> ImageInputs:
+    """Searches the images that `paths` name, up to the first one.
+
+    Args:
+        paths: Files, folders and globs.
+    """
+    from sightloop.annotation.inputs import find_images
+
+    events: list[Skipped | Failed] = []
+    inputs = find_images(paths)
+    for item in inputs:
+        if isinstance(item, str):
+            return ImageInputs(paths, tuple(events), chain([item], inputs))
+        events.append(item)
+    return ImageInputs(paths, tuple(events), None)
+
+
+def check_capability(source: str | None, capability: str) -> None:
+    """Checks a capability of a model that the catalog knows.
+
+    Args:
+        source: Hub id, folder or weights file; None for the bundled model, because none is named.
+        capability: What it must be able to do: "caption".
+
+    Raises:
+        UnsupportedError: The model lacks the capability; the message names one that has it.
+    """
+    name = catalog.BUNDLED if source is None else source
+    if name != catalog.BUNDLED and os.path.exists(name):
+        return
+    entry = catalog.find_entry(name)
+    if entry is None or capability in entry.capabilities:
+        return
+    bundled = ", the bundled model that is used without --model," if source is None else ""
+    raise UnsupportedError(
+        f"{entry.name}{bundled} cannot {capability} (it can: {', '.join(sorted(entry.capabilities))}). Name another "
+        f"one, such as -m {catalog.recommended_for(capability).name}; `sightloop models --capability {capability}` "
+        "lists them."
+    )
+
+
+def check_checkpoint(source: str) -> None:
+    """Checks that a checkpoint's files exist. A hub model that is in the cache is left to the loader.
+
+    Args:
+        source: Hub id, folder or weights file.
+
+    Raises:
+        UsageError: `source` is a URL.
+        CheckpointError: No such folder, file or hub model, or its files are incomplete.
+    """
+    if _URL.match(source):
+        hub = _HUB_URL.match(source)
+        remedy = f"name it as {hub[1]}" if hub else "download the files, and name their folder"
+        raise UsageError(f"--model {source}: a URL is not loaded; {remedy}.")
+    from sightloop.checkpoints.hub import is_cached, locate
+
+    if not is_cached(source):
+        locate(source)
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises `UsageError` unless the folder has the files of a LoRA adapter."""
+    missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"--lora {folder}: it has no {' and no '.join(missing)}; name the folder of a LoRA adapter."
+        )
+
+
+def check_data(option: str, sources: Iterable[str]) -> None:
+    """Checks the paths of datasets. Patterns with braces, and what the files contain, are left to `open_dataset`.
+
+    Args:
+        option: The option, for messages: "--data".
+        sources: Paths, globs and brace ranges; "-" is standard input.
+
+    Raises:
+        UsageError: A source is a URL or does not exist, a glob matches nothing, or a folder is empty.
+    """
+    for source in sources:
+        if _URL.match(source) or source.startswith("pipe:"):
+            raise UsageError(
+                f"{option} {source}: a URL is not read; download the files, and name their path."
+            )
+        if source == "-" or (_has_braces(source) and not os.path.lexists(source)):
+            continue
+        if not os.path.exists(source):
+            if not glob.has_magic(source):
+                raise UsageError(f"{option} {source}: no such file or folder{similar_path(source)}.")
+            if next(glob.iglob(source, recursive=True), None) is None:
+                raise UsageError(f"{option} {source}: the pattern matches no file.")
+        elif os.path.isdir(source) and not any(files for _, _, files in os.walk(source, followlinks=True)):
+            raise UsageError(f"{option} {source}: the folder is empty.")
+
+
+def check_texts(option: str, texts: Iterable[str]) -> None:
+    """Raises `UsageError` for a text that is blank."""
+    if any(not text.strip() for text in texts):
+        raise UsageError(f"{option}: a text is empty; give words, in quotes.")
+
+
+def _has_braces(name: str) -> bool:
+    return re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", name) is not None
