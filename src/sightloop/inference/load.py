@@ -250,16 +250,16 @@ def _decoding(located: CheckpointFiles, family: Family, config: Any, layout: str
 def _tokenizer(located: CheckpointFiles, family: Family, config: Any, layout: str) -> Tokenizer:
     """The checkpoint's tokenizer; in open_clip's layout with open_clip's text cleaning, whatever files it is read from.
 
-    open_clip cleans for its own CLIP tokenizer by "lower", for the hub's (`hf_tokenizer_name`) by "whitespace".
+    Its default is "lower" for CLIP's tokenizer, "whitespace" for the hub's others.
     """
-    cleaning = None
+    kind, cleaning = family.tokenizer_of(config), None
     if layout == "open_clip":
         text = _json(located.folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
-        usual = "whitespace" if text.get("hf_tokenizer_name") else "lower"
-        cleaning = (text.get("tokenizer_kwargs") or {}).get("clean", usual)
+        default = "lower" if kind == "clip" else "whitespace"
+        cleaning = (text.get("tokenizer_kwargs") or {}).get("clean", default)
     return load_tokenizer_of_kind(
         located.folder,
-        family.tokenizer_of(config),
+        kind,
         max_length=config.text.positions,
         # The hub names Gemma's tokenizer for NaFlex; `transformers` makes that SigLIP 2's own.
         lowercase=getattr(config.vision, "any_size", False),

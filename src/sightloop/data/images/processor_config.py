@@ -177,12 +177,10 @@ def _check_padding(do_pad: object, pad_size: object, size: int | Size | None, fa
     if not do_pad or family in ("llava", "llavanext", "siglip2"):
         return
     if not isinstance(size, tuple):
-        raise CheckpointError(
-            "preprocessor_config.json: do_pad with images of several sizes is not supported; set it to false"
-        )
+        raise CheckpointError("preprocessor_config.json: do_pad needs images of one size; set it to false")
     if pad_size is not None and _parse_size("pad_size", pad_size, True) != size:
         raise CheckpointError(
-            f"preprocessor_config.json: pad_size = {pad_size!r} for images of {size} is not supported"
+            f"preprocessor_config.json: pad_size = {pad_size!r} for images of {size}; remove it"
         )
 
 

@@ -36,8 +36,8 @@ def load_tokenizer_of_kind(
         kind: of the tokenizer.
         max_length: tokens a text; 0 for no limit.
         lowercase: lower-case the texts ("pieces" alone).
-        cleaning: name of open_clip's text cleaning, a key of `sentencepiece.CLEANINGS` ("pieces"; for "clip" the
-            original's own, "lower", or "whitespace", which its lower-case vocabulary makes the same); None for the files'.
+        cleaning: name of open_clip's text cleaning, a key of `sentencepiece.CLEANINGS` ("pieces"), or "lower", that of
+            CLIP's original code ("clip"); None for what the files say.
 
     Raises:
         TokenizerError: what is missing or damaged.
@@ -67,7 +67,7 @@ def load_tokenizer_of_kind(
         return bert_tokenizer_from_vocab(vocab, max_length=max_length)
     if kind == "clip" and merges.is_file() and not from_hub and not (source / "vocab.json").is_file():
         return clip_tokenizer_from_bpe(merges, max_length=max_length)
-    if kind == "clip" and cleaning not in (None, "lower", "whitespace"):
+    if kind == "clip" and cleaning not in (None, "lower"):
         raise TokenizerError(
             f"{source}: cleaning {cleaning!r} is not supported for CLIP's tokenizer, only 'lower' is"
         )

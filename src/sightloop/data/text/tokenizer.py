@@ -5,9 +5,10 @@ of the special tokens and a few settings. The pipelines of CLIP and BERT are her
 
 CLIP has two sets of rules, and the files say which one holds:
 
-* hub files (`tokenizer.json`, or `vocab.json` and `merges.txt`), but those beside open_clip's weights: NFC, white space, lower case, as the hub's own
+* hub files (`tokenizer.json`, or `vocab.json` and `merges.txt`): NFC, white space, lower case, as the hub's own
   tokenizer has it; special tokens are found anywhere in a text;
-* the original `bpe_simple_vocab_16e6.txt.gz`: what CLIP was trained with (Radford et al. 2021, released code):
+* the original `bpe_simple_vocab_16e6.txt.gz`, and any files beside weights in open_clip's layout: what CLIP was
+  trained with (Radford et al. 2021, released code):
   ftfy, HTML unescaped twice, white space, lower case. Plain captions get the same ids under both.
 """
 
@@ -194,7 +195,7 @@ def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int, origina
     where present. As at the hub, `kind` and the switches in tokenizer_config.json (`do_lower_case`, ...) decide
     how text is normalized, not tokenizer.json. Rows get `max_length` tokens at most (what the network takes), or
     `model_max_length` if that is less. `original`: texts are cleaned and cut into words as CLIP's original code does
-    (ftfy, HTML), which open_clip's checkpoints were trained with, whatever the files are. Raises `TokenizerError`, naming the file and where it belongs.
+    (ftfy, HTML), whatever the files are. Raises `TokenizerError`, naming the file and where it belongs.
     """
     if kind not in _NAMES:
         raise UsageError(f"kind={kind!r}: must be one of {', '.join(map(repr, _NAMES))}.")
