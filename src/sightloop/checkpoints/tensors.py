@@ -292,8 +292,8 @@ def _open_pickle(path: Path) -> TensorFile | dict[str, Tensor]:
     check_file_start(path)
     if _is_torchscript(path):
         raise CheckpointError(
-            f"{path}: is a TorchScript archive (code with weights, as OpenAI published CLIP), and code is not run. Load "
-            "the same model from the hub, such as openai/clip-vit-base-patch32; or, if you trust the file, run torch.save("
+            f"{path}: is a TorchScript archive (code with weights, as OpenAI published CLIP); code is not run. Load "
+            "the same model from the hub, as openai/clip-vit-base-patch32; or, if you trust the file, run torch.save("
             f"torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt') in Python and load weights.pt"
         )
     records = zip_records(path)
