@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import numpy as np
 import pytest
 import torch
@@ -16,12 +20,23 @@ from transformers import (
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
     CLIPModel,
+    LlavaForConditionalGeneration,
     SiglipModel,
 )
 
 import sightloop
 from sightloop.data.images.preprocess import normalize
-from tests.checkpoints.official_files import change_config, copy_files, tensor_shapes, write_weights
+from sightloop.data.text.load import load_tokenizer_of_kind
+from sightloop.data.text.sentencepiece import CLEANINGS
+from sightloop.inference.generation_config import decoding_defaults
+from sightloop.types import ImageSpec
+from tests.checkpoints.official_files import (
+    change_config,
+    copy_files,
+    official_folder,
+    tensor_shapes,
+    write_weights,
+)
 
 TEXTS = [
     "a dog",
@@ -140,13 +155,114 @@ def test_blip_of_salesforce(tmp_path: Path, name: str) -> None:
                 < 1e-5
             )
         elif "vqa" in name:
-            question = tokenizer(TEXTS[:1], return_tensors="pt")  # alone: the reference's decoder reads padding too
+            question = tokenizer(
+                TEXTS[:1], return_tensors="pt"
+            )  # alone: the reference's decoder reads padding too
             ids = reference.generate(pixel_values=pixels[:1], **question, max_new_tokens=8)
             expected = tokenizer.batch_decode(ids, skip_special_tokens=True)
-            assert model.answer(images()[:1], TEXTS[:1], max_new_tokens=8) == [text.strip() for text in expected]
+            assert model.answer(images()[:1], TEXTS[:1], max_new_tokens=8) == [
+                text.strip() for text in expected
+            ]
         else:
             ids = reference.generate(pixel_values=pixels, num_beams=3, max_new_tokens=8)
             expected = tokenizer.batch_decode(ids, skip_special_tokens=True)
             assert model.caption(images(), num_beams=3, max_new_tokens=8) == [
                 text.strip() for text in expected
             ]
+
+
+def test_llava_of_llava_hf(tmp_path: Path) -> None:
+    folder = copy_files("llava-hf--llava-1.5-7b-hf", tmp_path / "llava")
+    (folder / "model.safetensors.index.json").unlink()
+    vision = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    change_config(folder, {"vision_config": vision, "text_config": {**text, "num_key_value_heads": 4}})
+    write_weights(folder, tensor_shapes("names_llava_small"), {}, layers=3)
+    model = sightloop.load(folder, device="cpu")
+    assert "chat" in model.capabilities
+    pixels, tokenizer = same_pixels(model, folder), AutoTokenizer.from_pretrained(folder)
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TEXTS[1]}]}]
+    template = (folder / "chat_template.jinja").read_text()
+    prompt = tokenizer.apply_chat_template(
+        asked, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    inputs = tokenizer(prompt.replace("<image>", "<image>" * 576), return_tensors="pt")
+    reference: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        ids = reference.generate(**inputs, pixel_values=pixels[:1], max_new_tokens=6, do_sample=False)
+    expected = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+    own = model.chat([sightloop.Message("user", TEXTS[1], [images()[0]])], max_new_tokens=6)
+    assert own == expected.strip()
+
+
+def test_clip_of_laion_in_open_clips_layout(tmp_path: Path) -> None:
+    """Texts are cleaned as open_clip cleans them (ftfy, HTML), though the hub's tokenizer.json is there."""
+    folder = copy_files("laion--CLIP-ViT-B-32-DataComp.XL-s13B-b90K", tmp_path / "open_clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] |= {"layers": 2, "width": 64}
+    config["model_cfg"]["text_cfg"] |= {"layers": 2, "width": 48, "heads": 3}
+    config["model_cfg"]["embed_dim"] = 24
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    block = {"attn.in_proj_weight": [3, 1], "attn.in_proj_bias": [3], "attn.out_proj.weight": [1, 1]}
+    block |= {
+        "attn.out_proj.bias": [1],
+        "ln_1.weight": [1],
+        "ln_1.bias": [1],
+        "ln_2.weight": [1],
+        "ln_2.bias": [1],
+    }
+    block |= {
+        "mlp.c_fc.weight": [4, 1],
+        "mlp.c_fc.bias": [4],
+        "mlp.c_proj.weight": [1, 4],
+        "mlp.c_proj.bias": [1],
+    }
+    shapes = {"positional_embedding": [77, 48], "text_projection": [48, 24], "logit_scale": []}
+    shapes |= {"token_embedding.weight": [49408, 48], "ln_final.weight": [48], "ln_final.bias": [48]}
+    shapes |= {
+        "visual.class_embedding": [64],
+        "visual.positional_embedding": [50, 64],
+        "visual.proj": [64, 24],
+    }
+    shapes |= {"visual.conv1.weight": [64, 3, 32, 32]}
+    shapes |= {f"visual.{norm}.{leaf}": [64] for norm in ("ln_pre", "ln_post") for leaf in ("weight", "bias")}
+    for tower, width in {"": 48, "visual.": 64}.items():
+        for layer, (name, factors) in itertools.product(range(2), block.items()):
+            shapes[f"{tower}transformer.resblocks.{layer}.{name}"] = [factor * width for factor in factors]
+    write_weights(folder, shapes, {}, layers=2)
+    (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
+    model = sightloop.load(folder, device="cpu")
+    assert model.image_spec == ImageSpec(
+        shortest_edge=224, crop=(224, 224), mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    )  # fmt: skip
+    hub = AutoTokenizer.from_pretrained(folder)
+    cleaned = [" ".join(html.unescape(ftfy.fix_text(text)).split()).lower() for text in CLEANED]
+    assert model.tokenizer.encode(CLEANED).ids.tolist() == hub(cleaned, padding=True)["input_ids"]
+    model.save(tmp_path / "saved")
+    again = sightloop.load(tmp_path / "saved", device="cpu")
+    assert (again.embed_texts(CLEANED) == model.embed_texts(CLEANED)).all()
+
+
+# "caf\xc3\xa9": UTF-8 read as Latin-1, which ftfy mends.
+CLEANED = [*TEXTS, "salt &amp;amp; pepper &lt;3", "caf\xc3\xa9  \u201cquoted\u201d", "a\u00a0b \ufb01ne"]
+
+
+def test_siglip_of_timm_in_open_clips_layout(tmp_path: Path) -> None:
+    folder = copy_files("timm--ViT-B-16-SigLIP", tmp_path / "timm")
+    own = load_tokenizer_of_kind(folder, "pieces", max_length=64, cleaning="canonicalize")
+    hub = AutoTokenizer.from_pretrained(folder)
+    plain = [CLEANINGS["canonicalize"](text) for text in TEXTS]
+    expected = hub(plain, padding="max_length", max_length=64, truncation=True)["input_ids"]
+    assert own.encode(TEXTS).ids.tolist() == expected
+
+
+def test_florence_of_microsoft_keeps_the_rules_of_its_language_model(tmp_path: Path) -> None:
+    folder = official_folder("microsoft--Florence-2-large")
+    config, generation = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    rules = decoding_defaults(generation, config, end_id=2, start_ids=(2,), refines=True)
+    assert rules == {
+        "num_beams": 3, "no_repeat_ngram": 3, "forced_bos_id": 0, "force_eos": True, "early_stopping": False
+    }  # fmt: skip
