@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
+    Blip2ForConditionalGeneration,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
@@ -23,13 +24,14 @@ from transformers import (
     LlavaForConditionalGeneration,
     SiglipModel,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightloop
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.sentencepiece import CLEANINGS
 from sightloop.inference.generation_config import decoding_defaults
-from sightloop.types import ImageSpec
+from sightloop.types import ImageSpec, Pixels
 from tests.checkpoints.official_files import (
     change_config,
     copy_files,
@@ -37,6 +39,8 @@ from tests.checkpoints.official_files import (
     tensor_shapes,
     write_weights,
 )
+from tests.tiny_checkpoints.blip2 import opt_tokenizer
+from tests.tiny_checkpoints.siglip import gemma_tokenizer
 
 TEXTS = [
     "a dog",
@@ -266,3 +270,48 @@ def test_florence_of_microsoft_keeps_the_rules_of_its_language_model(tmp_path: P
     assert rules == {
         "num_beams": 3, "no_repeat_ngram": 3, "forced_bos_id": 0, "force_eos": True, "early_stopping": False
     }  # fmt: skip
+
+
+def test_blip2_of_salesforce(tmp_path: Path) -> None:
+    """The official config; tokenizer and processor are small ones, as the official were not to be had."""
+    folder = copy_files("Salesforce--blip2-opt-2.7b", tmp_path / "blip2")
+    opt_tokenizer().save_pretrained(folder)
+    sizes = {
+        "vision_config": SMALL,
+        "qformer_config": {**SMALL, "hidden_size": 24, "encoder_hidden_size": 32},
+    }
+    text = {**SMALL, "hidden_size": 40, "word_embed_proj_dim": 40, "ffn_dim": 64}
+    change_config(folder, {**sizes, "text_config": text})
+    BlipImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folder)
+    shapes = tensor_shapes("names_Salesforce--blip2-opt-2.7b_tf4.27.4")
+    small = {1408: 32, 6144: 64, 4224: 96, 768: 24, 3072: 64, 2560: 40, 10240: 64}
+    head = {"language_model.lm_head.weight": "language_model.model.decoder.embed_tokens.weight"}
+    write_weights(folder, shapes, small, layers=2, tied=head)
+    model = sightloop.load(folder, device="cpu")
+    pixels = same_pixels(model, folder)
+    reference: Any = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        seen = reference.vision_model(pixel_values=pixels).last_hidden_state
+        queries = reference.query_tokens.expand(len(pixels), -1, -1)
+        queried = reference.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+        expected = reference.language_projection(queried)
+    own = model.encode([p for p in model.read(images(), isolate=False) if isinstance(p, Pixels)])
+    assert (own.tokens - expected).abs().max() < 1e-4
+    assert model.decoding.get("end_ids", [model.network.config.end_id]) == [50118]
+
+
+def test_siglip2_of_google(tmp_path: Path) -> None:
+    folder = copy_files("google--siglip2-base-patch16-224", tmp_path / "siglip2")
+    gemma_tokenizer().save_pretrained(folder)
+    change_config(folder, {"vision_config": SMALL, "text_config": SMALL})
+    shapes = tensor_shapes("names_siglip-base_tf4.37.2")
+    shapes["vision_model.embeddings.position_embedding.weight"] = [196, 768]
+    shapes["text_model.embeddings.token_embedding.weight"] = [256_000, 768]
+    write_weights(folder, shapes, {768: 32, 3072: 64, 2304: 96}, layers=2)
+    model = sightloop.load(folder, device="cpu")
+    pixels = same_pixels(model, folder)
+    reference = SiglipModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        expected = reference.get_image_features(pixel_values=pixels).pooler_output
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    assert np.abs(model.embed_images(images()) - expected.numpy()).max() < 1e-5
