@@ -99,7 +99,7 @@ def write_weights(
         elif "orm" in name and name.endswith("weight"):
             tensors[name] = 1 + 0.1 * torch.randn(small, generator=generator)
         else:
-            scale = 0.1 if len(small) == 1 else 0.5 if "embed" in name else 2.0 / small[-1] ** 0.5
+            scale = 0.1 if len(small) == 1 else 0.5 if "embed" in name else 2.0 / math.prod(small[1:]) ** 0.5
             tensors[name] = scale * torch.randn(small, generator=generator)
     for name, owner in (tied or {}).items():
         if name in tensors:

@@ -21,6 +21,7 @@ from transformers import (
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
     CLIPModel,
+    Florence2ForConditionalGeneration,
     LlavaForConditionalGeneration,
     SiglipModel,
 )
@@ -315,3 +316,44 @@ def test_siglip2_of_google(tmp_path: Path) -> None:
         expected = reference.get_image_features(pixel_values=pixels).pooler_output
     expected = torch.nn.functional.normalize(expected, dim=-1)
     assert np.abs(model.embed_images(images()) - expected.numpy()).max() < 1e-5
+
+
+# All channels of Florence-2-large divided by 32.
+FLORENCE_SIZES = {size: size // 32 for size in (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)}
+FLORENCE_VISION = {"num_heads": [2, 2, 4, 4], "num_groups": [2, 2, 4, 4], "projection_dim": 32}
+FLORENCE_TEXT = {"d_model": 32, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+FLORENCE_TEXT |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+FLORENCES = {
+    "microsoft--Florence-2-large": ("names_florence-large4096", "dim_embed"),
+    "florence-community--Florence-2-large": ("names_florcom-large", "embed_dim"),
+}
+
+
+@pytest.mark.parametrize("name", FLORENCES)
+def test_florence(tmp_path: Path, name: str) -> None:
+    """Both publishers; the second has no tokenizer and processor files here, and gets the first's."""
+    names, channels = FLORENCES[name]
+    first = official_folder("microsoft--Florence-2-large")
+    own = official_folder(name)
+    files = [path for path in first.iterdir() if not (own / path.name).exists() and path.suffix != ".md"]
+    folder = copy_files(name, tmp_path / "florence", *files)
+    vision = {**FLORENCE_VISION, channels: [8, 16, 32, 64]}
+    change_config(folder, {"vision_config": vision, "text_config": FLORENCE_TEXT, "projection_dim": 32})
+    shapes = tensor_shapes(names)
+    body = "language_model.model" if "microsoft" in name else "model.language_model"
+    tables = [f"{body}.encoder.embed_tokens.weight", f"{body}.decoder.embed_tokens.weight"]
+    tied = dict.fromkeys(
+        [*tables, "language_model.lm_head.weight", "lm_head.weight"], f"{body}.shared.weight"
+    )
+    write_weights(folder, shapes, FLORENCE_SIZES, layers=12, tied=tied)
+    model = sightloop.load(folder, device="cpu")
+    kept = {"num_beams": 3, "no_repeat_ngram": 3, "forced_bos_id": 0, "force_eos": True}
+    assert kept.items() <= dict(model.decoding).items()
+    if "microsoft" in name:
+        return
+    pixels = same_pixels(model, folder)
+    reference: Any = Florence2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = reference.get_image_features(pixels[:1]).pooler_output
+    encoded = model.encode([p for p in model.read(images()[:1], isolate=False) if isinstance(p, Pixels)])
+    assert (encoded.tokens - expected).abs().max() < 1e-4
