@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightloop
+from sightloop.checkpoints.catalog import find_entry
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.sentencepiece import CLEANINGS
@@ -316,6 +319,36 @@ def test_siglip2_of_google(tmp_path: Path) -> None:
         expected = reference.get_image_features(pixel_values=pixels).pooler_output
     expected = torch.nn.functional.normalize(expected, dim=-1)
     assert np.abs(model.embed_images(images()) - expected.numpy()).max() < 1e-5
+
+
+BLIP_REPEATED = r"position_ids$|predictions\.decoder"
+# Checkpoint -> its tensor names, the class that they are of, tensors that equal others or are buffers.
+COUNTED = {
+    "openai/clip-vit-large-patch14": ("names_clip_L14_tf4.16", None, r"position_ids$"),
+    "google/siglip-base-patch16-224": ("names_siglip-base_tf4.37.2", None, r"^$"),
+    "google/siglip-so400m-patch14-384": ("names_siglip-so400m_tf4.37.2", None, r"^$"),
+    "Salesforce/blip-image-captioning-base": (
+        "names_blip_tf4.26", "BlipForConditionalGeneration", BLIP_REPEATED,
+    ),
+    "Salesforce/blip-vqa-base": ("names_blip_tf4.26", "BlipForQuestionAnswering", BLIP_REPEATED),
+    "Salesforce/blip-itm-base-coco": ("names_blip_tf4.26", "BlipForImageTextRetrieval", r"position_ids$"),
+    "Salesforce/blip2-opt-2.7b": ("names_Salesforce--blip2-opt-2.7b_tf4.27.4", None, r"lm_head"),
+    "Salesforce/blip2-flan-t5-xl": ("names_Salesforce--blip2-flan-t5-xl_tf4.27.4", None, r"embed_tokens"),
+    "microsoft/Florence-2-base": ("names_florence-base", None, r"embed_tokens|lm_head|final_logits|pos_idx"),
+    "microsoft/Florence-2-large": ("names_florence-large4096", None, r"embed_tokens|lm_head|final_logits|pos_idx"),
+    "llava-hf/llava-1.5-7b-hf": ("names_llava15_tf4.36.2", None, r"^$"),
+    "google/paligemma-3b-pt-224": ("names_paligemma-3b-pt-224_tf4.41.2", None, r"lm_head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_parameters_of_the_catalog_are_those_of_the_official_tensors(name: str) -> None:
+    file, architecture, repeated = COUNTED[name]
+    shapes = tensor_shapes(file, architecture)
+    count = sum(math.prod(shape) for tensor, shape in shapes.items() if not re.search(repeated, tensor))
+    entry = find_entry(name)
+    assert entry is not None
+    assert entry.parameters == round(count / 1e6, 1)
 
 
 # All channels of Florence-2-large divided by 32.
