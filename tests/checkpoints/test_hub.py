@@ -289,7 +289,7 @@ def test_pickles_of_tensors(tmp_path: Path, wrap: Any, zipped: bool) -> None:
 
 def test_names_of_wrappers_inside(tmp_path: Path) -> None:
     """One part of a network was compiled; nothing is renamed where two names would become one."""
-    tensors = {"text._orig_mod.a": A, "text.b": B, "module.c": A}
+    tensors = {"text._orig_mod.a": A, "text.b": B, "module.c": A.clone()}
     save_file(tensors, tmp_path / "x.safetensors")
     assert sorted(read_tensors([tmp_path / "x.safetensors"])) == ["module.c", "text.a", "text.b"]
     save_file({"_orig_mod.a": A, "a": B}, tmp_path / "y.safetensors")

@@ -312,7 +312,7 @@ def _fetch(name: str, revision: str | None) -> CheckpointFiles:
     is_timm = False
     if _is_ambiguous(names):
         with _hub_errors(name, revision):
-            config = hf_hub_download(name, "config.json", revision=revision)
+            config = hf_hub_download(name, "config.json", revision=info.sha or revision)
         is_timm = _is_timm_config(read_json(Path(config)))
     patterns = _files_to_fetch(names, name, open_clip_first=is_timm)
     with _hub_errors(name, revision):

@@ -9,7 +9,7 @@ import struct
 import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -356,7 +356,8 @@ def _state_dict(data: object, path: Path) -> object:
         if not inner or any(isinstance(value, torch.Tensor) for value in entries.values()):
             break
         known = next((name for name in _STATE_DICTS if name in inner), None)
-        candidates = [key for key, value in inner.items() if _holds_tensors(value)]
+        candidates = [key for key, value in inner.items() if _holds_tensors(value, all)]
+        candidates = candidates or [key for key, value in inner.items() if _holds_tensors(value, any)]
         if known is None and len(candidates) > 1:
             raise CheckpointError(
                 f"{path}: holds the weights of several networks ({', '.join(map(str, candidates[:8]))}); "
@@ -368,13 +369,13 @@ def _state_dict(data: object, path: Path) -> object:
     return data
 
 
-def _holds_tensors(data: object) -> bool:
-    """Whether a dict holds tensors alone, at some depth."""
+def _holds_tensors(data: object, quantifier: Callable[[Iterable[bool]], bool]) -> bool:
+    """Whether all or any values of a dict are tensors, at any depth."""
     import torch
 
     if isinstance(data, dict):
         values = list(cast("dict[Any, Any]", data).values())
-        return bool(values) and all(map(_holds_tensors, values))
+        return bool(values) and quantifier(_holds_tensors(value, quantifier) for value in values)
     return isinstance(data, torch.Tensor)
 
 
