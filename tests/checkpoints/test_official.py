@@ -25,9 +25,11 @@ from transformers import (
     CLIPModel,
     Florence2ForConditionalGeneration,
     LlavaForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
     SiglipModel,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import sightloop
 from sightloop.checkpoints.catalog import find_entry
@@ -44,6 +46,7 @@ from tests.checkpoints.official_files import (
     write_weights,
 )
 from tests.tiny_checkpoints.blip2 import opt_tokenizer
+from tests.tiny_checkpoints.paligemma import gemma_tokenizer as paligemma_tokenizer
 from tests.tiny_checkpoints.siglip import gemma_tokenizer
 
 TEXTS = [
@@ -390,3 +393,33 @@ def test_florence(tmp_path: Path, name: str) -> None:
         expected = reference.get_image_features(pixels[:1]).pooler_output
     encoded = model.encode([p for p in model.read(images()[:1], isolate=False) if isinstance(p, Pixels)])
     assert (encoded.tokens - expected).abs().max() < 1e-4
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("What does the image describe?")["input_ids"]
+    ids = torch.tensor([[51_289] * 577 + prompt])
+    with torch.inference_mode():
+        generated = reference.generate(input_ids=ids, pixel_values=pixels[:1], max_new_tokens=8)
+    expected_text = tokenizer.batch_decode(generated, skip_special_tokens=True)[0].strip()
+    assert model.caption(images()[0], max_new_tokens=8) == [expected_text]
+
+
+def test_paligemma_of_google(tmp_path: Path) -> None:
+    """The official config; tokenizer and processor are small ones, as the official were not to be had."""
+    folder = copy_files("google--paligemma-3b-pt-224", tmp_path / "paligemma")
+    paligemma_tokenizer().save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folder)
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    change_config(folder, {"vision_config": {**vision, "projection_dim": 64}, "text_config": text})
+    change_config(folder, {"hidden_size": 64, "projection_dim": 64})
+    words = "language_model.model.embed_tokens.weight"
+    write_weights(
+        folder, tensor_shapes("names_pali_small"), {}, layers=2, tied={"language_model.lm_head.weight": words}
+    )
+    model = sightloop.load(folder, device="cpu")
+    pixels = same_pixels(model, folder)
+    reference: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = reference.get_image_features(pixels).pooler_output
+    own = model.encode([p for p in model.read(images(), isolate=False) if isinstance(p, Pixels)])
+    assert (own.tokens - expected).abs().max() < 1e-4
+    assert not model.decoding

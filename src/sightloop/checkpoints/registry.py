@@ -36,6 +36,11 @@ FAMILIES: Mapping[str, Family] = {
 def recognize(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
     """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
     known = _recognize(tensors)
+    if known is None and any(".mm_projector." in name for name in tensors):
+        raise CheckpointError(
+            f"{source}: is LLaVA in the layout of its original code, which leaves out the image tower; load the same "
+            "weights with it from the hub, such as llava-hf/llava-1.5-7b-hf"
+        )
     if known is None:
         raise CheckpointError(
             f"{source}: no known kind of checkpoint (known: {', '.join(_known_layouts())}). "
