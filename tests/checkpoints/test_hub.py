@@ -98,6 +98,9 @@ def test_a_folder_around_a_model(tmp_path: Path) -> None:
     put(tmp_path / "run" / "model", "model.safetensors", config={})
     (tmp_path / "run" / "recipe.json").write_text("{}")
     (tmp_path / "run" / "notes").mkdir()
+    put(tmp_path / "models--owner--name" / "snapshots" / SHA, "model.safetensors", config={})
+    with pytest.raises(CheckpointError, match=rf"inside it: \S+models--owner--name/snapshots/{SHA}$"):
+        locate(tmp_path / "models--owner--name")
     with pytest.raises(CheckpointError, match=r"inside it: \S+run/model$"):
         locate(tmp_path / "run")
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -77,6 +78,7 @@ _SMALL_FILES = (
     }
 )
 _ADAPTER = "adapter_"  # how the names of PEFT's files begin
+_MAX_FOLDERS = 500  # looked into for a model, to name it in an error
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -151,17 +153,22 @@ def _from_folder(folder: Path, name: str) -> CheckpointFiles:
 
 
 def _model_folders(folder: Path) -> list[str]:
-    """Subfolders with weights and a config, the newest of a trainer's first: checkpoint-500 before checkpoint-90."""
-    inner: list[str] = []
-    for path in folder.iterdir():
-        try:
-            names = [file.name for file in path.iterdir()] if path.is_dir() else []
-            holds_weights = any(file in _KNOWN_WEIGHTS or file.endswith(_SUFFIXES[:1]) for file in names)
-        except OSError:
-            continue
-        if holds_weights and ({"config.json", "open_clip_config.json"} & set(names)):
-            inner.append(path.name)
-    return sorted(inner, key=lambda name: (-int((re.findall(r"\d{1,18}", name) or ["0"])[-1]), name))
+    """Folders inside with weights and a config, up to three levels down (a cache has snapshots/COMMIT), the nearest and
+    of a trainer's the newest first: checkpoint-500 before checkpoint-90."""
+    found: list[str] = []
+    for path, inner, names in islice(os.walk(folder), _MAX_FOLDERS):
+        relative = os.path.relpath(path, folder)
+        if relative.count(os.sep) == 2:
+            inner.clear()  # goes no deeper
+        weights = any(file in _KNOWN_WEIGHTS or file.endswith(_SUFFIXES[:1]) for file in names)
+        if weights and {"config.json", "open_clip_config.json"} & set(names):
+            found.append(relative)
+
+    def order(name: str) -> tuple[int, int, str]:
+        numbers = re.findall(r"\d{1,18}", os.path.basename(name))
+        return name.count(os.sep), -int(numbers[-1]) if numbers else 0, name
+
+    return sorted(found, key=order)
 
 
 def _adapter_message(name: str, folder: Path) -> str:

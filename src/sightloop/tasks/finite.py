@@ -25,8 +25,12 @@ def require_finite(values: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     Raises:
         CheckpointError: NaN or infinity among them: NaN weights, or an overflow of float16.
     """
-    # One pass without a mask of the same size: NaN and infinity survive both reductions.
-    if values.numel() and not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
+    if values.numel() and values.device.type == "cpu":
+        # One pass without a mask of the same size, several times as fast: NaN and infinity survive both reductions.
+        finite = bool(torch.isfinite(torch.stack(values.detach().aminmax())).all())
+    else:
+        finite = bool(torch.isfinite(values).all())
+    if not finite:
         raise CheckpointError(f"the model's {what} are NaN or infinite: {_REMEDIES.get(dtype, _DAMAGED)}")
     return values
 
