@@ -708,6 +708,10 @@ def test_offline_says_which_files_to_put_where(cache: Path) -> None:
         locate("Salesforce/blip-vqa-base")
     for words in ("HF_HUB_OFFLINE", "config.json", "model.safetensors", "vocab.txt", "load ./blip-vqa-base"):
         assert words in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json, .* and open_clip_model\.safetensors"):
+        locate("timm/resnet50_clip.openai")
+    with pytest.raises(CheckpointError, match=r"spiece\.model"):
+        locate("google/siglip-base-patch16-256")
     with pytest.raises(CheckpointError, match=r"Did you mean Salesforce/blip-vqa-base"):
         locate("Salesforce/blip-vqa-bas")
 

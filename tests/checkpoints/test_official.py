@@ -33,6 +33,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 import sightloop
 from sightloop.checkpoints.catalog import find_entry
+from sightloop.checkpoints.file_lists import SMALL_FILES, expected_files
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.sentencepiece import CLEANINGS
@@ -352,6 +353,27 @@ def test_parameters_of_the_catalog_are_those_of_the_official_tensors(name: str) 
     entry = find_entry(name)
     assert entry is not None
     assert entry.parameters == round(count / 1e6, 1)
+
+
+WHOLE = [  # folders with all small files
+    "laion--CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+    "Salesforce--blip-itm-base-coco",
+    "google--siglip-base-patch16-256",
+    "Salesforce--blip-vqa-base",
+    "llava-hf--llava-1.5-7b-hf",
+    "microsoft--Florence-2-large",
+    "openai--clip-vit-large-patch14",
+    "Salesforce--blip-image-captioning-base",
+]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_files_that_a_checkpoint_consists_of(name: str) -> None:
+    """What is expected of it is there, and what is there is fetched, but cards."""
+    names = {path.name for path in official_folder(name).iterdir() if path.is_file()}
+    *expected, _ = expected_files(find_entry(name.replace("--", "/")))
+    assert set(expected) <= names
+    assert names <= SMALL_FILES | {"README.md", "SOURCES.md", "model.safetensors.index.json"}
 
 
 # All channels of Florence-2-large divided by 32.

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from sightloop.checkpoints.catalog import BUNDLED, find_entry, recommended_for, similar_names
+from sightloop.checkpoints.file_lists import PROCESSOR_FILES, SMALL_FILES, TOKENIZER_FILES, expected_files
 from sightloop.checkpoints.tensors import MAX_JSON_BYTES
 from sightloop.errors import CheckpointError
 from sightloop.types import JsonDict
@@ -52,31 +53,6 @@ _NOT_WEIGHTS = (
 )
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
 
-_TOKENIZER_FILES = {
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "bpe_simple_vocab_16e6.txt.gz",
-    "spiece.model",
-    "tokenizer.model",
-}
-_PROCESSOR_FILES = {"preprocessor_config.json", "processor_config.json", "open_clip_config.json"}
-# All that `load` reads beside the weights; nothing else is fetched from a repository.
-_SMALL_FILES = (
-    _TOKENIZER_FILES
-    | _PROCESSOR_FILES
-    | {
-        "config.json",
-        "generation_config.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "merges.txt",
-        "chat_template.json",
-        "chat_template.jinja",
-        "vae-oid.npz",  # `mask_decoder.MASK_DECODER_FILE`
-    }
-)
 _ADAPTER = "adapter_"  # how the names of PEFT's files begin
 _MAX_FOLDERS = 500  # looked into for a model, to name it in an error
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -281,7 +257,7 @@ def _is_complete(files: CheckpointFiles) -> bool:
     """Whether a cached snapshot has a config, a tokenizer and, if it is not in our own layout, a processor config."""
     if files.config is None:
         return False
-    needed = [_TOKENIZER_FILES, *([] if "format" in files.config else [_PROCESSOR_FILES])]
+    needed = [TOKENIZER_FILES, *([] if "format" in files.config else [PROCESSOR_FILES])]
     return all(any((files.folder / name).exists() for name in names) for names in needed)
 
 
@@ -358,7 +334,7 @@ def _files_to_fetch(names: list[str], where: str, *, open_clip_first: bool = Fal
         raise CheckpointError(
             f"{where}: its repository has no weights that can be read ({', '.join(_SUFFIXES)})"
         )
-    kept = {name for name in names if name in _SMALL_FILES} | {chosen}
+    kept = {name for name in names if name in SMALL_FILES} | {chosen}
     if chosen.endswith(".index.json"):
         stem, suffix = os.path.splitext(chosen.removesuffix(".index.json"))
         kept |= {name for name in names if fnmatch(name, f"{stem}-*{suffix}")}
@@ -390,11 +366,14 @@ def _is_reachable(endpoint: str) -> bool:
 
 def _offline_message(name: str, why: str) -> str:
     entry, folder = find_entry(name), name.split("/")[-1]
-    vocabulary = "vocab.json, merges.txt" if entry is not None and entry.family == "clip" else "vocab.txt"
+    *small, weights = expected_files(entry)
+    older = {"clip": " (or vocab.json, merges.txt)", "blip": " (or vocab.txt)"}
+    files = ", ".join(small).replace(
+        "tokenizer.json", f"tokenizer.json{older.get(entry.family if entry else '', '')}"
+    )
     return (
-        f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download "
-        f"config.json, preprocessor_config.json, tokenizer.json (or {vocabulary}) and model.safetensors (or "
-        f"pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
+        f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download {files} and "
+        f"{weights} (or pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
         f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_suggestion(name)}"
     )
 
