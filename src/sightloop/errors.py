@@ -37,7 +37,7 @@ class ImageError(SightloopError):
 
 
 class CheckpointError(SightloopError):
-    """A checkpoint that is absent, incomplete, damaged or of an unknown kind."""
+    """A checkpoint that is absent, incomplete, damaged, of an unknown kind, or whose numbers are not finite."""
 
 
 class TokenizerError(SightloopError):

@@ -244,7 +244,8 @@ def florence_network(entry: CatalogEntry) -> torch.nn.Module:
     dim, layers, last = (1024, 12, 2048) if "large" in entry.name else (768, 6, 1024)
     dims = [last // 8, last // 4, last // 2, last]
     heads = [width // 32 for width in dims]
-    words: dict[str, int] = {"vocab_size": 51289, "d_model": dim}
+    positions = 4096 if entry.name.endswith("large") else 1024
+    words: dict[str, int] = {"vocab_size": 51289, "d_model": dim, "max_position_embeddings": positions}
     for side in ("encoder", "decoder"):
         words |= {f"{side}_layers": layers, f"{side}_ffn_dim": 4 * dim}
         words[f"{side}_attention_heads"] = dim // 64

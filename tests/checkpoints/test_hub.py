@@ -89,6 +89,30 @@ def test_a_folder_that_says_too_little_or_nothing(tmp_path: Path) -> None:
         locate(tmp_path / "none")
 
 
+def test_a_folder_around_a_model(tmp_path: Path) -> None:
+    """A trainer's folder, our own run, and both at once: the newest checkpoint is named first."""
+    for name in ("checkpoint-90", "checkpoint-500"):
+        put(tmp_path / "trainer" / name, "model.safetensors", config={})
+    with pytest.raises(CheckpointError, match=r"Load the model inside it: \S+trainer/checkpoint-500 or "):
+        locate(tmp_path / "trainer")
+    put(tmp_path / "run" / "model", "model.safetensors", config={})
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    (tmp_path / "run" / "notes").mkdir()
+    put(tmp_path / "models--owner--name" / "snapshots" / SHA, "model.safetensors", config={})
+    with pytest.raises(CheckpointError, match=rf"inside it: \S+models--owner--name/snapshots/{SHA}$"):
+        locate(tmp_path / "models--owner--name")
+    with pytest.raises(CheckpointError, match=r"inside it: \S+run/model$"):
+        locate(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_no_model(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name or "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    with pytest.raises(CheckpointError, match=r"LoRA adapter.*load\(BASE, lora=.*owner/base"):
+        locate(tmp_path / name)
+
+
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
@@ -112,6 +136,15 @@ def test_open_clip_files_have_their_own_config(tmp_path: Path) -> None:
     assert locate(tmp_path).config == {"from": "open_clip"}
     put(tmp_path, "model.safetensors")
     assert locate(tmp_path).config == {"from": "transformers"}
+
+
+def test_open_clips_weights_come_before_those_of_timm(tmp_path: Path) -> None:
+    """timm/resnet50_clip.openai has timm's image tower too, as model.safetensors and config.json."""
+    timm = {"architecture": "resnet50_clip", "num_classes": 1024, "pretrained_cfg": {}}
+    put(tmp_path, "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", config=timm)
+    (tmp_path / "open_clip_config.json").write_text('{"from": "open_clip"}')
+    assert locate(tmp_path).weights == (tmp_path / "open_clip_model.safetensors",)
+    assert locate(tmp_path).config == {"from": "open_clip"}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"x"', "\xff\xfe", "[" * 100_000])
@@ -244,13 +277,41 @@ def test_safetensors(tmp_path: Path) -> None:
         lambda d: d,
         lambda d: {"model": d, "epoch": 3, "config": {"lr": 1e-4}},
         lambda d: {"state_dict": {f"module.{k}": torch.nn.Parameter(v) for k, v in d.items()}, "name": "x"},
+        lambda d: {"checkpoint": {"model_state_dict": d, "optimizer": {"state": {}, "lr": [1]}}, "epoch": 1},
+        lambda d: {"my_own_name": d, "args": {"lr": 1}, "optimizer": {"state": {0: {"step": 3, "m": A}}}},
+        lambda d: {"model": {f"module._orig_mod.{k}": v for k, v in d.items()}},
+        lambda d: {f"_orig_mod.module.{k}": v for k, v in d.items()},
     ],
-    ids=["plain", "model", "state_dict"],
+    ids=["plain", "model", "state_dict", "nested", "only", "wrapped", "compiled"],
 )
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_pickles_of_tensors(tmp_path: Path, wrap: Any, zipped: bool) -> None:
     torch.save(wrap({"a": A, "b": B}), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     check(read_tensors([tmp_path / "x.pth"]))
+
+
+def test_names_of_wrappers_inside(tmp_path: Path) -> None:
+    """One part of a network was compiled; nothing is renamed where two names would become one."""
+    tensors = {"text._orig_mod.a": A, "text.b": B, "module.c": A.clone()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert sorted(read_tensors([tmp_path / "x.safetensors"])) == ["module.c", "text.a", "text.b"]
+    save_file({"_orig_mod.a": A, "a": B}, tmp_path / "y.safetensors")
+    twice = read_tensors([tmp_path / "y.safetensors"])
+    assert sorted(twice) == ["_orig_mod.a", "a"]
+    assert torch.equal(twice["a"], B)
+
+
+def test_weights_of_several_networks(tmp_path: Path) -> None:
+    torch.save({"student": {"a": A}, "teacher": {"a": B}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: .*several networks \(student, teacher\)"):
+        read_tensors([tmp_path / "x.pth"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_named_as_such(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "ViT-B-32.pt"))
+    with pytest.raises(CheckpointError, match=r"ViT-B-32\.pt: is a TorchScript archive.*torch\.jit\.load"):
+        read_tensors([tmp_path / "ViT-B-32.pt"])
 
 
 class Trap:
@@ -584,6 +645,23 @@ def test_fetched_once_and_only_what_is_needed(hub: type[Hub]) -> None:
     assert hub.asked == []
 
 
+def test_what_a_checkpoint_needs_is_fetched_and_nothing_else(hub: type[Hub]) -> None:
+    needed = "generation_config.json chat_template.jinja spiece.model added_tokens.json merges.txt".split()
+    others = "all_results.json train.txt flax_model.msgpack modeling_x.py tokenizer.model.v3".split()
+    hub.content |= dict.fromkeys(needed + others, b"{}")
+    names = {path.name for path in locate("owner/name").folder.iterdir()}
+    assert set(needed) <= names
+    assert not set(others) & names
+
+
+def test_of_a_repository_of_timm_open_clips_weights_are_fetched(hub: type[Hub]) -> None:
+    hub.content["config.json"] = b'{"architecture": "resnet50_clip"}'
+    hub.content["open_clip_config.json"] = b"{}"
+    found = locate("owner/name")
+    assert [path.name for path in found.weights] == ["open_clip_model.safetensors"]
+    assert not (found.folder / "model.safetensors").exists()
+
+
 def test_a_pickle_is_fetched_only_without_safetensors(hub: type[Hub]) -> None:
     for name in list(hub.content):
         if name.endswith("safetensors"):
@@ -630,6 +708,10 @@ def test_offline_says_which_files_to_put_where(cache: Path) -> None:
         locate("Salesforce/blip-vqa-base")
     for words in ("HF_HUB_OFFLINE", "config.json", "model.safetensors", "vocab.txt", "load ./blip-vqa-base"):
         assert words in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json, .* and open_clip_model\.safetensors"):
+        locate("timm/resnet50_clip.openai")
+    with pytest.raises(CheckpointError, match=r"spiece\.model"):
+        locate("google/siglip-base-patch16-256")
     with pytest.raises(CheckpointError, match=r"Did you mean Salesforce/blip-vqa-base"):
         locate("Salesforce/blip-vqa-bas")
 

@@ -139,6 +139,17 @@ def test_where_texts_start_and_end() -> None:
         decoding_defaults({"decoder_start_token_id": 3}, {}, **about)
 
 
+def test_a_file_that_refines_the_rules_of_the_language_model() -> None:
+    """microsoft/Florence-2-large: its rules are in config.json, and generation_config.json changes two of them."""
+    text = {"num_beams": 5, "no_repeat_ngram_size": 3, "forced_bos_token_id": 0, "early_stopping": True}
+    config = {"text_config": {**text, "forced_eos_token_id": 2}, "vocab_size": 9}
+    said, about = {"num_beams": 3, "early_stopping": False}, {"end_id": 2, "start_ids": (2,)}
+    alone = {"num_beams": 3, "early_stopping": False}
+    assert decoding_defaults(said, config, **about) == alone
+    refined = {**alone, "no_repeat_ngram": 3, "forced_bos_id": 0, "force_eos": True}
+    assert decoding_defaults(said, config, **about, refines=True) == refined
+
+
 def test_the_rule() -> None:
     """The checkpoint, over it the verb, over it the caller; beams and sampling exclude each other."""
     habits = {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 30}

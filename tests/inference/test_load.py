@@ -312,6 +312,33 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.lit.model.", "_orig_mod.module.clip."]
+)
+@pytest.mark.parametrize("suffix", ["bin", "pth", "ckpt", "safetensors"])
+def test_names_of_modules_around_the_network(tmp_path: Path, prefix: str, suffix: str) -> None:
+    """Compiled, data-parallel, in a LightningModule: the same weights give the same vectors."""
+    write_clip(tmp_path / "clip")
+    expected = sightloop.load(tmp_path / "clip", device="cpu").embed_texts(TEXTS)
+    tensors = load_file(tmp_path / "clip" / "model.safetensors")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    wrapped = {prefix + name: tensor for name, tensor in tensors.items()}
+    path = tmp_path / "clip" / f"pytorch_model.{suffix}"
+    save_file(wrapped, path) if suffix == "safetensors" else torch.save(
+        {"state_dict": wrapped, "epoch": 3}, path
+    )
+    assert np.array_equal(sightloop.load(tmp_path / "clip", device="cpu").embed_texts(TEXTS), expected)
+
+
+def test_the_original_layout_of_llava_names_the_one_to_load(tmp_path: Path) -> None:
+    names = ("model.mm_projector.0.weight", "model.embed_tokens.weight", "lm_head.weight")
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        sightloop.CheckpointError, match=r"LLaVA in the layout of its original code.*llava-hf/"
+    ):
+        sightloop.load(tmp_path, device="cpu")
+
+
 def test_what_is_no_known_checkpoint_is_told(tmp_path: Path) -> None:
     write_clip(tmp_path / "hub")
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "hub" / "model.safetensors")

@@ -2,8 +2,10 @@
 
 A checkpoint need not be in here to be loaded: its own files say what it is. Imports no torch.
 
-Parameters are counted from the architecture, each distinct value once. Figures of quality are the authors' own, or
-open_clip's re-measurement of their weights; each says its protocol.
+Parameters are counted from the architecture, each distinct value once. `tests/checkpoints/test_official.py` checks some
+against the publishers' own tensor names: CLIP L/14, SigLIP base and so400m, BLIP base, BLIP-2 OPT 2.7B and Flan-T5 XL,
+Florence-2 base and large, LLaVA 1.5 7B, PaliGemma 3B. The others follow from sizes that were not checked so. Figures of
+quality are the authors' own, or open_clip's re-measurement of their weights; each says its protocol.
 """
 
 from __future__ import annotations
@@ -164,7 +166,10 @@ def _blip2(name: str, jobs: tuple[str, ...], parameters: float, *quality: str) -
 
 
 def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
-    """Both publishers hold the same weights, the first one under the names of the original code, in half precision."""
+    """Both publishers hold the same weights, microsoft under the names of the original code, in half precision.
+
+    Florence-2-large has 4,096 text positions, base 1,024, and so has large-ft (not checked against its files).
+    """
     tuned = "fine-tuned on many tasks" if name.endswith("-ft") else "zero-shot"
     return CatalogEntry(
         name=name,
@@ -172,7 +177,7 @@ def _florence(name: str, cider: float, mean_ap: float) -> CatalogEntry:
         layout="transformers" if name.startswith("florence-community") else "original",
         capabilities=("caption", "detect", "locate", "segment", "read"),
         image_size=768,
-        parameters=770.2 if "large" in name else 231.4,
+        parameters=231.4 if "base" in name else 770.2 if name.endswith("-ft") else 776.5,
         license="MIT",
         paper="2311.06242",
         download_mb=None,

@@ -15,25 +15,22 @@ from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from sightloop.checkpoints.catalog import BUNDLED, find_entry, recommended_for, similar_names
-from sightloop.checkpoints.tensors import (
-    MAX_JSON_BYTES,
-)
+from sightloop.checkpoints.file_lists import PROCESSOR_FILES, SMALL_FILES, TOKENIZER_FILES, expected_files
+from sightloop.checkpoints.tensors import MAX_JSON_BYTES
 from sightloop.errors import CheckpointError
 from sightloop.types import JsonDict
-
-if TYPE_CHECKING:
-    pass
 
 PROBE_SECONDS = 3.0
 REQUEST_SECONDS = 6.0
 
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 # The names that weights have, the best first; after them, a file that is the only one of its kind.
 _KNOWN_WEIGHTS = (
     "model.safetensors",
@@ -56,15 +53,8 @@ _NOT_WEIGHTS = (
 )
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
 
-_SMALL_FILES = ("*.json", "*.txt", "*.txt.gz", "*.model")
-_TOKENIZER_FILES = {
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "bpe_simple_vocab_16e6.txt.gz",
-    "spiece.model",
-    "tokenizer.model",
-}
+_ADAPTER = "adapter_"  # how the names of PEFT's files begin
+_MAX_FOLDERS = 500  # looked into for a model, to name it in an error
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -126,20 +116,60 @@ def read_json(path: Path) -> JsonDict:
 
 def _from_folder(folder: Path, name: str) -> CheckpointFiles:
     try:
-        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+        entries = list(os.scandir(folder))
+        names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
         raise CheckpointError(f"{name}: this folder cannot be read ({error.strerror})") from error
-    chosen = _choose_weights(names, name)
+    config = folder / "config.json"
+    is_timm = _is_ambiguous(names) and _is_timm_config(read_json(config))
+    chosen = _choose_weights(names, name, open_clip_first=is_timm)
+    if chosen is None and any(file.startswith(_ADAPTER) for file in names):
+        raise CheckpointError(_adapter_message(name, folder))
     if chosen is None:
-        some = ", ".join(sorted(names)[:8]) or "nothing"
-        raise CheckpointError(
-            f"{name}: no weights in this folder (it holds {some}). "
-            f"Put model.safetensors and config.json there, or name the weights file itself."
+        some = ", ".join(sorted(entry.name for entry in entries)[:8]) or "nothing"
+        inner = _model_folders(folder)
+        remedy = (
+            f"Load the model inside it: {' or '.join(os.path.join(name, part) for part in inner[:3])}"
+            if inner
+            else "Put model.safetensors and config.json there, or name the weights file itself."
         )
+        raise CheckpointError(f"{name}: no weights in this folder (it holds {some}). {remedy}")
     return _from_weights_file(folder / chosen, name)
 
 
+def _model_folders(folder: Path) -> list[str]:
+    """Folders inside with weights and a config, up to three levels down (a cache has snapshots/COMMIT), the nearest and
+    of a trainer's the newest first: checkpoint-500 before checkpoint-90."""
+    found: list[str] = []
+    for path, inner, names in islice(os.walk(folder), _MAX_FOLDERS):
+        relative = os.path.relpath(path, folder)
+        if relative.count(os.sep) == 2:
+            inner.clear()  # goes no deeper
+        weights = any(file in _KNOWN_WEIGHTS or file.endswith(_SUFFIXES[:1]) for file in names)
+        if weights and {"config.json", "open_clip_config.json"} & set(names):
+            found.append(relative)
+
+    def order(name: str) -> tuple[int, int, str]:
+        numbers = re.findall(r"\d{1,18}", os.path.basename(name))
+        return name.count(os.sep), -int(numbers[-1]) if numbers else 0, name
+
+    return sorted(found, key=order)
+
+
+def _adapter_message(name: str, folder: Path) -> str:
+    config = folder / "adapter_config.json"
+    base = read_json(config).get("base_model_name_or_path") if config.is_file() else None
+    model = f"{base}" if isinstance(base, str) and base else "its base model"
+    return (
+        f"{name}: holds a LoRA adapter (PEFT), not a model. An adapter of `sightloop train` is loaded with its base "
+        f'model: load(BASE, lora="{name}"); merge another into {model} with PEFT\'s merge_and_unload(), save that '
+        "with save_pretrained(), and load the folder"
+    )
+
+
 def _from_weights_file(path: Path, name: str) -> CheckpointFiles:
+    if path.name.startswith(_ADAPTER) and path.suffix in _SUFFIXES:
+        raise CheckpointError(_adapter_message(name, path.parent))
     if path.name.endswith(".index.json"):
         weights = _shard_paths(path)
     elif path.suffix in _SUFFIXES:
@@ -160,9 +190,21 @@ def _find_config(weights: Path) -> JsonDict | None:
     return None
 
 
-def _choose_weights(names: Collection[str], where: str) -> str | None:
+def _is_ambiguous(names: Collection[str]) -> bool:
+    """Whether there are weights of open_clip and others, and a config that says what the others are."""
+    own = [name.startswith("open_clip") for name in _KNOWN_WEIGHTS if name in names]
+    return any(own) and not all(own) and "config.json" in names
+
+
+def _is_timm_config(config: JsonDict) -> bool:
+    """Whether a config.json describes weights of timm: an image tower alone, as in timm/resnet50_clip.openai."""
+    return "architecture" in config and "model_type" not in config
+
+
+def _choose_weights(names: Collection[str], where: str, *, open_clip_first: bool = False) -> str | None:
     """The weights (or their index) among a folder's file names, safetensors first; None where there are none."""
-    for known in _KNOWN_WEIGHTS:
+    order = sorted(_KNOWN_WEIGHTS, key=lambda name: open_clip_first and not name.startswith("open_clip"))
+    for known in order:
         if known in names:
             return known
     for suffixes in (_SUFFIXES[:1], _SUFFIXES[1:]):
@@ -210,7 +252,7 @@ def _shard_paths(index: Path) -> tuple[Path, ...]:
 def _from_hub(name: str, revision: str | None) -> CheckpointFiles:
     """From the cache if the cache has all of it, else from the network, else what the cache has of it."""
     cached = _from_cache(name, revision)
-    if cached is not None and cached.config is not None and _has_tokenizer(cached.folder):
+    if cached is not None and _is_complete(cached):
         return cached
     try:
         return _fetch(name, revision)
@@ -220,8 +262,12 @@ def _from_hub(name: str, revision: str | None) -> CheckpointFiles:
         return cached
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).exists() for file in _TOKENIZER_FILES)
+def _is_complete(files: CheckpointFiles) -> bool:
+    """Whether a cached snapshot has a config, a tokenizer and, if it is not in our own layout, a processor config."""
+    if files.config is None:
+        return False
+    needed = [TOKENIZER_FILES, *([] if "format" in files.config else [PROCESSOR_FILES])]
+    return all(any((files.folder / name).exists() for name in names) for names in needed)
 
 
 def _from_cache(name: str, revision: str | None) -> CheckpointFiles | None:
@@ -246,7 +292,7 @@ def _from_cache(name: str, revision: str | None) -> CheckpointFiles | None:
 
 
 def _fetch(name: str, revision: str | None) -> CheckpointFiles:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError(_offline_message(name, "HF_HUB_OFFLINE forbids asking the hub"))
@@ -254,7 +300,13 @@ def _fetch(name: str, revision: str | None) -> CheckpointFiles:
         raise CheckpointError(_offline_message(name, f"{constants.ENDPOINT} cannot be reached"))
     with _hub_errors(name, revision):
         info = HfApi().model_info(name, revision=revision, timeout=REQUEST_SECONDS)
-    patterns = _files_to_fetch([file.rfilename for file in info.siblings or []], name)
+    names = [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
+    is_timm = False
+    if _is_ambiguous(names):
+        with _hub_errors(name, revision):
+            config = hf_hub_download(name, "config.json", revision=info.sha or revision)
+        is_timm = _is_timm_config(read_json(Path(config)))
+    patterns = _files_to_fetch(names, name, open_clip_first=is_timm)
     with _hub_errors(name, revision):
         folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
     return _from_folder(Path(folder), name)
@@ -282,18 +334,19 @@ def _hub_errors(name: str, revision: str | None) -> Generator[None]:
         raise CheckpointError(_offline_message(name, f"{constants.ENDPOINT} failed ({reason})")) from error
 
 
-def _files_to_fetch(names: list[str], where: str) -> list[str]:
+def _files_to_fetch(names: list[str], where: str, *, open_clip_first: bool = False) -> list[str]:
     """Of a repository's files, one copy of the weights and the small files beside them."""
-    top = [name for name in names if "/" not in name]
-    chosen = _choose_weights(top, where)
+    chosen = _choose_weights(names, where, open_clip_first=open_clip_first)
+    if chosen is None and any(name.startswith(_ADAPTER) for name in names):
+        raise CheckpointError(_adapter_message(where, Path(where)))
     if chosen is None:
         raise CheckpointError(
             f"{where}: its repository has no weights that can be read ({', '.join(_SUFFIXES)})"
         )
-    kept = {name for name in top if any(fnmatch(name, pattern) for pattern in _SMALL_FILES)} | {chosen}
+    kept = {name for name in names if name in SMALL_FILES} | {chosen}
     if chosen.endswith(".index.json"):
         stem, suffix = os.path.splitext(chosen.removesuffix(".index.json"))
-        kept |= {name for name in top if fnmatch(name, f"{stem}-*{suffix}")}
+        kept |= {name for name in names if fnmatch(name, f"{stem}-*{suffix}")}
     return sorted(re.sub(r"([*?[])", r"[\1]", name) for name in kept)
 
 
@@ -322,11 +375,14 @@ def _is_reachable(endpoint: str) -> bool:
 
 def _offline_message(name: str, why: str) -> str:
     entry, folder = find_entry(name), name.split("/")[-1]
-    vocabulary = "vocab.json, merges.txt" if entry is not None and entry.family == "clip" else "vocab.txt"
+    *small, weights = expected_files(entry)
+    older = {"clip": " (or vocab.json, merges.txt)", "blip": " (or vocab.txt)"}
+    files = ", ".join(small).replace(
+        "tokenizer.json", f"tokenizer.json{older.get(entry.family if entry else '', '')}"
+    )
     return (
-        f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download "
-        f"config.json, preprocessor_config.json, tokenizer.json (or {vocabulary}) and model.safetensors (or "
-        f"pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
+        f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download {files} and "
+        f"{weights} (or pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
         f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_suggestion(name)}"
     )
 
@@ -346,6 +402,3 @@ def _not_found_message(text: str, hub: str = "and a hub model is called owner/na
 def _suggestion(text: str) -> str:
     close = [] if find_entry(text) else similar_names(text)
     return f". Did you mean {' or '.join(close)}?" if close else ""
-
-
-# The tensors.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
-from sightloop.checkpoints.key_map import KeyMap, load_weights
+from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
@@ -35,13 +35,44 @@ FAMILIES: Mapping[str, Family] = {
 
 def recognize(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
     """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
-    for family in FAMILIES.values():
-        for name, layout in family.layouts.items():
-            if all(marker in tensors for marker in layout.markers):
-                return family, name
-    raise CheckpointError(
-        f"{source}: no known kind of checkpoint (known: {', '.join(_known_layouts())}). "
-        f"Its first tensors are {', '.join(sorted(tensors)[:4])}"
+    known = _recognize(tensors)
+    if known is None and any(".mm_projector." in name for name in tensors):
+        raise CheckpointError(
+            f"{source}: is LLaVA in the layout of its original code, which leaves out the image tower; load the same "
+            "weights with it from the hub, such as llava-hf/llava-1.5-7b-hf"
+        )
+    if known is None:
+        raise CheckpointError(
+            f"{source}: no known kind of checkpoint (known: {', '.join(_known_layouts())}). "
+            f"Its first tensors are {', '.join(sorted(tensors)[:4])}"
+        )
+    return known
+
+
+def unwrap(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors without the names of modules around the network: "model.visual.proj" -> "visual.proj".
+
+    A name in front of all tensors is removed as long as they are of no known kind (a LightningModule, a trainer's own
+    class around the network). Unchanged if that does not help.
+    """
+    inner = tensors
+    while inner and _recognize(inner) is None:
+        prefix = next(iter(inner)).partition(".")[0] + "."
+        if not all(name.startswith(prefix) and name != prefix for name in inner):
+            return tensors
+        inner = RenamedTensors(inner, {name.removeprefix(prefix): name for name in inner})
+    return inner
+
+
+def _recognize(tensors: Mapping[str, Tensor]) -> tuple[Family, str] | None:
+    return next(
+        (
+            (family, name)
+            for family in FAMILIES.values()
+            for name, layout in family.layouts.items()
+            if all(marker in tensors for marker in layout.markers)
+        ),
+        None,
     )
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sightloop.data.atomic import atomic_path
 from sightloop.errors import CheckpointError
 from sightloop.types import JsonDict
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -212,10 +209,17 @@ def _read_header(path: Path) -> tuple[JsonDict, int]:
 def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
     """The tensors of these files by name, on the CPU, each read when it is asked for.
 
-    dtype: what numbers with a fraction become; as they are by default. Reads safetensors, and pickles that hold nothing
-    but tensors; a training checkpoint's "model" or "state_dict" is opened and "module." before every name is dropped.
-    Raises CheckpointError for a damaged file, a name that comes twice, a Git LFS pointer, and a pickle that would have
-    to run code.
+    Reads safetensors, and pickles that hold nothing but tensors. Of a training checkpoint the state dict is read, such
+    as its "model" or "state_dict", nested or not. The names of wrappers are left out: "_orig_mod." of `torch.compile`
+    anywhere, "module." of `DataParallel` in front of all names.
+
+    Args:
+        files: weights files.
+        dtype: of floats; as they are by default.
+
+    Raises:
+        CheckpointError: a damaged file, a name that comes twice, a Git LFS pointer, a TorchScript archive, and a pickle
+            that would have to run code.
     """
     return _LazyTensors(files, dtype)
 
@@ -249,26 +253,49 @@ class _LazyTensors(Mapping[str, "Tensor"]):
                     raise CheckpointError(f"{file}: has tensor {name}, and so has {homes[name].name}")
                 self._places[name] = place
                 homes[name] = file
+        self._names = _unwrapped_names(self._places)  # as callers know them -> as the files have them
 
     def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
+        stored_name = self._names[name]
+        place = self._places[stored_name]
         if isinstance(place, TensorFile):
-            return place.get_tensor(name, self._dtype)
-        tensor = place[name]
+            return place.get_tensor(stored_name, self._dtype)
+        tensor = place[stored_name]
         return tensor if self._dtype is None or not tensor.is_floating_point() else tensor.to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._names
+
+
+# Modules around others: of torch.compile, FSDP, activation checkpointing; of (Distributed)DataParallel.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARALLEL = "module."
+
+
+def _unwrapped_names(names: Iterable[str]) -> dict[str, str]:
+    """Names without those of wrappers -> as they are; unchanged where two would become one."""
+    stored = list(names)
+    inner = [_WRAPPERS.sub("", name) for name in stored]
+    while inner and all(name.startswith(_PARALLEL) for name in inner):
+        inner = [name.removeprefix(_PARALLEL) for name in inner]
+    unwrapped = dict(zip(inner, stored, strict=True))
+    return unwrapped if len(unwrapped) == len(stored) else dict(zip(stored, stored, strict=True))
 
 
 def _open_pickle(path: Path) -> TensorFile | dict[str, Tensor]:
     check_file_start(path)
+    if _is_torchscript(path):
+        raise CheckpointError(
+            f"{path}: is a TorchScript archive (code with weights, as OpenAI published CLIP); code is not run. Load "
+            "the same model from the hub, as openai/clip-vit-base-patch32; or, if you trust the file, run torch.save("
+            f"torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt') in Python and load weights.pt"
+        )
     records = zip_records(path)
     if records:
         places = tensor_locations(_load_pickle(path, "meta"), records)
@@ -290,18 +317,75 @@ def _load_pickle(path: Path, device: str) -> dict[str, Tensor]:
             f"convert it to safetensors where you trust it, and load that"
         ) from error
 
-    for wrapper in ("model", "state_dict"):
-        inner = data.get(wrapper) if isinstance(data, dict) else None
-        if isinstance(inner, dict):
-            data = cast("dict[Any, Any]", inner)
+    data = _state_dict(data, path)
     if not isinstance(data, dict) or not data:
         raise CheckpointError(f"{path}: holds no tensors by name; it is not a checkpoint of a network")
     items = cast("dict[Any, Any]", data)
     strange = [str(k) for k, v in items.items() if not isinstance(k, str) or not _is_dense_tensor(v, device)]
     if strange:
         raise CheckpointError(f"{path}: holds things that are no tensors ({', '.join(strange[:8])})")
-    prefix = "module." if all(name.startswith("module.") for name in items) else ""
-    return {name.removeprefix(prefix): value.detach() for name, value in items.items()}
+    return {name: value.detach() for name, value in items.items()}
+
+
+# What training code calls the weights in its checkpoints, the likeliest first.
+_STATE_DICTS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+)
+
+
+def _state_dict(data: object, path: Path) -> object:
+    """The innermost dict of tensors: under one of `_STATE_DICTS`, or the only dict of tensors of a checkpoint.
+
+    {"epoch": 3, "model": {"state_dict": {...}}, "optimizer": {...}} -> {...}
+    """
+    import torch
+
+    while isinstance(data, dict):
+        entries = cast("dict[Any, Any]", data)
+        inner = {
+            key: cast("dict[Any, Any]", value) for key, value in entries.items() if isinstance(value, dict)
+        }
+        if not inner or any(isinstance(value, torch.Tensor) for value in entries.values()):
+            break
+        known = next((name for name in _STATE_DICTS if name in inner), None)
+        candidates = [key for key, value in inner.items() if _holds_tensors(value, all)]
+        candidates = candidates or [key for key, value in inner.items() if _holds_tensors(value, any)]
+        if known is None and len(candidates) > 1:
+            raise CheckpointError(
+                f"{path}: holds the weights of several networks ({', '.join(map(str, candidates[:8]))}); "
+                "save the one to load in a file of its own"
+            )
+        if known is None and not candidates:
+            break
+        data = inner[candidates[0] if known is None else known]
+    return data
+
+
+def _holds_tensors(data: object, quantifier: Callable[[Iterable[bool]], bool]) -> bool:
+    """Whether all or any values of a dict are tensors, at any depth."""
+    import torch
+
+    if isinstance(data, dict):
+        values = list(cast("dict[Any, Any]", data).values())
+        return bool(values) and quantifier(_holds_tensors(value, quantifier) for value in values)
+    return isinstance(data, torch.Tensor)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is what `torch.jit.save` writes: a zip file with code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def _is_dense_tensor(value: Any, device: str) -> bool:

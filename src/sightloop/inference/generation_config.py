@@ -55,6 +55,7 @@ def decoding_defaults(
     *,
     end_id: int | None = None,
     start_ids: Sequence[int] = (),
+    refines: bool = False,
 ) -> JsonDict:
     """Decoding options of a checkpoint.
 
@@ -63,6 +64,7 @@ def decoding_defaults(
         config: parsed config.json, read in its place (checkpoints from before generation_config.json).
         end_id: EOS of the network.
         start_ids: ids that its texts start from.
+        refines: generation_config.json changes some of config.json's options, else it replaces them all.
 
     Returns:
         Fields of `Decoding`. Sampling (`do_sample`) is kept, unless there are beams too.
@@ -70,7 +72,9 @@ def decoding_defaults(
     Raises:
         CheckpointError: an option that is not supported, by name.
     """
-    options = _stated(generation or {**(config.get("text_config") or {}), **_stated(config)})
+    options = _stated(generation)
+    if refines or not generation:
+        options = {**_stated(config.get("text_config") or {}), **_stated(config), **options}
     if not start_ids:  # it forces the token after the first one, and a prompt is longer
         options.pop("forced_bos_token_id", None)
     ends = options.get("eos_token_id", end_id)

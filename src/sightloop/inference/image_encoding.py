@@ -17,6 +17,7 @@ from sightloop.data.images.tiles import tile_layout
 from sightloop.errors import ImageError
 from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups
 from sightloop.protocols import Network, TiledNetwork, require
+from sightloop.tasks.finite import require_finite
 from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels
 
 _TOKENS_AT_ONCE = 600  # image tokens in one pass on a CPU
@@ -103,7 +104,15 @@ class ImageEncoder:
         Returns:
             tokens `[B, N, D]`, pooled `[B, D]` or None; where images differ in size also a mask `[B, N]`, and zeros
             where it is False.
+
+        Raises:
+            CheckpointError: NaN or infinity among them (NaN weights, overflow of float16).
         """
+        encoded = self._encode(batch)
+        require_finite(encoded.tokens, "image tokens", self.dtype)
+        return encoded
+
+    def _encode(self, batch: Sequence[Pixels]) -> Encoded:
         if self.preprocessor.spec.patches or self.preprocessor.spec.tiles:
             return self._encode_sizes(batch)
         pixels = self._normalize(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sightloop.checkpoints.registry import (
     build_network,
     config_from_dict,
     recognize,
+    unwrap,
 )
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
@@ -40,6 +41,15 @@ from sightloop.protocols import Network, RegionNetwork, require
 from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Parts(NamedTuple):
+    """A checkpoint's family, network and preprocessing; `layout`: a key of the family's layouts, "" for our own."""
+
+    family: Family
+    network: nn.Module
+    spec: ImageSpec
+    layout: str
 
 
 def load(
@@ -78,12 +88,12 @@ def load(
     with give_back_freed_memory():
         tensors = read_tensors(located.weights, kind)
         load_network = _load_own if config.get("format") == FORMAT else _load_foreign
-        family, network, spec = load_network(located, config, tensors, hook)
+        family, network, spec, layout = load_network(located, config, tensors, hook)
         if lora is not None:
             load_lora(network, lora)
             merge_lora(network)
         network_config = require(network, Network).config
-        tokenizer = _tokenizer(located, family, network_config)
+        tokenizer = _tokenizer(located, family, network_config, layout)
         if where.type == "cpu":
             pack(network)
         else:
@@ -100,7 +110,7 @@ def load(
         batch_size=8 if where.type == "cpu" else 32,
         decoding=config.get("decoding", {})
         if config.get("format") == FORMAT
-        else _decoding(located, family, network_config),
+        else _decoding(located, family, network_config, layout),
     )
 
 
@@ -154,7 +164,7 @@ def _load_own(
     config: JsonMapping,
     tensors: Mapping[str, Tensor],
     hook: WeightHook | None,
-) -> tuple[Family, nn.Module, ImageSpec]:
+) -> _Parts:
     try:
         family = FAMILIES[config["family"]]
         settings = config_from_dict(family.config, config["config"], family.towers)
@@ -163,11 +173,8 @@ def _load_own(
         raise CheckpointError(
             f"{located.name}: config.json is not one that this version wrote ({error!r})"
         ) from error
-    return (
-        family,
-        build_network(family, settings, tensors, None, source=located.name, weight_hook=hook),
-        spec,
-    )
+    network = build_network(family, settings, tensors, None, source=located.name, weight_hook=hook)
+    return _Parts(family, network, spec, "")
 
 
 def _load_foreign(
@@ -175,7 +182,8 @@ def _load_foreign(
     config: JsonMapping,
     tensors: Mapping[str, Tensor],
     hook: WeightHook | None,
-) -> tuple[Family, nn.Module, ImageSpec]:
+) -> _Parts:
+    tensors = unwrap(tensors)
     family, name = recognize(tensors, located.name)
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
@@ -203,7 +211,7 @@ def _load_foreign(
         described = both or _json(located.folder / "preprocessor_config.json")
         spec = spec_from_transformers(described or family.default_image(settings))
     _check_size(spec, settings, located.name)
-    return family, network, spec
+    return _Parts(family, network, spec, name)
 
 
 def _beside(folder: Path) -> JsonDict:
@@ -244,25 +252,41 @@ def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
         )
 
 
-def _decoding(located: CheckpointFiles, family: Family, config: Any) -> JsonDict:
-    """Decoding defaults of families whose generation_config.json `transformers` reads."""
+def _decoding(located: CheckpointFiles, family: Family, config: Any, layout: str) -> JsonDict:
+    """Decoding defaults of families whose generation_config.json `transformers` reads.
+
+    The original code of Florence-2 generates with its language model, whose rules are in config.json (text_config);
+    generation_config.json there only refines them.
+    """
     if not family.generation:
         return {}
     generation = _json(located.folder / "generation_config.json")
     return decoding_defaults(
-        generation, located.config or {}, end_id=config.end_id, start_ids=config.start_ids
+        generation,
+        located.config or {},
+        end_id=config.end_id,
+        start_ids=config.start_ids,
+        refines=layout == "original",
     )
 
 
-def _tokenizer(located: CheckpointFiles, family: Family, config: Any) -> Tokenizer:
-    data = _json(located.folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+def _tokenizer(located: CheckpointFiles, family: Family, config: Any, layout: str) -> Tokenizer:
+    """The checkpoint's tokenizer; in open_clip's layout with open_clip's text cleaning, whatever files it is read from.
+
+    Its default is "lower" for CLIP's tokenizer, "whitespace" for the hub's others.
+    """
+    kind, cleaning = family.tokenizer_of(config), None
+    if layout == "open_clip":
+        text = _json(located.folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+        default = "lower" if kind == "clip" else "whitespace"
+        cleaning = (text.get("tokenizer_kwargs") or {}).get("clean", default)
     return load_tokenizer_of_kind(
         located.folder,
-        family.tokenizer_of(config),
+        kind,
         max_length=config.text.positions,
         # The hub names Gemma's tokenizer for NaFlex; `transformers` makes that SigLIP 2's own.
         lowercase=getattr(config.vision, "any_size", False),
-        cleaning=data.get("tokenizer_kwargs", {}).get("clean", "whitespace") if data else None,
+        cleaning=cleaning,
     )
 
 

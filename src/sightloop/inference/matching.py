@@ -12,6 +12,7 @@ from torch import Tensor
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.protocols import Embedder, Matcher
 from sightloop.tasks.embed import embed_texts
+from sightloop.tasks.finite import require_finite
 from sightloop.tasks.match import match_logits
 from sightloop.types import Encoded, Floats32, Integers
 
@@ -50,16 +51,28 @@ class TokenizedTexts:
         return self.ids[where, : int(self.lengths[index].max())], self.device_lengths[where]
 
     def embed(self, network: Embedder) -> Tensor:
-        """Embeddings `[n, P]` of all texts, in batches of like length, so that little padding is read."""
+        """Embeddings `[n, P]` of all texts, in batches of like length, so that little padding is read.
+
+        Raises:
+            CheckpointError: NaN or infinity among them.
+        """
         order = np.argsort(self.lengths, kind="stable")
         embedded: Tensor | None = None
         for rows in np.split(order, range(TEXTS_AT_ONCE, len(order), TEXTS_AT_ONCE)):
-            part = embed_texts(network, *self.rows(rows))
+            part = require_finite(
+                embed_texts(network, *self.rows(rows)), "text embeddings", weights_dtype(network)
+            )
             if embedded is None:
                 embedded = part.new_empty(len(order), part.shape[1])
             embedded[torch.from_numpy(rows).to(part.device)] = part
         assert embedded is not None  # the tokenizer refuses no texts
         return embedded
+
+
+def weights_dtype(network: object) -> torch.dtype:
+    """The dtype of a network's weights: that of its first parameter of floats."""
+    parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
+    return next((weight.dtype for weight in parameters if weight.is_floating_point()), torch.float32)
 
 
 def match_scores(
@@ -75,12 +88,16 @@ def match_scores(
 
     Returns:
         For each image float32 `[n, 2]`: (no match, match).
+
+    Raises:
+        CheckpointError: NaN or infinity among them.
     """
     tokens = image.tokens.to(texts.ids.device)
     logits_of = [np.zeros((len(rows), 2), np.float32) for rows in rows_of]
     for images, part in text_batches(texts, rows_of, tokens.shape[1]):
         rows = np.concatenate([rows_of[b][part] for b in images])
-        logits = match_logits(network, Encoded(tokens[images]), *texts.rows(rows)).cpu().numpy()
+        scored = match_logits(network, Encoded(tokens[images]), *texts.rows(rows))
+        logits = require_finite(scored, "ITM logits", tokens.dtype).cpu().numpy()
         for i, b in enumerate(images):
             logits_of[b][part] = logits[i * len(part) : (i + 1) * len(part)]
     return logits_of

@@ -30,6 +30,7 @@ from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
 from sightloop.tasks import embed
 from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.finite import require_finite
 from sightloop.types import (
     Box,
     Encoded,
@@ -76,7 +77,7 @@ class Model:
 
     Every verb takes one image or many. An image is a path, encoded bytes, a PIL image, an array, or `Pixels` from
     `read`. Results do not depend on the batch that an image was in. A verb that the checkpoint lacks raises
-    `UnsupportedError`, an image that cannot be read `ImageError`.
+    `UnsupportedError`, an image that cannot be read `ImageError`, numbers that are NaN or infinite `CheckpointError`.
 
     Args:
         name: what was loaded.
@@ -244,7 +245,9 @@ class Model:
         if labels is None:
             head = require(self.network, LabelClassifier)
             rows = [
-                embed.label_probabilities(head, self.encode(batch))
+                require_finite(
+                    embed.label_probabilities(head, self.encode(batch)), "label probabilities", self.dtype
+                )
                 for batch in self.preprocessor.batches(images)
             ]
             return Probabilities.of(_stack(map(_numpy, rows), len(self.labels)), activation)
@@ -252,7 +255,9 @@ class Model:
         classes = self._class_embeddings(as_list(labels, "labels"), as_strings(templates, "templates"))
         network = require(self.network, Embedder)
         rows = [
-            embed.class_probabilities(network, vectors, classes, activation)
+            require_finite(
+                embed.class_probabilities(network, vectors, classes, activation), "probabilities", self.dtype
+            )
             for vectors in self._image_embeddings(images)
         ]
         return Probabilities.of(_stack(map(_numpy, rows), classes.shape[0]), activation)
@@ -451,7 +456,8 @@ class Model:
     def _image_embeddings(self, images: ImageInput) -> Iterator[Tensor]:
         network = require(self.network, Embedder)
         for batch in self.preprocessor.batches(images):
-            yield embed.embed_images(network, self.encode(batch))
+            vectors = embed.embed_images(network, self.encode(batch))
+            yield require_finite(vectors, "image embeddings", self.dtype)
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:
         return self.tokenize(texts).embed(require(self.network, Embedder))

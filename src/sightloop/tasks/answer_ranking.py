@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sightloop.protocols import DecoderState, TextDecoder
+from sightloop.tasks.finite import require_finite, require_finite_logits
 from sightloop.types import Encoded
 
 S = TypeVar("S", bound=DecoderState)
@@ -37,9 +38,14 @@ def rank_answers(
 
     Returns:
         B indices into the candidates.
+
+    Raises:
+        CheckpointError: logits that are NaN or infinite.
     """
     start = candidates[:1, :1].expand(memory.tokens.shape[0], 1)
-    first = decoder.next_logits(start, decoder.start(memory, 1)).float().log_softmax(dim=-1)  # [B, V]
+    dtype = memory.tokens.dtype
+    logits = require_finite_logits(decoder.next_logits(start, decoder.start(memory, 1)).float(), dtype)
+    first = logits.log_softmax(dim=-1)  # [B, V]
     best = first[:, candidates[:, 1]].topk(min(top, candidates.shape[0]), dim=1).indices  # [B, top]
     chosen: list[int] = []
     for b, picks in enumerate(best):
@@ -48,7 +54,8 @@ def rank_answers(
         parts = [
             _log_likelihood(decoder, question, candidates[part], lengths[part]) for part in picks.split(chunk)
         ]
-        chosen.append(int(picks[torch.cat(parts).argmax()]))
+        scores = require_finite(torch.cat(parts), "scores of answers", dtype)
+        chosen.append(int(picks[scores.argmax()]))
     return chosen
 
 

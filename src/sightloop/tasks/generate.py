@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sightloop.protocols import DecoderState, TextDecoder
 from sightloop.tasks.decoding import Decoding, constrain, sample, sampling_probs, uniform_draws
+from sightloop.tasks.finite import require_finite_logits
 from sightloop.types import Encoded
 
 _NEVER = -1.0e9  # the score of a hypothesis that must not win; log-probabilities are added to it
@@ -62,6 +63,9 @@ def generate(
 
     Returns:
         B * num_return texts, those of one prompt together, best first for beams.
+
+    Raises:
+        CheckpointError: logits that are NaN or infinite.
     """
     steps = _decode(decoder, memory, prompt, options, end_id, keys, prefix_length, scored=scored)
     (*_, search) = steps
@@ -121,7 +125,7 @@ def _decode(
         logits = logits[rows]  # [B * width, V]
     # 3. Token by token, until every text has ended.
     while True:
-        parents = search.advance(logits.float())
+        parents = search.advance(require_finite_logits(logits.float(), memory.tokens.dtype))
         yield search
         if search.done:
             return

@@ -349,12 +349,25 @@ def test_older_forms_of_specs() -> None:
         {"image_std": [0.5, 0.5, 0.0]},
         {"image_std": [0.5, 0.5, "a"]},
         {"rescale_factor": "1/255"},
-        {"do_pad": True},
+        {"do_pad": True, "do_resize": False, "do_center_crop": False},
+        {"do_pad": True, "do_center_crop": False},
+        {"do_pad": True, "pad_size": {"height": 256, "width": 256}},
     ],
 )
 def test_unknown_forms_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
         processor_config.spec_from_transformers(wrong)
+
+
+@pytest.mark.parametrize("kind", ["Blip", "CLIP", "Siglip", "ViT"])
+def test_padding_to_the_largest_of_a_batch_changes_nothing_where_all_are_of_one_size(kind: str) -> None:
+    """The published files of BLIP say do_pad and size_divisor; its processor reads neither."""
+    config = {"image_processor_type": f"{kind}ImageProcessor", "size": {"height": 384, "width": 384}}
+    config |= {"crop_size": 384}
+    padded = {**config, "do_pad": True, "size_divisor": 32, "unheard_of": [1]}
+    read = processor_config.spec_from_transformers
+    assert read(padded) == read(config)
+    assert read({**padded, "pad_size": {"height": 384, "width": 384}}) == read(config)
 
 
 def test_specs_of_open_clip() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer, SiglipTokenizer
 
-from sightloop.data.text.sentencepiece import CLEANINGS, load_sentencepiece, read_piece_model
+from sightloop.data.text.piece_model import read_piece_model
+from sightloop.data.text.sentencepiece import CLEANINGS, load_sentencepiece
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.data.text.train_tokenizer import train_sentencepiece
 from sightloop.errors import TokenizerError, UsageError
@@ -37,9 +38,9 @@ def texts_of(*extra: str) -> st.SearchStrategy[list[str]]:
     return st.lists(st.one_of(words, st.lists(some, max_size=8).map("".join)), min_size=1, max_size=6)
 
 
-@lru_cache(maxsize=2)
-def trained(kind: str) -> bytes:
-    """A SentencePiece model over WORDS, of SigLIP's kind ("unigram") or Gemma's ("bpe")."""
+@lru_cache(maxsize=3)
+def trained(kind: str, *, byte_fallback: bool = False) -> bytes:
+    """A SentencePiece model over WORDS, of SigLIP's kind ("unigram") or Gemma's ("bpe"), which has bytes always."""
     lines = [" ".join(WORDS[i : i + 9]) for i in range(len(WORDS) - 8)] * 3
     gemma = {
         "bos_id": 2,
@@ -50,12 +51,12 @@ def trained(kind: str) -> bytes:
         "normalization_rule_name": "identity",
         "user_defined_symbols": ["<mask>", "<loc0001>", "\n\n"],
     }
-    siglip = {"bos_id": -1, "unk_id": 2}
+    siglip = {"bos_id": -1, "unk_id": 2, "byte_fallback": byte_fallback}
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=out,
-        vocab_size=400 if kind == "bpe" else 110,
+        vocab_size=400 if kind == "bpe" else 366 if byte_fallback else 110,
         model_type=kind,
         pad_id=0,
         eos_id=1,
@@ -88,6 +89,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     reference = SiglipTokenizer(str(root / "spiece.model"))
     reference.save_pretrained(root / "siglip")
     out["siglip"] = Pair(root / "siglip", reference)
+    (root / "spiece.model").write_bytes(trained("unigram", byte_fallback=True))
+    reference = SiglipTokenizer(str(root / "spiece.model"))
+    reference.save_pretrained(root / "siglip, bytes")
+    out["siglip, bytes"] = Pair(root / "siglip, bytes", reference)
     (root / "bare").mkdir()
     (root / "bare" / "tokenizer.model").write_bytes(trained("bpe"))
     kinds = {
@@ -113,7 +118,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 @settings(max_examples=60, deadline=None)
 @given(texts=texts_of(*SPECIALS))
 def test_gemmas_ids_are_the_references(pairs: dict[str, Pair], texts: list[str]) -> None:
-    for name in pairs.keys() - {"siglip"}:
+    for name in pairs.keys() - {"siglip", "siglip, bytes"}:
         pairs[name].check(texts)
 
 
@@ -121,7 +126,19 @@ def test_gemmas_ids_are_the_references(pairs: dict[str, Pair], texts: list[str])
 @settings(max_examples=80, deadline=None)
 @given(texts=texts_of())
 def test_siglips_ids_are_the_references(pairs: dict[str, Pair], texts: list[str]) -> None:
-    pairs["siglip"].check([text.replace("</s>", "").replace("<unk>", "") for text in texts])
+    plain = [text.replace("</s>", "").replace("<unk>", "") for text in texts]
+    pairs["siglip"].check(plain)
+    pairs["siglip, bytes"].check(plain)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_siglip_writes_in_bytes_what_has_no_piece(pairs: dict[str, Pair]) -> None:
+    """Where the model says byte_fallback: neither a letter with a tilde nor Japanese becomes <unk>."""
+    texts = ["señor", "犬", "a dog 犬 😀"]
+    pairs["siglip, bytes"].check(texts)
+    ours = pairs["siglip, bytes"].ours
+    assert not (ours.encode(texts).ids == ours.token_id("<unk>")).any()
+    assert ours.decode(ours.encode(texts).ids) == texts
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -564,6 +564,19 @@ def test_original_file_in_a_folder_and_stated_length(bpe_file: Path, tmp_path: P
     ours = load_tokenizer(tmp_path, kind="clip", max_length=77)
     assert rows_of(ours, ["caf&eacute;"]) == rows_of(clip_tokenizer_from_bpe(bpe_file), ["café"])
     ours.save(tmp_path / "saved")
+    # The hub's files with the original's rules, as open_clip reads them.
+    config = tmp_path / "saved" / "tokenizer_config.json"
+    settings = json.loads(config.read_text("utf-8"))
+    write(config, {key: value for key, value in settings.items() if not key.startswith("sightloop")})
+    texts = ["caf&eacute; &amp;lt;3", "caf\u00c3\u00a9", "\u201cA\u201d\u00a0b <|endoftext|>!<|endoftext|>"]
+    by_hub, original = (
+        load_tokenizer(config.parent, kind="clip", max_length=77, original=o) for o in (False, True)
+    )
+    assert rows_of(original, texts) == rows_of(ours, texts) != rows_of(by_hub, texts)
+    original.save(tmp_path / "again")
+    assert rows_of(load_tokenizer(tmp_path / "again", kind="clip", max_length=77), texts) == rows_of(
+        ours, texts
+    )
     for limit, stated, wanted in [(77, 32, 32), (77, 1e30, 77), (16, 77, 16), (77, None, 77)]:
         path = tmp_path / "saved" / "tokenizer_config.json"
         write(path, {**json.loads(path.read_text("utf-8")), "model_max_length": stated})

@@ -57,9 +57,6 @@ def spec_from_transformers(config: JsonMapping) -> ImageSpec:
             "Siglip, Siglip2, Llava, LlavaNext, ViT"
         )
     get = {**_DEFAULTS[family], **{key: value for key, value in config.items() if value is not None}}.get
-    # LLaVA pads images to squares. LlavaNext's do_pad is about batches of unequal numbers of tiles.
-    if get("do_pad") and family not in ("llava", "llavanext"):
-        raise CheckpointError("preprocessor_config.json: do_pad is not supported; set it to false")
     naflex = family == "siglip2"
     size = (
         _parse_size("size", get("size"), bool(get("default_to_square", get("square"))))
@@ -69,6 +66,7 @@ def spec_from_transformers(config: JsonMapping) -> ImageSpec:
     crop = _parse_size("crop_size", get("crop_size"), True) if get("do_center_crop", False) else None
     if isinstance(crop, int):
         raise CheckpointError("preprocessor_config.json: crop_size must have a height and a width")
+    _check_padding(get("do_pad"), get("pad_size"), crop or size, family)
     do_normalize = get("do_normalize", True)
     return ImageSpec(
         shortest_edge=size if isinstance(size, int) else None,
@@ -167,6 +165,23 @@ def _parse_grids(grids: object, size: int | Size | None, crop: Size | None) -> t
             "supported; wanted resolutions in whole squares of one size"
         )
     return pairs
+
+
+def _check_padding(do_pad: object, pad_size: object, size: int | Size | None, family: str) -> None:
+    """Raises CheckpointError if padding changes the pixels.
+
+    LLaVA pads images to squares before all else. LlavaNext's do_pad is about batches of unequal numbers of tiles. The
+    other processors pad the images of a batch to the largest, or to pad_size: nothing to do where all have one size,
+    as BLIP's published files have it (do_pad: true, size_divisor: 32, which no BLIP processor reads).
+    """
+    if not do_pad or family in ("llava", "llavanext", "siglip2"):
+        return
+    if not isinstance(size, tuple):
+        raise CheckpointError("preprocessor_config.json: do_pad needs images of one size; set it to false")
+    if pad_size is not None and _parse_size("pad_size", pad_size, True) != size:
+        raise CheckpointError(
+            f"preprocessor_config.json: pad_size = {pad_size!r} for images of {size}; remove it"
+        )
 
 
 def _parse_size(key: str, value: object, square: bool) -> int | Size:

@@ -12,17 +12,15 @@ import html
 import json
 import re
 import string
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ftfy
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from sightloop.data.text.padding import Padding
+from sightloop.data.text.piece_model import CONTROL, USER_DEFINED, PieceModel, character_map, read_piece_model
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import TokenizerError
 from sightloop.types import JsonDict
@@ -271,92 +269,29 @@ def _parts(normalizer: normalizers.Normalizer | None) -> list[normalizers.Normal
     return [] if normalizer is None else [normalizer]
 
 
-# ------------------------------------------------------------------------------------------------ .model files
-
-
-@dataclass(frozen=True, slots=True)
-class PieceModel:
-    """What a SentencePiece file holds: pieces with their scores and types, and how a text is made ready.
-
-    merged: byte-pair encoding, else Unigram. charsmap: a compiled table of characters and what becomes of them.
-    """
-
-    pieces: tuple[tuple[str, float, int], ...]
-    is_bpe: bool
-    byte_fallback: bool
-    unk_id: int
-    charsmap: bytes
-
-
-# Types of pieces and of models in sentencepiece_model.proto.
-_CONTROL, _USER_DEFINED = 3, 4
-_UNIGRAM, _BPE = 1, 2
-
-
-def read_piece_model(data: bytes, *, source: str = "<bytes>") -> PieceModel:
-    """Reads the protocol buffer of sentencepiece_model.proto. Raises TokenizerError for anything else."""
-    try:
-        model = _message(data)
-        trainer, normal = (_message(model.get(number, [b""])[-1]) for number in (2, 3))
-        kind = trainer.get(3, [_UNIGRAM])[-1]
-        if kind not in (_UNIGRAM, _BPE):
-            raise ValueError(f"type {kind}, neither Unigram nor BPE")
-        return PieceModel(
-            pieces=tuple(_piece(_message(piece)) for piece in model[1]),
-            is_bpe=kind == _BPE,
-            byte_fallback=bool(trainer.get(35, [0])[-1]),
-            unk_id=trainer.get(40, [0])[-1],
-            charsmap=normal.get(2, [b""])[-1],
-        )
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        raise TokenizerError(f"{source} is no SentencePiece model ({error!r}); fetch it again.") from error
-
-
-def _piece(fields: dict[int, list[Any]]) -> tuple[str, float, int]:
-    return fields[1][-1].decode("utf-8"), struct.unpack("<f", fields[2][-1])[0], fields.get(3, [1])[-1]
-
-
-def _message(data: bytes) -> dict[int, list[Any]]:
-    """Field number -> its values: numbers as int, all else as bytes (protocol buffers, wire format)."""
-    out: dict[int, list[Any]] = {}
-    at = 0
-    while at < len(data):
-        tag, at = _number(data, at)
-        if tag & 7 == 0:
-            value, at = _number(data, at)
-        else:
-            length, at = _number(data, at) if tag & 7 == 2 else ({1: 8, 5: 4}[tag & 7], at)
-            value, at = data[at : at + length], at + length
-            if at > len(data):
-                raise ValueError("cut short")
-        out.setdefault(tag >> 3, []).append(value)
-    return out
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length number and where the next field starts: seven bits a byte, the lowest first."""
-    value, shift = 0, 0
-    while data[at] & 0x80:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return value | data[at] << shift, at + 1
+# ------------------------------------------------------------------------------------------------ pipelines
 
 
 def _siglip_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
-    """The most likely pieces of words, each with the space before it; `_siglip_cleaning` comes first."""
+    """The most likely pieces of words, each with the space before it; `_siglip_cleaning` comes first.
+
+    With `byte_fallback`, characters without a piece are written in bytes: "ñ" is <0xC3> <0xB1>, else <unk>.
+    """
     vocabulary = [(piece, score) for piece, score, _ in model.pieces]
-    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=model.unk_id, byte_fallback=False))
+    unigram = models.Unigram(vocabulary, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
+    backend = tokenizers.Tokenizer(unigram)
     backend.normalizer = normalizers.Replace(" ", _MARK)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="never")
-    backend.decoder = decoders.Metaspace(_MARK, prepend_scheme="always")
+    parts = [decoders.ByteFallback(), decoders.Metaspace(_MARK, prepend_scheme="always")]
+    backend.decoder = decoders.Sequence(parts) if model.byte_fallback else parts[1]
     return backend
 
 
 def _gemma_pipeline(model: PieceModel) -> tokenizers.Tokenizer:
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
     backend = gemma_backend(vocabulary, _merges(vocabulary), model.pieces[model.unk_id][0])
-    added = [(piece, kind) for piece, _, kind in model.pieces if kind in (_CONTROL, _USER_DEFINED)]
-    backend.add_tokens([AddedToken(t, normalized=False, special=kind == _CONTROL) for t, kind in added])
+    added = [(piece, kind) for piece, _, kind in model.pieces if kind in (CONTROL, USER_DEFINED)]
+    backend.add_tokens([AddedToken(t, normalized=False, special=kind == CONTROL) for t, kind in added])
     return backend
 
 
@@ -419,7 +354,7 @@ def _siglip_cleaning(model: PieceModel, names: list[str], lower: bool, end: str)
     A space stands in front of the text, and an end token that it brings along is not put there twice.
     """
     special = re.compile(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})")
-    mapped = _charsmap(model.charsmap)
+    mapped = character_map(model.charsmap)
 
     def clean(text: str) -> str:
         parts = special.split(_MARK + text.replace(_MARK, " "))  # every second one is a special token
@@ -432,50 +367,6 @@ def _siglip_cleaning(model: PieceModel, names: list[str], lower: bool, end: str)
         return "".join(parts)
 
     return clean
-
-
-def _charsmap(data: bytes) -> Callable[[str], str]:
-    """SentencePiece's compiled table of replacements: the longest entry that a text goes on with is replaced.
-
-    The table is a double-array trie over UTF-8 (32-bit units: label, offset to the children, whether a value hangs
-    there), then the replacements, each ended by a zero byte.
-    """
-    if not data:
-        return str
-    (size,) = struct.unpack_from("<I", data)
-    units = struct.unpack_from(f"<{size // 4}I", data, 4)
-    texts = data[4 + size :]
-
-    def find(text: bytes, start: int) -> tuple[int, bytes]:
-        """How many bytes the longest entry takes, and what they become; one letter as it is where there is none."""
-        length = next(
-            (n for n in range(1, 4) if (text[start + n : start + n + 1] or b"\0")[0] & 0xC0 != 0x80), 4
-        )
-        replacement = text[start : start + length]
-        node = _children(units[0])
-        for at in range(start, len(text)):
-            unit = units[node ^ text[at]]
-            if unit & 0x800000FF != text[at]:
-                break
-            node = node ^ text[at] ^ _children(unit)
-            if unit >> 8 & 1:
-                value = units[node] & 0x7FFFFFFF
-                length, replacement = at + 1 - start, texts[value : texts.index(b"\0", value)]
-        return length, replacement
-
-    def replace(text: str) -> str:
-        source, out, at = text.encode(), bytearray(), 0
-        while at < len(source):
-            length, replacement = find(source, at)
-            out += replacement
-            at += length
-        return out.decode()
-
-    return replace
-
-
-def _children(unit: int) -> int:
-    return (unit >> 10) << ((unit & 0x200) >> 6)
 
 
 def _mended(text: str) -> str:

@@ -7,7 +7,8 @@ CLIP has two sets of rules, and the files say which one holds:
 
 * hub files (`tokenizer.json`, or `vocab.json` and `merges.txt`): NFC, white space, lower case, as the hub's own
   tokenizer has it; special tokens are found anywhere in a text;
-* the original `bpe_simple_vocab_16e6.txt.gz`: what CLIP was trained with (Radford et al. 2021, released code):
+* the original `bpe_simple_vocab_16e6.txt.gz`, and any files beside weights in open_clip's layout: what CLIP was
+  trained with (Radford et al. 2021, released code):
   ftfy, HTML unescaped twice, white space, lower case. Plain captions get the same ids under both.
 """
 
@@ -186,14 +187,15 @@ class Tokenizer:
         return [self.token_id(part)] if known else self.backend.encode(part, add_special_tokens=False).ids
 
 
-def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int) -> Tokenizer:
+def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int, original: bool = False) -> Tokenizer:
     """The tokenizer of a checkpoint folder in the hub's layout; ids equal to the hub's own tokenizer of `kind`.
 
     Reads tokenizer.json, else vocab.json and merges.txt ("clip") or vocab.txt ("bert"), else, for "clip", the
     original bpe_simple_vocab_16e6.txt.gz; and tokenizer_config.json, special_tokens_map.json, added_tokens.json
     where present. As at the hub, `kind` and the switches in tokenizer_config.json (`do_lower_case`, ...) decide
     how text is normalized, not tokenizer.json. Rows get `max_length` tokens at most (what the network takes), or
-    `model_max_length` if that is less. Raises `TokenizerError`, naming the file and where it belongs.
+    `model_max_length` if that is less. `original`: texts are cleaned and cut into words as CLIP's original code does
+    (ftfy, HTML), whatever the files are. Raises `TokenizerError`, naming the file and where it belongs.
     """
     if kind not in _NAMES:
         raise UsageError(f"kind={kind!r}: must be one of {', '.join(map(repr, _NAMES))}.")
@@ -213,6 +215,7 @@ def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int) -> Toke
     _require_frame(folder, kind, names, {*vocabulary, *(token.content for token in stated.values())})
     kept = ("clean_up_tokenization_spaces", "processor_class", _CLEANING, _JOINED, *_BERT_SWITCHES)
     settings = {key: config[key] for key in kept if key in config} | names
+    settings |= {_CLEANING: "openai"} if original and kind == "clip" else {}
     if isinstance(limit := config.get("model_max_length"), (int, float)) and limit > 0:
         max_length = int(min(max_length, limit))
     model = _model(plain, vocabulary, merges, names["unk_token"])
