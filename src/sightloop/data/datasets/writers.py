@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.folder import escape_key
-from sightloop.data.datasets.rle import encode_rle
+from sightloop.data.datasets.rle import encode_rle, mask_area
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError
 from sightloop.types import JsonDict, Region, Sample, Size
@@ -404,7 +404,7 @@ class CocoWriter:
         fields: JsonDict = {"category_id": self._category_id(region.label), "iscrowd": 0, "area": area}
         fields |= {"bbox": [left, top, width, height], "segmentation": outlines}
         if region.mask is not None and not outlines:
-            fields |= {"area": int(region.mask.sum()), "segmentation": encode_rle(region.mask)}
+            fields |= {"area": mask_area(region.mask), "segmentation": encode_rle(region.mask)}
         return fields | ({} if region.score is None else {"score": region.score})
 
     def _annotate(self, image_id: int, fields: JsonDict) -> None:
