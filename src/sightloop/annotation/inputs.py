@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from sightloop.data.datasets.folder import is_image_name
+from sightloop.data.datasets.schema import is_image_name
+from sightloop.data.datasets.sidecar_files import sidecar_alias
 from sightloop.data.images.decode import EXTENSIONS
 from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
@@ -67,7 +68,7 @@ class _Finder:
             return
         elif not stat.S_ISREG(mode):
             yield Failed(path, "neither a file nor a folder")
-        elif _is_caption_file(path):
+        elif _is_sidecar(path):
             yield Skipped(path, "it is the caption file of an image")
         else:
             yield path
@@ -155,11 +156,11 @@ def _folder_id(folder: str) -> _FolderId:
     return (status.st_dev, status.st_ino)
 
 
-def _is_caption_file(path: str) -> bool:
-    """Whether this is `a.txt` next to an image `a.*`, or `a.jpg.txt` next to `a.jpg`."""
-    stem, ending = os.path.splitext(path)
-    if ending != ".txt":
+def _is_sidecar(path: str) -> bool:
+    """Whether this is `a.txt`, `a.caption` or `a.json` next to an image `a.*`, or `a.jpg.txt` next to `a.jpg`."""
+    if sidecar_alias(path) is None:
         return False
+    stem = os.path.splitext(path)[0]
     images = (stem + form for extension in EXTENSIONS for form in (extension, extension.upper()))
     return (is_image_name(stem) and os.path.isfile(stem)) or any(os.path.isfile(name) for name in images)
 
