@@ -160,6 +160,8 @@ def test_every_format_round_trips(kind: str, samples: list[Sample]) -> None:
     empty = sum(caption == "" for sample in samples for caption in sample.captions)
     if kind in ("csv", "tsv") and empty:
         assert done.notes == (f"{empty} empty captions, which {kind} cannot hold",)
+    elif kind == "coco" and any(s.captions for s in samples) and any(s.regions for s in samples):
+        assert "out.captions.json" in done.notes[0]
     else:
         assert done.notes == ()
 

@@ -29,7 +29,10 @@ def test_long_runs_and_uncompressed_counts() -> None:
     mask = np.zeros((900, 700), bool)
     mask[13:601, 5:640] = True
     assert (np.asarray(decode_rle(encode_rle(mask))) == mask).all()
-    assert np.asarray(decode_rle({"size": [2, 2], "counts": [1, 2, 1]})).tolist() == [[False, True], [True, False]]
+    assert np.asarray(decode_rle({"size": [2, 2], "counts": [1, 2, 1]})).tolist() == [
+        [False, True],
+        [True, False],
+    ]
 
 
 @given(

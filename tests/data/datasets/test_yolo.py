@@ -9,7 +9,7 @@ from PIL import Image
 
 import sightloop
 from sightloop.annotation.region_files import write_regions
-from sightloop.data.datasets.yolo import _read_class_names
+from sightloop.data.datasets.yolo_names import class_names_file, read_class_names
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Region
 
@@ -56,10 +56,14 @@ def _with_link(tmp_path: Path, images: Path) -> sightloop.Dataset:
 )
 def test_class_names(text: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    assert _read_class_names(tmp_path) == {0: "cat", 1: "a dog's", 2: "bé"}
+    assert read_class_names(class_names_file(tmp_path)) == {0: "cat", 1: "a dog's", 2: "bé"}
     (tmp_path / "classes.txt").write_text("cat\n\na dog's\nbé\n")
-    assert _read_class_names(tmp_path) == {0: "cat", 1: "a dog's", 2: "bé"}
-    assert _read_class_names(tmp_path / "train") == {0: "cat", 1: "a dog's", 2: "bé"}  # of the parent folder
+    assert read_class_names(class_names_file(tmp_path)) == {0: "cat", 1: "a dog's", 2: "bé"}
+    assert read_class_names(class_names_file(tmp_path / "train")) == {
+        0: "cat",
+        1: "a dog's",
+        2: "bé",
+    }  # of the parent folder
 
 
 def test_errors_name_the_file_and_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sightloop.data.datasets import schema
@@ -55,7 +55,9 @@ class FolderSource:
         self._names: list[str] = []
         self._unusual: dict[str, str] = {}  # of `find_sidecar`, with whole paths
         self._tables: list[TableSource] = []
-        self._rows: dict[str, tuple[int, int]] = {}  # number of the table and of its record, by path of the image
+        self._rows: dict[
+            str, tuple[int, int]
+        ] = {}  # number of the table and of its record, by path of the image
         notes: list[str] = []
         others = Counter[str]()  # files that are neither images nor their sidecars, by extension
         for prefix, images, files in self._walk():
@@ -127,6 +129,17 @@ class FolderSource:
         for table in self._tables:
             digest.update(table.digest().encode())
         return digest.hexdigest()
+
+    def image_names(self) -> Sequence[str]:
+        """Paths of the images, from the folder."""
+        return self._names
+
+    def caption_files(self) -> Iterator[str]:
+        """Paths of the caption files of the images, in their order."""
+        for name in self._names:
+            text = self._sidecars(os.path.join(self._root, name))[0]
+            if text is not None:
+                yield text
 
     def _sidecars(self, path: str) -> tuple[str | None, str | None]:
         """Paths of the caption file and of the .json file of an image."""

@@ -45,7 +45,9 @@ def decode_rle(rle: JsonMapping) -> MaskRuns:
     elif isinstance(encoded, list | tuple) and all(map(_is_count, encoded)):
         counts = np.array(encoded, np.int64)
     else:
-        raise ValueError("the counts of an RLE are neither text nor whole numbers within the limits of an image")
+        raise ValueError(
+            "the counts of an RLE are neither text nor whole numbers within the limits of an image"
+        )
     too_large = height * width > Limits().max_pixels
     if too_large or (counts.size and int(counts.min()) < 0) or int(counts.sum()) != height * width:
         raise ValueError(f"RLE counts do not add up to {height} x {width}, or the mask is too large")
