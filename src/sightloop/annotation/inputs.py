@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from sightloop.data.datasets.schema import is_image_name
 from sightloop.data.datasets.sidecar_files import sidecar_alias
-from sightloop.data.images.decode import EXTENSIONS
+from sightloop.data.images.names import EXTENSIONS, is_image_name
 from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 

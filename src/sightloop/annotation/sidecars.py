@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 
 from sightloop.annotation.captioning import Caption
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
-from sightloop.data.datasets.schema import is_image_name
 from sightloop.data.datasets.sidecar_files import (
     CAPTION_EXTENSIONS,
     MAX_SIDECAR_BYTES,
@@ -18,6 +17,7 @@ from sightloop.data.datasets.sidecar_files import (
     read_plain_file,
     unusual_sidecars,
 )
+from sightloop.data.images.names import is_image_name
 from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 

@@ -67,8 +67,6 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if not exclusive and target.is_symlink():
         target = Path(os.path.realpath(target))
-    if not exclusive and os.path.exists(target) and not os.path.isfile(target):
-        raise UsageError(f"{target}: is a folder, a pipe or a device, not a file that can be replaced")
     temporary, descriptor = _create_temporary(target.parent)
     try:
         mode = stat.S_IMODE(os.stat(temporary).st_mode)

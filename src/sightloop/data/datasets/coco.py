@@ -31,7 +31,7 @@ class CocoSource:
         Args:
             paths: JSON files about the same images.
             images: folder of the images. By default it is searched beside the files and beside their folder, also
-                below `images` and `data`, under the last part of their names (`train2017` for x_train2017.json) or none.
+                below `images` and `data`, under the last part of their names (`train2017` for x_train2017.json).
 
         Raises:
             UsageError: a file is not COCO JSON, the files disagree, or no folder has the images.
@@ -121,7 +121,7 @@ class CocoSource:
             (*base.questions, *questions),
             (*base.regions, *regions),
             base.label,
-            {"image_id": number} | base.extra | ({"crowd": crowd} if crowd else {}),
+            {"image_id": number, **base.extra} | ({"crowd": crowd} if crowd else {}),
         )
 
     def digest(self) -> str:
@@ -266,7 +266,7 @@ def _crowd_members(annotation: JsonDict) -> JsonDict:
 
 
 def _image_folders(paths: Iterable[Path]) -> Iterable[Path]:
-    """For a/annotations/x_val2017.json: `.`, `val2017`, `images`, `images/val2017`, `data` in a/annotations, then in a."""
+    """For a/annotations/x_val2017.json: `.`, `val2017`, `images`, `images/val2017`, `data` there, then in a."""
     for path in paths:
         part = path.stem.rpartition("_")[2]
         for base in (path.parent, path.parent.parent):

@@ -243,7 +243,8 @@ def open_dataset(
         sources.append(CocoSource(coco, image_folder))
     dataset = Dataset(sources)
     if not isinstance(sources[0], StreamSource) and not len(dataset):
-        raise UsageError(f"{' '.join(map(str, names))}: there are no images in it.")
+        notes = "".join(f" {note}." for note in dataset.notes)
+        raise UsageError(f"{' '.join(map(str, names))}: there are no images in it.{notes}")
     return dataset
 
 

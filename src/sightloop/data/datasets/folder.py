@@ -11,7 +11,6 @@ from pathlib import Path
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.class_folders import CLASS_NAMES_FILE, ClassFolders
-from sightloop.data.datasets.schema import is_image_name
 from sightloop.data.datasets.sidecar_files import (
     CAPTION_EXTENSIONS,
     FIELD_EXTENSIONS,
@@ -22,7 +21,7 @@ from sightloop.data.datasets.sidecar_files import (
     unusual_sidecars,
 )
 from sightloop.data.datasets.tables import TableSource
-from sightloop.data.images.decode import EXTENSIONS
+from sightloop.data.images.names import EXTENSIONS, is_image_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Sample
 

@@ -13,8 +13,8 @@ def find_image(name: str, folders: Iterable[Path]) -> Path | None:
     """The file that a path names, or None.
 
     Args:
-        name: tried as it is written, then with "/" for "\\\\", with its Unicode composed (NFC) and decomposed (NFD), and
-            with %20 and the like decoded.
+        name: tried as it is written, then with "/" for "\\\\", with its Unicode composed (NFC) and decomposed (NFD),
+            and with %20 and the like decoded.
         folders: that the path may be relative to; the first ones count first.
     """
     folders = list(folders)

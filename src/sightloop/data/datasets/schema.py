@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,12 +24,12 @@ from functools import reduce
 from pathlib import Path
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
-from sightloop.data.images.decode import EXTENSIONS
+from sightloop.data.images.names import is_image_name
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
-    "image picture filepath file_path file file_name filename path image_path image_name img_path img_name img jpg jpeg "
-    "png webp name".split()
+    "image picture filepath file_path file file_name filename path image_path image_name img_path img_name img "
+    "jpg jpeg png webp name".split()
 )
 CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title", "comment")
 _QUESTION_FIELDS, _LABEL_FIELDS = ("qa", "questions"), ("label", "class", "category")
@@ -238,11 +237,6 @@ def valid_key(key: str) -> str:
     if key.isascii():
         return key
     return re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", key)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name has the extension of an image. The metadata files `._*` of macOS are not images."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith("._")
 
 
 def check_text(value: object, what: str) -> str:

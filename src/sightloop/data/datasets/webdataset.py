@@ -33,7 +33,7 @@ from sightloop.data.datasets.tar_reader import (
     TarMember,
     read_members,
 )
-from sightloop.data.images.decode import EXTENSIONS
+from sightloop.data.images.names import EXTENSIONS
 from sightloop.errors import ImageError
 from sightloop.types import Limits, Sample
 
@@ -220,7 +220,7 @@ def _sample_or_error(key: str, parts: list[_Part]) -> Sample | ImageError:
 
 
 def _read_sample(key: str, parts: list[_Part]) -> Sample:
-    """A sample from its members: fields of the .json, else captions of the .txt or .caption, and the label of the .cls."""
+    """A sample from its members: fields of the .json, else captions of the .txt or .caption, label of the .cls."""
     contents: dict[str, bytes] = {}  # by extension
     image: bytes | None = None
     for member, data in parts:

@@ -327,8 +327,8 @@ class ParquetWriter:
 class CocoWriter:
     """COCO JSON. What COCO has no place for is in the object of the image, where `CocoSource` reads it.
 
-    pycocotools takes a file of captions or one of instances, not both at once: with both, x.json has the instances, with
-    the captions in the objects of the images, and x.captions.json the captions alone.
+    pycocotools takes a file of captions or one of instances, not both at once: with both, x.json has the instances,
+    with the captions in the objects of the images, and x.captions.json the captions alone.
     """
 
     embeds_images = False

@@ -40,11 +40,6 @@ from sightloop.types import ImageSource, Limits, Pixels, Size
 
 DEFAULT_LIMITS: Final = Limits()
 OUT_OF_MEMORY: Final = "needs too much memory"
-EXTENSIONS: frozenset[str] = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif".split()
-)
-"""File extensions of the images that `decode` reads, in lower case with the dot."""
-
 # Importing a plugin registers it with Pillow. `Image.open(formats=...)` tries no other plugin (EPS, PSD, ...).
 # JpegImagePlugin reads MPO as well.
 _PLUGINS: Final = {
@@ -179,6 +174,8 @@ def read_file(path: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
                 data += more  # a file that grew, or a read that returned less than requested
     except FileNotFoundError:
         reason = "a broken symbolic link" if os.path.islink(path) else "no such file"
+        if "://" in str(path):
+            reason = "a URL is not read: download the image first, and name the file"
         raise ImageError(path, reason) from None
     except PermissionError:
         raise ImageError(path, "no permission to read it") from None
