@@ -55,7 +55,7 @@ def decode_rle(rle: JsonMapping) -> MaskRuns:
 
 
 def mask_area(mask: NDArray[np.bool_] | MaskRuns) -> int:
-    """Number of pixels in a mask."""
+    """Number of pixels in a mask `[H, W]`."""
     return int(mask.counts[1::2].sum() if isinstance(mask, MaskRuns) else mask.sum())
 
 
