@@ -72,6 +72,7 @@ OWNERS: dict[str, set[str]] = {
     "safetensors": {"checkpoints"},
     "huggingface_hub": {"checkpoints.hub"},
     "pyarrow": {"data.datasets", "annotation", "evaluation"},
+    "yaml": {"data.datasets.yolo_names"},
     "tensorboard": {"training.log"},
     "faster_coco_eval": {"metrics.detection"},
     "nltk": {"metrics.vqa"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
     from PIL import Image
     from torch import Tensor
 
@@ -181,6 +181,26 @@ class Question:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskRuns:
+    """A mask as run lengths, as files hold it; NumPy takes it for bool `[H, W]`, which is decoded on each use.
+
+    Args:
+        shape: height and width.
+        counts: int64 `[R]`, lengths of the runs of 0, 1, 0, 1, ... down the columns; they add up to H * W.
+    """
+
+    shape: Size
+    counts: Integers
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[np.generic]:
+        import numpy as np
+
+        values = np.arange(len(self.counts)) % 2 == 1  # 0, 1, 0, ...
+        bitmap = np.repeat(values, self.counts).reshape(self.shape, order="F")  # [H, W]
+        return bitmap if dtype is None else bitmap.astype(dtype, copy=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """A labeled region of an image.
@@ -190,14 +210,14 @@ class Region:
         box: left, top, right, bottom in pixels of the upright image; right and bottom exclusive.
         polygons: outlines as flat x, y, x, y, ... in the same pixels; empty without outlines.
         score: confidence of the model, higher is surer; None for annotations, or where the model gives none.
-        mask: bool `[H, W]` of the whole upright image, or None.
+        mask: of the whole upright image: bool `[H, W]`, or its run lengths (`np.asarray` decodes them), or None.
     """
 
     label: str
     box: Box
     polygons: tuple[tuple[float, ...], ...] = ()
     score: float | None = None
-    mask: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    mask: NDArray[np.bool_] | MaskRuns | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloop.data import atomic
-from sightloop.data.atomic import atomic_path, atomic_write, remove_stale_temporaries, try_lock
+from sightloop.data.atomic import (
+    atomic_path,
+    atomic_write,
+    exchange_paths,
+    remove_stale_temporaries,
+    try_lock,
+)
 from sightloop.errors import UsageError, describe_os_error
 
 
@@ -118,6 +124,26 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     atomic_write(tmp_path / "link", "z")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "new").read_text() == "z"
+
+
+def test_a_writer_that_replaces_the_temporary_keeps_the_usual_permissions(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a") as temporary:  # as safetensors does
+        other = temporary.with_name("other")
+        other.write_text("x")
+        other.chmod(0o600)
+        os.replace(other, temporary)
+    (tmp_path / "b").write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+def test_exchange_of_folders(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name / name).mkdir(parents=True)
+    if exchange_paths(tmp_path / "a", tmp_path / "b"):
+        assert names(tmp_path / "a") == {"b"}
+        assert names(tmp_path / "b") == {"a"}
+    assert not exchange_paths(tmp_path / "a", tmp_path / "missing")
+    assert (tmp_path / "a").is_dir()
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

@@ -91,9 +91,9 @@ def _draw_outline(draw: ImageDraw.ImageDraw, region: Region, color: _Color, stro
 
 def _filled_shape(region: Region, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     """The filled part of a region, bool `[H, W]`; None if it has no mask and no outline. size: (width, height)."""
-    if region.mask is not None or _is_rotated_box(region):
-        return region.mask
-    if not region.polygons:
+    if region.mask is not None:
+        return np.asarray(region.mask, bool)
+    if not region.polygons or _is_rotated_box(region):
         return None
     canvas = Image.new("1", size)
     for polygon in region.polygons:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
+from sightloop.data.datasets.sidecar_files import sidecar_alias
 from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.errors import os_error_reason, similar_path
 from sightloop.types import Failed, Skipped
@@ -92,7 +93,7 @@ class _Finder:
             return
         elif not stat.S_ISREG(mode):
             yield Failed(path, "neither a file nor a folder")
-        elif _is_caption_file(path):
+        elif _is_sidecar(path):
             yield Skipped(path, "it is the caption file of an image")
         else:
             yield path
@@ -183,11 +184,11 @@ def _folder_id(folder: str) -> _FolderId:
     return (status.st_dev, status.st_ino)
 
 
-def _is_caption_file(path: str) -> bool:
-    """Whether this is `a.txt` next to an image `a.*`, or `a.jpg.txt` next to `a.jpg`."""
-    stem, ending = os.path.splitext(path)
-    if ending != ".txt":
+def _is_sidecar(path: str) -> bool:
+    """Whether this is `a.txt`, `a.caption` or `a.json` next to an image `a.*`, or `a.jpg.txt` next to `a.jpg`."""
+    if sidecar_alias(path) is None:
         return False
+    stem = os.path.splitext(path)[0]
     images = (stem + form for extension in EXTENSIONS for form in (extension, extension.upper()))
     return (is_image_name(stem) and os.path.isfile(stem)) or any(os.path.isfile(name) for name in images)
 

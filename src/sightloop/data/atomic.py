@@ -7,12 +7,14 @@ Readers see the old file or the new one, never a part of it. A killed writer lea
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,8 @@ except ImportError:  # Windows has no flock; the age of a temporary decides ther
 
 TEMP_PREFIX = ".sightloop-"
 TEMP_SUFFIX = ".tmp"
+# Of renameat2 (Linux) and renamex_np (macOS).
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 _STALE_SECONDS = 24 * 3600.0
 # Errors of os.link on a file system without hard links (exFAT, some network file systems).
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
@@ -81,8 +85,11 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         error.filename = str(target)
         raise
     try:
+        mode = stat.S_IMODE(os.stat(temporary).st_mode)
         with name_disk_errors(target, temporary):
             yield temporary
+            with suppress(OSError):
+                os.chmod(temporary, mode)  # safetensors replaces the file by one of mode 0600
             _sync_file(temporary)
         _check_regular(target)  # again: the writing may have taken hours
         if exclusive:
@@ -203,6 +210,22 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange_paths(first: Path, second: Path) -> bool:
+    """Exchange two files or folders in one step.
+
+    Returns:
+        False where the system or the file system cannot; then nothing has changed.
+    """
+    names = os.fsencode(first), os.fsencode(second)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            return library.renamex_np(*names, _RENAME_SWAP) == 0
+        return library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+    except (AttributeError, OSError, TypeError):  # no such call; TypeError: CDLL(None) on Windows
+        return False
 
 
 def write_json(obj: object, path: str | os.PathLike[str]) -> None:

@@ -95,7 +95,7 @@ def evaluate(
         check_compatible(header, about | {"settings": eval_task.settings}, file)
         runs.append(_score(eval_task, dataset, header or {"model": file.name}, records, settings.seed))
     leaks = None if train_data is None else _find_leaks(train_data, dataset)
-    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks)
+    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, dataset.dataset.notes)
     if folder is not None:
         atomic_write(folder / "report.json", as_json(result))
         atomic_write(folder / "report.html", as_html(result, dataset))
@@ -116,8 +116,9 @@ def _list_sources(
 def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> None:
     """Keeps the samples that have the annotations of the task; raises UsageError if there are none."""
     dataset.samples = [sample for sample in dataset.samples if task.wants(sample)]
-    if not dataset.samples:
-        raise UsageError(f"{dataset.name}: no sample has what {name} needs")
+    if not dataset.samples or (name == "detect" and not any(sample.regions for sample in dataset.samples)):
+        notes = "".join(f" ({note})" for note in dataset.dataset.notes)
+        raise UsageError(f"{dataset.name}: no sample has what {name} needs{notes}")
 
 
 def _about(task: TaskName, dataset: EvalDataset, seed: int) -> JsonDict:

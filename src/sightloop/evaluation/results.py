@@ -183,12 +183,14 @@ class Evaluation:
         runs: one per model.
         differences: of two models, metric -> first minus second, with interval and p.
         leaks: evaluation samples that are in the training data; None if no training data was given.
+        notes: what the data source left out, for people.
     """
 
     about: JsonMapping
     runs: tuple[EvalRun, ...]
     differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
     leaks: Leaks | None = None
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         for run in self.runs:

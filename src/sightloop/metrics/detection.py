@@ -182,7 +182,7 @@ def _rasterize(regions: Sequence[Region], size: Size) -> NDArray[np.bool_]:
     canvas = np.zeros(size, bool)
     for region in regions:
         if region.mask is not None:
-            canvas |= region.mask
+            canvas |= np.asarray(region.mask, bool)
         elif region.polygons:
             if reason := detection_not_computed():
                 raise UsageError(f"masks: {reason}")

@@ -3,9 +3,11 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightloop import open_dataset
+from sightloop.data.datasets import convert as convert_module
 from sightloop.data.datasets.convert import convert
 from sightloop.data.datasets.schema import key_hash
 from sightloop.errors import UsageError
@@ -160,6 +163,8 @@ def test_every_format_round_trips(kind: str, samples: list[Sample]) -> None:
     empty = sum(caption == "" for sample in samples for caption in sample.captions)
     if kind in ("csv", "tsv") and empty:
         assert done.notes == (f"{empty} empty captions, which {kind} cannot hold",)
+    elif kind == "coco" and any(s.captions for s in samples) and any(s.regions for s in samples):
+        assert "out.captions.json" in done.notes[0]
     else:
         assert done.notes == ()
 
@@ -386,3 +391,48 @@ def test_a_folder_behind_a_link(tmp_path: Path, target: str) -> None:
     put(real / "b.png", make_image())
     convert(tmp_path / "link", tmp_path / "link" / "own.csv")
     assert "../" not in (real / "own.csv").read_text()
+
+
+def test_parquet_is_images_for_hugging_face(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    convert(dataset([Sample("a", make_image(), ("x",))]), tmp_path / "x.parquet")
+    schema = pq.read_schema(tmp_path / "x.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert features == {"image": {"_type": "Image"}}
+    assert [field.name for field in schema.field("image").type] == ["bytes", "path"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    target = tmp_path / "out"
+    convert(dataset([Sample("old", make_image(1))]), target)
+    if not can_exchange:
+        monkeypatch.setattr(convert_module, "exchange_paths", lambda *_: False)
+    rename, calls = os.rename, 0
+
+    def killed_rename(source: Path, final: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        rename(source, final)
+
+    new = [Sample("new", make_image(2))]
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(os, "rename", killed_rename)
+        convert(dataset(new), target, overwrite=True)
+    if can_exchange:
+        assert [sample.key for sample in open_dataset(target)] == ["new"]
+    # Recovers the old folder, and fails for a reason of its own.
+    with pytest.raises(UsageError, match="none of 1 samples"):
+        convert(dataset([Sample("bad", b"no image")]), target, overwrite=True)
+    assert [sample.key for sample in open_dataset(target)] == (["new"] if can_exchange else ["old"])
+    convert(dataset(new), target, overwrite=True)
+    assert os.listdir(tmp_path) == ["out"]
+    assert [sample.key for sample in open_dataset(target)] == ["new"]

@@ -92,7 +92,7 @@ def test_a_folder_with_sidecars(tmp_path: Path) -> None:
     assert dataset[-1].questions == (Question("what?", ("2",)),)
     assert dataset[0].image == tmp_path / "a.jpg"
     assert [dataset.key(i) for i in range(5)] == list(captions(dataset))
-    assert dataset.notes == ()
+    assert dataset.notes == (f"{tmp_path.name}: files that belong to no image are left out: 1 .csv",)
 
 
 def test_sidecars_of_the_captioner_are_read(tmp_path: Path) -> None:
@@ -282,6 +282,7 @@ def test_coco_files_merge(tmp_path: Path) -> None:
     assert (second.captions, second.regions, second.extra) == ((), (), {"license": 3, "image_id": 2})
     assert set(dataset.notes) == {
         "1 keypoints are left out",
+        "1 crowd regions (iscrowd 1) are kept aside: they are neither learned nor searched",
         "1 annotations are about images that are not listed",
     }
 
@@ -304,7 +305,7 @@ def test_damaged_coco_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"z\.json: images .* not found .*--images"):
         open_dataset(put(tmp_path / "x/y/z.json", base))
     assert len(open_dataset(tmp_path / "x/y/z.json", images=tmp_path / "val")) == 2
-    for wrong in ({"images": [{"id": 1}]}, base | {"annotations": [{"caption": "x"}]}, {"images": 5}):
+    for wrong in ({"info": {}}, base | {"annotations": 5}, {"images": 5}):
         with pytest.raises(UsageError, match=r"wrong\.json cannot be read as COCO JSON"):
             open_dataset(put(tmp_path / "val/wrong.json", wrong), images=tmp_path / "val")
     noted = base | {"annotations": [{"image_id": 1, "bbox": [0, 0], "category_id": 1}]}

@@ -202,6 +202,8 @@ def evaluate(
         )
     if result.leaks is not None:
         print_message(result.leaks.summary() or "No copies of this data in the training data.")
+    for note in result.notes:
+        print_message(f"Note: {note}.")
     if out is not None:
         print_message(f"{out / 'report.html'}: all metrics with protocol, and images.")
     return 1 if failed else 0

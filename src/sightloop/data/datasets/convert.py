@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from sightloop.data.atomic import try_lock
+from sightloop.data.atomic import exchange_paths, try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.folder import MARKER_NAME
@@ -233,7 +233,12 @@ class _Destination:
             _replace_folder(staging, self.target)
             return
         old = set(self._existing_files())
-        for path in sorted(staging.iterdir(), key=lambda path: not path.is_dir()):
+        staged = sorted(staging.iterdir(), key=lambda path: not path.is_dir())
+        for path in staged:  # x.captions.json
+            final = self.target.parent / path.name
+            if not path.is_dir() and final not in old and os.path.lexists(final) and not overwrite:
+                raise UsageError(f"{final} exists: name another target, or replace it (--overwrite).")
+        for path in staged:
             final = self.target.parent / path.name
             old.discard(final)
             if path.is_dir():
@@ -266,27 +271,45 @@ def _staging_folder(destination: _Destination) -> Generator[Path]:
         if descriptor is not None and not try_lock(descriptor):
             raise UsageError(f"{target}: another run is writing it now.")
         try:
+            for final in (target, destination.images):
+                _recover_folder(final)
             for path in folder.iterdir():  # left by a killed run; the folder itself is locked, so it stays
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # after an exchange it holds the old target
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
 def _replace_folder(new: Path, final: Path) -> None:
-    """Renames `new` to `final`; an old folder is moved aside first and then removed."""
+    """Gives `new` the name `final`, in one step where the system can; the old folder is removed afterwards."""
     (new / MARKER_NAME).write_text(json.dumps({"by": "sightloop convert"}) + "\n", "utf-8")
     if not os.path.lexists(final):
         os.rename(new, final)
+    elif exchange_paths(new, final):
+        shutil.rmtree(new)
+    else:  # a run that is killed between the renames is repaired by the next one
+        aside = _aside(final)
+        os.rename(final, aside)
+        os.rename(new, final)
+        shutil.rmtree(aside)
+
+
+def _aside(final: Path) -> Path:
+    return final.absolute().with_name(f".sightloop-{final.name}.old")
+
+
+def _recover_folder(final: Path) -> None:
+    """Ends what a killed `_replace_folder` began: the old folder gets its name back, or is removed."""
+    aside = _aside(final)
+    if not aside.is_dir():
         return
-    aside = final.absolute().with_name(f".sightloop-{final.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(final, aside)
-    os.rename(new, final)
-    shutil.rmtree(aside)
+    if os.path.lexists(final):
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(aside, final)
 
 
 def _open_writer(destination: _Destination, staging: Path, shard_size: int) -> writers.DatasetWriter:

@@ -25,6 +25,7 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_MAX_PATHS = 100_000  # of a brace range, or of all sources together
 _KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .tar, .tar.gz, or - for a tar on standard input"
 
 
@@ -231,7 +232,7 @@ def open_dataset(
     image_folder = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
-    for name in (path for pattern in names for path in _expand(os.fspath(pattern))):
+    for name in _expand_all(names):
         if name == "-":
             sources.append(StreamSource(None))
         elif Path(name).suffix.lower() == ".json" and _is_json_object(Path(name)):
@@ -242,7 +243,8 @@ def open_dataset(
         sources.append(CocoSource(coco, image_folder))
     dataset = Dataset(sources)
     if not isinstance(sources[0], StreamSource) and not len(dataset):
-        raise UsageError(f"{' '.join(map(str, names))}: there are no images in it.")
+        notes = "".join(f" {note}." for note in dataset.notes)
+        raise UsageError(f"{' '.join(map(str, names))}: there are no images in it.{notes}")
     return dataset
 
 
@@ -251,12 +253,13 @@ def _open_path(
 ) -> list[SampleSource | StreamSource]:
     try:
         mode = path.stat().st_mode
-    except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        cause = error.strerror if isinstance(error, OSError) else None
+        raise UsageError(f"{path}: {(cause or str(error)).lower()}.") from error
     name = path.name.lower()
     if stat.S_ISDIR(mode):
-        if YoloSource.matches(path):
-            return [YoloSource(path, image_folder)]
+        if folders := YoloSource.find(path):
+            return [YoloSource(folder, image_folder) for folder in folders]
         folder = FolderSource(path, classes)
         if len(folder):
             return [folder]
@@ -266,6 +269,8 @@ def _open_path(
         return [folder]
     if name.endswith((".tar.gz", ".tgz")) or stat.S_ISFIFO(mode):
         return [StreamSource(path)]
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path}: neither a file, a folder nor a pipe.")
     if name.endswith(".tar"):
         return [ShardSource(path)]
     if path.suffix.lower() in (*_TABLES, ".json"):
@@ -273,17 +278,32 @@ def _open_path(
     raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
 
 
+def _expand_all(patterns: Iterable[str | Path]) -> list[str]:
+    """Paths of all patterns. Raises `UsageError` for more than `_MAX_PATHS`, or none."""
+    paths: list[str] = []
+    for pattern in patterns:
+        for path in _expand(os.fspath(pattern)):
+            paths.append(path)
+            if len(paths) > _MAX_PATHS:
+                raise UsageError(f"{pattern}: names more than {_MAX_PATHS:,} files.")
+    if not paths:
+        raise UsageError("no source is named.")
+    return paths
+
+
 def _expand(name: str) -> Iterator[str]:
     """Paths of a pattern: "{000..002}" -> 000, 001, 002; "{a,b}" -> a, b; globs. An existing file is not a pattern."""
     if re.match(r"(pipe:|[a-z][a-z0-9+]+://)", name):
         raise UsageError(f"{name}: commands and URLs are not supported; fetch the files first.")
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", name)
+    braces = re.search(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}", name)
     if braces is not None and not os.path.lexists(name):
         low, high, listed = braces.groups()
-        values = (
-            listed.split(",") if listed else [str(i).zfill(len(low)) for i in range(int(low), int(high) + 1)]
-        )
-        for value in values:
+        if not listed and int(low) > int(high):
+            raise UsageError(f"{name}: the range {low}..{high} is empty; write the smaller number first.")
+        if not listed and int(high) - int(low) >= _MAX_PATHS:
+            raise UsageError(f"{name}: the range {low}..{high} names more than {_MAX_PATHS:,} files.")
+        numbers = range(int(low), int(high) + 1) if not listed else ()
+        for value in listed.split(",") if listed else (str(number).zfill(len(low)) for number in numbers):
             yield from _expand(name[: braces.start()] + value + name[braces.end() :])
     elif glob.has_magic(name) and not os.path.lexists(name):
         paths = sorted(glob.glob(name, recursive=True))
@@ -297,7 +317,9 @@ def _expand(name: str) -> Iterator[str]:
 def _is_json_object(path: Path) -> bool:
     """Whether a .json file holds an object (COCO) and not a list of rows."""
     try:
+        if not path.is_file():  # opening a named pipe would wait for its writer
+            return False
         with path.open("rb") as file:
             return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    except OSError:
+    except (OSError, ValueError):
         return False  # opening it raises the error

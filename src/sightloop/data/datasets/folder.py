@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sightloop.data.datasets import schema
+from sightloop.data.datasets.class_folders import CLASS_NAMES_FILE, ClassFolders
+from sightloop.data.datasets.sidecar_files import (
+    CAPTION_EXTENSIONS,
+    FIELD_EXTENSIONS,
+    SIDECAR_EXTENSIONS,
+    find_sidecar,
+    read_plain_file,
+    sidecar_alias,
+    unusual_sidecars,
+)
+from sightloop.data.datasets.tables import TableSource
 from sightloop.data.image_names import EXTENSIONS, is_image_name
+from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Sample
 
-SIDECAR_EXTENSIONS = (".txt", ".json")
 MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
-MAX_SIDECAR_BYTES = 16 * 1024 * 1024
+# Tables with a row per image of their folder, as Hugging Face's ImageFolder has them.
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_IGNORED_NAMES = frozenset(("thumbs.db", "desktop.ini", CLASS_NAMES_FILE, "license", "readme"))
 
 
 class FolderSource:
@@ -22,36 +36,44 @@ class FolderSource:
 
     The key is the path without its extension, or with it where two images differ in nothing else.
 
-    photo.txt (or photo.jpg.txt, which has precedence) holds one caption per line. photo.json holds fields (see
-    `schema`); its captions count only if the .txt has none, because people and `sightloop caption` edit the .txt.
+    The caption file of an image holds one caption per line, its .json file holds fields (see `sidecar_files` and
+    `schema`), and so does its row in a table `METADATA_NAMES` of its folder. Captions of the .json count only if the
+    caption file has none, because people and `sightloop caption` edit that; captions of the table only if neither has.
     """
 
-    def __init__(self, root: Path, classes: bool | None = None) -> None:
+    def __init__(self, root: Path, classes: bool | None = None, *, has_captions: bool = True) -> None:
         """Lists the folder.
 
         Args:
             root: the folder.
-            classes: whether the first subfolder of a path is the label. None: yes, if every image is in a subfolder of
-                `root`, there are two of them or more, no image has a sidecar, and `convert` did not write the folder.
+            classes: whether folders are labels (see `ClassFolders`).
+            has_captions: whether .txt files are captions.
         """
-        self._root, self.name = str(root), root.name
+        self._root, self.name, self._has_captions = str(root), root.name, has_captions
         self._unlistable: list[tuple[str, str]] = []  # folders that cannot be listed: path, reason
         self._names: list[str] = []
-        has_sidecars = False
-        for images, sidecars in self._walk():
+        self._unusual: dict[str, str] = {}  # of `find_sidecar`, with whole paths
+        self._tables: list[TableSource] = []
+        self._rows: dict[
+            str, tuple[int, int]
+        ] = {}  # number of the table and of its record, by path of the image
+        notes: list[str] = []
+        others = Counter[str]()  # files that are neither images nor their sidecars, by extension
+        for prefix, images, files in self._walk():
             self._names += images
-            # photo.txt belongs to photo.jpg, and so does photo.jpg.txt.
-            has_sidecars = has_sidecars or not {os.path.splitext(name)[0] for name in sidecars}.isdisjoint(
-                (*images, *(os.path.splitext(name)[0] for name in images))
-            )
-        folders = {name.partition("/")[0] for name in self._names}
-        is_flat = len(folders) > 1 and not has_sidecars and all(name.count("/") == 1 for name in self._names)
-        is_flat = is_flat and not os.path.lexists(os.path.join(self._root, MARKER_NAME))
-        self._classes = is_flat if classes is None else classes
-        listed = ", ".join(sorted(folders)[:5]) + (", ..." if len(folders) > 5 else "")
-        self.notes = (f"{len(folders):,} folders are taken as classes: {listed}",) if self._classes else ()
+            self._unusual |= unusual_sidecars(os.path.join(self._root, prefix + name) for name in files)
+            tables = [name for name in METADATA_NAMES if name in files] if images else []
+            for name in tables:
+                self._read_metadata(prefix, name, notes)
+            others.update(_unclaimed(prefix, images, [name for name in files if name not in tables]))
+        is_written = os.path.lexists(os.path.join(self._root, MARKER_NAME))
+        self._classes = ClassFolders(self._root, self._names, classes, self._has_sidecar, is_written)
         stems = Counter(os.path.splitext(name)[0] for name in self._names)
         self._ambiguous_stems = frozenset(stem for stem, count in stems.items() if count > 1)
+        if others:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
+            notes.append(f"{self.name}: files that belong to no image are left out: {kinds}")
+        self.notes = (*self._classes.notes, *notes, *self._shared_captions())
 
     def __len__(self) -> int:
         return len(self._names) + len(self._unlistable)
@@ -75,28 +97,96 @@ class FolderSource:
         path = os.path.join(self._root, name)
         if not os.path.isfile(path):
             raise ValueError(f"there is no file {path}")
-        text, json_file = (_read_sidecar(path, extension) for extension in SIDECAR_EXTENSIONS)
-        fields: JsonDict = {} if json_file is None else schema.json_object(json_file[1], json_file[0])
-        captions = () if text is None else schema.split_captions(text[1], text[0])
+        text_name, json_name = self._sidecars(path)
+        fields: JsonDict = {}
+        if json_name is not None:
+            fields = schema.json_object(read_plain_file(json_name), os.path.basename(json_name))
+        captions: tuple[str, ...] = ()
+        if text_name is not None:
+            captions = schema.split_captions(read_plain_file(text_name), os.path.basename(text_name))
         if captions:
             fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
             fields["captions"] = captions
-        if self._classes and "/" in name:
-            fields.setdefault("label", name.partition("/")[0])
-        return schema.sample_from_fields(key, Path(path), fields)
+        label = self._classes.label(name)
+        if label is not None:
+            fields.setdefault("label", label)
+        sample = schema.sample_from_fields(key, Path(path), fields)
+        row = self._rows.get(unicodedata.normalize("NFC", name))
+        if row is None:
+            return sample
+        metadata = self._tables[row[0]].sample(row[1], key, keep_captions=not sample.captions)
+        return schema.merge_samples(sample, metadata)
 
     def digest(self) -> str:
-        """SHA-256 of the names and sizes of the images and the contents of their sidecars."""
+        """SHA-256 of the names and sizes of the images and the contents of their sidecars and tables."""
         digest = hashlib.sha256()
         for name in self._names:
             path = os.path.join(self._root, name)
             size = os.path.getsize(path) if os.path.isfile(path) else -1
-            sidecars = [_read_sidecar(path, extension) for extension in SIDECAR_EXTENSIONS]
+            sidecars = [_content(sidecar) for sidecar in self._sidecars(path)]
             digest.update(repr((os.fsencode(name), size, sidecars)).encode("utf-8", "surrogateescape"))
+        for table in self._tables:
+            digest.update(table.digest().encode())
         return digest.hexdigest()
 
-    def _walk(self) -> Iterator[tuple[list[str], list[str]]]:
-        """The images and the sidecars of each folder, as paths from the root. Links are followed, each folder once."""
+    def image_names(self) -> Sequence[str]:
+        """Paths of the images, from the folder."""
+        return self._names
+
+    def caption_files(self) -> Iterator[str]:
+        """Paths of the caption files of the images, in their order."""
+        for name in self._names:
+            text = self._sidecars(os.path.join(self._root, name))[0]
+            if text is not None:
+                yield text
+
+    def _sidecars(self, path: str) -> tuple[str | None, str | None]:
+        """Paths of the caption file and of the .json file of an image."""
+        text = find_sidecar(path, CAPTION_EXTENSIONS, self._unusual) if self._has_captions else None
+        return text, find_sidecar(path, FIELD_EXTENSIONS, self._unusual)
+
+    def _has_sidecar(self, name: str) -> bool:
+        row = unicodedata.normalize("NFC", name) in self._rows
+        return row or any(self._sidecars(os.path.join(self._root, name)))
+
+    def _shared_captions(self) -> Iterator[str]:
+        """A note on caption files that are those of several images."""
+        owners = Counter[str]()
+        for name in self._names:
+            if os.path.splitext(name)[0] in self._ambiguous_stems:
+                text = self._sidecars(os.path.join(self._root, name))[0]
+                owners[text or ""] += text is not None
+        if shared := [os.path.relpath(text, self._root) for text, count in owners.items() if count > 1]:
+            yield f"{len(shared):,} caption files belong to several images each: {', '.join(shared[:3])}" + (
+                ", ..." if len(shared) > 3 else ""
+            )
+
+    def _read_metadata(self, prefix: str, name: str, notes: list[str]) -> None:
+        """Takes over a table of a folder; one that cannot be read is noted."""
+        path = Path(self._root, prefix, name)
+        try:
+            table = TableSource(path)
+        except UsageError as error:
+            notes.append(f"{prefix}{name} is left out: {error}")
+            return
+        present = {unicodedata.normalize("NFC", image) for image in self._names}
+        missing = 0
+        for index, image in enumerate(table.image_names()):
+            image_path = None if image is None else os.path.normpath(prefix + image.replace("\\", "/"))
+            image_path = image_path and unicodedata.normalize("NFC", image_path.replace(os.sep, "/"))
+            if image_path in present:
+                self._rows[image_path] = (len(self._tables), index)
+            else:
+                missing += 1
+        if missing:
+            notes.append(f"{prefix}{name}: {missing:,} rows name no image of the folder and are left out")
+        self._tables.append(table)
+
+    def _walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Of each folder: its path from the root, with a slash; paths of its images; names of its other files.
+
+        Links are followed, each folder once.
+        """
         visited: set[tuple[int, int]] = set()  # device, inode
 
         def note_error(error: OSError) -> None:
@@ -109,11 +199,25 @@ class FolderSource:
                 subfolders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
+            sidecar_folders = [name for name in subfolders if sidecar_alias(name) is not None]
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             relative = os.path.relpath(folder, self._root).replace(os.sep, "/")
             prefix = "" if relative == "." else f"{relative}/"
             images = [prefix + name for name in sorted(files) if is_image_name(name)]
-            yield images, [prefix + name for name in files if os.path.splitext(name)[1] in SIDECAR_EXTENSIONS]
+            yield prefix, images, [name for name in files if not is_image_name(name)] + sidecar_folders
+
+
+def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str]:
+    """Extensions of the files of a folder that belong to no image."""
+    names = {unicodedata.normalize("NFC", image[len(prefix) :]) for image in images}
+    names |= {os.path.splitext(name)[0] for name in names}
+    for name in files:
+        alias = sidecar_alias(name)
+        stem = os.path.splitext(name)[0].lower()
+        if alias is not None and os.path.splitext(alias)[0] in names:
+            continue
+        if not name.startswith(".") and name.lower() not in _IGNORED_NAMES and stem not in _IGNORED_NAMES:
+            yield os.path.splitext(name)[1].lower() or "without an extension"
 
 
 # Characters that a file name cannot hold on every system; "." and "_" are escaped in some places.
@@ -156,17 +260,9 @@ def unescape_key(name: str) -> str:
     return text
 
 
-def _read_sidecar(image: str, extension: str) -> tuple[str, bytes] | None:
-    """Name and content of the sidecar of an image file; None where it has none."""
-    for path in (image + extension, os.path.splitext(image)[0] + extension):
-        try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_SIDECAR_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise ValueError(f"{os.path.basename(path)}: {(error.strerror or str(error)).lower()}") from error
-        if len(data) > MAX_SIDECAR_BYTES:
-            raise ValueError(f"{os.path.basename(path)} is larger than {MAX_SIDECAR_BYTES:,} bytes")
-        return os.path.basename(path), data
-    return None
+def _content(path: str | None) -> bytes | str | None:
+    """Content of a sidecar, or why it cannot be read."""
+    try:
+        return None if path is None else read_plain_file(path)
+    except ValueError as error:
+        return str(error)

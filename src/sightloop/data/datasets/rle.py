@@ -15,36 +15,78 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.types import JsonDict, JsonMapping, Limits
+from sightloop.types import Integers, JsonDict, JsonMapping, Limits, MaskRuns
+
+_MAX_GROUPS = 7  # of five bits: more than the pixels of any image, and far from the end of int64 when summed
 
 
-def encode_rle(mask: NDArray[np.bool_]) -> JsonDict:
-    """bool `[H, W]` -> {"size": [H, W], "counts": text}."""
+def encode_rle(mask: NDArray[np.bool_] | MaskRuns) -> JsonDict:
+    """bool `[H, W]`, or its run lengths -> {"size": [H, W], "counts": text}."""
+    counts: list[int] = mask.counts.tolist() if isinstance(mask, MaskRuns) else _run_lengths(mask)
+    # counts [2, 3, 1, 4, 2] -> numbers 2, 3, 1, 4 - 3, 2 - 1
+    text = "".join(_pack(count - counts[i - 2] if i > 2 else count) for i, count in enumerate(counts))
+    return {"size": list(mask.shape), "counts": text}
+
+
+def decode_rle(rle: JsonMapping) -> MaskRuns:
+    """Run lengths of {"size": [H, W], "counts": text or list of counts}; the bitmap is not made.
+
+    Time and memory grow with the text, not with the pixels.
+
+    Raises:
+        ValueError: not an RLE, counts do not add up to H * W, or more pixels than `Limits` allow.
+    """
+    size, encoded = rle.get("size"), rle.get("counts")
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size))):
+        raise ValueError("the size of an RLE is not two whole numbers within the limits of an image")
+    height, width = size
+    if isinstance(encoded, str):
+        counts = _unpack(encoded)
+    elif isinstance(encoded, list | tuple) and all(map(_is_count, encoded)):
+        counts = np.array(encoded, np.int64)
+    else:
+        raise ValueError(
+            "the counts of an RLE are neither text nor whole numbers within the limits of an image"
+        )
+    too_large = height * width > Limits().max_pixels
+    if too_large or (counts.size and int(counts.min()) < 0) or int(counts.sum()) != height * width:
+        raise ValueError(f"RLE counts do not add up to {height} x {width}, or the mask is too large")
+    return MaskRuns((height, width), counts)
+
+
+def mask_area(mask: NDArray[np.bool_] | MaskRuns) -> int:
+    """Number of pixels in a mask `[H, W]`."""
+    return int(mask.counts[1::2].sum() if isinstance(mask, MaskRuns) else mask.sum())
+
+
+def mask_box(mask: MaskRuns) -> tuple[float, float, float, float]:
+    """The smallest box around a mask: left, top, right, bottom. Raises ValueError for an empty mask."""
+    height = mask.shape[0]
+    ends = np.cumsum(mask.counts)[1::2]  # [runs of ones]
+    lengths = mask.counts[1::2]
+    starts, ends = (ends - lengths)[lengths > 0], ends[lengths > 0]
+    if not len(ends):
+        raise ValueError("the mask of a region is empty")
+    left, right = int(starts[0]) // height, (int(ends[-1]) - 1) // height + 1
+    if np.any(starts // height != (ends - 1) // height):  # a run that continues in the next column
+        return left, 0, right, height
+    return left, int((starts % height).min()), right, int(((ends - 1) % height).max()) + 1
+
+
+def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     # Column by column, with a zero at either end: a value differs from the next one where a run ends.
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     # mask 0 1 1 / 0 1 0: flat 0 001110 0, changes at 2 and 5.
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     # The end of the mask ends the last run too: ends [2, 5, 6], lengths [2, 3, 1].
     ends = changes if len(changes) and changes[-1] == mask.size else np.append(changes, mask.size)
-    counts: list[int] = np.diff(ends, prepend=0).tolist()
-    # counts [2, 3, 1, 4, 2] -> numbers 2, 3, 1, 4 - 3, 2 - 1
-    text = "".join(_pack(count - counts[i - 2] if i > 2 else count) for i, count in enumerate(counts))
-    return {"size": list(mask.shape), "counts": text}
+    return np.diff(ends, prepend=0).tolist()
 
 
-def decode_rle(rle: JsonMapping) -> NDArray[np.bool_]:
-    """{"size": [H, W], "counts": text or list of counts} -> bool `[H, W]`.
-
-    Raises:
-        ValueError, TypeError, KeyError: not an RLE, counts do not add up to H * W, or more pixels than `Limits` allow.
-    """
-    height, width = (int(side) for side in rle["size"])
-    encoded = rle["counts"]
-    counts = _unpack(encoded) if isinstance(encoded, str) else [int(count) for count in encoded]
-    if min(counts, default=0) < 0 or sum(counts) != height * width or sum(counts) > Limits().max_pixels:
-        raise ValueError(f"RLE counts do not add up to {height} x {width}, or the mask is too large")
-    values = np.arange(len(counts)) % 2 == 1  # 0, 1, 0, ...
-    return np.repeat(values, counts).reshape((height, width), order="F")  # [H, W]
+def _is_count(value: object) -> bool:
+    if isinstance(value, float):
+        return 0 <= value <= Limits().max_pixels and value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= Limits().max_pixels
 
 
 def _pack(number: int) -> str:
@@ -67,21 +109,22 @@ def _pack(number: int) -> str:
             return text
 
 
-def _unpack(text: str) -> list[int]:
-    """Counts of a compressed text; the inverse of `_pack` and of the differences."""
-    counts: list[int] = []
-    number = shift = 0
-    for char in text:
-        group = ord(char) - 48
-        if not 0 <= group < 64:
-            raise ValueError("the counts are not compressed RLE: a character is out of range")
-        number |= (group & 31) << shift
-        shift += 5
-        if not group & 32:  # the last group of this number
-            if group & 16:  # negative: extend the sign
-                number -= 1 << shift
-            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
-            number = shift = 0
-    if shift:
+def _unpack(text: str) -> Integers:
+    """Counts `[R]` of a compressed text; the inverse of `_pack` and of the differences."""
+    groups = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    if groups.size and (int(groups.min()) < 0 or int(groups.max()) >= 64):
+        raise ValueError("the counts are not compressed RLE: a character is out of range")
+    last = np.flatnonzero(groups & 32 == 0)  # the last group of each number
+    if groups.size and (not last.size or last[-1] != groups.size - 1):
         raise ValueError("the counts are not compressed RLE: the last number is cut short")
-    return counts
+    starts = np.concatenate([np.zeros(1, np.int64), last[:-1] + 1])[: last.size]
+    lengths = last - starts + 1
+    if lengths.size and int(lengths.max()) > _MAX_GROUPS:
+        raise ValueError("the counts are not compressed RLE: a number is larger than any image")
+    shifts = 5 * (np.arange(groups.size) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((groups & 31) << shifts, starts) if last.size else np.zeros(0, np.int64)
+    numbers -= ((groups[last] & 16) != 0) * (np.int64(1) << (5 * lengths))  # negative: extend the sign
+    # Counts 1, 3, 5, ... are running sums of every second number, and so are 2, 4, 6, ...
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers

@@ -1,6 +1,7 @@
 """Field names of table rows, JSON objects and sidecars, and their conversion to and from `Sample`.
 
-    captions, caption, texts, text, title   a string or a list of strings; the first of these fields that is present
+    captions, caption, texts, text, title,  a string or a list of strings; the first of these fields that is present
+    comment                                 (a `title` that is the name of an image file is no caption)
     qa, questions                           [{"question": ..., "answer": ... or "answers": [...]}, ...]
     question, answer, answers               a single question
     regions                                 [{"label": ..., "box": [left, top, right, bottom], "polygons": [...],
@@ -14,6 +15,7 @@ Names are case-insensitive. All functions raise ValueError with the reason, as t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -22,12 +24,14 @@ from functools import reduce
 from pathlib import Path
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
+from sightloop.data.images.names import is_image_name
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
-    "image picture filepath file_path file file_name filename path image_path img jpg jpeg png webp name".split()
+    "image picture filepath file_path file file_name filename path image_path image_name img_path img_name img "
+    "jpg jpeg png webp name".split()
 )
-CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title")
+CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title", "comment")
 _QUESTION_FIELDS, _LABEL_FIELDS = ("qa", "questions"), ("label", "class", "category")
 _OTHER_FIELDS = ("key", "question", "answer", "answers", "regions", "extra")
 _KNOWN_FIELDS = frozenset((*IMAGE_FIELDS, *CAPTION_FIELDS, *_QUESTION_FIELDS, *_LABEL_FIELDS, *_OTHER_FIELDS))
@@ -36,6 +40,7 @@ _JSON_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTION_FIELDS, "answers", "regions
     "caption",
     "text",
     "title",
+    "comment",
 }
 
 
@@ -62,6 +67,7 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
         field = first_field(rest, names)
         return default if field is None else rest.pop(field)
 
+    titles = _pop_file_title(rest)
     captions = _parse_texts(pop(CAPTION_FIELDS, ()), "caption")
     questions = _parse_questions(pop(_QUESTION_FIELDS, ()))
     question = pop(("question",))
@@ -76,7 +82,26 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
         del rest["key"]
     extra = pop(("extra",), {})
     rest.update(extra if isinstance(extra, Mapping) else {"extra": extra})
-    return Sample(key, image, captions, questions, regions, None if label in (None, "") else str(label), rest)
+    label = None if label in (None, "") else check_text(str(label), "label")
+    return Sample(key, image, captions, questions, regions, label, rest | titles)
+
+
+def _pop_file_title(fields: JsonDict) -> JsonDict:
+    """Removes and returns a `title` that is the name of an image file, and makes a `description` the caption instead.
+
+    Google Takeout writes {"title": "IMG_3397.JPG", "description": "Sunset at the lake"}.
+    """
+    title = first_field(fields, ("title",))
+    text = None if title is None else fields[title]
+    if title is None or not (isinstance(text, str) and is_image_name(text.strip())):
+        return {}
+    del fields[title]
+    description = first_field(fields, ("description",))
+    if description is not None and first_field(fields, CAPTION_FIELDS) is None:
+        text_below = fields[description]
+        if isinstance(text_below, str) and text_below.strip():
+            fields["caption"] = fields.pop(description).strip()
+    return {title: text}
 
 
 def fields_from_sample(sample: Sample) -> JsonDict:
@@ -100,15 +125,36 @@ def fields_from_sample(sample: Sample) -> JsonDict:
 
 def region_from_fields(fields: JsonMapping) -> Region:
     """A region from its `label` and `box` and, optionally, `polygons`, `score` and `mask`."""
+    box = finite_numbers(fields.get("box"), "a region's box")
+    if len(box) != 4:
+        raise ValueError(f"a region's box has {len(box)} numbers, not four")
+    polygons = fields.get("polygons") or ()
+    if not isinstance(polygons, list | tuple):
+        raise ValueError("a region's polygons are not a list")
+    outlines = tuple(finite_numbers(polygon, "a region's polygon") for polygon in polygons)
+    score, mask = fields.get("score"), fields.get("mask")
+    if mask is not None and not isinstance(mask, Mapping):
+        raise ValueError("a region's mask is not COCO's run-length encoding")
+    return Region(
+        check_text(fields.get("label"), "region's label"),
+        (box[0], box[1], box[2], box[3]),
+        outlines,
+        None if score is None else finite_numbers([score], "a region's score")[0],
+        None if mask is None else decode_rle(mask),
+    )
+
+
+def finite_numbers(value: object, what: str) -> tuple[float, ...]:
+    """A list of numbers as finite floats. what: for messages ("a region's box")."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{what} is missing or no list of numbers")
     try:
-        left, top, right, bottom = (float(edge) for edge in fields["box"])
-        polygons = tuple(tuple(float(x) for x in polygon) for polygon in fields.get("polygons") or ())
-        score = None if fields.get("score") is None else float(fields["score"])
-        mask = None if fields.get("mask") is None else decode_rle(fields["mask"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("a region has no box of four numbers, or a bad polygon, score or mask") from None
-    label = _check_text(fields.get("label"), "region's label")
-    return Region(label, (left, top, right, bottom), polygons, score, mask)
+        numbers = tuple(float(number) for number in value if not isinstance(number, bool | str))
+    except (TypeError, OverflowError):
+        numbers = ()
+    if len(numbers) < len(value) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{what} holds something else than finite numbers")
+    return numbers
 
 
 def fields_from_region(region: Region) -> JsonDict:
@@ -143,7 +189,7 @@ def fields_from_cells(row: Mapping[str, str]) -> JsonDict:
     fields: JsonDict = {name: cell for name, cell in row.items() if cell}
     for name, cell in fields.items():
         if name.lower() in _JSON_CELLS and cell[0] in "[{":
-            with suppress(ValueError):  # a text that begins with a bracket
+            with suppress(ValueError, RecursionError):  # a text that begins with a bracket
                 fields[name] = json.loads(cell)
     return fields
 
@@ -182,11 +228,19 @@ def json_text(value: object) -> str:
 
 
 def portable_name(name: str) -> str:
-    """A file name as valid Unicode: bytes that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name as valid Unicode: bytes that are not UTF-8 become `\\xNN`, other surrogates `\\uNNNN`."""
+    return valid_key(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _check_text(value: object, what: str) -> str:
+def valid_key(key: str) -> str:
+    """A key that can be a file name: surrogates that stand for no byte of a file name become `\\uNNNN`."""
+    if key.isascii():
+        return key
+    return re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", key)
+
+
+def check_text(value: object, what: str) -> str:
+    """A value that must be a string of valid Unicode. what: for messages."""
     if not isinstance(value, str):
         raise ValueError(f"a {what} is not a string: {value!r}")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
@@ -195,7 +249,7 @@ def _check_text(value: object, what: str) -> str:
 
 
 def _parse_texts(value: object, what: str) -> tuple[str, ...]:
-    return tuple(_check_text(text, what) for text in (value if isinstance(value, list | tuple) else (value,)))
+    return tuple(check_text(text, what) for text in (value if isinstance(value, list | tuple) else (value,)))
 
 
 def _parse_objects(value: object, what: str) -> list[JsonMapping]:
@@ -214,8 +268,8 @@ def _parse_questions(value: object) -> tuple[Question, ...]:
         answers = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in answers]
         if not answers or None in answers:
             raise ValueError(f"a question has no answer: {item.get('question')!r}")
-        texts = tuple(_check_text(str(a) if isinstance(a, int | float) else a, "answer") for a in answers)
-        questions.append(Question(_check_text(item.get("question"), "question"), texts))
+        texts = tuple(check_text(str(a) if isinstance(a, int | float) else a, "answer") for a in answers)
+        questions.append(Question(check_text(item.get("question"), "question"), texts))
     return tuple(questions)
 
 

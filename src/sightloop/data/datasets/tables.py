@@ -1,7 +1,8 @@
-"""Tables with one row per image or per caption: CSV, TSV, JSON lines, a JSON list, Parquet.
+"""Tables with one row per image or per caption: JSON lines, a JSON list, Parquet, and CSV (see `csv_rows`).
 
 `schema` lists the column names. The image column is the first of `schema.IMAGE_FIELDS` that is present and holds a path
-relative to the folder of the table (or, where no such file exists, to the current folder); in Parquet also the encoded
+relative to the folder of the table (or, where no such file exists, to the current folder or the table's parent folder;
+see `image_paths`); in Parquet also the encoded
 bytes, bare or as {"bytes", "path"}. Rows with equal paths are one sample, wherever they are in the table. The key is
 the column `key`, or the path without its extension.
 """
@@ -14,13 +15,15 @@ import json
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from sightloop.data.datasets import schema
+from sightloop.data.datasets.csv_rows import CsvRows, file_digest, image_column
+from sightloop.data.datasets.image_paths import find_image
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Sample
 
@@ -59,7 +62,9 @@ class TableSource:
         Raises:
             UsageError: the file cannot be read as a table, or has no image column.
         """
-        self._path, self.name, self._image_folder = path, path.name, images or path.parent
+        self._path, self.name = path, path.name
+        # An annotation file is often one folder below the images' root.
+        self._image_folders = [images or path.parent, Path(), *([] if images else [path.parent.parent])]
         try:
             self._rows = _open(path)
             image_hashes, key_hashes = array("q"), array("q")
@@ -96,14 +101,30 @@ class TableSource:
         """`schema.key_hash` of every key."""
         return self._key_hashes.tolist()
 
+    def image_names(self) -> Iterator[str | None]:
+        """The path of the image of each record as it is written; None where there is none."""
+        for start in self._starts[:-1]:
+            try:
+                yield _image_name(self._rows.row(int(self._order[start])))
+            except (OSError, ValueError, csv.Error, RecursionError):
+                yield None
+
     def _key(self, row: int, fields: JsonDict | None) -> str:
         key, name = (None, None) if fields is None else (fields.get("key"), _image_name(fields))
         if isinstance(key, str | int) and key != "":
-            return str(key)
-        return f"{self._path.name} row {row + 1}" if name is None else os.path.splitext(name)[0]
+            return schema.valid_key(str(key))
+        if name is None:
+            return f"{self._path.name} row {row + 1}"
+        return schema.valid_key(os.path.splitext(name)[0].replace("\\", "/"))
 
-    def sample(self, index: int, key: str) -> Sample:
-        """The record under its key. Raises ValueError or OSError if a row or the image is broken."""
+    def sample(self, index: int, key: str, *, keep_captions: bool = True) -> Sample:
+        """The record under its key. Raises ValueError or OSError if a row or the image is broken.
+
+        Args:
+            index: of the record.
+            key: for the sample.
+            keep_captions: False leaves the captions out.
+        """
         merged: Sample | None = None
         for row in self._order[self._starts[index] : self._starts[index + 1]]:
             try:
@@ -112,6 +133,8 @@ class TableSource:
                 raise ValueError(f"row {row + 1} of {self._path.name} cannot be read: {error}") from error
             image = self._pop_image(fields)
             fields.pop("key", None)
+            if not keep_captions:
+                fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
             sample = schema.sample_from_fields(key, image, fields)
             merged = sample if merged is None else schema.merge_samples(merged, sample)
         assert merged is not None
@@ -135,10 +158,10 @@ class TableSource:
             raise ValueError(f"its column {column!r} holds neither an image nor a path")
         if "://" in value:
             raise ValueError(f"{value} is a URL; images are not fetched from the network")
-        for path in (self._image_folder / value, Path(value)):
-            if os.path.isfile(path):
-                return path
-        raise ValueError(f"there is no file {self._image_folder / value}")
+        path = find_image(value, self._image_folders)
+        if path is None:
+            raise ValueError(f"there is no file {schema.valid_key(str(self._image_folders[0] / value))}")
+        return path
 
 
 def _image_name(fields: JsonDict) -> str | None:
@@ -150,93 +173,13 @@ def _image_name(fields: JsonDict) -> str | None:
 def _open(path: Path) -> TableRows:
     match path.suffix.lower():
         case ".csv" | ".tsv":
-            return _Csv(path)
+            return CsvRows(path)
         case ".jsonl" | ".ndjson":
             return _JsonLines(path)
         case ".parquet":
             return _Parquet(path)
         case _:
             return _JsonList(path)
-
-
-def _image_column(path: Path, columns: Iterable[str]) -> str:
-    """The image column. Raises `UsageError` if there is none."""
-    columns = list(columns)
-    column = schema.first_field(dict.fromkeys(columns, ""), schema.IMAGE_FIELDS)
-    if column is None:
-        remedy = f"name the column with the image paths {schema.IMAGE_FIELDS[0]!r}"
-        if "url" in map(str.lower, columns):
-            remedy = (
-                "its images are URLs: fetch them first, for example with img2dataset, and open its output"
-            )
-        raise UsageError(f"{path}: no image column among {', '.join(columns) or 'none'}: {remedy}.")
-    return column
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Csv:
-    """Comma or tab separated rows under a header. The byte offset of each row is kept, 8 bytes a row."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offsets = array("q")
-        with path.open("rb") as file:
-            header = file.readline().decode("utf-8-sig", "surrogateescape")
-            # open_clip's tables are tab separated and named .csv.
-            has_tabs = path.suffix.lower() == ".tsv" or ("\t" in header and "," not in header)
-            self._delimiter = "\t" if has_tabs else ","
-        self._columns: list[str] = next((cells for _, cells in self._cells(0) if cells), [])
-        _image_column(path, self._columns)
-
-    def scan(self) -> Iterator[JsonDict | None]:
-        for number, (start, cells) in enumerate(self._cells(0)):
-            if number and cells != []:  # the header, and blank lines
-                self._offsets.append(start)
-                yield None if cells is None else self._fields(cells)
-
-    def row(self, index: int) -> JsonDict:
-        _, cells = next(self._cells(self._offsets[index]))
-        if cells is None:
-            raise ValueError("a quotation mark is not closed, or a cell is too long")
-        return self._fields(cells)
-
-    def digest(self) -> str:
-        return _file_digest(self._path)
-
-    def _fields(self, cells: list[str]) -> JsonDict:
-        return schema.fields_from_cells(dict(zip(self._columns, cells, strict=False)))
-
-    def _cells(self, start: int) -> Generator[tuple[int, list[str] | None]]:
-        """Rows from the byte offset `start`: the offset of each, and its cells, or None if it cannot be parsed.
-
-        A row may span lines (quoted line breaks). The csv reader takes no line before it needs it, so the bytes that it
-        has taken when it returns a row end where the next row starts.
-        """
-        with self._path.open("rb") as file:
-            file.seek(start)
-            end = start
-
-            def read_lines() -> Iterator[str]:
-                nonlocal end
-                for line in iter(file.readline, b""):
-                    bom = b"" if end else b"\xef\xbb\xbf"  # only at the start of a file; elsewhere it is text
-                    end += len(line)
-                    yield line.removeprefix(bom).decode("utf-8", "surrogateescape")
-
-            table = csv.reader(read_lines(), delimiter=self._delimiter)
-            while True:
-                start = end
-                try:
-                    cells = next(table)
-                except StopIteration:
-                    return
-                except csv.Error:
-                    cells = None
-                yield start, cells
 
 
 class _JsonLines:
@@ -264,7 +207,7 @@ class _JsonLines:
             return schema.json_object(file.readline().removeprefix(b"\xef\xbb\xbf"), "the line")
 
     def digest(self) -> str:
-        return _file_digest(self._path)
+        return file_digest(self._path)
 
 
 class _JsonList:
@@ -272,7 +215,7 @@ class _JsonList:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._items = json.loads(path.read_bytes())
+        self._items = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
         if not isinstance(self._items, list):
             raise ValueError("neither a list of objects nor COCO JSON")
 
@@ -287,7 +230,7 @@ class _JsonList:
         return dict(item)
 
     def digest(self) -> str:
-        return _file_digest(self._path)
+        return file_digest(self._path)
 
 
 class _Parquet:
@@ -302,10 +245,10 @@ class _Parquet:
             arrow, meta = file.schema_arrow, file.metadata
             counts = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         self._starts: list[int] = np.cumsum([0, *counts]).tolist()
-        image_column = _image_column(path, arrow.names)
-        is_path = str(arrow.field(image_column).type) in ("string", "large_string")
-        self._scanned = [image_column] * is_path + ["key"] * ("key" in arrow.names)
-        binary = [f.name for f in arrow if "binary" in str(f.type) and f.name != image_column]
+        column = image_column(path, arrow.names)
+        is_path = str(arrow.field(column).type) in ("string", "large_string")
+        self._scanned = [column] * is_path + ["key"] * ("key" in arrow.names)
+        binary = [f.name for f in arrow if "binary" in str(f.type) and f.name != column]
         self._columns = [name for name in arrow.names if name not in binary]
         self._classes = _class_names(arrow.metadata)
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sightloop.data.datasets import schema
-from sightloop.data.datasets.folder import MAX_SIDECAR_BYTES, SIDECAR_EXTENSIONS, unescape_key
+from sightloop.data.datasets.folder import unescape_key
+from sightloop.data.datasets.sidecar_files import CAPTION_EXTENSIONS, MAX_SIDECAR_BYTES
 from sightloop.data.datasets.tar_reader import (
     UNSAFE_NAME,
     ForwardFile,
@@ -38,7 +39,8 @@ from sightloop.types import Limits, Sample
 
 # WebDataset's rule: "a/x.b.jpg" -> key "a/x", extension "b.jpg". Names with no dot, or one in front, are ignored.
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
-_TEXT_EXTENSIONS = frozenset(("txt", "json", "cls"))
+_CAPTION_EXTENSIONS = tuple(extension.removeprefix(".") for extension in CAPTION_EXTENSIONS)
+_TEXT_EXTENSIONS = frozenset((*_CAPTION_EXTENSIONS, "json", "cls"))
 _IMAGE_EXTENSIONS = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
 
 _Part: TypeAlias = tuple[TarMember, bytes]  # of a sample; the content is empty where it is not used
@@ -218,7 +220,7 @@ def _sample_or_error(key: str, parts: list[_Part]) -> Sample | ImageError:
 
 
 def _read_sample(key: str, parts: list[_Part]) -> Sample:
-    """A sample from its members: fields of the .json, else captions of the .txt and the label of the .cls."""
+    """A sample from its members: fields of the .json, else captions of the .txt or .caption, label of the .cls."""
     contents: dict[str, bytes] = {}  # by extension
     image: bytes | None = None
     for member, data in parts:
@@ -232,10 +234,10 @@ def _read_sample(key: str, parts: list[_Part]) -> Sample:
         contents.setdefault(extension, data)
     if image is None:
         raise ValueError(f"no image among its members: {', '.join(member.name for member, _ in parts)}")
-    text_name, json_name = (f"{key}{extension}" for extension in SIDECAR_EXTENSIONS)
-    fields = schema.json_object(contents["json"], json_name) if "json" in contents else {}
-    if "txt" in contents and schema.first_field(fields, schema.CAPTION_FIELDS) is None:
-        fields["captions"] = schema.split_captions(contents["txt"], text_name)
+    fields = schema.json_object(contents["json"], f"{key}.json") if "json" in contents else {}
+    text = next((extension for extension in _CAPTION_EXTENSIONS if extension in contents), None)
+    if text is not None and schema.first_field(fields, schema.CAPTION_FIELDS) is None:
+        fields["captions"] = schema.split_captions(contents[text], f"{key}.{text}")
     if "cls" in contents:
         fields.setdefault("label", contents["cls"].decode("utf-8", "replace").strip())
     return schema.sample_from_fields(key, image, fields)

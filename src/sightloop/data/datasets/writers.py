@@ -8,14 +8,14 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.folder import escape_key
-from sightloop.data.datasets.rle import encode_rle
+from sightloop.data.datasets.rle import encode_rle, mask_area
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError
 from sightloop.types import JsonDict, Region, Sample, Size
@@ -266,6 +266,8 @@ class ParquetWriter:
         image = pa.struct(
             [("bytes", pa.binary()), ("path", pa.string())]
         )  # as Hugging Face `datasets` has it
+        # `datasets` then decodes the column as images; it infers the other features from their types.
+        features = {"info": {"features": {"image": {"_type": "Image"}}}}
         self._schema = pa.schema(
             [
                 ("key", pa.string()),
@@ -275,7 +277,8 @@ class ParquetWriter:
                 ("regions", pa.list_(region)),
                 ("label", pa.string()),
                 ("extra", pa.string()),
-            ]
+            ],
+            metadata={"huggingface": json.dumps(features)},
         )
         self._file = pq.ParquetWriter(path, self._schema)
         self._rows: list[JsonDict] = []  # of the next row group
@@ -322,19 +325,22 @@ class ParquetWriter:
 
 
 class CocoWriter:
-    """COCO JSON. What COCO has no place for is in the object of the image, where `CocoSource` reads it."""
+    """COCO JSON. What COCO has no place for is in the object of the image, where `CocoSource` reads it.
+
+    pycocotools takes a file of captions or one of instances, not both at once: with both, x.json has the instances,
+    with the captions in the objects of the images, and x.captions.json the captions alone.
+    """
 
     embeds_images = False
 
     def __init__(self, path: Path, image_folder: ImageFolder) -> None:
-        """Opens the file, and a temporary one for the annotations, which come after all images."""
+        """Opens temporary files for the images and the annotations; the size of the file is not limited by memory."""
         self._path, self._image_folder = path, image_folder
-        self._images = path.open("wb")
-        self._annotations_path = path.with_name(path.name + ".annotations")
-        self._annotations = self._annotations_path.open("w+b")
-        self._images.write(b'{"images": [')
+        self._images, self._captions, self._regions = (
+            _JsonItems(path.with_name(f"{path.name}.{name}")) for name in ("images", "captions", "regions")
+        )
         self._categories: dict[str, int] = {}  # id by label
-        self._used_ids: set[int] = set()  # of images
+        self._used_ids: set[int | str] = set()  # of images
         self._next_id, self._annotation_id = 1, 0
         self._size: Size = (0, 0)  # of the image that was checked last
         self.dropped = Counter[str]()
@@ -358,32 +364,54 @@ class CocoWriter:
         height, width = self._size
         path = self._image_folder.path(sample, data, extension)
         image = {"id": image_id, "file_name": path, "width": width, "height": height, "key": sample.key}
-        self._images.write(b",\n" if len(self._used_ids) > 1 else b"\n")
-        self._images.write(schema.json_text(image | fields).encode())
+        captions = {"captions": list(sample.captions)} if sample.captions else {}
+        self._images.add(image | fields | captions)
         for caption in sample.captions:
-            self._annotate(image_id, {"caption": caption})
+            self._annotate(self._captions, image_id, {"caption": caption})
         for region in sample.regions:
-            self._annotate(image_id, self._fields_from_region(region))
+            self._annotate(self._regions, image_id, self._fields_from_region(region))
         for item in crowd:
             fields = {name: value for name, value in item.items() if name != "label"}
-            self._annotate(image_id, fields | {"category_id": self._category_id(item["label"]), "iscrowd": 1})
+            category_id = self._category_id(item["label"])
+            self._annotate(self._regions, image_id, fields | {"category_id": category_id, "iscrowd": 1})
 
     def close(self) -> None:
-        """Appends the annotations and the categories."""
-        self._images.write(b'\n],\n"annotations": [')
-        self._annotations.seek(0)
-        for block in iter(lambda: self._annotations.read(1 << 20), b""):
-            self._images.write(block)
-        categories = [{"id": number, "name": name} for name, number in self._categories.items()]
-        self._images.write(b'\n],\n"categories": ' + schema.json_text(categories).encode() + b"}\n")
-        self._images.close()
-        self._annotations.close()
-        self._annotations_path.unlink()
+        """Writes the file, or both."""
+        is_mixed = self._captions.count > 0 and self._regions.count > 0
+        if is_mixed:
+            captions_path = self._path.with_name(f"{self._path.stem}.captions{self._path.suffix}")
+            self._write(captions_path, self._captions, plain=True)
+            self.dropped[f"captions beside regions (they are in {captions_path.name} too)"] += (
+                self._captions.count
+            )
+        self._write(self._path, self._regions if self._regions.count else self._captions, plain=not is_mixed)
+        for items in (self._images, self._captions, self._regions):
+            items.remove()
 
-    def _image_id(self, extra: JsonDict) -> int:
-        """The image id of `extra`, which is removed, if it is an unused integer; otherwise the next free one."""
+    def _write(self, path: Path, annotations: _JsonItems, *, plain: bool) -> None:
+        """Writes a file. plain: without captions in the objects of the images."""
+        with path.open("wb") as file:
+            file.write(b'{"images": [')
+            for number, line in enumerate(self._images.lines()):
+                if plain and b'"captions"' in line:
+                    image = json.loads(line)
+                    image.pop("captions", None)
+                    line = schema.json_text(image).encode()
+                file.write((b",\n" if number else b"\n") + line)
+            file.write(b'\n],\n"annotations": [')
+            for number, line in enumerate(annotations.lines()):
+                file.write((b",\n" if number else b"\n") + line)
+            file.write(b"\n]")
+            # pycocotools looks for the category of every annotation as soon as there are categories, even none.
+            if annotations is self._regions:
+                categories = [{"id": number, "name": name} for name, number in self._categories.items()]
+                file.write(b',\n"categories": ' + schema.json_text(categories).encode())
+            file.write(b"}\n")
+
+    def _image_id(self, extra: JsonDict) -> int | str:
+        """The image id of `extra`, which is removed, if it is unused; otherwise the next free number."""
         image_id = extra.get("image_id")
-        if not isinstance(image_id, int) or isinstance(image_id, bool) or image_id in self._used_ids:
+        if not isinstance(image_id, int | str) or isinstance(image_id, bool) or image_id in self._used_ids:
             while self._next_id in self._used_ids:
                 self._next_id += 1
             image_id = self._next_id
@@ -404,14 +432,33 @@ class CocoWriter:
         fields: JsonDict = {"category_id": self._category_id(region.label), "iscrowd": 0, "area": area}
         fields |= {"bbox": [left, top, width, height], "segmentation": outlines}
         if region.mask is not None and not outlines:
-            fields |= {"area": int(region.mask.sum()), "segmentation": encode_rle(region.mask)}
+            fields |= {"area": mask_area(region.mask), "segmentation": encode_rle(region.mask)}
         return fields | ({} if region.score is None else {"score": region.score})
 
-    def _annotate(self, image_id: int, fields: JsonDict) -> None:
+    def _annotate(self, items: _JsonItems, image_id: int | str, fields: JsonDict) -> None:
         self._annotation_id += 1
-        self._annotations.write(b",\n" if self._annotation_id > 1 else b"\n")
-        annotation = {"id": self._annotation_id, "image_id": image_id} | fields
-        self._annotations.write(schema.json_text(annotation).encode())
+        items.add({"id": self._annotation_id, "image_id": image_id} | fields)
+
+
+class _JsonItems:
+    """Objects in a temporary file, one a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self.count = path, path.open("w+b"), 0
+
+    def add(self, item: JsonDict) -> None:
+        self._file.write(schema.json_text(item).encode() + b"\n")
+        self.count += 1
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines so far, without their ends."""
+        self._file.seek(0)
+        for line in self._file:
+            yield line.rstrip(b"\n")
+
+    def remove(self) -> None:
+        self._file.close()
+        self._path.unlink()
 
 
 def _is_crowd(value: object) -> TypeGuard[list[JsonDict]]:

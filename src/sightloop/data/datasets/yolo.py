@@ -1,53 +1,84 @@
-"""YOLO data sets: `images/a/b.jpg`, `labels/a/b.txt`, and class names in data.yaml or classes.txt.
+"""YOLO data sets: `images/a/b.jpg`, `labels/a/b.txt`, and class names in a .yaml file or classes.txt.
 
-A label line is `class x y width height` (center and sides of a box), optionally followed by a score, or
-`class x y x y ...` (an outline). Coordinates are shares of the sides of the upright image
-(https://docs.ultralytics.com/datasets/detect/).
+The labels may also be beside the images. A label line is `class x y width height` (center and sides of a box),
+optionally followed by a score, or `class x y x y ...` (an outline). Coordinates are shares of the sides of the upright
+image (https://docs.ultralytics.com/datasets/detect/).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import math
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from sightloop.data.datasets.folder import FolderSource
+from sightloop.data.datasets.sidecar_files import read_plain_file
+from sightloop.data.datasets.yolo_names import (
+    class_names_file,
+    has_keypoints,
+    label_numbers,
+    read_class_names,
+)
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import UsageError
 from sightloop.types import Region, Sample, Size
 
-_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+_TEXT_FILES_TO_LOOK_AT = 20  # to tell labels from captions
 
 
 class YoloSource:
-    """Source of the images of a YOLO folder, sorted by path; sidecars beside the images count too (`FolderSource`)."""
+    """Source of the images of a YOLO folder, sorted by path; .json sidecars beside the images count too."""
 
     def __init__(self, root: Path, images: Path | None = None) -> None:
         """Lists the images and reads the class names.
 
         Args:
-            root: folder with `labels`, and with the class names in it or in its parent.
+            root: folder with `labels`, or with images and labels together; the class names are in it or in its parent.
             images: folder of the images; `root/images` by default.
 
         Raises:
             UsageError: the images or the class names are missing.
         """
-        self._root = images or root / "images"
+        is_together = not (root / "labels").is_dir()
+        self._root = images or (root if is_together else root / "images")
+        self._labels = self._root if is_together else root / "labels"
         if not self._root.is_dir():
             raise UsageError(
                 f"{root}: has labels but no folder `images`; name the folder of the images (--images)."
             )
-        self._labels, self._class_names = root / "labels", _read_class_names(root)
-        self._folder = FolderSource(self._root, classes=False)
-        self.name, self.notes = root.name, self._folder.notes
+        file = class_names_file(root)
+        if file is None:
+            raise UsageError(f"{root}: no class names; add a classes.txt or data.yaml.")
+        self._class_names, self._has_keypoints = read_class_names(file), has_keypoints(file)
+        self._folder = FolderSource(self._root, classes=False, has_captions=not is_together)
+        self.name = root.name
+        keypoints = (f"{root.name}: keypoints are left out",) if self._has_keypoints else ()
+        self.notes = (*self._folder.notes, *keypoints, *self._unclaimed_labels(is_together))
 
     @staticmethod
-    def matches(root: Path) -> bool:
-        """Whether a folder is a YOLO data set: it has `labels`, and class names in it or in its parent."""
-        return (root / "labels").is_dir() and _class_names_file(root) is not None
+    def find(root: Path) -> list[Path]:
+        """The YOLO data sets in a folder: itself, or its subfolders (`train`, `valid`) with `images` and `labels`."""
+        has_names = class_names_file(root) is not None
+        if (root / "labels").is_dir():
+            return [root] if has_names else []
+        subfolders: list[Path] = []
+        with suppress(OSError), os.scandir(root) as entries:
+            folders = sorted(Path(entry.path) for entry in entries if entry.is_dir())
+            subfolders = [f for f in folders if (f / "labels").is_dir() and (f / "images").is_dir()]
+        if subfolders:
+            return subfolders if all(class_names_file(folder) for folder in subfolders) else []
+        if not _holds_labels(_text_files(root, nested=has_names)):
+            return []
+        if not has_names:
+            raise UsageError(
+                f"{root}: its .txt files are YOLO labels, not captions; add a classes.txt with the class names."
+            )
+        return [root]
 
     def __len__(self) -> int:
         return len(self._folder)
@@ -63,31 +94,56 @@ class YoloSource:
     def sample(self, index: int, key: str) -> Sample:
         """The record under its key. Raises ValueError or OSError if it is broken."""
         sample = self._folder.sample(index, key)
-        file = self._labels / Path(str(sample.image)).relative_to(self._root).with_suffix(".txt")
-        if not file.is_file():
+        path = Path(str(sample.image))
+        file = str((self._labels / path.relative_to(self._root)).with_suffix(".txt"))
+        if not os.path.lexists(file):
             return sample  # an image without objects
-        lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
-        size = upright_size(str(sample.image)) if any(lines) else (1, 1)
-        regions = [
-            self._region(line, size, f"{file.name}, line {i}") for i, line in enumerate(lines, 1) if line
-        ]
+        name = os.path.basename(file)
+        try:
+            lines = read_plain_file(file).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{name} is not UTF-8") from None
+        words = [line.split() for line in lines]
+        size = upright_size(str(sample.image)) if any(words) else (1, 1)
+        regions = [self._region(line, size, f"{name}, line {i}") for i, line in enumerate(words, 1) if line]
         return replace(sample, regions=(*sample.regions, *regions))
 
     def digest(self) -> str:
         """SHA-256 of the names and sizes of the images, their sidecars, the labels and the class names."""
         digest = hashlib.sha256(f"{self._folder.digest()}{self._class_names!r}".encode())
         for file in sorted(self._labels.rglob("*.txt")):
-            digest.update(repr((file.relative_to(self._labels).as_posix(), file.read_bytes())).encode())
+            try:
+                content: bytes | str = read_plain_file(str(file))
+            except ValueError as error:
+                content = str(error)
+            name = file.relative_to(self._labels).as_posix()
+            digest.update(repr((name, content)).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def _unclaimed_labels(self, is_together: bool) -> Iterator[str]:
+        """A note on label files without an image."""
+        if is_together:  # `FolderSource` notes them
+            return
+        stems = {os.path.splitext(name)[0] for name in self._folder.image_names()}
+        files = (file.relative_to(self._labels).with_suffix("") for file in self._labels.rglob("*.txt"))
+        if count := sum(file.as_posix() not in stems and file.name != "classes" for file in files):
+            yield f"{self.name}: {count:,} label files belong to no image and are left out"
 
     def _region(self, words: list[str], size: Size, where: str) -> Region:
         """The region of a label line. words: of the line; size: of the image; where: for messages."""
         height, width = size
         try:
-            number, values = int(words[0]), [float(word) for word in words[1:]]
-            label = self._class_names[number]
-        except (ValueError, KeyError):
+            number, *values = (float(word) for word in words)
+        except ValueError:
             raise ValueError(f"{where}: not a class and numbers, or a class without a name") from None
+        # Some programs write the class as 1.0e+00.
+        label = self._class_names.get(int(number)) if math.isfinite(number) and number.is_integer() else None
+        if label is None:
+            raise ValueError(f"{where}: not a class and numbers, or a class without a name")
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{where}: a number is not finite")
+        if self._has_keypoints:  # after the box
+            values = values[:4]
         if len(values) in (4, 5):
             x, y, box_width, box_height = values[:4]
             box = (
@@ -106,47 +162,26 @@ class YoloSource:
         return Region(label, (min(xs), min(ys), max(xs), max(ys)), (points,))
 
 
-def _class_names_file(root: Path) -> Path | None:
-    files = [folder / name for folder in (root, root.parent) for name in ("classes.txt", *_YAML_NAMES)]
-    return next((file for file in files if file.is_file()), None)
+def _text_files(root: Path, *, nested: bool) -> Iterator[str]:
+    """Paths of .txt files beside images; nested: of subfolders too."""
+    if nested:
+        yield from FolderSource(root, classes=False).caption_files()
+        return
+    with suppress(OSError), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.endswith(".txt") and entry.name != "classes.txt":
+                yield entry.path
 
 
-def _read_class_names(root: Path) -> dict[int, str]:
-    """Class number -> name: the lines of classes.txt, or the entries of `names:` in data.yaml.
-
-    YAML is read by pattern, in the forms that exporters write:
-
-        names:            names: [cat, dog]      names: {0: cat, 1: dog}      names:
-          0: cat                                                              - cat
-          1: dog                                                              - dog
-    """
-    file = _class_names_file(root)
-    if file is None:
-        raise UsageError(f"{root}: no class names; add a classes.txt or data.yaml.")
-    text = file.read_text("utf-8-sig")
-    if file.suffix == ".txt":
-        return dict(enumerate(filter(None, map(str.strip, text.splitlines()))))
-    # The rest of the line after `names:`, and all lines after it that are indented, begin with "-" or close a bracket.
-    block = re.search(r"^names:[ \t]*(.*(?:\n(?:[ \t]+|[-\]}]).*|\n[ \t]*(?=\n))*)", text, re.M)
-    inline = re.match(r"[\[{](.*?)[\]}]", block[1], re.S) if block else None  # [...] or {...}
-    entries = re.split(r",|\n", inline[1]) if inline else block[1].splitlines() if block else []
-    names: dict[int, str] = {}
-    for entry in filter(None, (re.sub(r"\s#.*", "", line).strip() for line in entries)):
-        match = re.fullmatch(r"(?:-\s+|['\"]?(\d+)['\"]?\s*:\s*)?(.+)", entry)  # "- cat", "0: cat" or "cat"
-        if match is not None:
-            names[int(match[1]) if match[1] else len(names)] = _unquote(match[2].strip())
-    if not names:
-        raise UsageError(
-            f"{file}: no class names; write them under `names:`, one per line (`- cat` or `0: cat`)."
-        )
-    return names
-
-
-def _unquote(name: str) -> str:
-    """A YAML scalar without its quotes: "b\\u00e9" -> bé, 'a dog''s' -> a dog's."""
-    if name[:1] == '"' and name[-1:] == '"':
+def _holds_labels(files: Iterator[str]) -> bool:
+    """Whether .txt files are labels: all lines of the first ones are."""
+    has_labels = False
+    for file in islice(files, _TEXT_FILES_TO_LOOK_AT):
         try:
-            return str(json.loads(name))
+            lines = read_plain_file(file).decode("utf-8-sig").splitlines()
         except ValueError:
-            return name[1:-1]
-    return name[1:-1].replace("''", "'") if name[:1] == "'" == name[-1:] else name
+            continue
+        if any(line.strip() and label_numbers(line) is None for line in lines):
+            return False
+        has_labels = has_labels or any(map(str.strip, lines))
+    return has_labels

@@ -1,0 +1,95 @@
+"""Sidecars of image files: which file belongs to which image. One rule, for readers and writers.
+
+    caption   photo.jpg.txt, photo.txt, photo.jpg.caption, photo.caption     the first one that exists
+    fields    photo.jpg.json, photo.json
+
+The case of the ending does not matter (photo.TXT), nor does the Unicode form of the name (NFC, NFD). `photo.txt` is the
+caption of `photo.jpg` and of `photo.png` if both are there; one's own is `photo.jpg.txt`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from sightloop.data.images.names import is_image_name
+
+SIDECAR_EXTENSIONS = (".txt", ".json")  # that are written
+CAPTION_EXTENSIONS = (".txt", ".caption")  # that are read, in this order
+FIELD_EXTENSIONS = (".json",)
+MAX_SIDECAR_BYTES = 16 * 1024 * 1024
+
+
+def sidecar_alias(path: str) -> str | None:
+    """The name under which `find_sidecar` looks for a file: "a.TXT" -> "a.txt"; None if it is no sidecar."""
+    stem, extension = os.path.splitext(path)
+    if extension.lower() not in (*CAPTION_EXTENSIONS, *FIELD_EXTENSIONS):
+        return None
+    return unicodedata.normalize("NFC", stem + extension.lower())
+
+
+def unusual_sidecars(paths: Iterable[str]) -> dict[str, str]:
+    """Path by alias of those sidecars that `find_sidecar` would not find by their usual name."""
+    aliases = ((path, sidecar_alias(path)) for path in paths)
+    return {
+        alias: path
+        for path, alias in aliases
+        if alias is not None and not (alias == path and path.isascii() and path.endswith(SIDECAR_EXTENSIONS))
+    }
+
+
+def sidecar_names(image: str, extensions: Iterable[str]) -> list[str]:
+    """Paths that a sidecar of an image may have, the one that counts first."""
+    stem = os.path.splitext(image)[0]
+    # The stem of a.jpg.png is another image: a.jpg.txt is the caption of that one.
+    stems = (image,) if is_image_name(stem) and os.path.isfile(stem) else (image, stem)
+    return [prefix + extension for extension in extensions for prefix in stems]
+
+
+def find_sidecar(image: str, extensions: Iterable[str], unusual: Mapping[str, str]) -> str | None:
+    """Path of the sidecar of an image, or None.
+
+    Args:
+        image: path of the image.
+        extensions: `CAPTION_EXTENSIONS` or `FIELD_EXTENSIONS`.
+        unusual: `unusual_sidecars` of the folder, with paths that begin as that of the image does.
+    """
+    for name in sidecar_names(image, extensions):
+        if name.endswith(SIDECAR_EXTENSIONS) and _exists(name):
+            return name
+        if unusual:
+            path = unusual.get(name if name.isascii() else unicodedata.normalize("NFC", name))
+            if path is not None and _exists(path):
+                return path
+    return None
+
+
+def read_plain_file(path: str, max_bytes: int = MAX_SIDECAR_BYTES) -> bytes:
+    """Content of a file. Raises ValueError, with the name, if it cannot be read, is no plain file, or is too large."""
+    name = os.path.basename(path)
+    try:
+        # O_NONBLOCK: opening a named pipe returns at once.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"{name} is not a plain file")
+            data = file.read(max_bytes + 1)
+    except IsADirectoryError:
+        raise ValueError(f"{name} is a folder, not a file") from None
+    except OSError as error:
+        raise ValueError(f"{name}: {(error.strerror or str(error)).lower()}") from error
+    if len(data) > max_bytes:
+        raise ValueError(f"{name} is larger than {max_bytes:,} bytes")
+    return data
+
+
+def _exists(path: str) -> bool:
+    """Whether a path leads to something. What cannot be seen for another reason than its absence exists."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    return True

@@ -1,0 +1,114 @@
+"""Class names of YOLO data sets: `names` of a .yaml file, or the lines of classes.txt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sightloop.data.datasets.schema import check_text
+from sightloop.data.datasets.sidecar_files import read_plain_file
+from sightloop.errors import UsageError
+
+if TYPE_CHECKING:
+    import yaml
+
+_MAX_BYTES = 4 << 20
+_USUAL_NAMES = ("classes.txt", "data.yaml", "data.yml", "dataset.yaml")
+_NAMES_LINE = re.compile(rb"^(\xef\xbb\xbf)?[\"']?names[\"']?[ \t]*:", re.M)
+_KEYPOINTS_LINE = re.compile(rb"^[\"']?kpt_shape[\"']?[ \t]*:", re.M)
+_NUMBER = re.compile(r"\d{1,9}")
+
+
+def class_names_file(root: Path) -> Path | None:
+    """The file with the class names, in a folder or its parent: a usual name, or another .yaml that has `names`."""
+    for folder in (root, root.parent):
+        for name in _USUAL_NAMES:
+            if (folder / name).is_file():
+                return folder / name
+        if folder == root.parent and not (root / "labels").is_dir():
+            continue
+        files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+        for file in files[:20]:
+            try:
+                data = read_plain_file(str(file), _MAX_BYTES)
+            except ValueError:
+                continue
+            if _NAMES_LINE.search(data):
+                return file
+    return None
+
+
+def read_class_names(file: Path) -> dict[int, str]:
+    """Class name by number. Raises UsageError if the file cannot be read, or has no names."""
+    try:
+        text = read_plain_file(str(file), _MAX_BYTES).decode("utf-8-sig")
+        if file.suffix == ".txt":
+            return dict(enumerate(filter(None, map(str.strip, text.splitlines()))))
+        names = _names_of_yaml(text)
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: its text is not UTF-8; save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file} cannot be read as YAML: {reason}.") from None
+    if not names:
+        raise UsageError(
+            f"{file}: no class names; write them under `names:`, one per line (`- cat` or `0: cat`)."
+        )
+    return names
+
+
+def has_keypoints(file: Path) -> bool:
+    """Whether label lines hold keypoints after the box: the .yaml has `kpt_shape`."""
+    return (
+        file.suffix != ".txt" and _KEYPOINTS_LINE.search(read_plain_file(str(file), _MAX_BYTES)) is not None
+    )
+
+
+def _names_of_yaml(text: str) -> dict[int, str]:
+    import yaml
+
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+    try:
+        # The nodes show repeated keys and aliases, which grow without bound when they are resolved.
+        document = yaml.compose(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    if document is None or not isinstance(document, yaml.MappingNode):
+        return {}
+    nodes = [value for key, value in document.value if _text(key) == "names"]
+    if len(nodes) > 1:
+        raise ValueError("`names` occurs twice")
+    if not nodes:
+        return {}
+    if isinstance(nodes[0], yaml.SequenceNode):
+        return {number: _text(item) for number, item in enumerate(nodes[0].value)}
+    if not isinstance(nodes[0], yaml.MappingNode):
+        return {}
+    names: dict[int, str] = {}
+    for key, value in nodes[0].value:
+        number = _text(key)
+        if not _NUMBER.fullmatch(number):
+            raise ValueError(f"the class {number!r} is no number")
+        if int(number) in names:
+            raise ValueError(f"the class {number} has two names")
+        names[int(number)] = _text(value)
+    return names
+
+
+def _text(node: yaml.Node) -> str:
+    """A scalar as it is written: `no`, `1.0` and `null` are names too."""
+    value = node.value
+    if not isinstance(value, str):
+        raise ValueError("a class name is no text")
+    return check_text(value, "class name")
+
+
+def label_numbers(line: str) -> tuple[float, ...] | None:
+    """Numbers of a label line, the class first; None if it is none."""
+    try:
+        values = tuple(float(word) for word in line.split())
+    except ValueError:
+        return None
+    is_label = len(values) >= 5 and values[0] >= 0 and values[0].is_integer()
+    return values if is_label and all(abs(value) <= 1e6 for value in values) else None
