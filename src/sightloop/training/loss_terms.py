@@ -391,6 +391,8 @@ def _expand_image(network: PromptedNetwork, ids: Tensor, lengths: Tensor, more: 
 
 def clip(context: LossContext) -> None:
     """CLIP's softmax over all pairs of the global batch (Radford et al. 2021, figure 3)."""
+    if global_count(len(context.first_captions.ids)) == 0:
+        return
     scale = context.net(ScaleNetwork).logit_scale.exp()
     loss = contrastive.clip_loss(context.image_embeddings, context.text_embeddings, scale, ids=context.groups)
     context.add("clip", loss)
@@ -398,6 +400,8 @@ def clip(context: LossContext) -> None:
 
 def siglip(context: LossContext) -> None:
     """SigLIP's sigmoid for every pair of the global batch (Zhai et al. 2023, algorithm 1)."""
+    if global_count(len(context.first_captions.ids)) == 0:
+        return
     scale, bias = context.net(ScaleNetwork).logit_scale.exp(), context.net(BiasNetwork).logit_bias
     embeddings = (context.image_embeddings, context.text_embeddings)
     context.add("siglip", contrastive.siglip_loss(*embeddings, scale, bias, ids=context.groups))

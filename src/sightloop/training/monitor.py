@@ -6,7 +6,7 @@ Deterministic, with a JSON state, so that a resumed run warns like an uninterrup
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
@@ -62,6 +62,7 @@ class TrainingMonitor:
         *,
         patience: int = 200,
         bounds: Mapping[str, tuple[float, float]] | None = None,
+        terms: Collection[str] = (),
         state: JsonMapping | None = None,
     ) -> None:
         """Creates a monitor.
@@ -69,11 +70,13 @@ class TrainingMonitor:
         Args:
             patience: steps before a warning about a term at chance, at least 20.
             bounds: (least, greatest) value of clamped parameters, by the last part of their name.
+            terms: of the loss; a step without one of them has a lower loss, and is no sign of progress.
             state: `state()` of a run to resume.
         """
         self._patience = max(patience, 20)
         self._window = self._patience // 2
         self._bounds = dict(bounds or {})
+        self._terms = set(terms)
         state = state or {}
         self._steps = int(state.get("seen", 0))  # steps
         self._steady = int(state.get("steady", 0))  # steps after the warm-up
@@ -114,7 +117,7 @@ class TrainingMonitor:
         self._steps += 1
         self._steady += event.lr <= self._rate or self._steps == 1
         self._rate, self._last = event.lr, event.loss
-        warnings = [self._check_explosion(event)]
+        warnings = [self._check_explosion(event) if self._terms <= event.chances.keys() else None]
         warnings += [self._check_chance(event, term) for term in event.chances if term in event.values]
         warnings += [self._check_fact(event, name) for name in event.values if name not in event.chances]
         return [warning for warning in warnings if warning is not None]

@@ -149,7 +149,7 @@ def _add_step(story: _Story, event: StepDone) -> None:
     for name, value in numbers.items():
         curve = story.curves.setdefault(name, _Curve())
         curve.add(event.step, value)
-        curve.chance = event.chances.get(name)
+        curve.chance = event.chances.get(name, curve.chance)  # a step without the term has no chance level
 
 
 def _page(run: Path, story: _Story) -> str:

@@ -45,10 +45,11 @@ from sightloop.training.events import (
     StepDone,
     WarningRaised,
 )
-from sightloop.training.log import RunLog
+from sightloop.training.log import METRICS, RunLog
 from sightloop.training.recipes import find_recipe
 from sightloop.training.report import write_report, write_samples
-from sightloop.training.run import TrainRun, calibrates, open_run
+from sightloop.training.requirements import calibrates
+from sightloop.training.run import TrainRun, open_run
 from sightloop.training.step import take_step
 from sightloop.training.validation import at_chance, validate, validation_score
 
@@ -119,6 +120,8 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     )
     for text in run.damaged:
         yield WarningRaised(state.step, "checkpoint", text)
+    for text in run.data_warnings if state.step == 0 else ():
+        yield WarningRaised(0, "data", text)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
@@ -151,11 +154,11 @@ def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
     """A step, then the evaluation and checkpoint that are due."""
     start = time.monotonic()
     state, recipe = run.state, run.recipe
-    for key, reason in batch.skipped:
+    values, chances, lr, skipped = take_step(run, batch)
+    for key, reason in skipped:
         if key not in run.skipped:
             run.skipped.add(key)
             yield SampleSkipped(key, reason)
-    values, chances, lr = take_step(run, batch)
     state.step += 1
     event = StepDone(
         step=state.step,
@@ -173,6 +176,7 @@ def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
         raise SightloopError(
             f"step {state.step}: the loss or its gradient is not finite; the last checkpoint is from before this step"
         )
+    _check_progress(run, bool(chances))
     done = state.step == run.steps
     every = recipe.evaluation.every
     best = False
@@ -186,6 +190,19 @@ def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
             checkpoint.prune(run.folder, state.step, recipe.keep_last, state.notes.get(_BEST, [None])[0])
             yield CheckpointSaved(state.step, folder)
         barrier(run.world)
+
+
+def _check_progress(run: TrainRun, learned: bool) -> None:
+    """Raises SightloopError if all batches of an epoch, or of the whole run, were without a usable sample."""
+    if learned or run.idle_steps < 0:
+        run.idle_steps = -1
+        return
+    run.idle_steps += 1
+    if run.idle_steps >= run.steps_per_epoch or run.state.step == run.steps:
+        raise SightloopError(
+            f"no step had a sample to learn from: {len(run.skipped):,} of {len(run.dataset):,} samples cannot be used; "
+            f"the reasons are in {run.folder / METRICS}"
+        )
 
 
 def _evaluate(run: TrainRun) -> Iterator[RunEvent]:

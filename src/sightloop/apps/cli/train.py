@@ -56,12 +56,15 @@ def train(
         tensorboard: Also write TensorBoard logs to FOLDER/tensorboard.
         json: Print each event as one JSON object per line instead of the curves.
     """
-    prepare_threads()
-    from sightloop.training.trainer import train as run_train
-
     settings = list(set or [])
     if evaluate is not None:
         settings.append(f"evaluation.data={evaluate}")
+    from sightloop.training.requirements import check_training
+
+    check_training(recipe, data, out, settings)  # before torch is imported, which takes seconds
+    prepare_threads()
+    from sightloop.training.trainer import train as run_train
+
     events = run_train(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
     return show_training(events, json=json)
 
