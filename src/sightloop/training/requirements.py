@@ -122,7 +122,7 @@ def count_steps(recipe: Recipe, samples: int) -> int:
 
 
 def check_data(recipe: Recipe, dataset: Dataset, data: str | Sequence[str]) -> list[str]:
-    """Checks that every objective of a recipe has something to learn from, and that the run outlasts its warm-up.
+    """Checks that a recipe has something to learn from, and that the run outlasts its warm-up.
 
     Args:
         recipe: settings.
@@ -130,10 +130,11 @@ def check_data(recipe: Recipe, dataset: Dataset, data: str | Sequence[str]) -> l
         data: its name, for messages.
 
     Returns:
-        Warnings: samples without annotations that an objective needs, a run that ends within its warm-up.
+        Warnings: objectives that find nothing, samples without what an objective needs, a run that ends within its
+            warm-up.
 
     Raises:
-        UsageError: an objective finds nothing, or a run whose length follows from `epochs` ends within its warm-up.
+        UsageError: no objective finds anything, or a run whose length follows from `epochs` ends within its warm-up.
     """
     needs = _needs(recipe)
     counts = _count(dataset, needs, recipe.data.classes)
@@ -141,9 +142,18 @@ def check_data(recipe: Recipe, dataset: Dataset, data: str | Sequence[str]) -> l
         raise UsageError(
             f"{_names(data)}: none of its {counts.samples:,} samples can be read; {_first_error(dataset)}"
         )
-    for term, kinds in needs.items():
-        _check_term(recipe, term, kinds, counts, _names(data))
-    return [*_missing(needs, counts), *_check_length(recipe, len(dataset))]
+    lacks = {
+        term: _lack(term, kinds, counts, _names(data))
+        for term, kinds in needs.items()
+        if not _has_enough(term, kinds, counts)
+    }
+    trained = [term for term, weight in recipe.terms.items() if weight > 0]
+    if "classes" in lacks or len(lacks) == len(trained):
+        raise UsageError(
+            f"{lacks.get('classes') or next(iter(lacks.values()))}; add them, or choose another recipe"
+        )
+    warnings = [f"{text}; add them, or set terms.{term}=0" for term, text in lacks.items()]
+    return [*warnings, *_missing(needs, counts), *_check_length(recipe, len(dataset))]
 
 
 def _needs(recipe: Recipe) -> dict[str, tuple[str, ...]]:
@@ -194,36 +204,28 @@ def _has_enough(term: str, kinds: Sequence[str], counts: AnnotationCounts) -> bo
     return any(counts.by_kind[kind] for kind in kinds)
 
 
-def _check_term(recipe: Recipe, term: str, kinds: Sequence[str], counts: AnnotationCounts, data: str) -> None:
-    if _has_enough(term, kinds, counts):
-        return
+def _lack(term: str, kinds: Sequence[str], counts: AnnotationCounts, data: str) -> str:
+    """The setting, what it needs, and what was found."""
     need = " or ".join(f"{kind}s" for kind in kinds)
     if term == "classes":
         need = "labels of at least two classes (a folder for each class)"
     elif term in _CONTRASTS and counts.by_kind[CAPTION]:
         need = "at least two different captions, as a contrast needs negatives"
-    others = any(weight > 0 for name, weight in recipe.terms.items() if name != term)
-    remedy = f"add them, or {f'set terms.{term}=0' if others else 'choose another recipe'}"
-    raise UsageError(
-        f"terms.{term}: it learns from {need}, but {data} has none; {counts.summary()}; {remedy}"
-    )
+    return f"terms.{term}: it learns from {need}, but {data} has none; {counts.summary()}"
 
 
 def _missing(needs: Mapping[str, Sequence[str]], counts: AnnotationCounts) -> Iterator[str]:
     """A warning for each kind of annotation that some samples lack."""
-    terms: dict[tuple[str, ...], list[str]] = {}
+    terms: dict[str, list[str]] = {}
     for term, kinds in needs.items():
-        terms.setdefault(tuple(kinds), []).append(term)
+        if len(kinds) == 1 and _has_enough(term, kinds, counts):
+            terms.setdefault(kinds[0], []).append(term)
     readable = counts.samples - counts.unreadable
-    for kinds, names in terms.items():
-        # Samples with one kind may have another too: the largest count is the least number of usable samples.
-        lacking = readable - min(readable, max(counts.by_kind[kind] for kind in kinds))
-        if lacking and len(kinds) == 1:
-            looked_at = (
-                "" if counts.samples == counts.total else f" of those counted, of {counts.total:,} in all"
-            )
+    counted = "" if counts.samples == counts.total else f" that were counted (of {counts.total:,})"
+    for kind, names in terms.items():
+        if lacking := readable - counts.by_kind[kind]:
             yield (
-                f"{lacking:,} of {readable:,} samples{looked_at} have no {kinds[0]}: {', '.join(names)} "
+                f"{lacking:,} of {readable:,} samples{counted} have no {kind}: {', '.join(names)} "
                 f"{'learn' if len(names) > 1 else 'learns'} nothing from them"
             )
 
