@@ -16,6 +16,7 @@ from sightloop.data.datasets.dataset import Dataset
 from sightloop.errors import SightloopError
 from sightloop.nn.lora import add_lora
 from sightloop.nn.regularization import set_activation_checkpointing
+from sightloop.objectives.positives import NO_TEXT
 from sightloop.protocols import Embedder, require
 from sightloop.training import checkpoint, optimizer
 from sightloop.training.build import TrainableModel, build_model
@@ -192,11 +193,12 @@ def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: World) -
 
 
 def _queue(recipe: Recipe, network: torch.nn.Module, ranks: World) -> dict[str, Tensor]:
-    """The initial queue: random unit vectors `[Q, P]`, as in BLIP's released code, and ids -1 `[Q]` of no sample."""
+    """The initial queue: random unit vectors `[Q, P]`, as in BLIP's code, and ids -1 `[Q]`: no sample, no text."""
     random = torch.Generator().manual_seed(recipe.seed)
     shape = (recipe.teacher.queue, require(network, Embedder).embed_dim)  # [Q, P]
     queue = {
         name: torch.nn.functional.normalize(torch.randn(shape, generator=random), dim=1).to(ranks.device)
         for name in ("image", "text")
     }
-    return queue | {"ids": torch.full(shape[:1], -1, dtype=torch.int64, device=ranks.device)}
+    none = torch.full(shape[:1], NO_TEXT, dtype=torch.int64, device=ranks.device)
+    return queue | {"ids": none, "texts": none.clone()}

@@ -22,7 +22,8 @@ from sightloop.training.distributed import (
 )
 from sightloop.training.ema import ema_decay, update_ema
 from sightloop.training.grad_cache import GradCache
-from sightloop.training.loss_terms import LOSS_TERMS, LossContext
+from sightloop.training.loss_context import LossContext
+from sightloop.training.loss_terms import LOSS_TERMS
 from sightloop.training.run import TrainRun
 from sightloop.training.schedule import lr_at
 
