@@ -1,9 +1,12 @@
-"""Names and descriptions of the shipped recipes, for the help of the command line. Imports no torch.
+"""Names and descriptions of the shipped recipes, and the checks of a run before torch is imported.
 
 The values of a recipe are in `sightloop.training.recipes`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 RECIPE_DESCRIPTIONS: dict[str, str] = {
     "blip_pretrain": "BLIP from scratch: ITC, ITM and LM (Li et al. 2022)",
@@ -28,3 +31,14 @@ RECIPE_DESCRIPTIONS: dict[str, str] = {
     "world": "small BLIP with all heads on rendered scenes",
     "nano": "small BLIP with all heads: the bundled model",
 }
+
+
+def check_training(recipe: str, data: Sequence[str], folder: Path, settings: Sequence[str]) -> None:
+    """As `requirements.check_training`; importing this module alone takes no time.
+
+    Raises:
+        UsageError: recipe, settings, data and folder do not fit each other.
+    """
+    from sightloop.training import requirements
+
+    requirements.check_training(recipe, data, folder, settings)

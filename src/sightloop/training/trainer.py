@@ -51,6 +51,7 @@ from sightloop.training.report import write_report, write_samples
 from sightloop.training.requirements import calibrates
 from sightloop.training.run import TrainRun, open_run
 from sightloop.training.step import take_step
+from sightloop.training.truncation import truncation_warnings
 from sightloop.training.validation import at_chance, validate, validation_score
 
 _BEST = "best"
@@ -122,6 +123,9 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
         yield WarningRaised(state.step, "checkpoint", text)
     for text in run.data_warnings if state.step == 0 else ():
         yield WarningRaised(0, "data", text)
+    if state.step == 0 and ranks.first:
+        for text in truncation_warnings(recipe, run.dataset, run.model.tokenizer):
+            yield WarningRaised(0, "data.max_tokens", text)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.train_view import show_training
-from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS
+from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_training
 
 _EPILOGUE = "\n".join(
     [
@@ -59,8 +59,6 @@ def train(
     settings = list(set or [])
     if evaluate is not None:
         settings.append(f"evaluation.data={evaluate}")
-    from sightloop.training.requirements import check_training
-
     check_training(recipe, data, out, settings)  # before torch is imported, which takes seconds
     prepare_threads()
     from sightloop.training.trainer import train as run_train
