@@ -73,3 +73,14 @@ def os_error_reason(error: OSError) -> str:
     # Arrow raises OSError without errno and with a text of its own.
     message = os.strerror(error.errno) if error.errno else error.strerror or str(error)
     return (message or type(error).__name__).lower()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is exhausted, of Python, of a GPU, or of torch on a CPU."""
+    # torch.OutOfMemoryError is a RuntimeError; on a CPU torch raises a plain one. torch is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text.lower()
+    )

@@ -24,8 +24,16 @@ _NEEDS = {
     "classes": LABEL,
 }
 _CONTRASTS = ("itc", "itm", "clip", "siglip")
-# Settings that may differ when a run is resumed.
-_FREE = ("evaluation", "save_every", "keep_last", "shard")
+# Settings that may differ when a run is resumed: of evaluation, checkpoints, and memory.
+_FREE = (
+    "evaluation",
+    "save_every",
+    "keep_last",
+    "shard",
+    "activation_checkpointing",
+    "data.micro_batch",
+    "data.workers",
+)
 
 
 @dataclass
@@ -300,8 +308,10 @@ def holds_out(recipe: Recipe) -> bool:
 
 def _fixed_settings(recipe: Recipe) -> JsonDict:
     """The settings that must not change when a run is resumed, flat: "data.batch" -> 32."""
-    kept = {name: value for name, value in to_json(recipe).items() if name not in _FREE}
-    return dict(_flat(kept)) | {"evaluation.data (images held out)": holds_out(recipe)}
+    settings = {
+        n: v for n, v in _flat(to_json(recipe)) if n not in _FREE and n.partition(".")[0] not in _FREE
+    }
+    return settings | {"evaluation.data (images held out)": holds_out(recipe)}
 
 
 def _flat(values: JsonMapping, prefix: str = "") -> Iterator[tuple[str, object]]:

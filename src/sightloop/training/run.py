@@ -62,7 +62,7 @@ class TrainRun:
         held_out: images held out of the training for calibration, or None.
         data_warnings: of `requirements.check_data`.
         skipped: keys of samples that were reported as unusable.
-        idle_steps: steps since the run was opened, while none of them had a sample to learn from; else -1.
+        idle: no step of the run had a sample to learn from.
     """
 
     recipe: Recipe
@@ -78,7 +78,7 @@ class TrainRun:
     held_out: Dataset | None
     data_warnings: list[str]
     skipped: set[str] = field(default_factory=set[str])
-    idle_steps: int = 0
+    idle: bool = True
 
     @property
     def steps_per_epoch(self) -> int:

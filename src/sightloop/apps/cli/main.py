@@ -23,7 +23,14 @@ from sightloop.apps.cli import (
 )
 from sightloop.apps.cli.help_format import WrappingFormatter
 from sightloop.apps.cli.output import print_error, print_message
-from sightloop.errors import CheckpointError, SightloopError, TokenizerError, UnsupportedError, UsageError
+from sightloop.errors import (
+    CheckpointError,
+    SightloopError,
+    TokenizerError,
+    UnsupportedError,
+    UsageError,
+    is_out_of_memory,
+)
 
 _INTERRUPTED = 130  # 128 + SIGINT
 _PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -85,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("sightloop", error)
         return 1
     except (MemoryError, RuntimeError) as error:
-        # torch.OutOfMemoryError is a RuntimeError; torch is not imported here.
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        if not is_out_of_memory(error):
             raise
-        print_error("sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16. ({error})")
+        reason = str(error).partition("\n")[0]
+        print_error(
+            "sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16. ({reason})"
+        )
         return 1
