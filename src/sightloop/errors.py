@@ -133,3 +133,14 @@ def describe_os_error(error: OSError) -> str:
     file = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes)) else ""
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{file}{os_error_reason(error)}{f': {remedy}' if remedy else ''}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is exhausted, of Python, of a GPU, or of torch on a CPU."""
+    # torch.OutOfMemoryError is a RuntimeError; on a CPU torch raises a plain one. torch is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text.lower()
+    )

@@ -17,8 +17,9 @@ from sightloop.training.config import DataSettings, ModelSettings
 from sightloop.training.dataloader import BatchLoader, on_device
 from sightloop.training.events import StepDone
 from sightloop.training.grad_cache import GradCache
-from sightloop.training.loss_terms import LOSS_TERMS, LossContext
-from sightloop.training.optimizer import OptimizerConfig
+from sightloop.training.loss_context import LossContext
+from sightloop.training.loss_terms import LOSS_TERMS
+from sightloop.training.optimizer_config import OptimizerConfig
 from sightloop.training.recipes import RECIPES
 from sightloop.training.trainer import train
 from tests.tiny_checkpoints.florence import write_florence

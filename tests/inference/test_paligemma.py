@@ -22,7 +22,8 @@ from sightloop.training.config import DataSettings, ModelSettings, Recipe
 from sightloop.training.dataloader import BatchLoader, PromptFormat, on_device
 from sightloop.training.events import StepDone
 from sightloop.training.grad_cache import GradCache
-from sightloop.training.loss_terms import LOSS_TERMS, LossContext
+from sightloop.training.loss_context import LossContext
+from sightloop.training.loss_terms import LOSS_TERMS
 from sightloop.training.trainer import train
 from tests.inference.test_masks import stored, weights
 from tests.tiny_checkpoints.paligemma import END, PATCH, SIDE, write_paligemma

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -235,3 +236,39 @@ def test_a_run_warns_of_damaged_checkpoints(tmp_path: Path) -> None:
     ]
     assert "step-000002 is damaged" in warning.text
     assert [event.step for event in events if isinstance(event, StepDone)] == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_flipped_bit_anywhere_is_noticed(name: str, tmp_path: Path) -> None:
+    older, newer = state(0, step=1), state(1, step=2)
+    save_checkpoint(older, tmp_path)
+    path = save_checkpoint(newer, tmp_path) / name
+    data = path.read_bytes()
+    for at in range(0, len(data), 7):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        other = state(2)
+        damaged = resume(other, tmp_path)
+        # White space of the JSON may change without a change of its values.
+        assert (other.step == 1 and "step-000002" in damaged[0]) or (name == "state.json" and other.step == 2)
+        assert equal(values(other), values(older if other.step == 1 else newer))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        [],
+        {"best": 3},
+        {"best": ["a", 1.0]},
+        {"pointer": "x"},
+        {"watch": [1]},
+        {"watch": {"seen": "many"}},
+        {"watch": {"windows": {"loss": [None]}}},
+        {"watch": {"best": [1.0]}},
+        {"watch": {"last": "x"}},
+    ],
+)
+def test_state_of_wrong_types_is_a_damaged_checkpoint(notes: object, tmp_path: Path) -> None:
+    folder = save_checkpoint(state(0, step=3), tmp_path)
+    (folder / "state.json").write_text(json.dumps({"step": 3, "notes": notes}))
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        resume(state(1), tmp_path)

@@ -138,9 +138,18 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / METRICS).write_bytes(good + line + good)
     with pytest.raises(SightloopError, match=r"metrics\.jsonl, line 2: .*remove that line"):
         list(read_log(tmp_path))
-    with pytest.raises(SightloopError, match="line 2"):
-        RunLog(tmp_path, 5)
-    assert (tmp_path / METRICS).read_bytes() == good + line + good
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"\xff\n", b'{"kind": "st{"kind": "saved"}\n'])
+def test_a_resumed_run_removes_damaged_lines_and_names_them(tmp_path: Path, line: bytes) -> None:
+    """A short write, or a disk that was full, must not end the run: its weights are in the checkpoints."""
+    start = json.dumps(to_json(RunStarted("r", 2, 8, 96, 10, 10, 0))).encode() + b"\n"
+    saved = json.dumps(to_json(CheckpointSaved(5, Path("checkpoints/step-000005")))).encode() + b"\n"
+    (tmp_path / METRICS).write_bytes(start + line + saved)
+    with RunLog(tmp_path, 5) as log:
+        assert len(log.repairs) == 1
+        assert "line 2" in log.repairs[0]
+    assert (tmp_path / METRICS).read_bytes() == start + saved
 
 
 def test_no_log(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.training.ema import ema_copy, ema_decay, update_ema
 from sightloop.training.optimizer import (
-    OptimizerConfig,
     build_optimizer,
     clamp_parameters,
     freeze,
     parameter_groups,
     set_lr,
 )
+from sightloop.training.optimizer_config import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig, lr_at
 
 VISION = VitConfig(32, 16, 8, 3, 2, 16, "gelu", 1e-6, False, True, True)

@@ -159,7 +159,10 @@ def test_a_folder_of_images_with_txt_files(started: str, shard: Path, tmp_path: 
     assert main.main(["convert", str(shard), str(photos)]) == 0
     assert len(list(photos.glob("*.txt"))) == 24
     command = ["train", "captioner", "--data", str(photos), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    assert main.main([*command, "--set", f"model.init_from={started}", "data.batch=8", "epochs=1"]) == 0
+    settings = [f"model.init_from={started}", "data.batch=8", "epochs=1"]
+    assert main.main([*command, "--set", *settings]) == 2  # three steps within a warm-up of ten
+    assert "schedule.warmup_steps=10: the run has 3 steps" in capsys.readouterr().err
+    assert main.main([*command, "--set", *settings, "schedule.warmup_steps=1"]) == 0
     assert "Finished 3 steps" in "".join(capsys.readouterr())
     assert sightloop.load(tmp_path / "run" / "model").caption(photos / "train-0-000000.png")
 

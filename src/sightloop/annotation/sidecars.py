@@ -17,7 +17,7 @@ from sightloop.data.datasets.sidecar_files import (
     read_plain_file,
     unusual_sidecars,
 )
-from sightloop.data.images.names import is_image_name
+from sightloop.data.image_names import is_image_name
 from sightloop.errors import os_error_reason
 from sightloop.types import Failed, Skipped
 

@@ -5,13 +5,14 @@ float32 at least, whatever autocast says. Each process hands in its own rows and
 global batch of B rows (see `types.Loss`); all processes must call at the same time.
 
 `ids` (int64 `[b]`) may say which rows show the same thing: pairs of equal ids count as matching, in both directions.
+`Positives` of the global batch say it for images and texts that several samples share.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from sightloop.errors import UsageError
 from sightloop.objectives.gather import Group, gather_rows, rank_and_size, ring_exchange, row_counts
 from sightloop.objectives.matching import binary_entropy
+from sightloop.objectives.positives import Positives
 from sightloop.types import Loss
 
 
@@ -31,14 +33,15 @@ class Candidates:
     """What ITC compares with: the momentum teacher's embeddings `[C, P]` of images and of texts.
 
     First those of the global batch in rank order (`gather_rows`), of which this process's own start at `offset`, then
-    those of the queues. batch: B, so that C = B + Q. ids: int64 `[C]`, where rows may show the same thing.
+    those of the queues. batch: B, so that C = B + Q. ids: int64 `[C]`, where rows may show the same thing, or
+    `Positives` of all C.
     """
 
     image: Tensor
     text: Tensor
     batch: int
     offset: int = 0
-    ids: Tensor | None = None
+    ids: Tensor | Positives | None = None
 
 
 def itc_loss(
@@ -67,10 +70,13 @@ def itc_loss(
             f"images as texts, but there are {len(candidates.image)} and {len(candidates.text)}"
         )
     own = slice(start, start + rows)
-    targets = _Targets(torch.arange(own.start, own.stop, device=image.device), candidates.ids, alpha)
+    positives = Positives(candidates.ids) if isinstance(candidates.ids, Tensor) else candidates.ids
+    targets = _Targets(torch.arange(own.start, own.stop, device=image.device), positives, alpha)
     scale = 1 / temperature
     to_text = _one_direction_loss(image, candidates.text, scale, targets, candidates.image[own], chunk)
-    to_image = _one_direction_loss(text, candidates.image, scale, targets, candidates.text[own], chunk)
+    to_image = _one_direction_loss(
+        text, candidates.image, scale, replace(targets, from_text=True), candidates.text[own], chunk
+    )
     return _average_directions(to_text, to_image, candidates.batch, math.log(len(candidates.text)))
 
 
@@ -95,7 +101,7 @@ def clip_loss(
     text: Tensor,
     scale: Tensor,
     *,
-    ids: Tensor | None = None,
+    ids: Tensor | Positives | None = None,
     group: Group = None,
     chunk: int = 1024,
 ) -> Loss:
@@ -111,10 +117,10 @@ def clip_loss(
     if rank_and_size(group)[1] > 1 and torch.is_grad_enabled() and not embeddings.requires_grad:
         embeddings.requires_grad_()  # the way back is a call that all processes make, also one without rows
     images, texts = gather_rows(embeddings, group, counts=counts).chunk(2, dim=1)
-    every_id = None if ids is None else gather_rows(ids, group, counts=counts)
-    targets = _Targets(torch.arange(start, start + image.shape[0], device=image.device), every_id)
+    positives = Positives(gather_rows(ids, group, counts=counts)) if isinstance(ids, Tensor) else ids
+    targets = _Targets(torch.arange(start, start + image.shape[0], device=image.device), positives)
     to_text = _one_direction_loss(image, texts, scale, targets, None, chunk)
-    to_image = _one_direction_loss(text, images, scale, targets, None, chunk)
+    to_image = _one_direction_loss(text, images, scale, replace(targets, from_text=True), None, chunk)
     return _average_directions(to_text, to_image, total, math.log(total))
 
 
@@ -124,7 +130,7 @@ def siglip_loss(
     scale: Tensor,
     bias: Tensor,
     *,
-    ids: Tensor | None = None,
+    ids: Tensor | Positives | None = None,
     group: Group = None,
     chunk: int = 1024,
 ) -> Loss:
@@ -139,18 +145,25 @@ def siglip_loss(
     Facts: accuracy, the share of images whose best text in the batch matches.
     """
     counts, start, total = _global_batch(image, text, group)
+    own = torch.arange(start, start + image.shape[0], device=image.device)
     if ids is None:
-        every_id = torch.arange(total, device=image.device)
-        matching = total
+        positives, matching = Positives(torch.arange(total, device=image.device)), total
     else:
-        every_id = gather_rows(ids, group, counts=counts)
-        matching = int(every_id.unique(return_counts=True)[1].square().sum())
-    own = every_id[start : start + image.shape[0]]
-    ring = _RingBatch(own, every_id, counts, group, chunk)
+        positives = Positives(gather_rows(ids, group, counts=counts)) if isinstance(ids, Tensor) else ids
+        matching = _count_matching(positives, own, group)
+    ring = _RingBatch(own, positives, counts, group, chunk)
     with torch.autocast(image.device.type, enabled=False):
         value, hits = cast(tuple[Tensor, Tensor], _SigmoidLoss.apply(image, text, scale, bias, ring))
     chance = total * binary_entropy(matching / total**2)
     return Loss(value, chance, {"accuracy": hits / total})
+
+
+def _count_matching(positives: Positives, own: Tensor, group: Group) -> int:
+    """Matching pairs of the global batch; `own` are this process's rows `[b]`."""
+    if positives.texts is None:
+        return int(positives.ids.unique(return_counts=True)[1].square().sum())
+    count = sum(int(positives.of_images(rows).sum()) for rows in own.split(512))
+    return int(gather_rows(torch.tensor([count], device=own.device), group).sum())
 
 
 def _global_batch(image: Tensor, text: Tensor, group: Group) -> tuple[tuple[int, ...], int, int]:
@@ -192,15 +205,16 @@ def similarities(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """Which candidates the rows should find: own index `[b]`, or all of the same id (`[C]`)."""
+    """Which candidates the rows should find: own index `[b]`, or all positives; rows are images, or texts."""
 
     own: Tensor
-    ids: Tensor | None = None
+    positives: Positives | None = None
     alpha: float = 0.0
+    from_text: bool = False
 
     def split(self, chunk: int) -> Iterator[_Targets]:
         for own in self.own.split(chunk):
-            yield _Targets(own, self.ids, self.alpha)
+            yield replace(self, own=own)
 
 
 def _one_direction_loss(
@@ -237,11 +251,12 @@ def _chunk_loss(
     """Cross-entropy as logsumexp(logits) - sum(target * logits): targets sum to one."""
     logits = scale * similarities(rows, candidates)
     own = targets.own[:, None]
-    if targets.ids is None:
+    if targets.positives is None:
         target_logit = logits.gather(1, own)[:, 0]
         hits = logits.argmax(1, keepdim=True) == own
     else:
-        same = targets.ids[own] == targets.ids
+        positives = targets.positives
+        same = positives.of_texts(targets.own) if targets.from_text else positives.of_images(targets.own)
         target_logit = (logits * same).sum(1) / same.sum(1)
         hits = same.gather(1, logits.argmax(1, keepdim=True))
     if teacher is not None and targets.alpha > 0:
@@ -253,10 +268,10 @@ def _chunk_loss(
 
 @dataclass(frozen=True, slots=True)
 class _RingBatch:
-    """Who holds what: my ids `[b]`, all ids `[B]`, rows of each process."""
+    """My rows of the global batch `[b]`, all matching pairs, and the rows of each process."""
 
     own: Tensor
-    every: Tensor
+    positives: Positives
     counts: tuple[int, ...]
     group: Group
     chunk: int
@@ -278,7 +293,7 @@ class _SigmoidLoss(torch.autograd.Function):
             owner, arriving = (rank - hop) % world, ring.counts[(rank - hop - 1) % world]
             # The next texts travel while these are worked on; the gradients follow with this process's part.
             pending = ring_exchange(block, arriving, ring.group, tag=0) if hop < world - 1 else None
-            sums.add(block, gradient, ring.every[starts[owner] : starts[owner] + ring.counts[owner]])
+            sums.add(block, gradient, starts[owner])
             gradient = ring_exchange(gradient, arriving, ring.group, tag=1).wait()
             block = pending.wait() if pending else block
         ctx.save_for_backward(
@@ -310,12 +325,13 @@ class _PairSums:
         self.best = image.new_full((len(image),), -math.inf)
         self.hits = torch.zeros_like(ring.own, dtype=torch.bool)
 
-    def add(self, block: Tensor, gradient: Tensor, ids: Tensor) -> None:
-        """block: texts `[n, P]` of these ids; their gradient is added to `gradient`."""
+    def add(self, block: Tensor, gradient: Tensor, first: int) -> None:
+        """block: texts `[n, P]` from row `first` of the global batch on; their gradient is added to `gradient`."""
         for start in range(0, len(block) if len(self.image) else 0, self.ring.chunk):
             piece = slice(start, start + self.ring.chunk)
             similarity = self.image @ block[piece].T
-            same = self.ring.own[:, None] == ids[piece]
+            columns = slice(first + start, first + min(start + self.ring.chunk, len(block)))
+            same = self.ring.positives.of_images(self.ring.own, columns)
             # log sigmoid of +logit where the pair matches, of -logit elsewhere
             sign = same.to(similarity.dtype).mul_(2).sub_(1)
             signed = (similarity * self.scale).add_(self.bias).mul_(sign)

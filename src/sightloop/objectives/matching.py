@@ -26,22 +26,25 @@ def hard_negatives(
     seed: int,
     step: int,
     ids: Tensor | None = None,
+    positive: Tensor | None = None,
     stream: int = 0,
     share: float = 1.0,
 ) -> Tensor:
     """One wrong partner for each row, drawn in proportion to softmax(similarity) + 1e-4: int64 `[b]` -> column 0..B-1.
 
     similarity `[b, B]`: my rows against the columns to draw from, already divided by the temperature; the own pair of
-    row i is column offset + i. ids: int64 `[B]`; no column of the row's own id is drawn. A row for which nothing is
-    left gets `IGNORED`. The draw depends on (seed, step, stream, offset + i, column) alone: the same for every number
-    of processes. stream: one number for images looking for texts, another for the other direction. share: the chance
-    of a row to be drawn so; the others are drawn evenly from the same columns.
+    row i is column offset + i. ids: int64 `[B]`; no column of the row's own id is drawn. positive: bool `[b, B]`,
+    further columns that match the row, which are not drawn either. A row for which nothing is left gets `IGNORED`.
+    The draw depends on (seed, step, stream, offset + i, column) alone: the same for every number of processes.
+    stream: one number for images looking for texts, another for the other direction. share: the chance of a row to be
+    drawn so; the others are drawn evenly from the same columns.
     """
     columns = torch.arange(similarity.shape[1], device=similarity.device)
     own = offset + torch.arange(similarity.shape[0], device=similarity.device)
     negatives: list[Tensor] = []
     # By blocks of rows: the noise of all pairs takes more memory than their similarities.
-    for scores, rows in zip(similarity.detach().split(512), own.split(512), strict=True):
+    blocks = [None] * len(own.split(512)) if positive is None else positive.split(512)
+    for scores, rows, matches in zip(similarity.detach().split(512), own.split(512), blocks, strict=True):
         scores32 = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = scores32.softmax(1) + 1e-4
         if share < 1:
@@ -49,6 +52,8 @@ def hard_negatives(
             weights = torch.where(coin < share, weights, 1.0)
         column_ids = columns if ids is None else ids
         weights = weights.masked_fill(column_ids[rows][:, None] == column_ids, 0)
+        if matches is not None:
+            weights = weights.masked_fill(matches, 0)
         # Of exponential waiting times with rates w, the first comes from j with probability w_j / sum(w).
         waiting_times = (
             -_uniform_noise(_hash_key(seed, step, stream), rows, columns).log().to(weights.dtype) / weights

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.atomic import TEMP_PREFIX, TEMP_SUFFIX, atomic_path, sync_folder, write_json
 from sightloop.errors import CheckpointError
 from sightloop.training.distributed import full_tensor, local_shard, shard_like
+from sightloop.training.monitor import TrainingMonitor
 from sightloop.types import JsonDict, JsonMapping
 
 _NAME = re.compile(r"step-(\d+)")
@@ -97,8 +99,9 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write_tensors(tensors, temporary / "state.safetensors")
-        write_json({"step": state.step, "notes": state.notes}, temporary / "state.json")
+        checksum = _write_tensors(tensors, temporary / "state.safetensors")
+        record = {"step": state.step, "notes": state.notes, "blake2b": checksum}
+        write_json(record | {"check": _check_of(record)}, temporary / "state.json")
         if target.exists():  # damaged, or left by an interrupted run
             os.replace(target, former)
         os.replace(temporary, target)
@@ -109,11 +112,15 @@ def save_checkpoint(state: TrainState, run: Path, *, first: bool = True) -> Path
     return target
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     """Writes a safetensors file: 8 bytes length of the header (little-endian), the header as JSON, then the tensors.
 
     In the order of `tensors`, with one full tensor in memory at a time.
+
+    Returns:
+        Hexadecimal BLAKE2b digest of the file.
     """
+    digest = blake2b(digest_size=16)
     header: JsonDict = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -126,10 +133,14 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligned to 8 bytes
     with atomic_path(path) as temporary, temporary.open("r+b") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        head = len(text).to_bytes(8, "little") + text
+        file.write(head)
+        digest.update(head)
         for tensor in tensors.values():
-            values = full_tensor(tensor).cpu().contiguous().flatten()
-            file.write(values.view(torch.uint8).numpy().data)
+            values = full_tensor(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            file.write(values)
+            digest.update(values)
+    return digest.hexdigest()
 
 
 def resume(state: TrainState, run: Path) -> list[str]:
@@ -163,14 +174,41 @@ def resume(state: TrainState, run: Path) -> list[str]:
 
 
 def _read(folder: Path) -> tuple[Mapping[str, Tensor], int, JsonDict]:
-    data = json.loads((folder / "state.json").read_text("utf-8"))
-    if (
-        not isinstance(data, dict)
-        or not isinstance(data.get("step"), int)
-        or not isinstance(data.get("notes"), dict)
-    ):
-        raise CheckpointError(f"{folder / 'state.json'}: lacks step or notes")
-    return read_tensors([folder / "state.safetensors"]), data["step"], data["notes"]
+    path = folder / "state.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: not the JSON of a checkpoint") from error
+    if not isinstance(record, dict) or not _is_state(record):
+        raise CheckpointError(f"{path}: lacks step or notes, or their values are of wrong types")
+    if "check" in record and record.pop("check") != _check_of(record):
+        raise CheckpointError(f"{path}: its checksum does not match")
+    tensors = folder / "state.safetensors"
+    if "blake2b" in record:
+        with tensors.open("rb") as file:
+            if file_digest(file, lambda: blake2b(digest_size=16)).hexdigest() != record["blake2b"]:
+                raise CheckpointError(f"{tensors}: its checksum does not match")
+    return read_tensors([tensors]), record["step"], record["notes"]
+
+
+def _check_of(record: JsonMapping) -> str:
+    """Hexadecimal digest of JSON values."""
+    return blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _is_state(record: JsonMapping) -> bool:
+    """Whether step and notes have the types that a checkpoint writes."""
+    step, notes = record.get("step"), record.get("notes")
+    if type(step) is not int or step < 0 or not isinstance(notes, dict):
+        return False
+    best, watch, pointer = notes.get("best", [0, 0.0]), notes.get("watch"), notes.get("pointer", 0)
+    if not isinstance(best, list) or [type(x) for x in best] not in ([int, float], [int, int]):
+        return False
+    try:
+        TrainingMonitor(state=watch)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return False
+    return type(pointer) is int and pointer >= 0
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Literal
 from sightloop.data.images.augment import Augment
 from sightloop.errors import UsageError
 from sightloop.training.config_parser import from_dict, set_option
-from sightloop.training.optimizer import OptimizerConfig
+from sightloop.training.optimizer_config import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
 from sightloop.types import JsonDict, JsonMapping
 
@@ -271,3 +271,32 @@ def _check(recipe: Recipe) -> None:
     for text, is_wrong in wrong.items():
         if is_wrong:
             raise UsageError(text)
+    _check_bounds(recipe)
+
+
+def _check_bounds(recipe: Recipe) -> None:
+    """Checks least values of numbers."""
+    model, data, evaluation = recipe.model, recipe.data, recipe.evaluation
+    least_one = {
+        "evaluation.samples": evaluation.samples,
+        "evaluation.num_beams": evaluation.num_beams,
+        "evaluation.max_tokens": evaluation.max_tokens,
+        "model.vocab_size": model.vocab_size,
+        "model.lora_rank": model.lora_rank,
+    }
+    least_zero = {
+        "steps": recipe.steps,
+        "epochs": recipe.epochs,
+        "save_every": recipe.save_every,
+        "match_weight": recipe.match_weight,
+        "evaluation.every": evaluation.every,
+        "evaluation.show": evaluation.show,
+        "data.texts": data.texts,
+        "data.questions": data.questions,
+        "data.cache": data.cache,
+        "model.image_size": model.image_size,
+    }
+    for least, numbers in ((1, least_one), (0, least_zero)):
+        for name, number in numbers.items():
+            if number < least:
+                raise UsageError(f"{name}={number}: must be at least {least}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
+from inspect import signature
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sightloop.errors import UsageError
@@ -71,12 +73,16 @@ def from_dict(kind: Callable[..., T], data: JsonMapping, path: str) -> T:
         path: prefix of the names in messages.
 
     Raises:
-        UsageError: a field is unknown, or a value is of the wrong type.
+        UsageError: a field is unknown or missing, or a value is of the wrong type or not finite.
     """
     hints = get_type_hints(kind)
     if unknown := sorted(set(data) - set(hints)):
         raise UsageError(f"{path}{unknown[0]}: no such setting{_suggest(unknown[0], hints)}")
-    return kind(**{name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()})
+    values = {name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()}
+    for name, parameter in signature(kind).parameters.items():
+        if name not in values and parameter.default is parameter.empty:
+            raise UsageError(f"{path}{name}: this setting is missing")
+    return kind(**values)
 
 
 def _convert(hint: object, value: object, path: str) -> object:
@@ -105,14 +111,24 @@ def _convert(hint: object, value: object, path: str) -> object:
         if not isinstance(value, Mapping):
             raise wrong
         return {name: _convert(args[1], item, f"{path}.{name}") for name, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        number = _finite(value)
+        if number is None:
+            raise wrong
+        return number
     # bool is a subclass of int
     if not (isinstance(hint, type) and isinstance(value, hint)) or (
         isinstance(value, bool) and hint is not bool
     ):
         raise wrong
     return value
+
+
+def _finite(value: float) -> float | None:
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of more than 308 digits
+        return None
 
 
 def _convert_tuple(

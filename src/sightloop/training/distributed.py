@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from sightloop.inference.load import choose_device
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # slow to import
+
+T = TypeVar("T")
 
 _BUCKET = 32 * 1024 * 1024  # bytes of gradients in one all-reduce
 
@@ -159,16 +161,13 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
     return split.to_local()
 
 
-def sum_values(values: Mapping[str, float], ranks: World) -> dict[str, float]:
-    """Sums of values by name over the processes; a missing name counts as 0."""
+def gather_objects(value: T, ranks: World) -> list[T]:
+    """The value of every process, by rank."""
     if ranks.world_size == 1:
-        return dict(values)
-    gathered: list[dict[str, float]] = [{} for _ in range(ranks.world_size)]
-    dist.all_gather_object(gathered, dict(values))
-    return {
-        name: sum(part.get(name, 0.0) for part in gathered)
-        for name in dict.fromkeys(name for part in gathered for name in part)
-    }
+        return [value]
+    gathered: list[T] = [value] * ranks.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def barrier(ranks: World) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -54,9 +54,10 @@ class RunLog:
     def __init__(self, folder: Path, resume_step: int | None = None, *, tensorboard: bool = False) -> None:
         """Opens the log. tensorboard: also write RUN/tensorboard.
 
-        Raises UsageError where a run begins (`resume_step` None) in a folder that has a log, or TensorBoard is not
-        installed; SightloopError where the log to go on with is damaged.
+        Damaged lines of the log to go on with are left out, and named in `repairs`. Raises UsageError where a run
+        begins (`resume_step` None) in a folder that has a log, or TensorBoard is not installed.
         """
+        self.repairs: list[str] = []
         self._folder = folder
         self._known: set[str] = set()
         path = folder / METRICS
@@ -105,11 +106,14 @@ class RunLog:
                 event = replace(event, folder=folder.relative_to(self._folder))
         return to_json(event)
 
+    def _note_damage(self, problem: str) -> None:
+        self.repairs.append(f"{problem}; the line is removed")
+
     def _kept(self, path: Path, last: int) -> Iterator[JsonDict]:
         """What an unbroken run would have written before its step `last` + 1."""
         saved = last == 0
         waiting: list[JsonDict] = []  # samples skipped on the way to a step belong to it
-        for entry, event in _lines(path) if path.exists() else ():
+        for entry, event in _lines(path, self._note_damage) if path.exists() else ():
             if isinstance(event, SampleSkipped):
                 waiting.append(entry)
                 continue
@@ -135,17 +139,22 @@ def _without_times(entry: JsonMapping) -> str:
     return json.dumps({name: entry[name] for name in entry if name not in ("seconds", "first_step")})
 
 
-def _lines(path: Path) -> Iterator[tuple[JsonDict, RunEvent]]:
+def _lines(path: Path, on_damage: Callable[[str], None] | None = None) -> Iterator[tuple[JsonDict, RunEvent]]:
+    """The lines with their events. Damaged ones are given to `on_damage` and left out; without it they are an error."""
     if not path.is_file():
         raise SightloopError(f"{path}: no such file; a training run writes it into its folder")
     for line in read_journal(path):
         try:
             if line.entry is None:
                 raise ValueError("not a JSON object")
-            yield line.entry, from_json(line.entry)
+            event = from_json(line.entry)
         except (ValueError, AttributeError, SightloopError) as error:
-            remedy = "remove that line, or begin the run anew"
-            raise SightloopError(f"{path}, line {line.number}: {error}; {remedy}") from error
+            problem = f"{path}, line {line.number}: {error}"
+            if on_damage is None:
+                raise SightloopError(f"{problem}; remove that line, or begin the run anew") from error
+            on_damage(problem)
+        else:
+            yield line.entry, event
 
 
 def _writer() -> Any:

@@ -6,9 +6,7 @@ Here networks and objectives meet: networks return features and logits, `objecti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from sightloop.nn.attention import Linear
 from sightloop.objectives import contrastive, language, masked, matching
 from sightloop.objectives.gather import gather_rows, row_offset
+from sightloop.objectives.positives import NO_CAPTION, Positives
 from sightloop.protocols import (
     BiasNetwork,
     DecoderNetwork,
@@ -30,145 +29,18 @@ from sightloop.protocols import (
     require,
 )
 from sightloop.towers.text import LanguageModel
-from sightloop.training.config import Recipe
-from sightloop.training.dataloader import Batch, TextRows
-from sightloop.training.grad_cache import GradCache
+from sightloop.training.dataloader import TextRows
 from sightloop.training.heads import WordHead
+from sightloop.training.loss_context import (
+    LossContext,
+    PairIds,
+    embed_pixels,
+    gather_pairs,
+    global_count,
+    select_rows,
+)
 from sightloop.training.masking import mask_patches, mask_words
-from sightloop.types import Encoded, Loss
-
-P = TypeVar("P")
-
-
-@dataclass(eq=False)
-class LossContext:
-    """One step: networks, this process's rows, the features computed so far, the sums to report.
-
-    Args:
-        network: the network in training.
-        teacher: the momentum teacher, None without.
-        heads: modules that only training needs.
-        recipe: weights of the objectives, and their options.
-        batch: b images with their texts, on the device.
-        pixels: `[b, 3, S, S]`, normalized.
-        queue: past features, "image" and "text" `[Q, P]`, "ids" `[Q]`; empty without.
-        alpha: weight of the teacher's soft targets, 0..1.
-        cache: features and gradients of the batch, a micro-batch at a time.
-
-    Attributes:
-        values: this process's share of each loss and fact.
-        chances: each loss of a model that has learned nothing.
-        new_features: features of the global batch for the queue.
-    """
-
-    network: nn.Module
-    teacher: nn.Module | None
-    heads: nn.ModuleDict
-    recipe: Recipe
-    batch: Batch
-    pixels: Tensor
-    queue: Mapping[str, Tensor]
-    alpha: float
-    cache: GradCache
-    values: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    chances: dict[str, float] = field(default_factory=dict[str, float])
-    new_features: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-    def net(self, protocol: type[P]) -> P:
-        """The network as one of `protocols`."""
-        return require(self.network, protocol)
-
-    def add(self, name: str, loss: Loss) -> None:
-        """Adds a loss with the recipe's weight, and its facts to the report."""
-        self.cache.add(self.recipe.terms[name] * loss.value)
-        shares = {name: loss.value} | {f"{name}.{fact}": value for fact, value in loss.facts.items()}
-        for key, value in shares.items():
-            self.values[key] = self.values.get(key, torch.zeros(())) + value.detach().float().cpu()
-        self.chances[name] = loss.chance
-
-    @cached_property
-    def tokens(self) -> Tensor:
-        """Image tokens of every image `[b, N, D]`."""
-        network = self.net(Network)
-        return self.cache.encode(partial(_image_tokens, network), self.pixels)
-
-    @cached_property
-    def first_captions(self) -> TextRows:
-        """The first caption of each image that has one, c rows."""
-        return _first(self.batch.captions, self.pixels.device)
-
-    @property
-    def captions_per_image(self) -> int:
-        """K, captions that are read with each captioned image (`data.texts`)."""
-        rows = self.batch.captions
-        return len(rows.ids) // len(rows.image_rows) if rows is not None and len(rows.ids) else 1
-
-    @cached_property
-    def text_embeddings(self) -> Tensor:
-        """Embeddings of all captions `[c * K, P]`, those of one image together."""
-        rows = self.batch.captions
-        if rows is None or not len(rows.ids):
-            return self._no_rows()
-        return self.cache.encode(self.net(Embedder).embed_text, rows.input_ids, rows.lengths)
-
-    @cached_property
-    def image_embeddings(self) -> Tensor:
-        """Embeddings of their images, one for each caption: `[c * K, P]`."""
-        rows, network = self.first_captions, self.net(Embedder)
-        if not len(rows.ids):
-            return self._no_rows()
-        if network.embeds_first_token:  # cheap for the whole batch, from tokens that other objectives share
-            tokens = select_rows(self.tokens, rows.image_rows)
-            return self.repeat_per_caption(network.embed_image(Encoded(tokens, tokens[:, 0])))
-        pixels = select_rows(self.pixels, rows.image_rows)
-        return self.repeat_per_caption(self.cache.encode(partial(_embed_pixels, self.network), pixels))
-
-    def repeat_per_caption(self, x: Tensor) -> Tensor:
-        """A row for each image -> one for each of its captions: `[c, ...]` -> `[c * K, ...]`."""
-        return x if self.captions_per_image == 1 else x.repeat_interleave(self.captions_per_image, 0)
-
-    @cached_property
-    def groups(self) -> Tensor:
-        """int64 `[c * K]`: rows of equal value are no negatives of each other (captions of one image)."""
-        return self.repeat_per_caption(self.batch.sample_indices[self.first_captions.image_rows])
-
-    def _no_rows(self) -> Tensor:
-        return self.pixels.new_zeros(0, self.net(Embedder).embed_dim)
-
-
-def _image_tokens(network: Network, pixels: Tensor) -> Tensor:
-    """pixels `[b, 3, S, S]` -> `[b, N, D]`."""
-    return network.encode_image(pixels).tokens
-
-
-def _embed_pixels(network: nn.Module, pixels: Tensor) -> Tensor:
-    """pixels `[b, 3, S, S]` -> `[b, P]`."""
-    return require(network, Embedder).embed_image(require(network, Network).encode_image(pixels))
-
-
-def select_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], `[n, ...]` -> `[r, ...]`, without a copy if that is x.
-
-    Call it for each micro-batch: each has its own backward pass.
-    """
-    if len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all()):
-        return x
-    return x[rows]
-
-
-def _first(rows: TextRows | None, device: torch.device) -> TextRows:
-    if rows is None:
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        return TextRows(none[:, None], none, none, 1, none[:, None])
-    each = len(rows.ids) // len(rows.image_rows)
-    lengths = rows.lengths[::each]
-    ids, read = (x[::each, : int(lengths.max())] for x in (rows.ids, rows.input_ids))
-    return TextRows(ids, lengths, rows.image_rows, rows.prompt_length, read)
-
-
-def global_count(count: int) -> int:
-    """Sum of a count over the processes."""
-    return int(gather_rows(torch.tensor([[float(count)]])).sum())
+from sightloop.types import Encoded
 
 
 def itc(context: LossContext) -> None:
@@ -178,25 +50,36 @@ def itc(context: LossContext) -> None:
     networks stay at chance for longer.
     """
     teacher, queue = context.teacher, context.queue
-    image, text, ids = context.image_embeddings, context.text_embeddings, context.groups
+    image, text, positives = context.image_embeddings, context.text_embeddings, context.positives
     rows = context.batch.captions or context.first_captions
     with torch.no_grad():
-        features = {"image": image.detach(), "text": text.detach(), "ids": ids}
+        features = {"image": image.detach(), "text": text.detach()}
         if teacher is not None:
             pixels = select_rows(context.pixels, context.first_captions.image_rows)
-            embedded = _in_parts(context, partial(_embed_pixels, teacher), pixels)
+            embedded = _in_parts(context, partial(embed_pixels, teacher), pixels)
             features["image"] = context.repeat_per_caption(embedded)
             features["text"] = _in_parts(
                 context, require(teacher, Embedder).embed_text, rows.ids, rows.lengths
             )
-        features = context.new_features = {name: gather_rows(x) for name, x in features.items()}
-        # Candidates: the global batch, then the queue.
-        images, texts, all_ids = (torch.cat([x, queue[name]]) if queue else x for name, x in features.items())
-        count, offset = len(features["ids"]), row_offset(len(image))[0]
-        candidates = contrastive.Candidates(images, texts, count, offset, all_ids)
+        features = {name: gather_rows(x) for name, x in features.items()}
+        count, offset = len(positives.ids), row_offset(len(image))[0]
+        images, texts = features["image"], features["text"]
+        if queue:  # the candidates are the global batch, then the queue
+            ids = gather_pairs(context.pairs)
+            context.new_features = features | {"ids": ids.samples, "texts": ids.texts}
+            images, texts = (torch.cat([features[name], queue[name]]) for name in ("image", "text"))
+            positives = _with_queue(ids, queue)
+        candidates = contrastive.Candidates(images, texts, count, offset, positives)
     if count:
         temperature = context.net(TemperatureNetwork).temperature
         context.add("itc", contrastive.itc_loss(image, text, candidates, temperature, alpha=context.alpha))
+
+
+def _with_queue(pairs: PairIds, queue: Mapping[str, Tensor]) -> Positives:
+    """Matching pairs among those of the batch and those of the queue, of which one text each is known."""
+    captions = nn.functional.pad(queue["texts"][:, None], (0, pairs.captions.shape[1] - 1), value=NO_CAPTION)
+    rows = ((pairs.samples, queue["ids"]), (pairs.texts, queue["texts"]), (pairs.captions, captions))
+    return Positives.from_texts(*(torch.cat(both) for both in rows))
 
 
 def _in_parts(context: LossContext, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -214,16 +97,28 @@ def itm(context: LossContext) -> None:
     """
     rows, network, recipe = context.first_captions, context.net(Matcher), context.recipe
     with torch.no_grad():
-        pairs = (context.image_embeddings.detach(), context.text_embeddings.detach(), context.groups)
-        image, text, group = (x[:: context.captions_per_image] for x in pairs)
-        images, texts, ids = gather_rows(image), gather_rows(text), gather_rows(group)
-        if not len(ids) or bool((ids == ids[0]).all()):
+        features = (context.image_embeddings.detach(), context.text_embeddings.detach(), *context.pairs)
+        image, text, *pairs = (x[:: context.captions_per_image] for x in features)
+        images, texts = gather_rows(image), gather_rows(text)
+        positives = Positives.from_texts(*gather_pairs(PairIds(*pairs)))
+        offset = row_offset(len(image))[0]
+        ids, own = positives.ids, torch.arange(offset, offset + len(image), device=image.device)
+        if _all_match(positives):
             return  # no pair has a negative
-        keys = {"offset": row_offset(len(image))[0], "seed": recipe.seed, "step": context.batch.step}
+        keys = {"offset": offset, "seed": recipe.seed, "step": context.batch.step}
         scale = context.net(TemperatureNetwork).temperature.detach()
         draw = partial(matching.hard_negatives, ids=ids, share=recipe.hard_negatives, **keys)
-        wrong_text = draw(contrastive.similarities(image, texts) / scale, stream=0)
-        wrong_image = draw(contrastive.similarities(text, images) / scale, stream=1)
+        shared = positives.texts is not None
+        wrong_text = draw(
+            contrastive.similarities(image, texts) / scale,
+            stream=0,
+            positive=positives.of_images(own) if shared else None,
+        )
+        wrong_image = draw(
+            contrastive.similarities(text, images) / scale,
+            stream=1,
+            positive=positives.of_texts(own) if shared else None,
+        )
     tokens = select_rows(context.tokens, rows.image_rows)
     all_tokens, _ = context.cache.gather(tokens)
     width = max(int(gather_rows(torch.tensor([[rows.ids.shape[1]]])).max()), rows.ids.shape[1])
@@ -250,6 +145,15 @@ def itm(context: LossContext) -> None:
         labels = torch.cat([torch.stack([torch.ones_like(wrong), wrong], 1).flatten(), wrong])
         logits = torch.cat([text_logits, image_logits])
         context.add("itm", matching.itm_loss(logits, labels, count, match_weight=recipe.match_weight))
+
+
+def _all_match(positives: Positives) -> bool:
+    """Whether each image of the global batch matches each text, or there are none."""
+    ids = positives.ids
+    if not len(ids) or bool((ids == ids[0]).all()):
+        return True
+    rows = torch.arange(len(ids), device=ids.device)
+    return positives.texts is not None and all(bool(positives.of_images(r).all()) for r in rows.split(512))
 
 
 def lm(context: LossContext) -> None:
@@ -391,16 +295,22 @@ def _expand_image(network: PromptedNetwork, ids: Tensor, lengths: Tensor, more: 
 
 def clip(context: LossContext) -> None:
     """CLIP's softmax over all pairs of the global batch (Radford et al. 2021, figure 3)."""
+    if global_count(len(context.first_captions.ids)) == 0:
+        return
     scale = context.net(ScaleNetwork).logit_scale.exp()
-    loss = contrastive.clip_loss(context.image_embeddings, context.text_embeddings, scale, ids=context.groups)
+    loss = contrastive.clip_loss(
+        context.image_embeddings, context.text_embeddings, scale, ids=context.positives
+    )
     context.add("clip", loss)
 
 
 def siglip(context: LossContext) -> None:
     """SigLIP's sigmoid for every pair of the global batch (Zhai et al. 2023, algorithm 1)."""
+    if global_count(len(context.first_captions.ids)) == 0:
+        return
     scale, bias = context.net(ScaleNetwork).logit_scale.exp(), context.net(BiasNetwork).logit_bias
     embeddings = (context.image_embeddings, context.text_embeddings)
-    context.add("siglip", contrastive.siglip_loss(*embeddings, scale, bias, ids=context.groups))
+    context.add("siglip", contrastive.siglip_loss(*embeddings, scale, bias, ids=context.positives))
 
 
 def mlm(context: LossContext) -> None:

@@ -6,7 +6,7 @@ Deterministic, with a JSON state, so that a resumed run warns like an uninterrup
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
@@ -62,6 +62,7 @@ class TrainingMonitor:
         *,
         patience: int = 200,
         bounds: Mapping[str, tuple[float, float]] | None = None,
+        terms: Collection[str] = (),
         state: JsonMapping | None = None,
     ) -> None:
         """Creates a monitor.
@@ -69,24 +70,33 @@ class TrainingMonitor:
         Args:
             patience: steps before a warning about a term at chance, at least 20.
             bounds: (least, greatest) value of clamped parameters, by the last part of their name.
+            terms: of the loss; a step without one of them has a lower loss, and is no sign of progress.
             state: `state()` of a run to resume.
+
+        Raises:
+            TypeError, ValueError, AttributeError: a value of the state is of the wrong type.
         """
         self._patience = max(patience, 20)
         self._window = self._patience // 2
         self._bounds = dict(bounds or {})
+        self._terms = set(terms)
         state = state or {}
         self._steps = int(state.get("seen", 0))  # steps
         self._steady = int(state.get("steady", 0))  # steps after the warm-up
         self._rate = float(state.get("rate", 0.0))
-        self._last: float | None = state.get("last")
-        self._first: float | None = state.get("first")
+        self._last: float | None = _float_or_none(state.get("last"))
+        self._first: float | None = _float_or_none(state.get("first"))
         # mean and deviation of the best block of losses
-        self._best: list[float] = list(state.get("best", []))
-        self._windows: dict[str, list[float]] = {k: list(v) for k, v in state.get("windows", {}).items()}
+        self._best: list[float] = list(map(float, state.get("best", [])))
+        if len(self._best) not in (0, 2):
+            raise ValueError("best: not a mean and a deviation")
+        self._windows: dict[str, list[float]] = {
+            name: list(map(float, values)) for name, values in state.get("windows", {}).items()
+        }
         # name -> step at which it is raised again
-        self._alarms: dict[str, int] = dict(state.get("alarms", {}))
+        self._alarms: dict[str, int] = {name: int(at) for name, at in state.get("alarms", {}).items()}
         # term -> windows at chance after it had left chance
-        self._back: dict[str, int] = dict(state.get("back", {}))
+        self._back: dict[str, int] = {name: int(count) for name, count in state.get("back", {}).items()}
         self._left: list[str] = list(state.get("left", []))
         self.fatal = bool(state.get("fatal", False))
 
@@ -114,7 +124,7 @@ class TrainingMonitor:
         self._steps += 1
         self._steady += event.lr <= self._rate or self._steps == 1
         self._rate, self._last = event.lr, event.loss
-        warnings = [self._check_explosion(event)]
+        warnings = [self._check_explosion(event) if self._terms <= event.chances.keys() else None]
         warnings += [self._check_chance(event, term) for term in event.chances if term in event.values]
         warnings += [self._check_fact(event, name) for name in event.values if name not in event.chances]
         return [warning for warning in warnings if warning is not None]
@@ -254,6 +264,12 @@ class TrainingMonitor:
         if over and self._alarms.pop(alarm, None) is not None:
             return False
         return None
+
+
+def _float_or_none(value: object) -> float | None:
+    if value is None or isinstance(value, int | float):
+        return value
+    raise TypeError(f"{value!r} is not a number")
 
 
 def _deviation(values: Sequence[float]) -> float:

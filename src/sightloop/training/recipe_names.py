@@ -1,4 +1,4 @@
-"""Names and descriptions of the shipped recipes, for the help of the command line. Imports no torch.
+"""Names and descriptions of the shipped recipes, and the checks of a run before torch is imported.
 
 The values of a recipe are in `sightloop.training.recipes`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from sightloop.errors import UsageError
 
@@ -58,3 +59,14 @@ def check_recipe(name: str, settings: Sequence[str]) -> tuple[str, str]:
 
     recipe = apply_settings(find_recipe(name), settings)
     return recipe.evaluation.data or "", recipe.model.init_from or ""
+
+
+def check_training(recipe: str, data: Sequence[str], folder: Path, settings: Sequence[str]) -> None:
+    """As `requirements.check_training`; importing this module alone takes no time.
+
+    Raises:
+        UsageError: recipe, settings, data and folder do not fit each other.
+    """
+    from sightloop.training import requirements
+
+    requirements.check_training(recipe, data, folder, settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 from sightloop.data.images.augment import Augment
 from sightloop.errors import UsageError
 from sightloop.training.config import DataSettings, ModelSettings, Recipe, TeacherSettings, from_json
-from sightloop.training.optimizer import OptimizerConfig
+from sightloop.training.optimizer_config import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
 
 
@@ -24,11 +24,16 @@ def find_recipe(name: str) -> Recipe:
     if path.suffix == ".json" and path.is_file():
         try:
             data = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{name}: cannot be read as JSON ({error})") from error
+        if isinstance(data, dict) and "terms" not in data:
+            data = data.get("recipe")  # recipe.json of a run: {"recipe": ..., "data": ...}
         if not isinstance(data, dict):
             raise UsageError(f"{name}: holds no recipe; a run's recipe.json shows what one looks like")
-        return from_json(data)
+        try:
+            return from_json(data)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
     raise UsageError(f"{name}: no such recipe; choose from {', '.join(RECIPES)}, or name a .json file")
 
 

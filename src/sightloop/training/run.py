@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,17 +12,18 @@ import torch
 from torch import Tensor
 
 from sightloop.data.atomic import lock_folder, write_json
-from sightloop.data.datasets.dataset import Dataset, open_dataset
-from sightloop.errors import SightloopError, UsageError
+from sightloop.data.datasets.dataset import Dataset
+from sightloop.errors import SightloopError
 from sightloop.nn.lora import add_lora
 from sightloop.nn.regularization import set_activation_checkpointing
+from sightloop.objectives.positives import NO_TEXT
 from sightloop.protocols import Embedder, require
 from sightloop.training import checkpoint, optimizer
 from sightloop.training.build import TrainableModel, build_model
 from sightloop.training.calibration import split_held_out
 from sightloop.training.checkpoint import TrainState
 from sightloop.training.compile import check_compiler, compile_blocks
-from sightloop.training.config import Recipe, from_json, to_json
+from sightloop.training.config import Recipe, to_json
 from sightloop.training.distributed import (
     World,
     agree,
@@ -32,7 +31,14 @@ from sightloop.training.distributed import (
 )
 from sightloop.training.ema import ema_copy
 from sightloop.training.monitor import TrainingMonitor, patience_for
-from sightloop.types import JsonDict, JsonMapping
+from sightloop.training.requirements import (
+    RECIPE_FILE,
+    check_data,
+    check_folder,
+    count_steps,
+    holds_out,
+    open_training_data,
+)
 
 if TYPE_CHECKING:
     from sightloop.training.fsdp import FSDP
@@ -54,7 +60,9 @@ class TrainRun:
         monitor: watches the losses.
         damaged: a message for each checkpoint that cannot be read.
         held_out: images held out of the training for calibration, or None.
+        data_warnings: of `requirements.check_data`.
         skipped: keys of samples that were reported as unusable.
+        idle: no step of the run had a sample to learn from.
     """
 
     recipe: Recipe
@@ -68,7 +76,9 @@ class TrainRun:
     monitor: TrainingMonitor
     damaged: list[str]
     held_out: Dataset | None
+    data_warnings: list[str]
     skipped: set[str] = field(default_factory=set[str])
+    idle: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,29 +102,29 @@ def open_run(
         UsageError: data or folder cannot be used, or the recipe does not fit them.
         SightloopError: no checkpoint can be read, or the processes see different ones.
     """
-    dataset = open_dataset(data)
-    if dataset.is_stream:
-        raise UsageError(
-            f"{data}: a stream cannot be shuffled; turn it into shards or a table with `sightloop convert`"
-        )
-    if len(dataset) < 2:
-        raise UsageError(f"{data}: {len(dataset)} samples; training needs at least 2")
+    dataset = open_training_data(data)
+    warnings = check_data(recipe, dataset, data)
     if recipe.compile:
         check_compiler(ranks.device)
     if ranks.first:
         stack.enter_context(_locked(folder, recipe, dataset))
-    dataset, held_out = split_held_out(dataset) if _holds_out(recipe) else (dataset, None)
+    dataset, held_out = split_held_out(dataset) if holds_out(recipe) else (dataset, None)
     model = _build_in_turn(recipe, dataset, folder, ranks)
     state, fsdp = _state(recipe, model, ranks)
-    steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(dataset) / recipe.data.batch))
+    steps = count_steps(recipe, len(dataset))
     damaged = checkpoint.resume(state, folder)
     if not agree([state.step], ranks):
         raise SightloopError(
             f"{folder}: processes see different checkpoints in it; use a folder that all machines share"
         )
     bounds = optimizer.CLAMPS if "siglip" not in recipe.terms else {}
-    monitor = TrainingMonitor(patience=patience_for(steps), bounds=bounds, state=state.notes.get("watch"))
-    return TrainRun(recipe, folder, ranks, dataset, model, state, fsdp, steps, monitor, damaged, held_out)
+    terms = [name for name, weight in recipe.terms.items() if weight > 0]
+    monitor = TrainingMonitor(
+        patience=patience_for(steps), bounds=bounds, terms=terms, state=state.notes.get("watch")
+    )
+    return TrainRun(
+        recipe, folder, ranks, dataset, model, state, fsdp, steps, monitor, damaged, held_out, warnings
+    )
 
 
 def _build_in_turn(recipe: Recipe, dataset: Dataset, folder: Path, ranks: World) -> TrainableModel:
@@ -129,36 +139,12 @@ def _build_in_turn(recipe: Recipe, dataset: Dataset, folder: Path, ranks: World)
 
 @contextmanager
 def _locked(folder: Path, recipe: Recipe, dataset: Dataset) -> Generator[None]:
-    """Locks a new folder, or that of the same run. Settings of evaluation and checkpoints may differ."""
-    path = folder / "recipe.json"
-    record = {"recipe": to_json(recipe), "data": dataset.fingerprint}
-    if path.exists():
-        stored = json.loads(path.read_text("utf-8"))
-        if _identity(stored) != _identity(record):
-            raise UsageError(f"{folder} holds a run with another recipe or other data; choose another --out")
-    elif folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty and holds no run; choose another --out")
+    """Locks a new folder, or that of the same run."""
+    check_folder(folder, recipe, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        write_json(record, path)
+        write_json({"recipe": to_json(recipe), "data": dataset.fingerprint}, folder / RECIPE_FILE)
         yield
-
-
-def _identity(stored: JsonMapping) -> JsonDict:
-    """The data and settings that must not change when a run is resumed."""
-    free = {"evaluation", "save_every", "keep_last", "shard"}
-    recipe = from_json(stored["recipe"])  # settings newer than the run get their defaults
-    kept = {name: value for name, value in to_json(recipe).items() if name not in free}
-    return {"data": stored["data"], "recipe": kept, "holds out": _holds_out(recipe)}
-
-
-def calibrates(recipe: Recipe) -> bool:
-    """Whether the ITM threshold is set at the end of the run."""
-    return recipe.calibrate and recipe.terms.get("itm", 0) > 0
-
-
-def _holds_out(recipe: Recipe) -> bool:
-    return calibrates(recipe) and not recipe.evaluation.data
 
 
 def _state(recipe: Recipe, model: TrainableModel, ranks: World) -> tuple[TrainState, FSDP | None]:
@@ -207,11 +193,12 @@ def _shards(recipe: Recipe, networks: Sequence[torch.nn.Module], ranks: World) -
 
 
 def _queue(recipe: Recipe, network: torch.nn.Module, ranks: World) -> dict[str, Tensor]:
-    """The initial queue: random unit vectors `[Q, P]`, as in BLIP's released code, and ids -1 `[Q]` of no sample."""
+    """The initial queue: random unit vectors `[Q, P]`, as in BLIP's code, and ids -1 `[Q]`: no sample, no text."""
     random = torch.Generator().manual_seed(recipe.seed)
     shape = (recipe.teacher.queue, require(network, Embedder).embed_dim)  # [Q, P]
     queue = {
         name: torch.nn.functional.normalize(torch.randn(shape, generator=random), dim=1).to(ranks.device)
         for name in ("image", "text")
     }
-    return queue | {"ids": torch.full(shape[:1], -1, dtype=torch.int64, device=ranks.device)}
+    none = torch.full(shape[:1], NO_TEXT, dtype=torch.int64, device=ranks.device)
+    return queue | {"ids": none, "texts": none.clone()}

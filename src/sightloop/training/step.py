@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,27 +17,39 @@ from sightloop.training.checkpoint import TrainState
 from sightloop.training.dataloader import Batch, on_device
 from sightloop.training.distributed import (
     clip_gradients,
+    gather_objects,
     reduce_gradients,
-    sum_values,
 )
 from sightloop.training.ema import ema_decay, update_ema
 from sightloop.training.grad_cache import GradCache
-from sightloop.training.loss_terms import LOSS_TERMS, LossContext
+from sightloop.training.loss_context import LossContext
+from sightloop.training.loss_terms import LOSS_TERMS
 from sightloop.training.run import TrainRun
 from sightloop.training.schedule import lr_at
 
 
-def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, float], float]:
+class StepResult(NamedTuple):
+    """Result of a step, the same on every process.
+
+    Args:
+        values: losses and facts by name, of the global batch.
+        chances: loss of each term at chance level; terms without rows in this batch are missing.
+        lr: learning rate.
+        skipped: (key, reason) of samples of the global batch that cannot be used.
+    """
+
+    values: dict[str, float]
+    chances: dict[str, float]
+    lr: float
+    skipped: list[tuple[str, str]]
+
+
+def take_step(run: TrainRun, batch: Batch) -> StepResult:
     """Takes an optimizer step on one batch, in place.
 
     Args:
         run: state before the step, changed to the state after it.
         batch: this process's rows of the global batch.
-
-    Returns:
-        values: losses and facts by name, of the global batch.
-        chances: loss of each term at chance level.
-        lr: learning rate of the step.
     """
     state, recipe, ranks = run.state, run.recipe, run.world
     # Dropout draws from torch's generator: it is seeded at every step, so that checkpoints need no generator state.
@@ -75,8 +88,24 @@ def take_step(run: TrainRun, batch: Batch) -> tuple[dict[str, float], dict[str, 
         update_ema(state.average, network, ema_decay(state.step, recipe.ema))
     if state.queue and context.new_features:
         _enqueue_features(state, context.new_features)
-    values = sum_values({name: float(value) for name, value in context.values.items()}, ranks)
-    return values | _facts(context) | {"gradient_norm": norm}, context.chances, lr
+    values = {name: float(value) for name, value in context.values.items()}
+    parts = gather_objects((values, context.chances, batch.skipped), ranks)
+    return StepResult(
+        _sums(part for part, _, _ in parts) | _facts(context) | {"gradient_norm": norm},
+        # A process without rows of a term knows no chance level of it.
+        {name: chance for _, chances, _ in parts for name, chance in chances.items()},
+        lr,
+        [item for _, _, skipped in parts for item in skipped],
+    )
+
+
+def _sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name; a missing name counts as 0."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
 
 
 def _enqueue_features(state: TrainState, features: Mapping[str, Tensor]) -> None:

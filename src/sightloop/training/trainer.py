@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from sightloop.checkpoints.lora import save_lora
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.leakage import find_leaks
-from sightloop.errors import SightloopError
+from sightloop.errors import SightloopError, is_out_of_memory, os_error_reason
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model
 from sightloop.inference.save import save
@@ -45,11 +46,13 @@ from sightloop.training.events import (
     StepDone,
     WarningRaised,
 )
-from sightloop.training.log import RunLog
+from sightloop.training.log import METRICS, RunLog
 from sightloop.training.recipes import find_recipe
 from sightloop.training.report import write_report, write_samples
-from sightloop.training.run import TrainRun, calibrates, open_run
+from sightloop.training.requirements import calibrates
+from sightloop.training.run import TrainRun, open_run
 from sightloop.training.step import take_step
+from sightloop.training.truncation import truncation_warnings
 from sightloop.training.validation import at_chance, validate, validation_score
 
 _BEST = "best"
@@ -97,15 +100,17 @@ def train(
         log = None
         if ranks.first:
             log = stack.enter_context(RunLog(run.folder, run.state.step, tensorboard=tensorboard))
-        for event in _events(run, stop_after):
+        repairs = log.repairs if log is not None else []
+        for event in _events(run, stop_after, repairs):
             if log is not None:
-                log.write(event)
-                if isinstance(event, (Evaluated, RunEnded)):
-                    write_report(run.folder)
+                with _writing(run):
+                    log.write(event)
+                    if isinstance(event, (Evaluated, RunEnded)):
+                        write_report(run.folder)
                 yield event
 
 
-def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
+def _events(run: TrainRun, stop_after: int | None, repairs: Sequence[str]) -> Iterator[RunEvent]:
     state, recipe, ranks = run.state, run.recipe, run.world
     parameters = [parameter for _, parameter in state.named_parameters()]
     yield RunStarted(
@@ -117,8 +122,13 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         first_step=state.step,
     )
-    for text in run.damaged:
+    for text in (*run.damaged, *repairs):
         yield WarningRaised(state.step, "checkpoint", text)
+    for text in run.data_warnings if state.step == 0 else ():
+        yield WarningRaised(0, "data", text)
+    if state.step == 0 and ranks.first:
+        for text in truncation_warnings(recipe, run.dataset, run.model.tokenizer):
+            yield WarningRaised(0, "data.max_tokens", text)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
@@ -142,7 +152,8 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     model = _current_model(run)
     if ranks.first:
         yield from _calibrate(run, model)
-        _save_model(run, model, model_folder)
+        with _writing(run):
+            _save_model(run, model, model_folder)
     barrier(ranks)
     yield RunEnded(state.step, time.monotonic() - started, model_folder)
 
@@ -151,11 +162,12 @@ def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
     """A step, then the evaluation and checkpoint that are due."""
     start = time.monotonic()
     state, recipe = run.state, run.recipe
-    for key, reason in batch.skipped:
+    with _fitting_memory(run):
+        values, chances, lr, skipped = take_step(run, batch)
+    for key, reason in skipped:
         if key not in run.skipped:
             run.skipped.add(key)
             yield SampleSkipped(key, reason)
-    values, chances, lr = take_step(run, batch)
     state.step += 1
     event = StepDone(
         step=state.step,
@@ -173,6 +185,7 @@ def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
         raise SightloopError(
             f"step {state.step}: the loss or its gradient is not finite; the last checkpoint is from before this step"
         )
+    _check_progress(run, bool(chances))
     done = state.step == run.steps
     every = recipe.evaluation.every
     best = False
@@ -181,11 +194,23 @@ def _train_step(run: TrainRun, batch: Batch) -> Iterator[RunEvent]:
         best = any_of([state.notes.get(_BEST, [None])[0] == state.step], run.world)[0]
     if done or best or state.step % (recipe.save_every or run.steps_per_epoch) == 0:
         state.notes["watch"] = run.monitor.state()
-        folder = checkpoint.save_checkpoint(state, run.folder, first=run.world.first)
+        with _writing(run):
+            folder = checkpoint.save_checkpoint(state, run.folder, first=run.world.first)
         if run.world.first:
             checkpoint.prune(run.folder, state.step, recipe.keep_last, state.notes.get(_BEST, [None])[0])
             yield CheckpointSaved(state.step, folder)
         barrier(run.world)
+
+
+def _check_progress(run: TrainRun, learned: bool) -> None:
+    """Raises SightloopError if no sample can be used, or no batch of the whole run had one to learn from."""
+    run.idle = run.idle and not learned
+    if run.idle and (len(run.skipped) >= len(run.dataset) or run.state.step == run.steps):
+        raise SightloopError(
+            f"no step had samples to learn from: {len(run.skipped):,} of {len(run.dataset):,} samples cannot be used "
+            f"({run.folder / METRICS} has the reasons), and no batch of {run.recipe.data.batch} has the annotations "
+            "that the objectives need; check the data, or set a larger data.batch"
+        )
 
 
 def _evaluate(run: TrainRun) -> Iterator[RunEvent]:
@@ -270,6 +295,39 @@ def _warn_of_leaks(run: TrainRun) -> Iterator[RunEvent]:
     )
     if leaks:
         yield WarningRaised(0, "leakage", leaks.summary())
+
+
+@contextmanager
+def _writing(run: TrainRun) -> Generator[None]:
+    """Turns errors of writing into a `SightloopError` with the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = os_error_reason(error) if isinstance(error, OSError) else str(error)
+        raise SightloopError(
+            f"{run.folder}: cannot be written in step {run.state.step:,} ({reason}); free some space and repeat the "
+            "same command: it resumes from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def _fitting_memory(run: TrainRun) -> Generator[None]:
+    """Turns a lack of memory into a `SightloopError` with the remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        data = run.recipe.data
+        size = data.micro_batch or data.batch
+        remedy = (
+            f"repeat the same command with --set data.micro_batch={size // 2}, a smaller batch in memory with the "
+            f"gradient of data.batch={data.batch}"
+            if size > 1
+            else "set a smaller data.max_tokens or model.image_size"
+        )
+        reason = str(error).partition("\n")[0]
+        raise SightloopError(f"out of memory in step {run.state.step + 1:,}: {remedy} ({reason})") from error
 
 
 @contextmanager

@@ -93,10 +93,10 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
         UnsupportedError: The model lacks the capability.
     """
     start = time.monotonic()
-    own = {} if source is not None else {"quantize": runtime.quantize, "lora": runtime.lora}
+    quantize, lora = (runtime.quantize, runtime.lora) if source is None else (None, None)
     name = source or runtime.source
     with say_if_slow(f"loading {name} ..."):
-        model = load(name, device=runtime.device, dtype=runtime.dtype, **own)
+        model = load(name, device=runtime.device, dtype=runtime.dtype, quantize=quantize, lora=lora)
     require_capability(model, capability)
     print_detail(f"{model.name}: loaded in {time.monotonic() - start:.1f} s")
     if source is None and runtime.model is None:

@@ -41,6 +41,7 @@ from sightloop.errors import (
     UnsupportedError,
     UsageError,
     describe_os_error,
+    is_out_of_memory,
 )
 
 _INTERRUPTED = 130  # 128 + SIGINT
@@ -167,10 +168,9 @@ def _report(error: Exception) -> int:
         print_error("sightloop", describe_os_error(error))
         discard_stdout()
         return 1
-    # torch.OutOfMemoryError is a RuntimeError; torch is not imported here. On a CPU it is a plain RuntimeError.
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not is_memory and not (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
+    if not is_out_of_memory(error):
         raise error
-    cause = f" ({error})" if str(error) else ""
+    cause = str(error).partition("\n")[0]
+    cause = f" ({cause})" if cause else ""
     print_error("sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16.{cause}")
     return 1

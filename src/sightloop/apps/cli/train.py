@@ -13,7 +13,7 @@ from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.output import say_if_slow
 from sightloop.apps.cli.train_view import show_training
 from sightloop.errors import UsageError
-from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_recipe
+from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_recipe, check_training
 
 _EPILOGUE = "\n".join(
     [
@@ -66,6 +66,7 @@ def train(
     prepare_threads()
     with say_if_slow("starting ..."):
         _check(recipe, data, out, settings, device)
+        check_training(recipe, data, out, settings)  # before torch is imported, which takes seconds
         from sightloop.training.trainer import train as run_train
 
     events = run_train(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)

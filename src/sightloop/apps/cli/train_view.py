@@ -115,6 +115,8 @@ class _ViewState:
         self.saved_step: int | None = None
         self.skipped = 0
         self.curves: dict[str, History] = {}  # loss term -> its values
+        self.chances: dict[str, float] = {}  # loss term -> its latest chance level; a batch may lack a term
+        self._latest: dict[str, list[float]] = {}  # loss term -> its last 20 values
         self._start = time.monotonic()
         self._recent: list[StepDone] = []  # at most 50
 
@@ -126,8 +128,10 @@ class _ViewState:
             case StepDone():
                 self.last_step = event
                 self._recent = [*self._recent[-49:], event]
+                self.chances |= event.chances
                 for term in event.chances:
                     if term in event.values:
+                        self._latest[term] = [*self._latest.get(term, [])[-19:], event.values[term]]
                         self.curves.setdefault(term, History()).add(event.values[term])
             case Evaluated():
                 self.evaluated = event
@@ -139,9 +143,9 @@ class _ViewState:
                 pass
 
     def mean(self, name: str) -> float:
-        """Mean of a value over the last 20 steps, because single steps are noisy."""
-        values = [event.values[name] for event in self._recent[-20:] if name in event.values]
-        return sum(values) / len(values)
+        """Mean of a value over the last 20 steps that have it, because single steps are noisy."""
+        values = self._latest.get(name, [])
+        return sum(values) / len(values) if values else float("nan")
 
     def throughput(self) -> str:
         seconds = sum(event.seconds for event in self._recent)
@@ -287,7 +291,7 @@ class _TerminalView:
         if state.last_step is not None:
             width = max(10, min(100, self._console.width - 40))
             for term, curve in state.curves.items():
-                chance = state.last_step.chances.get(term, 0.0)
+                chance = state.chances.get(term, 0.0)
                 line = Text(f"{one_line(term):>8.8} {state.mean(term):9.4g}  ", no_wrap=True)
                 line.append_text(_sparkline(curve.means(width), chance, self._levels))
                 lines.append(line.append(f"  chance {chance:.4g}", style="dim"))
@@ -326,7 +330,7 @@ def _details(event: StepDone) -> str:
 
 def _step_line(event: StepDone, state: _ViewState) -> str:
     steps = f"/{state.started.steps:,}" if state.started else ""
-    terms = [f"{term} {state.mean(term):.4g} (chance {event.chances[term]:.4g})" for term in state.curves]
+    terms = [f"{term} {state.mean(term):.4g} (chance {state.chances[term]:.4g})" for term in state.curves]
     parts = [
         f"step {event.step:,}{steps}",
         *terms,
