@@ -127,7 +127,7 @@ def _remedy(folder: Path, name: str) -> str:
     if inner := _model_folders(folder):
         return f"Load the model inside it: {' or '.join(os.path.join(name, part) for part in inner[:3])}"
     if (folder / "recipe.json").is_file():
-        return "It is a run of `sightloop train` that has not written its model yet; resume it, and load its model folder"
+        return "It is a run of `sightloop train` that has not written its model yet; resume it first"
     return "Put model.safetensors and config.json there, or name the weights file itself."
 
 
