@@ -98,6 +98,10 @@ def test_a_folder_around_a_model(tmp_path: Path) -> None:
     put(tmp_path / "run" / "model", "model.safetensors", config={})
     (tmp_path / "run" / "recipe.json").write_text("{}")
     (tmp_path / "run" / "notes").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "recipe.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has not written its model yet; resume it"):
+        locate(tmp_path / "unfinished")
     put(tmp_path / "models--owner--name" / "snapshots" / SHA, "model.safetensors", config={})
     with pytest.raises(CheckpointError, match=rf"inside it: \S+models--owner--name/snapshots/{SHA}$"):
         locate(tmp_path / "models--owner--name")

@@ -336,7 +336,6 @@ COUNTED = {
     ),
     "Salesforce/blip-vqa-base": ("names_blip_tf4.26", "BlipForQuestionAnswering", BLIP_REPEATED),
     "Salesforce/blip-itm-base-coco": ("names_blip_tf4.26", "BlipForImageTextRetrieval", r"position_ids$"),
-    "Salesforce/blip2-opt-2.7b": ("names_Salesforce--blip2-opt-2.7b_tf4.27.4", None, r"lm_head"),
     "Salesforce/blip2-flan-t5-xl": ("names_Salesforce--blip2-flan-t5-xl_tf4.27.4", None, r"embed_tokens"),
     "microsoft/Florence-2-base": ("names_florence-base", None, r"embed_tokens|lm_head|final_logits|pos_idx"),
     "microsoft/Florence-2-large": ("names_florence-large4096", None, r"embed_tokens|lm_head|final_logits|pos_idx"),

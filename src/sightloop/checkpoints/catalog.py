@@ -3,7 +3,7 @@
 A checkpoint need not be in here to be loaded: its own files say what it is. Imports no torch.
 
 Parameters are counted from the architecture, each distinct value once. `tests/checkpoints/test_official.py` checks some
-against the publishers' own tensor names: CLIP L/14, SigLIP base and so400m, BLIP base, BLIP-2 OPT 2.7B and Flan-T5 XL,
+against the publishers' own tensor names: CLIP L/14, SigLIP base and so400m, BLIP base, BLIP-2 Flan-T5 XL,
 Florence-2 base and large, LLaVA 1.5 7B, PaliGemma 3B. The others follow from sizes that were not checked so. Figures of
 quality are the authors' own, or open_clip's re-measurement of their weights; each says its protocol.
 """

@@ -127,14 +127,17 @@ def _from_folder(folder: Path, name: str) -> CheckpointFiles:
         raise CheckpointError(_adapter_message(name, folder))
     if chosen is None:
         some = ", ".join(sorted(entry.name for entry in entries)[:8]) or "nothing"
-        inner = _model_folders(folder)
-        remedy = (
-            f"Load the model inside it: {' or '.join(os.path.join(name, part) for part in inner[:3])}"
-            if inner
-            else "Put model.safetensors and config.json there, or name the weights file itself."
-        )
-        raise CheckpointError(f"{name}: no weights in this folder (it holds {some}). {remedy}")
+        raise CheckpointError(f"{name}: no weights in this folder (it holds {some}). {_remedy(folder, name)}")
     return _from_weights_file(folder / chosen, name)
+
+
+def _remedy(folder: Path, name: str) -> str:
+    """What to load instead of a folder without weights."""
+    if inner := _model_folders(folder):
+        return f"Load the model inside it: {' or '.join(os.path.join(name, part) for part in inner[:3])}"
+    if (folder / "recipe.json").is_file():
+        return "It is a run of `sightloop train` that has not written its model yet; resume it first"
+    return "Put model.safetensors and config.json there, or name the weights file itself."
 
 
 def _model_folders(folder: Path) -> list[str]:

@@ -209,7 +209,11 @@ def _load_foreign(
         # Since transformers 5 the processors of images and text are saved in one file, which then comes first.
         both = _json(located.folder / "processor_config.json").get("image_processor")
         described = both or _json(located.folder / "preprocessor_config.json")
-        spec = spec_from_transformers(described or family.default_image(settings))
+        spec = (
+            spec_from_transformers(described, family.image_processor)
+            if described
+            else spec_from_transformers(family.default_image(settings))
+        )
     _check_size(spec, settings, located.name)
     return _Parts(family, network, spec, name)
 

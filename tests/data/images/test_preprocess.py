@@ -359,6 +359,15 @@ def test_unknown_forms_are_refused(wrong: dict[str, Any]) -> None:
         processor_config.spec_from_transformers(wrong)
 
 
+def test_a_file_that_names_no_processor_is_the_models_own() -> None:
+    read = processor_config.spec_from_transformers
+    assert read({"size": 384}, "BlipImageProcessor").resize == (384, 384)
+    assert read({"size": 336, "crop_size": 336}) == read(
+        {"size": 336, "crop_size": 336}, "CLIPImageProcessor"
+    )
+    assert read({"image_processor_type": "CLIPImageProcessor"}, "BlipImageProcessor").shortest_edge == 224
+
+
 @pytest.mark.parametrize("kind", ["Blip", "CLIP", "Siglip", "ViT"])
 def test_padding_to_the_largest_of_a_batch_changes_nothing_where_all_are_of_one_size(kind: str) -> None:
     """The published files of BLIP say do_pad and size_divisor; its processor reads neither."""

@@ -39,17 +39,21 @@ _DEFAULTS: Final[dict[str, JsonDict]] = {
 }
 
 
-def spec_from_transformers(config: JsonMapping) -> ImageSpec:
+def spec_from_transformers(config: JsonMapping, processor: str = "CLIPImageProcessor") -> ImageSpec:
     """Preprocessing of a `preprocessor_config.json` of CLIP, BLIP, SigLIP, SigLIP 2 (NaFlex), LLaVA or ViT.
+
+    Settings that the reference's processor ignores are ignored.
+
+    Args:
+        config: Contents of the file.
+        processor: Class of the processor if the file names none.
 
     Raises:
         CheckpointError: An unknown processor, or an unsupported size, crop, filter or padding.
     """
     inner = config.get("image_processor")
     config = cast("JsonMapping", inner) if isinstance(inner, Mapping) else config
-    class_name = str(
-        config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
-    )
+    class_name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or processor)
     family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor|Processor)$", "", class_name).lower()
     if family not in _DEFAULTS:
         raise CheckpointError(
