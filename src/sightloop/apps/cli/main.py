@@ -167,10 +167,22 @@ def _report(error: Exception) -> int:
         print_error("sightloop", describe_os_error(error))
         discard_stdout()
         return 1
-    # torch.OutOfMemoryError is a RuntimeError; torch is not imported here. On a CPU it is a plain RuntimeError.
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not is_memory and not (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
+    if not _is_out_of_memory(error):
         raise error
-    cause = f" ({error})" if str(error) else ""
-    print_error("sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16.{cause}")
+    cause = " ".join(str(error).split())[:200]
+    print_error(
+        "sightloop",
+        "out of memory: use a smaller --batch-size (of `train`: --set data.batch=N), or --dtype bfloat16."
+        + (f" ({cause})" if cause else ""),
+    )
     return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is exhausted. torch, which is not imported here, has no type of its own for that of the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # a RuntimeError of torch
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("not enough memory", "can't allocate memory", "cannot allocate memory")
+    )
