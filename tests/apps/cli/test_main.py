@@ -324,7 +324,9 @@ def test_no_images(model: FakeModel, tmp_path: Path, capsys) -> None:
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117]\nDefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117]\nDefaultCPUAllocator: can't allocate memory: you tried"
+        ),
         type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."),
     ],
 )
@@ -456,8 +458,7 @@ def test_a_killed_run_loses_nothing(tmp_path: Path, table: bool) -> None:
         assert not (tmp_path / "c.jsonl.partial").exists()
         return
     assert (photos / "0/p03.txt").read_text() == "by hand\n"
-    assert (photos / "1/p04.txt").read_text() == ""
-    for i in set(range(60)) - {3, 4}:
+    for i in set(range(60)) - {3}:  # also 4, whose caption file was empty
         assert (photos / f"{i % 3}" / f"p{i:02d}.txt").read_text() == f"an image of p{i:02d}\n"
     assert len(list(photos.rglob("*"))) == 3 + 120
     assert not list(photos.rglob("*.tmp"))

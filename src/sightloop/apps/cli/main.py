@@ -180,7 +180,9 @@ def _report(error: Exception) -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory is exhausted. torch, which is not imported here, has no type of its own for that of the CPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # a RuntimeError of torch
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # a RuntimeError of torch
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(

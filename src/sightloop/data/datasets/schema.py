@@ -24,7 +24,7 @@ from functools import reduce
 from pathlib import Path
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
-from sightloop.data.images.names import is_image_name
+from sightloop.data.image_names import is_image_name
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(

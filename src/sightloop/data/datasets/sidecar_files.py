@@ -15,7 +15,7 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from sightloop.data.images.names import is_image_name
+from sightloop.data.image_names import is_image_name
 
 SIDECAR_EXTENSIONS = (".txt", ".json")  # that are written
 CAPTION_EXTENSIONS = (".txt", ".caption")  # that are read, in this order
