@@ -85,6 +85,7 @@ DISTRIBUTIONS = {
     "faster_coco_eval": "faster-coco-eval",
     "pillow_heif": "pillow-heif",
     "huggingface_hub": "huggingface-hub",
+    "yaml": "pyyaml",
 }
 
 # Networks, objectives and tasks see tensors: no file, no network, no other process.

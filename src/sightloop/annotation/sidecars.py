@@ -101,7 +101,8 @@ class SidecarSink:
         if self.mode == "skip" and not _is_blank(target):
             return Skipped(image, "it has a caption already")
         if not mode & 0o222 or not os.access(target, os.W_OK):
-            return Failed(image, f"its caption file {name} is read-only")
+            kind = "empty and read-only" if _is_blank(target) else "read-only"
+            return Failed(image, f"its caption file {name} is {kind}: change its permissions")
         return None
 
     def add(self, image: str, caption: Caption) -> Skipped | Failed | None:

@@ -96,6 +96,14 @@ def test_a_run_with_nothing_to_do_loads_no_model(folder: Path, monkeypatch: pyte
     assert main.main(["caption", "photos", "gone"]) == 1
 
 
+def test_what_is_skipped_for_another_reason_is_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "photos" / "a.txt").write_text("by hand")
+    assert main.main(["caption", "photos/a.jpg", "photos/a.txt"]) == 0
+    assert "skipped: 1, such as photos/a.txt: it is the caption file of an image" in capsys.readouterr().err
+
+
 def test_an_empty_folder_among_others_is_skipped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,10 +93,15 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
         UnsupportedError: The model lacks the capability.
     """
     start = time.monotonic()
-    quantize, lora = (runtime.quantize, runtime.lora) if source is None else (None, None)
-    name = source or runtime.source
+    name, is_main = source or runtime.source, source is None
     with say_if_slow(f"loading {name} ..."):
-        model = load(name, device=runtime.device, dtype=runtime.dtype, quantize=quantize, lora=lora)
+        model = load(
+            name,
+            device=runtime.device,
+            dtype=runtime.dtype,
+            quantize=runtime.quantize if is_main else None,
+            lora=runtime.lora if is_main else None,
+        )
     require_capability(model, capability)
     print_detail(f"{model.name}: loaded in {time.monotonic() - start:.1f} s")
     if source is None and runtime.model is None:

@@ -170,7 +170,10 @@ def _report(error: Exception) -> int:
         return 1
     if not is_out_of_memory(error):
         raise error
-    cause = str(error).partition("\n")[0]
-    cause = f" ({cause})" if cause else ""
-    print_error("sightloop", f"out of memory: use a smaller --batch-size, or --dtype bfloat16.{cause}")
+    cause = " ".join(str(error).split())[:200]
+    print_error(
+        "sightloop",
+        "out of memory: use a smaller --batch-size (of `train`: --set data.batch=N), or --dtype bfloat16."
+        + (f" ({cause})" if cause else ""),
+    )
     return 1

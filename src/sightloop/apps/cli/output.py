@@ -232,6 +232,8 @@ class ProgressReporter:
     def __init__(self, activity: str, rows: OutputTable, resume_hint: str = "") -> None:
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()  # by reason
+        self._skipped_example: dict[str, str] = {}
         self.row = rows.row
         self._rows = rows
         self._activity = activity
@@ -296,6 +298,8 @@ class ProgressReporter:
             self.counts["done"] += 1
         elif isinstance(event, Skipped):
             self.counts["skipped"] += 1
+            self._skipped[event.reason] += 1
+            self._skipped_example.setdefault(event.reason, event.name)
             if is_verbose():
                 self._report("skipped", event.name, event.reason)
             # The rate is that of the images that are processed: its clock starts after the skipped ones.
@@ -338,6 +342,9 @@ class ProgressReporter:
         if not total:
             self.message("No images found.")
             return
+        for reason, count in self._skipped.items():
+            if not reason.endswith("already"):  # what is done already is what a second run expects
+                self.message(f"skipped: {count:,}, such as {self._skipped_example[reason]}: {reason}")
         write = self._print_above if counts["failed"] else self.message
         write(
             f"{'Stopped early. ' if stopped else ''}{total:,} {'image' if total == 1 else 'images'}: "
