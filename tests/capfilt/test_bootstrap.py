@@ -749,3 +749,74 @@ def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
         bootstrap(place / "a.tar", out=tmp_path / "out2", **options)
     with pytest.raises(UsageError, match="use to='parquet'"):
         CapFiltOptions(by_reference=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("settings", []),
+        ("settings", None),
+        ("group", "many"),
+        ("group", 0),
+        ("group", 10**400),
+        ("threads", [1]),
+        ("threads", 1.5),
+        ("threads", True),
+        ("models", [1]),
+        ("models", {"filter": 7}),
+        ("sources", {"a": "b"}),
+        ("sources", [["a.tar"]]),
+        ("sources", [["a.tar", 7]]),
+        ("sources", 3),
+        ("", [1]),
+        ("", "text"),
+        ("", None),
+    ],
+)
+def test_a_job_file_with_wrong_types_is_named(
+    place: Path, whole: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    job = json.loads((out / "job.json").read_text())
+    if name in ("group", "threads"):
+        job["settings"][name] = value
+    elif name:
+        job[name] = value
+    else:
+        job = value
+    (out / "job.json").write_text(json.dumps(job))
+    before = content(out)
+    with pytest.raises(UsageError, match=r"job\.json.*--out") as caught:
+        run(place, out, group=None, threads=None)
+    assert "\n" not in str(caught.value)
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_job_file_that_is_no_json_is_named(place: Path, whole: Path, tmp_path: Path, data: bytes) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    (out / "job.json").write_bytes(data)
+    with pytest.raises(UsageError, match=r"job\.json is not JSON"):
+        run(place, out)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["settings", "models", "sources", "notes", "units", "group"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+            ),
+        ),
+    )
+)
+def test_any_job_file_is_refused_or_compared(
+    tmp_path_factory: pytest.TempPathFactory, job: dict[str, Any]
+) -> None:
+    out = tmp_path_factory.mktemp("job")
+    (out / "job.json").write_text(json.dumps(job))
+    (out / "log.jsonl").write_text("x\n")  # a run that has results
+    current = {"settings": {"seed": 0}, "models": {"filter": "m"}, "sources": [["a.tar", "0"]], "units": 1}
+    with pytest.raises(UsageError):
+        manifest.Manifest(out, current)
