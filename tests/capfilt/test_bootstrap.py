@@ -84,7 +84,7 @@ def evidence(out: Path) -> list[dict[str, Any]]:
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
-def test_the_output_is_the_kept_texts_of_the_same_pictures(place: Path, whole: Path) -> None:
+def test_the_output_is_the_kept_texts_of_the_same_images(place: Path, whole: Path) -> None:
     before = {s.key: s for s in open_dataset([place / "a.tar", place / "b.tar"])}
     after = {s.key: s for s in open_dataset(whole)}
     assert list(after) == list(before)  # each has questions, so it stays even without a text
@@ -103,12 +103,12 @@ def test_the_output_is_the_kept_texts_of_the_same_pictures(place: Path, whole: P
 
 def test_scores_are_the_verbs_scores(place: Path, whole: Path) -> None:
     model = sightloop.load(place / "match")
-    pictures = {s.key: s.image for s in open_dataset([place / "a.tar", place / "b.tar"])}
+    images = {s.key: s.image for s in open_dataset([place / "a.tar", place / "b.tar"])}
     for line in evidence(whole)[:12]:
-        picture = pictures[line["key"]]
+        image = images[line["key"]]
         if line["itm"] is not None:
-            assert line["itm"] == pytest.approx(model.match(picture, line["text"])[0], abs=2e-5)
-            assert line["itc"] == pytest.approx(model.similarity(picture, line["text"])[0, 0], abs=2e-5)
+            assert line["itm"] == pytest.approx(model.match(image, line["text"])[0], abs=2e-5)
+            assert line["itc"] == pytest.approx(model.similarity(image, line["text"])[0, 0], abs=2e-5)
         assert len(line["filter"]) == 32
         assert "captioner" in line if line["source"] == "synthetic" else "captioner" not in line
 
@@ -132,11 +132,11 @@ def test_top_k_by_a_ranker(place: Path, tmp_path: Path) -> None:
         best = sorted(ranked, key=lambda line: -line["itc"])[:2]
         assert sorted(sample.captions) == sorted(line["text"] for line in best)
     model = sightloop.load(place / "clip")
-    picture = next(iter(open_dataset(place / "a.tar"))).image
-    assert lines[0]["itc"] == pytest.approx(model.similarity(picture, lines[0]["text"])[0, 0], abs=2e-5)
+    image = next(iter(open_dataset(place / "a.tar"))).image
+    assert lines[0]["itc"] == pytest.approx(model.similarity(image, lines[0]["text"])[0, 0], abs=2e-5)
 
 
-def test_a_picture_without_anything_left_is_left_out(place: Path, tmp_path: Path) -> None:
+def test_a_image_without_anything_left_is_left_out(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, sample in enumerate(synthetic_world("train", 4, 1)):
@@ -677,7 +677,7 @@ def test_wrong_options(options: dict[str, Any]) -> None:
         from_options(CapFiltOptions, options)
 
 
-def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) -> None:
+def test_broken_shards_and_images_are_named_once(place: Path, tmp_path: Path) -> None:
     whole = (place / "a.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3])
     folder = tmp_path / "bad"
@@ -704,7 +704,7 @@ def test_broken_shards_and_pictures_are_named_once(place: Path, tmp_path: Path) 
     assert bootstrap(data, out=tmp_path / "out", **options).new == 0
 
 
-def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> None:
+def test_draws_are_a_function_of_the_image(place: Path, tmp_path: Path) -> None:
     """The same images in another order and other shards get the same texts."""
     shuffled = open_dataset([place / "a.tar", place / "b.tar"]).select(
         np.random.default_rng(0).permutation(COUNT)
@@ -723,7 +723,7 @@ def test_draws_are_a_function_of_the_picture(place: Path, tmp_path: Path) -> Non
 # -- images that stay where they are ---------------------------------------------------------------------------------
 
 
-def test_pictures_by_reference(place: Path, tmp_path: Path) -> None:
+def test_images_by_reference(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos" / "in"
     folder.mkdir(parents=True)
     for i, sample in enumerate(synthetic_world("train", 4, 1)):
