@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +30,10 @@ from tests.tiny_checkpoints.clip_and_blip import write_blip
 COUNT = 5
 
 
+def answer_of(content: str | None) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+
 class Server:
     """Answers with what `replies` say, one after the other, then with a caption. Each is a status and a body; with None
     as the body there is no answer until the test ends."""
@@ -36,25 +42,25 @@ class Server:
         self.replies: list[tuple[int, Any]] = []
         self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.header: dict[str, str] = {}
-        lock, mine = threading.Lock(), self
+        lock, server = threading.Lock(), self
         self.over = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
-                    mine.asked.append((self.path, dict(self.headers), body))
-                    status, said = mine.replies.pop(0) if mine.replies else (200, "a red dog")
-                if isinstance(said, str):
-                    said = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-                if said is None:
-                    mine.over.wait()
+                    server.asked.append((self.path, dict(self.headers), body))
+                    status, content = server.replies.pop(0) if server.replies else (200, "a red dog")
+                if isinstance(content, str):
+                    content = answer_of(content)
+                if content is None:
+                    server.over.wait()
                     return
                 self.send_response(status)
-                for name, value in mine.header.items():
+                for name, value in server.header.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(said)
+                self.wfile.write(content)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -76,9 +82,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv(remote_captioner.KEY, raising=False)
     monkeypatch.setattr(remote_captioner, "_LONGEST_WAIT", 0.0)
     monkeypatch.setattr(remote_captioner, "_AT_ONCE", 1)
-    found = Server()
-    yield found
-    found.close()
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +109,9 @@ def test_texts_are_judged_as_any(scenes: Path, tmp_path: Path, server: Server, m
         assert path == "/v1/chat/completions"
         assert headers["Authorization"] == "Bearer secret-key"
         assert (body["model"], body["max_tokens"], body["top_p"]) == ("tiny-vlm", 20, 0.9)
-        text, picture = body["messages"][0]["content"]
+        text, image_part = body["messages"][0]["content"]
         assert text["text"] == "What is it?"
-        data = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+        data = base64.b64decode(image_part["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
         with Image.open(io.BytesIO(data)) as image:
             assert image.size == (384, 384)
             assert not image.getexif()
@@ -126,7 +132,7 @@ def test_what_passes_is_tried_again(scenes: Path, tmp_path: Path, server: Server
         (429, b""),
         (503, b"busy"),
         (200, b"no json"),
-        (200, b'{"choices": []}'),
+        (200, answer_of(None)),
         (200, "a cat"),
     ]
     server.header = {"Retry-After": "1"}
@@ -134,7 +140,7 @@ def test_what_passes_is_tried_again(scenes: Path, tmp_path: Path, server: Server
     assert len(server.asked) == COUNT + 4
 
 
-def test_a_refused_picture_costs_itself(scenes: Path, tmp_path: Path, server: Server) -> None:
+def test_a_refused_image_is_skipped_by_name(scenes: Path, tmp_path: Path, server: Server) -> None:
     server.replies = [(400, b"cannot read it"), *[(500, b"")] * 5, (200, "x" * 5000)]
     done = run(scenes, tmp_path, server)
     assert [reason for _, _, reason in done.failed] == [
@@ -146,12 +152,76 @@ def test_a_refused_picture_costs_itself(scenes: Path, tmp_path: Path, server: Se
     assert len(open_dataset(tmp_path)) == COUNT - 3
 
 
+@pytest.mark.parametrize("answer", [answer_of(None), b'{"choices": []}'])
+def test_an_image_without_an_answer_is_skipped_by_name(
+    scenes: Path, tmp_path: Path, server: Server, answer: bytes
+) -> None:
+    server.replies = [(200, answer)] * 5
+    done = run(scenes, tmp_path, server)
+    assert [(key, reason) for _, key, reason in done.failed] == [
+        (
+            open_dataset(scenes / "a.tar").key(0),
+            "the captioner answered without a text for its image in 5 tries",
+        )
+    ]
+    assert len(server.asked) == 5 + COUNT - 1
+    assert len(open_dataset(tmp_path)) == COUNT - 1
+
+
+# Endless answers: the beginning, then what is sent again and again.
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "status": (b"HTTP/1.1 200 ", b"O"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "one header": (b"HTTP/1.1 200 OK\r\nX-A: ", b"b"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n", b"x"),
+    "body without length": (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "chunks": (CHUNKED, b"1\r\nx\r\n"),
+    "a chunk's line": (CHUNKED + b"1;", b"x"),
+    "trailers": (CHUNKED + b"0\r\n", b"X-A: b\r\n"),
+    "nothing": (b"", b""),
+}
+
+
+@pytest.mark.parametrize("pause", [0.02, 0.0])
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_an_endless_answer_ends_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, kind: str, pause: float
+) -> None:
+    start, again = ENDLESS[kind]
+    monkeypatch.setattr(remote_captioner, "_SECONDS", 0.4)
+    monkeypatch.setattr(remote_captioner, "_TRIES", 1)
+    over = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(start)
+            while not over.wait(pause):
+                connection.sendall(again * (1 if pause else 1000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        captioner = remote_captioner.RemoteCaptioner(f"http://127.0.0.1:{listener.getsockname()[1]}/v1#m")
+        began = time.monotonic()
+        try:
+            with pytest.raises(SightloopError, match="no answer in 1 tries") as caught:
+                captioner._request({"model": "m"}, "key")
+        finally:
+            over.set()
+            thread.join()
+    assert "127.0.0.1" not in str(caught.value)
+    assert time.monotonic() - began < 30  # not the server's patience
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [
         (401, "refuses the key"),
         (404, "no such model"),
-        (302, "refuses to work"),
+        (302, "refuses requests"),
         (503, r"no answer in 5 tries \(HTTP 503\)"),
         (200, "no answer in 5 tries"),
     ],
@@ -169,43 +239,49 @@ def test_a_server_that_does_not_work_ends_the_job(
 
 
 def test_ctrl_c_waits_for_no_answer(scenes: Path, tmp_path: Path, server: Server) -> None:
-    """Of a first shard that is done nothing is asked again."""
-    command = (
+    """Ctrl-C ends the command although requests are in flight; a rerun requests nothing again of finished shards."""
+    words = (
         f"bootstrap {scenes}/a.tar --mode captioner-only --block 2 --threads 1 --captioner {server.address}"
     )
 
-    def start(out: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "sightloop", *command.split(), "--out", str(tmp_path / out)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            # A suite that a shell put into the background has SIGINT ignored, and its children would, too.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+    def start(out: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{out}.txt").open("wb") as messages:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sightloop", *words.split(), "--out", str(tmp_path / out)],
+                stderr=messages,
+                stdout=subprocess.DEVNULL,
+                # A suite that a shell put into the background has SIGINT ignored, and its children would, too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
 
-    def said(process: subprocess.Popen[str], seconds: float) -> str:
+    def finish(process: subprocess.Popen[bytes], out: str) -> tuple[int, str]:
+        """Exit status and messages; a machine under load may take minutes to start the command."""
         try:
-            return process.communicate(timeout=seconds)[1]
+            status = process.wait(timeout=300)
         finally:
             process.kill()
+            process.wait()
+        return status, (tmp_path / f"{out}.txt").read_text()
 
     server.replies = [(200, "a red dog"), (200, "a red dog"), (200, None), (200, None)]
-    with start("out") as stopped:
-        deadline = time.monotonic() + 240
-        while len(server.asked) < 4 and stopped.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        stopped.send_signal(signal.SIGINT)
-        last = said(stopped, 60)  # an answer is waited for twice as long, five times
-    assert stopped.returncode == 130
-    assert len(server.asked) == 4
-    assert "goes on from here" in last
-    assert "Traceback" not in last
+    process = start("out")
+    # The last two requests get no answer until the test ends, so the command can only end by the signal.
+    while len(server.asked) < 4 and process.poll() is None:
+        time.sleep(0.05)
+    requested = {json.dumps(body, sort_keys=True) for _, _, body in server.asked[:2]}
+    process.send_signal(signal.SIGINT)
+    status, messages = finish(process, "out")
+    assert status == 130, messages
+    assert "same command again" in messages
+    assert "Traceback" not in messages
+    before = len(server.asked)  # more than 4 where a request was tried again before the signal
     for out in ("out", "unbroken"):
-        with start(out) as process:
-            assert "Traceback" not in said(process, 240)
-        assert process.returncode == 0
-    assert len(server.asked) == 4 + (COUNT - 2) + COUNT
+        status, messages = finish(start(out), out)
+        assert status == 0, messages
+        assert "Traceback" not in messages
+    again = {json.dumps(body, sort_keys=True) for _, _, body in server.asked[before:-COUNT]}
+    assert len(again) == COUNT - 2
+    assert not again & requested
     for path in (tmp_path / "unbroken").glob("*.tar"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
@@ -236,7 +312,7 @@ def test_addresses(address: str, words: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_filter_is_never_elsewhere(scenes: Path, tmp_path: Path, server: Server) -> None:
-    with pytest.raises(UsageError, match="must be a model"):
+    with pytest.raises(UsageError, match="must be models"):
         bootstrap(scenes / "a.tar", out=tmp_path, filter=server.address)
-    with pytest.raises(UsageError, match="draws its texts"):
+    with pytest.raises(UsageError, match="samples its texts"):
         run(scenes, tmp_path, server, num_beams=3)

@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -73,7 +73,7 @@ def bootstrap(
     captioner: str | PathLike[str] = BUNDLED,
     filter: str | PathLike[str] = BUNDLED,
     on_event: OnEvent | None = None,
-    **options: Any,
+    **options: object,
 ) -> CapFiltSummary:
     """Writes synthetic captions, filters them and the web texts, and writes those that match as a new dataset.
 
@@ -132,7 +132,7 @@ def estimate(
     filter: str | PathLike[str] = BUNDLED,
     samples: int = 64,
     price: float | None = None,
-    **options: Any,
+    **options: object,
 ) -> Estimate:
     """Estimates time, size and cost of `bootstrap` with the same arguments; writes no output.
 

@@ -31,6 +31,7 @@ from sightloop.types import JsonDict, JsonMapping
 _MAX_CHANGES = 5  # changed input shards named in a message
 _MAX_SHOWN = 40  # characters of a wrong value in a message
 # Settings that a resumed run takes over.
+_MAX_COUNT = 1_000_000
 _COUNTS = ("group", "threads")
 
 
@@ -112,7 +113,9 @@ class Manifest:
 
     def _load_record(self, line: JournalLine) -> None:
         if line.entry is not None:  # a damaged line only means that its shard is done again
-            self._stored[line.entry["unit"]] = line.entry
+            unit = line.entry.get("unit")
+            if isinstance(unit, int):
+                self._stored[unit] = line.entry
 
     def _load_quarantined(self, line: JournalLine) -> None:
         if line.entry is not None:
@@ -153,6 +156,8 @@ def stored_job(out: Path) -> JsonDict:
     path = out / "job.json"
     if not path.exists():
         return {}
+    if not path.is_file():  # reading a FIFO would not end
+        raise UsageError(f"{path} is no regular file; name another --out")
     try:
         job = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -172,8 +177,9 @@ def _wrong_field(job: object) -> str:
     if not isinstance(fields.get("settings"), dict):
         return '"settings" is missing or no object'
     for name, value in fields["settings"].items():
-        if name in _COUNTS and value is not None and (type(value) is not int or value < 1):
-            return f'"settings": "{name}" is {json.dumps(value)[:_MAX_SHOWN]}, and must be a whole number above 0'
+        if name in _COUNTS and value is not None and (type(value) is not int or not 1 <= value <= _MAX_COUNT):
+            shown = json.dumps(value)[:_MAX_SHOWN]
+            return f'"settings": "{name}" is {shown}, and must be a whole number from 1 to {_MAX_COUNT:,}'
     models = fields.get("models", {})
     if not isinstance(models, dict) or not all(isinstance(name, str) for name in models.values()):
         return '"models" is no object of texts'

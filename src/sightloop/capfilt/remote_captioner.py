@@ -156,7 +156,7 @@ class RemoteCaptioner:
                     text = _text(answer.body, key)
                     if text is not None:
                         return text
-                    image_failure = f"the captioner answered without a text for its image, {_TRIES} times"
+                    image_failure = f"the captioner answered without a text for its image in {_TRIES} tries"
                 elif answer.status in _REFUSED:
                     raise ImageError(key, f"the captioner refused its image (HTTP {answer.status})")
                 elif answer.status not in _BUSY:

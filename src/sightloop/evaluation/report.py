@@ -26,7 +26,9 @@ _MARK_COLORS = {"people": "#3c3", "model": "#e33", "A": "#e33", "B": "#36f"}
 _LEGEND = " On the images: people green, the model red; where there are two, A red and B blue."
 _MAX_CLASSES = 60
 _MAX_LISTED = 200
-_MAX_TILES = 6
+_MAX_TILES = 4
+# Metrics at the top of a report before others.
+_MAIN_METRICS = ("CIDEr", "CLIPScore", "SPICE", "BLEU-4", "image-to-text recall@1", "text-to-image recall@1")
 _MAX_POINTS = 300  # of a curve
 # (x axis, y axis) of curves for which guessing gives the line y = x.
 _ROC_AXES = ("false positive rate", "true positive rate")
@@ -123,10 +125,10 @@ def _run_section(run: EvalRun, result: Evaluation, dataset: EvalDataset) -> Html
 
 
 def _tiles(numbers: Sequence[MetricValue]) -> list[Tile]:
-    return [
-        Tile(number.name, _format_value(number.value), _interval(number.low, number.high))
-        for number in numbers[:_MAX_TILES]
-    ]
+    by_name = {number.name: number for number in numbers}
+    names = dict.fromkeys([name for name in _MAIN_METRICS if name in by_name] + list(by_name))
+    shown = [by_name[name] for name in list(names)[:_MAX_TILES]]
+    return [Tile(each.name, _format_value(each.value), _interval(each.low, each.high)) for each in shown]
 
 
 def _format_value(value: float) -> str:

@@ -11,7 +11,7 @@ from sightloop.reports.html import Html, element, format_number, join
 
 # Pixels of the drawing and its margins; the browser scales it to the column.
 WIDTH, HEIGHT = 380, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 22, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 22, 22, 40
 _MAX_DOTS = 30  # points of a curve that are drawn as dots too
 _MAX_HITS = 60  # points whose value is shown under the pointer
 
@@ -93,9 +93,8 @@ class _Axes:
         first, last = self.x_range
         for tick in ticks(first, last) if last > first else [first]:
             x = round(self.x(tick), 1)
-            anchor = "end" if x > right - 12 else "middle"
             parts.append(element("path", d=f"M{x} {bottom}v4", class_="axis"))
-            parts.append(element("text", _tick_text(tick), x=x, y=bottom + 16, text_anchor=anchor))
+            parts.append(element("text", _tick_text(tick), x=x, y=bottom + 16, text_anchor="middle"))
         parts.append(element("path", d=f"M{_LEFT} {_TOP}V{bottom}H{right}", class_="axis"))
         parts.append(element("text", x_label, x=(_LEFT + right) / 2, y=HEIGHT - 5, text_anchor="middle"))
         parts.append(element("text", y_label, x=4, y=12))
@@ -110,7 +109,9 @@ def line_plot(plot: LinePlot) -> Html:
     right = WIDTH - _RIGHT
     if plot.chance is not None:
         y = round(axes.y(plot.chance), 1)
-        label_y = y + 13 if y < _TOP + 16 else y - 5
+        # Above the line, unless the plot ends there or the curve runs through the label.
+        near = [py for px, py in pixels if px > right - 90 and y - 18 < py <= y]
+        label_y = y + 13 if y < _TOP + 16 or near else y - 5
         label = f"chance {format_number(plot.chance)}"
         parts.append(element("path", d=f"M{_LEFT} {y}H{right}", class_="chance"))
         parts.append(element("text", label, x=right, y=round(label_y, 1), text_anchor="end", class_="chance"))
@@ -196,7 +197,8 @@ def _padded_range(plot: LinePlot) -> tuple[float, float]:
     """Range of the values and the chance level with a margin, which does not cross zero."""
     values = [y for _, y in plot.points] + ([] if plot.chance is None else [plot.chance])
     low, high = min(values), max(values)
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    # Means of equal numbers differ by rounding.
+    margin = (high - low) * 0.06 if high - low > 1e-9 * abs(high) else abs(high) * 0.1 or 1.0
     return (low - margin if low < 0 or low - margin >= 0 else 0.0), high + margin
 
 

@@ -22,7 +22,8 @@ p{margin:8px 0;max-width:80ch}small,.status,.note,figcaption{color:var(--soft);f
 .tiles span{display:block;color:var(--soft);font-size:12.5px}.tiles small{display:block;font-size:12px}
 .wide{overflow-x:auto;margin:8px 0}
 table{border-collapse:collapse;font-size:14px}
-th,td{padding:5px 14px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
+th,td{overflow-wrap:break-word;padding:5px 14px 5px 0;text-align:left;vertical-align:top;
+border-bottom:1px solid var(--rule)}
 th{color:var(--soft);font-weight:500;font-size:13px;vertical-align:bottom}
 .n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 td:not(.n){min-width:7em}
@@ -31,7 +32,7 @@ details{margin:10px 0;border-top:1px solid var(--rule);padding-top:8px}
 summary{cursor:pointer;color:var(--soft)}
 pre{background:var(--card);padding:12px;border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere;font-size:12.5px}
 figure{margin:0}img{display:block;max-width:100%;border-radius:6px}figcaption{margin-top:5px}
-figcaption p{margin:3px 0}figcaption b{color:var(--ink);font-weight:600}
+.gallery img{width:100%}figcaption p{margin:3px 0}figcaption b{color:var(--ink);font-weight:600}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:18px;margin:10px 0}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(310px,100%),1fr));gap:14px;margin:10px 0}
 .plots figure{background:var(--card);border-radius:8px;padding:10px 12px 6px}

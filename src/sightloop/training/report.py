@@ -165,7 +165,7 @@ def _page(run: Path, story: _Story) -> str:
         _status(story),
         html.tiles(_tiles(story, terms)),
         _warnings(story.warnings),
-        _plots("Metrics", "On the evaluation data, by training step.", story.metrics, "value"),
+        _plots("Metrics", "On the evaluation data, by training step.", story.metrics, ""),
         html.section("ITM threshold", html.paragraph(f"{story.calibrated.summary()}."))
         if story.calibrated
         else "",
