@@ -119,6 +119,8 @@ def _events(run: TrainRun, stop_after: int | None) -> Iterator[RunEvent]:
     )
     for text in run.damaged:
         yield WarningRaised(state.step, "checkpoint", text)
+    for note in run.dataset.notes if state.step == 0 else ():
+        yield WarningRaised(0, "data", note)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
