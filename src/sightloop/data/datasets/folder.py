@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
@@ -55,9 +55,8 @@ class FolderSource:
         self._names: list[str] = []
         self._unusual: dict[str, str] = {}  # of `find_sidecar`, with whole paths
         self._tables: list[TableSource] = []
-        self._rows: dict[
-            str, tuple[int, int]
-        ] = {}  # number of the table and of its record, by path of the image
+        # Numbers of tables and of records in them, by path of the image.
+        self._rows: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         notes: list[str] = []
         others: list[str] = []  # names of files that are neither images nor their sidecars
         tables: list[tuple[str, str]] = []  # folder and name of each metadata table
@@ -113,11 +112,11 @@ class FolderSource:
         if label is not None:
             fields.setdefault("label", label)
         sample = schema.sample_from_fields(key, Path(path), fields)
-        row = self._rows.get(unicodedata.normalize("NFC", name))
-        if row is None:
-            return sample
-        metadata = self._tables[row[0]].sample(row[1], key, keep_captions=not sample.captions)
-        return schema.merge_samples(sample, metadata)
+        has_captions = bool(sample.captions)
+        for table, row in self._rows.get(unicodedata.normalize("NFC", name), ()):
+            metadata = self._tables[table].sample(row, key, keep_captions=not has_captions)
+            sample = schema.merge_samples(sample, metadata)
+        return sample
 
     def digest(self) -> str:
         """SHA-256 of the names and sizes of the images and the contents of their sidecars and tables."""
@@ -176,7 +175,7 @@ class FolderSource:
             image_path = None if image is None else os.path.normpath(prefix + image.replace("\\", "/"))
             image_path = image_path and unicodedata.normalize("NFC", image_path.replace(os.sep, "/"))
             if image_path in present:
-                self._rows[image_path] = (len(self._tables), index)
+                self._rows[image_path].append((len(self._tables), index))
             else:
                 missing += 1
         if missing:
@@ -226,12 +225,8 @@ def _count_kinds(names: list[str]) -> str:
     kinds = Counter(os.path.splitext(name)[1].lower() or "without an extension" for name in names)
     text = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     annotations = [name for name in names if os.path.splitext(name)[1].lower() in _ANNOTATION_EXTENSIONS]
-    remedy = (
-        f"; annotations are read where their file is named, not its folder: {annotations[0]}"
-        if annotations
-        else ""
-    )
-    return f"files that belong to no image are left out: {text}{remedy}"
+    remedy = "; annotations are read where their file is named, not its folder: " if annotations else ""
+    return f"files that belong to no image are left out: {text}{remedy}{''.join(annotations[:1])}"
 
 
 # Characters that a file name cannot hold on every system; "." and "_" are escaped in some places.
