@@ -174,7 +174,7 @@ class FolderSource:
         for index, image in enumerate(table.image_names()):
             image_path = None if image is None else os.path.normpath(prefix + image.replace("\\", "/"))
             image_path = image_path and unicodedata.normalize("NFC", image_path.replace(os.sep, "/"))
-            if image_path in present:
+            if image_path is not None and image_path in present:
                 self._rows[image_path].append((len(self._tables), index))
             else:
                 missing += 1
