@@ -20,7 +20,7 @@ GOALS = {
     "image-to-text recall@1": 0.8,
     "ITM accuracy (hard)": 0.9,
     "exact match": 0.8,
-    "VQA accuracy": 0.85,
+    "VQA exact match": 0.85,
 }
 
 

@@ -84,6 +84,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "faster_coco_eval": "faster-coco-eval",
     "pillow_heif": "pillow-heif",
+    "yaml": "pyyaml",
     "huggingface_hub": "huggingface-hub",
     "yaml": "pyyaml",
 }

@@ -313,7 +313,7 @@ def test_detections_of_other_programs_are_scored(place: Path, tmp_path: Path) ->
     again = sightloop.evaluate("detect", place / "world.tar", predictions=files[0])
     assert "no scores" in again.runs[0].numbers[0].protocol
     files[0].write_text(files[0].read_text().replace('"box": [', '"box": ["x", ', 1))
-    with pytest.raises(UsageError, match="four numbers"):
+    with pytest.raises(UsageError, match="box holds something else than finite numbers"):
         sightloop.evaluate("detect", place / "world.tar", predictions=files[0])
 
 

@@ -292,7 +292,7 @@ def test_the_evaluation_of_the_last_step_is_that_of_the_result(shard: Path, tmp_
         "text-to-image recall@1",
         "image-to-text recall@10",
         "ITM accuracy (hard)",
-        "VQA accuracy",
+        "VQA exact match",
     } <= set(values)
     assert evaluated[-1].values == pytest.approx(values)
     assert evaluated[-1].texts == texts

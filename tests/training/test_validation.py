@@ -15,8 +15,8 @@ import sightloop
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.training.config import EvaluationSettings
-from sightloop.training.validation import _retrieval, at_chance, validate, validation_score
-from sightloop.types import Sample
+from sightloop.training.validation import _answers, _retrieval, at_chance, validate, validation_score
+from sightloop.types import Question, Sample
 from tests.tiny_checkpoints.clip_and_blip import write_blip
 
 
@@ -38,11 +38,25 @@ def test_each_head_has_its_metrics(head: str, shard: Path, tmp_path: Path) -> No
             *(f"{way} recall@{k}" for way in ("image-to-text", "text-to-image") for k in (1, 10)),
             *("ITM accuracy (random)", "ITM accuracy (hard)"),
         },
-        "answer": {"VQA accuracy"},
+        "answer": {"VQA exact match"},  # one answer per question
     }
     assert set(values) == expected[head]
     assert len(texts) == (3 if head == "caption" else 0)
     assert not model.network.training
+
+
+def test_answers_are_compared_as_evaluate_compares_them() -> None:
+    class Answerer:
+        def answer(self, images: list[Any], questions: list[str]) -> list[str]:
+            return ["yes"] * len(questions)
+
+    def values(*answers: str) -> dict[str, float]:
+        sample = Sample("a", b"", questions=(Question("red?", answers),))
+        return _answers(Answerer(), [sample], [None])  # type: ignore[arg-type,list-item]
+
+    assert values("Yes") == {"VQA exact match": 1}
+    assert values("No") == {"VQA exact match": 0}
+    assert values(*["Yes", "yes"] * 5) == {"VQA accuracy": 1}
 
 
 def test_validation_restores_training_mode(shard: Path, tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ def _events(run: TrainRun, stop_after: int | None, repairs: Sequence[str]) -> It
     if state.step == 0 and ranks.first:
         for text in truncation_warnings(recipe, run.dataset, run.model.tokenizer):
             yield WarningRaised(0, "data.max_tokens", text)
+    for note in run.dataset.notes if state.step == 0 else ():
+        yield WarningRaised(0, "data", note)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}

@@ -15,6 +15,7 @@ from sightloop.metrics import (
     caption_scores,
     detection_not_computed,
     detection_scores,
+    exact_match,
     score_retrieval,
     vqa_accuracy,
 )
@@ -28,6 +29,7 @@ _SCORES = {
     "CIDEr": {"lm", "prompted"},
     "text-to-image recall@1": {"itc", "clip", "siglip"},
     "VQA accuracy": {"vqa", "prompted"},
+    "VQA exact match": {"vqa", "prompted"},
     "top-1 accuracy": {"classes"},
 }
 
@@ -197,7 +199,12 @@ def _answers(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> d
     if not questions:
         return {}
     answers = model.answer([images[i] for i, _ in questions], [q.question for _, q in questions])
-    return {"VQA accuracy": vqa_accuracy(answers, [list(q.answers) for _, q in questions])["accuracy"]}
+    references = [list(q.answers) for _, q in questions]
+    if all(
+        len(texts) == 1 for texts in references
+    ):  # the official accuracy leaves an answer out, here the only one
+        return {"VQA exact match": exact_match(answers, references)}
+    return {"VQA accuracy": vqa_accuracy(answers, references)["accuracy"]}
 
 
 def _classes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:

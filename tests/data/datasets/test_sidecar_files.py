@@ -122,6 +122,7 @@ def test_one_bad_sidecar_stops_nothing(tmp_path: Path) -> None:
 def test_metadata_tables_of_a_folder_are_read(tmp_path: Path) -> None:
     for name in ("1.jpg", "2.jpg", "sub/3.jpg"):
         put(tmp_path / name, make_image())
+    put(tmp_path / "metadata.csv", "file_name,label\nsub/3.jpg,\n1.jpg,bus\n")
     rows = (
         '{"file_name": "1.jpg", "text": "a bus"}',
         '{"file_name": "2.jpg", "text": "no"}',
@@ -132,7 +133,7 @@ def test_metadata_tables_of_a_folder_are_read(tmp_path: Path) -> None:
     put(tmp_path / "2.txt", "by hand")
     dataset = open_dataset(tmp_path)
     assert captions(dataset) == {"1": ("a bus",), "2": ("by hand",), "sub/3": ("a dog",)}
-    assert dataset[2].label == "dog"
+    assert [sample.label for sample in dataset] == ["bus", None, "dog"]
     assert dataset.notes == ("metadata.jsonl: 1 rows name no image of the folder and are left out",)
     before = dataset.fingerprint
     put(tmp_path / "sub/metadata.csv", "words\n1\n")

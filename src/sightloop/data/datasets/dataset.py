@@ -275,6 +275,8 @@ def _open_path(
         return [ShardSource(path)]
     if path.suffix.lower() in (*_TABLES, ".json"):
         return [TableSource(path, image_folder)]
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise UsageError(f"{path}: name the folder with the images and labels that it describes instead.")
     raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from sightloop.data.datasets import schema
@@ -28,6 +28,7 @@ from sightloop.types import JsonDict, Sample
 MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
 # Tables with a row per image of their folder, as Hugging Face's ImageFolder has them.
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_ANNOTATION_EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _IGNORED_NAMES = frozenset(("thumbs.db", "desktop.ini", CLASS_NAMES_FILE, "license", "readme"))
 
 
@@ -54,25 +55,25 @@ class FolderSource:
         self._names: list[str] = []
         self._unusual: dict[str, str] = {}  # of `find_sidecar`, with whole paths
         self._tables: list[TableSource] = []
-        self._rows: dict[
-            str, tuple[int, int]
-        ] = {}  # number of the table and of its record, by path of the image
+        # Numbers of tables and of records in them, by path of the image.
+        self._rows: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         notes: list[str] = []
-        others = Counter[str]()  # files that are neither images nor their sidecars, by extension
+        others: list[str] = []  # names of files that are neither images nor their sidecars
+        tables: list[tuple[str, str]] = []  # folder and name of each metadata table
         for prefix, images, files in self._walk():
             self._names += images
             self._unusual |= unusual_sidecars(os.path.join(self._root, prefix + name) for name in files)
-            tables = [name for name in METADATA_NAMES if name in files] if images else []
-            for name in tables:
-                self._read_metadata(prefix, name, notes)
-            others.update(_unclaimed(prefix, images, [name for name in files if name not in tables]))
+            tables += [(prefix, name) for name in METADATA_NAMES if name in files]
+            others += _unclaimed(prefix, images, [name for name in files if name not in METADATA_NAMES])
+        present = {unicodedata.normalize("NFC", name) for name in self._names} if tables else set[str]()
+        for prefix, name in tables:
+            self._read_metadata(prefix, name, present, notes)
         is_written = os.path.lexists(os.path.join(self._root, MARKER_NAME))
         self._classes = ClassFolders(self._root, self._names, classes, self._has_sidecar, is_written)
         stems = Counter(os.path.splitext(name)[0] for name in self._names)
         self._ambiguous_stems = frozenset(stem for stem, count in stems.items() if count > 1)
         if others:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
-            notes.append(f"{self.name}: files that belong to no image are left out: {kinds}")
+            notes.append(f"{self.name}: {_count_kinds(others)}")
         self.notes = (*self._classes.notes, *notes, *self._shared_captions())
 
     def __len__(self) -> int:
@@ -111,11 +112,11 @@ class FolderSource:
         if label is not None:
             fields.setdefault("label", label)
         sample = schema.sample_from_fields(key, Path(path), fields)
-        row = self._rows.get(unicodedata.normalize("NFC", name))
-        if row is None:
-            return sample
-        metadata = self._tables[row[0]].sample(row[1], key, keep_captions=not sample.captions)
-        return schema.merge_samples(sample, metadata)
+        has_captions = bool(sample.captions)
+        for table, row in self._rows.get(unicodedata.normalize("NFC", name), ()):
+            metadata = self._tables[table].sample(row, key, keep_captions=not has_captions)
+            sample = schema.merge_samples(sample, metadata)
+        return sample
 
     def digest(self) -> str:
         """SHA-256 of the names and sizes of the images and the contents of their sidecars and tables."""
@@ -161,21 +162,20 @@ class FolderSource:
                 ", ..." if len(shared) > 3 else ""
             )
 
-    def _read_metadata(self, prefix: str, name: str, notes: list[str]) -> None:
-        """Takes over a table of a folder; one that cannot be read is noted."""
+    def _read_metadata(self, prefix: str, name: str, present: Set[str], notes: list[str]) -> None:
+        """Takes over a table of a folder; one that cannot be read is noted. present: paths of the images in NFC."""
         path = Path(self._root, prefix, name)
         try:
             table = TableSource(path)
         except UsageError as error:
             notes.append(f"{prefix}{name} is left out: {error}")
             return
-        present = {unicodedata.normalize("NFC", image) for image in self._names}
         missing = 0
         for index, image in enumerate(table.image_names()):
             image_path = None if image is None else os.path.normpath(prefix + image.replace("\\", "/"))
             image_path = image_path and unicodedata.normalize("NFC", image_path.replace(os.sep, "/"))
-            if image_path in present:
-                self._rows[image_path] = (len(self._tables), index)
+            if image_path is not None and image_path in present:
+                self._rows[image_path].append((len(self._tables), index))
             else:
                 missing += 1
         if missing:
@@ -208,7 +208,7 @@ class FolderSource:
 
 
 def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str]:
-    """Extensions of the files of a folder that belong to no image."""
+    """Names of the files of a folder that belong to no image."""
     names = {unicodedata.normalize("NFC", image[len(prefix) :]) for image in images}
     names |= {os.path.splitext(name)[0] for name in names}
     for name in files:
@@ -217,7 +217,16 @@ def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str
         if alias is not None and os.path.splitext(alias)[0] in names:
             continue
         if not name.startswith(".") and name.lower() not in _IGNORED_NAMES and stem not in _IGNORED_NAMES:
-            yield os.path.splitext(name)[1].lower() or "without an extension"
+            yield name
+
+
+def _count_kinds(names: list[str]) -> str:
+    """What is left out, by extension, and what to do about annotation files."""
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without an extension" for name in names)
+    text = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    annotations = [name for name in names if os.path.splitext(name)[1].lower() in _ANNOTATION_EXTENSIONS]
+    remedy = "; annotations are read where their file is named, not its folder: " if annotations else ""
+    return f"files that belong to no image are left out: {text}{remedy}{''.join(annotations[:1])}"
 
 
 # Characters that a file name cannot hold on every system; "." and "_" are escaped in some places.

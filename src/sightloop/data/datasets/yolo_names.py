@@ -13,7 +13,7 @@ from sightloop.errors import UsageError
 if TYPE_CHECKING:
     import yaml
 
-_MAX_BYTES = 4 << 20
+_MAX_BYTES = 1 << 20
 _USUAL_NAMES = ("classes.txt", "data.yaml", "data.yml", "dataset.yaml")
 _NAMES_LINE = re.compile(rb"^(\xef\xbb\xbf)?[\"']?names[\"']?[ \t]*:", re.M)
 _KEYPOINTS_LINE = re.compile(rb"^[\"']?kpt_shape[\"']?[ \t]*:", re.M)
