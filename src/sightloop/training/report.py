@@ -7,7 +7,7 @@ import io
 import json
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from html import escape
@@ -29,6 +29,7 @@ from sightloop.training.events import (
     WarningRaised,
 )
 from sightloop.training.log import read_log
+from sightloop.training.validation import order_metrics
 from sightloop.types import Sample
 
 _POINTS = 240  # greatest number of points of a curve
@@ -159,9 +160,9 @@ def _page(run: Path, story: _Story) -> str:
     facts = {k: c for k, c in story.curves.items() if k not in terms}
     body = [
         f"<header><h1>{title}</h1><p class=status>{escape(_status(story))}</p></header>",
-        _tiles(story),
+        _tiles(story, {name for name, curve in terms.items() if curve.chance is not None}),
         _warnings(story.warnings),
-        _charts("Losses", "dashed: chance level", terms, "lower"),
+        _charts("Losses", "dashed: chance level", {_loss_name(k): c for k, c in terms.items()}, "lower"),
         f"<section><p>{escape(story.calibrated.summary())}.</p></section>" if story.calibrated else "",
         _charts("Evaluation", "on the evaluation data", story.figures, "figure"),
         _texts(run, story.written),
@@ -177,6 +178,10 @@ def _page(run: Path, story: _Story) -> str:
     )
 
 
+def _loss_name(term: str) -> str:
+    return term if term == "loss" else f"{term} loss"
+
+
 def _status(story: _Story) -> str:
     if story.ended is not None:
         return f"finished after {story.ended.step:,} steps"
@@ -186,21 +191,22 @@ def _status(story: _Story) -> str:
     return f"not finished: step {step:,}{steps}, {saved}"
 
 
-def _tiles(story: _Story) -> str:
+def _tiles(story: _Story, terms: Collection[str]) -> str:
+    """Sizes, loss, and the metrics, those of the trained terms first."""
     tiles: list[tuple[str, str]] = []
     if story.began is not None:
         began = story.began
-        frozen = began.parameters - began.trainable
         tiles += [
             ("samples", f"{began.samples:,}"),
             ("batch", f"{began.batch:,}"),
             ("parameters", _short(began.parameters)),
-            *([("of them frozen", _short(frozen))] if frozen else []),
+            *([("of them trained", _short(began.trainable))] if began.trainable < began.parameters else []),
         ]
     if story.last is not None:
         tiles += [("epochs", f"{story.last.epoch:.4g}"), ("loss", _number(story.last.loss))]
         tiles += [("time in steps", _clock(story.seconds))]
-    tiles += [(name, _number(curve.values[-1])) for name, curve in story.figures.items() if curve.values][:4]
+    figures = {name: curve for name, curve in story.figures.items() if curve.values}
+    tiles += [(name, _number(figures[name].values[-1])) for name in order_metrics(figures, terms)[:4]]
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in tiles)
     return f"<section class=tiles>{cells}</section>"
 
