@@ -86,7 +86,6 @@ DISTRIBUTIONS = {
     "pillow_heif": "pillow-heif",
     "yaml": "pyyaml",
     "huggingface_hub": "huggingface-hub",
-    "yaml": "pyyaml",
 }
 
 # Networks, objectives and tasks see tensors: no file, no network, no other process.

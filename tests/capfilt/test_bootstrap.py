@@ -820,3 +820,17 @@ def test_any_job_file_is_refused_or_compared(
     current = {"settings": {"seed": 0}, "models": {"filter": "m"}, "sources": [["a.tar", "0"]], "units": 1}
     with pytest.raises(UsageError):
         manifest.Manifest(out, current)
+
+
+def test_a_script_without_a_main_guard_may_use_several_workers(place: Path, tmp_path: Path) -> None:
+    """A worker does not run the script again, which would start workers of its own."""
+    script = tmp_path / "script.py"
+    options = {"captioner": str(place / "caption"), "filter": str(place / "match"), **QUICK, "workers": 2}
+    script.write_text(
+        f"import sightloop\nprint(sightloop.bootstrap({[str(place / 'b.tar')]!r}, out='out', **{options!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("CapFiltSummary(") == 1

@@ -10,11 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, TypeAlias
@@ -259,7 +260,8 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self.pipe, child_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(job, child_end, number), daemon=False)
-        self.process.start()
+        with _without_main_script():
+            self.process.start()
         child_end.close()  # so that the pipe ends when the child dies
 
     def give(self, request: Request) -> None:
@@ -282,6 +284,22 @@ class Process:
         self.process.join()
         self.pipe.close()
         return f"exit status {self.process.exitcode}"
+
+
+@contextmanager
+def _without_main_script() -> Generator[None]:
+    """Hides the main script from multiprocessing, which would run it again in the new process.
+
+    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start workers of its own.
+    """
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _serve(job: Job, pipe: Connection, number: int) -> None:

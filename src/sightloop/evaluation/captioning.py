@@ -91,6 +91,9 @@ class CaptioningTask:
         scores = score_captions(captions, [list(sample.captions) for sample in samples])
         metrics = _coco_metrics(keys, scores)
         not_computed = dict(meteor_spice_not_computed())
+        if reason := _cider_not_computed(samples, scores):
+            metrics = [metric for metric in metrics if not metric.name.startswith("CIDEr")]
+            not_computed |= dict.fromkeys([name for name in _PROTOCOLS if name.startswith("CIDEr")], reason)
         if "SPICE" in scores.per_sample and not np.isfinite(scores.per_sample["SPICE"]).all():
             not_computed["SPICE"] = (
                 "the jar gives NaN for images with no proposition in caption and references"
@@ -138,6 +141,18 @@ class CaptioningTask:
             protocol = "share of captions that are not in the training data"
             metrics.append(MetricTable("unseen", protocol, "images", keys, unseen))
         return metrics
+
+
+def _cider_not_computed(samples: Sequence[Sample], scores: CaptionScores) -> str:
+    """Why CIDEr is 0 for any captions; "" if it is not. Its weights are 0 for words that are in all references."""
+    if len(samples) < 2:
+        return "its weights are document frequencies, which need the references of at least two images"
+    if scores.per_sample["CIDEr"].any():
+        return ""
+    references = [list(sample.captions) for sample in samples]
+    if score_captions([texts[0] for texts in references], references).per_sample["CIDEr"].any():
+        return ""
+    return "the references of all images have the same words, so its weights are 0 for any captions"
 
 
 def _coco_metrics(keys: list[str], scores: CaptionScores) -> list[MetricTable]:

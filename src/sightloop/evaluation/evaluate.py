@@ -6,8 +6,10 @@ numbers of two models are compared on the same samples (`_differences`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -22,7 +24,14 @@ from sightloop.evaluation.classification import ClassificationTask
 from sightloop.evaluation.dataset import DataSource, EvalDataset
 from sightloop.evaluation.detection import DetectionTask
 from sightloop.evaluation.matching import MatchingTask
-from sightloop.evaluation.predictions import MARK, PredictionFile, Records, check_compatible, read_predictions
+from sightloop.evaluation.predictions import (
+    MARK,
+    PredictionFile,
+    Records,
+    check_compatible,
+    check_finite,
+    read_predictions,
+)
 from sightloop.evaluation.probing import ProbingTask
 from sightloop.evaluation.report import as_html, as_json
 from sightloop.evaluation.results import EvalRun, Evaluation
@@ -196,6 +205,8 @@ def _predict(
             _check_capabilities(model_of(source), phases)
             model = model_of(phase.model or source)
             for event in phase.run(TaskContext(dataset, kept.records, model), missing):
+                if isinstance(event, Done):
+                    check_finite(event.name, event.value, str(model.dtype).removeprefix("torch."))
                 kept.add(event.name, event.value if isinstance(event, Done) else {"failed": event.reason})
                 if on_sample is not None:
                     on_sample(description, len(samples), event)
@@ -252,7 +263,12 @@ def _score(task: EvalTask, dataset: EvalDataset, header: JsonMapping, records: R
         raise UsageError(
             f"the predictions are incomplete, or not of this task ({error!r}); run it to its end with --model"
         ) from error
-    return EvalRun(header, tuple(metric.evaluate(seed) for metric in scores.metrics), scores, failed)
+    numbers = [metric.evaluate(seed) for metric in scores.metrics]
+    finite = tuple(number for number in numbers if math.isfinite(number.value))
+    missing_numbers = {n.name: "no sample has what it is computed of" for n in numbers if n not in finite}
+    return EvalRun(
+        header, finite, replace(scores, not_computed={**scores.not_computed, **missing_numbers}), failed
+    )
 
 
 def _differences(runs: Sequence[EvalRun], seed: int) -> Mapping[str, Difference]:
@@ -264,7 +280,11 @@ def _differences(runs: Sequence[EvalRun], seed: int) -> Mapping[str, Difference]
         for metric in runs[0].scored.metrics
         if metric.name in other
     }
-    return {name: difference for name, difference in differences.items() if difference is not None}
+    return {
+        name: difference
+        for name, difference in differences.items()
+        if difference and math.isfinite(difference.value)
+    }
 
 
 def _find_leaks(train_data: DataSource, dataset: EvalDataset) -> Leaks:

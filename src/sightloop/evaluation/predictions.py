@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.journal import Journal, JournalLine, read_journal
-from sightloop.errors import UsageError
+from sightloop.errors import SightloopError, UsageError
 from sightloop.types import Floats32, Integers, JsonDict, JsonMapping
 
 Records: TypeAlias = "dict[str, JsonDict]"  # key of a sample -> its fields
@@ -78,18 +80,128 @@ class PredictionFile:
 
 
 def read_predictions(path: Path) -> tuple[JsonDict, Records]:
-    """The first line (empty where the file has none) and the predictions by key; a torn last line is left out.
+    """The first line (empty where the file has none) and the predictions by key.
 
-    Raises UsageError that names the line which is damaged.
+    A last line without newline counts if it is complete.
+
+    Raises UsageError that names the line which is damaged, has a value of the wrong type, or repeats a prediction.
     """
     header: JsonDict = {}
     records: Records = {}
     try:
-        for line in read_journal(path):
+        for line in _all_lines(path):
+            key = line.entry.get("key") if line.entry is not None else None
+            before = set(records.get(key, ())) if isinstance(key, str) else set[str]()
+            fields = {} if line.entry is None or not isinstance(key, str) else dict(line.entry)
             _load_line(line, header, records, path)
+            _check_fields(fields, before, f"{path}, line {line.number}")
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     return header, records
+
+
+def _all_lines(path: Path) -> Iterator[JournalLine]:
+    """The lines of a journal, and a last one without newline."""
+    number, end = 0, 0
+    for line in read_journal(path):
+        number, end = line.number, line.end
+        yield line
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read()
+    if rest.strip():
+        try:
+            entry = json.loads(rest)
+        except (ValueError, RecursionError):
+            entry = None
+        yield JournalLine(number + 1, end, end + len(rest), entry if isinstance(entry, dict) else None)
+
+
+def _check_fields(fields: JsonMapping, before: Collection[str], where: str) -> None:
+    """Raises UsageError for a value of the wrong type, and for a field that an earlier line of the key has."""
+    for name, value in fields.items():
+        if name in before:
+            raise UsageError(f"{where}: a second {name} of {fields['key']!r}; remove one of the two lines")
+        kind = _KINDS.get(name)
+        if kind is not None and not kind.holds(value):
+            shown = json.dumps(value)
+            raise UsageError(
+                f"{where}: {name} must be {kind.noun}, but it is {shown[:60]}; mend the line or remove it"
+            )
+
+
+def check_finite(key: str, fields: JsonMapping, precision: str) -> None:
+    """Raises SightloopError if a model's prediction holds NaN or an infinite number.
+
+    Args:
+        key: of the sample.
+        fields: the prediction.
+        precision: dtype of the model, for the remedy.
+    """
+    numbers = [
+        floats(v) if name in _PACKED_FLOATS and isinstance(v, str) else v for name, v in fields.items()
+    ]
+    if not all(_is_finite(value) for value in numbers):
+        dtype = "bfloat16 or float32" if precision == "float16" else "float32"
+        raise SightloopError(
+            f"{key}: the model's output is not a finite number in {precision}; try --dtype {dtype}; if it stays so, "
+            "the weights are damaged"
+        )
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return bool(np.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_list_of(holds: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_text(value[0]) and _is_number(value[1])
+
+
+def _is_ranking(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_label, value))
+
+
+class _Kind(NamedTuple):
+    """What a field of a prediction holds."""
+
+    noun: str
+    holds: Callable[[object], bool]
+
+
+_PACKED_FLOATS = ("image", "texts", "logits")
+_TEXT = _Kind("text", _is_text)
+_KINDS = {
+    "caption": _TEXT,
+    "failed": _TEXT,
+    **dict.fromkeys((*_PACKED_FLOATS, "judged"), _TEXT),
+    "answers": _Kind("a list of texts", _is_list_of(_is_text)),
+    "cosines": _Kind("a list of two numbers", _is_pair),
+    "scores": _Kind("a list of lists of numbers", _is_list_of(_is_list_of(_is_number))),
+    "top": _Kind("a list of at least one [label, probability]", _is_ranking),
+    "regions": _Kind("a list of objects", _is_list_of(lambda value: isinstance(value, dict))),
+}
 
 
 def check_compatible(header: JsonMapping, expected: JsonMapping, path: Path, remedy: str = "") -> None:
@@ -141,7 +253,7 @@ def _settings_difference(settings: Any, expected: Any) -> str:
 def _load_line(line: JournalLine, header: JsonDict, records: Records, path: Path) -> None:
     """Adds a line to the header or the records. Raises UsageError for a line that belongs to neither."""
     entry = line.entry
-    if entry is not None and line.number == 1 and MARK in entry.get("sightloop", ""):
+    if entry is not None and line.number == 1 and MARK in str(entry.get("sightloop", "")):
         header.update(entry)
     elif entry is not None and isinstance(entry.get("key"), str):
         records.setdefault(entry.pop("key"), {}).update(entry)

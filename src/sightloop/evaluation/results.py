@@ -5,6 +5,7 @@ task.score() -> TaskScores of MetricTable -> EvalRun of MetricValue -> Evaluatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -97,6 +98,8 @@ class MetricTable:
             value, low, high = interval.value, interval.low, interval.high
         else:
             value = self.of_rows(self.rows)
+        if len(self.rows) < 2 or not (low is not None and high is not None and math.isfinite(low + high)):
+            low = high = None  # one row says nothing about how others vary
         return MetricValue(self.name, value, low, high, len(self.rows), self.unit, self.protocol)
 
     def difference(self, other: MetricTable, seed: int) -> Difference | None:

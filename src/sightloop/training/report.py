@@ -29,7 +29,7 @@ from sightloop.training.events import (
     WarningRaised,
 )
 from sightloop.training.log import read_log
-from sightloop.training.validation import score_names
+from sightloop.training.validation import order_metrics
 from sightloop.types import Sample
 
 _POINTS = 240  # greatest number of points of a curve
@@ -195,10 +195,9 @@ def _status(story: _Story) -> str:
 def _tiles(story: _Story, terms: Mapping[str, _Curve]) -> list[Tile]:
     """The metrics of the run's objectives first, then loss, time, and size of data and model."""
     measured = {name: curve for name, curve in story.metrics.items() if curve.values}
-    ordered = dict.fromkeys([*score_names(measured, terms), *measured])
     tiles = [
         Tile(name, html.format_number(measured[name].values[-1]), f"step {measured[name].steps[-1]:,.0f}")
-        for name in list(ordered)[:_MAX_TILES]
+        for name in order_metrics(measured, terms)[:_MAX_TILES]
     ]
     if story.last is not None:
         tiles.append(Tile("loss", html.format_number(story.last.loss), f"step {story.last.step:,}"))

@@ -123,7 +123,19 @@ def open_run(
         patience=patience_for(steps), bounds=bounds, terms=terms, state=state.notes.get("watch")
     )
     return TrainRun(
-        recipe, folder, ranks, dataset, model, state, fsdp, steps, monitor, damaged, held_out, warnings
+        recipe=recipe,
+        folder=folder,
+        world=ranks,
+        dataset=dataset,
+        model=model,
+        state=state,
+        fsdp=fsdp,
+        steps=steps,
+        monitor=monitor,
+        damaged=damaged,
+        held_out=held_out,
+        data_warnings=warnings,
+        idle=state.step == 0,
     )
 
 

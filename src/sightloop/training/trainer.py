@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from sightloop.checkpoints.lora import save_lora
 from sightloop.data.datasets.dataset import open_dataset
@@ -145,6 +144,8 @@ def _events(run: TrainRun, stop_after: int | None, repairs: Sequence[str]) -> It
         ranks.world_size,
         run.model.prompts if recipe.terms.get("prompted") else None,
     )
+    if recipe.evaluation.data and state.step == 0:
+        yield from _evaluate(run)
     last = run.steps if stop_after is None else min(run.steps, state.step + stop_after)
     for batch in loader.batches(state.step, last):
         yield from _train_step(run, batch)
@@ -229,11 +230,12 @@ def _evaluate(run: TrainRun) -> Iterator[RunEvent]:
         trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
         score = validation_score(values, trained)
         best = run.state.notes.get(_BEST)
-        if score is not None and (best is None or score > best[1]):
+        is_first = run.state.step == 0  # of the start; there is no checkpoint of it
+        if score is not None and not is_first and (best is None or score > best[1]):
             run.state.notes[_BEST] = [run.state.step, score]
         yield Evaluated(run.state.step, values, texts)
         message = at_chance(values, min(settings.samples, len(data)), trained)
-        if message and run.state.step >= run.steps // 2:
+        if message and not is_first and run.state.step >= run.steps // 2:
             yield WarningRaised(run.state.step, "evaluation", message)
     barrier(run.world)
 
@@ -304,7 +306,9 @@ def _writing(run: TrainRun) -> Generator[None]:
     """Turns errors of writing into a `SightloopError` with the remedy."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
         reason = os_error_reason(error) if isinstance(error, OSError) else str(error)
         raise SightloopError(
             f"{run.folder}: cannot be written in step {run.state.step:,} ({reason}); free some space and repeat the "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,20 +90,15 @@ def validation_score(values: Mapping[str, float], terms: Collection[str]) -> flo
     Returns:
         The value, or None if no metric was computed.
     """
-    names = score_names(values, terms)
-    return values[names[0]] if names else None
+    measured = [name for name in _SCORES if math.isfinite(values.get(name, math.nan))]
+    return values[order_metrics(measured, terms)[0]] if measured else None
 
 
-def score_names(measured: Collection[str], terms: Collection[str]) -> list[str]:
-    """The metrics that compare checkpoints, those of the run's objectives first.
-
-    Args:
-        measured: names of metrics.
-        terms: objectives of the run.
-    """
-    names = [name for name in _SCORES if name in measured]
-    trained = [name for name in names if _SCORES[name] & {*terms}]
-    return trained + [name for name in names if name not in trained]
+def order_metrics(names: Iterable[str], terms: Collection[str]) -> list[str]:
+    """Names of metrics, those of the trained objectives first, the one that compares checkpoints at the head."""
+    names = list(names)
+    trained = [name for name in _SCORES if name in names and _SCORES[name] & {*terms}]
+    return list(dict.fromkeys([*trained, *names]))
 
 
 def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) -> str:
