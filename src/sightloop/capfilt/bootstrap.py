@@ -29,7 +29,7 @@ from sightloop.capfilt.manifest import Manifest, open_manifest
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.ray_workers import RayEngine
 from sightloop.capfilt.report import write_report
-from sightloop.capfilt.shard import Job, OnSample, load_models, process_shard
+from sightloop.capfilt.shard import Job, OnSampleDone, load_models, process_shard
 from sightloop.capfilt.workers import Engine, Processes, process_shards
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -211,7 +211,7 @@ def _engine(job: Job) -> Engine:
 
 
 def _process_here(
-    job: Job, todo: Sequence[int], quarantined: Mapping[str, str], on_sample: OnSample
+    job: Job, todo: Sequence[int], quarantined: Mapping[str, str], on_sample: OnSampleDone
 ) -> Generator[Progress, None, None]:
     """Processes shards in this process, one after the other."""
     threads_before = torch.get_num_threads()

@@ -38,7 +38,7 @@ from sightloop.tasks.embed import embed_images
 from sightloop.types import ImageSpec, JsonDict, Limits, Pixels, Sample
 
 # Called with the key of a sample and the reason of its failure, "" if it did not fail.
-OnSample: TypeAlias = "Callable[[str, str], None]"
+OnSampleDone: TypeAlias = "Callable[[str, str], None]"
 
 _EMPTY_TAR = bytes(1024)  # two zero blocks: the end mark alone
 
@@ -118,7 +118,11 @@ def load_models(job: Job) -> Models:
 
 
 def process_shard(
-    job: Job, models: Models, index: int, quarantined: Mapping[str, str], on_sample: OnSample | None = None
+    job: Job,
+    models: Models,
+    index: int,
+    quarantined: Mapping[str, str],
+    on_sample: OnSampleDone | None = None,
 ) -> JsonDict:
     """Processes one shard and writes its two files by atomic rename.
 

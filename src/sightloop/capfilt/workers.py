@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 
-from sightloop.capfilt.shard import Job, Models, OnSample, load_models, process_samples, process_shard
+from sightloop.capfilt.shard import Job, Models, OnSampleDone, load_models, process_samples, process_shard
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict
 
@@ -109,7 +109,7 @@ class Server:
         self._job = replace(job, options=replace(job.options, device=_device(job.options.device, number)))
         self._models: Models | None = None
 
-    def answer(self, request: Request, on_sample: OnSample) -> Answer:
+    def answer(self, request: Request, on_sample: OnSampleDone) -> Answer:
         """Works on a request; exceptions are returned as `WorkerError`."""
         try:
             models = self._models = self._models or load_models(self._job)

@@ -143,20 +143,20 @@ def _remedy(folder: Path, name: str) -> str:
 def _model_folders(folder: Path) -> list[str]:
     """Folders inside with weights and a config, up to three levels down (a cache has snapshots/COMMIT), the nearest and
     of a trainer's the newest first: checkpoint-500 before checkpoint-90."""
-    found: list[str] = []
+    folders: list[str] = []
     for path, inner, names in islice(os.walk(folder), _MAX_FOLDERS):
         relative = os.path.relpath(path, folder)
         if relative.count(os.sep) == 2:
             inner.clear()  # goes no deeper
         weights = any(file in _KNOWN_WEIGHTS or file.endswith(_SUFFIXES[:1]) for file in names)
         if weights and {"config.json", "open_clip_config.json"} & set(names):
-            found.append(relative)
+            folders.append(relative)
 
     def order(name: str) -> tuple[int, int, str]:
         numbers = re.findall(r"\d{1,18}", os.path.basename(name))
         return name.count(os.sep), -int(numbers[-1]) if numbers else 0, name
 
-    return sorted(found, key=order)
+    return sorted(folders, key=order)
 
 
 def _adapter_message(name: str, folder: Path) -> str:

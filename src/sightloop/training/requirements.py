@@ -66,13 +66,13 @@ class AnnotationCounts:
             return
         captions = [text for text in sample.captions if text.strip()]
         regions = [r for r in sample.regions if r.label and (not classes or r.label in classes)]
-        found = {
+        present = {
             CAPTION: captions,
             QUESTION: sample.questions,
             REGION: regions,
             LABEL: sample.label is not None,
         }
-        for kind, value in found.items():
+        for kind, value in present.items():
             self.by_kind[kind] += bool(value)
         if len(self.captions) < 2:
             self.captions.update(captions[:2])
