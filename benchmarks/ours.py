@@ -115,7 +115,7 @@ class Sightloop:
                 (Path(out) / "evidence").mkdir()
                 placed = replace(job, out=Path(out))
                 process_shard(placed, loaded, 0, {})
-                lines = [json.loads(line) for line in placed.evidence(0).read_text("utf-8").splitlines()]
+                lines = [json.loads(line) for line in placed.evidence_path(0).read_text("utf-8").splitlines()]
             return np.array([line["itm"] for line in lines if line["source"] == "web"])[None]
 
         return call

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_said() -> None:
 
 def test_without_the_evaluator_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match="sightloop\\[evaluate\\]"):
+    with pytest.raises(UsageError, match=r"\.\[evaluate\]"):
         detection_scores([[]], [[Region("cat", (0, 0, 1, 1))]])
 
 

@@ -196,7 +196,7 @@ def test_evaluation_data_is_used_for_calibration(shard: Path, unseen: Path, tmp_
     calibrated = one(events, Calibrated)
     assert one(events, RunStarted).samples == 100
     assert (calibrated.images, calibrated.data) == (24, str(unseen))
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match=r"evaluation\.data"):
         run(shard, out)  # it would learn from fewer images
 
 
@@ -210,4 +210,5 @@ def test_too_few_images_are_a_warning(unseen: Path, tmp_path: Path) -> None:
 def test_without_itm_there_is_no_calibration(shard: Path, tmp_path: Path) -> None:
     events = run(shard, tmp_path / "run", "terms.itm=0", "terms.itc=0", "terms.lm=1")
     assert one(events, RunStarted).samples == 100
-    assert not [event for event in events if isinstance(event, Calibrated | WarningRaised)]
+    assert not [event for event in events if isinstance(event, Calibrated)]
+    assert not [e for e in events if isinstance(e, WarningRaised) and e.about == "calibration"]

@@ -206,6 +206,6 @@ def test_tensorboard_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyt
         return real(name, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match=r"sightloop\[train\]"):
+    with pytest.raises(UsageError, match=r"\.\[train\]"):
         RunLog(tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
