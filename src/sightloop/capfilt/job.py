@@ -17,6 +17,7 @@ from sightloop.capfilt.shard import Job
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.fingerprint import fingerprint, preprocessing_digest
+from sightloop.inference.load import choose_device
 from sightloop.types import JsonDict
 
 # Options that may change between calls of one run: they have no effect on the output. "device" and "ranker" are
@@ -144,8 +145,4 @@ def _split(dataset: Dataset, block: int) -> list[tuple[int, int]]:
 
 def device_kind(device: str) -> str:
     """Kind of a device: "cuda" for "cuda:1"; for "auto", the best that this machine has."""
-    if device != "auto":
-        return device.partition(":")[0]
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return choose_device(device).type if device == "auto" else device.partition(":")[0]

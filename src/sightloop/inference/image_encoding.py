@@ -50,14 +50,7 @@ class Preprocessor:
         isolate: bool = True,
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
-        """Preprocessed images, uint8 `[3, H, W]` each, in order; an `ImageError` in the place of one that fails.
-
-        Args:
-            sources: the images.
-            workers: threads or child processes that decode.
-            isolate: decode in child processes, which a hostile file may take down without harm to this one.
-            limits: bounds on each image.
-        """
+        """Preprocessed images, uint8 `[3, H, W]` each, in order; options and errors as of `Model.read`."""
         return read_images(sources, self.spec, workers=workers, isolate=isolate, limits=limits or Limits())
 
     def batches(self, images: ImageInput) -> Iterator[list[Pixels]]:
