@@ -1,7 +1,9 @@
 """Conversion of any source of samples to any format; one sample at a time is in memory.
 
     folder    DST/                     images; captions in .txt if they can be lines, the rest in .json
-    tar       x.tar, x-{000..}.tar     WebDataset; a single caption in .txt, the rest in .json; reproducible bytes
+    yolo      DST/                     YOLO: images/, labels/, data.yaml; boxes or outlines
+    imagefolder  DST/                  Hugging Face's ImageFolder: images, and all fields in metadata.jsonl
+    tar       x.tar, x-{000..}.tar     WebDataset; the first caption in .txt, the rest in .json; reproducible bytes
     parquet   x.parquet                images as {"bytes", "path"}
     csv tsv   x.csv, x.tsv             a row per caption
     jsonl     x.jsonl                  an object per image
@@ -29,11 +31,15 @@ from sightloop.data.atomic import exchange_paths, try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.folder import MARKER_NAME
+from sightloop.data.datasets.folder_writers import ImageFolderWriter, YoloWriter
 from sightloop.data.images import headers
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Done, Failed, Limits, Sample
 
-DatasetFormat: TypeAlias = Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
+DatasetFormat: TypeAlias = Literal[
+    "folder", "imagefolder", "yolo", "tar", "parquet", "csv", "tsv", "jsonl", "coco"
+]
+_FOLDER_FORMATS = ("folder", "imagefolder", "yolo")
 
 _FORMATS: dict[str, DatasetFormat] = {
     ".tar": "tar",
@@ -124,7 +130,9 @@ def convert(
             raise
         destination.publish(staging, overwrite)
     kind = destination.kind
-    dropped = (f"{number:,} {what}, which {kind} cannot hold" for what, number in writer.dropped.items())
+    dropped = (
+        f"{number:,} {what}, which {kind} cannot hold" for what, number in writer.dropped.items() if number
+    )
     return ConvertSummary(str(target), kind, counts[Done], counts[Failed], (*dataset.notes, *dropped))
 
 
@@ -185,10 +193,10 @@ class _Destination:
             raise UsageError(
                 f"{target}: unknown format; name it, one of {', '.join(get_args(DatasetFormat))}."
             )
-        if is_folder and kind not in ("folder", "tar"):
+        if is_folder and kind not in (*_FOLDER_FORMATS, "tar"):
             raise UsageError(f"{target}: {kind} is a file, not a folder; name a file.")
         self.kind: DatasetFormat = kind
-        self.is_folder = kind == "folder" or is_folder
+        self.is_folder = kind in _FOLDER_FORMATS or is_folder
         self.images = target.with_suffix(".images")
 
     def shard(self, number: int) -> str:
@@ -318,6 +326,10 @@ def _open_writer(destination: _Destination, staging: Path, shard_size: int) -> w
     match destination.kind:
         case "folder":
             return writers.FolderWriter(staging)
+        case "imagefolder":
+            return ImageFolderWriter(staging)
+        case "yolo":
+            return YoloWriter(staging)
         case "tar":
             return writers.ShardWriter(
                 staging, destination.shard, 0 if destination.has_one_shard else shard_size

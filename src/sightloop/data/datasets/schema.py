@@ -81,6 +81,9 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
     if rest.get("key") == key:
         del rest["key"]
     extra = pop(("extra",), {})
+    if isinstance(extra, str) and extra.startswith("{"):  # where a column must have one type, it is a text
+        with suppress(ValueError):
+            extra = json_object(extra.encode("utf-8", "surrogatepass"), "extra")
     rest.update(extra if isinstance(extra, Mapping) else {"extra": extra})
     label = None if label in (None, "") else check_text(str(label), "label")
     return Sample(key, image, captions, questions, regions, label, rest | titles)
