@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from sightloop.data.atomic import atomic_path, atomic_write, name_disk_errors, sync_folder, try_lock
+from sightloop.data.json_members import parse_strict
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
 
@@ -25,7 +26,7 @@ class JournalLine(NamedTuple):
         number: From 1.
         start: Offset of its first byte.
         end: Offset behind its newline.
-        entry: Its JSON object; None if the line is no JSON object or its checksum does not match.
+        entry: Its JSON object; None if the line is no JSON object, its checksum does not match, or a name occurs twice.
     """
 
     number: int
@@ -199,7 +200,7 @@ def _decode(line: bytes, checksum: bool) -> JsonDict | None:
             return None
         line = text
     try:
-        entry = json.loads(line)
+        entry = parse_strict(line)
     except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None

@@ -25,7 +25,8 @@ _EPILOGUE = (
 
 def convert(
     *paths: Annotated[str, Parameter(name="SRC... DST", required=True, allow_leading_hyphen=True)],
-    to: Literal["folder", "imagefolder", "yolo", "tar", "parquet", "csv", "tsv", "jsonl", "coco"] | None = None,
+    to: Literal["folder", "imagefolder", "yolo", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
+    | None = None,
     shard_size: Annotated[int, Parameter(converter=integer)] = 10_000,
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = False,

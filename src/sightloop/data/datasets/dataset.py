@@ -21,12 +21,13 @@ from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
 from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
+from sightloop.data.datasets.yolo_yaml import open_yolo_file
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _MAX_PATHS = 100_000  # of a brace range, or of all sources together
-_KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .tar, .tar.gz, or - for a tar on standard input"
+_KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .yaml (YOLO), .tar, .tar.gz, or - for a tar on standard input"
 
 
 class SampleSource(Protocol):
@@ -218,6 +219,7 @@ def open_dataset(
             * a folder: of images with sidecars (.txt, .json) or with a subfolder per class (see `FolderSource`), with
               YOLO's `labels`, or of .tar or .parquet files;
             * .csv, .tsv, .jsonl, .parquet, or .json with a list of objects (columns: see `schema`);
+            * the .yaml file of a YOLO data set: all images of its `train`, `val` and `test`;
             * .json in COCO's format; several files about the same images merge;
             * .tar shards as WebDataset and img2dataset write them;
             * .tar.gz, a named pipe, or "-" for a tar on standard input: read once, in order.
@@ -259,7 +261,7 @@ def _open_path(
     name = path.name.lower()
     if stat.S_ISDIR(mode):
         if folders := YoloSource.find(path):
-            return [YoloSource(folder, image_folder) for folder in folders]
+            return [YoloSource.open_folder(folder, image_folder) for folder in folders]
         folder = FolderSource(path, classes)
         if len(folder):
             return [folder]
@@ -276,7 +278,7 @@ def _open_path(
     if path.suffix.lower() in (*_TABLES, ".json"):
         return [TableSource(path, image_folder)]
     if path.suffix.lower() in (".yaml", ".yml"):
-        raise UsageError(f"{path}: name the folder with the images and labels that it describes instead.")
+        return [*open_yolo_file(path, image_folder)]
     raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
 
 

@@ -1,7 +1,7 @@
 """Writers of folders for other programs: YOLO's (Ultralytics) and Hugging Face's ImageFolder.
 
-    yolo           images/a.jpg  labels/a.txt  data.yaml      captions and other fields: images/a.txt, images/a.json
-    imagefolder    a.jpg  metadata.jsonl                      a line per image: {"file_name": "a.jpg", "captions": [...]}
+yolo           images/a.jpg  labels/a.txt  data.yaml      captions and other fields: images/a.txt, images/a.json
+imagefolder    a.jpg  metadata.jsonl                      a line per image: {"file_name": "a.jpg", "captions": [...]}
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class YoloWriter:
         self.dropped = Counter[str]()
 
     def check(self, sample: Sample) -> None:
-        """The key must fit into a path, and the header of the image must be readable: labels are shares of its sides."""
+        """The key must fit into a path, and the header of the image be readable: labels are shares of its sides."""
         check_name(sample)
         if _IMAGES in sample.key.split("/")[:-1]:
             raise ImageError(
@@ -92,15 +92,11 @@ class YoloWriter:
             self.dropped["regions without an area inside of their image"] += 1
             return ""
         self.dropped["parts of regions beyond the edge of their image"] += not (
-            0 <= min(points) and max(points[0::2]) <= width and max(points[1::2]) <= height
+            min(points) >= 0 and max(points[0::2]) <= width and max(points[1::2]) <= height
         )
         self.dropped["scores of regions"] += region.score is not None
-        self.dropped["masks (their boxes are written)"] += (
-            region.mask is not None and not region.polygons
-        )
-        self.dropped[_BOXES_AS_OUTLINES] += (
-            is_outlined and not region.polygons
-        )
+        self.dropped["masks (their boxes are written)"] += region.mask is not None and not region.polygons
+        self.dropped[_BOXES_AS_OUTLINES] += is_outlined and not region.polygons
         number = self._classes.setdefault(region.label, len(self._classes))
         values = [v for point in zip(xs, ys, strict=True) for v in point]
         if not is_outlined:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
 from sightloop.data.image_names import is_image_name
+from sightloop.data.json_members import parse_strict
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
@@ -193,7 +194,7 @@ def fields_from_cells(row: Mapping[str, str]) -> JsonDict:
     for name, cell in fields.items():
         if name.lower() in _JSON_CELLS and cell[0] in "[{":
             with suppress(ValueError, RecursionError):  # a text that begins with a bracket
-                fields[name] = json.loads(cell)
+                fields[name] = parse_strict(cell)
     return fields
 
 
@@ -215,9 +216,9 @@ def join_captions(captions: tuple[str, ...]) -> bytes | None:
 def json_object(data: bytes, name: str) -> JsonDict:
     """Parses a JSON object. name: of the file, for messages."""
     try:
-        value = json.loads(data)
+        value = parse_strict(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
+        raise ValueError(f"{name} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{name} is not a JSON object")
     return value

@@ -24,6 +24,7 @@ import numpy as np
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.csv_rows import CsvRows, file_digest, image_column
 from sightloop.data.datasets.image_paths import find_image
+from sightloop.data.json_members import parse_tolerant, repeated_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Sample
 
@@ -215,9 +216,10 @@ class _JsonList:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._items = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-        if not isinstance(self._items, list):
+        items, self._has_repeats = parse_tolerant(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        if not isinstance(items, list):
             raise ValueError("neither a list of objects nor COCO JSON")
+        self._items: list[object] = items
 
     def scan(self) -> Iterator[JsonDict | None]:
         for item in self._items:
@@ -227,6 +229,8 @@ class _JsonList:
         item = self._items[index]
         if not isinstance(item, dict):
             raise ValueError("not an object")
+        if self._has_repeats and (name := repeated_name(item)) is not None:
+            raise ValueError(f"the name {name!r} occurs twice in an object")
         return dict(item)
 
     def digest(self) -> str:
