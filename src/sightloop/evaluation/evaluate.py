@@ -89,7 +89,7 @@ def evaluate(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
     eval_task = _make_task(task, settings, dataset, train_data)
-    _select_samples(dataset, task, eval_task)
+    notes = (*dataset.dataset.notes, *_select_samples(dataset, task, eval_task))
     folder = None if out is None else Path(out)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def evaluate(
         check_compatible(header, about | {"settings": eval_task.settings}, file)
         runs.append(_score(eval_task, dataset, header or {"model": file.name}, records, settings.seed))
     leaks = None if train_data is None else _find_leaks(train_data, dataset)
-    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, dataset.dataset.notes)
+    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, notes)
     if folder is not None:
         atomic_write(folder / "report.json", as_json(result))
         atomic_write(folder / "report.html", as_html(result, dataset))
@@ -122,12 +122,18 @@ def _list_sources(
     return models, files
 
 
-def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> None:
-    """Keeps the samples that have the annotations of the task; raises UsageError if there are none."""
+def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> Iterator[str]:
+    """Keeps the samples that have the annotations of the task; yields a note on the others.
+
+    Raises UsageError if there are none.
+    """
+    count = len(dataset.samples)
     dataset.samples = [sample for sample in dataset.samples if task.wants(sample)]
     if not dataset.samples or (name == "detect" and not any(sample.regions for sample in dataset.samples)):
         notes = "".join(f" ({note})" for note in dataset.dataset.notes)
         raise UsageError(f"{dataset.name}: no sample has what {name} needs{notes}")
+    if (others := count - len(dataset.samples)) > 0:
+        yield f"{others:,} of {count:,} samples have no annotations for {name} and are left out"
 
 
 def _about(task: TaskName, dataset: EvalDataset, seed: int) -> JsonDict:

@@ -41,7 +41,7 @@ _STYLE = """
 
 
 def as_json(result: Evaluation) -> str:
-    """report.json: all numbers at full precision, what was not computed, failures, confusion, differences, leaks."""
+    """report.json: numbers at full precision, what was not computed or left out, confusion, differences, leaks."""
     runs = [
         {
             "about": dict(run.about),
@@ -56,7 +56,7 @@ def as_json(result: Evaluation) -> str:
         )
         for run in result.runs
     ]
-    report: JsonDict = {"about": dict(result.about), "runs": runs}
+    report: JsonDict = {"about": dict(result.about), "runs": runs, "notes": list(result.notes)}
     if result.differences:
         report["differences"] = {name: asdict(value) for name, value in result.differences.items()}
     if result.leaks is not None:
@@ -90,6 +90,9 @@ def as_html(result: Evaluation, dataset: EvalDataset) -> str:
                 f"Copies in the training data: {copies:,}", _leaks_table(result.leaks) or "None found."
             )
         )
+    if result.notes:
+        summary = f"Notes on the data: {len(result.notes):,}"
+        parts.append(html.details(summary, html.items(result.notes, _MAX_LISTED)))
     shared = {name: value for name, value in about.items() if name not in ("task", "data")}
     parts.append(html.details("Settings of the evaluation", html.settings(shared)))
     samples = about.get("samples")

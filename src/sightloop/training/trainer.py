@@ -128,8 +128,7 @@ def _events(run: TrainRun, stop_after: int | None, repairs: Sequence[str]) -> It
     if state.step == 0 and ranks.first:
         for text in truncation_warnings(recipe, run.dataset, run.model.tokenizer):
             yield WarningRaised(0, "data.max_tokens", text)
-    for note in run.dataset.notes if state.step == 0 else ():
-        yield WarningRaised(0, "data", note)
+    yield from _data_notes(run)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
@@ -286,6 +285,17 @@ def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
         merge_lora(model.module)
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
+
+
+def _data_notes(run: TrainRun) -> Iterator[WarningRaised]:
+    """What the sources leave out or how they are taken, at the start of a run."""
+    if run.state.step > 0:
+        return
+    for note in run.dataset.notes:
+        yield WarningRaised(0, "data", note)
+    if run.recipe.evaluation.data:
+        for note in open_dataset(run.recipe.evaluation.data).notes:
+            yield WarningRaised(0, "evaluation.data", note)
 
 
 def _warn_of_leaks(run: TrainRun) -> Iterator[RunEvent]:

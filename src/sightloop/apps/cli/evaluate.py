@@ -285,7 +285,8 @@ def _print_result(result: Evaluation, *, as_json: bool) -> None:
             for number in run.numbers:
                 rows.row({"model": run.name} | asdict(number))
             for name, why in run.scored.not_computed.items():
-                rows.row({"model": run.name, "name": name, "value": None, "not_computed": why})
+                missing = {"value": None, "low": None, "high": None, "not_computed": why}
+                rows.row({"model": run.name, "name": name} | missing)
         for name, difference in result.differences.items():
             rows.row({"name": f"{name}, A - B"} | asdict(difference))
         return

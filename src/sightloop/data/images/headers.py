@@ -14,7 +14,9 @@ MAX_BLOCKS = 20_000  # JPEG segments or GIF sub-blocks before the first pixel; r
 MAX_CHUNKS = 200_000  # PNG chunks: 8 kB ones, which common encoders write, in a 1.6 GB file
 MAX_JUNK = 1 << 16  # bytes between two JPEG segments that belong to neither
 MAX_EXIF = 1 << 22  # bytes; a segment holds 64 kB, most files have one, and Pillow joins several one by one
-MAX_TAGS = 4_096  # of a TIFF directory; real files have under 100, and a decoder may format a warning for each
+MAX_TAGS = (
+    4_096  # of a TIFF directory; real files have under 100, and a decoder may format a warning for each
+)
 MAX_SCANS = 64  # of a progressive JPEG; real files have about 10, and each scan decodes all pixels once more
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
