@@ -19,7 +19,10 @@ from sightloop.data.datasets.convert import DatasetFormat, convert
 Convert = Callable[[str, "DatasetFormat | None"], Path]
 RNG = np.random.default_rng(0)
 SIDE = 24
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries
+pytestmark = [  # of the libraries, some of which leave files to the garbage collector
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Convert:
             {"label": "cat", "box": [1, 2, 11, 12]},
             {"label": "dog, big", "box": [4, 4, 20, 16], "polygons": [[4, 4, 20, 4, 20, 16]]},
         ],
-        "license": 3,
+        "license": "by",
     }
     (folder / "a.json").write_text(json.dumps(fields))
     mask = {"size": [SIDE, 2 * SIDE], "counts": [25, 10, SIDE * SIDE * 2 - 35]}
