@@ -174,7 +174,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "folder"
         if entry.is_file():
             return "file"
-        return "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
+        is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+        return "a link that leads nowhere" if is_broken else "neither a file nor a folder"
     except OSError as error:  # for example a link to itself
         return os_error_reason(error)
 

@@ -22,8 +22,21 @@ class RepeatedNames(dict[str, object]):
 
 
 def parse_strict(data: bytes | str) -> object:
-    """The value of a JSON text. Raises ValueError, with the name, if an object has a name twice; RecursionError."""
-    return json.loads(data, object_pairs_hook=_unique_members)
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, an integer of more than 4,300 digits, or an object with a name twice.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_unique_members)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as error:
+        if "integer string" in str(error):
+            raise ValueError("a number has more digits than can be read") from None
+        raise
 
 
 def parse_tolerant(data: bytes | str) -> tuple[object, bool]:
@@ -34,14 +47,13 @@ def parse_tolerant(data: bytes | str) -> tuple[object, bool]:
         for a float is infinite.
 
     Raises:
-        ValueError: not JSON.
-        RecursionError: nested too deeply.
+        ValueError: not JSON, or nested too deeply.
     """
     try:
-        return parse_strict(data), False
-    except json.JSONDecodeError:
-        raise
-    except UnicodeDecodeError:
+        return json.loads(data, object_pairs_hook=_unique_members), False
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except ValueError:
         marked: list[str] = []

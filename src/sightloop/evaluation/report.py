@@ -110,7 +110,9 @@ def _run_section(run: EvalRun, result: Evaluation, dataset: EvalDataset) -> Html
     scored = run.scored
     return html.section(
         run.name,
-        html.warning(f"{len(failed):,} left out: their images cannot be read.") if failed else "",
+        html.warning(f"{len(failed):,} left out: their images or annotations cannot be read.")
+        if failed
+        else "",
         _metrics_table(run.numbers, scored.not_computed),
         html.details(f"{len(failed):,} left out", html.items(failed, _MAX_LISTED)) if failed else "",
         html.details(

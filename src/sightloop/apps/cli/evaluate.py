@@ -197,9 +197,7 @@ def evaluate(
         if key not in reporters.reported:
             print_failure(f"failed: {key}: {reason}")
     if failed:
-        print_failure(
-            f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read."
-        )
+        print_failure(f"{len(failed):,} left out: their images or annotations cannot be read.")
     if result.leaks is not None:
         print_message(result.leaks.summary() or "No copies of this data in the training data.")
     for note in result.notes:

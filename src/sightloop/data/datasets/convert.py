@@ -171,6 +171,8 @@ def encoded_image(sample: Sample, *, read_all: bool) -> tuple[bytes | None, str]
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
     if len(data) > Limits().max_file_bytes:
         raise ImageError(sample.key, "its image is too large")
+    if not data:
+        raise ImageError(sample.key, "its image is an empty file")
     extension = _EXTENSIONS.get(headers.image_format(data))
     if extension is None:
         raise ImageError(sample.key, headers.unknown_format_reason(data))

@@ -269,8 +269,11 @@ def _open_path(
             if files := sorted(path.glob(f"*{ending}")):
                 return [source for file in files for source in _open_path(file, image_folder, classes)]
         return [folder]
-    if name.endswith((".tar.gz", ".tgz")) or stat.S_ISFIFO(mode):
+    is_table = path.suffix.lower() in (*_TABLES, ".json", ".yaml", ".yml")
+    if name.endswith((".tar.gz", ".tgz")) or (stat.S_ISFIFO(mode) and not is_table):
         return [StreamSource(path)]
+    if stat.S_ISFIFO(mode):
+        raise UsageError(f"{path}: a named pipe is read as a tar archive only; write it to a file first.")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{path}: neither a file, a folder nor a pipe.")
     if name.endswith(".tar"):

@@ -105,7 +105,7 @@ class FolderSource:
         name = self._names[index]
         path = os.path.join(self._root, name)
         if not os.path.isfile(path):
-            raise ValueError(f"there is no file {path}")
+            raise ValueError(_why_no_file(path))
         text_name, json_name = self._sidecars(path)
         fields: JsonDict = {}
         if json_name is not None:
@@ -226,6 +226,13 @@ def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str
             continue
         if not name.startswith(".") and name.lower() not in _IGNORED_NAMES and stem not in _IGNORED_NAMES:
             yield name
+
+
+def _why_no_file(path: str) -> str:
+    """Why a listed image is no file to read."""
+    if os.path.exists(path):
+        return f"{path} is a pipe, a device or a socket, not a file"
+    return f"{path} is a broken link" if os.path.islink(path) else f"there is no file {path}"
 
 
 def _count_kinds(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.folder import escape_key
 from sightloop.data.datasets.writers import FolderWriter, check_name
+from sightloop.data.datasets.yolo_names import yaml_text
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import JsonDict, Region, Sample, Size
@@ -66,8 +67,6 @@ class YoloWriter:
 
     def close(self) -> None:
         """Writes data.yaml. Raises UsageError if no sample has a region: there are no classes to name."""
-        import yaml
-
         for path in self._box_files if self._has_outlines else ():
             lines = [_box_line_as_outline(line) for line in path.read_text("ascii").splitlines()]
             path.write_text("".join(f"{line}\n" for line in lines), "ascii")
@@ -76,9 +75,7 @@ class YoloWriter:
         if not self._classes:
             raise UsageError("--to yolo: no sample has a box or an outline, and YOLO holds nothing else.")
         names = {number: name for name, number in self._classes.items()}
-        content = {"train": _IMAGES, "val": _IMAGES, "names": names}
-        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
-        (self._folder / "data.yaml").write_text(text, "utf-8")
+        (self._folder / "data.yaml").write_text(yaml_text(_IMAGES, names), "utf-8")
 
     def _line(self, region: Region, is_outlined: bool) -> str:
         """The label line of a region; "" if nothing of it is inside of the image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,19 @@ def read_class_names(file: Path) -> dict[int, str]:
             f"{file}: no class names; write them under `names:`, one per line (`- cat` or `0: cat`)."
         )
     return names
+
+
+def yaml_text(images: str, names: Mapping[int, str]) -> str:
+    """Text of the .yaml file of a data set.
+
+    Args:
+        images: folder of the images of all splits, as seen from the file.
+        names: class name by number.
+    """
+    import yaml
+
+    content = {"train": images, "val": images, "names": dict(names)}
+    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
 
 
 def has_keypoints(file: Path) -> bool:

@@ -69,8 +69,8 @@ def _find(name: str, bases: Iterable[Path]) -> Path | None:
     # Roboflow writes ../train/images for the folder train/images beside the file.
     spellings = [name, name[3:]] if name.startswith("../") else [name]
     paths = (base / spelling for base in bases for spelling in spellings)
-    found = next((path for path in paths if path.exists()), None)
-    return None if found is None else Path(os.path.normpath(found))
+    existing = next((path for path in paths if path.exists()), None)
+    return None if existing is None else Path(os.path.normpath(existing))
 
 
 def _open_folder(folder: Path, file: Path) -> YoloSource:
