@@ -166,3 +166,24 @@ def test_a_pax_record_longer_than_its_header_is_damage(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(file.getvalue())
     with pytest.raises(ImageError, match="damaged extended header"):
         list(sightloop.open_dataset(tmp_path / "x.tar"))
+
+
+def test_folders_with_a_coco_file_inside(tmp_path: Path) -> None:
+    content = (
+        '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"id": 1, "image_id": 1, "category_id": 1,'
+        '"bbox": [1, 1, 2, 2]}], "categories": [{"id": 1, "name": "cat"}]}'
+    )
+    for image, file in (
+        ("fiftyone/data/a.png", "fiftyone/labels.json"),
+        ("roboflow/train/a.png", "roboflow/train/_annotations.coco.json"),
+        ("roboflow/valid/a.png", "roboflow/valid/_annotations.coco.json"),
+    ):
+        photo(tmp_path / image)
+        (tmp_path / file).write_text(content)
+    for name, keys in (("fiftyone", ["a"]), ("roboflow", ["a", "a#2"]), ("roboflow/valid", ["a"])):
+        samples = list(sightloop.open_dataset(tmp_path / name))
+        assert [sample.key for sample in samples] == keys
+        assert all([region.label for region in sample.regions] == ["cat"] for sample in samples)
+    (tmp_path / "fiftyone/labels.json").write_text('{"classes": ["cat"], "labels": {"a": 0}}')  # not COCO
+    (note,) = sightloop.open_dataset(tmp_path / "fiftyone").notes
+    assert "labels.json" in note

@@ -260,6 +260,8 @@ def _open_path(
         raise UsageError(f"{path}: {(cause or str(error)).lower()}.") from error
     name = path.name.lower()
     if stat.S_ISDIR(mode):
+        if files := _coco_files(path):
+            return [CocoSource([file], image_folder) for file in files]
         if folders := YoloSource.find(path):
             return [YoloSource.open_folder(folder, image_folder) for folder in folders]
         folder = FolderSource(path, classes)
@@ -283,6 +285,13 @@ def _open_path(
     if path.suffix.lower() in (".yaml", ".yml"):
         return [*open_yolo_file(path, image_folder)]
     raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """COCO files of a folder as FiftyOne (data/, labels.json) and Roboflow (train/_annotations.coco.json) write it."""
+    files = [folder / "labels.json"] if (folder / "data").is_dir() else []
+    files += [folder / split / "_annotations.coco.json" for split in ("", "train", "valid", "test")]
+    return [file for file in files if _is_json_object(file) and b'"images"' in file.read_bytes()]
 
 
 def _expand_all(patterns: Iterable[str | Path]) -> list[str]:
