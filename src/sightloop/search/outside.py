@@ -25,7 +25,7 @@ from sightloop.types import Integers, JsonMapping
 
 # Records of n images: a mapping of each, one column of n values by name, or a pyarrow.Table.
 OutsideRows: TypeAlias = Sequence[JsonMapping] | Mapping[str, Any] | Table
-_ROWS_AT_ONCE: Final = 50_000  # in one commit
+_ROWS_AT_ONCE: Final = 20_000  # in one commit
 
 
 def add_outside(
@@ -34,7 +34,7 @@ def add_outside(
     """Adds vectors `[n, d]` with their records; the caller holds the lock. Returns the ids.
 
     Raises:
-        UsageError: another shape, NaN, zero, ids that are taken or repeated. Of more than 50,000 rows, the parts before
+        UsageError: another shape, NaN, zero, ids that are taken or repeated. Of more than 20,000 rows, the parts before
             the one at fault are added.
     """
     array = vectors if isinstance(vectors, np.ndarray) else np.asarray(vectors)

@@ -182,7 +182,7 @@ def unit_vectors(vectors: object, width: int, what: str, names: Sequence[str] | 
             name = names[first] if names else f"row {first}" if len(array) > 1 else "the vector"
             more = f" (and {count - 1:,} more)" if count > 1 else ""
             raise UsageError(f"{what}: {name} {reason}{more}; leave such rows out")
-    return (array / lengths[:, None]).astype(np.float32)
+    return array / lengths.astype(np.float32)[:, None]
 
 
 def merge_columns(base: Table, columns: Mapping[str, Arrow]) -> Table:
