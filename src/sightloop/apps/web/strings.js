@@ -30,7 +30,6 @@ const STRINGS = {
   "help.undo": "Undo the last edit of this image",
   "help.escape": "Leave a field; back to the list",
   "images.none": "No image matches.",
-  "images.empty": "The folder has no images.",
   "images.count": "{n} images",
   "images.one": "1 image",
   "images.grid": "Images",

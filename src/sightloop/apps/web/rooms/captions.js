@@ -44,7 +44,6 @@ function List({ rows, active, onPick }) {
     const row = rows.at(index);
     lines.push(html`<div key=${index} id=${`line-${index}`} role="option" class=${`entry${index === active ? " active" : ""}`}
       aria-selected=${index === active ? "true" : "false"} aria-posinset=${index + 1} aria-setsize=${total}
-      aria-label=${row ? `${row.path}. ${row.caption.text ?? text("caption.none")}` : ""}
       style=${{ transform: `translateY(${index * LINE}px)`, height: `${LINE}px` }} onClick=${() => onPick(index)}>
       ${row && html`<img src=${thumb(row.id, 96)} alt="" loading="lazy" />
         <span class="texts"><span class="path">${row.path}</span>
