@@ -138,10 +138,8 @@ def _clause(text: str, option: str) -> Clause:
             raise ValueError("there is nothing beside an `or`, or no condition at all")
         return tuple(tuple(conditions) for conditions in alternatives)
     except ValueError as error:
-        raise UsageError(
-            f"{option} {shown}: {error}. A filter is a field, = != < <= > >= ~ or !~, and a value, such as "
-            "'width>1000' 'label=cat' 'time>=2024-05' 'not caption~dog'."
-        ) from None
+        hint = " A filter is a field, an operator (= != < <= > >= ~ !~) and a value: 'width>1000' 'not caption~dog'."
+        raise UsageError(f"{option} {shown}: {error}.{'' if 'no field' in str(error) else hint}") from None
 
 
 def _split(text: str) -> list[str]:
@@ -207,6 +205,10 @@ def _typed(name: str, field: Field, sign: Comparison, value: str) -> list[Condit
             return [Condition("path_key" if column == "path" else column, sign, value.lower())]
         return [Condition(column, sign, value)]
     text = normalize(value)
+    if not text:
+        if field.kind == "list" and sign in ("=", "!=") and not value.strip():
+            return [Condition(column, sign, "")]
+        raise ValueError(f"{name}: the value has no letter and no digit")
     part: Comparison = "~" if sign in ("=", "~") else "!~"
     if sign in ("~", "!~"):
         return [Condition(column, part, text)]

@@ -449,16 +449,30 @@ def _loaded(model: Model | str) -> Model:
 
 
 def is_index(path: str | PathLike[str]) -> bool:
-    """Whether a folder is an index, or the address is that of a server."""
+    """Whether there is an index in a folder, or a collection at an address."""
     name = fspath(path)
-    return name.startswith("qdrant://") or (Path(name) / "index.json").is_file()
+    if name.startswith("qdrant://"):
+        from sightloop.search.qdrant import connect_qdrant
+
+        client, collection = connect_qdrant(name)
+        return client.collection_exists(collection)
+    return (Path(name) / "index.json").is_file()
 
 
 def _open_store(name: str) -> Store:
+    if name.startswith("qdrant://"):
+        from sightloop.search.qdrant import QdrantStore, connect_qdrant
+
+        return QdrantStore(*connect_qdrant(name), name)
     return LanceStore(Path(name))
 
 
 def _create_store(name: str, info: IndexInfo) -> Store:
+    if name.startswith("qdrant://"):
+        from sightloop.search.qdrant import QdrantStore, connect_qdrant
+
+        client, collection = connect_qdrant(name)
+        return QdrantStore.create(client, collection, info, name)
     return LanceStore.create(Path(name), info)
 
 
