@@ -42,8 +42,11 @@ ROOMS: dict[str, set[str]] = {
     | NETWORKS
     | {"checkpoints", "inference", "metrics", "objectives", "reports", "tasks"},
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
+    # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
+    # neither annotation/ (which writes beside images) nor evaluation/.
+    "search": CONTRACTS | DATA - {"data.text"} | {"inference", "reports"},
     # sightloop/__init__.py, which hands out what the rooms make.
-    "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "training"},
+    "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "search", "training"},
     "apps.cli": CONTRACTS
     | {
         "",
@@ -53,6 +56,7 @@ ROOMS: dict[str, set[str]] = {
         "data.datasets",
         "evaluation",
         "inference",
+        "search",
         "tasks",
         "training",
     },

@@ -98,16 +98,7 @@ class FolderSource:
         path = os.path.join(self._root, name)
         if not os.path.isfile(path):
             raise ValueError(f"there is no file {path}")
-        text_name, json_name = self._sidecars(path)
-        fields: JsonDict = {}
-        if json_name is not None:
-            fields = schema.json_object(read_plain_file(json_name), os.path.basename(json_name))
-        captions: tuple[str, ...] = ()
-        if text_name is not None:
-            captions = schema.split_captions(read_plain_file(text_name), os.path.basename(text_name))
-        if captions:
-            fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
-            fields["captions"] = captions
+        fields = fields_of_sidecars(*self._sidecars(path))
         label = self._classes.label(name)
         if label is not None:
             fields.setdefault("label", label)
@@ -205,6 +196,28 @@ class FolderSource:
             prefix = "" if relative == "." else f"{relative}/"
             images = [prefix + name for name in sorted(files) if is_image_name(name)]
             yield prefix, images, [name for name in files if not is_image_name(name)] + sidecar_folders
+
+
+def fields_of_sidecars(text_name: str | None, json_name: str | None) -> JsonDict:
+    """Fields of an image's .json file, with the captions of its caption file if that has any.
+
+    Args:
+        text_name: path of the caption file, None without one.
+        json_name: path of the .json file, None without one.
+
+    Raises:
+        ValueError: a file cannot be read; the message is the reason.
+    """
+    fields: JsonDict = {}
+    if json_name is not None:
+        fields = schema.json_object(read_plain_file(json_name), os.path.basename(json_name))
+    captions: tuple[str, ...] = ()
+    if text_name is not None:
+        captions = schema.split_captions(read_plain_file(text_name), os.path.basename(text_name))
+    if captions:
+        fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
+        fields["captions"] = captions
+    return fields
 
 
 def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str]:
