@@ -11,7 +11,8 @@ is estimated too: the share of background texts that are refused although their 
 
 Two scores:
 
-* ITM: the mean of the 5 best ITM logits among the 16 images that ITC ranks first.
+* ITM: the mean of the 5 best ITM log odds (logit of match - logit of no match) among the 16 images that ITC ranks
+  first.
 * ITC: the mean of the 5 best cosines, each normalized by what background texts reach with that image (the inverted
   softmax of QB-Norm, Bogolin et al. 2022), so that images that are close to every text do not count.
 
@@ -25,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sightloop.errors import UsageError
 from sightloop.types import Floats, Floats32, Integers, JsonDict, JsonMapping
@@ -53,26 +53,32 @@ def best_mean(scores: Floats | Floats32) -> Floats:
     return np.where(counted.any(axis=1), sums / np.maximum(counted.sum(axis=1), 1), -np.inf)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Background:
-    """Background texts: vectors, and the image that each describes.
+    """Background texts: vectors, and the image that each describes."""
 
-    Args:
-        vectors: unit vectors `[m, d]`.
-        owners: id of each text's own image; "" for none.
-    """
+    def __init__(self, vectors: Floats32, owners: Sequence[str]) -> None:
+        """Background texts.
 
-    vectors: Floats32
-    owners: Sequence[str]
+        Args:
+            vectors: unit vectors `[m, d]`.
+            owners: id of each text's own image; "" for none.
+        """
+        self.vectors, self.owners = vectors, tuple(owners)
+        self._numbers: dict[str, int] = {}
+        for owner in self.owners:
+            if owner:
+                self._numbers.setdefault(owner, len(self._numbers))
+        self._owner: Integers = np.array([self._numbers.get(owner, -1) for owner in self.owners], np.int64)
 
-    def normalized(
-        self, cosines: Floats32, images: Floats32, ids: Sequence[str], own: str = ""
-    ) -> Floats:
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def normalized(self, cosines: Floats32, images: Floats32, ids: Sequence[str], own: str = "") -> Floats:
         """Cosines of one query, normalized by what the background texts reach with each image.
 
         Args:
             cosines: of the query with its k images, `[k]`.
-            images: unit vectors of the images `[k, d]`.
+            images: unit vectors of the images `[k, d]`, or `[k, q, d]`: the nearest counts.
             ids: of the images.
             own: the image of the query itself, if it is a background text; the texts of this image do not count.
 
@@ -80,15 +86,15 @@ class Background:
             float64 `[k]`: cosine * 20 - log of the mean over the background texts of exp(their cosine * 20). A text
             does not count for its own image: it is no background there.
         """
-        owners = np.array(self.owners)
-        excluded = (owners[:, None] == np.array(ids)) & (owners[:, None] != "")  # [m, k]
-        if own:
-            excluded |= (owners == own)[:, None]
-        powers = np.exp(_INVERSE_TEMPERATURE * (self.vectors.astype(np.float64) @ images.T.astype(np.float64)))
-        powers[excluded] = 0
-        counts = np.maximum((~excluded).sum(axis=0), 1)
-        means = np.maximum(powers.sum(axis=0) / counts, np.exp(-_INVERSE_TEMPERATURE))
-        return _INVERSE_TEMPERATURE * cosines.astype(np.float64) - np.log(means)
+        own_number = self._numbers.get(own, -2)
+        columns = np.array([self._numbers.get(identity, -2) for identity in ids], np.int64)
+        counted = (self._owner[:, None] != columns) & (self._owner != own_number)[:, None]  # [m, k]
+        vectors = images if images.ndim == 3 else images[:, None]  # [k, q, d]
+        others = np.einsum("md,kqd->mkq", self.vectors, vectors, optimize=True).max(axis=2, initial=-1.0)
+        powers = np.where(counted, np.exp(_INVERSE_TEMPERATURE * others.astype(np.float64)), 0)
+        means = powers.sum(axis=0) / np.maximum(counted.sum(axis=0), 1)
+        least = np.exp(-_INVERSE_TEMPERATURE)
+        return _INVERSE_TEMPERATURE * cosines.astype(np.float64) - np.log(np.maximum(means, least))
 
 
 def choose_background(captions: Sequence[Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, str]]:
@@ -178,14 +184,10 @@ def check_cut(cut: float) -> None:
         raise UsageError(f"cut={cut:g}: must be between 0 and 1, such as 0.1 for at most 10 % false finds")
 
 
-def smallest_cut(background: int) -> float:
-    """The least rate that m background texts can promise: 1 / (m + 1)."""
-    return 1 / (background + 1)
-
-
-def masked(ids: Sequence[str], own: str) -> NDArray[np.bool_] | Integers:
-    """Which images of a pool are not the text's own, bool `[k]`."""
-    return np.array([identity != own for identity in ids], np.bool_)
+def log_odds(probabilities: Floats32) -> Floats:
+    """ITM log odds of probabilities, within 16.1 of 0, where float32 ends; -inf for NaN (an image that is gone)."""
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    return np.where(np.isnan(probabilities), -np.inf, np.log(clipped) - np.log1p(-clipped))
 
 
 def verdict(null: NullScores, score: float, cut: float) -> tuple[bool, str]:

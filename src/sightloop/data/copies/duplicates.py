@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Literal, TypeAlias, get_args
 
@@ -25,8 +25,10 @@ from sightloop.types import Floats32, Integers
 DuplicateKind: TypeAlias = Literal["identical", "copy", "look-alike"]
 KINDS: tuple[DuplicateKind, ...] = get_args(DuplicateKind)
 KeepRule: TypeAlias = Literal["best", "oldest", "first"]
+# Rows -> digests of their pixels (`image_hash.pixels_digest`), without those that cannot be read.
+PixelDigests: TypeAlias = "Callable[[Sequence[int]], Mapping[int, bytes]]"
 
-# A pair that may have equal pixels: no bit apart, upright, whole, and alike but for the rounding of a draft.
+# Of a pair that may have equal pixels: no bit apart, and alike but for the rounding of a draft.
 _SAME_PIXELS_SIMILARITY = 0.999
 
 
@@ -146,7 +148,7 @@ def find_duplicates(
     *,
     kinds: Sequence[DuplicateKind] = KINDS,
     vectors: Floats32 | None = None,
-    pixels: Callable[[int], bytes | None] | None = None,
+    pixels: PixelDigests | None = None,
 ) -> Duplicates:
     """Duplicates among images.
 
@@ -154,14 +156,15 @@ def find_duplicates(
         images: n images.
         kinds: to search.
         vectors: unit vectors of a model `[n, d]`, for look-alikes.
-        pixels: digest of the pixels of a row (`image_hash.pixels_digest`), None if it cannot be read; called for pairs
-            that may have equal pixels in different files.
+        pixels: called once with the rows that may have the pixels of another row; None leaves these pairs copies.
     """
-    search = _Search(images, pixels)
+    search = _Search(images)
     if "identical" in kinds or "copy" in kinds:
         search.find_equal_bytes()
-    if "copy" in kinds or ("identical" in kinds and pixels is not None):
-        search.find_copies(with_copies="copy" in kinds)
+    if images and ("copy" in kinds or ("identical" in kinds and pixels is not None)):
+        maybe = search.find_copies(with_copies="copy" in kinds)
+        if pixels is not None:
+            search.note_equal_pixels(maybe, pixels)
     threshold, notes = None, []
     if "look-alike" in kinds:
         if vectors is None:
@@ -179,13 +182,10 @@ def find_duplicates(
 class _Search:
     """Edges found so far, and the clusters that they form: pairs in one cluster are not compared again."""
 
-    def __init__(
-        self, images: Sequence[ImageFacts], pixels: Callable[[int], bytes | None] | None
-    ) -> None:
-        self.images, self._pixels = images, pixels
+    def __init__(self, images: Sequence[ImageFacts]) -> None:
+        self.images = images
         self.edges: list[DuplicateEdge] = []
         self.clusters = Clusters(len(images))
-        self._digests: dict[int, bytes | None] = {}
 
     def find_equal_bytes(self) -> None:
         first: dict[str, int] = {}
@@ -194,25 +194,49 @@ class _Search:
             if before != row:
                 self._add(DuplicateEdge(before, row, "identical", "the same bytes (SHA-256)"))
 
-    def find_copies(self, with_copies: bool) -> None:
-        """Copies, and images with the same pixels.
+    def find_copies(self, with_copies: bool) -> list[DuplicateEdge]:
+        """Finds copies.
 
         Args:
-            with_copies: note copies whose pixels differ, too.
+            with_copies: note them as edges, and compare no pair that edges connect already.
+
+        Returns:
+            The edges of which both images may have the same pixels.
         """
-        if not self.images:
-            return
         copy_set = CopySet(np.stack([image.spectrum for image in self.images]))
-        for rows in copy_set.same:
-            for row in rows[1:].tolist():
-                self._add_copy(int(rows[0]), row, 0, 1.0, "", with_copies)
 
         def apart(first: Integers, second: Integers) -> NDArray[np.bool_]:
             return ~self.clusters.joined(first, second)
 
-        for copies in copy_set.copies(COPY_THRESHOLD, wanted=apart):
-            for first, second, bits, similarity, how in _described(copies):
-                self._add_copy(first, second, bits, similarity, how, with_copies)
+        maybe: list[DuplicateEdge] = []
+        for edge in self._copy_edges(copy_set, apart if with_copies else None):
+            image, other = self.images[edge.first], self.images[edge.second]
+            is_candidate = edge.bits == 0 and edge.similarity >= _SAME_PIXELS_SIMILARITY
+            if with_copies and not self._add(edge):
+                continue
+            if is_candidate and (image.width, image.height) == (other.width, other.height):
+                maybe.append(edge)
+        return maybe
+
+    def note_equal_pixels(self, maybe: Sequence[DuplicateEdge], pixels: PixelDigests) -> None:
+        """Turns the edges whose images have the same pixels into edges of identical images."""
+        rows = sorted({row for edge in maybe for row in (edge.first, edge.second)})
+        digests = pixels(rows) if rows else {}
+        same = {
+            (edge.first, edge.second)
+            for edge in maybe
+            if edge.first in digests and digests[edge.first] == digests.get(edge.second)
+        }
+        known = {(edge.first, edge.second) for edge in self.edges}
+        for edge in maybe:
+            if (edge.first, edge.second) in same - known:
+                self._add(edge)
+        self.edges = [
+            replace(edge, kind="identical", evidence="the same pixels (SHA-256)", similarity=1.0)
+            if edge.kind == "copy" and (edge.first, edge.second) in same
+            else edge
+            for edge in self.edges
+        ]
 
     def find_look_alikes(self, vectors: Floats32, threshold: float) -> None:
         """Pairs that a model cannot tell apart, of images that are not in one cluster yet."""
@@ -220,30 +244,27 @@ class _Search:
             evidence = f"cosine {cosine:.3f}, {threshold:.3f} is once in a million"
             self._add(DuplicateEdge(first, second, "look-alike", evidence, None, cosine))
 
-    def _add_copy(
-        self, first: int, second: int, bits: int, similarity: float, how: str, with_copies: bool
-    ) -> None:
-        if self.clusters.joined(np.array([first]), np.array([second]))[0]:
-            return
-        may_be_same = not how and similarity >= _SAME_PIXELS_SIMILARITY
-        if may_be_same and self._have_same_pixels(first, second):
-            self._add(DuplicateEdge(first, second, "identical", "the same pixels (SHA-256)", bits))
-        elif with_copies:
-            evidence = f"pHash {bits} of 64 bits apart, similarity {similarity:.3f}{how}"
-            self._add(DuplicateEdge(first, second, "copy", evidence, bits, similarity))
+    def _copy_edges(
+        self, copy_set: CopySet, wanted: Callable[[Integers, Integers], NDArray[np.bool_]] | None
+    ) -> Iterator[DuplicateEdge]:
+        for rows in copy_set.same:
+            for row in rows[1:].tolist():
+                yield _copy_edge(int(rows[0]), row, 0, 1.0, "")
+        for copies in copy_set.copies(COPY_THRESHOLD, wanted=wanted):
+            for first, second, bits, similarity, how in _described(copies):
+                yield _copy_edge(first, second, bits, similarity, how)
 
-    def _have_same_pixels(self, first: int, second: int) -> bool:
-        a, b = self.images[first], self.images[second]
-        if self._pixels is None or (a.width, a.height) != (b.width, b.height):
-            return False
-        for row in (first, second):
-            if row not in self._digests:
-                self._digests[row] = self._pixels(row)
-        return self._digests[first] is not None and self._digests[first] == self._digests[second]
-
-    def _add(self, edge: DuplicateEdge) -> None:
-        if self.clusters.join(edge.first, edge.second):
+    def _add(self, edge: DuplicateEdge) -> bool:
+        """Notes an edge, unless its images are in one cluster already; whether it did."""
+        is_new = self.clusters.join(edge.first, edge.second)
+        if is_new:
             self.edges.append(edge)
+        return is_new
+
+
+def _copy_edge(first: int, second: int, bits: int, similarity: float, how: str) -> DuplicateEdge:
+    evidence = f"pHash {bits} of 64 bits apart{how}, similarity {similarity:.3f}"
+    return DuplicateEdge(first, second, "copy", evidence, bits, similarity)
 
 
 def _described(copies: Copies) -> Iterator[tuple[int, int, int, float, str]]:
