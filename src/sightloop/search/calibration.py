@@ -114,7 +114,7 @@ def choose_background(captions: Sequence[Sequence[str]], count: int, seed: int =
         for image in order:
             if len(chosen) >= count:
                 return [(owner, text) for text, owner in chosen.items()]
-            if turn < len(captions[image]) and (text := captions[image][turn].strip()):
+            if turn < len(captions[image]) and (text := str(captions[image][turn]).strip()):
                 chosen.setdefault(text, image)
     return [(owner, text) for text, owner in chosen.items()]
 

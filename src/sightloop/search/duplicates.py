@@ -1,12 +1,12 @@
-"""Duplicates in an index or among images: their facts, and a report as text, JSON and a page with pairs side by side."""
+"""Duplicates in an index or among images: their facts, and a report as text, JSON and a page side by side."""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from sightloop.data.copies.duplicates import (
 )
 from sightloop.data.copies.image_hash import SPECTRUM, draft_spectrum, phash, pixels_digest
 from sightloop.data.datasets.dataset import open_dataset
-from sightloop.data.images.decode import decode, read_file
+from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError, UsageError
+from sightloop.inference.model import Model
 from sightloop.reports import html
 from sightloop.search.filters import Filter
 from sightloop.search.rows import vectors_of
@@ -35,12 +36,26 @@ from sightloop.types import Done, Event, Failed, Floats32, JsonDict
 _THUMBNAIL = 240  # pixels
 _SHOWN = 200  # clusters with images on the page
 _SHOWN_IMAGES = 12  # of a cluster
+_PLURALS: dict[DuplicateKind, str] = {
+    "identical": "identical images",
+    "copy": "copies",
+    "look-alike": "look-alikes",
+}
 _IN_NOTEBOOK = 8  # clusters
+_EMBEDDED_AT_ONCE = 4096
 _STYLE = (
     ".cluster{display:flex;flex-wrap:wrap;gap:14px;margin:8px 0 4px}.cluster figure{width:240px}"
     ".cluster img{width:240px;height:180px;object-fit:contain;background:var(--card)}"
     ".cluster .kept img{outline:3px solid var(--good)}figcaption span{display:block}"
 )
+
+
+def check_kinds(kinds: Sequence[str]) -> tuple[DuplicateKind, ...]:
+    """The kinds in the order of `KINDS`. Raises UsageError if one is unknown, or there is none."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise UsageError(f"kinds: {', '.join(unknown) or 'none is given'}; there are {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in kinds)
 
 
 def hash_columns(data: bytes) -> JsonDict:
@@ -79,7 +94,7 @@ class DuplicateReport:
     def summary(self) -> str:
         """One line: how many images in how many clusters, by kind, and what was not searched."""
         counts = {kind: sum(kind in cluster.kinds for cluster in self.clusters) for kind in KINDS}
-        kinds = ", ".join(f"{count:,} with {kind} images" for kind, count in counts.items() if count)
+        kinds = ", ".join(f"{count:,} with {_PLURALS[kind]}" for kind, count in counts.items() if count)
         inside = sum(len(cluster.images) for cluster in self.clusters)
         text = f"{len(self.found.images):,} images: "
         text += f"{inside:,} in {len(self):,} clusters ({kinds})" if self.clusters else "no duplicates"
@@ -132,7 +147,9 @@ class DuplicateReport:
             "Kept images have a green frame. Of identical images and copies one is kept; look-alikes are other "
             "images, and all stay. Nothing was deleted."
         )
-        more = html.note(f"{len(self) - shown:,} further clusters are not shown.") if len(self) > shown else ""
+        more = (
+            html.note(f"{len(self) - shown:,} further clusters are not shown.") if len(self) > shown else ""
+        )
         return html.page("Duplicates", self.summary, html.tiles(tiles), rule, *sections, more, style=_STYLE)
 
     def _repr_html_(self) -> str:
@@ -144,9 +161,7 @@ class DuplicateReport:
         rows = [row for cluster in clusters for row in cluster.images[:_SHOWN_IMAGES]]
         images = read_places([self.places[row] for row in rows])
         extras = self.found.extras(keep)
-        return [
-            self._section(number, cluster, images, extras) for number, cluster in enumerate(clusters, 1)
-        ]
+        return [self._section(number, cluster, images, extras) for number, cluster in enumerate(clusters, 1)]
 
     def _section(
         self,
@@ -170,9 +185,7 @@ class DuplicateReport:
             note=f"{len(cluster.images)} images{f', {hidden} not shown' if hidden > 0 else ''}",
         )
 
-    def _figure(
-        self, row: int, images: Mapping[tuple[str, str], str | bytes], is_kept: bool
-    ) -> html.Html:
+    def _figure(self, row: int, images: Mapping[tuple[str, str], str | bytes], is_kept: bool) -> html.Html:
         image, place = self.found.images[row], self.places[row]
         try:
             if place not in images:
@@ -182,7 +195,9 @@ class DuplicateReport:
             shown = html.note(error.reason)
         size = f"{image.width} x {image.height}, {image.file_bytes / 1000:,.0f} kB"
         caption = (html.element("b", self._short(row)), html.element("span", size), _note_of(image.name))
-        return html.element("figure", shown, html.element("figcaption", *caption), class_="kept" if is_kept else "")
+        return html.element(
+            "figure", shown, html.element("figcaption", *caption), class_="kept" if is_kept else ""
+        )
 
     def _short(self, row: int) -> str:
         return Path(self.found.images[row].name).name
@@ -199,7 +214,9 @@ def read_facts(
 
     def read(entry: Entry) -> Event[tuple[ImageFacts, tuple[str, str]]]:
         try:
-            facts = ImageFacts.of(entry.name, entry.data(), entry.mtime / 1e9 if entry.size is not None else None)
+            facts = ImageFacts.of(
+                entry.name, entry.data(), entry.mtime / 1e9 if entry.size is not None else None
+            )
         except ImageError as error:
             return Failed(entry.name, error.reason)
         return Done(entry.name, (facts, (entry.root, entry.path)))
@@ -214,9 +231,9 @@ def read_facts(
             yield _result(waiting.popleft())
 
 
-def _result(item: Future[Event[tuple[ImageFacts, tuple[str, str]]]] | Failed) -> Event[
-    tuple[ImageFacts, tuple[str, str]]
-]:
+def _result(
+    item: Future[Event[tuple[ImageFacts, tuple[str, str]]]] | Failed,
+) -> Event[tuple[ImageFacts, tuple[str, str]]]:
     return item if isinstance(item, Failed) else item.result()
 
 
@@ -250,6 +267,22 @@ def report_duplicates(
 
     found = find_duplicates(facts, kinds=kinds, vectors=vectors, pixels=digests)
     return DuplicateReport(found, places, ids)
+
+
+def embed_places(model: Model, places: Sequence[tuple[str, str]]) -> Floats32:
+    """Unit vectors `[n, d]` of images, of several vectors an image the first; NaN for one that is gone meanwhile."""
+    vectors: list[Floats32 | None] = []
+    for start in range(0, len(places), _EMBEDDED_AT_ONCE):
+        part = places[start : start + _EMBEDDED_AT_ONCE]
+        images = read_places(part)
+        sources = [images.get(place, b"") for place in part]
+        pixels = list(model.read(sources))
+        readable = [item for item in pixels if not isinstance(item, ImageError)]
+        rows = iter(model.embed_images(readable)) if readable else iter(())
+        vectors += [None if isinstance(item, ImageError) else next(rows) for item in pixels]
+    width = next((vector.shape[-1] for vector in vectors if vector is not None), 1)
+    gone = np.full(width, np.nan, np.float32)
+    return np.stack([gone if vector is None else vector.reshape(-1, width)[0] for vector in vectors])
 
 
 def duplicates_in_index(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,16 @@ from sightloop.search.calibration import (
     best_mean,
     choose_background,
     log_odds,
+    verdict,
 )
 from sightloop.search.filters import Filter
+from sightloop.search.hits import Hits
 from sightloop.search.rows import vectors_of
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Floats32, JsonDict
 
 _PREFIX = "calibration-"
+_NOTHING = -1e9  # score of a text for which there is no image
 _CAPTION_IMAGES = 20_000  # rows whose captions are looked at
 
 
@@ -83,36 +88,30 @@ class NoMatch:
         picked = np.random.default_rng(0).permutation(len(texts))[:count]
         return [("", texts[i]) for i in sorted(picked.tolist())]
 
-    def null(self) -> NullScores | None:
-        """The null, kept from before or made now; None if there are fewer than 500 background texts."""
+    def calibrated(self) -> tuple[NullScores, Background] | None:
+        """The null and its texts, kept from before or made now; None if there are fewer than 500 texts."""
         count = self.store.count()
         kept = self._read()
-        if kept is not None and not kept.is_stale(count):
+        if kept is not None and not kept[0].is_stale(count):
             return kept
         texts = self.background_texts()
         if len(texts) < MIN_BACKGROUND:
             return None
-        bank = self.bank(texts)
+        vectors = self.embed_texts([text for _, text in texts])
+        # As they are kept, so that a later process scores alike.
+        bank = Background(vectors.astype(np.float16).astype(np.float32), [own for own, _ in texts])
         absent: list[float] = []
         present: list[float] = []
         for number, (own, text) in enumerate(texts):
-            vector = bank.vectors[number]
-            absent.append(self.score(text, vector, bank, own, masked=bool(own)))
+            absent.append(self.score(text, bank.vectors[number], bank, own, masked=bool(own)))
             if own:
-                present.append(self.score(text, vector, bank, own))
+                present.append(self.score(text, bank.vectors[number], bank, own))
             if self.notify is not None:
                 self.notify(number + 1, len(texts))
         source = "captions of the index" if self.background is None else str(self.background)
-        null = NullScores(
-            self.kind, np.sort(absent), np.sort(present), count, source, self._key()
-        )
-        self._write(null)
-        return null
-
-    def bank(self, texts: Sequence[tuple[str, str]]) -> Background:
-        """Background texts with their vectors."""
-        vectors = self.embed_texts([text for _, text in texts])
-        return Background(vectors, [own for own, _ in texts])
+        null = NullScores(self.kind, np.sort(absent), np.sort(present), count, source, self._key())
+        self._write(null, bank)
+        return null, bank
 
     def score(
         self, text: str, vector: Floats32, bank: Background, own: str = "", *, masked: bool = False
@@ -132,21 +131,25 @@ class NoMatch:
         ids: list[str] = table["id"].to_pylist()
         rows = [i for i, identity in enumerate(ids) if not masked or identity != own][:wanted]
         if not rows:
-            return -np.inf
+            return _NOTHING
         if self.match is not None:
             records = table.select(columns[:-1]).to_pylist()
             odds = log_odds(self.match(text, [records[i] for i in rows]))
-            return float(best_mean(odds[None])[0])
+            return max(_NOTHING, float(best_mean(odds[None])[0]))
         images = vectors_of(table[self.space.column], self.space.width)[rows]
         images = images.reshape(len(rows), -1, self.space.dim)  # [k, q, d]
         images = images / np.maximum(np.linalg.norm(images, axis=2, keepdims=True), 1e-12)
         cosines = (images @ vector).max(axis=1)
         normalized = bank.normalized(cosines, images, [ids[i] for i in rows], own)
-        return float(best_mean(normalized[None])[0])
+        return max(_NOTHING, float(best_mean(normalized[None])[0]))
 
     def _key(self) -> str:
         """What the scores depend on beside the rows."""
-        digest = "" if self.background is None else hashlib.sha256("\n".join(_lines(self.background)).encode()).hexdigest()
+        digest = (
+            ""
+            if self.background is None
+            else hashlib.sha256("\n".join(_lines(self.background)).encode()).hexdigest()
+        )
         parts = [self.space.model, self.space.fingerprint, self.kind, self.judge, repr(self.where), digest]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -155,22 +158,44 @@ class NoMatch:
         folder = Path(self.store.name)
         return folder / f"{_PREFIX}{self._key()}.json" if folder.is_dir() else None
 
-    def _read(self) -> NullScores | None:
+    def _read(self) -> tuple[NullScores, Background] | None:
         file = self._file()
         if file is None or not file.is_file():
             return None
         try:
-            null = NullScores.from_json(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError):  # of another version, or damaged: it is made anew
+            value = json.loads(file.read_text("utf-8"))
+            null, owners = NullScores.from_json(value), list(map(str, value["owners"]))
+            vectors = np.frombuffer(base64.b64decode(value["vectors"]), np.float16).astype(np.float32)
+            bank = Background(vectors.reshape(len(owners), self.space.dim), owners)
+        except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: it is made anew
             return None
-        return null if null.key == self._key() else None
+        return (null, bank) if null.key == self._key() else None
 
-    def _write(self, null: NullScores) -> None:
-        if (file := self._file()) is not None:
-            try:
-                write_json(null.as_json(), file)
-            except (OSError, ValueError):  # a folder that may only be read: it is made again next time
-                return
+    def _write(self, null: NullScores, bank: Background) -> None:
+        if (file := self._file()) is None:
+            return
+        vectors = base64.b64encode(bank.vectors.astype(np.float16).tobytes()).decode()
+        with suppress(OSError):  # a folder that may only be read: it is made again next time
+            write_json(null.as_json() | {"owners": list(bank.owners), "vectors": vectors}, file)
+
+
+def apply_cut(hits: Hits, text: str, vector: Floats32, cut: float, no_match: NoMatch) -> Hits:
+    """Hits of a text, or none where the promised rate of false finds refuses them; the note says which and why.
+
+    Without enough background texts the hits stay, and the note says that nothing is promised.
+    """
+    calibrated = no_match.calibrated()
+    if calibrated is None:
+        count = len(no_match.background_texts())
+        return replace(
+            hits,
+            note=f"no cut: a promise needs {MIN_BACKGROUND} background texts, and there are {count:,} "
+            f"({'captions of the index' if no_match.background is None else no_match.background}); "
+            "name a file with --background",
+        )
+    null, bank = calibrated
+    found, words = verdict(null, no_match.score(text, vector, bank), cut)
+    return replace(hits, hits=hits.hits if found else (), note=words)
 
 
 def _lines(file: Path) -> list[str]:

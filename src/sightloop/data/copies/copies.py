@@ -1,4 +1,4 @@
-"""Finder of copies: images re-encoded, resized, stretched, turned gray, brightened, framed, cropped, mirrored or turned.
+"""Finder of copies: images re-encoded, resized, recolored, stretched, framed, cropped, mirrored or turned.
 
 1. Candidates: the pHash of an image, in one of 8 orientations, is within 8 bits of that of another image or of one of
    its 86 crop windows. Multi-index hashing finds them without comparing all pairs.
@@ -25,6 +25,7 @@ COPY_THRESHOLD = 0.9
 _SURE = 0.98  # similarity from which the window is not fitted any more
 _QUERIES_AT_ONCE = 1024
 _PAIRS_AT_ONCE = 4096
+_CROP_COST = 2  # bits
 _MIN_WINDOW = 0.6  # shortest side of a fitted window
 # Steps of the search for a window: each edge out or in, then both rows or both columns together (a shift).
 _MOVES = np.array([*np.eye(4), *-np.eye(4), (1, 1, 0, 0), (-1, -1, 0, 0), (0, 0, 1, 1), (0, 0, -1, -1)])
@@ -66,9 +67,7 @@ class Copies:
 
     def swapped(self) -> Copies:
         """The same pairs with first and second exchanged."""
-        return Copies(
-            self.second, self.first, self.bits, self.similarity, self.orientation, self.window
-        )
+        return Copies(self.second, self.first, self.bits, self.similarity, self.orientation, self.window)
 
 
 class CopySet:
@@ -86,7 +85,7 @@ class CopySet:
         order = np.argsort(group.ravel(), kind="stable")
         starts = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
         groups = np.split(order, starts[1:]) if len(order) else []
-        contrast = spectra.any((1, 2))
+        contrast: NDArray[np.bool_] = (spectra != 0).reshape(len(spectra), -1).any(axis=1)
         self.same = [rows for rows in groups if len(rows) > 1 and contrast[rows[0]]]
         self._rows: Integers = np.sort(first[contrast[first]])
         self._spectra = spectra[self._rows]
@@ -94,12 +93,12 @@ class CopySet:
         hashes = [image_hash.phash(self._spectra, window) for window in image_hash.WINDOWS]
         self._windows = HashNeighbors(np.stack(hashes, axis=1).ravel(), HASH_RADIUS)
 
-    def copies_in(
-        self, other: CopySet, threshold: float = COPY_THRESHOLD
-    ) -> Iterator[Copies]:
+    def copies_in(self, other: CopySet, threshold: float = COPY_THRESHOLD) -> Iterator[Copies]:
         """Copies between two sets; first: rows of this one, second: of the other. A pair may come twice."""
         yield from self._as_crops_of(other, threshold, lambda first, second: np.ones(len(first), np.bool_))
-        for copies in other._as_crops_of(self, threshold, lambda first, second: np.ones(len(first), np.bool_)):
+        for copies in other._as_crops_of(
+            self, threshold, lambda first, second: np.ones(len(first), np.bool_)
+        ):
             yield copies.swapped()
 
     def copies(
@@ -129,10 +128,13 @@ class CopySet:
             queries = self._oriented[start : start + _QUERIES_AT_ONCE].ravel()
             best: dict[str, NDArray[np.int64]] = {}
             for row, hit, bits in other._windows.search(queries):
-                # One number a pair and one a match of it, ordered by bits, so that the best match is the smallest.
+                # One number a pair and one a match of it, ordered by bits, so that the best match is the smallest. A
+                # crop must be better by 2 bits than the whole image.
                 first, second = row // orientations + start, hit // windows
                 pair = first * len(other._rows) + second
-                match = (bits.astype(np.int64) * orientations + row % orientations) * windows + hit % windows
+                window = hit % windows
+                cost = bits.astype(np.int64) + _CROP_COST * (window > 0)
+                match = (cost * orientations + row % orientations) * windows + window
                 _keep_best(best, pair, match)
             if best:
                 yield from self._compare(other, best["pair"], best["match"], threshold, wanted)
@@ -152,7 +154,8 @@ class CopySet:
             chosen = wanted(self._rows[first], other._rows[second])
             first, second, match = first[chosen], second[chosen], match[chosen]
             match, window = np.divmod(match, len(image_hash.WINDOWS))
-            bits, orientation = np.divmod(match, image_hash.ORIENTATIONS)
+            cost, orientation = np.divmod(match, image_hash.ORIENTATIONS)
+            bits = cost - _CROP_COST * (window > 0)
             similarity = _similarities(self._spectra[first], other._spectra[second], orientation, window)
             found = Copies(
                 self._rows[first], other._rows[second], bits.astype(np.uint8), similarity, orientation, window
@@ -195,9 +198,7 @@ def _similarities(
         vectors = image_hash.window_vectors(
             np.repeat(cropped[active], len(_MOVES), axis=0), neighbors.reshape(-1, 4)
         )
-        similarity = np.einsum(
-            "amd,ad->am", vectors.reshape(len(active), len(_MOVES), -1), target[active]
-        )
+        similarity = np.einsum("amd,ad->am", vectors.reshape(len(active), len(_MOVES), -1), target[active])
         sides = neighbors[:, :, 1::2] - neighbors[:, :, ::2]
         is_valid = (neighbors.min(2) >= 0) & (neighbors.max(2) <= 1) & (sides.min(2) >= _MIN_WINDOW)
         similarity[~is_valid] = -1

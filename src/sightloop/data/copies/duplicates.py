@@ -172,7 +172,9 @@ def find_duplicates(
         else:
             threshold = look_alike_threshold(vectors, search.clusters)
             if threshold is None:
-                notes.append("look-alikes were not searched: too few images to know what unrelated ones reach")
+                notes.append(
+                    "look-alikes were not searched: too few images to know what unrelated ones reach"
+                )
             else:
                 search.find_look_alikes(vectors, threshold)
     edges = [edge for edge in search.edges if edge.kind in kinds]
@@ -295,7 +297,8 @@ def _clusters(count: int, edges: Sequence[DuplicateEdge]) -> tuple[DuplicateClus
         whole.join(edge.first, edge.second)
         if edge.kind != "look-alike":
             copies.join(edge.first, edge.second)
-    cluster_of = {row: number for number, rows in enumerate(groups := whole.groups()) for row in rows}
+    groups = whole.groups()
+    cluster_of = {row: number for number, rows in enumerate(groups) for row in rows}
     own_edges: list[list[DuplicateEdge]] = [[] for _ in groups]
     own_copies: list[list[tuple[int, ...]]] = [[] for _ in groups]
     for edge in edges:

@@ -73,7 +73,11 @@ class _Band:
         # The hashes with key k are order[starts[k] : starts[k + 1]].
         counts = np.bincount(keys, minlength=1 << self._width)
         self._starts: Integers = np.concatenate([[0], np.cumsum(counts)])
-        masks = [sum(1 << bit for bit in bits) for n in range(changes + 1) for bits in combinations(range(high - low), n)]
+        masks = [
+            sum(1 << bit for bit in bits)
+            for n in range(changes + 1)
+            for bits in combinations(range(high - low), n)
+        ]
         self._masks = np.array(masks, np.int64)
 
     def _keys(self, hashes: Hashes) -> Integers:
@@ -91,7 +95,9 @@ class _Band:
             rows = found // len(self._masks) + start
             yield from self._expand(rows, first.ravel()[found], counts.ravel()[found])
 
-    def _expand(self, rows: Integers, first: Integers, counts: Integers) -> Iterator[tuple[Integers, Integers]]:
+    def _expand(
+        self, rows: Integers, first: Integers, counts: Integers
+    ) -> Iterator[tuple[Integers, Integers]]:
         """Pairs of the runs order[first : first + count], a bounded number at a time."""
         ends = np.cumsum(counts)
         start = 0

@@ -31,7 +31,9 @@ _SIDE = 64  # pixels, of a thumbnail
 _SAMPLES = 32  # of a window's side
 _MAX_DRAFT_PIXELS = 1 << 26
 _MIN_CONTRAST = 3.0  # standard deviation of gray (0..255); flatter images have nothing to compare
-_COMPARED = 12  # frequencies in each direction of the fine comparison: what a window of 0.75 of the side still has
+_COMPARED = (
+    12  # frequencies in each direction of the fine comparison: what a window of 0.75 of the side still has
+)
 # The least weighted frequency (of a unit vector of 64) that sets a bit: 0 would leave the bits of symmetric images,
 # whose odd frequencies are 0, to noise.
 _LEAST_FREQUENCY = 0.01
@@ -70,7 +72,7 @@ def spectrum(image: Image.Image) -> NDArray[np.int8]:
     if pixels.std() < _MIN_CONTRAST:
         return np.zeros((SPECTRUM, SPECTRUM), np.int8)
     cosines = _cosines(_SIDE, SPECTRUM)
-    values = _weighted(cosines @ pixels @ cosines.T)
+    values = _weighted((cosines @ pixels @ cosines.T).astype(np.float32))
     return np.rint(values * (127 / np.abs(values).max())).astype(np.int8)
 
 
@@ -146,7 +148,7 @@ def through_windows(spectra: NDArray[np.int8], spans: Floats, count: int) -> Flo
     """Weighted frequencies `[n, count, count]` of images cut to windows; arguments as for `window_vectors`."""
     plain = _as_floats(spectra) / _weights(SPECTRUM)  # the weight of frequency 0 is 1
     down, across = _window_transform(spans[:, :2], count), _window_transform(spans[:, 2:], count)
-    return _weighted(down @ plain @ across.transpose(0, 2, 1))
+    return _weighted((down @ plain @ across.transpose(0, 2, 1)).astype(np.float32, copy=False))
 
 
 _HASHED = 10  # frequencies in each direction of which the 64 lowest are hashed
@@ -213,8 +215,8 @@ def _window_transform(spans: Floats, count: int) -> Floats32:
         count: number of frequencies.
     """
     centers = ((np.arange(_SAMPLES) + 0.5) / _SAMPLES).astype(np.float32)
-    spans = spans.astype(np.float32)
-    positions = spans[:, :1] + (spans[:, 1:] - spans[:, :1]) * centers  # [n, 32]
+    first, last = spans[:, :1].astype(np.float32), spans[:, 1:].astype(np.float32)
+    positions = first + (last - first) * centers  # [n, 32]
     order = np.arange(SPECTRUM, dtype=np.float32)
     waves = np.cos(np.float32(np.pi) * order * positions[:, :, None]) * np.float32(math.sqrt(2 / _SAMPLES))
     waves[:, :, 0] *= math.sqrt(0.5)  # [n, 32, 16]

@@ -25,16 +25,17 @@ def look_alike_threshold(vectors: Floats32, clusters: Clusters, seed: int = 0) -
     a ball is: log share is linear in log(1 - cosine).
 
     Args:
-        vectors: unit vectors `[n, d]`.
+        vectors: unit vectors `[n, d]`; rows with NaN are left out.
         clusters: copies that are known.
         seed: of the sample.
 
     Returns:
         Below 1; None for fewer than 200 images.
     """
-    if len(vectors) < MIN_IMAGES:
+    readable = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+    if len(readable) < MIN_IMAGES:
         return None
-    rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:_SAMPLE])
+    rows = np.sort(np.random.default_rng(seed).permutation(readable)[:_SAMPLE])
     first, second = np.triu_indices(len(rows), 1)
     cosines = (vectors[rows] @ vectors[rows].T)[first, second]
     cosines = cosines[~clusters.joined(rows[first], rows[second])]
@@ -56,7 +57,11 @@ def look_alike_pairs(
         block = vectors[start : start + _ROWS_AT_ONCE]
         cosines = block @ vectors[start:].T
         first, second = np.nonzero(cosines >= threshold)
-        first, second, values = first[later := second > first], second[later], cosines[first[later], second[later]]
+        first, second, values = (
+            first[later := second > first],
+            second[later],
+            cosines[first[later], second[later]],
+        )
         order = np.argsort(-values, kind="stable")
         first, second, values = first[order] + start, second[order] + start, values[order]
         apart = ~clusters.joined(first, second)

@@ -141,9 +141,7 @@ def find_leaks(
             [(sample.key, fingerprint) for sample, fingerprint in chunk if fingerprint is not None],
             image_threshold,
         )
-    return Leaks(
-        images.leaks(), captions.leaks(), train_samples, evaluation_samples, tuple(unreadable)
-    )
+    return Leaks(images.leaks(), captions.leaks(), train_samples, evaluation_samples, tuple(unreadable))
 
 
 class _ImageFingerprint(NamedTuple):
@@ -191,7 +189,9 @@ class _ImageMatcher:
             self._set = CopySet(np.stack(self._spectra))
         others = CopySet(np.stack([fingerprint.spectrum for _, fingerprint in train]))
         for copies in self._set.copies_in(others, threshold):
-            pairs = zip(copies.first.tolist(), copies.second.tolist(), copies.similarity.tolist(), strict=True)
+            pairs = zip(
+                copies.first.tolist(), copies.second.tolist(), copies.similarity.tolist(), strict=True
+            )
             for row, column, similarity in pairs:
                 self._best[row] = max(self._best.get(row, (0.0, "")), (similarity, train[column][0]))
 
