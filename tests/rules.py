@@ -63,6 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "apps.demo": CONTRACTS
     | DATA - {"data.text"}
     | {"annotation", "apps.cli", "checkpoints", "inference", "reports"},
+    "apps.web": set(),
     "__main__": {"apps.cli"},
 }
 
