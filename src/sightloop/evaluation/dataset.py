@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, UsageError
 from sightloop.evaluation.predictions import Records
-from sightloop.inference.model import Model
 from sightloop.types import Done, Failed, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 DataSource: TypeAlias = "str | Path | Sequence[str | Path]"
 PredictionEvents: TypeAlias = (

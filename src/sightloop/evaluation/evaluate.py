@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -40,10 +40,11 @@ from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPh
 from sightloop.evaluation.task_names import TaskName
 from sightloop.evaluation.vqa import VqaTask
 from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocessing_digest
-from sightloop.inference.load import load
-from sightloop.inference.model import Model
 from sightloop.metrics import Difference
 from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 # (description of the phase, number of samples, what became of one of them)
 OnSample: TypeAlias = "Callable[[str, int, Event[JsonDict]], None]"
@@ -115,7 +116,7 @@ def _list_sources(
     model: ModelSource | Sequence[ModelSource], predictions: str | Path | Sequence[str | Path]
 ) -> tuple[list[ModelSource], list[Path]]:
     """Models and files of predictions as lists, of which one is empty and the other has one or two."""
-    models = [model] if isinstance(model, str | PathLike | Model) else list(model)
+    models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     files = [Path(f) for f in ([predictions] if isinstance(predictions, str | PathLike) else predictions)]
     if bool(models) == bool(files) or len(models) + len(files) > 2:
         raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
@@ -179,9 +180,11 @@ def _predict(
     loaded: dict[ModelSource, Model] = {}
 
     def model_of(model_source: ModelSource) -> Model:
-        if isinstance(model_source, Model):
+        if not isinstance(model_source, str | PathLike):
             return model_source
         if model_source not in loaded:
+            from sightloop.inference.load import load  # imports torch, which finished predictions do not need
+
             model = load(model_source, device=options.device, dtype=options.dtype)
             if options.batch_size is not None:
                 model.batch_size = options.batch_size
@@ -218,10 +221,12 @@ def _header(source: ModelSource, task: EvalTask, options: EvalOptions, about: Js
     return {
         "sightloop": MARK,
         **about,
-        "model": source.name if isinstance(source, Model) else str(source),
+        "model": str(source) if isinstance(source, str | PathLike) else source.name,
         "weights": fingerprint(source),
         "prepared": preprocessing_digest(source),
-        "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
+        "precision": (
+            options.dtype if isinstance(source, str | PathLike) else str(source.dtype).removeprefix("torch.")
+        ),
         "settings": task.settings,
         "options": options.as_json(),
     }

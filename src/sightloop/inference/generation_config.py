@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sightloop.errors import CheckpointError, from_options
-from sightloop.tasks.generate import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict, JsonMapping
 
 # Our option -> the name in generation_config.json. Lengths that count the prompt (max_length) are not read.
