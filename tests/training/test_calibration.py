@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 
 import sightloop
 from sightloop.data.datasets.dataset import open_dataset
+from sightloop.data.datasets.learned_images import DIGESTS_FILE, image_digest
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.metrics.matching import matching_scores
 from sightloop.nn.prepack import unpack
 from sightloop.training.calibration import (
-    DIGESTS_FILE,
     calibrate,
-    image_digest,
     learned_digests,
     split_held_out,
 )

@@ -114,7 +114,9 @@ def bootstrap(
     notes = list(about["notes"])
     if manifest.outdated:
         rule = ", ".join(f"{name} {value}" for name, value in run_options.rule.items())
-        notes.append(f"{len(manifest.outdated):,} shards were filtered again by the scores in evidence/ ({rule})")
+        notes.append(
+            f"{len(manifest.outdated):,} shards were filtered again by the scores in evidence/ ({rule})"
+        )
     return replace(summary(folder, manifest.done, new), notes=tuple(notes))
 
 

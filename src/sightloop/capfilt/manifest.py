@@ -53,9 +53,7 @@ class Manifest:
         UsageError: The folder holds a run with other settings.
     """
 
-    def __init__(
-        self, out: Path, job: JsonMapping, check_rule: Callable[[Path, JsonMapping], None]
-    ) -> None:
+    def __init__(self, out: Path, job: JsonMapping, check_rule: Callable[[Path, JsonMapping], None]) -> None:
         self.out = out
         self.done: dict[int, JsonDict] = {}
         self.outdated: list[int] = []

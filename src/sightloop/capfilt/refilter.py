@@ -73,9 +73,7 @@ def _decide_again(texts: Sequence[CandidateText], options: CapFiltOptions) -> No
 
 def _text(line: Mapping[str, object]) -> CandidateText:
     """The text of a line of evidence, with its scores."""
-    itm, itc = (
-        score if isinstance(score, float | int) else None for score in (line["itm"], line["itc"])
-    )
+    itm, itc = (score if isinstance(score, float | int) else None for score in (line["itm"], line["itc"]))
     source = "synthetic" if line["source"] == "synthetic" else "web"
     return CandidateText(source, str(line["text"]), itm, itc, line["verdict"] == "kept", str(line["reason"]))
 

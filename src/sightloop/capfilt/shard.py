@@ -348,7 +348,9 @@ def score_texts(
         for model in dict.fromkeys(m for m in (models.filter, models.ranker) if m is not None):
             encoded = model.encode([item.pixels[model.image_spec] for item in items])  # [B, N, D]
             if model is models.filter and "match" in model.capabilities:
-                logits = np.concatenate(model.match_scores(encoded, model.tokenize(strings), rows_of))  # [R, 2]
+                logits = np.concatenate(
+                    model.match_scores(encoded, model.tokenize(strings), rows_of)
+                )  # [R, 2]
                 for text, (no_match, match) in zip(texts, logits.astype(np.float64).tolist(), strict=True):
                     # softmax over two logits = sigmoid of their difference
                     text.itm = round(1 / (1 + float(np.exp(no_match - match))), SCORE_DIGITS)

@@ -28,9 +28,15 @@ class ClassificationTask:
         data_labels = {sample.label for sample in samples if sample.label is not None}
         self.labels = sorted(data_labels) if options.labels is None else list(options.labels)
         if unknown := sorted(data_labels - set(self.labels)):
-            raise UsageError(f"labels: {unknown[0]!r} is a label of the data, and not among those given")
+            raise UsageError(
+                f"labels: {unknown[0]!r} is a label of the data, and not among those given; add it"
+            )
         if len(self.labels) < 2:
-            raise UsageError("classify: needs at least two labels")
+            given = "the data has" if options.labels is None else "given are"
+            raise UsageError(
+                f"classify: needs at least two labels, but {given} {len(self.labels)}; name a folder with a subfolder "
+                "per class, or data with a label column"
+            )
         self.templates = options.template_texts
         self.settings: JsonDict = {"labels": self.labels, "templates": self.templates}
 

@@ -6,6 +6,7 @@ numbers of two models are compared on the same samples (`_differences`).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
+from sightloop.data.datasets.learned_images import count_learned, read_digests
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.classification import ClassificationTask
@@ -39,7 +41,7 @@ from sightloop.evaluation.retrieval import RetrievalTask
 from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
 from sightloop.evaluation.task_names import TaskName
 from sightloop.evaluation.vqa import VqaTask
-from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocessing_digest
+from sightloop.inference.fingerprint import ModelSource, fingerprint, model_folder, preprocessing_digest
 from sightloop.metrics import Difference
 from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
 
@@ -104,8 +106,11 @@ def evaluate(
     for file, (header, records) in zip(files, contents, strict=True):
         check_compatible(header, about | {"settings": eval_task.settings}, file)
         runs.append(_score(eval_task, dataset, header or {"model": file.name}, records, settings.seed))
+    warnings = [text for source in models if (text := _trained_on(source, dataset))]
     leaks = None if train_data is None else _find_leaks(train_data, dataset)
-    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, dataset.dataset.notes)
+    result = Evaluation(
+        about, tuple(runs), _differences(runs, settings.seed), leaks, dataset.dataset.notes, tuple(warnings)
+    )
     if folder is not None:
         atomic_write(folder / "report.json", as_json(result))
         atomic_write(folder / "report.html", as_html(result, dataset))
@@ -294,6 +299,24 @@ def _differences(runs: Sequence[EvalRun], seed: int) -> Mapping[str, Difference]
 
 def _find_leaks(train_data: DataSource, dataset: EvalDataset) -> Leaks:
     return find_leaks(open_dataset(train_data).stream(_ignore), dataset.dataset.stream(_ignore))
+
+
+def _trained_on(source: ModelSource, dataset: EvalDataset) -> str:
+    """A warning if a model was trained on the evaluation's images, by its files; "" if they say nothing of it."""
+    folder = model_folder(source)
+    if folder is None:
+        return ""
+    name = str(source) if isinstance(source, str | PathLike) else source.name
+    says_little = "what it scores here says little about other images"
+    if count := count_learned(dataset.dataset, read_digests(folder)):
+        return f"{name} was trained on {count:,} of these {len(dataset.dataset):,} images: {says_little}"
+    try:
+        recipe = json.loads((folder.parent / "recipe.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if isinstance(recipe, dict) and recipe.get("data") == dataset.source_fingerprint:
+        return f"{name} was trained on this data ({folder.parent / 'recipe.json'}): {says_little}"
+    return ""
 
 
 def _ignore(key: str, reason: str) -> None:

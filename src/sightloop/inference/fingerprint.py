@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import locate
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ def fingerprint(source: ModelSource) -> str:
     digests = [_digest(file) for file in locate(source).weights]
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return whole[:32]
+
+
+def model_folder(source: ModelSource) -> Path | None:
+    """The folder of a checkpoint on this machine, also of a loaded one; None if it is not known."""
+    if isinstance(source, str | PathLike):
+        return locate(source).folder
+    is_here = source.name == BUNDLED or Path(source.name).is_dir()
+    return locate(source.name).folder if is_here else None
 
 
 def _weights_digest(network: nn.Module) -> str:

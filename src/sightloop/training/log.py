@@ -43,6 +43,31 @@ def read_log(run: Path) -> Iterator[RunEvent]:
         yield event
 
 
+def finished_run(run: Path) -> tuple[RunStarted, RunEnded] | None:
+    """How a run began and ended, if it is finished and its model is whole; None otherwise. Imports no torch."""
+    try:
+        events = [event for event in read_log(run) if isinstance(event, RunStarted | RunEnded)]
+    except (SightloopError, OSError):
+        return None  # the trainer names what is damaged
+    if len(events) < 2 or not _is_whole(run / "model"):
+        return None
+    started, ended = events[0], events[-1]
+    if not (isinstance(started, RunStarted) and isinstance(ended, RunEnded)):
+        return None
+    return replace(started, first_step=ended.step), replace(ended, seconds=0.0, folder=run / "model")
+
+
+def _is_whole(model: Path) -> bool:
+    """Whether a model's folder has a configuration, and weights of the length that their header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(model / "model.safetensors", framework="np"):
+            return (model / "config.json").is_file()
+    except (SafetensorError, OSError):
+        return False
+
+
 class RunLog:
     """Appends events to RUN/metrics.jsonl; each line is handed to the system at once, and synced at evaluations and
     checkpoints. Folders inside RUN are written relative to it.

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
+from sightloop.apps.cli.checks import (
+    check_capability,
+    check_checkpoint,
+    check_data,
+    check_output_folder,
+)
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name, parse_entries
 from sightloop.apps.cli.output import (
@@ -174,7 +179,7 @@ def evaluate(
         train_data: Search this training data for copies of the evaluation's images and captions. Default: no search.
     """
     kwargs = options.as_kwargs()
-    _check_sources(task, data, model, predictions, train_data, options)
+    _check_sources(task, data, model, predictions, train_data, out, options)
     prepare_threads()
     with say_if_slow("starting ..."):
         from sightloop.evaluation.evaluate import evaluate as run_evaluate
@@ -202,6 +207,8 @@ def evaluate(
         )
     if result.leaks is not None:
         print_message(result.leaks.summary() or "No copies of this data in the training data.")
+    for warning in result.warnings:
+        print_failure(f"WARNING: {warning}.")
     for note in result.notes:
         print_message(f"Note: {note}.")
     if out is not None:
@@ -215,6 +222,7 @@ def _check_sources(
     models: list[str] | None,
     predictions: list[Path] | None,
     train_data: list[str] | None,
+    out: Path | None,
     options: EvaluateOptions,
 ) -> None:
     """Checks, before torch is loaded, that data, models and files exist and that the models can do the task.
@@ -229,6 +237,7 @@ def _check_sources(
     for file in predictions or ():
         if not file.is_file():
             raise UsageError(f"--predictions {file}: no such file.")
+    check_output_folder("--out", out)
     check_data("--data", data)
     check_data("--train-data", train_data or ())
     if not predictions:
