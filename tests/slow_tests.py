@@ -10,9 +10,11 @@ from __future__ import annotations
 SLOW_FILES = frozenset(
     {
         "apps/cli/test_evaluate.py",
+        "apps/cli/test_reruns.py",
         "benchmarks/test_benchmarks.py",
         "capfilt/test_bootstrap.py",
         "capfilt/test_hostile.py",
+        "capfilt/test_refilter.py",
         "capfilt/test_remote_captioner.py",
         "checkpoints/test_against_reference.py",
         "checkpoints/test_blip2.py",

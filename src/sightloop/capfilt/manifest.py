@@ -41,12 +41,12 @@ class Manifest:
 
     Attributes:
         done: Manifest entries of the shards that are done, by index; filled by `verify` and `commit`.
-        outdated: Indices of the shards that are done with another rule, and whose evidence is whole; filled by `verify`.
+        outdated: Indices of the shards that are done with another rule and have whole evidence; filled by `verify`.
 
     Args:
         out: The output folder.
         job: Content of job.json for this run.
-        check_rule: Called with the folder and the rule (`options.RULE`) if it is another than that of the folder; raises
+        check_rule: Called with the folder and the rule (`options.RULE`) if the folder has another one; raises
             `UsageError` if the texts cannot be filtered again.
 
     Raises:

@@ -113,7 +113,11 @@ class CapFiltOptions:
         return {name: getattr(self, name) for name in RULE}
 
     def decoding(self) -> JsonDict:
-        """The captioner's options of `tasks.decoding_options.Decoding`. Raises `UsageError` for a value out of range."""
+        """The captioner's fields of `tasks.decoding_options.Decoding`.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
         options: JsonDict = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
         options |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
         return asdict(Decoding(**options, num_return=self.captions, seed=self.seed))

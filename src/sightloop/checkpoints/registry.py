@@ -33,13 +33,31 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def recognize(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
-    """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
+def recognize(tensors: Mapping[str, Tensor], source: str, model_type: object = None) -> tuple[Family, str]:
+    """The family and layout of a checkpoint, by the names of its tensors.
+
+    Args:
+        tensors: of the checkpoint.
+        source: its name, for messages.
+        model_type: of its config.json; None without one. Other models have tensors of the same names (MetaCLIP 2 those
+            of CLIP), and other tokenizers.
+
+    Raises:
+        CheckpointError: no family reads it.
+    """
     known = _recognize(tensors)
     if known is None and any(".mm_projector." in name for name in tensors):
         raise CheckpointError(
             f"{source}: is LLaVA in the layout of its original code, which leaves out the image tower; load the same "
             "weights with it from the hub, such as llava-hf/llava-1.5-7b-hf"
+        )
+    types = [kind for family in FAMILIES.values() for kind in family.model_types]
+    if isinstance(model_type, str) and model_type not in (
+        types if known is None else known[0].model_types or types
+    ):
+        raise CheckpointError(
+            f"{source}: config.json: a model of type {model_type!r} is not supported; supported: {', '.join(types)}. "
+            "`sightloop models` lists checkpoints to take instead"
         )
     if known is None:
         raise CheckpointError(

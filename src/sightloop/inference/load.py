@@ -184,7 +184,7 @@ def _load_foreign(
     hook: WeightHook | None,
 ) -> _Parts:
     tensors = unwrap(tensors)
-    family, name = recognize(tensors, located.name)
+    family, name = recognize(tensors, located.name, config.get("model_type"))
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
     open_clip = _json(located.folder / "open_clip_config.json")

@@ -31,7 +31,10 @@ _EPILOGUE = (
 )
 _TEXTS_GROUP = Group(
     "Captioning and filtering",
-    help="A run is resumed with the same values. With another --keep, --threshold or --top, a finished run is filtered again by its stored scores; other changes need another output folder.",
+    help=(
+        "A run is resumed with the same values. With another --keep, --threshold or --top, a finished run is filtered "
+        "again by its stored scores; other changes need another output folder."
+    ),
     sort_key=10,
 )
 _EXECUTION_GROUP = Group(
