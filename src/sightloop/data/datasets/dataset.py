@@ -10,6 +10,7 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -140,6 +141,8 @@ class Dataset:
 
     def select(self, indices: Iterable[int] | NDArray[np.integer]) -> Dataset:
         """The dataset of the records `indices` `[N]`, in this order. Raises IndexError out of range."""
+        if isinstance(indices, str):
+            raise UsageError(f"indices={indices!r}: must be whole numbers, such as [0, 2]")
         chosen = np.fromiter(indices, np.int64)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise IndexError(f"indices must be from 0 to {len(self) - 1}")
@@ -228,7 +231,9 @@ def open_dataset(
     Raises:
         UsageError: a source does not exist, is of unknown kind, cannot be read, or is empty.
     """
-    names = [source] if isinstance(source, str | Path) else list(source)
+    if not isinstance(source, Iterable | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"source={source!r}: give a path, or a list of paths.")
+    names = [source] if isinstance(source, str | PathLike) else list(source)
     image_folder = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
