@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 import sightloop
-from sightloop.data.datasets.learned_images import image_digest, write_digests
+from sightloop.data.learned_images import write_digests
 from sightloop.models.blip import Blip
 from sightloop.nn.prepack import unpack
 from sightloop.training.calibration import calibrate
@@ -49,8 +49,7 @@ def main(
         shutil.copyfile(whole / name, folder / name)
     shutil.rmtree(whole)
     if learned is not None:
-        data = sightloop.open_dataset(learned)
-        write_digests(folder, {image_digest(data, i) for i in range(len(data))})
+        write_digests(folder, {*sightloop.open_dataset(learned).image_digests()})
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 
 

@@ -57,7 +57,7 @@ class Manifest:
         self.out = out
         self.done: dict[int, JsonDict] = {}
         self.outdated: list[int] = []
-        self._rule: JsonDict = {name: job["settings"][name] for name in RULE}
+        self._rule: JsonDict = {name: job["settings"].get(name) for name in RULE}
         self._stored: dict[int, JsonDict] = {}  # the last manifest line of each shard
         self._fatal: dict[str, str] = {}  # key -> reason
         self._quarantined: set[tuple[str, str]] = set()  # (input shard, key)

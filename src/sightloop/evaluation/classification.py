@@ -32,10 +32,9 @@ class ClassificationTask:
                 f"labels: {unknown[0]!r} is a label of the data, and not among those given; add it"
             )
         if len(self.labels) < 2:
-            given = "the data has" if options.labels is None else "given are"
             raise UsageError(
-                f"classify: needs at least two labels, but {given} {len(self.labels)}; name a folder with a subfolder "
-                "per class, or data with a label column"
+                f"classify: needs at least two labels, but there are {len(self.labels)}; name a folder with subfolders "
+                "for the classes, data with a label column, or more labels"
             )
         self.templates = options.template_texts
         self.settings: JsonDict = {"labels": self.labels, "templates": self.templates}

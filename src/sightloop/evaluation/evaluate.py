@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
-from sightloop.data.datasets.learned_images import count_learned, read_digests
+from sightloop.data.learned_images import count_learned, read_digests
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.classification import ClassificationTask
@@ -93,10 +93,7 @@ def evaluate(
     )
     eval_task = _make_task(task, settings, dataset, train_data)
     _select_samples(dataset, task, eval_task)
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(folder)
+    folder = _output_folder(out)
     about = _about(task, dataset, settings.seed)
     runs: list[EvalRun] = []
     for number, source in enumerate(models, 1):
@@ -115,6 +112,16 @@ def evaluate(
         atomic_write(folder / "report.json", as_json(result))
         atomic_write(folder / "report.html", as_html(result, dataset))
     return result
+
+
+def _output_folder(out: str | Path | None) -> Path | None:
+    """The folder, made and without what a killed process left in it; None for none."""
+    if out is None:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(folder)
+    return folder
 
 
 def _list_sources(
@@ -307,8 +314,9 @@ def _trained_on(source: ModelSource, dataset: EvalDataset) -> str:
     if folder is None:
         return ""
     name = str(source) if isinstance(source, str | PathLike) else source.name
+    known = read_digests(folder)
     says_little = "what it scores here says little about other images"
-    if count := count_learned(dataset.dataset, read_digests(folder)):
+    if known and (count := count_learned(dataset.dataset.image_digests(), known)):
         return f"{name} was trained on {count:,} of these {len(dataset.dataset):,} images: {says_little}"
     try:
         recipe = json.loads((folder.parent / "recipe.json").read_text("utf-8"))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.datasets.learned_images import image_digest, read_digests
+from sightloop.data.learned_images import read_digests
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import equal_error_threshold, matching_curves, roc_auc
@@ -81,7 +81,8 @@ def calibrate(
     known = learned_digests(start)
     if known:
         indices = range(min(limit, len(dataset)))
-        fresh = [index for index in indices if image_digest(dataset, index) not in known]
+        digests = dataset.select(indices).image_digests()
+        fresh = [index for index, digest in zip(indices, digests, strict=True) if digest not in known]
         if len(fresh) < MIN_IMAGES:
             return _carry_over(model, dataset.select(sorted({*indices} - {*fresh})), origin, start)
         dataset = dataset.select(fresh)

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from sightloop.checkpoints.tensors import check_whole
 from sightloop.data.atomic import atomic_write
 from sightloop.data.journal import Journal, read_journal, write_journal
-from sightloop.errors import SightloopError, UsageError, install_command
+from sightloop.errors import CheckpointError, SightloopError, UsageError, install_command
 from sightloop.training.events import (
     CheckpointSaved,
     Evaluated,
@@ -59,13 +60,11 @@ def finished_run(run: Path) -> tuple[RunStarted, RunEnded] | None:
 
 def _is_whole(model: Path) -> bool:
     """Whether a model's folder has a configuration, and weights of the length that their header says."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(model / "model.safetensors", framework="np"):
-            return (model / "config.json").is_file()
-    except (SafetensorError, OSError):
+        check_whole(model / "model.safetensors")
+    except CheckpointError:
         return False
+    return (model / "config.json").is_file()
 
 
 class RunLog:

@@ -20,7 +20,7 @@ import torch
 from sightloop.checkpoints.lora import save_lora
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.leakage import find_leaks
-from sightloop.data.datasets.learned_images import image_digest, write_digests
+from sightloop.data.learned_images import write_digests
 from sightloop.errors import SightloopError, is_out_of_memory, os_error_reason
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model
@@ -289,8 +289,8 @@ def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
     if len(run.dataset) <= _MAX_DIGESTS:
-        learned = {image_digest(run.dataset, index) for index in range(len(run.dataset))}
-        write_digests(folder, learned | learned_digests(run.recipe.model.init_from))
+        learned = {*run.dataset.image_digests(), *learned_digests(run.recipe.model.init_from)}
+        write_digests(folder, learned)
 
 
 def _warn_of_leaks(run: TrainRun) -> Iterator[RunEvent]:

@@ -201,19 +201,22 @@ def evaluate(
     for key, reason in failed.items():
         if key not in reporters.reported:
             print_failure(f"failed: {key}: {reason}")
+    _print_notes(result, len(failed))
+    if out is not None:
+        print_message(f"{out / 'report.html'}: all metrics with protocol, and images.")
+    return 1 if failed else 0
+
+
+def _print_notes(result: Evaluation, failed: int) -> None:
+    """What the numbers must be read with: images left out, copies in the training data, notes of the data."""
     if failed:
-        print_failure(
-            f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read."
-        )
+        print_failure(f"{failed:,} left out of {result.about['samples']:,}: their images cannot be read.")
     if result.leaks is not None:
         print_message(result.leaks.summary() or "No copies of this data in the training data.")
     for warning in result.warnings:
         print_failure(f"WARNING: {warning}.")
     for note in result.notes:
         print_message(f"Note: {note}.")
-    if out is not None:
-        print_message(f"{out / 'report.html'}: all metrics with protocol, and images.")
-    return 1 if failed else 0
 
 
 def _check_sources(

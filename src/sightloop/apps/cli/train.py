@@ -15,8 +15,12 @@ from sightloop.apps.cli.output import say_if_slow
 from sightloop.apps.cli.train_view import show_training
 from sightloop.errors import UsageError
 from sightloop.training.events import RunEnded, RunStarted
-from sightloop.training.log import finished_run
-from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_recipe, check_training
+from sightloop.training.recipe_names import (
+    RECIPE_DESCRIPTIONS,
+    check_recipe,
+    check_training,
+    finished_run,
+)
 
 _EPILOGUE = "\n".join(
     [

@@ -22,6 +22,8 @@ from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
 from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
+from sightloop.data.images.decode import read_file
+from sightloop.data.learned_images import digest_of_image
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
@@ -149,6 +151,15 @@ class Dataset:
         selection = Dataset(self._sources, chosen if self._indices is None else self._indices[chosen])
         selection._key_numbers = self._key_numbers
         return selection
+
+    def image_digests(self) -> Iterator[bytes]:
+        """Short digests of the encoded images (`data.learned_images`), in order; b"" for those that cannot be read."""
+        for index in range(len(self)):
+            try:
+                image = self[index].image
+                yield digest_of_image(image if isinstance(image, bytes) else read_file(os.fspath(image)))
+            except ImageError:
+                yield b""
 
     @property
     def fingerprint(self) -> str:

@@ -6,14 +6,11 @@ Each digest is the start of the BLAKE2b hash of an image's encoded bytes. They a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from pathlib import Path
 
 from sightloop.data.atomic import atomic_write
-from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.decode import read_file
-from sightloop.errors import ImageError
 
 DIGESTS_FILE, DIGEST_BYTES = "learned.bin", 3  # file in a model's folder; bytes of an image's digest
 
@@ -30,25 +27,20 @@ def write_digests(folder: Path, digests: Collection[bytes]) -> None:
     atomic_write(folder / DIGESTS_FILE, b"".join(sorted(set(digests) - {b""})))
 
 
-def image_digest(dataset: Dataset, index: int) -> bytes:
-    """Digest of a sample's encoded image, DIGEST_BYTES long; empty if the image cannot be read."""
-    try:
-        image = dataset[index].image
-        data = image if isinstance(image, bytes) else read_file(str(image))
-    except ImageError:
-        return b""
+def digest_of_image(data: bytes) -> bytes:
+    """Digest of an encoded image, DIGEST_BYTES long."""
     return blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def count_learned(dataset: Dataset, known: Collection[bytes]) -> int:
-    """Number of a dataset's images that are among the learned ones; 0 if chance explains the matches.
+def count_learned(digests: Iterable[bytes], known: Collection[bytes]) -> int:
+    """Number of images that are among the learned ones; 0 if chance explains the matches.
 
     Args:
-        dataset: No stream.
+        digests: Of the images.
         known: Of `read_digests`.
     """
     if not known:
         return 0
-    matches = sum(image_digest(dataset, index) in known for index in range(len(dataset)))
-    by_chance = len(dataset) * len(known) / 256**DIGEST_BYTES  # a Poisson variable: its deviation is the root
-    return matches if matches > by_chance + 4 * by_chance**0.5 else 0
+    learned = [digest in known for digest in digests]
+    by_chance = len(learned) * len(known) / 256**DIGEST_BYTES  # a Poisson variable: its deviation is the root
+    return sum(learned) if sum(learned) > by_chance + 4 * by_chance**0.5 else 0
