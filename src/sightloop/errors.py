@@ -65,12 +65,19 @@ def from_options(factory: Callable[..., _T], options: Mapping[str, object], noun
         UsageError: An option that `factory` does not take, in a message that lists those that it takes; text where a
             number, a list or a mapping is needed, or another wrong type.
     """
+    check_options(factory, options, noun)
+    return factory(**options)
+
+
+def check_options(
+    factory: Callable[..., object], options: Mapping[str, object], noun: str = "option"
+) -> None:
+    """The checks of `from_options` alone; arguments and errors as there."""
     known = signature(factory).parameters
     for name in options:
         if name not in known:
             raise UsageError(f"{name}: no such {noun}; there are {', '.join(known)}")
         _check_type(name, options[name], str(known[name].annotation))
-    return factory(**options)
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
+from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
 from sightloop.errors import CheckpointError
@@ -107,6 +108,7 @@ def build_network(
 
     taking: puts weights elsewhere than in the network, as few bits.
     """
+    check_config(config, source)
     try:
         if _max_layers(config) > len(tensors):  # before any is made
             raise ValueError(f"{_max_layers(config)} layers of {len(tensors)} tensors")
