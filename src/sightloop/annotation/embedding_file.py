@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from sightloop.data.atomic import atomic_path, atomic_write, remove_stale_temporaries
+from sightloop.data.atomic import atomic_path, atomic_write, check_regular, remove_stale_temporaries
 from sightloop.data.datasets.schema import portable_name
 from sightloop.errors import UsageError
 
@@ -52,6 +52,7 @@ class EmbeddingFile:
             raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
         if not os.access(path.parent, os.W_OK):
             raise UsageError(f"--out {path}: the folder {path.parent} cannot be written to.")
+        check_regular(path)
         remove_stale_temporaries(path.parent)
         self.path = path
         self.rows = 0

@@ -13,9 +13,7 @@ from typing import Any
 from sightloop.errors import CheckpointError
 
 # Sizes that are divided by, or that a tensor has: at least 1. Other whole numbers are at least -1, "none".
-_SIZES = frozenset(
-    ("dim", "dims", "heads", "patch", "vocab", "mlp_dim", "window", "strides", "groups", "width")
-)
+_SIZES = frozenset(("dim", "dims", "heads", "patch", "vocab", "mlp_dim", "window", "strides", "groups"))
 
 
 def check_config(config: Any, source: str) -> None:
