@@ -11,7 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sightloop.data.atomic import atomic_path, atomic_write, name_disk_errors, sync_folder, try_lock
+from sightloop.data.atomic import (
+    atomic_path,
+    atomic_write,
+    check_regular,
+    name_disk_errors,
+    sync_folder,
+    try_lock,
+)
 from sightloop.data.json_members import parse_strict
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
@@ -91,6 +98,7 @@ class Journal:
         self._dumps = dumps
         self._unsynced = 0
         self._reader: IO[bytes] | None = None
+        check_regular(path)  # reading a named pipe would not end
         is_new = not path.exists()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
         try:

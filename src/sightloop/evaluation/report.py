@@ -59,6 +59,8 @@ def as_json(result: Evaluation) -> str:
     report: JsonDict = {"about": dict(result.about), "runs": runs, "notes": list(result.notes)}
     if result.differences:
         report["differences"] = {name: asdict(value) for name, value in result.differences.items()}
+    if result.warnings:
+        report["warnings"] = list(result.warnings)
     if result.leaks is not None:
         report["leaks"] = asdict(result.leaks)
     return json.dumps(report, indent=1) + "\n"
@@ -77,6 +79,7 @@ def as_html(result: Evaluation, dataset: EvalDataset) -> str:
     parts: list[object] = []
     if len(result.runs) == 1:
         parts.append(html.tiles(_tiles(result.runs[0].numbers)))
+    parts += [html.warning(f"{text}.") for text in result.warnings]
     if result.leaks is not None and (summary := result.leaks.summary()):
         parts.append(html.warning(f"Copies in the training data: {summary}"))
     if len(result.runs) > 1:

@@ -20,6 +20,7 @@ import torch
 from sightloop.checkpoints.lora import save_lora
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.leakage import find_leaks
+from sightloop.data.learned_images import write_digests
 from sightloop.errors import SightloopError, is_out_of_memory, os_error_reason
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model
@@ -27,7 +28,7 @@ from sightloop.inference.save import save
 from sightloop.nn.lora import merge_lora
 from sightloop.protocols import Network, require
 from sightloop.training import checkpoint
-from sightloop.training.calibration import MIN_IMAGES, calibrate
+from sightloop.training.calibration import MIN_IMAGES, calibrate, learned_digests
 from sightloop.training.config import Recipe, apply_settings
 from sightloop.training.dataloader import Batch, BatchLoader
 from sightloop.training.distributed import (
@@ -55,6 +56,7 @@ from sightloop.training.truncation import truncation_warnings
 from sightloop.training.validation import at_chance, validate, validation_score
 
 _BEST = "best"
+_MAX_DIGESTS = 200_000  # images; the digests of more would take another pass over a large training set
 
 
 def train(
@@ -285,6 +287,9 @@ def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
         merge_lora(model.module)
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
+    if len(run.dataset) <= _MAX_DIGESTS:
+        learned = {*run.dataset.image_digests(), *learned_digests(run.recipe.model.init_from)}
+        write_digests(folder, learned)
 
 
 def _data_notes(run: TrainRun) -> Iterator[WarningRaised]:

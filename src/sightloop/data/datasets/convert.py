@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from sightloop.data.atomic import exchange_paths, try_lock
+from sightloop.data.atomic import check_regular, exchange_paths, try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.folder import MARKER_NAME
@@ -231,6 +231,8 @@ class _Destination:
             raise UsageError(f"{existing[0]} exists: name another target, or replace it (--overwrite).")
         if any(path.is_dir() for path in existing):
             raise UsageError(f"{existing[0]} is a folder.")
+        for path in existing:
+            check_regular(path)
 
     def publish(self, staging: Path, overwrite: bool) -> None:
         """Moves the staged files to the target: images before the table that refers to them."""

@@ -10,6 +10,7 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,8 @@ from sightloop.data.datasets.tables import TableSource
 from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
 from sightloop.data.datasets.yolo_yaml import open_yolo_file
+from sightloop.data.images.decode import read_file
+from sightloop.data.learned_images import digest_of_image
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
@@ -141,12 +144,23 @@ class Dataset:
 
     def select(self, indices: Iterable[int] | NDArray[np.integer]) -> Dataset:
         """The dataset of the records `indices` `[N]`, in this order. Raises IndexError out of range."""
+        if isinstance(indices, str):
+            raise UsageError(f"indices={indices!r}: must be whole numbers, such as [0, 2]")
         chosen = np.fromiter(indices, np.int64)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise IndexError(f"indices must be from 0 to {len(self) - 1}")
         selection = Dataset(self._sources, chosen if self._indices is None else self._indices[chosen])
         selection._key_numbers = self._key_numbers
         return selection
+
+    def image_digests(self) -> Iterator[bytes]:
+        """Short digests of the encoded images (`data.learned_images`), in order; b"" for those that cannot be read."""
+        for index in range(len(self)):
+            try:
+                image = self[index].image
+                yield digest_of_image(image if isinstance(image, bytes) else read_file(os.fspath(image)))
+            except ImageError:
+                yield b""
 
     @property
     def fingerprint(self) -> str:
@@ -230,7 +244,9 @@ def open_dataset(
     Raises:
         UsageError: a source does not exist, is of unknown kind, cannot be read, or is empty.
     """
-    names = [source] if isinstance(source, str | Path) else list(source)
+    if not isinstance(source, Iterable | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"source={source!r}: give a path, or a list of paths.")
+    names = [source] if isinstance(source, str | PathLike) else list(source)
     image_folder = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
