@@ -43,10 +43,12 @@ ROOMS: dict[str, set[str]] = {
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
     # sightloop/__init__.py, which hands out what the rooms make.
     "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "training"},
+    "apps.server": CONTRACTS | {"", "checkpoints", "data", "data.images", "inference"},
     "apps.cli": CONTRACTS
     | {
         "",
         "annotation",
+        "apps.server",
         "capfilt",
         "checkpoints",
         "data.datasets",
