@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
 from collections.abc import Generator
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from tests.apps.server.running import Running, data_url, jpeg
 
@@ -180,6 +182,30 @@ def test_every_form_of_an_image_embeds_it(server: Running, nano: Any, form: Any)
     np.testing.assert_allclose(
         answer.json()["data"][0]["embedding"], nano.embed_images(jpeg(4))[0], atol=1e-6
     )
+
+
+def test_an_image_may_be_larger_than_a_text(server: Running, nano: Any) -> None:
+    """A photograph in base64 is longer than the longest text; in `input` both are strings."""
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    url = data_url(file.getvalue())
+    assert len(url) > 200_000
+    forms: list[Any] = [
+        {"input": url, "modality": "image"},
+        {"input": [url], "modality": "image"},
+        {"input": [{"image": url}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]},
+    ]
+    for form in forms:
+        assert server.post("/v1/embeddings", form).status_code == 200
+    assert server.post("/v2/embed", {"images": [url]}).status_code == 200
+    assert server.post("/v1/rerank", {"query": "noise", "documents": [{"image": url}]}).status_code == 200
+    assert server.post("/api/caption", {"images": url, "max_new_tokens": 3}).status_code == 200
+    assert server.post("/v1/chat/completions", {"messages": ask("what?", file.getvalue())}).status_code == 200
+    refused = server.post("/v1/embeddings", {"input": url})
+    assert refused.status_code == 400
+    assert "modality" in refused.json()["error"]["message"]
 
 
 def test_images_and_texts_keep_their_order(server: Running, nano: Any) -> None:

@@ -15,7 +15,7 @@ from sightloop.apps.server.errors import ApiError, JsonResponse
 from sightloop.apps.server.examples import EMBED_V2, EMBEDDINGS
 from sightloop.apps.server.fields import ImageText, Name, Text, check_texts
 from sightloop.apps.server.image_sources import to_base64
-from sightloop.apps.server.limits import MAX_IMAGES, MAX_TEXTS
+from sightloop.apps.server.limits import MAX_IMAGES, MAX_TEXT, MAX_TEXTS
 from sightloop.apps.server.native_routes import floats
 from sightloop.apps.server.routing import new_router
 from sightloop.apps.server.service import client_of, service_of
@@ -36,7 +36,7 @@ class JinaText(BaseModel):
     text: Text
 
 
-Input = Text | JinaImage | JinaText
+Input = ImageText | JinaImage | JinaText
 Inputs = Annotated[list[Input], Field(min_length=1, max_length=MAX_TEXTS)]
 # For the message that they are not read; clients that send them have an option to send texts.
 TokenInputs = Annotated[list[int], Field(min_length=1, max_length=1 << 16)]
@@ -163,6 +163,11 @@ def _inputs(body: EmbeddingsRequest) -> list[tuple[str, str]]:
     for item in items:
         match item:
             case str():
+                if body.modality != "image" and len(item) > MAX_TEXT:
+                    message = (
+                        f'input: a text has at most {MAX_TEXT} characters; for images add "modality": "image"'
+                    )
+                    raise ApiError(400, message, param="input")
                 inputs.append((body.modality or "text", item))
             case JinaImage():
                 inputs.append(("image", item.image))
