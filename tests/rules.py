@@ -46,10 +46,13 @@ ROOMS: dict[str, set[str]] = {
     "search": CONTRACTS | DATA - {"data.text"} | {"inference", "reports"},
     # sightloop/__init__.py, which hands out what the rooms make.
     "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "search", "training"},
+    "apps.server": CONTRACTS
+    | {"", "annotation", "apps.web", "checkpoints", "data", "data.images", "inference", "search"},
     "apps.cli": CONTRACTS
     | {
         "",
         "annotation",
+        "apps.server",
         "capfilt",
         "checkpoints",
         "data.datasets",

@@ -22,6 +22,7 @@ from sightloop.apps.cli import (
     models,
     regions,
     search,
+    serve,
     synthetic,
     train,
     verbs,
@@ -128,6 +129,7 @@ _MODULES = (
     convert,
     evaluate,
     models,
+    serve,
     synthetic,
     train,
 )
