@@ -13,18 +13,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sightloop.data.images.exif import read_exif
 from sightloop.errors import ImageError
-from sightloop.inference.model import Model
-from sightloop.search.models import embed
-from sightloop.search.rows import merge_columns, table_of, unit_vectors, vector_column
+from sightloop.search.exif import read_exif
+from sightloop.search.rows import Table, merge_columns, table_of, unit_vectors, vector_column
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Done, Event, Failed, Floats32, JsonDict, Limits, Pixels, Skipped
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 Action: TypeAlias = Literal["added", "changed", "moved", "updated", "removed"]
 _COMMIT_IMAGES = 256
@@ -276,7 +277,7 @@ class Builder:
             return
         names = [work.entry.name for work, _ in batch]
         columns = [
-            unit_rows(embed(model, [pixels[i] for _, pixels in batch]), space, names)
+            unit_rows(model.embed_images([pixels[i] for _, pixels in batch]), space, names)
             for i, (space, model) in enumerate(self._models)
         ]
         for i, (work, pixels) in enumerate(batch):
@@ -292,7 +293,11 @@ class Builder:
 
     def _commit(self) -> Iterator[Event[Indexed]]:
         """Writes what is noted, then lets the events of it go."""
-        for action, write in (("added", self._store.add), ("changed", self._store.upsert)):
+        writers: dict[Action, Callable[[Table], None]] = {
+            "added": self._store.add,
+            "changed": self._store.upsert,
+        }
+        for action, write in writers.items():
             if rows := self._rows[action]:
                 table = table_of(rows)
                 columns = {

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 
 _MAX_WORD = 64  # characters; longer ones are cut, in texts and queries alike
 # Scripts that are written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han; Hangul has long words.
-_UNSPACED = "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
 _INDIC = "\u0900-\u0dff"  # with the vowel signs, which are no letters of their own
 _PARTS = re.compile(f"[{_UNSPACED}]+|(?:[^\\W_{_UNSPACED}]|[{_INDIC}])+")
 _RUN = re.compile(f"[{_UNSPACED}]+")

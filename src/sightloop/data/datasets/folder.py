@@ -15,6 +15,7 @@ from sightloop.data.datasets.sidecar_files import (
     CAPTION_EXTENSIONS,
     FIELD_EXTENSIONS,
     SIDECAR_EXTENSIONS,
+    fields_of_sidecars,
     find_sidecar,
     read_plain_file,
     sidecar_alias,
@@ -23,7 +24,7 @@ from sightloop.data.datasets.sidecar_files import (
 from sightloop.data.datasets.tables import TableSource
 from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.errors import UsageError
-from sightloop.types import JsonDict, Sample
+from sightloop.types import Sample
 
 MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
 # Tables with a row per image of their folder, as Hugging Face's ImageFolder has them.
@@ -196,28 +197,6 @@ class FolderSource:
             prefix = "" if relative == "." else f"{relative}/"
             images = [prefix + name for name in sorted(files) if is_image_name(name)]
             yield prefix, images, [name for name in files if not is_image_name(name)] + sidecar_folders
-
-
-def fields_of_sidecars(text_name: str | None, json_name: str | None) -> JsonDict:
-    """Fields of an image's .json file, with the captions of its caption file if that has any.
-
-    Args:
-        text_name: path of the caption file, None without one.
-        json_name: path of the .json file, None without one.
-
-    Raises:
-        ValueError: a file cannot be read; the message is the reason.
-    """
-    fields: JsonDict = {}
-    if json_name is not None:
-        fields = schema.json_object(read_plain_file(json_name), os.path.basename(json_name))
-    captions: tuple[str, ...] = ()
-    if text_name is not None:
-        captions = schema.split_captions(read_plain_file(text_name), os.path.basename(text_name))
-    if captions:
-        fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
-        fields["captions"] = captions
-    return fields
 
 
 def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str]:
