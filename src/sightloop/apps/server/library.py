@@ -23,7 +23,9 @@ from sightloop.errors import UsageError
 from sightloop.types import JsonDict
 
 _LIST_SECONDS = 1.0  # between two looks at the folders' times
-_CAPTION_SECONDS = 5.0  # between two looks at all caption files; those of rows that are shown are always looked at
+_CAPTION_SECONDS = (
+    5.0  # between two looks at all caption files; those of rows that are shown are always looked at
+)
 _MAX_DEPTH = 32
 
 Sort: TypeAlias = Literal["path", "fit", "changed"]

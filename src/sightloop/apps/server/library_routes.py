@@ -29,7 +29,13 @@ router = new_router("/api", "folder")
 
 _MAX_ROWS = 500
 _SHOWN_CHANGES = 1000
-_MEDIA = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "AVIF": "image/avif"}
+_MEDIA = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+}
 
 CaptionText = Annotated[str, Field(max_length=65_536)]
 Term = Annotated[str, Field(max_length=1_000)]
@@ -72,7 +78,9 @@ class UndoRequest(BaseModel):
 def library_of(service: Service) -> Library:
     """The folder's library. Raises ApiError (404) where the server has no folder."""
     if service.library is None:
-        raise ApiError(404, "the server has no folder of images: start it as sightloop serve FOLDER", code="no_folder")
+        raise ApiError(
+            404, "the server has no folder of images: start it as sightloop serve FOLDER", code="no_folder"
+        )
     return service.library
 
 
@@ -188,7 +196,9 @@ async def edit(
 ) -> JsonResponse:
     """Writes a caption if the file still has the ETag of If-Match; else 412, with what the file says now."""
     if if_match is None or not (match := re.fullmatch(r'(?:W/)?"?([\w-]{1,64})"?', if_match.strip())):
-        raise ApiError(428, "If-Match: give the ETag of the caption that the edit was made from", code="etag_needed")
+        raise ApiError(
+            428, "If-Match: give the ETag of the caption that the edit was made from", code="etag_needed"
+        )
     if body.text is None and body.origin != "undone":
         raise ApiError(400, "text: give a caption", param="text")
     library = library_of(service_of(request))

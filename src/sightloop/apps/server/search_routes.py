@@ -13,7 +13,9 @@ from sightloop.apps.server.fields import ImageText, Words
 from sightloop.apps.server.folder_index import FolderIndex, SearchQuery
 from sightloop.apps.server.library_routes import ImageId, library_of
 from sightloop.apps.server.routing import new_router
-from sightloop.apps.server.service import Service, service_of
+from sightloop.apps.server.scheduler import Kind
+from sightloop.apps.server.service import Service, client_of, service_of
+from sightloop.types import JsonDict
 
 router = new_router("/api", "search")
 
@@ -60,7 +62,14 @@ async def search(request: Request, body: SearchRequest) -> JsonResponse:
         cut=body.cut,
     )
     async with service.pool.lease(index.model_id(service.pool)) as served:
-        return JsonResponse(await asyncio.to_thread(index.search, query, served.model, library))
+        model = served.model
+
+        def run(queries: list[SearchQuery]) -> list[JsonDict]:
+            return [index.search(each, model, library) for each in queries]
+
+        # On the scheduler's thread: no two computations use a model at a time.
+        kind = Kind((served, "search"), "search", run, 4)
+        return JsonResponse((await service.run(client_of(request), kind, [query]))[0])
 
 
 @router.get("/duplicates")
