@@ -148,7 +148,8 @@ function Selection() {
 function describeHit(row) {
   const { itm, itc } = row.scores ?? {};
   const score = itm !== undefined && itm !== null ? `ITM ${itm.toFixed(2)}` : itc !== undefined && itc !== null ? `${itc.toFixed(3)}` : "";
-  return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${row.why || row.caption?.text || row.path}`;
+  const words = row.scores?.keyword_rank ? row.why : "";
+  return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
 }
 
 export function Library() {
