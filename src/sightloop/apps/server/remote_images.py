@@ -129,7 +129,9 @@ class RemoteImages:
                 if response.status != 200:
                     return response.status, response.getheader("Location", ""), b""
                 data = b"".join(iter(lambda: response.read1(1 << 16), b""))
-                return 200, "", data[: self._max_bytes]
+                if len(data) > self._max_bytes:
+                    raise ValueError("too large")
+                return 200, "", data
             finally:
                 response.close()
         finally:

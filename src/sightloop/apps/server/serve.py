@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -107,6 +108,7 @@ def serve(
         SightloopError: the default model cannot be loaded.
     """
     _check_port(settings)
+    bound_kernel_caches()
     service = Service(settings, load)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -119,6 +121,16 @@ def serve(
         log.removeHandler(handler)
     if service.failure is not None:
         raise service.failure
+
+
+def bound_kernel_caches() -> None:
+    """Bounds what oneDNN and its layer in torch keep for every shape of a batch. Call before torch is imported.
+
+    Requests make batches of ever new shapes, and the caches' own bound of 1,024 kernels each lets a server grow by
+    hundreds of megabytes; processor time is the same at 32.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "32")
 
 
 def _check_port(settings: ServerSettings) -> None:
