@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightloop.apps.server.errors import ApiError
-from sightloop.apps.server.library import Entry, Library
+from sightloop.apps.server.library import Library, LibraryImage
 from sightloop.apps.server.model_pool import ModelPool
 from sightloop.search.index import Index, is_index, open_index
 from sightloop.types import JsonDict
@@ -138,7 +138,7 @@ class FolderIndex:
         )
 
 
-def _entry_of(name: str, library: Library) -> Entry | None:
+def _entry_of(name: str, library: Library) -> LibraryImage | None:
     """The image of the library that a path of the index is; None if it is not below the folder."""
     real = os.path.realpath(name)
     relative = os.path.relpath(real, library.folder)

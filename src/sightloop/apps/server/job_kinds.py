@@ -17,8 +17,8 @@ from typing import NamedTuple
 from sightloop.annotation.review import REVIEW_FOLDER, Proposal
 from sightloop.apps.server import work
 from sightloop.apps.server.errors import ApiError
-from sightloop.apps.server.job_list import Job
-from sightloop.apps.server.library import Entry, Library, Listing, image_id
+from sightloop.apps.server.job_list import ServerJob
+from sightloop.apps.server.library import Library, LibraryImage, Listing, image_id
 from sightloop.apps.server.model_pool import LoadedModel
 from sightloop.apps.server.service import Service
 from sightloop.data.atomic import atomic_write
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
     title: str
     command: str
-    run: Callable[[Job], Awaitable[None]]
+    run: Callable[[ServerJob], Awaitable[None]]
 
 
 def plan(service: Service, library: Library, kind: str, options: JsonMapping) -> Plan:
@@ -65,8 +65,8 @@ def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
     model_id = service.pool.find(_name(options, "model"))
     prompt = _name(options, "prompt")
 
-    async def run(job: Job) -> None:
-        def wanted() -> Sequence[Entry]:
+    async def run(job: ServerJob) -> None:
+        def wanted() -> Sequence[LibraryImage]:
             bare = library.select(Listing(state="uncaptioned"))
             return [entry for entry in bare if library.state(entry) in ("none", "accepted")]
 
@@ -74,7 +74,7 @@ def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
         async with service.pool.lease(model_id) as served:
             kind = work.caption_kind(served, prompted=bool(prompt), length=None, region=None, decoding={})
 
-            async def caption(batch: Sequence[tuple[Entry, Pixels]]) -> None:
+            async def caption(batch: Sequence[tuple[LibraryImage, Pixels]]) -> None:
                 texts = await service.run(_CLIENT, kind, [(pixels, prompt) for _, pixels in batch])
                 proposals = {
                     entry.path: Proposal(" ".join(own[0].split()), served.id, time.time())
@@ -96,15 +96,15 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
     """Scores every caption on disk against its image (ITM)."""
     model_id = service.pool.find(_name(options, "model"))
 
-    async def run(job: Job) -> None:
-        def wanted() -> Sequence[Entry]:
+    async def run(job: ServerJob) -> None:
+        def wanted() -> Sequence[LibraryImage]:
             return [entry for entry in library.captioned() if library.fit(entry) is None]
 
         entries = await asyncio.to_thread(wanted)
         async with service.pool.lease(model_id) as served:
             kind = work.match_kind(served)
 
-            async def score(batch: Sequence[tuple[Entry, Pixels]]) -> None:
+            async def score(batch: Sequence[tuple[LibraryImage, Pixels]]) -> None:
                 captions = [library.caption(entry) for entry, _ in batch]
                 rows = [
                     (pixels, (caption.text or "",))
@@ -128,17 +128,17 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
 
 
 async def _each_batch(
-    job: Job,
+    job: ServerJob,
     service: Service,
     served: LoadedModel,
-    entries: Sequence[Entry],
-    act: Callable[[Sequence[tuple[Entry, Pixels]]], Awaitable[None]],
+    entries: Sequence[LibraryImage],
+    act: Callable[[Sequence[tuple[LibraryImage, Pixels]]], Awaitable[None]],
 ) -> None:
     """Reads images batch by batch and hands them on; those that cannot be read are noted and skipped."""
     job.total = len(entries)
     for start in range(0, len(entries), _BATCH):
         await job.checkpoint()
-        batch: list[tuple[Entry, Pixels]] = []
+        batch: list[tuple[LibraryImage, Pixels]] = []
         for entry in entries[start : start + _BATCH]:
             try:
                 data = await service.images.path(entry.path, "image")
@@ -154,7 +154,7 @@ def _use(service: Service, library: Library, options: JsonMapping) -> Plan:
     """Serves the result of a training as a further model."""
     name, folder = _trained(service, library, options)
 
-    async def run(job: Job) -> None:
+    async def run(job: ServerJob) -> None:
         service.pool.add(name, str(folder))
         async with service.pool.lease(name):
             job.message = f"{name} can be chosen as model now"
@@ -172,7 +172,7 @@ def _index(service: Service, library: Library, options: JsonMapping) -> Plan:
     model = service.pool.source(service.pool.find(_name(options, "model")))
     command = ["index", str(library.folder), "--store", str(store), "-m", model, "--prune", "--json"]
 
-    async def run(job: Job) -> None:
+    async def run(job: ServerJob) -> None:
         job.total = len(await asyncio.to_thread(library.entries))
 
         def line(event: JsonDict) -> None:
@@ -216,7 +216,7 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
         *settings,
     ]
 
-    async def run(job: Job) -> None:
+    async def run(job: ServerJob) -> None:
         counts = await asyncio.to_thread(_write_split, library, data, rest, held_out)
         job.total = steps
         job.result = {"name": name, "images": counts[0], "held_out": counts[1]}
@@ -241,7 +241,7 @@ def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
     held_out = folder.parent.parent / "held-out.jsonl"
     command = ["evaluate", "captions", "--data", str(held_out), "-m", str(folder), "-m", model, "--json"]
 
-    async def run(job: Job) -> None:
+    async def run(job: ServerJob) -> None:
         values: dict[str, list[float]] = {}
         differences: dict[str, JsonDict] = {}
 
@@ -275,7 +275,7 @@ def _bootstrap(service: Service, library: Library, options: JsonMapping) -> Plan
     out = library.folder / REVIEW_FOLDER / time.strftime("bootstrap-%Y%m%d-%H%M%S")
     command = ["bootstrap", str(library.folder), "--out", str(out), "--captioner", model, "--filter", model]
 
-    async def run(job: Job) -> None:
+    async def run(job: ServerJob) -> None:
         await _command(job, command, library, lambda _event: None)
         job.result = {"folder": f"{REVIEW_FOLDER}/{out.name}"}
 
@@ -284,7 +284,7 @@ def _bootstrap(service: Service, library: Library, options: JsonMapping) -> Plan
 
 
 async def _command(
-    job: Job, arguments: Sequence[str], library: Library, line: Callable[[JsonDict], None]
+    job: ServerJob, arguments: Sequence[str], library: Library, line: Callable[[JsonDict], None]
 ) -> None:
     """Runs `sightloop ARGUMENTS` as a child process; JSON lines of its output go to `line`.
 

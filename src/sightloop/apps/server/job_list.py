@@ -1,7 +1,7 @@
 """Jobs: long work that the page starts, one at a time, with progress, pause, resume and cancel.
 
-A job is a coroutine that reports to its `Job`. Work with a served model goes through the scheduler, batch by batch, so
-that requests are answered meanwhile; trainings run as a child process, the command of which the page shows.
+A job is a coroutine that reports to its `ServerJob`. Work with a served model goes through the scheduler, batch by
+batch, so that requests are answered meanwhile; trainings run as a child process, whose command the page shows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOG = logging.getLogger("sightloop.server")
 
 
 @dataclass(eq=False)
-class Job:
+class ServerJob:
     """One job.
 
     Attributes:
@@ -44,7 +44,7 @@ class Job:
     kind: str
     title: str
     command: str
-    run: Callable[[Job], Awaitable[None]]
+    run: Callable[[ServerJob], Awaitable[None]]
     state: JobState = "queued"
     done: int = 0
     total: int = 0
@@ -90,11 +90,13 @@ class JobList:
     """The jobs of a server, run one after the other on its event loop."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, ServerJob] = {}
         self._numbers = itertools.count(1)
         self._turn = asyncio.Lock()
 
-    def start(self, kind: str, title: str, command: str, run: Callable[[Job], Awaitable[None]]) -> Job:
+    def start(
+        self, kind: str, title: str, command: str, run: Callable[[ServerJob], Awaitable[None]]
+    ) -> ServerJob:
         """Queues a job. Raises ApiError (409) if one of its kind runs or waits."""
         if any(
             job.kind == kind and job.state in ("queued", "running", "paused") for job in self.jobs.values()
@@ -105,19 +107,19 @@ class JobList:
         while len(self.jobs) >= _MAX_JOBS:
             ended = [job.id for job in self.jobs.values() if job.ended is not None]
             del self.jobs[ended[0]]
-        job = Job(f"job-{next(self._numbers)}", kind, title, command, run)
+        job = ServerJob(f"job-{next(self._numbers)}", kind, title, command, run)
         job.resumed.set()
         self.jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job))
         return job
 
-    def find(self, job_id: str) -> Job:
+    def find(self, job_id: str) -> ServerJob:
         """The job with an id. Raises ApiError (404)."""
         if job_id not in self.jobs:
             raise ApiError(404, "there is no such job", code="job_not_found")
         return self.jobs[job_id]
 
-    def pause(self, job: Job, paused: bool) -> None:
+    def pause(self, job: ServerJob, paused: bool) -> None:
         """Pauses or resumes a job. Raises ApiError (409) if it has ended or waits."""
         if job.state != ("running" if paused else "paused"):
             raise ApiError(409, f"the job is {job.state}", code="wrong_state")
@@ -129,7 +131,7 @@ class JobList:
             job.resumed.set()
         job.state = "paused" if paused else "running"
 
-    async def cancel(self, job: Job) -> None:
+    async def cancel(self, job: ServerJob) -> None:
         """Cancels a job; what it did stays."""
         if job.task is not None and not job.task.done():
             if job.state == "paused" and job.on_pause is not None:
@@ -142,7 +144,7 @@ class JobList:
         """Cancels all jobs."""
         await asyncio.gather(*(self.cancel(job) for job in list(self.jobs.values())))
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: ServerJob) -> None:
         try:
             async with self._turn:
                 job.state, job.started = "running", time.time()

@@ -33,7 +33,7 @@ Shown: TypeAlias = Literal["open", "accepted", "rejected", "none", "captioned", 
 
 
 @dataclass(slots=True)
-class Entry:
+class LibraryImage:
     """An image of the folder.
 
     Attributes:
@@ -81,9 +81,9 @@ class Library:
         """Why captions cannot be edited; "" if they can."""
         self._review: CaptionReview | None = None
         self._lock = threading.RLock()
-        self._folders: dict[str, tuple[int, list[Entry], list[str]]] = {}
-        self._entries: list[Entry] = []
-        self._by_id: dict[str, Entry] = {}
+        self._folders: dict[str, tuple[int, list[LibraryImage], list[str]]] = {}
+        self._entries: list[LibraryImage] = []
+        self._by_id: dict[str, LibraryImage] = {}
         self._listed_at = self._captions_at = 0.0
         try:
             self._review = CaptionReview(folder)
@@ -107,7 +107,7 @@ class Library:
         if self._review is not None:
             self._review.close()
 
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> Sequence[LibraryImage]:
         """All images, by path."""
         with self._lock:
             if time.monotonic() - self._listed_at > _LIST_SECONDS:
@@ -115,19 +115,19 @@ class Library:
                 self._listed_at = time.monotonic()
             return self._entries
 
-    def entry(self, image_id: str) -> Entry:
+    def entry(self, image_id: str) -> LibraryImage:
         """The image with an id. Raises ApiError (404)."""
         self.entries()
         if (entry := self._by_id.get(image_id)) is None:
             raise ApiError(404, "the folder has no such image", code="image_not_found")
         return entry
 
-    def by_path(self, path: str) -> Entry | None:
+    def by_path(self, path: str) -> LibraryImage | None:
         """The image at a relative path; None if there is none."""
         self.entries()
         return self._by_id.get(image_id(path))
 
-    def select(self, listing: Listing) -> Sequence[Entry]:
+    def select(self, listing: Listing) -> Sequence[LibraryImage]:
         """The images of a listing, in its order."""
         entries = self.entries()
         if listing.text or listing.without or listing.state or listing.sort != "path":
@@ -146,11 +146,11 @@ class Library:
             chosen.sort(key=lambda entry: -entry.stamp[1])
         return chosen
 
-    def captioned(self) -> Sequence[Entry]:
+    def captioned(self) -> Sequence[LibraryImage]:
         """Images with a caption file that has a text."""
         return self.select(Listing(state="captioned"))
 
-    def caption(self, entry: Entry) -> CaptionOnDisk:
+    def caption(self, entry: LibraryImage) -> CaptionOnDisk:
         """The caption of an image, read again if its file has changed."""
         with self._lock:
             stamp = _stamp(entry.sidecar)
@@ -159,24 +159,24 @@ class Library:
                 entry.stamp = stamp
             return entry.caption
 
-    def note_edit(self, entry: Entry, caption: CaptionOnDisk) -> None:
+    def note_edit(self, entry: LibraryImage, caption: CaptionOnDisk) -> None:
         """Takes over what an edit wrote."""
         with self._lock:
             if caption.text is not None and entry.sidecar is None:
                 entry.sidecar = self.review.path(entry.path)
             entry.caption, entry.stamp = caption, _stamp(entry.sidecar)
 
-    def fit(self, entry: Entry) -> float | None:
+    def fit(self, entry: LibraryImage) -> float | None:
         """How well the caption on disk fits; None if that text was not scored."""
         if self._review is None or entry.caption is None:
             return None
         return self._review.fit(entry.path, entry.caption.etag)
 
-    def state(self, entry: Entry) -> ReviewState:
+    def state(self, entry: LibraryImage) -> ReviewState:
         """What was decided about the latest proposal."""
         return "none" if self._review is None else self._review.state(entry.path)
 
-    def row(self, entry: Entry) -> JsonDict:
+    def row(self, entry: LibraryImage) -> JsonDict:
         """An image as the page shows it."""
         caption = self.caption(entry)
         proposal = None if self._review is None else self._review.proposal(entry.path)
@@ -189,13 +189,13 @@ class Library:
             "fit": self.fit(entry),
         }
 
-    def _is_shown(self, entry: Entry, state: Shown) -> bool:
+    def _is_shown(self, entry: LibraryImage, state: Shown) -> bool:
         has_caption = bool(_text(entry).strip())
         if state in ("captioned", "uncaptioned"):
             return has_caption == (state == "captioned")
         return self.state(entry) == state
 
-    def _read_captions(self, entries: Sequence[Entry]) -> None:
+    def _read_captions(self, entries: Sequence[LibraryImage]) -> None:
         with self._lock:
             is_due = time.monotonic() - self._captions_at > _CAPTION_SECONDS
             for entry in entries:
@@ -207,7 +207,7 @@ class Library:
     def _list(self) -> None:
         """Lists the folders that have changed, and puts the entries together."""
         before = self._folders
-        after: dict[str, tuple[int, list[Entry], list[str]]] = {}
+        after: dict[str, tuple[int, list[LibraryImage], list[str]]] = {}
         pending, changed = [("", 0)], False
         while pending:
             relative, depth = pending.pop()
@@ -229,7 +229,9 @@ class Library:
             self._entries = entries
             self._by_id = {entry.id: entry for entry in entries}
 
-    def _list_folder(self, relative: str, known: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    def _list_folder(
+        self, relative: str, known: Sequence[LibraryImage]
+    ) -> tuple[list[LibraryImage], list[str]]:
         """Images and subfolders of a folder; links to elsewhere and hidden folders are left out."""
         prefix = os.path.join(self.folder, relative) if relative else str(self.folder)
         images: list[str] = []
@@ -250,10 +252,10 @@ class Library:
             return [], []
         unusual = unusual_sidecars(listed)
         present = {entry.path: entry for entry in known}
-        entries: list[Entry] = []
+        entries: list[LibraryImage] = []
         for name in sorted(images):
             path = f"{relative}/{name}" if relative else name
-            entry = present.get(path) or Entry(image_id(path), path, None)
+            entry = present.get(path) or LibraryImage(image_id(path), path, None)
             entry.sidecar = find_sidecar(os.path.join(prefix, name), CAPTION_EXTENSIONS, unusual, listed)
             entries.append(entry)
         return entries, sorted(folders)
@@ -267,7 +269,7 @@ def image_id(path: str) -> str:
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _text(entry: Entry) -> str:
+def _text(entry: LibraryImage) -> str:
     return "" if entry.caption is None or entry.caption.text is None else entry.caption.text.casefold()
 
 

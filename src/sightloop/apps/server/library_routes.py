@@ -16,7 +16,7 @@ from starlette.responses import Response
 import sightloop
 from sightloop.annotation.review import EditConflict
 from sightloop.apps.server.errors import ApiError, JsonResponse, error_body
-from sightloop.apps.server.library import Entry, Library, Listing, Shown, Sort
+from sightloop.apps.server.library import Library, LibraryImage, Listing, Shown, Sort
 from sightloop.apps.server.routing import new_router
 from sightloop.apps.server.service import Service, service_of
 from sightloop.apps.server.thumbs import SIZES
@@ -251,21 +251,21 @@ async def undo(request: Request, body: UndoRequest) -> JsonResponse:
     return JsonResponse(await asyncio.to_thread(write))
 
 
-def _modified(library: Library, entry: Entry) -> int:
+def _modified(library: Library, entry: LibraryImage) -> int:
     try:
         return os.stat(library.folder / entry.path).st_mtime_ns
     except OSError:
         raise ApiError(404, "the folder has no such image", code="image_not_found") from None
 
 
-def _changes(library: Library, body: ReplaceRequest) -> Sequence[tuple[Entry, str, str, str]]:
+def _changes(library: Library, body: ReplaceRequest) -> Sequence[tuple[LibraryImage, str, str, str]]:
     """(image, caption, new caption, ETag) of every caption that a replacement changes."""
     pattern = re.escape(body.find)
     if body.whole_words:
         pattern = rf"(?<!\w){pattern}(?!\w)"
     regex = re.compile(pattern, re.IGNORECASE if body.ignore_case else 0)
     shown = Listing(text=body.filter.text, without=body.filter.without, state=body.filter.state)
-    changes: list[tuple[Entry, str, str, str]] = []
+    changes: list[tuple[LibraryImage, str, str, str]] = []
     for entry in library.select(shown):
         caption = library.caption(entry)
         if caption.text is not None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import cache
-
 from fastapi import Request
 from starlette.responses import Response
 
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.routing import new_router
-from sightloop.apps.web import ROOT
+from sightloop.apps.web.files import page_files
 
 router = new_router("", "page")
 
-_MEDIA = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -38,22 +29,10 @@ async def page_file(request: Request, name: str) -> Response:
     return _answer(request, name)
 
 
-@cache
-def _files() -> dict[str, tuple[bytes, str, str]]:
-    """Name -> content, media type and ETag of every file that may be asked for."""
-    files: dict[str, tuple[bytes, str, str]] = {}
-    for path in ROOT.rglob("*"):
-        if path.suffix in _MEDIA and path.is_file():
-            data = path.read_bytes()
-            etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-            files[path.relative_to(ROOT).as_posix()] = (data, _MEDIA[path.suffix], etag)
-    return files
-
-
 def _answer(request: Request, name: str) -> Response:
-    if name not in _files():
+    if name not in page_files():
         raise ApiError(404, "there is no such page")
-    data, media, etag = _files()[name]
+    data, media, etag = page_files()[name]
     headers = {
         "Content-Security-Policy": _POLICY,
         "X-Content-Type-Options": "nosniff",

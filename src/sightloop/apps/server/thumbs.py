@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from collections import OrderedDict
 
-from PIL import Image
-
 from sightloop.apps.server.limits import IMAGE_LIMITS
+from sightloop.data.images.preprocess import encode_thumbnail
 from sightloop.data.images.reader import ImagePool
 from sightloop.errors import ImageError
 from sightloop.types import ImageSpec
@@ -17,7 +15,6 @@ from sightloop.types import ImageSpec
 SIZES = (96, 256, 640)
 """Sides in pixels: the first two are squares cut from the middle, of the last the shorter side is at most that."""
 _SQUARE, _WHOLE = 256, 640
-_QUALITY = 82
 _CACHE_BYTES = 128 << 20
 
 
@@ -58,7 +55,7 @@ class Thumbnails:
         pixels = await asyncio.wrap_future(pool.submit(data))
         if isinstance(pixels, ImageError):
             raise pixels
-        thumbnail = await asyncio.to_thread(_encode, pixels.values, size)
+        thumbnail = await asyncio.to_thread(encode_thumbnail, pixels, size)
         with self._lock:
             self._cache[key] = thumbnail
             self._bytes += len(thumbnail)
@@ -70,15 +67,3 @@ class Thumbnails:
         """Ends the processes."""
         self._square.close()
         self._whole.close()
-
-
-def _encode(values: object, size: int) -> bytes:
-    """uint8 `[3, H, W]` to JPEG."""
-    import numpy as np
-
-    image = Image.fromarray(np.ascontiguousarray(np.transpose(np.asarray(values, np.uint8), (1, 2, 0))))
-    if size < _SQUARE:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    target = io.BytesIO()
-    image.save(target, "JPEG", quality=_QUALITY)
-    return target.getvalue()
