@@ -19,7 +19,7 @@ from sightloop.search.filters import parse_filters
 from sightloop.search.hits import Hits
 from sightloop.search.lance import LanceStore
 from sightloop.search.outside import OutsideRows, add_outside
-from sightloop.search.query import Encoder, Query, Searcher, SpaceSample
+from sightloop.search.query import Query, Searcher, SpaceSample
 from sightloop.search.rows import (
     PUBLIC_COLUMNS,
     Table,
@@ -32,7 +32,7 @@ from sightloop.types import Done, Event, Floats32, ImageSource, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
-    from sightloop.search.encoder import MemoryCache
+    from sightloop.search.encoder import MemoryCache, ModelEncoder
 
 _ROWS_AT_ONCE: Final = 50_000  # of vectors from outside, in one commit
 _BACKGROUND = (
@@ -320,7 +320,7 @@ class Index:
             lambda: self._text_mean(space),
         )
 
-    def encoder(self, space: VectorSpace) -> Encoder:
+    def encoder(self, space: VectorSpace) -> ModelEncoder:
         """The model of a space with its judge."""
         from sightloop.search.encoder import MemoryCache, ModelEncoder
 
