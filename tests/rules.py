@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "src" / "sightloop"
 
 
 CONTRACTS = {"errors", "types", "protocols"}
-DATA = {"data", "data.images", "data.text", "data.datasets"}
+DATA = {"data", "data.images", "data.text", "data.copies", "data.datasets"}
 NETWORKS = {"nn", "towers", "models"}
 # Room -> the rooms that its files may import from, beside their own. Read downwards: no room imports from a later one.
 ROOMS: dict[str, set[str]] = {
@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "data": CONTRACTS,
     "data.images": CONTRACTS | {"data"},
     "data.text": CONTRACTS | {"data"},
-    "data.datasets": CONTRACTS | {"data", "data.images"},
+    "data.copies": CONTRACTS | {"data.images"},
+    "data.datasets": CONTRACTS | {"data", "data.copies", "data.images"},
     "nn": CONTRACTS,
     "towers": CONTRACTS | {"nn"},
     "models": CONTRACTS | {"nn", "towers"},

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 import numpy as np
 
+from sightloop.data.copies.duplicates import KINDS, DuplicateKind
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.reports import html
 from sightloop.search.build import Builder, BuildOptions, Indexed, KnownRows, is_there
+from sightloop.search.duplicates import DuplicateReport, check_kinds, duplicates_in_index, hash_columns
 from sightloop.search.filters import parse_filters
 from sightloop.search.hits import Hits
 from sightloop.search.lance import LanceStore
+from sightloop.search.no_match import NoMatch, apply_cut
 from sightloop.search.outside import OutsideRows, add_outside
 from sightloop.search.query import Query, Searcher, SpaceSample
 from sightloop.search.rows import (
@@ -51,6 +54,8 @@ class SearchOptions(TypedDict, total=False):
     words: str | None
     without: str | None
     rerank: int
+    cut: float | None
+    background: str | PathLike[str] | None
 
 
 class Index:
@@ -80,6 +85,7 @@ class Index:
         self._memories: MemoryCache | None = None
         self._samples: dict[str, SpaceSample] = {}
         self._text_means: dict[str, Floats32] = {}
+        self.on_calibration: Callable[[int, int], None] | None = None
         if model is not None:
             self.use_model(model)
 
@@ -224,9 +230,8 @@ class Index:
         names = [fspath(source) for source in sources]
         with self.store.writing():
             models = [(space, self._model(space)) for space in self.info.spaces]
-            yield from Builder(self.store, models, options or BuildOptions(), prepare).run(
-                list_entries(names)
-            )
+            hashes = prepare or hash_columns
+            yield from Builder(self.store, models, options or BuildOptions(), hashes).run(list_entries(names))
             if prune:
                 yield from self._prune(names)
             self.store.maintain()
@@ -292,7 +297,7 @@ class Index:
             text: words for the model; "a beach without people" has a negative text.
             k: greatest number of hits.
             where: filters, such as "width>1000" or ["label=cat", "time>=2024-05"].
-            options: image, like, vector, blend, words, without and rerank, as in `search.query.Query`.
+            options: image, like, vector, blend, words, without, rerank, cut and background, as in `search.query.Query`.
 
         Raises:
             UsageError: nothing to search for, or a wrong option.
@@ -307,8 +312,30 @@ class Index:
 
     def find(self, query: Query, model: str | None = None) -> Hits:
         """Hits of a query in the first vector space, or in that of a model."""
-        space = self.info.space(model)
-        return self.searcher(space).search(query.checked())
+        space, query = self.info.space(model), query.checked()
+        hits = self.searcher(space).search(query)
+        if query.cut is None or query.text is None:
+            return hits
+        vector = self.encoder(space).embed_text(query.text)
+        return apply_cut(hits, query.text, vector, query.cut, self._no_match(query, space))
+
+    def duplicates(
+        self,
+        kinds: Sequence[DuplicateKind] = KINDS,
+        *,
+        where: Sequence[str] | str = (),
+        model: str | None = None,
+    ) -> DuplicateReport:
+        """Identical images, copies and look-alikes in the index, with the evidence of each pair.
+
+        Args:
+            kinds: to search: "identical", "copy", "look-alike".
+            where: filters of the rows.
+            model: whose vectors tell look-alikes; by default the first.
+        """
+        return duplicates_in_index(
+            self.store, self.info.space(model), parse_filters(where, "where"), check_kinds(kinds)
+        )
 
     def searcher(self, space: VectorSpace) -> Searcher:
         """The search of one vector space."""
@@ -322,6 +349,9 @@ class Index:
 
     def encoder(self, space: VectorSpace) -> ModelEncoder:
         """The model of a space with its judge."""
+        return self._encoder(space)
+
+    def _encoder(self, space: VectorSpace) -> ModelEncoder:
         from sightloop.search.encoder import MemoryCache, ModelEncoder
 
         if self._memories is None:
@@ -378,6 +408,20 @@ class Index:
             check_model(model, space, self.store.name)
             self._models[space.column] = model
         return model
+
+    def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
+        """The calibration of a query's cut: by ITM if the query is re-ranked, else by ITC."""
+        encoder = self._encoder(space)
+        return NoMatch(
+            self.store,
+            space,
+            query.where,
+            encoder.model.embed_texts,
+            (lambda text, rows: encoder.match(text, rows)[1]) if query.rerank else None,
+            (encoder.judge or encoder.model).name if query.rerank else "",
+            None if query.background is None else Path(query.background),
+            self.on_calibration,
+        )
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any, Protocol
 
 import numpy as np
 
 from sightloop.errors import UsageError
+from sightloop.search.calibration import check_cut
 from sightloop.search.exact import top_rows
 from sightloop.search.filters import Filter, ids_filter
 from sightloop.search.hits import Hit, Hits
@@ -39,6 +41,8 @@ class Query:
         where: filter of the rows.
         k: greatest number of hits.
         rerank: number of best hits that ITM scores again; 0 for none.
+        cut: promised rate of false finds, 0 to 1: nothing is found where it would be exceeded; None for no cut.
+        background: file of background texts for the cut, one a line; None for the captions of the index.
     """
 
     text: str | None = None
@@ -51,6 +55,8 @@ class Query:
     where: Filter = field(default_factory=Filter)
     k: int = 20
     rerank: int = 0
+    cut: float | None = None
+    background: str | PathLike[str] | None = None
 
     def checked(self) -> Query:
         """The query with its negative taken out of its text. Raises UsageError for what cannot be searched."""
@@ -70,6 +76,10 @@ class Query:
             raise UsageError("nothing to search for: give a text, an image, an id (like), a vector or words")
         if self.without is not None and not targets and self.text is None:
             raise UsageError("without: needs a text or an image beside it")
+        if self.cut is not None:
+            check_cut(self.cut)
+            if self.text is None or targets:
+                raise UsageError("cut: needs a text alone; images have no background texts to compare with")
         if self.rerank and self.text is None:
             raise UsageError("rerank: needs a text, which ITM compares with the images")
         if self.text is not None and self.without is None and (result := _WITHOUT.match(self.text)):

@@ -26,6 +26,7 @@ COLUMNS: Final[dict[str, str]] = {
     "sha256": "string",
     "pixels": "string",
     "phash": "int64",
+    "spectrum": "string",
     "width": "int32",
     "height": "int32",
     "time": "int64",
@@ -44,7 +45,7 @@ COLUMNS: Final[dict[str, str]] = {
     "grams": "string",
 }
 _DERIVED = ("stamp", "path_key", "caption_keys", "label_keys", "words", "grams")
-PUBLIC_COLUMNS: Final = tuple(name for name in COLUMNS if name not in _DERIVED)
+PUBLIC_COLUMNS: Final = tuple(name for name in COLUMNS if name not in (*_DERIVED, "spectrum"))
 _LISTS = ("captions", "texts", "labels")
 _STRINGS = ("id", "root", "path", "sha256")
 _ZERO_LENGTH = 1e-6  # a vector shorter than this has no direction
@@ -112,7 +113,7 @@ def empty_rows(count: int, ids: Sequence[str] | None = None) -> Table:
     for field in schema:
         if field.name == "id":
             columns.append(pa.array(names, pa.string()))
-        elif field.type == pa.string() and field.name not in ("pixels", "regions", "extra"):
+        elif field.type == pa.string() and field.name not in ("pixels", "spectrum", "regions", "extra"):
             columns.append(pa.repeat(pa.scalar("", pa.string()), count))
         else:
             columns.append(pa.nulls(count, field.type))

@@ -57,6 +57,13 @@ class QueryOptions:
     rerank: Annotated[int, Parameter(metavar="K", converter=integer)] = 0
     """Score the best K hits again by image-text matching (ITM). Default: off."""
 
+    cut: Annotated[float | None, Parameter(metavar="RATE")] = None
+    """Find nothing where the best hits may be chance: 0.1 promises at most 10 % false finds for queries like the
+    background texts. What it refuses wrongly is printed. By ITM with --rerank, else by ITC. Default: off."""
+
+    background: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """Background texts for --cut, one a line, 500 or more. Default: the captions of the index."""
+
 
 @Parameter(name="*", group=_OUTPUT_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +106,18 @@ def search(
     space = opened.info.space(runtime.model if len(opened.info.spaces) > 1 else None)
     if needs_model and space.probe:
         opened.use_model(model_for("embed", runtime, runtime.model or space.model))
+    opened.on_calibration = _print_calibration
     results = [opened.find(q, space.column) for q in queries]
     _show(results, page, as_json=runtime.json)
     return 0 if any(map(len, results)) else 1
+
+
+def _print_calibration(done: int, total: int) -> None:
+    """Says that the cut is calibrated, which happens once, and again when the index has grown by 10 %."""
+    if done == 1:
+        print_message(f"calibrating the cut with {total:,} background texts, once for this index ...")
+    elif done % 100 == 0:
+        print_message(f"  {done:,} of {total:,}")
 
 
 def _all_texts(texts: tuple[str, ...], query: QueryOptions) -> list[str]:
@@ -124,6 +140,12 @@ def _queries(texts: list[str], query: QueryOptions, page: PageOptions) -> list[Q
 
     check_at_least("-k", query.k, 1)
     check_at_least("--rerank", query.rerank, 0)
+    if query.cut is not None and not 0 < query.cut < 1:
+        raise UsageError(f"--cut {query.cut:g}: must be between 0 and 1, such as 0.1.")
+    if query.background is not None and query.cut is None:
+        raise UsageError("--background: needs --cut.")
+    if query.background is not None and not query.background.is_file():
+        raise UsageError(f"--background {query.background}: no such file.")
     if not 0 <= query.blend <= 1:
         raise UsageError(f"--blend {query.blend:g}: must be from 0 to 1.")
     if query.image is not None and not query.image.is_file():
@@ -139,6 +161,8 @@ def _queries(texts: list[str], query: QueryOptions, page: PageOptions) -> list[Q
         where=parse_filters(query.where or ()),
         k=query.k,
         rerank=query.rerank,
+        cut=query.cut,
+        background=query.background,
     )
     return [replace(common, text=text).checked() for text in texts] or [common.checked()]
 
