@@ -17,7 +17,7 @@ from sightloop.search.calibration import (
     log_odds,
     verdict,
 )
-from sightloop.types import Floats, JsonDict
+from sightloop.types import Floats, Floats32, JsonDict
 
 
 def null_of(absent: Floats, present: Floats | None = None) -> NullScores:
@@ -69,12 +69,12 @@ def test_what_is_missed_is_the_share_of_refused_texts_with_an_image() -> None:
 
 def test_the_normalized_cosine_is_qb_norm_without_own_images() -> None:
     rng = np.random.default_rng(0)
-    unit = lambda n: (x := rng.normal(size=(n, 8))) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
-    texts, images, query = (
-        unit(6).astype(np.float32),
-        unit(3).astype(np.float32),
-        unit(1)[0].astype(np.float32),
-    )
+
+    def unit(count: int) -> Floats32:
+        vectors = rng.normal(size=(count, 8)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    texts, images, query = unit(6), unit(3), unit(1)[0]
     owners = ["i0", "i0", "i1", "", "x", "x"]
     bank = Background(texts, owners)
     for own in ("", "x"):
@@ -121,7 +121,7 @@ def test_a_null_is_read_as_it_was_written() -> None:
     again = NullScores.from_json(null.as_json())
     assert again.as_json() == null.as_json()
     for broken in (JsonDict(), {**null.as_json(), "format": 0}, {**null.as_json(), "absent": "x"}):
-        with pytest.raises(ValueError, match="format|calibration|string"):
+        with pytest.raises(ValueError, match=r"format|calibration|string"):
             NullScores.from_json(broken)
 
 

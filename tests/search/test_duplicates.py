@@ -69,7 +69,7 @@ def test_the_page_shows_images_side_by_side_and_escapes_names(folder: Path) -> N
     assert "<b>.bmp" not in page
     (folder / "1.png").unlink()
     assert "it is gone" in report.to_html()
-    assert report._repr_html_().count("data:image/jpeg;base64") == 4
+    assert report._repr_html_().count("data:image/jpeg;base64") == 4  # pyright: ignore[reportPrivateUsage]
 
 
 def test_images_of_an_archive_are_read_in_one_pass(folder: Path, tmp_path: Path) -> None:

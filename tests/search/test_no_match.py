@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 def vector_of(text: str) -> Floats32:
     """A unit vector for "topic 12 of the texts": that of the topic with a little noise of its own."""
     topic = int(text.split()[1])
-    noise = np.random.default_rng(abs(hash(text)) % 2**32).normal(size=DIM)
+    noise = np.random.default_rng(crc32(text.encode())).normal(size=DIM)
     vector = np.random.default_rng(topic).normal(size=DIM) + 0.4 * noise
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
@@ -79,7 +80,11 @@ def test_present_texts_are_found_and_absent_ones_are_not(tmp_path: Path) -> None
 def test_the_null_is_kept_and_made_anew_as_the_index_grows(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", range(60))
     counts: list[int] = []
-    asked = no_match(index, notify=lambda done, total: counts.append(total))
+
+    def notify(done: int, total: int) -> None:
+        counts.append(total)
+
+    asked = no_match(index, notify=notify)
     first = asked.calibrated()
     assert first is not None
     assert counts == [120] * 120

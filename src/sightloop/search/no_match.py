@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,11 +30,8 @@ from sightloop.search.calibration import (
 from sightloop.search.filters import Filter
 from sightloop.search.hits import Hits
 from sightloop.search.rows import vectors_of
-from sightloop.search.store import Store, VectorSpace
+from sightloop.search.store import Found, Store, VectorSpace
 from sightloop.types import Floats32, JsonDict
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _COLUMNS = ("id", "root", "path", "sha256")
 _PREFIX = "calibration-"
@@ -129,14 +125,14 @@ class NoMatch:
         """
         return self._score(self._pool(vector, False), text, vector, bank)
 
-    def _pool(self, vector: Floats32, one_more: bool) -> pa.Table:
+    def _pool(self, vector: Floats32, one_more: bool) -> Found:
         """The rows that ITC ranks first, with their vectors."""
         wanted = (POOL if self.match is None else JUDGED) + one_more
-        return self.store.nearest(self.space, vector, wanted, self.where, [*_COLUMNS, self.space.column]).rows
+        return self.store.nearest(self.space, vector, wanted, self.where, [*_COLUMNS, self.space.column])
 
     def _score(
         self,
-        table: pa.Table,
+        pool: Found,
         text: str,
         vector: Floats32,
         bank: Background,
@@ -147,14 +143,14 @@ class NoMatch:
         """Score of a text over a pool.
 
         Args:
-            table: of `_pool`.
+            pool: of `_pool`.
             text: the text.
             vector: its unit vector `[d]`.
             bank: background texts.
             own: id of the text's own image, if it is a background text.
             masked: leave its own image out.
         """
-        wanted = POOL if self.match is None else JUDGED
+        table, wanted = pool.rows, POOL if self.match is None else JUDGED
         ids: list[str] = table["id"].to_pylist()
         rows = [i for i, identity in enumerate(ids) if not masked or identity != own][:wanted]
         if not rows:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sightloop.data.copies import hash_neighbors
 from sightloop.data.copies.clusters import Clusters
@@ -77,7 +77,7 @@ def test_copies_are_found_and_no_others(kind: str) -> None:
     }
     assert pairs == {(n, n) for n in range(6)}
     both = CopySet(np.concatenate([originals, copies]))
-    within = [found for found in both.copies(COPY_THRESHOLD)]
+    within = list(both.copies(COPY_THRESHOLD))
     inside = {
         tuple(sorted((int(a), int(b))))
         for found in within
