@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from sightloop.capfilt.options import CapFiltOptions
-from sightloop.data.bounded_socket import BoundedReader, seconds_until
+from sightloop.data.bounded_socket import BoundedReader, seconds_until, too_slow
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, SightloopError, UsageError
 from sightloop.types import ImageSpec, JsonDict, Pixels
@@ -226,7 +226,7 @@ def _connect(connection: http.client.HTTPConnection, deadline: float) -> None:
         connected.result(seconds_until(deadline))
     except TimeoutError as error:
         connected.add_done_callback(lambda _: connection.close())
-        raise _too_slow() from error
+        raise too_slow() from error
 
 
 class _Answer(NamedTuple):

@@ -30,6 +30,7 @@ def convert(
     shard_size: Annotated[int, Parameter(converter=integer)] = 10_000,
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    dedupe: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Convert an image dataset to another format.
@@ -48,6 +49,8 @@ def convert(
         shard_size: Samples per .tar shard.
         images: Folder that relative image paths in a table or a COCO file start from. Default: the file's folder.
         overwrite: Replace an existing target; a folder only if this command has written it.
+        dedupe: Leave out identical images and copies (re-encoded, resized, cropped, mirrored, turned), with their
+            captions; of each group the largest image stays.
         json: Print the summary as one JSON object.
     """
     if len(paths) < 2:
@@ -60,8 +63,16 @@ def convert(
     with ProgressReporter("converting", OutputTable([])) as progress:
         if "-" not in sources:
             progress.count_ahead(lambda: len(dataset))
+        if dedupe:
+            progress.message("searching copies ...")
         summary = run_convert(
-            dataset, target, to=to, shard_size=shard_size, overwrite=overwrite, notify=progress.event
+            dataset,
+            target,
+            to=to,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            dedupe=dedupe,
+            notify=progress.event,
         )
         for note in summary.notes:
             progress.message(f"Note: {note}.")

@@ -30,6 +30,7 @@ from typing import Literal, TypeAlias, get_args
 from sightloop.data.atomic import check_regular, exchange_paths, try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
+from sightloop.data.datasets.dedupe import LeftOut, without_copies
 from sightloop.data.datasets.folder import MARKER_NAME
 from sightloop.data.datasets.folder_writers import ImageFolderWriter, YoloWriter
 from sightloop.data.images import headers
@@ -88,6 +89,7 @@ def convert(
     shard_size: int = 10_000,
     images: str | Path | None = None,
     overwrite: bool = False,
+    dedupe: bool = False,
     notify: Callable[[Done[None] | Failed], None] | None = None,
 ) -> ConvertSummary:
     """Writes all samples of a source to a target, completely or not at all.
@@ -99,6 +101,7 @@ def convert(
         shard_size: samples per shard.
         images: folder of the images, as for `open_dataset`.
         overwrite: replace an existing target; a folder is replaced only if a conversion wrote it.
+        dedupe: leave out identical images and copies, with their captions; of each group the largest image stays.
         notify: called for every sample, with `Failed` for one that is broken and left out.
 
     Raises:
@@ -110,6 +113,9 @@ def convert(
     dataset = source if isinstance(source, Dataset) else open_dataset(source, images=images)
     destination = _Destination(Path(target), to)
     destination.check(overwrite)
+    left_out: tuple[LeftOut, ...] = ()
+    if dedupe:
+        dataset, left_out = without_copies(dataset)
     counts = Counter[type]()
 
     def count(event: Done[None] | Failed) -> None:
@@ -133,7 +139,21 @@ def convert(
     dropped = (
         f"{number:,} {what}, which {kind} cannot hold" for what, number in writer.dropped.items() if number
     )
-    return ConvertSummary(str(target), kind, counts[Done], counts[Failed], (*dataset.notes, *dropped))
+    return ConvertSummary(
+        str(target), kind, counts[Done], counts[Failed], (*dataset.notes, *dropped, *_left_out(left_out))
+    )
+
+
+def _left_out(samples: Sequence[LeftOut]) -> list[str]:
+    """What was left out, as a note."""
+    if not samples:
+        return []
+    same = sum(sample.is_same for sample in samples)
+    first = samples[0]
+    return [
+        f"{len(samples):,} images were left out, {same:,} with the same bytes as another and {len(samples) - same:,} "
+        f"copies, such as {first.key} for {first.kept}"
+    ]
 
 
 def _write_samples(
