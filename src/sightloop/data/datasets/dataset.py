@@ -154,7 +154,7 @@ class Dataset:
         return selection
 
     def image_digests(self) -> Iterator[bytes]:
-        """Short digests of the encoded images (`data.copies.learned_images`), in order; b"" for those that cannot be read."""
+        """Short digests of the encoded images (`data.copies.learned_images`), in order; b"" for unreadable ones."""
         for index in range(len(self)):
             try:
                 image = self[index].image
