@@ -71,7 +71,7 @@ class Gate:
             client = self._client(scope, headers)
             if scope["method"] == "POST":
                 place.enter(client)
-            body = await _read_body(headers, receive)
+            body = await _read_body(headers, receive, place.grow)
             complete = True
             scope.setdefault("state", {})["client"] = client
             await self._run(scope, body, receive, answer, watched=place.is_taken)
@@ -132,6 +132,7 @@ class _Place:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._client: Hashable = None
+        self._size = 0
         self.is_taken = False
 
     def enter(self, client: Hashable) -> None:
@@ -139,11 +140,17 @@ class _Place:
         self._admission.enter(client)
         self._client, self.is_taken = client, True
 
+    def grow(self, size: int) -> None:
+        """Takes room for more of its body. Raises ApiError (503)."""
+        if self.is_taken:
+            self._admission.take(size)
+            self._size += size
+
     def leave(self) -> None:
         """Gives it back, if it is taken."""
         if self.is_taken:
             self.is_taken = False
-            self._admission.leave(self._client)
+            self._admission.leave(self._client, self._size)
 
 
 class _Outgoing:
@@ -198,8 +205,8 @@ class _Outgoing:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body. Raises ApiError if it is too large (413) or too slow (400)."""
+async def _read_body(headers: Headers, receive: Receive, grow: Callable[[int], None]) -> bytes:
+    """The whole body; `grow` is told of each part. Raises ApiError if it is too large (413) or too slow (400)."""
     length = headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY):
         raise _too_large()
@@ -214,6 +221,7 @@ async def _read_body(headers: Headers, receive: Receive) -> bytes:
                 size += len(chunk)
                 if size > MAX_BODY:
                     raise _too_large()
+                grow(len(chunk))
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(chunks)
