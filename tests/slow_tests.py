@@ -10,6 +10,10 @@ from __future__ import annotations
 SLOW_FILES = frozenset(
     {
         "apps/cli/test_evaluate.py",
+        "apps/server/test_clients.py",
+        "apps/server/test_fuzz.py",
+        "apps/server/test_load.py",
+        "apps/server/test_native.py",
         "benchmarks/test_benchmarks.py",
         "capfilt/test_bootstrap.py",
         "capfilt/test_hostile.py",
