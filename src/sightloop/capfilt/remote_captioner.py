@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from sightloop.capfilt.options import CapFiltOptions
-from sightloop.data.bounded_socket import BoundedReader, seconds_until
+from sightloop.data.bounded_socket import BoundedReader, seconds_until, too_slow
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, SightloopError, UsageError
 from sightloop.types import ImageSpec, JsonDict, Pixels
@@ -189,8 +189,8 @@ class RemoteCaptioner:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        _connect(connection, deadline)
         try:
-            connection.connect()
             connection.sock.settimeout(seconds_until(deadline))
             connection.request("POST", self._path, body, headers)
             reader = BoundedReader(connection.sock, deadline, _MOST_READ)
@@ -204,6 +204,29 @@ class RemoteCaptioner:
                 response.close()
         finally:
             connection.close()
+
+
+def _connect(connection: http.client.HTTPConnection, deadline: float) -> None:
+    """Connects in a thread, because no timeout bounds the look-up of a host's name, nor the addresses tried in turn.
+
+    Raises:
+        TimeoutError: It is not connected at the deadline. The thread ends with the look-up, and closes the connection.
+        OSError: The host is not known, or refuses the connection.
+    """
+    connected: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            connected.set_result(connection.connect())
+        except Exception as error:
+            connected.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    try:
+        connected.result(seconds_until(deadline))
+    except TimeoutError as error:
+        connected.add_done_callback(lambda _: connection.close())
+        raise too_slow() from error
 
 
 class _Answer(NamedTuple):

@@ -38,7 +38,7 @@ class BoundedReader(io.RawIOBase):
         try:
             count = self._sock.recv_into(buffer)
         except TimeoutError as error:
-            raise _too_slow() from error
+            raise too_slow() from error
         self._left -= count
         if self._left < 0:
             raise TimeoutError(0, "its answer is too long")
@@ -49,9 +49,9 @@ def seconds_until(deadline: float) -> float:
     """Seconds left, above 0. Raises TimeoutError if there are none."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise _too_slow()
+        raise too_slow()
     return seconds
 
 
-def _too_slow() -> TimeoutError:
+def too_slow() -> TimeoutError:
     return TimeoutError(0, "its answer was not complete in time")

@@ -14,8 +14,12 @@ import sightloop
 from sightloop.apps.server import (
     chat_routes,
     embedding_routes,
+    job_routes,
+    library_routes,
     native_routes,
+    page_routes,
     rerank_routes,
+    search_routes,
     status_routes,
 )
 from sightloop.apps.server.errors import error_response
@@ -47,7 +51,17 @@ def create_app(service: Service, on_failure: Callable[[], None] = lambda: None) 
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (status_routes, chat_routes, embedding_routes, rerank_routes, native_routes):
+    for module in (
+        status_routes,
+        chat_routes,
+        embedding_routes,
+        rerank_routes,
+        native_routes,
+        library_routes,
+        search_routes,
+        job_routes,
+        page_routes,
+    ):
         app.include_router(module.router)
     for kind in (HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)

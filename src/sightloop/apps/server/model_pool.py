@@ -117,6 +117,16 @@ class ModelPool:
             for entry in self._entries.values()
         ]
 
+    def source(self, name: str) -> str:
+        """The checkpoint of a model."""
+        return self._entries[self.find(name)].source
+
+    def add(self, name: str, source: str) -> None:
+        """Adds a model, which is loaded when it is first needed. One of that name is replaced if it is not loaded."""
+        known = self._entries.get(name)
+        if known is None or known.loaded is None:
+            self._entries[name] = _Entry(name, source)
+
     def find(self, name: str | None) -> str:
         """The id of a model that a request names. Raises ApiError (404)."""
         name = name or self.default

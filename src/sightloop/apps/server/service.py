@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 
+from sightloop.annotation.review import REVIEW_FOLDER
 from sightloop.apps.server.access import Access
 from sightloop.apps.server.admission import Admission
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.folder_index import FolderIndex
 from sightloop.apps.server.image_sources import ImageSources
+from sightloop.apps.server.job_list import JobList
+from sightloop.apps.server.library import Library
 from sightloop.apps.server.limits import QUEUE, RESERVE
 from sightloop.apps.server.metrics import Metrics
 from sightloop.apps.server.model_pool import LoadedModel, ModelPool
 from sightloop.apps.server.remote_images import RemoteImages
 from sightloop.apps.server.scheduler import Kind, QueuedJob, Scheduler, Stream
 from sightloop.apps.server.settings import ServerSettings
+from sightloop.apps.server.thumbs import Thumbnails
 from sightloop.errors import ImageError
 from sightloop.types import Pixels
 
@@ -62,6 +69,11 @@ class Service:
         )
         self.scheduler = Scheduler(lambda: self.admission.count, self.metrics.batch)
         self.images = ImageSources(settings.folder, RemoteImages() if settings.allow_urls else None)
+        self.jobs = JobList()
+        self.thumbnails = Thumbnails(settings.workers)
+        folder = None if settings.folder is None else Path(os.path.realpath(settings.folder))
+        self.library = None if folder is None else Library(folder)
+        self.index = None if folder is None else FolderIndex(folder / REVIEW_FOLDER / "index")
 
     def stop(self) -> None:
         """Refuses new requests and those that wait; what runs goes on."""
@@ -83,8 +95,12 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await self.jobs.close()
             await asyncio.to_thread(self.scheduler.join, 30.0)
             await self.pool.close()
+            self.thumbnails.close()
+            if self.library is not None:
+                self.library.close()
 
     async def _load_default(self, on_failure: Callable[[], None]) -> None:
         try:

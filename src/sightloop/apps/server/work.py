@@ -19,7 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 QueryT = TypeVar("QueryT", bound="str | Box")
 
-Query: TypeAlias = "str | Box"
+PhraseOrBox: TypeAlias = "str | Box"
 Captions = list[str]
 Vector: TypeAlias = "list[float]"
 
@@ -121,12 +121,12 @@ def detect_kind(
 
 def find_kind(
     served: LoadedModel, verb: str, decoding: JsonMapping
-) -> Kind[tuple[Pixels, tuple[Query, ...]], list[list[Region]]]:
+) -> Kind[tuple[Pixels, tuple[PhraseOrBox, ...]], list[list[Region]]]:
     """Regions of (image, phrases), for each phrase; verb: "locate" or "segment"."""
     need(served, verb)
     options = _options(served, decoding)
 
-    def run(items: list[tuple[Pixels, tuple[Query, ...]]]) -> list[list[list[Region]]]:
+    def run(items: list[tuple[Pixels, tuple[PhraseOrBox, ...]]]) -> list[list[list[Region]]]:
         images = [pixels for pixels, own in items for _ in own]
         queries = list(chain(*(own for _, own in items)))
         if verb == "segment":
