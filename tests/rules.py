@@ -33,15 +33,17 @@ ROOMS: dict[str, set[str]] = {
     "reports": CONTRACTS,
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
     "inference": CONTRACTS | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "tasks"},
-    "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
+    "annotation": CONTRACTS | DATA - {"data.copies", "data.text"} | {"tasks"},
     "metrics": CONTRACTS,
     "evaluation": CONTRACTS
     | {"data", "data.datasets", "data.images", "inference", "metrics", "reports", "tasks"},
     "training": CONTRACTS
-    | DATA
+    | DATA - {"data.copies"}
     | NETWORKS
     | {"checkpoints", "inference", "metrics", "objectives", "reports", "tasks"},
-    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
+    "capfilt": CONTRACTS
+    | DATA - {"data.copies", "data.text"}
+    | {"checkpoints", "inference", "reports", "tasks"},
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.
     "search": CONTRACTS | DATA - {"data.text"} | {"inference", "reports"},
@@ -61,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
         "training",
     },
     "apps.demo": CONTRACTS
-    | DATA - {"data.text"}
+    | DATA - {"data.copies", "data.text"}
     | {"annotation", "apps.cli", "checkpoints", "inference", "reports"},
     "apps.web": set(),
     "__main__": {"apps.cli"},

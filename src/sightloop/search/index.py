@@ -457,18 +457,9 @@ class Index:
         return model
 
     def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
-        """The calibration of a query's cut: by ITM if the query is re-ranked, else by ITC."""
+        """The calibration of a query's cut."""
         encoder = ModelEncoder(self._model(space), self._judge, self._memories)
-        return NoMatch(
-            self.store,
-            space,
-            query.where,
-            encoder.model.embed_texts,
-            (lambda text, rows: encoder.match(text, rows)[1]) if query.rerank else None,
-            (encoder.judge or encoder.model).name if query.rerank else "",
-            None if query.background is None else Path(query.background),
-            self.on_calibration,
-        )
+        return NoMatch.of_query(query, self.store, space, encoder, self.on_calibration)
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)
