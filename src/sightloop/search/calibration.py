@@ -186,7 +186,7 @@ def check_cut(cut: float) -> None:
 
 
 def log_odds(probabilities: Floats32) -> Floats:
-    """ITM log odds `[n]` of probabilities `[n]`, within 16.1 of 0, where float32 ends; -inf for NaN (an image that is gone)."""
+    """ITM log odds `[n]` of probabilities `[n]`, within 16.1 of 0, where float32 ends; -inf for NaN."""
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     return np.where(np.isnan(probabilities), -np.inf, np.log(clipped) - np.log1p(-clipped))
 
