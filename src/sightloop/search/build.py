@@ -13,22 +13,25 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sightloop.data.images.exif import read_exif
 from sightloop.errors import ImageError
-from sightloop.inference.model import Model
-from sightloop.search.models import embed
-from sightloop.search.rows import merge_columns, table_of, unit_vectors, vector_column
+from sightloop.search.exif import read_exif
+from sightloop.search.rows import Table, merge_columns, table_of, unit_vectors, vector_column
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Done, Event, Failed, Floats32, JsonDict, Limits, Pixels, Skipped
 
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
+
 Action: TypeAlias = Literal["added", "changed", "moved", "updated", "removed"]
-_COMMIT_IMAGES = 256
-_COMMIT_SECONDS = 20.0
+_COMMIT_IMAGES = 1_024
+_COMMIT_SECONDS = 5.0
+_FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
+_WAITING_EVENTS = 1_024
 _TEXT_FIELDS = ("captions", "texts", "labels", "regions", "extra")
 _DERIVED = ("caption_keys", "label_keys", "words", "grams")
 
@@ -48,8 +51,8 @@ class BuildOptions:
         workers: decoders.
         isolate: decode in child processes, which a hostile file may take down without harm to this one.
         limits: bounds on each image.
-        commit_images: images in a batch, which is committed whole.
-        commit_seconds: seconds after which a batch that is not full is committed too.
+        commit_images: greatest number of images in a batch, which is committed whole.
+        commit_seconds: seconds after which a smaller batch is committed; after 2 seconds one of 64 images is.
     """
 
     workers: int = 2
@@ -190,11 +193,13 @@ class Builder:
             with_pixels.close()
 
     def _is_due(self) -> bool:
+        """Whether to commit: often enough that a kill costs seconds, seldom enough that commits cost nothing."""
         changes = sum(map(len, self._rows.values())) + len(self._updates)
         if not changes:
-            return len(self._waiting) >= _COMMIT_IMAGES
-        late = time.monotonic() - self._last_commit > self._options.commit_seconds
-        return changes >= self._options.commit_images or late
+            return len(self._waiting) >= _WAITING_EVENTS
+        seconds, options = time.monotonic() - self._last_commit, self._options
+        few = changes >= _FEW_IMAGES and seconds > _FEW_SECONDS
+        return few or changes >= options.commit_images or seconds > options.commit_seconds
 
     def _read(
         self, entries: Iterable[Entry | Failed]
@@ -276,7 +281,7 @@ class Builder:
             return
         names = [work.entry.name for work, _ in batch]
         columns = [
-            unit_rows(embed(model, [pixels[i] for _, pixels in batch]), space, names)
+            unit_rows(model.embed_images([pixels[i] for _, pixels in batch]), space, names)
             for i, (space, model) in enumerate(self._models)
         ]
         for i, (work, pixels) in enumerate(batch):
@@ -292,7 +297,11 @@ class Builder:
 
     def _commit(self) -> Iterator[Event[Indexed]]:
         """Writes what is noted, then lets the events of it go."""
-        for action, write in (("added", self._store.add), ("changed", self._store.upsert)):
+        writers: dict[Action, Callable[[Table], None]] = {
+            "added": self._store.add,
+            "changed": self._store.upsert,
+        }
+        for action, write in writers.items():
             if rows := self._rows[action]:
                 table = table_of(rows)
                 columns = {

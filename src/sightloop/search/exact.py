@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sightloop.search.rows import vector_column, vectors_of
+from sightloop.search.rows import Table, vector_column, vectors_of
 from sightloop.search.store import Found, VectorSpace
 from sightloop.types import Floats32, Integers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _WITHOUT_VECTOR = -2.0  # score of a row that has none: below every cosine
 
@@ -31,11 +27,11 @@ class Snapshot:
 
     version: int
     column: str
-    rows: pa.Table
+    rows: Table
     vectors: Floats32
 
     @classmethod
-    def of(cls, table: pa.Table, space: VectorSpace, version: int) -> Snapshot:
+    def of(cls, table: Table, space: VectorSpace, version: int) -> Snapshot:
         """A snapshot of a table with the space's column."""
         vectors = _unit(vectors_of(table[space.column], space.width))
         return cls(version, space.column, table.drop_columns([space.column]), vectors)
@@ -63,7 +59,7 @@ def top_rows(scores: Floats32, k: int) -> Integers:
     return chosen[np.lexsort((chosen, -scores[chosen]))]
 
 
-def nearest_of(rows: pa.Table, space: VectorSpace, query: Floats32, k: int, columns: Sequence[str]) -> Found:
+def nearest_of(rows: Table, space: VectorSpace, query: Floats32, k: int, columns: Sequence[str]) -> Found:
     """The k best of some rows, by their exact cosines.
 
     Args:

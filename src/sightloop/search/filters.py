@@ -1,4 +1,4 @@
-"""Typed filters: `width>1000`, `label=cat`, `time>=2024-05`, `caption~dog`, parsed into conditions that any store takes.
+"""Typed filters: `width>1000`, `label=cat`, `time>=2024-05`, `caption~dog`, parsed into conditions.
 
 A condition is a field of `FIELDS`, an operator and a value of the field's type. Stores build their own conditions from
 it with typed literals; no text of a caller ever becomes part of a store's query language.
@@ -138,10 +138,8 @@ def _clause(text: str, option: str) -> Clause:
             raise ValueError("there is nothing beside an `or`, or no condition at all")
         return tuple(tuple(conditions) for conditions in alternatives)
     except ValueError as error:
-        raise UsageError(
-            f"{option} {shown}: {error}. A filter is a field, = != < <= > >= ~ or !~, and a value, such as "
-            "'width>1000' 'label=cat' 'time>=2024-05' 'not caption~dog'."
-        ) from None
+        hint = " A filter is a field, an operator (= != < <= > >= ~ !~) and a value: 'width>1000' 'not caption~dog'."
+        raise UsageError(f"{option} {shown}: {error}.{'' if 'no field' in str(error) else hint}") from None
 
 
 def _split(text: str) -> list[str]:
@@ -154,9 +152,9 @@ def _split(text: str) -> list[str]:
             quote = "" if character == quote else quote
         elif character in "\"'" and (not i or not text[i - 1].isalnum()):
             quote = character
-        elif character.isspace() and (found := re.compile(r"\s+(and|or)\s+", re.IGNORECASE).match(text, i)):
-            parts += [text[start:i], found[1]]
-            start = i = found.end()
+        elif character.isspace() and (match := re.compile(r"\s+(and|or)\s+", re.IGNORECASE).match(text, i)):
+            parts += [text[start:i], match[1]]
+            start = i = match.end()
             continue
         i += 1
     if quote:
@@ -167,8 +165,8 @@ def _split(text: str) -> list[str]:
 def _conditions(text: str) -> list[Condition]:
     """The conditions of one comparison: two for an interval of time."""
     negated = False
-    while found := re.match(r"(not\b|!(?![=~]))\s*", text, re.IGNORECASE):
-        negated, text = not negated, text[found.end() :]
+    while match := re.match(r"(not\b|!(?![=~]))\s*", text, re.IGNORECASE):
+        negated, text = not negated, text[match.end() :]
     operator = _OPERATOR.search(text)
     if operator is None:
         raise ValueError("no operator" if text else "a condition is empty")
@@ -207,6 +205,10 @@ def _typed(name: str, field: Field, sign: Comparison, value: str) -> list[Condit
             return [Condition("path_key" if column == "path" else column, sign, value.lower())]
         return [Condition(column, sign, value)]
     text = normalize(value)
+    if not text:
+        if field.kind == "list" and sign in ("=", "!=") and not value.strip():
+            return [Condition(column, sign, "")]
+        raise ValueError(f"{name}: the value has no letter and no digit")
     part: Comparison = "~" if sign in ("=", "~") else "!~"
     if sign in ("~", "!~"):
         return [Condition(column, part, text)]
@@ -217,10 +219,10 @@ def _typed(name: str, field: Field, sign: Comparison, value: str) -> list[Condit
 
 
 def _number(name: str, value: str) -> float:
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*([kmgt]?)b?", value, re.IGNORECASE | re.ASCII
     )
-    number = float(found[1]) * _UNITS[found[2].lower()] if found else math.nan
+    number = float(match[1]) * _UNITS[match[2].lower()] if match else math.nan
     if not abs(number) < _LARGEST:
         raise ValueError(f"{name} needs a number, not {value[:40]!r}")
     return number
@@ -260,10 +262,10 @@ def _time_conditions(name: str, column: str, sign: Comparison, value: str) -> li
 
 def _interval(name: str, value: str) -> tuple[int, int]:
     """Seconds since 1970 of the first second of a time, and of the first one after it."""
-    found = _TIME.fullmatch(value)
-    if found is None:
+    match = _TIME.fullmatch(value)
+    if match is None:
         raise ValueError(f"{name} needs a date such as 2024, 2024-05, 2024-05-17 or 2024-05-17T12:30")
-    year, month, day, hour, minute, second = (None if part is None else int(part) for part in found.groups())
+    year, month, day, hour, minute, second = (None if part is None else int(part) for part in match.groups())
     try:
         start = datetime(year or 0, month or 1, day or 1, hour or 0, minute or 0, second or 0)
         if month is None:

@@ -6,16 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sightloop.data.atomic import atomic_write
 from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError
 from sightloop.reports import html
+from sightloop.search.rows import Table
 from sightloop.search.sources import read_entry
 from sightloop.types import JsonDict
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _THUMBNAIL = 224  # pixels
 _IN_NOTEBOOK = 24  # hits that a notebook shows
@@ -134,7 +132,7 @@ class Hits(Sequence[Hit]):
             [*lines, *(f"{hit.rank:>3}  {hit.score:.4f}  {hit.name}  {hit.why}" for hit in self)]
         )
 
-    def to_arrow(self) -> pa.Table:
+    def to_arrow(self) -> Table:
         """A table with a row for each hit."""
         import pyarrow as pa
 
@@ -163,6 +161,11 @@ def hits_page(results: Sequence[Hits], title: str = "") -> str:
     ]
     queries = f"{len(results)} queries" if len(results) > 1 else results[0].query if results else "no query"
     return html.page(title or f"Search: {queries}", "", *sections, style=_STYLE)
+
+
+def write_page(path: str | os.PathLike[str], results: Sequence[Hits]) -> None:
+    """Writes `hits_page` to a file, whole or not at all."""
+    atomic_write(path, hits_page(results))
 
 
 def _figure(hit: Hit) -> html.Html:

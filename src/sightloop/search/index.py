@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
@@ -14,33 +14,28 @@ import numpy as np
 
 from sightloop.data.copies.duplicates import KINDS, DuplicateKind
 from sightloop.errors import UnsupportedError, UsageError
-from sightloop.inference.load import load
-from sightloop.inference.model import Model
 from sightloop.reports import html
 from sightloop.search.build import Builder, BuildOptions, Indexed, KnownRows, is_there
 from sightloop.search.duplicates import DuplicateReport, check_kinds, duplicates_in_index, hash_columns
-from sightloop.search.encoder import MemoryCache, ModelEncoder
-from sightloop.search.filters import Filter, parse_filters
+from sightloop.search.filters import parse_filters
 from sightloop.search.hits import Hits
 from sightloop.search.lance import LanceStore
-from sightloop.search.models import check_model, space_of
 from sightloop.search.no_match import NoMatch, apply_cut
-from sightloop.search.query import Encoder, Query, Searcher, SpaceSample
+from sightloop.search.outside import OutsideRows, add_outside
+from sightloop.search.query import Query, Searcher, SpaceSample
 from sightloop.search.rows import (
     PUBLIC_COLUMNS,
-    empty_rows,
-    merge_columns,
-    table_of,
-    unit_vectors,
-    vector_column,
+    Table,
     vectors_of,
 )
 from sightloop.search.sources import list_entries
+from sightloop.search.stats import IndexStats
 from sightloop.search.store import IndexInfo, Store, VectorDtype, VectorSpace
-from sightloop.types import Event, Failed, Floats32, ImageSource, JsonDict, JsonMapping
+from sightloop.types import Done, Event, Floats32, ImageSource, JsonDict
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from sightloop.inference.model import Model
+    from sightloop.search.encoder import MemoryCache, ModelEncoder
 
 _ROWS_AT_ONCE: Final = 50_000  # of vectors from outside, in one commit
 _BACKGROUND = (
@@ -61,42 +56,6 @@ class SearchOptions(TypedDict, total=False):
     rerank: int
     cut: float | None
     background: str | PathLike[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class IndexStats:
-    """Facts about an index.
-
-    Args:
-        name: its path or address.
-        images: rows.
-        models: its vector spaces.
-        roots: number of images by folder or dataset.
-        with_captions: rows that have captions.
-        version: of the store.
-    """
-
-    name: str
-    images: int
-    models: tuple[VectorSpace, ...]
-    roots: Mapping[str, int]
-    with_captions: int
-    version: int
-
-    def as_json(self) -> JsonDict:
-        """A JSON object."""
-        models = [
-            {
-                "model": s.model,
-                "fingerprint": s.fingerprint,
-                "dim": s.dim,
-                "queries": s.queries,
-                "dtype": s.dtype,
-            }
-            for s in self.models
-        ]
-        counts = {"images": self.images, "with_captions": self.with_captions, "version": self.version}
-        return {"name": self.name, **counts, "models": models, "roots": dict(self.roots)}
 
 
 class Index:
@@ -122,7 +81,8 @@ class Index:
         self.store = store
         self._models: dict[str, Model] = {}
         self._judge = judge
-        self._memories = MemoryCache(memory_bytes)
+        self._memory_bytes = memory_bytes
+        self._memories: MemoryCache | None = None
         self._samples: dict[str, SpaceSample] = {}
         self._text_means: dict[str, Floats32] = {}
         self.on_calibration: Callable[[int, int], None] | None = None
@@ -156,6 +116,8 @@ class Index:
         if (model is None) == (dim is None):
             raise UsageError("give a model, or dim= for vectors from outside")
         if model is not None:
+            from sightloop.search.models import space_of
+
             space = space_of(model, "vector", dtype)
         elif dim is not None and dim >= 1:
             space = VectorSpace("vector", name, "", dim, dtype=dtype)
@@ -188,15 +150,7 @@ class Index:
 
     def stats(self) -> IndexStats:
         """Numbers of images, by folder, and the models."""
-        roots: Counter[str] = Counter()
-        captions = 0
-        for part in self.store.scan(["root", "caption_keys"]):
-            roots.update(part["root"].to_pylist())
-            captions += sum(map(bool, part["caption_keys"].to_pylist()))
-        named = {root or "": count for root, count in roots.items()}
-        return IndexStats(
-            self.store.name, sum(roots.values()), self.info.spaces, named, captions, self.store.version()
-        )
+        return IndexStats.of(self.store)
 
     def rows(
         self, columns: Sequence[str] = PUBLIC_COLUMNS, where: Sequence[str] | str = ()
@@ -210,7 +164,7 @@ class Index:
         where: Sequence[str] | str = (),
         *,
         vectors: bool = False,
-    ) -> pa.Table:
+    ) -> Table:
         """A table of all images, ordered by id; with `vectors`, also the columns of all spaces."""
         import pyarrow as pa
 
@@ -285,7 +239,7 @@ class Index:
     def add_vectors(
         self,
         vectors: object,
-        rows: Sequence[JsonMapping] | None = None,
+        rows: OutsideRows | None = None,
         *,
         ids: Sequence[str] | None = None,
     ) -> list[str]:
@@ -293,7 +247,8 @@ class Index:
 
         Args:
             vectors: `[n, d]`, of any length but zero; stored with unit length.
-            rows: records of n images, with fields of `search.rows.PUBLIC_COLUMNS`; none are needed.
+            rows: records of n images with fields of `search.rows.PUBLIC_COLUMNS`, a mapping each; or a mapping of
+                columns, or a pyarrow.Table. None are needed.
             ids: of the rows, in place of `id` in the records; random where neither is given.
 
         Returns:
@@ -302,24 +257,8 @@ class Index:
         Raises:
             UsageError: another shape, NaN, zero, ids that are taken or repeated; the message names the first.
         """
-        space = self.info.space()
-        array = np.asarray(vectors)
-        count = len(array) if array.ndim == 2 else 1
-        for name, given in (("rows", rows), ("ids", ids)):
-            if given is not None and len(given) != count:
-                raise UsageError(f"{name}: {len(given):,} for {count:,} vectors; give one for each")
-        array = array.reshape(count, -1)
-        names: list[str] = []
         with self.store.writing():
-            taken = self._id_hashes()
-            for start in range(0, count, _ROWS_AT_ONCE):
-                part = slice(start, min(count, start + _ROWS_AT_ONCE))
-                table = _outside_rows(part, rows, ids)
-                own: list[str] = table["id"].to_pylist()
-                taken = _with_new_ids(taken, own)
-                unit = unit_vectors(array[part], space.width, "vectors", own)
-                self.store.add(merge_columns(table, {space.column: vector_column(unit, space.dtype)}))
-                names += own
+            names = add_outside(self.store, self.info.space(), vectors, rows, ids)
             self.store.maintain()
         return names
 
@@ -408,12 +347,21 @@ class Index:
             lambda: self._text_mean(space),
         )
 
-    def encoder(self, space: VectorSpace) -> Encoder:
+    def encoder(self, space: VectorSpace) -> ModelEncoder:
         """The model of a space with its judge."""
+        return self._encoder(space)
+
+    def _encoder(self, space: VectorSpace) -> ModelEncoder:
+        from sightloop.search.encoder import MemoryCache, ModelEncoder
+
+        if self._memories is None:
+            self._memories = MemoryCache(self._memory_bytes)
         return ModelEncoder(self._model(space), self._judge, self._memories)
 
     def use_model(self, model: Model) -> None:
         """Uses a loaded model for the space that is its own. Raises UsageError if there is none."""
+        from sightloop.search.models import check_model
+
         spaces = self.info.spaces
         space = next((space for space in spaces if space.model == model.name), spaces[0])
         check_model(model, space, self.store.name)
@@ -427,6 +375,8 @@ class Index:
 
     def add_model(self, model: Model, dtype: VectorDtype = "float16") -> VectorSpace:
         """Adds a column for a second model's vectors, which `add` then fills. UsageError if it is there already."""
+        from sightloop.search.models import space_of
+
         info = self.info
         if any(space.model == model.name for space in info.spaces):
             raise UsageError(f"{self.store.name}: has the vectors of {model.name} already")
@@ -451,6 +401,9 @@ class Index:
                 raise UsageError(
                     f"{self.store.name}: its vectors came from outside; search by vector or by words"
                 )
+            from sightloop.inference.load import load
+            from sightloop.search.models import check_model
+
             model = load(space.model)
             check_model(model, space, self.store.name)
             self._models[space.column] = model
@@ -458,8 +411,7 @@ class Index:
 
     def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
         """The calibration of a query's cut."""
-        encoder = ModelEncoder(self._model(space), self._judge, self._memories)
-        return NoMatch.of_query(query, self.store, space, encoder, self.on_calibration)
+        return NoMatch.of_query(query, self.store, space, self._encoder(space), self.on_calibration)
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)
@@ -490,16 +442,10 @@ class Index:
         return gone
 
     def _prune(self, sources: Sequence[str]) -> Generator[Event[Indexed]]:
-        from sightloop.types import Done
-
         gone = self._gone(sources)
         self.store.delete([identity for identity, _ in gone])
         for identity, name in gone:
             yield Done(name, Indexed(identity, "removed"))
-
-    def _id_hashes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        parts = [np.fromiter(map(hash, part["id"].to_pylist()), np.int64) for part in self.store.scan(["id"])]
-        return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
 
 def open_index(
@@ -522,57 +468,50 @@ def open_index(
     """
     index = Index(_open_store(fspath(path)), memory_bytes=memory_bytes)
     if model is not None:
-        index.use_model(load(model) if isinstance(model, str) else model)
+        index.use_model(_loaded(model))
     if judge is not None:
-        index.use_judge(load(judge) if isinstance(judge, str) else judge)
+        index.use_judge(_loaded(judge))
     return index
 
 
+def _loaded(model: Model | str) -> Model:
+    if not isinstance(model, str):
+        return model
+    from sightloop.inference.load import load
+
+    return load(model)
+
+
 def is_index(path: str | PathLike[str]) -> bool:
-    """Whether a folder is an index, or the address is that of a server."""
+    """Whether there is an index in a folder, or a collection at an address."""
     name = fspath(path)
-    return name.startswith("qdrant://") or (Path(name) / "index.json").is_file()
+    if name.startswith("qdrant://"):
+        from sightloop.search.qdrant import connect_qdrant
+
+        client, collection = connect_qdrant(name)
+        return client.collection_exists(collection)
+    return (Path(name) / "index.json").is_file()
 
 
 def _open_store(name: str) -> Store:
+    if name.startswith("qdrant://"):
+        from sightloop.search.qdrant import QdrantStore, connect_qdrant
+
+        return QdrantStore(*connect_qdrant(name), name)
     return LanceStore(Path(name))
 
 
 def _create_store(name: str, info: IndexInfo) -> Store:
+    if name.startswith("qdrant://"):
+        from sightloop.search.qdrant import QdrantStore, connect_qdrant
+
+        client, collection = connect_qdrant(name)
+        return QdrantStore.create(client, collection, info, name)
     return LanceStore.create(Path(name), info)
-
-
-def _outside_rows(part: slice, rows: Sequence[JsonMapping] | None, ids: Sequence[str] | None) -> pa.Table:
-    count = part.stop - part.start
-    own = None if ids is None else [str(name) for name in ids[part]]
-    if rows is None:
-        return empty_rows(count, own)
-    random = empty_rows(count, own)["id"].to_pylist()
-    records = [dict(row) for row in rows[part]]
-    for record, name in zip(records, random, strict=True):
-        if own is not None or "id" not in record:
-            record["id"] = name
-    return table_of(records)
-
-
-def _with_new_ids(
-    taken: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[str]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Hashes of ids with those of further ones. Raises UsageError, with the first, if one is taken or repeated."""
-    hashes = np.fromiter(map(hash, names), np.int64, len(names))
-    repeated = np.isin(hashes, taken)
-    _, first = np.unique(hashes, return_index=True)
-    again = np.ones(len(names), bool)
-    again[first] = False
-    if (bad := repeated | again).any():
-        raise UsageError(f"ids: {names[int(bad.argmax())]!r} is in the index already, or given twice")
-    return np.sort(np.concatenate([taken, hashes]))
 
 
 __all__ = [
     "BuildOptions",
-    "Failed",
-    "Filter",
     "Hits",
     "Index",
     "IndexStats",

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,12 +22,9 @@ from sightloop.errors import UsageError, install_command
 from sightloop.search.exact import Snapshot, best_rows, nearest_of
 from sightloop.search.filters import Condition, Filter, ids_filter
 from sightloop.search.keywords import grams_of, normalize
-from sightloop.search.rows import row_schema, vector_type
+from sightloop.search.rows import Arrow, Table, row_schema, vector_type
 from sightloop.search.store import Found, IndexInfo, VectorSpace
 from sightloop.types import Floats32
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 INFO_NAME: Final = "index.json"
 _LOCK_NAME: Final = "writer.lock"
@@ -35,11 +32,13 @@ _TABLE: Final = "images"
 
 # Rows up to which vectors are searched exactly, from memory; beyond, IVF_RQ is built.
 EXACT_ROWS: Final = 65_536
-# With a filter that takes at most this many rows, exactly these are scored.
-_EXACT_MATCHES: Final = 20_000
 _ROWS_PER_PARTITION: Final = 4_000  # of IVF
-_REFINE: Final = 100  # times k: rows whose real distances are computed
-_MIN_REFINED: Final = 1_000  # rows, where k is small
+# Rows whose real distances are computed, by rows of the table: this decides recall, and most of the time.
+_MIN_REFINED: Final = 200
+_MAX_REFINED: Final = 500
+_ROWS_PER_REFINED: Final = 2_000
+# Of the codes of IVF_RQ, a number of a vector: with 2 a fourth of the refined rows gives the recall of 1.
+_CODE_BITS: Final = 2
 _UNINDEXED_SHARE: Final = 0.05  # of the rows may be left to a scan before indexes are brought up to date
 _MIN_UNINDEXED: Final = 4_096
 _SMALL_FRAGMENTS: Final = 64
@@ -70,7 +69,7 @@ class LanceStore:
 
     @classmethod
     def create(cls, folder: Path, info: IndexInfo) -> LanceStore:
-        """A new store. What a killed creation left is replaced. Raises UsageError if there is an index or other data."""
+        """A new store, in place of what a killed creation left. Raises UsageError if the folder holds something."""
         if (folder / INFO_NAME).exists():
             raise UsageError(f"{folder}: there is an index already; open it, or name another folder")
         if folder.exists() and (not folder.is_dir() or _has_other_files(folder)):
@@ -126,16 +125,16 @@ class LanceStore:
         """Lock on a file of the folder, which the kernel releases when the process ends, however it ends."""
         return lock_folder(self._folder, _LOCK_NAME)
 
-    def add(self, rows: pa.Table) -> None:
+    def add(self, rows: Table) -> None:
         """Adds rows as one version."""
         self._table.add(self._complete(rows))
 
-    def upsert(self, rows: pa.Table) -> None:
+    def upsert(self, rows: Table) -> None:
         """Adds or replaces rows as one version."""
         merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(self._complete(rows))
 
-    def update(self, rows: pa.Table) -> None:
+    def update(self, rows: Table) -> None:
         """Sets some columns as one version."""
         self._table.merge_insert("id").when_matched_update_all().execute(rows)
 
@@ -146,7 +145,7 @@ class LanceStore:
 
     def scan(
         self, columns: Sequence[str], where: Filter | None = None, limit: int | None = None
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[Table]:
         """Columns of rows of one version, part by part."""
         import pyarrow as pa
 
@@ -169,16 +168,16 @@ class LanceStore:
             return self._snapshot_of(space).nearest(query, k, columns)
         wanted = list(dict.fromkeys([*columns, space.column, "_distance"]))
         # More than k, because the store orders by distances of rounded numbers; the best of these are scored again.
+        limit = k + max(10, k // 4)
+        refined = max(_MIN_REFINED, min(_MAX_REFINED, rows // _ROWS_PER_REFINED))
         builder = self._table.search(query, vector_column_name=space.column).distance_type("cosine")
-        builder = builder.select(wanted).limit(k + max(16, k // 4))
+        builder = builder.select(wanted).limit(limit).refine_factor(max(4, -(-refined // limit)))
+        partitions = _partitions(rows)
+        # With a filter all partitions are read, because few of them may hold a row that it takes.
+        least = partitions if where else max(1, partitions // 2)
+        builder = builder.minimum_nprobes(least).maximum_nprobes(partitions)
         if where:
             builder = builder.where(_expression(where))
-            if rows <= EXACT_ROWS or self._few_match(where):
-                return nearest_of(builder.bypass_vector_index().to_arrow(), space, query, k, columns)
-        builder = builder.refine_factor(max(_REFINE, -(-_MIN_REFINED // k)) if k <= 100 else 10)
-        # Half of the partitions always; all of them where a filter leaves too few rows.
-        partitions = _partitions(rows)
-        builder = builder.minimum_nprobes(max(1, partitions // 2)).maximum_nprobes(partitions)
         return nearest_of(builder.to_arrow(), space, query, k, columns)
 
     def by_words(self, query: str, k: int, where: Filter, columns: Sequence[str]) -> Found:
@@ -188,12 +187,12 @@ class LanceStore:
             self._match("words", words, k, where, columns),
             self._match("grams", grams_of(words), k, where, columns),
         ]
-        found = [table for table in tables if table is not None]
-        if not found:
+        tables = [table for table in tables if table is not None]
+        if not tables:
             return Found(row_schema(()).empty_table(), np.zeros(0, np.float32))
         import pyarrow as pa
 
-        both = pa.concat_tables(found)
+        both = pa.concat_tables(tables)
         names, scores = both["id"].to_pylist(), both["_score"].to_numpy().astype(np.float32)
         best: dict[str, int] = {}
         for row in np.argsort(-scores, kind="stable"):
@@ -221,7 +220,7 @@ class LanceStore:
         """Drops what is kept in memory."""
         self._snapshot = None
 
-    def _complete(self, rows: pa.Table) -> pa.Table:
+    def _complete(self, rows: Table) -> Table:
         """Rows with all columns of the table in its order; those that they lack are null."""
         import pyarrow as pa
 
@@ -235,12 +234,8 @@ class LanceStore:
     def _build(self, space: VectorSpace, rows: int) -> None:
         from lancedb.index import IvfRq
 
-        config = IvfRq(distance_type="cosine", num_partitions=_partitions(rows))
+        config = IvfRq(distance_type="cosine", num_partitions=_partitions(rows), num_bits=_CODE_BITS)
         self._table.create_index(space.column, config=config)
-
-    def _few_match(self, where: Filter) -> bool:
-        query = self._table.search().where(_expression(where)).select(["id"]).limit(_EXACT_MATCHES + 1)
-        return query.to_arrow().num_rows <= _EXACT_MATCHES
 
     def _snapshot_of(self, space: VectorSpace) -> Snapshot:
         """All rows of the current version in memory."""
@@ -265,12 +260,13 @@ class LanceStore:
 
     def _match(
         self, column: str, words: Sequence[str], k: int, where: Filter, columns: Sequence[str]
-    ) -> pa.Table | None:
+    ) -> Table | None:
         from lancedb.query import MatchQuery
 
         if not words:
             return None
-        query = self._table.search(MatchQuery(" ".join(words), column))
+        match: Any = MatchQuery  # whose defaults type checkers do not see
+        query = self._table.search(match(" ".join(words), column))
         if where:
             query = query.where(_expression(where))
         wanted = list(dict.fromkeys([*columns, "id", "_score"]))
@@ -291,7 +287,7 @@ def _connect(folder: Path) -> Any:
     return lancedb.connect(str(folder), read_consistency_interval=timedelta(0))
 
 
-def _schema(info: IndexInfo) -> pa.Schema:
+def _schema(info: IndexInfo) -> Arrow:
     import pyarrow as pa
 
     schema = row_schema()
@@ -334,7 +330,8 @@ def _expression(where: Filter) -> Any:
 def _compare(condition: Condition) -> Any:
     from lancedb.expr import col
 
-    column, value = col(condition.column), condition.value
+    column = col(condition.column)
+    value: Any = condition.value
     match condition.operator:
         case "=":
             return column == value
@@ -353,4 +350,4 @@ def _compare(condition: Condition) -> Any:
         case "!~":
             return ~column.contains(value)
         case "in":
-            return column.isin(value if isinstance(value, tuple) else (str(value),))
+            return column.isin(value)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from sightloop.errors import SightloopError, UsageError
 from sightloop.inference.fingerprint import fingerprint
 from sightloop.inference.model import Model
 from sightloop.search.store import VectorDtype, VectorSpace
-from sightloop.types import Floats32, ImageSource
 
 # Rounding in bfloat16 leaves the cosine of two equal models above this; another checkpoint does not come near.
 _SAME_PROBE = 0.999
@@ -44,12 +41,6 @@ def check_model(model: Model, space: VectorSpace, index: str) -> None:
             f"{index}: its vectors are of {space.model} (fingerprint {space.fingerprint[:12]}), which {model.name} is "
             "not; name that model, or add the vectors of this one with --add-model"
         )
-
-
-def embed(model: Model, images: Sequence[ImageSource]) -> Floats32:
-    """float32 `[n, q * d]`: the q vectors of each image one after the other."""
-    vectors = model.embed_images(list(images))
-    return vectors.reshape(len(vectors), -1)
 
 
 def _probe(model: Model) -> tuple[float, ...]:

@@ -15,13 +15,13 @@ from sightloop.search.calibration import check_cut
 from sightloop.search.exact import top_rows
 from sightloop.search.filters import Filter, ids_filter
 from sightloop.search.hits import Hit, Hits
-from sightloop.search.keywords import fuse_ranks, matched_words
-from sightloop.search.rows import PUBLIC_COLUMNS, vectors_of
+from sightloop.search.keywords import WORDS_WEIGHT, fuse_ranks, matched_words
+from sightloop.search.rows import PUBLIC_COLUMNS, unit_vectors, vectors_of
 from sightloop.search.store import Found, Store, VectorSpace
 from sightloop.types import Floats32, ImageSource, JsonDict
 
 _WITHOUT = re.compile(r"^(.*?)[,;]?\s+(?:without|with no|but no)\s+(?:any\s+)?(.+)$", re.IGNORECASE)
-_POOL = 200  # candidates of fusion and of negative text
+_POOL = 500  # candidates of fusion and of negative text
 _TRIES = 4
 _SAMPLE_ROWS = 4_096  # of the index, for its mean and for the spread of cosines
 
@@ -33,7 +33,7 @@ class Query:
     Args:
         text: words for the model: "a red car"; "a beach without people" is a text with its negative.
         image: an image to find others like it.
-        like: id of an image of the index, which is not found itself.
+        like: id of an image of the index, which is no hit itself.
         vector: a vector `[d]` of the index's space.
         blend: share of the text where there is an image too, 0 to 1.
         words: words that captions and other texts of an image hold.
@@ -82,8 +82,8 @@ class Query:
                 raise UsageError("cut: needs a text alone; images have no background texts to compare with")
         if self.rerank and self.text is None:
             raise UsageError("rerank: needs a text, which ITM compares with the images")
-        if self.text is not None and self.without is None and (found := _WITHOUT.match(self.text)):
-            return replace(self, text=found[1], without=found[2])
+        if self.text is not None and self.without is None and (result := _WITHOUT.match(self.text)):
+            return replace(self, text=result[1], without=result[2])
         return self
 
     def __str__(self) -> str:
@@ -165,18 +165,16 @@ class Searcher:
     def search(self, query: Query) -> Hits:
         """Hits of a checked query, all of one commit."""
         vector = self._vector(query)
+        version, hits = self.store.version(), self._found(query, vector)
         for _ in range(_TRIES):
-            version = self.store.version()
-            hits = self._found(query, vector)
             if self.store.version() == version:
                 break
+            version, hits = self.store.version(), self._found(query, vector)
         total = self.store.count()
         return Hits(str(query), tuple(self._reranked(query, hits)[: query.k]), total)
 
     def _vector(self, query: Query) -> Floats32 | None:
         """The vector that is compared with those of the images: unit length `[d]`; None for words alone."""
-        from sightloop.search.rows import unit_vectors
-
         image: Floats32 | None = None
         if query.vector is not None:
             image = unit_vectors(query.vector, self.space.dim, "query")[0]
@@ -198,8 +196,6 @@ class Searcher:
     def _vector_of(self, identity: str) -> Floats32:
         for part in self.store.scan([self.space.column], ids_filter([identity])):
             if part.num_rows:
-                from sightloop.search.rows import unit_vectors
-
                 return unit_vectors(
                     vectors_of(part[self.space.column], self.space.width)[:, : self.space.dim],
                     self.space.dim,
@@ -217,19 +213,20 @@ class Searcher:
         cosines: dict[str, float] = {}
         rankings: list[list[str]] = []
         by_words: list[str] = []
+        word_scores: list[float] = []
         if vector is not None:
-            found = self.store.nearest(self.space, vector, pool, query.where, columns)
-            rankings.append(self._take(found, vector, rows, cosines))
+            result = self.store.nearest(self.space, vector, pool, query.where, columns)
+            rankings.append(self._take(result, vector, rows, cosines))
         if query.words:
-            found = self.store.by_words(query.words, pool, query.where, columns)
-            by_words = self._take(found, vector, rows, cosines)
+            result = self.store.by_words(query.words, pool, query.where, columns)
+            by_words, word_scores = self._take(result, vector, rows, cosines), result.scores.tolist()
             rankings.append(by_words)
         if query.without is not None and vector is not None:
             rankings[0] = self._without(query.without, rankings[0], cosines, rows, vector)
         if len(rankings) > 1:
-            scores: Mapping[str, float] = fuse_ranks(rankings)
+            scores: Mapping[str, float] = fuse_ranks(rankings, (1.0, WORDS_WEIGHT))
         elif vector is None:
-            scores = dict(zip(by_words, found.scores.tolist(), strict=True))
+            scores = dict(zip(by_words, word_scores, strict=True))
         else:
             scores = {name: cosines[name] for name in rankings[0]}
         places = {name: rank for rank, name in enumerate(by_words, 1)}
@@ -245,10 +242,10 @@ class Searcher:
         return hits
 
     def _take(
-        self, found: Found, vector: Floats32 | None, rows: dict[str, JsonDict], cosines: dict[str, float]
+        self, result: Found, vector: Floats32 | None, rows: dict[str, JsonDict], cosines: dict[str, float]
     ) -> list[str]:
-        """Notes the rows that were found with their cosines; their ids in order."""
-        table = found.rows
+        """Notes the rows of a result with their cosines; their ids in order."""
+        table = result.rows
         if not table.num_rows:
             return []
         if vector is not None:
@@ -269,14 +266,14 @@ class Searcher:
         rows: Mapping[str, JsonDict],
         vector: Floats32,
     ) -> list[str]:
-        """A ranking in which images that the negative text fits better than most fall behind."""
+        """A ranking by how far the text stands out less how far the negative text does, both in units of spread."""
         negative = self.encoder().embed_text(text)
-        found = self.store.nearest(self.space, negative, len(ranking), ids_filter(ranking), ["id"])
-        against = dict(zip(found.rows["id"].to_pylist(), found.scores.tolist(), strict=True))
+        result = self.store.nearest(self.space, negative, len(ranking), ids_filter(ranking), ["id"])
+        against = dict(zip(result.rows["id"].to_pylist(), result.scores.tolist(), strict=True))
         own = np.array([cosines[name] for name in ranking], np.float32)
         other = np.array([against.get(name, 0.0) for name in ranking], np.float32)
         sample = self.sample()
-        scores = sample.standardized(vector, own) - np.maximum(0, sample.standardized(negative, other))
+        scores = sample.standardized(vector, own) - sample.standardized(negative, other)
         return [ranking[i] for i in top_rows(scores.astype(np.float32), len(ranking))]
 
     def _reranked(self, query: Query, hits: list[Hit]) -> list[Hit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from sightloop.errors import UsageError
 from sightloop.search.keywords import normalize, searchable
 from sightloop.types import Floats32, JsonDict, JsonMapping
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+# pyarrow has no type hints: a pyarrow.Table, and a column of one or a type or schema of it.
+Table: TypeAlias = Any
+Arrow: TypeAlias = Any
 
 # Column -> its Arrow type. Times: `mtime` in nanoseconds since 1970, `time` in seconds of the camera's clock.
 COLUMNS: Final[dict[str, str]] = {
@@ -50,7 +51,7 @@ _STRINGS = ("id", "root", "path", "sha256")
 _ZERO_LENGTH = 1e-6  # a vector shorter than this has no direction
 
 
-def row_schema(names: Sequence[str] = tuple(COLUMNS)) -> pa.Schema:
+def row_schema(names: Sequence[str] = tuple(COLUMNS)) -> Arrow:
     """The Arrow schema of these columns, vectors aside."""
     import pyarrow as pa
 
@@ -80,7 +81,7 @@ def _keys(texts: Sequence[str]) -> str:
     return "".join(f"\n{normalize(text)}" for text in texts) + "\n" if texts else ""
 
 
-def table_of(rows: Sequence[JsonMapping]) -> pa.Table:
+def table_of(rows: Sequence[JsonMapping]) -> Table:
     """A table with all columns but vectors; fields that a record lacks are null.
 
     Raises:
@@ -102,12 +103,12 @@ def table_of(rows: Sequence[JsonMapping]) -> pa.Table:
         raise UsageError(f"rows: a value has the wrong type: {error}") from error
 
 
-def empty_rows(count: int, ids: Sequence[str] | None = None) -> pa.Table:
+def empty_rows(count: int, ids: Sequence[str] | None = None) -> Table:
     """A table of rows that are nothing but their ids; random ids where none are given."""
     import pyarrow as pa
 
     names = [secrets.token_hex(8) for _ in range(count)] if ids is None else list(ids)
-    columns: list[Any] = []
+    columns: list[Arrow] = []
     schema = row_schema()
     for field in schema:
         if field.name == "id":
@@ -119,14 +120,14 @@ def empty_rows(count: int, ids: Sequence[str] | None = None) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def vector_type(width: int, dtype: str) -> pa.DataType:
+def vector_type(width: int, dtype: str) -> Arrow:
     """The Arrow type of a vector column."""
     import pyarrow as pa
 
     return pa.list_(pa.float16() if dtype == "float16" else pa.float32(), width)
 
 
-def vector_column(vectors: Floats32, dtype: str) -> pa.Array:
+def vector_column(vectors: Floats32, dtype: str) -> Arrow:
     """Vectors `[n, d]` as an Arrow column of lists of d."""
     import pyarrow as pa
 
@@ -134,7 +135,7 @@ def vector_column(vectors: Floats32, dtype: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), vectors.shape[1])
 
 
-def vectors_of(column: pa.ChunkedArray, width: int) -> Floats32:
+def vectors_of(column: Arrow, width: int) -> Floats32:
     """float32 `[n, d]` of a vector column; rows without a vector are zero."""
     parts: list[Floats32] = []
     for chunk in column.chunks:
@@ -182,10 +183,10 @@ def unit_vectors(vectors: object, width: int, what: str, names: Sequence[str] | 
             name = names[first] if names else f"row {first}" if len(array) > 1 else "the vector"
             more = f" (and {count - 1:,} more)" if count > 1 else ""
             raise UsageError(f"{what}: {name} {reason}{more}; leave such rows out")
-    return (array / lengths[:, None]).astype(np.float32)
+    return array / lengths.astype(np.float32)[:, None]
 
 
-def merge_columns(base: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+def merge_columns(base: Table, columns: Mapping[str, Arrow]) -> Table:
     """A table with further columns."""
     for name, column in columns.items():
         base = base.append_column(name, column)

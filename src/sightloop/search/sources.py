@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
-from sightloop.data.datasets.folder import fields_of_sidecars
 from sightloop.data.datasets.schema import fields_from_region, json_text, portable_name, sample_from_fields
-from sightloop.data.datasets.sidecar_files import CAPTION_EXTENSIONS, FIELD_EXTENSIONS, find_sidecar
+from sightloop.data.datasets.sidecar_files import (
+    CAPTION_EXTENSIONS,
+    FIELD_EXTENSIONS,
+    fields_of_sidecars,
+    find_sidecar,
+)
 from sightloop.data.image_names import is_image_name
 from sightloop.data.images.decode import read_file
 from sightloop.errors import ImageError, UsageError, os_error_reason, similar_path

@@ -1,18 +1,16 @@
-"""What an index asks of a store: rows with vectors, committed in whole batches, searched by vector, words and filter."""
+"""What an index asks of a store: rows with vectors in whole commits, searched by vector, words and filter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from sightloop.errors import UsageError
 from sightloop.search.filters import Filter
+from sightloop.search.rows import Table
 from sightloop.types import Floats32, JsonDict, JsonMapping
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VectorDtype: TypeAlias = Literal["float16", "float32"]
 FORMAT = 1  # of `IndexInfo`
@@ -73,8 +71,8 @@ class IndexInfo:
             raise UsageError(
                 f"{name}: an index of format {value.get('format')!r}; this version reads {FORMAT}"
             )
-        spaces = tuple(VectorSpace(**{**each, "probe": tuple(each["probe"])}) for each in value["spaces"])
-        return cls(spaces, value["notes"])
+        described: list[JsonDict] = value["spaces"]
+        return cls(tuple(VectorSpace(**_with_tuple(each)) for each in described), value["notes"])
 
     def space(self, model: str | None = None) -> VectorSpace:
         """The first vector column, or that of a model. Raises UsageError if there is none."""
@@ -87,6 +85,10 @@ class IndexInfo:
         )
 
 
+def _with_tuple(space: JsonDict) -> JsonDict:
+    return space | {"probe": tuple(space["probe"])}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
     """Rows that a store found, best first.
@@ -96,7 +98,7 @@ class Found:
         scores: float32 `[n]`: cosines, or BM25 of words.
     """
 
-    rows: pa.Table
+    rows: Table
     scores: Floats32
 
 
@@ -131,15 +133,15 @@ class Store(Protocol):
         """Context in which this process alone may write. Raises UsageError if another one does."""
         ...
 
-    def add(self, rows: pa.Table) -> None:
+    def add(self, rows: Table) -> None:
         """Adds rows, whose ids are new."""
         ...
 
-    def upsert(self, rows: pa.Table) -> None:
+    def upsert(self, rows: Table) -> None:
         """Adds rows, or replaces those with the same ids whole."""
         ...
 
-    def update(self, rows: pa.Table) -> None:
+    def update(self, rows: Table) -> None:
         """Sets some columns of rows that are there: a table of `id` and these columns."""
         ...
 
@@ -149,7 +151,7 @@ class Store(Protocol):
 
     def scan(
         self, columns: Sequence[str], where: Filter | None = None, limit: int | None = None
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[Table]:
         """Columns of all rows that the filter takes, in parts, all of one commit, in no stated order."""
         ...
 

@@ -25,7 +25,8 @@ _EPILOGUE = (
 
 def convert(
     *paths: Annotated[str, Parameter(name="SRC... DST", required=True, allow_leading_hyphen=True)],
-    to: Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"] | None = None,
+    to: Literal["folder", "imagefolder", "yolo", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
+    | None = None,
     shard_size: Annotated[int, Parameter(converter=integer)] = 10_000,
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -43,7 +44,8 @@ def convert(
 
     Args:
         paths: One or more sources, then the target.
-        to: Format of the target. Default: by its name. `--to tar` with a folder writes shards into it.
+        to: Format of the target. Default: by its name. With a folder, `--to tar` writes shards into it, `--to yolo`
+            writes images/, labels/ and data.yaml, and `--to imagefolder` what Hugging Face `datasets` reads.
         shard_size: Samples per .tar shard.
         images: Folder that relative image paths in a table or a COCO file start from. Default: the file's folder.
         overwrite: Replace an existing target; a folder only if this command has written it.

@@ -39,7 +39,7 @@ def index(
     judge: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Build an index over images for `sightloop search`, or bring it up to date: only new and changed images are embedded.
+    """Build an index over images for `sightloop search`, or update it: only new and changed images are embedded.
 
     Images are told by path, size and time, then by content: one that was moved keeps its entry. Captions, labels and
     regions come from sidecars and datasets. The work is saved batch by batch; after an interruption, run the same
@@ -65,14 +65,15 @@ def index(
     if judge is not None:
         opened.remember(judge=judge)
     counts: Counter[str] = Counter()
-    with ProgressReporter("indexing", OutputTable([], as_json=runtime.json), RESUME_HINT) as progress:
-        with closing(opened.build(images, prune=prune, options=_options(runtime))) as events:
-            for event in events:
-                progress.event(event)
-                if isinstance(event, Done):
-                    counts[event.value.action] += 1
-                    if runtime.json:
-                        progress.row({"id": event.value.id, "name": event.name, "action": event.value.action})
+    events = opened.build(images, prune=prune, options=_options(runtime))
+    table = OutputTable([], as_json=runtime.json)
+    with ProgressReporter("indexing", table, RESUME_HINT) as progress, closing(events):
+        for event in events:
+            progress.event(event)
+            if isinstance(event, Done):
+                counts[event.value.action] += 1
+                if runtime.json:
+                    progress.row({"id": event.value.id, "name": event.name, "action": event.value.action})
     done = (
         ", ".join(f"{counts[action]:,} {action}" for action in _ACTIONS if counts[action]) or "nothing to do"
     )

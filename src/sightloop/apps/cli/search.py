@@ -14,7 +14,6 @@ from sightloop.apps.cli.checks import check_checkpoint, check_texts
 from sightloop.apps.cli.common import model_for
 from sightloop.apps.cli.options import RuntimeOptions, check_at_least, integer
 from sightloop.apps.cli.output import Column, OutputTable, print_message
-from sightloop.data.atomic import atomic_write
 from sightloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def _queries(texts: list[str], query: QueryOptions, page: PageOptions) -> list[Q
 
 
 def _show(results: list[Hits], page: PageOptions, *, as_json: bool) -> None:
-    from sightloop.search.hits import hits_page
+    from sightloop.search.hits import write_page
 
     columns = [
         Column("rank", 4, True),
@@ -194,7 +193,7 @@ def _show(results: list[Hits], page: PageOptions, *, as_json: bool) -> None:
     if page.out is None and not page.open:
         return
     out = page.out or Path(tempfile.mkdtemp(prefix="sightloop-")) / "search.html"
-    atomic_write(out, hits_page(results))
+    write_page(out, results)
     print_message(f"{out}: written.")
     if page.open:
         webbrowser.open(out.absolute().as_uri())

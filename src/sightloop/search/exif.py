@@ -57,11 +57,12 @@ def read_exif(data: bytes) -> Exif:
 
 def _seconds(text: object) -> int | None:
     """Seconds since 1970 of "2024:05:17 12:30:00"."""
-    found = _TIME.match(text) if isinstance(text, str) else None
-    if found is None:
+    match = _TIME.match(text) if isinstance(text, str) else None
+    if match is None:
         return None
+    year, month, day, hour, minute, second = map(int, match.groups())
     try:
-        return int((datetime(*map(int, found.groups())) - _EPOCH).total_seconds())
+        return int((datetime(year, month, day, hour, minute, second) - _EPOCH).total_seconds())
     except (ValueError, OverflowError):  # 0000:00:00 of cameras whose clock was never set
         return None
 
