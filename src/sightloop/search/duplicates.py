@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,13 +27,15 @@ from sightloop.data.copies.image_hash import SPECTRUM, draft_spectrum, phash, pi
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError, UsageError
-from sightloop.inference.model import Model
 from sightloop.reports import html
 from sightloop.search.filters import Filter
 from sightloop.search.rows import vectors_of
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Done, Event, Failed, Floats32, JsonDict
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _THUMBNAIL = 240  # pixels
 _SHOWN = 200  # clusters with images on the page
