@@ -42,6 +42,11 @@ def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skip
     yield from finder.finish()
 
 
+def is_image_file(path: str) -> bool:
+    """Whether a path is that of a file with the ending of an image."""
+    return is_image_name(path) and os.path.isfile(path)
+
+
 class _Finder:
     """State of one search: the folders listed and the files yielded so far, so that nothing comes twice."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sightloop.apps.cli import caption
 from sightloop.checkpoints import hub
 
 
@@ -11,3 +12,4 @@ from sightloop.checkpoints import hub
 def fake_models_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     locate = hub.locate
     monkeypatch.setattr(hub, "locate", lambda source: None if len(str(source)) == 1 else locate(source))
+    monkeypatch.setattr(caption, "weights_identity", lambda source, lora=None: "")

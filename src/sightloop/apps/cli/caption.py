@@ -25,6 +25,7 @@ from sightloop.apps.cli.options import (
     parse_region,
 )
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter, print_message
+from sightloop.checkpoints.identity import weights_identity
 from sightloop.errors import UsageError
 from sightloop.types import Done, Failed, JsonDict, Skipped
 
@@ -176,12 +177,13 @@ def _caption_sink(
     from sightloop.annotation.caption_table import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
 
+    writer = weights_identity(runtime.source, runtime.lora)
     if output.out is None:
-        return SidecarSink(output.write, print_message)
+        return SidecarSink(output.write, print_message, writer)
     if output.write in ("append", "prepend"):
         raise UsageError(f"--write {output.write} is for .txt files; with --out use skip or overwrite.")
     settings = {"model": runtime.source, "judge": filtering.judge, "rules": str(rules)}
-    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings)
+    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings, writer)
 
 
 COMMANDS = {caption: _EPILOGUE}

@@ -18,6 +18,7 @@ from sightloop.apps.cli import (
     chat,
     convert,
     evaluate,
+    judge,
     models,
     regions,
     synthetic,
@@ -115,7 +116,7 @@ _COMPLETION_EPILOGUE = (
     "  sightloop completion fish > ~/.config/fish/completions/sightloop.fish"
 )
 
-for _module in (caption, verbs, regions, chat, bootstrap, convert, evaluate, models, synthetic, train):
+for _module in (caption, verbs, judge, regions, chat, bootstrap, convert, evaluate, models, synthetic, train):
     for _command, _epilogue in _module.COMMANDS.items():
         app.command(_with_message_options(_command), help_epilogue=_epilogue)
 app.command(completion, help_epilogue=_COMPLETION_EPILOGUE)
