@@ -29,7 +29,7 @@ from sightloop.types import Done, Event, Failed, Floats, ImageSource, JsonDict, 
 
 MIN_IMAGES = 20  # fewest captioned images for p-values
 MAX_P = 0.05  # of a caption that fits
-COLUMNS = ("name", "caption", "match", "p", "verdict", "writer")
+COLUMNS = ("name", "caption", "match", "p", "verdict")
 FITS, DOUBTFUL, MISFIT = "fits", "doubtful", "does not fit"
 _FOREIGN_SCORES = 1000  # wanted altogether
 _MAX_FOREIGN = 50  # for one image
@@ -229,6 +229,8 @@ def arrange_judgments(entries: Iterable[JsonDict], threshold: float | None) -> l
         p = None if p_values is None else float(p_values[i])
         row["p"] = None if p is None else round(p, 6)
         row["verdict"] = verdict(row["match"], p, threshold)
+    for row in rows:  # of a CSV they are texts
+        row |= {key: number for key in ("match", "p") if np.isfinite(number := _number(row.get(key)))}
     return sorted(rows, key=lambda row: (_number(row.get("match")), -_number(row.get("p"))))
 
 

@@ -1,21 +1,30 @@
-"""Result table: rows of many images in one .jsonl, .csv or .parquet file, backed by a journal during the run."""
+"""Results of many images in one file: tables of rows, backed by a journal during the run, and embeddings."""
 
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, TypeAlias
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
 
 from sightloop.annotation.table_files import check_table_path, rows_by_name, write_rows
-from sightloop.data.atomic import remove_stale_temporaries
+from sightloop.data.atomic import atomic_path, atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.schema import json_text, portable_name
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import JsonDict, JsonMapping
 
+if TYPE_CHECKING:
+    from sightloop.types import Floats32
+
 Rows: TypeAlias = list[JsonDict]
+_GROUP_ROWS = 16_384  # of one row group of a Parquet file of embeddings
 
 
 class ResultTable:
@@ -184,3 +193,125 @@ def _file_id(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class EmbeddingFile:
+    """Writer of embeddings under their images' names; a context manager.
+
+    The file appears when the context exits without an error; without any row no file is made and an older one is
+    kept. Rows are float32, one vector for each image, or q vectors for each (BLIP-2):
+
+        x.npy      `[n, d]` or `[n, q, d]`, and x.names.txt with the name of each row, one a line
+        x.parquet  columns `name` (string) and `embedding` (fixed-size list of d floats, or of q such lists)
+
+    Args:
+        path: The file, ending in .npy or .parquet.
+        model: Name of the model, stored in the metadata of a parquet file.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, model: str = "") -> None:
+        if path.suffix.lower() not in (".npy", ".parquet"):
+            raise UsageError(f"--out {path}: the file must end in .npy or .parquet.")
+        if path.is_dir():
+            raise UsageError(f"--out {path}: this is a folder; name a file.")
+        if not path.parent.is_dir():
+            raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"--out {path}: the folder {path.parent} cannot be written to.")
+        remove_stale_temporaries(path.parent)
+        self.path = path
+        self.rows = 0
+        self._model = model
+        self._temporary = ExitStack()  # holds `atomic_path`
+        self._writer: _NpyWriter | _ParquetWriter | None = None
+
+    def __enter__(self) -> EmbeddingFile:
+        return self
+
+    def add(self, names: Sequence[str], vectors: Floats32) -> None:
+        """Adds n rows: their names and float32 vectors `[n, d]` or `[n, q, d]`."""
+        if self._writer is None:
+            writer = _NpyWriter if self.path.suffix.lower() == ".npy" else _ParquetWriter
+            temporary = self._temporary.enter_context(atomic_path(self.path))
+            self._writer = writer(temporary, vectors.shape[1:], self._model)
+        self._writer.add([portable_name(name) for name in names], vectors)
+        self.rows += len(names)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._temporary:
+            if self._writer is None:
+                return
+            self._writer.close()
+            if error is not None:
+                raise error  # inside `atomic_path`, which then removes the temporary file
+            if isinstance(self._writer, _NpyWriter):  # before x.npy, so that a new x.npy always has its names
+                names = "".join(f"{_escape(name)}\n" for name in self._writer.names)
+                atomic_write(self.path.with_suffix(".names.txt"), names)
+
+
+class _NpyWriter:
+    def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
+        self.names: list[str] = []
+        self._shape = shape
+        self._file: IO[bytes] = path.open("r+b")
+        self._write_header()
+
+    def add(self, names: list[str], vectors: Floats32) -> None:
+        self.names += names
+        self._file.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()  # of the same length: NumPy pads it for any number of rows
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.names), *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+class _ParquetWriter:
+    def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        vector = pa.float32()
+        for width in reversed(shape):
+            vector = pa.list_(vector, width)
+        self._shape = shape
+        fields = [pa.field("name", pa.string()), pa.field("embedding", vector)]
+        self._schema = pa.schema(fields, metadata={"sightloop.model": model})
+        self._writer: Any = pq.ParquetWriter(str(path), self._schema)  # pyarrow has no type hints
+        self._names: list[str] = []
+        self._vectors: list[Floats32] = []
+
+    def add(self, names: list[str], vectors: Floats32) -> None:
+        self._names += names
+        self._vectors.append(vectors)
+        if len(self._names) >= _GROUP_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._names:
+            # [n, q, d] as one flat array of n * q * d floats, wrapped into lists of d, and those into lists of q
+            vectors: Any = pa.array(np.concatenate(self._vectors).astype("<f4", copy=False).ravel())
+            for width in reversed(self._shape):
+                vectors = pa.FixedSizeListArray.from_arrays(vectors, width)
+            self._writer.write_table(pa.table([pa.array(self._names), vectors], schema=self._schema))
+            self._names, self._vectors = [], []
+
+
+def _escape(name: str) -> str:
+    """The name on one line: characters that are not printable become escapes (newline -> `\\n`)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -18,7 +18,7 @@ from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.chat import chat_stream
-from sightloop.inference.explanation import Explainer
+from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery
@@ -270,8 +270,9 @@ class Model:
         *,
         layer: int | None = None,
         head: int | None = None,
+        crops: bool = True,
     ) -> Any:
-        """What the score of a text looks at in an image: Grad-CAM of the attention to patches (see `HeatMap`).
+        """What the score of a text looks at: Grad-CAM of the attention to patches, over crops (`explanation.HeatMap`).
 
         Explains the probability of `match` by the ITM head's cross-attention, or else, of a model with two towers, the
         cosine of `similarity` by the image tower's attention.
@@ -282,15 +283,15 @@ class Model:
             word: a word or phrase of the text, for what it alone looks at (BLIP's ITM).
             layer: index of the attention layer; default: number 0.6 L of L layers.
             head: index of an attention head; default: the mean of all.
+            crops: whether thirteen crops of the image count too: a finer map, at fourteen times the work.
 
         Returns:
             `HeatMap`, float32 `[H, W]` in pixels of the upright image, at least 0, sums to 1; a list for several texts.
         """
         score = "match" if "match" in self.capabilities else "similarity"
         self._need(score)
-        (pixels,) = self.preprocessor.read_distinct([image])
-        explainer = Explainer(self.name, self.encoder, self.tokenizer, score)
-        maps = explainer.explain(pixels, as_strings(text, "text"), word, layer, head)
+        options = ExplainOptions(as_strings(text, "text"), word, layer, head, crops)
+        maps = Explainer(self.name, self.encoder, self.tokenizer, score).explain(image, options)
         return maps[0] if isinstance(text, str) else maps
 
     def rank(self, images: ImageInput, texts: TextInput, k: int = 16) -> Floats32:

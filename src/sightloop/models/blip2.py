@@ -210,10 +210,7 @@ class Blip2(nn.Module):
         return similarity / self.temperature
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together.
-
-        The logits are the mean over the queries.
-        """
+        """ITM logits `[R, 2]`, (no match, match), means over the queries: ids `[R, L]`, those of one image together."""
         count = self.config.queries.vocab
         valid_mask = torch.arange(count + ids.shape[1], device=ids.device) < (count + lengths)[:, None]
         states = self.encode_pairs(image, ids, valid_mask[:, None, None])

@@ -32,7 +32,7 @@ from sightloop.apps.cli.output import (
 )
 from sightloop.apps.cli.tables import TableOptions
 from sightloop.checkpoints import catalog
-from sightloop.checkpoints.identity import is_same_model, weights_identity
+from sightloop.checkpoints.hub import is_same_model, weights_identity
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Pixels
 
@@ -87,9 +87,9 @@ def match(
         texts: One or more texts, each in quotes.
     """
     if output.explain is not None:
-        from sightloop.annotation.explanation_files import check_folder
+        from sightloop.annotation.region_files import check_new_folder
 
-        check_folder("--explain", output.explain)
+        check_new_folder("--explain", output.explain)
     return _match_texts(source, texts, output, runtime) if texts else _judge(source, output, runtime)
 
 
@@ -113,7 +113,7 @@ def _match_texts(image: str, texts: Sequence[str], output: MatchOutput, runtime:
     columns = [Column("text", min(max(5, *map(len, texts)), 40)), Column("match", 6, True)]
     explained = None
     if output.explain is not None:
-        from sightloop.annotation.explanation_files import ExplanationFolder
+        from sightloop.annotation.region_files import ExplanationFolder
 
         explained = ExplanationFolder(output.explain, model)
     with ProgressReporter("matching", OutputTable(columns, as_json=runtime.json)) as progress:
@@ -151,6 +151,10 @@ def _judge(source: str, output: MatchOutput, runtime: RuntimeOptions) -> int:
                 progress.event(listed.events[index])
         else:
             threshold = _threshold(model)
+            if threshold is not None:
+                print_message(
+                    f"verdict: a match of {threshold} and more fits, as {model.name} was calibrated in training."
+                )
             progress.start_clock()
             progress.count_ahead(lambda: len(dataset))
             loader = loader_config(runtime, model)
@@ -276,8 +280,8 @@ def _explain_worst(
     folder: Path, model: Model, dataset: Dataset, rows: Sequence[JsonDict], listed: CaptionList
 ) -> None:
     """Draws maps of the worst captions that were judged in this run."""
-    from sightloop.annotation.explanation_files import ExplanationFolder
     from sightloop.annotation.judging import captioned_image
+    from sightloop.annotation.region_files import ExplanationFolder
     from sightloop.data.datasets.schema import portable_name
 
     indices: dict[str, int] = {}

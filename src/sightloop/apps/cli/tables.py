@@ -15,7 +15,7 @@ from sightloop.apps.cli.checks import ImageInputs
 from sightloop.apps.cli.common import list_images, model_for, run_verb
 from sightloop.apps.cli.options import WRITE_GROUP, RuntimeOptions
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter
-from sightloop.checkpoints.identity import weights_identity
+from sightloop.checkpoints.hub import weights_identity
 from sightloop.types import Failed, JsonDict, JsonMapping, Pixels, Skipped
 
 if TYPE_CHECKING:

@@ -148,7 +148,7 @@ def embed(
         out: FILE.npy (float32, one row per image; the names go to FILE.names.txt) or FILE.parquet (columns name and
             embedding). Written completely or not at all; replaces an existing file.
     """
-    from sightloop.annotation.embedding_file import EmbeddingFile
+    from sightloop.annotation.result_table import EmbeddingFile
 
     check_model("embed", runtime)
     file = EmbeddingFile(out, runtime.source)
