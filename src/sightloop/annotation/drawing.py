@@ -71,17 +71,18 @@ def draw_regions(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
 
 
 def draw_heat_map(image: Image.Image, heat: Floats32) -> Image.Image:
-    """Draws a heat map over an image in shades of gray: from blue (nothing) over green and yellow to red (most).
+    """Draws a heat map over an image: untouched where there is nothing, then green, yellow and red for the most.
 
     Args:
         image: The upright image.
         heat: float32 `[H, W]` of the image's size, at least 0; the largest value is red.
     """
-    gray = np.asarray(image.convert("L"), np.float32)[..., None]  # [H, W, 1]
+    pixels = np.asarray(image.convert("RGB"), np.float32)  # [H, W, 3]
     share = np.asarray(heat, np.float32)[..., None] / max(float(heat.max()), 1e-30)  # [H, W, 1], 0..1
     # Each channel is a triangle of width 1.5 around its peak: blue 0.25, green 0.5, red 0.75 ("jet").
     color = 255 * (1.5 - np.abs(4 * share - np.array([3.0, 2.0, 1.0], np.float32))).clip(0, 1)  # [H, W, 3]
-    return Image.fromarray((0.5 * gray + 0.5 * color).round().astype(np.uint8))
+    opacity = 0.7 * share**0.5
+    return Image.fromarray(((1 - opacity) * pixels + opacity * color).round().astype(np.uint8))
 
 
 def _area(region: Region) -> float:

@@ -18,6 +18,7 @@ from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.chat import chat_stream
+from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_scores
@@ -274,8 +275,7 @@ class Model:
     ) -> Any:
         """What the score of a text looks at: Grad-CAM of the attention to patches, over crops (`explanation.HeatMap`).
 
-        Explains the probability of `match` by the ITM head's cross-attention, or else, of a model with two towers, the
-        cosine of `similarity` by the image tower's attention.
+        Explains `match` by the ITM head's cross-attention; of two towers, `similarity` by the image tower's attention.
 
         Args:
             image: one image.
@@ -458,6 +458,12 @@ class Model:
 
     # Below: no verb.
 
+    def _repr_html_(self) -> str:
+        return model_html(self)
+
+    def __dir__(self) -> list[str]:
+        return public_names(self)
+
     def _need(self, capability: str) -> None:
         if capability not in self.capabilities:
             own = ", ".join(sorted(self.capabilities)) or "nothing that is known here"
@@ -489,3 +495,6 @@ class Model:
             texts = [template.replace("{}", label) for label in labels for template in templates]
             self._classes = (key, embed.ensemble(self._text_embeddings(texts), len(templates)))
         return self._classes[1]
+
+
+show_decoding_options(Model)
