@@ -1,4 +1,4 @@
-"""Explanations: evidence equals that of plain weights, maps are distributions over the image, and nothing is left behind."""
+"""Explanations: evidence equals that of plain weights, maps are distributions over the image, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sightloop
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
 from sightloop.data.images.preprocess import input_box, preprocess
 from sightloop.errors import UnsupportedError, UsageError
-from sightloop.inference.explanation import HeatMap, heat_map
+from sightloop.inference.explanation import HeatMap, enlarge
 from sightloop.inference.model import Model
 from sightloop.nn.attention import Attention
 from sightloop.nn.prepack import pack, unpack
@@ -71,7 +71,9 @@ def test_words_average_to_the_text(model: Model, image: Image.Image) -> None:
     np.testing.assert_allclose(np.mean(parts, axis=0), whole, rtol=1e-4, atol=1e-9)
 
 
-def test_evidence_equals_that_of_plain_weights_by_finite_differences(model: Model, image: Image.Image) -> None:
+def test_evidence_equals_that_of_plain_weights_by_finite_differences(
+    model: Model, image: Image.Image
+) -> None:
     """The gradient of one attention weight, against the change of the score when that weight is changed."""
     network, layer = model.network, model.network.patch_attention("match").layers[1]
     encoded = Encoded(model.encode(list(model.read([image], isolate=False))).tokens.clone())
@@ -171,7 +173,7 @@ def test_the_input_box_is_where_the_input_comes_from(size: tuple[int, int], spec
 
 
 def test_what_the_model_does_not_see_has_no_mass() -> None:
-    wide = heat_map(np.ones((2, 2), np.float32), (8, 20), ImageSpec(shortest_edge=8, crop=(8, 8)))
+    wide = enlarge(np.ones((2, 2), np.float32), (8, 20), ImageSpec(shortest_edge=8, crop=(8, 8)))
     assert wide[:, :6].sum() == wide[:, 14:].sum() == 0
     assert wide.sum() == pytest.approx(1)
 

@@ -1,9 +1,9 @@
 """Heat maps of what a score looks at: Grad-CAM of the attention to the patches of an image, for a text or a word.
 
 A grid of patches is coarse, and the score of a whole image mixes what its objects say. So the map is that of several
-views: the image, four crops of 5/8 and nine of 1/2 of its sides. In each view, patches with less than half of the
-greatest evidence are taken for none, as in weakly supervised localization (Zhou et al. 2016); the rest sums to the odds
-of a match in this view. A view without what the text names has small odds, and hardly counts.
+views: the image, four crops of 5/8 and nine of 1/2 of its sides. The evidence in a view sums to the odds of a match in
+this view, so that a view without what the text names hardly counts. What has less than half of the greatest evidence is
+then taken for none, as in weakly supervised localization (Zhou et al. 2016).
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _MIN_SIDE = 16  # pixels of an image that is cropped
 class HeatMap(np.ndarray[Any, np.dtype[np.float32]]):
     """Heat map of an image, float32 `[H, W]` in pixels of the upright image; at least 0, sums to 1.
 
+    Pixels with less than half of the greatest evidence are 0.
+
     Attributes:
         text: what is explained.
         word: the word of it, "" for the whole text.
@@ -47,7 +49,7 @@ class HeatMap(np.ndarray[Any, np.dtype[np.float32]]):
         layer: index of the attention layer.
         head: index of its head; None for the mean of all.
         grid: float32 `[h, w]`, Grad-CAM of each patch of the whole image: nothing is cut off, no crop counts.
-        views: box of each view in pixels, and its share of the map.
+        views: box of each view in pixels, and its share of the odds.
     """
 
     text: str
@@ -120,6 +122,12 @@ class Explainer:
         attention = self._attention(word)
         count = len(attention.layers)
         layer = _index("layer", count, options.layer, int(_DEPTH * count))
+        if attention.rows == "text" and layer == count - 1:  # the ITM head reads the first token alone
+            if word is not None:
+                raise UsageError(
+                    f'word="{word}": words do not count in layer {layer}, the last; leave out layer'
+                )
+            attention = attention._replace(rows="class")
         attention = attention._replace(layers=[attention.layers[layer]])
         tokens = TokenizedTexts(self.tokenizer, texts, self.encoder.device)
         rows = [self._asking_rows(attention, tokens, i, text, word) for i, text in enumerate(texts)]
@@ -261,12 +269,13 @@ class Explainer:
         for grid, (left, top, right, bottom), weight in zip(grids, boxes, weights, strict=True):
             part = (slice(int(top), int(bottom)), slice(int(left), int(right)))
             inner = (int(bottom) - int(top), int(right) - int(left))
-            merged[part] += weight * heat_map(grid, inner, self.encoder.preprocessor.spec)
+            merged[part] += weight * enlarge(grid, inner, self.encoder.preprocessor.spec)
+        merged = np.maximum(merged - merged.max() / 2, 0)
         return merged / merged.sum(dtype=np.float64).astype(np.float32)
 
 
-def heat_map(grid: Floats32, size: Size, spec: ImageSpec) -> Floats32:
-    """Evidence of patches as a map of one view: each pixel gets that of its patch, beyond half of the greatest.
+def enlarge(grid: Floats32, size: Size, spec: ImageSpec) -> Floats32:
+    """Evidence of patches as a map of one view: each pixel gets that of its patch.
 
     Args:
         grid: `[h, w]`, at least 0.
@@ -276,11 +285,11 @@ def heat_map(grid: Floats32, size: Size, spec: ImageSpec) -> Floats32:
     Returns:
         float32 `[height, width]`, sums to 1; uniform over what the model sees if there is no evidence.
     """
-    sharp = np.maximum(grid - grid.max() / 2, 0) if grid.max() > 0 else np.ones_like(grid)
+    evidence = grid if grid.max() > 0 else np.ones_like(grid)
     left, top, right, bottom = input_box(size, spec)
     rows = _patch_of(size[0], top, bottom, grid.shape[0])
     columns = _patch_of(size[1], left, right, grid.shape[1])
-    padded = np.pad(sharp, ((0, 1), (0, 1)))  # the last row and column are what the model does not see
+    padded = np.pad(evidence, ((0, 1), (0, 1)))  # the last row and column are what the model does not see
     enlarged = padded[rows[:, None], columns]  # [H, W]
     total = float(enlarged.sum(dtype=np.float64))
     return (enlarged / total if total > 0 else np.full(size, 1 / (size[0] * size[1]))).astype(np.float32)
