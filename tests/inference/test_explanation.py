@@ -1,4 +1,4 @@
-"""Explanations: evidence equals that of plain weights, maps are distributions over the image, nothing is left behind."""
+"""Explanations: evidence equals that of plain weights, maps are distributions, and nothing is left behind."""
 
 from __future__ import annotations
 
