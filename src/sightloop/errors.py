@@ -104,7 +104,7 @@ def similar_path(path: str) -> str:
 
 def os_error_reason(error: OSError) -> str:
     """Cause of an `OSError` in lower case, without error number and file name ("no space left on device")."""
-    # Arrow raises OSError without errno and with a text of its own.
+    # Arrow raises OSError without errno and with its own text.
     message = os.strerror(error.errno) if error.errno else error.strerror or str(error)
     return (message or type(error).__name__).lower()
 

@@ -290,7 +290,7 @@ class Process:
 def _without_main_script() -> Generator[None]:
     """Hides the main script from multiprocessing, which would run it again in the new process.
 
-    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start workers of its own.
+    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start further workers.
     """
     main = vars(sys.modules["__main__"])
     hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}

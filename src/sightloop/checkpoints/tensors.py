@@ -41,7 +41,7 @@ _BLOCK = 1 << 20  # numbers that are converted at a time
 
 
 class TensorLocation(NamedTuple):
-    """Where a tensor lies in a file: its first byte, the kind of its numbers, how many of them from the first to the
+    """Location of a tensor in a file: its first byte, the kind of its numbers, how many of them from the first to the
     last, and its form among them."""
 
     offset: int
@@ -225,7 +225,7 @@ def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Map
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write one safetensors file, whole or not at all. A tensor is written from where it lies, whatever it shares; only
+    """Write one safetensors file, whole or not at all. A tensor is written from its memory, shared or not; only
     one that is not on the CPU, or not row by row, is copied."""
     from safetensors import TensorSpec, serialize_file
 
@@ -361,7 +361,7 @@ def _state_dict(data: object, path: Path) -> object:
         if known is None and len(candidates) > 1:
             raise CheckpointError(
                 f"{path}: holds the weights of several networks ({', '.join(map(str, candidates[:8]))}); "
-                "save the one to load in a file of its own"
+                "save the one to load in a separate file"
             )
         if known is None and not candidates:
             break

@@ -120,7 +120,7 @@ def _check_regular(target: Path) -> None:
 def name_disk_errors(target: Path, temporary: Path | None = None) -> Generator[None]:
     """Context manager that gives errors of the disk the name of the file that is written.
 
-    A write to an open file fails without a name. Libraries (safetensors, Arrow) raise errors of their own, with the
+    A write to an open file fails without a name. Libraries (safetensors, Arrow) raise their own errors, with the
     number in the text, "No space left on device (os error 28)"; they become an `OSError`.
 
     Args:

@@ -43,7 +43,7 @@ class PredictionFile:
     """The predictions so far, and the file that they go to. path None: they stay in memory."""
 
     def __init__(self, path: Path | None, header: JsonMapping) -> None:
-        """Begins the file, or goes on behind its last whole line.
+        """Begins the file, or appends after its last whole line.
 
         Raises UsageError where it holds predictions of another model, data or settings, is no such file, or another
         run is writing it.

@@ -212,14 +212,14 @@ def _metrics(name: str, scores: RetrievalScores, words: str, space: _Space) -> I
         for k in _KS:
             yield MetricTable(
                 f"{way} recall@{k}{name}",
-                f"share of {unit} with one of their own among the first {k}; {words}; {size}",
+                f"share of {unit} with a correct match among the first {k}; {words}; {size}",
                 unit,
                 rows,
                 scores.each[f"{way} recall@{k}"],
             )
         yield MetricTable(
             f"{way} median rank{name}",
-            f"median rank of the best of their own; {words}; {size}",
+            f"median rank of the best correct match; {words}; {size}",
             unit,
             rows,
             scores.each[f"{way} rank"],

@@ -124,7 +124,7 @@ def generation_config(defaults: JsonMapping, config: JsonMapping, end_id: int) -
 
     Args:
         defaults: the checkpoint's decoding options.
-        config: the config.json beside it, whose special token ids it repeats.
+        config: the config.json of the same folder, whose special token ids it repeats.
         end_id: EOS of the network.
     """
     ids = {**config, **(config.get("text_config") or {})}

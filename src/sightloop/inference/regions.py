@@ -156,7 +156,7 @@ class RegionFinder:
         kind = formats[task]
         if kind == "segments" and self.masks is None:
             raise UnsupportedError(
-                f"{self.name} writes masks as tokens, whose decoder is a file of its own. Put the published "
+                f"{self.name} writes masks as tokens, whose decoder is a separate file. Put the published "
                 f"{MASK_DECODER_FILE} beside the checkpoint's files, or name it: load(..., masks=PATH)"
             )
         if options.num_return != 1:

@@ -46,7 +46,7 @@ class TextGenerator:
         """Decoding options: the caller's, else the verb's, else the checkpoint's. Raises UsageError."""
         return decoding_options(self.defaults, verb_defaults or {}, options)
 
-    # Networks with a decoder of their own (BLIP).
+    # Networks with their own decoder (BLIP).
 
     def continue_texts(
         self, memory: Encoded, prompts: Sequence[str] | None, keys: Sequence[int], options: Decoding

@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl: every event of a training run, a line each, whole after a kill; TensorBoard beside it."""
+"""RUN/metrics.jsonl: one event of a training run per line, readable after a kill; and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SYNCED = (RunStarted, Evaluated, CheckpointSaved, RunEnded)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:06d}"
 
 
 def read_log(run: Path) -> Iterator[RunEvent]:
-    """The events of RUN/metrics.jsonl in order; of a run that goes on, or was killed, up to the last whole line.
+    """The events of RUN/metrics.jsonl in order; of an unfinished or killed run, up to the last whole line.
 
     Raises SightloopError where there is no log or a line in it is damaged.
     """
@@ -47,7 +47,7 @@ class RunLog:
     """Appends events to RUN/metrics.jsonl; each line is handed to the system at once, and synced at evaluations and
     checkpoints. Folders inside RUN are written relative to it.
 
-    A run that goes on behind step k has `resume_step` k: lines of later steps are cut, and what the run repeats of its
+    A run that resumes after step k has `resume_step` k: lines of later steps are cut, and what the run repeats of its
     start is not written twice. So the log of an interrupted run is that of an unbroken one, but for times.
     """
 
@@ -120,7 +120,7 @@ class RunLog:
             step = 0 if isinstance(event, RunStarted) else event.step
             if step > last:
                 break
-            if isinstance(event, RunEnded):  # this run goes on
+            if isinstance(event, RunEnded):  # this run resumes it
                 continue
             yield from (*waiting, entry)
             self._known.update(map(_without_times, waiting))  # each sample is named once

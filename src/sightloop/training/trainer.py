@@ -278,7 +278,7 @@ def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
 
 
 def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
-    """Writes the result, in place of one that an interrupted run left; with LoRA, the adapter alone beside it."""
+    """Writes the result, in place of one that an interrupted run left; with LoRA, also the adapter alone."""
     if run.recipe.model.lora:
         adapter = run.folder / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)

@@ -185,7 +185,7 @@ class Dataset:
         return self.fingerprints()[0]
 
     def fingerprints(self) -> tuple[str, list[tuple[str, str]]]:
-        """The fingerprint, and for each source (a shard, a table) its name and 16 hex digits of its own content."""
+        """The fingerprint, and for each source (a shard, a table) its name and 16 hex digits of its content's hash."""
         if self._streams:
             raise UsageError("A stream has no fingerprint; convert it to shards or a folder first.")
         digests = [source.digest() for source in self._sources]

@@ -15,6 +15,7 @@ from sightloop.data.datasets.sidecar_files import (
     CAPTION_EXTENSIONS,
     FIELD_EXTENSIONS,
     SIDECAR_EXTENSIONS,
+    fields_of_sidecars,
     find_sidecar,
     read_plain_file,
     sidecar_alias,
@@ -23,7 +24,7 @@ from sightloop.data.datasets.sidecar_files import (
 from sightloop.data.datasets.tables import TableSource
 from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.errors import UsageError
-from sightloop.types import JsonDict, Sample
+from sightloop.types import Sample
 
 MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
 # Tables with a row per image of their folder, as Hugging Face's ImageFolder has them.
@@ -98,16 +99,7 @@ class FolderSource:
         path = os.path.join(self._root, name)
         if not os.path.isfile(path):
             raise ValueError(f"there is no file {path}")
-        text_name, json_name = self._sidecars(path)
-        fields: JsonDict = {}
-        if json_name is not None:
-            fields = schema.json_object(read_plain_file(json_name), os.path.basename(json_name))
-        captions: tuple[str, ...] = ()
-        if text_name is not None:
-            captions = schema.split_captions(read_plain_file(text_name), os.path.basename(text_name))
-        if captions:
-            fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
-            fields["captions"] = captions
+        fields = fields_of_sidecars(*self._sidecars(path))
         label = self._classes.label(name)
         if label is not None:
             fields.setdefault("label", label)

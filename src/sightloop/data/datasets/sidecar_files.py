@@ -15,7 +15,9 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
 
+from sightloop.data.datasets.schema import CAPTION_FIELDS, json_object, split_captions
 from sightloop.data.image_names import is_image_name
+from sightloop.types import JsonDict
 
 SIDECAR_EXTENSIONS = (".txt", ".json")  # that are written
 CAPTION_EXTENSIONS = (".txt", ".caption")  # that are read, in this order
@@ -65,6 +67,28 @@ def find_sidecar(image: str, extensions: Iterable[str], unusual: Mapping[str, st
             if path is not None and _exists(path):
                 return path
     return None
+
+
+def fields_of_sidecars(text_name: str | None, json_name: str | None) -> JsonDict:
+    """Fields of an image's .json file, with the captions of its caption file if that has any.
+
+    Args:
+        text_name: path of the caption file, None without one.
+        json_name: path of the .json file, None without one.
+
+    Raises:
+        ValueError: a file cannot be read; the message is the reason.
+    """
+    fields: JsonDict = {}
+    if json_name is not None:
+        fields = json_object(read_plain_file(json_name), os.path.basename(json_name))
+    captions: tuple[str, ...] = ()
+    if text_name is not None:
+        captions = split_captions(read_plain_file(text_name), os.path.basename(text_name))
+    if captions:
+        fields = {k: v for k, v in fields.items() if k.lower() not in CAPTION_FIELDS}
+        fields["captions"] = captions
+    return fields
 
 
 def read_plain_file(path: str, max_bytes: int = MAX_SIDECAR_BYTES) -> bytes:
