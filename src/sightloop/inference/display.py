@@ -7,7 +7,7 @@ from dataclasses import fields
 from html import escape
 from typing import TYPE_CHECKING
 
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.generate import Decoding
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model

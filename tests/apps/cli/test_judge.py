@@ -1,4 +1,4 @@
-"""`match` over datasets, and `--out` of ask, classify and match: worst first, resumed, warned, nothing loaded in vain."""
+"""`match` over datasets, and `--out` of ask, classify and match: worst first, resumed, warned, nothing in vain."""
 
 from __future__ import annotations
 
