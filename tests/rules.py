@@ -47,10 +47,24 @@ ROOMS: dict[str, set[str]] = {
     "search": CONTRACTS | DATA - {"data.text"} | {"inference", "reports"},
     # sightloop/__init__.py, which hands out what the rooms make.
     "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "search", "training"},
+    "apps.web": set(),
+    "apps.server": CONTRACTS
+    | {
+        "",
+        "annotation",
+        "apps.web",
+        "checkpoints",
+        "data",
+        "data.datasets",
+        "data.images",
+        "inference",
+        "search",
+    },
     "apps.cli": CONTRACTS
     | {
         "",
         "annotation",
+        "apps.server",
         "capfilt",
         "checkpoints",
         "data.datasets",
@@ -63,7 +77,6 @@ ROOMS: dict[str, set[str]] = {
     "apps.demo": CONTRACTS
     | DATA - {"data.text"}
     | {"annotation", "apps.cli", "checkpoints", "inference", "reports"},
-    "apps.web": set(),
     "__main__": {"apps.cli"},
 }
 

@@ -20,7 +20,7 @@ from sightloop.inference.explanation import HeatMap, enlarge
 from sightloop.inference.model import Model
 from sightloop.nn.attention import Attention
 from sightloop.nn.prepack import pack, unpack
-from sightloop.tasks.match import grad_cam
+from sightloop.tasks.text_scores import grad_cam
 from sightloop.types import Encoded, ImageSpec
 from tests.tiny_checkpoints.clip_and_blip import write_clip
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sightloop.data.atomic import atomic_path
+from sightloop.data.atomic import atomic_path, check_regular
 from sightloop.data.datasets.schema import json_text
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict
@@ -28,6 +28,7 @@ def check_table_path(path: Path) -> None:
         raise UsageError(f"--out {path}: this is a folder; name a file.")
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
+    check_regular(path)
     if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise UsageError(f"--out {path}: needs pyarrow (pip install pyarrow), or name a .jsonl or .csv file.")
 

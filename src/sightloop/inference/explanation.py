@@ -25,7 +25,7 @@ from sightloop.errors import UnsupportedError, UsageError
 from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.matching import TokenizedTexts
 from sightloop.protocols import Embedder, Explainable, Matcher, PatchAttention, require
-from sightloop.tasks.match import grad_cam
+from sightloop.tasks.text_scores import grad_cam
 from sightloop.types import Box, Encoded, Floats32, ImageSource, ImageSpec, Integers, Pixels, Size
 
 ExplainedScore: TypeAlias = Literal["match", "similarity"]

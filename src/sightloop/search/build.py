@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
 Action: TypeAlias = Literal["added", "changed", "moved", "updated", "removed"]
-_COMMIT_IMAGES = 256
-_COMMIT_SECONDS = 20.0
+_COMMIT_IMAGES = 1_024
+_COMMIT_SECONDS = 5.0
+_FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
+_WAITING_EVENTS = 1_024
 _TEXT_FIELDS = ("captions", "texts", "labels", "regions", "extra")
 _DERIVED = ("caption_keys", "label_keys", "words", "grams")
 
@@ -49,8 +51,8 @@ class BuildOptions:
         workers: decoders.
         isolate: decode in child processes, which a hostile file may take down without harm to this one.
         limits: bounds on each image.
-        commit_images: images in a batch, which is committed whole.
-        commit_seconds: seconds after which a batch that is not full is committed too.
+        commit_images: greatest number of images in a batch, which is committed whole.
+        commit_seconds: seconds after which a smaller batch is committed; after 2 seconds one of 64 images is.
     """
 
     workers: int = 2
@@ -191,11 +193,13 @@ class Builder:
             with_pixels.close()
 
     def _is_due(self) -> bool:
+        """Whether to commit: often enough that a kill costs seconds, seldom enough that commits cost nothing."""
         changes = sum(map(len, self._rows.values())) + len(self._updates)
         if not changes:
-            return len(self._waiting) >= _COMMIT_IMAGES
-        late = time.monotonic() - self._last_commit > self._options.commit_seconds
-        return changes >= self._options.commit_images or late
+            return len(self._waiting) >= _WAITING_EVENTS
+        seconds, options = time.monotonic() - self._last_commit, self._options
+        few = changes >= _FEW_IMAGES and seconds > _FEW_SECONDS
+        return few or changes >= options.commit_images or seconds > options.commit_seconds
 
     def _read(
         self, entries: Iterable[Entry | Failed]

@@ -90,9 +90,10 @@ class Background:
         columns = np.array([self._numbers.get(identity, -2) for identity in ids], np.int64)
         counted = (self._owner[:, None] != columns) & (self._owner != own_number)[:, None]  # [m, k]
         vectors = images if images.ndim == 3 else images[:, None]  # [k, q, d]
-        others = np.einsum("md,kqd->mkq", self.vectors, vectors, optimize=True).max(axis=2, initial=-1.0)
-        powers = np.where(counted, np.exp(_INVERSE_TEMPERATURE * others.astype(np.float64)), 0)
-        means = powers.sum(axis=0) / np.maximum(counted.sum(axis=0), 1)
+        others = self.vectors @ vectors.reshape(-1, vectors.shape[-1]).T  # [m, k * q]
+        others = others.reshape(len(self), *vectors.shape[:2]).max(axis=2, initial=-1.0)
+        powers = np.exp(_INVERSE_TEMPERATURE * others) * counted
+        means = powers.sum(axis=0, dtype=np.float64) / np.maximum(counted.sum(axis=0), 1)
         least = np.exp(-_INVERSE_TEMPERATURE)
         return _INVERSE_TEMPERATURE * cosines.astype(np.float64) - np.log(np.maximum(means, least))
 

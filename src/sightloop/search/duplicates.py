@@ -36,11 +36,7 @@ from sightloop.types import Done, Event, Failed, Floats32, JsonDict
 _THUMBNAIL = 240  # pixels
 _SHOWN = 200  # clusters with images on the page
 _SHOWN_IMAGES = 12  # of a cluster
-_PLURALS: dict[DuplicateKind, str] = {
-    "identical": "identical images",
-    "copy": "copies",
-    "look-alike": "look-alikes",
-}
+_PLURALS = ("identical images", "copies", "look-alikes")  # of `KINDS`
 _IN_NOTEBOOK = 8  # clusters
 _EMBEDDED_AT_ONCE = 4096
 _STYLE = (
@@ -93,8 +89,9 @@ class DuplicateReport:
     @property
     def summary(self) -> str:
         """One line: how many images in how many clusters, by kind, and what was not searched."""
-        counts = {kind: sum(kind in cluster.kinds for cluster in self.clusters) for kind in KINDS}
-        kinds = ", ".join(f"{count:,} with {_PLURALS[kind]}" for kind, count in counts.items() if count)
+        counts = [sum(kind in cluster.kinds for cluster in self.clusters) for kind in KINDS]
+        plurals = zip(counts, _PLURALS, strict=True)
+        kinds = ", ".join(f"{count:,} with {plural}" for count, plural in plurals if count)
         inside = sum(len(cluster.images) for cluster in self.clusters)
         text = f"{len(self.found.images):,} images: "
         text += f"{inside:,} in {len(self):,} clusters ({kinds})" if self.clusters else "no duplicates"

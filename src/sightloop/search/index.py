@@ -22,7 +22,7 @@ from sightloop.search.hits import Hits
 from sightloop.search.lance import LanceStore
 from sightloop.search.no_match import NoMatch, apply_cut
 from sightloop.search.outside import OutsideRows, add_outside
-from sightloop.search.query import Encoder, Query, Searcher, SpaceSample
+from sightloop.search.query import Query, Searcher, SpaceSample
 from sightloop.search.rows import (
     PUBLIC_COLUMNS,
     Table,
@@ -347,7 +347,7 @@ class Index:
             lambda: self._text_mean(space),
         )
 
-    def encoder(self, space: VectorSpace) -> Encoder:
+    def encoder(self, space: VectorSpace) -> ModelEncoder:
         """The model of a space with its judge."""
         return self._encoder(space)
 

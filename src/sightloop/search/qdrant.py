@@ -133,7 +133,7 @@ class QdrantStore:
 
         operations: list[Any] = []
         for payload in rows.to_pylist():
-            points = [_point_id(payload["id"])]
+            points: list[Any] = [_point_id(payload["id"])]
             payload = _with_labels(payload)
             operations.append(
                 models.SetPayloadOperation(set_payload=models.SetPayload(payload=payload, points=points))
@@ -151,7 +151,8 @@ class QdrantStore:
         from qdrant_client import models
 
         if ids:
-            chosen = models.PointIdsList(points=[_point_id(name) for name in ids])
+            points: list[Any] = [_point_id(name) for name in ids]
+            chosen = models.PointIdsList(points=points)
             self._client.delete(self._collection, points_selector=chosen, wait=True)
 
     def scan(
@@ -267,7 +268,7 @@ def _vector_params(space: VectorSpace) -> Any:
     )
 
 
-def _point_id(name: str) -> str:
+def _point_id(name: str) -> int | str:
     return str(uuid.uuid5(_NAMESPACE, name))
 
 
@@ -324,7 +325,7 @@ def _filter(where: Filter) -> Any:
     """The filter as Qdrant's conditions."""
     from qdrant_client import models
 
-    clauses = [
+    clauses: Any = [
         models.Filter(should=[models.Filter(must=[_condition(each) for each in some]) for some in clause])
         for clause in where.clauses
     ]
@@ -341,8 +342,9 @@ def _condition(condition: Condition) -> Any:
     key = condition.column
     value: Any = condition.value
     if condition.operator == "in":
-        names = value if isinstance(value, tuple) else (str(value),)
-        return models.HasIdCondition(has_id=[_point_id(name) for name in names])
+        names: tuple[str, ...] = value
+        points: list[Any] = [_point_id(name) for name in names]
+        return models.HasIdCondition(has_id=points)
     if condition.operator in ("!=", "!~"):
         opposite = Condition(key, "=" if condition.operator == "!=" else "~", value)
         # A row without the field matches no comparison, as in SQL.

@@ -15,13 +15,13 @@ from sightloop.search.calibration import check_cut
 from sightloop.search.exact import top_rows
 from sightloop.search.filters import Filter, ids_filter
 from sightloop.search.hits import Hit, Hits
-from sightloop.search.keywords import fuse_ranks, matched_words
+from sightloop.search.keywords import WORDS_WEIGHT, fuse_ranks, matched_words
 from sightloop.search.rows import PUBLIC_COLUMNS, unit_vectors, vectors_of
 from sightloop.search.store import Found, Store, VectorSpace
 from sightloop.types import Floats32, ImageSource, JsonDict
 
 _WITHOUT = re.compile(r"^(.*?)[,;]?\s+(?:without|with no|but no)\s+(?:any\s+)?(.+)$", re.IGNORECASE)
-_POOL = 200  # candidates of fusion and of negative text
+_POOL = 500  # candidates of fusion and of negative text
 _TRIES = 4
 _SAMPLE_ROWS = 4_096  # of the index, for its mean and for the spread of cosines
 
@@ -224,7 +224,7 @@ class Searcher:
         if query.without is not None and vector is not None:
             rankings[0] = self._without(query.without, rankings[0], cosines, rows, vector)
         if len(rankings) > 1:
-            scores: Mapping[str, float] = fuse_ranks(rankings)
+            scores: Mapping[str, float] = fuse_ranks(rankings, (1.0, WORDS_WEIGHT))
         elif vector is None:
             scores = dict(zip(by_words, word_scores, strict=True))
         else:
@@ -266,14 +266,14 @@ class Searcher:
         rows: Mapping[str, JsonDict],
         vector: Floats32,
     ) -> list[str]:
-        """A ranking in which images that the negative text fits better than most fall behind."""
+        """A ranking by how far the text stands out less how far the negative text does, both in units of spread."""
         negative = self.encoder().embed_text(text)
         result = self.store.nearest(self.space, negative, len(ranking), ids_filter(ranking), ["id"])
         against = dict(zip(result.rows["id"].to_pylist(), result.scores.tolist(), strict=True))
         own = np.array([cosines[name] for name in ranking], np.float32)
         other = np.array([against.get(name, 0.0) for name in ranking], np.float32)
         sample = self.sample()
-        scores = sample.standardized(vector, own) - np.maximum(0, sample.standardized(negative, other))
+        scores = sample.standardized(vector, own) - sample.standardized(negative, other)
         return [ranking[i] for i in top_rows(scores.astype(np.float32), len(ranking))]
 
     def _reranked(self, query: Query, hits: list[Hit]) -> list[Hit]:

@@ -24,6 +24,7 @@ from sightloop.apps.cli import (
     models,
     regions,
     search,
+    serve,
     synthetic,
     train,
     verbs,
@@ -132,6 +133,7 @@ _MODULES = (
     convert,
     evaluate,
     models,
+    serve,
     synthetic,
     train,
 )

@@ -62,7 +62,7 @@ class TableRun:
         output: TableOptions,
         runtime: RuntimeOptions,
         rows: OutputTable,
-        process: Callable[[Model], tuple[Verb[T], Shown[T]]],
+        process: Callable[[Model], tuple[Verb[T], RowMaker[T]]],
     ) -> int:
         """Applies the command to every image that FILE lacks; the exit status.
 
@@ -126,14 +126,18 @@ class TableRun:
 
 
 Verb = Callable[[list[Pixels]], Sequence[T]]
-Shown = Callable[[str, T], tuple[Sequence[JsonMapping], Sequence[JsonMapping]]]
+RowMaker = Callable[[str, T], tuple[Sequence[JsonMapping], Sequence[JsonMapping]]]
 
 
 def _reported(
     inputs: Iterator[str | Skipped | Failed], progress: ProgressReporter, table: ResultTable | None
 ) -> Iterator[str | Skipped | Failed]:
-    """The inputs, each event reported."""
+    """The inputs, each event reported; a file that does not start like an image is one that failed."""
+    from sightloop.annotation.inputs import not_an_image
+
     for item in inputs:
+        if isinstance(item, str) and (reason := not_an_image(item)):
+            item = Failed(item, reason)
         if not isinstance(item, str):
             progress.event(item)
             if table is not None and isinstance(item, Skipped):

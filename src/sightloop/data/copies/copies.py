@@ -152,6 +152,8 @@ class CopySet:
             pair, match = pairs[start : start + _PAIRS_AT_ONCE], matches[start : start + _PAIRS_AT_ONCE]
             first, second = np.divmod(pair, len(other._rows))
             chosen = wanted(self._rows[first], other._rows[second])
+            if not chosen.any():
+                continue
             first, second, match = first[chosen], second[chosen], match[chosen]
             match, window = np.divmod(match, len(image_hash.WINDOWS))
             cost, orientation = np.divmod(match, image_hash.ORIENTATIONS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from sightloop.data.images.decode import upright_size
 from sightloop.types import Floats32, Integers
 
 DuplicateKind: TypeAlias = Literal["identical", "copy", "look-alike"]
-KINDS: tuple[DuplicateKind, ...] = get_args(DuplicateKind)
+KINDS: tuple[DuplicateKind, ...] = ("identical", "copy", "look-alike")
 KeepRule: TypeAlias = Literal["best", "oldest", "first"]
 # Rows -> digests of their pixels (`image_hash.pixels_digest`), without those that cannot be read.
 PixelDigests: TypeAlias = "Callable[[Sequence[int]], Mapping[int, bytes]]"

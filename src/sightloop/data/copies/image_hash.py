@@ -192,7 +192,8 @@ def _weights(count: int) -> Floats32:
 
 def _flat(frequencies: Floats32) -> Floats32:
     """Unit vectors of frequencies `[n, c, c]` without the constant one: `[n, c^2 - 1]`."""
-    vectors = frequencies.reshape(len(frequencies), -1)[:, 1:]
+    count = frequencies.shape[-1]
+    vectors = frequencies.reshape(len(frequencies), count * count)[:, 1:]
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
