@@ -164,7 +164,9 @@ def _judge(source: str, output: MatchOutput, runtime: RuntimeOptions) -> int:
                     progress.event(event)
         judged = table.finish(lambda entries: judging.arrange_judgments(entries, threshold)) or []
         _report(judged, progress, runtime, output.out)
-        if output.explain is not None and model is not None:
+        if output.explain is not None and model is None:
+            print_message("no maps: no caption was judged in this run.")
+        elif output.explain is not None and model is not None:
             _explain_worst(output.explain, model, dataset, judged, listed)
     return progress.status
 
