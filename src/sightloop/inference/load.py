@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import BUNDLED
-from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
 from sightloop.checkpoints.lora import load_lora
 from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, load_mask_decoder
@@ -21,6 +20,7 @@ from sightloop.checkpoints.registry import (
     WeightHook,
     as_tuples,
     build_network,
+    check_config,
     config_from_dict,
     recognize,
     unwrap,

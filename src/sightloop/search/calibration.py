@@ -192,17 +192,17 @@ def log_odds(probabilities: Floats32) -> Floats:
 
 
 def verdict(null: NullScores, score: float, cut: float) -> tuple[bool, str]:
-    """Whether something was found at a promised rate of false finds, and a sentence that says what that is worth."""
+    """Whether something was is_match at a promised rate of false finds, and a sentence that says what that is worth."""
     p = null.p_value(score)
-    found = p <= cut
+    is_match = p <= cut
     missed = null.missed(cut)
     cost = (
         "how many real finds it refuses is unknown: the background texts have no images here"
         if missed is None
         else f"it refuses {100 * missed:.0f} % of texts whose image is there"
     )
-    words = "p" if found else "nothing here shows that: p"
-    return found, (
+    words = "p" if is_match else "nothing here shows that: p"
+    return is_match, (
         f"{words} = {p:.3f} by {null.kind.upper()}; a cut of {cut:g} promises at most {100 * cut:g} % false finds for "
         f"queries like the {len(null.absent):,} background texts ({null.source}); {cost}"
     )

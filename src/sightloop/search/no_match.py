@@ -217,8 +217,8 @@ def apply_cut(hits: Hits, text: str, vector: Floats32, cut: float, no_match: NoM
             "name a file with --background",
         )
     null, bank = calibrated
-    found, words = verdict(null, no_match.score(text, vector, bank), cut)
-    return replace(hits, hits=hits.hits if found else (), note=words)
+    is_match, words = verdict(null, no_match.score(text, vector, bank), cut)
+    return replace(hits, hits=hits.hits if is_match else (), note=words)
 
 
 def _lines(file: Path) -> list[str]:

@@ -213,6 +213,18 @@ def test_a_stream_that_fails_or_is_left_ends(scheduler: Scheduler) -> None:
     assert len(steps) <= count + 1
 
 
+def test_bodies_have_room_together() -> None:
+    admission = Admission(6, 2, room=100)
+    for client in "ab":
+        admission.enter(client)
+    admission.take(60)
+    with pytest.raises(ApiError) as caught:
+        admission.take(41)
+    assert caught.value.status_code == 503
+    admission.leave("a", 60)
+    admission.take(100)
+
+
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), max_size=60))
 def test_admission_counts_and_keeps_places_for_newcomers(steps: list[tuple[str, bool]]) -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sightloop.data.copies.learned_images import digest_of_image
 from sightloop.data.datasets.coco import CocoSource
 from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
@@ -25,7 +26,6 @@ from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
 from sightloop.data.datasets.yolo_yaml import open_yolo_file
 from sightloop.data.images.decode import read_file
-from sightloop.data.learned_images import digest_of_image
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
@@ -186,7 +186,7 @@ class Dataset:
         return selection
 
     def image_digests(self) -> Iterator[bytes]:
-        """Short digests of the encoded images (`data.learned_images`), in order; b"" for those that cannot be read."""
+        """Short digests of the encoded images (`data.copies.learned_images`), in order; b"" for unreadable ones."""
         for index in range(len(self)):
             try:
                 image = self[index].image
