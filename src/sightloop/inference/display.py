@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from sightloop.tasks.generate import Decoding
-
-if TYPE_CHECKING:
-    from sightloop.inference.model import Model
+from sightloop.types import ImageSpec
 
 # Verb -> its capability, where the names differ; the others are called as what they do.
 _CAPABILITY_OF = {"read_text": "read", "embed_images": "embed", "embed_texts": "embed"}
@@ -20,7 +18,24 @@ _VERBS = frozenset(
 )
 
 
-def model_html(model: Model) -> str:
+class ShownModel(Protocol):
+    """What of a model is shown."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def capabilities(self) -> frozenset[str]: ...
+    @property
+    def image_spec(self) -> ImageSpec: ...
+    @property
+    def device(self) -> object: ...
+    @property
+    def dtype(self) -> object: ...
+
+
+def model_html(model: ShownModel) -> str:
     """A table of one row: name, family, what it can do, image size, device and precision."""
     height, width = model.image_spec.crop or model.image_spec.resize or (0, 0)
     cells = {
@@ -35,7 +50,7 @@ def model_html(model: Model) -> str:
     return f"<table><tr>{head}</tr><tr>{body}</tr></table>"
 
 
-def public_names(model: Model) -> list[str]:
+def public_names(model: ShownModel) -> list[str]:
     """Public names of a model, without the verbs that it lacks, for completion."""
     can = model.capabilities | ({"explain"} if model.capabilities & {"match", "similarity"} else set[str]())
     lacking = {verb for verb in _VERBS if _CAPABILITY_OF.get(verb, verb) not in can}
