@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 # Where the resized image would have more pixels than this, only the window of the crop is computed: for strips of
 # 84:1 and more at 224.
 _WINDOW_FROM: Final = 1 << 22
-# Larger images are resized by Pillow: torch would need 16 bytes per pixel, four times as many.
-_TORCH_UP_TO: Final = 1 << 22
 
 
 def preprocess(
@@ -229,8 +227,7 @@ def _resize_packed(
     values = None
     if not _is_window_only(window, spec):
         _check_resized(name, window, limits)
-        if array.shape[0] * array.shape[1] <= _TORCH_UP_TO:
-            values = resample.resize_torch(array, window, spec.interpolation, last_exact)
+        values = resample.resize_torch(array, window, spec.interpolation, last_exact)
     if values is None:
         return _resize(name, Image.fromarray(np.ascontiguousarray(array[:, :, :3])), spec, limits)
     return _pad_to_crop(values, spec)
