@@ -9,6 +9,7 @@ from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
 
 from sightloop.errors import ImageError
+from sightloop.tasks.batch_size import BatchSize, BatchSizer
 from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped
 
 T = TypeVar("T")
@@ -39,16 +40,20 @@ class LoaderConfig:
     """Settings of image loading.
 
     Attributes:
-        batch_size: Images in one call of the model.
+        batch_size: Images in one call of the model, or what finds their number while it runs.
         workers: Parallel decoders.
         isolate: Decode in worker processes, so that a crash of a decoder does not end the run.
         limits: Largest image that is decoded.
     """
 
-    batch_size: int = 8
+    batch_size: BatchSize | BatchSizer = 8
     workers: int = 2
     isolate: bool = True
     limits: Limits = field(default_factory=Limits)
+
+    def sizer(self) -> BatchSizer:
+        """What finds the size of the batches."""
+        return self.batch_size if isinstance(self.batch_size, BatchSizer) else BatchSizer(self.batch_size)
 
 
 def run(
@@ -63,14 +68,15 @@ def run(
         readers: One for each preprocessing that `verb` needs, usually one model.
         inputs: Image paths; `Skipped` and `Failed` are passed on.
         verb: Called with one list of `Pixels` for each reader, all of one length of at most `loader.batch_size`;
-            returns one value for each image. Its errors (out of memory, for example) are not caught.
+            returns one value for each image. Where memory runs out it is called again with half of them. Its other
+            errors are not caught.
         loader: Batch size and image reading.
     """
-    iterator = iter(inputs)
+    iterator, sizer = iter(inputs), loader.sizer()
     for item in iterator:
         if isinstance(item, str):
             session = _Session(item, iterator)
-            yield from _batches(session.results(readers, loader), verb, loader.batch_size)
+            yield from _batches(session.results(readers, loader), verb, sizer)
         else:
             yield item
 
@@ -134,7 +140,7 @@ class _Session:
 
 
 def _batches(
-    results: Iterator[_ReadImage | Skipped | Failed], verb: Callable[..., Sequence[T]], batch_size: int
+    results: Iterator[_ReadImage | Skipped | Failed], verb: Callable[..., Sequence[T]], sizer: BatchSizer
 ) -> Iterator[Event[T]]:
     """Collects readable images, with the events between them, until a batch is full."""
     pending: list[_PreparedImage | Skipped | Failed] = []  # in input order
@@ -144,10 +150,10 @@ def _batches(
             item = _pixels_or_failure(*result) if isinstance(result, tuple) else result
             pending.append(item)
             images += isinstance(item, tuple)
-            if images == batch_size or images == 0:
-                yield from _process(pending, verb)
+            if images >= sizer.size or images == 0:
+                yield from _process(pending, verb, sizer)
                 pending, images = [], 0
-        yield from _process(pending, verb)
+        yield from _process(pending, verb, sizer)
     finally:
         if isinstance(results, Generator):
             results.close()
@@ -163,15 +169,17 @@ def _pixels_or_failure(name: str, results: tuple[Pixels | ImageError, ...]) -> _
 
 
 def _process(
-    pending: list[_PreparedImage | Skipped | Failed], verb: Callable[..., Sequence[T]]
+    pending: list[_PreparedImage | Skipped | Failed], verb: Callable[..., Sequence[T]], sizer: BatchSizer
 ) -> Iterator[Event[T]]:
     """Calls `verb` once for the pending images and yields all pending events in order."""
     images = [item[1] for item in pending if isinstance(item, tuple)]
-    values: Iterator[T] = iter(())
-    if images:
-        results = verb(*(list(column) for column in zip(*images, strict=True)))
-        if len(results) != len(images):
-            raise RuntimeError(f"the verb returned {len(results)} values for {len(images)} images")
-        values = iter(results)
+
+    def call(part: Sequence[tuple[Pixels, ...]]) -> Sequence[T]:
+        results = verb(*(list(column) for column in zip(*part, strict=True)))
+        if len(results) != len(part):
+            raise RuntimeError(f"the verb returned {len(results)} values for {len(part)} images")
+        return results
+
+    values = iter(sizer.run(call, images))
     for item in pending:
         yield Done(item[0], next(values)) if isinstance(item, tuple) else item

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
 from sightloop.errors import UsageError
+from sightloop.tasks.batch_size import BatchSize
 from sightloop.tasks.generate import Decoding
 from sightloop.types import JsonDict
 
@@ -45,8 +46,8 @@ class CapFiltOptions:
         threads: CPU threads of each worker; None for PyTorch's default.
         engine: "local" for processes of this machine, "ray" for actors of a Ray cluster.
         workers: Number of workers, each with its own copy of the models.
-        batch_size: Decoded images that a worker holds ready for its models; None for `group`. It has no effect on
-            results.
+        batch_size: Decoded images that a worker holds ready for its models; None for `group`, "auto" for 64. It has no
+            effect on results.
         readers: Decoder processes of each worker.
         isolate: Decode in separate processes, so that an image that crashes a decoder does not end the worker.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -73,7 +74,7 @@ class CapFiltOptions:
     threads: int | None = None
     engine: EngineName = "local"
     workers: int = 1
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     readers: int = 2
     isolate: bool = True
     device: str = "auto"
@@ -97,7 +98,7 @@ class CapFiltOptions:
         counts = "top captions num_beams block group threads workers batch_size readers max_pixels"
         for name in counts.split():
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.mode == "captioner-only" and self.keep != "matching":
             raise UsageError(f"keep={self.keep!r}: mode captioner-only filters nothing; use mode both")

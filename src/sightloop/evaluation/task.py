@@ -12,6 +12,7 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
 from sightloop.inference.model import Model
+from sightloop.tasks.batch_size import BatchSize
 from sightloop.types import JsonDict, JsonMapping, Pixels, Sample
 
 Events: TypeAlias = PredictionEvents
@@ -28,7 +29,7 @@ class EvalOptions:
         seed: of the drawn samples, mismatched pairs, folds and resampled sets.
         device: as in `load`.
         dtype: as in `load`.
-        batch_size: images per forward pass; None: that of the model.
+        batch_size: images per forward pass, or "auto": as many as fit the memory; None: that of the model.
         workers: of the image reader, as in `Model.read`.
         isolate: decode in child processes, as in `Model.read`.
         decoding: fields of `tasks.generate.Decoding` (captions, vqa).
@@ -50,7 +51,7 @@ class EvalOptions:
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     workers: int = 2
     isolate: bool = True
     decoding: JsonMapping = field(default_factory=JsonDict)

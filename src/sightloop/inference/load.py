@@ -30,7 +30,7 @@ from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
-from sightloop.inference.malloc import give_back_freed_memory
+from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches
 from sightloop.inference.model import Model
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
@@ -98,6 +98,8 @@ def load(
             pack(network)
         else:
             _move(network, where)
+    if where.type == "cpu":
+        keep_between_batches()
     return Model(
         masks=_masks(located, network, masks),
         name=located.name,

@@ -29,6 +29,7 @@ from sightloop.inference.text_generation import (
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
 from sightloop.tasks import embed
+from sightloop.tasks.batch_size import BatchSize, BatchSizer
 from sightloop.tasks.finite import require_finite
 from sightloop.tasks.generate import Decoding
 from sightloop.types import (
@@ -87,7 +88,8 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once; memory depends on it, results do not.
+        batch_size: images at once, or "auto": as many as fit the memory (`tasks.batch_size.BatchSizer`). Memory
+            depends on it, results do not.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
     """
@@ -99,17 +101,25 @@ class Model:
     image_spec: ImageSpec
     device: torch.device
     dtype: torch.dtype
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
+    _sizer: BatchSizer | None = field(default=None, repr=False)
 
-    # Its three parts.
+    # Its parts.
+
+    @property
+    def sizer(self) -> BatchSizer:
+        """What finds the size of batches, one for each value of `batch_size`."""
+        if self._sizer is None or self._sizer.given != self.batch_size:
+            self._sizer = BatchSizer(self.batch_size, self.device)
+        return self._sizer
 
     @property
     def preprocessor(self) -> Preprocessor:
         """Reader of images."""
-        return Preprocessor(self.image_spec, self.batch_size)
+        return Preprocessor(self.image_spec, self.sizer)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -456,8 +466,8 @@ class Model:
     def _image_embeddings(self, images: ImageInput) -> Iterator[Tensor]:
         network = require(self.network, Embedder)
         for batch in self.preprocessor.batches(images):
-            vectors = embed.embed_images(network, self.encode(batch))
-            yield require_finite(vectors, "image embeddings", self.dtype)
+            vectors = self.sizer.run(lambda part: [*embed.embed_images(network, self.encode(part))], batch)
+            yield require_finite(torch.stack(vectors), "image embeddings", self.dtype)
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:
         return self.tokenize(texts).embed(require(self.network, Embedder))

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
-from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name
+from sightloop.apps.cli.options import BatchSizeOption, Dtype, check_at_least, integer, option_name
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
@@ -105,9 +105,9 @@ class ExecutionOptions:
     workers: Annotated[int, Parameter(converter=integer)] = 1
     """Processes, each with its own copy of the models."""
 
-    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
-    """Images that each worker decodes ahead, rounded up to a multiple of --group. Changes speed and memory, not
-    results. Default: --group."""
+    batch_size: BatchSizeOption = None
+    """Images that each worker decodes ahead, rounded up to a multiple of --group; auto: 64, or as many as fit 256 MB.
+    Changes speed and memory, not results. Default: --group."""
 
     group: Annotated[int | None, Parameter(converter=integer)] = None
     """Images per forward pass. Changes the last digits of scores. Default: 8 on a CPU, 32 on a GPU."""
@@ -230,7 +230,7 @@ def _check(
     for name in ("top", "captions", "num_beams", "max_tokens"):
         check_at_least(option_name(name), getattr(texts, name), 1)
     for name in ("block", "workers", "readers", "batch_size", "group", "threads", "max_pixels"):
-        if (value := getattr(execution, name)) is not None:
+        if isinstance(value := getattr(execution, name), int):
             check_at_least(option_name(name), value, 1)
     if texts.mode != "filter-only" and not re.match(r"https?://", captioner):
         check_capability(captioner, "caption")

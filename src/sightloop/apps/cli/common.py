@@ -133,7 +133,7 @@ def loader_config(runtime: RuntimeOptions, model: Model) -> LoaderConfig:
     from sightloop.annotation.runner import LoaderConfig
     from sightloop.types import Limits
 
-    return LoaderConfig(model.batch_size, runtime.workers, limits=Limits(max_pixels=runtime.max_pixels))
+    return LoaderConfig(model.sizer, runtime.workers, limits=Limits(max_pixels=runtime.max_pixels))
 
 
 def report_without_images(activity: str, inputs: ImageInputs) -> int:

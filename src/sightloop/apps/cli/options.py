@@ -27,6 +27,18 @@ def integer(_type: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is not an integer") from None
 
 
+def batch_size_of(_type: object, tokens: Sequence[Token]) -> int | Literal["auto"]:
+    """Converter of cyclopts for a number of images or auto.
+
+    Raises:
+        ValueError: The token is neither.
+    """
+    return "auto" if tokens[0].value == "auto" else integer(int, tokens)
+
+
+BatchSizeOption: TypeAlias = Annotated[
+    int | Literal["auto"] | None, Parameter(converter=batch_size_of, metavar="N|auto")
+]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 RegionOption: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
@@ -61,8 +73,9 @@ class RuntimeOptions:
     """LoRA adapter, such as the adapter/ of a training run, merged into the weights; excludes --quantize. Default:
     none."""
 
-    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
-    """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
+    batch_size: BatchSizeOption = None
+    """Images per forward pass, or auto: as many as fit the memory. Changes speed and memory, not results. Default: 8 on
+    a CPU, 32 on a GPU."""
 
     workers: Annotated[int, Parameter(converter=integer)] = 2
     """Processes that decode and preprocess images."""
@@ -80,7 +93,7 @@ class RuntimeOptions:
 
     def check(self) -> None:
         """Raises `UsageError` for values out of range."""
-        if self.batch_size is not None:
+        if isinstance(self.batch_size, int):
             check_at_least("--batch-size", self.batch_size, 1)
         check_at_least("--workers", self.workers, 1)
         check_at_least("--max-pixels", self.max_pixels, 1)

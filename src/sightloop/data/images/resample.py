@@ -397,7 +397,11 @@ def sums_bytes() -> bool:
     weights = torch.tensor([1024, -37, 2048, 5, 1, -1023, 77, 512], dtype=torch.float32) / 2048
     try:
         sums = _sum_bytes(rows, index, begins, weights)
-    except (AttributeError, RuntimeError, TypeError):  # an operator that is absent, not built, or has other arguments
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ):  # an operator that is absent, not built, or has other arguments
         return False
     expected = torch.nn.functional.embedding_bag(
         index, rows[:, :-8].float(), begins, mode="sum", per_sample_weights=weights
