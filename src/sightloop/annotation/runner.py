@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
@@ -44,12 +45,14 @@ class LoaderConfig:
         workers: Parallel decoders.
         isolate: Decode in worker processes, so that a crash of a decoder does not end the run.
         limits: Largest image that is decoded.
+        parallel: Calls of the verb at once, each on a thread: one for each device of a `inference.pool.ModelPool`.
     """
 
     batch_size: BatchSize | BatchSizer = 8
     workers: int = 2
     isolate: bool = True
     limits: Limits = field(default_factory=Limits)
+    parallel: int = 1
 
     def sizer(self) -> BatchSizer:
         """What finds the size of the batches."""
@@ -76,7 +79,7 @@ def run(
     for item in iterator:
         if isinstance(item, str):
             session = _Session(item, iterator)
-            yield from _batches(session.results(readers, loader), verb, sizer)
+            yield from _batches(session.results(readers, loader), verb, sizer, loader.parallel)
         else:
             yield item
 
@@ -140,9 +143,38 @@ class _Session:
 
 
 def _batches(
-    results: Iterator[_ReadImage | Skipped | Failed], verb: Callable[..., Sequence[T]], sizer: BatchSizer
+    results: Iterator[_ReadImage | Skipped | Failed],
+    verb: Callable[..., Sequence[T]],
+    sizer: BatchSizer,
+    parallel: int,
 ) -> Iterator[Event[T]]:
-    """Collects readable images, with the events between them, until a batch is full."""
+    """Processes batches, up to `parallel` at once, and yields their events in input order."""
+    batches = _collect(results, sizer)
+    try:
+        if parallel == 1:
+            for batch in batches:
+                yield from _process(batch, verb, sizer)
+            return
+        with ThreadPoolExecutor(parallel, thread_name_prefix="sightloop-device") as pool:
+            working: deque[Future[list[Event[T]]]] = deque()
+            try:
+                for batch in batches:
+                    working.append(pool.submit(_process, batch, verb, sizer))
+                    if len(working) > parallel:  # one more than there are devices waits, so that none does
+                        yield from working.popleft().result()
+                while working:
+                    yield from working.popleft().result()
+            finally:
+                for future in working:
+                    future.cancel()
+    finally:
+        batches.close()
+
+
+def _collect(
+    results: Iterator[_ReadImage | Skipped | Failed], sizer: BatchSizer
+) -> Generator[list[_PreparedImage | Skipped | Failed], None, None]:
+    """Batches of readable images, with the events between them; events before any image by themselves."""
     pending: list[_PreparedImage | Skipped | Failed] = []  # in input order
     images = 0  # in pending
     try:
@@ -151,9 +183,10 @@ def _batches(
             pending.append(item)
             images += isinstance(item, tuple)
             if images >= sizer.size or images == 0:
-                yield from _process(pending, verb, sizer)
+                yield pending
                 pending, images = [], 0
-        yield from _process(pending, verb, sizer)
+        if pending:
+            yield pending
     finally:
         if isinstance(results, Generator):
             results.close()
@@ -170,8 +203,8 @@ def _pixels_or_failure(name: str, results: tuple[Pixels | ImageError, ...]) -> _
 
 def _process(
     pending: list[_PreparedImage | Skipped | Failed], verb: Callable[..., Sequence[T]], sizer: BatchSizer
-) -> Iterator[Event[T]]:
-    """Calls `verb` once for the pending images and yields all pending events in order."""
+) -> list[Event[T]]:
+    """Calls `verb` for the pending images; all pending events in order."""
     images = [item[1] for item in pending if isinstance(item, tuple)]
 
     def call(part: Sequence[tuple[Pixels, ...]]) -> Sequence[T]:
@@ -181,5 +214,4 @@ def _process(
         return results
 
     values = iter(sizer.run(call, images))
-    for item in pending:
-        yield Done(item[0], next(values)) if isinstance(item, tuple) else item
+    return [Done(item[0], next(values)) if isinstance(item, tuple) else item for item in pending]

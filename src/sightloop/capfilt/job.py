@@ -22,7 +22,7 @@ from sightloop.types import JsonDict
 
 # Options that may change between calls of one run: they have no effect on the output. "device" and "ranker" are
 # stored as kind of device and as fingerprint.
-_FREE_OPTIONS = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
+_FREE_OPTIONS = ("engine", "workers", "batch_size", "readers", "isolate", "device", "devices", "ranker")
 
 _MAX_NOTES = 5  # about input files that are left out
 
@@ -48,6 +48,8 @@ def open_job(
     if dataset.is_stream:
         raise UsageError("a stream cannot be resumed; `sightloop convert` makes shards of it")
     stored = {} if out is None else stored_job(out).get("settings", {})
+    if options.devices:
+        options = replace(options, device=options.devices[0], workers=len(options.devices))
     kind = device_kind(options.device)
     options = replace(
         options,

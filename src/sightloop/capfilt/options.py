@@ -20,7 +20,7 @@ EngineName: TypeAlias = Literal["local", "ray"]
 class CapFiltOptions:
     """Options of `bootstrap`.
 
-    All of them but `engine`, `workers`, `batch_size`, `readers`, `isolate` and the device's number are settings of
+    All of them but `engine`, `workers`, `batch_size`, `readers`, `isolate` and the devices' numbers are settings of
     the output: a run is resumed only with equal ones. `group` and `threads` are among them because they change the
     last bits of float32 sums.
 
@@ -51,6 +51,7 @@ class CapFiltOptions:
         readers: Decoder processes of each worker.
         isolate: Decode in separate processes, so that an image that crashes a decoder does not end the worker.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        devices: One worker for each of these, in place of `workers` and `device`; all of one kind.
         dtype: Number format of the models.
         max_pixels: Images with more pixels are reported as failed.
     """
@@ -78,6 +79,7 @@ class CapFiltOptions:
     readers: int = 2
     isolate: bool = True
     device: str = "auto"
+    devices: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_pixels: int = 128 * 1024 * 1024
 
@@ -104,6 +106,10 @@ class CapFiltOptions:
             raise UsageError(f"keep={self.keep!r}: mode captioner-only filters nothing; use mode both")
         if self.ranker is not None and self.keep != "top-k-itc":
             raise UsageError("ranker: needs keep='top-k-itc'")
+        if len({device.partition(":")[0] for device in self.devices}) > 1:
+            raise UsageError(
+                f"devices={','.join(self.devices)}: must be of one kind; results differ between kinds"
+            )
         self.decoding()
 
     def decoding(self) -> JsonDict:

@@ -13,7 +13,15 @@ from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
 from sightloop.apps.cli.common import prepare_threads
-from sightloop.apps.cli.options import BatchSizeOption, Dtype, check_at_least, integer, option_name
+from sightloop.apps.cli.options import (
+    BatchSizeOption,
+    DevicesOption,
+    Dtype,
+    check_at_least,
+    integer,
+    option_name,
+    parse_devices,
+)
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
@@ -121,6 +129,9 @@ class ExecutionOptions:
     device: str = "auto"
     """cpu, cuda, cuda:N, mps, or auto: a GPU if there is one, and the next GPUs for further workers."""
 
+    devices: DevicesOption = None
+    """A worker on each of these devices, in place of --workers and --device: cuda:0,cuda:1 or cpu,cpu."""
+
     dtype: Dtype = "float32"
     """Precision of weights and activations."""
 
@@ -164,6 +175,7 @@ def bootstrap(
     """
     options = _field_values(texts) | _field_values(execution)
     json, price = options.pop("json"), options.pop("price")
+    options["devices"] = parse_devices(execution.devices, execution.device)
     if out is None and not estimate:
         raise UsageError("--out: name the output folder; only --estimate needs none.")
     _check(out, texts, execution, captioner, filter)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import check_texts, read_ahead
-from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
-from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions, integer, parse_entries
+from sightloop.apps.cli.common import (
+    Paths,
+    check_model,
+    model_for,
+    models_for,
+    report_without_images,
+    run_verb,
+)
+from sightloop.apps.cli.options import (
+    DecodingOptions,
+    DeviceListOptions,
+    RuntimeOptions,
+    integer,
+    parse_entries,
+)
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
 from sightloop.errors import UsageError
 from sightloop.types import Pixels
@@ -19,7 +33,7 @@ from sightloop.types import Pixels
 if TYPE_CHECKING:
     from sightloop.types import Floats32
 
-_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
+_DECODING, _RUNTIME, _DEVICES = DecodingOptions(), RuntimeOptions(), DeviceListOptions()
 
 _EPILOGUES = {
     "ask": (
@@ -174,7 +188,7 @@ def match(
 
 
 def embed(
-    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: RuntimeOptions = _RUNTIME
+    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: DeviceListOptions = _DEVICES
 ) -> int:
     """Embed every image as a vector of unit length, for search and comparison.
 
@@ -184,17 +198,19 @@ def embed(
     """
     from sightloop.annotation.embedding_file import EmbeddingFile
 
+    runtime.names()
     check_model("embed", runtime)
     file = EmbeddingFile(out, runtime.source)
     inputs = read_ahead(paths)
     if inputs.images is None:
         return report_without_images("embedding", inputs)
-    model = model_for("embed", runtime)
+    with ExitStack() as stack:
+        model = models_for(stack, "embed", runtime)
 
-    def verb(images: list[Pixels]) -> list[Floats32]:
-        return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
+        def verb(images: list[Pixels]) -> list[Floats32]:
+            return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
 
-    with ProgressReporter("embedding", OutputTable([])) as progress:
+        progress = stack.enter_context(ProgressReporter("embedding", OutputTable([])))
         with file:
             for event in run_verb(progress, runtime, model, inputs, verb):
                 file.add([event.name], event.value[None])  # [1, d]
