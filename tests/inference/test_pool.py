@@ -61,7 +61,7 @@ def test_two_processes_give_the_results_of_one(photos: Path) -> None:
             pool.caption([], ["one", "two"])  # type: ignore[arg-type]
         for process in pool._processes:
             process._process.kill()
-        with pytest.raises(SightloopError, match="on cpu ended .exit status -9"):
+        with pytest.raises(SightloopError, match="on cpu ended"):
             pool.embed_images([next(iter(model.read(paths[:1], isolate=False)))])  # type: ignore[list-item]
 
 
