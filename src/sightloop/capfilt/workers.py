@@ -16,12 +16,10 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, TypeAlias
 
-import torch
-
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.shard import Job, Models, OnSampleDone, load_models, process_samples, process_shard
+from sightloop.data.child_process import end_with_parent, without_main_script
 from sightloop.errors import SightloopError
-from sightloop.inference.pool import end_with_parent, without_main_script
 from sightloop.types import JsonDict
 
 
@@ -103,6 +101,8 @@ class Server:
     """Request handler inside a worker; loads the models at the first request."""
 
     def __init__(self, job: Job, number: int) -> None:
+        import torch
+
         torch.set_num_threads(job.options.threads or torch.get_num_threads())
         self._job = replace(job, options=replace(job.options, device=_device(job.options, number)))
         self._models: Models | None = None
@@ -294,6 +294,8 @@ def _serve(job: Job, pipe: Connection, number: int) -> None:
 
 def _device(options: CapFiltOptions, number: int) -> str:
     """The device of a worker: its own of the list, or the GPUs in turn if the job names none."""
+    import torch
+
     if options.devices:
         return options.devices[number % len(options.devices)]
     if options.device in ("auto", "cuda") and torch.cuda.is_available():

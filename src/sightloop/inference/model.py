@@ -30,8 +30,8 @@ from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
 from sightloop.tasks import embed
 from sightloop.tasks.batch_size import BatchSize, BatchSizer
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.finite import require_finite
-from sightloop.tasks.generate import Decoding
 from sightloop.types import (
     Box,
     Encoded,

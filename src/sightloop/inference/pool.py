@@ -7,20 +7,17 @@ read once, in the caller's process.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import sys
-import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from queue import Queue
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from sightloop.data.child_process import end_with_parent, without_main_script
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.image_encoding import Preprocessor
 from sightloop.inference.load import choose_device, load
@@ -167,35 +164,6 @@ class _ModelProcess:
         if not done:
             raise answer
         return answer
-
-
-@contextmanager
-def without_main_script() -> Generator[None]:
-    """Hides the main script from multiprocessing, which would run it again in the new process.
-
-    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start workers of its own.
-    """
-    main = vars(sys.modules["__main__"])
-    hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
-    main.pop("__file__", None)
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(hidden)
-
-
-def end_with_parent() -> None:
-    """From now on, end this process when its parent ends, even by SIGKILL; and leave Ctrl-C to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _serve(pipe: Connection, source: str, device: str, threads: int, options: dict[str, Any]) -> None:
