@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sightloop.data.batch_size import BatchSizer
 from sightloop.errors import ImageError
-from sightloop.tasks.batch_size import BatchSizer
 from sightloop.types import ImageSpec, Pixels, Region
 
 

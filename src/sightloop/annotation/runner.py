@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
 
+from sightloop.data.batch_size import BatchSize, BatchSizer
 from sightloop.errors import ImageError
-from sightloop.tasks.batch_size import BatchSize, BatchSizer
 from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class LoaderConfig:
         workers: Parallel decoders.
         isolate: Decode in worker processes, so that a crash of a decoder does not end the run.
         limits: Largest image that is decoded.
-        parallel: Calls of the verb at once, each on a thread: one for each device of a `inference.pool.ModelPool`.
+        parallel: Calls of the verb at once, each on a thread: one for each device.
     """
 
     batch_size: BatchSize | BatchSizer = 8

@@ -45,8 +45,6 @@ def open_job(
     if dataset.is_stream:
         raise UsageError("a stream cannot be resumed; `sightloop convert` makes shards of it")
     stored = {} if out is None else stored_job(out).get("settings", {})
-    if options.devices:
-        options = replace(options, device=options.devices[0], workers=len(options.devices))
     # A run that is finished is answered without torch; `check_device` compares the device before more is processed.
     kind = (options.device == "auto" and stored.get("device")) or device_kind(options.device)
     options = replace(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
+from sightloop.data.batch_size import BatchSize
 from sightloop.errors import UsageError
-from sightloop.tasks.batch_size import BatchSize
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict
 
@@ -112,6 +112,9 @@ class CapFiltOptions:
             raise UsageError(
                 f"devices={','.join(self.devices)}: must be of one kind; results differ between kinds"
             )
+        if self.devices:  # frozen: one worker for each
+            object.__setattr__(self, "device", self.devices[0])
+            object.__setattr__(self, "workers", len(self.devices))
         self.decoding()
 
     @property

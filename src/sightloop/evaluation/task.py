@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from sightloop.data.batch_size import BatchSize
 from sightloop.errors import UsageError, refuse_string
 from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.tasks.batch_size import BatchSize
 from sightloop.types import JsonDict, JsonMapping, Pixels, Sample
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightloop.data.batch_size import BatchSizer
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.reader import read_images
 from sightloop.data.images.tiles import tile_layout
 from sightloop.errors import ImageError
 from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups
 from sightloop.protocols import Network, TiledNetwork, require
-from sightloop.tasks.batch_size import BatchSizer
 from sightloop.tasks.finite import require_finite
 from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels
 

@@ -96,11 +96,9 @@ def load(
         network_config = require(network, Network).config
         tokenizer = _tokenizer(located, family, network_config, layout)
         if where.type == "cpu":
-            pack(network)
+            _prepare_cpu(network)
         else:
             _move(network, where)
-    if where.type == "cpu":
-        keep_between_batches()
     return Model(
         masks=_masks(located, network, masks),
         name=located.name,
@@ -324,6 +322,11 @@ def _masks(
 
 def _json(path: Path) -> JsonDict:
     return read_json(path) if path.is_file() else {}
+
+
+def _prepare_cpu(network: nn.Module) -> None:
+    pack(network)
+    keep_between_batches()
 
 
 def _dtype(name: str) -> torch.dtype:

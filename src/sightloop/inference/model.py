@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import models_for
+from sightloop.data.batch_size import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.chat import chat_stream
+from sightloop.inference.device_memory import memory_of
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery
@@ -29,7 +31,6 @@ from sightloop.inference.text_generation import (
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
 from sightloop.tasks import embed
-from sightloop.tasks.batch_size import BatchSize, BatchSizer
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.finite import require_finite
 from sightloop.types import (
@@ -88,7 +89,7 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once, or "auto": as many as fit the memory (`tasks.batch_size.BatchSizer`). Memory
+        batch_size: images at once, or "auto": as many as fit the memory (`data.batch_size.BatchSizer`). Memory
             depends on it, results do not.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
@@ -112,8 +113,8 @@ class Model:
     @property
     def sizer(self) -> BatchSizer:
         """What finds the size of batches, one for each value of `batch_size`."""
-        if self._sizer is None or self._sizer.given != self.batch_size:
-            self._sizer = BatchSizer(self.batch_size, self.device)
+        if self._sizer is None or self._sizer.setting != self.batch_size:
+            self._sizer = BatchSizer(self.batch_size, memory_of(self.device))
         return self._sizer
 
     @property

@@ -22,7 +22,6 @@ from sightloop.search.exif import read_exif
 from sightloop.search.rows import Table, merge_columns, table_of, unit_vectors, vector_column
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
-from sightloop.tasks.batch_size import BatchSizer
 from sightloop.types import Done, Event, Failed, Floats32, JsonDict, Limits, Pixels, Skipped
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ class Builder:
     def run(self, entries: Iterable[Entry | Failed]) -> Generator[Event[Indexed]]:
         """Indexes entries and yields an event for each, those of a batch after its commit."""
         batch: list[tuple[_Work, list[Pixels]]] = []
-        sizer = self._models[0][1].sizer if self._models else BatchSizer(8)
+        sizer = self._models[0][1].sizer if self._models else None
         with_pixels = self._read(entries)
         try:
             for item in with_pixels:
@@ -183,7 +182,7 @@ class Builder:
                     batch.append(item)
                 else:
                     self._waiting.append(item)
-                if len(batch) >= sizer.size:
+                if len(batch) >= (sizer.size if sizer else 8):
                     self._embed(batch)
                     batch = []
                 if self._is_due() and not batch:

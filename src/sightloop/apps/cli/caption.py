@@ -32,12 +32,12 @@ from sightloop.types import Done, Failed, JsonDict, Skipped
 if TYPE_CHECKING:
     from sightloop.annotation.caption_table import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
+    from sightloop.apps.cli.device_pool import DevicePool
     from sightloop.inference.model import Model
-    from sightloop.inference.pool import ModelPool
     from sightloop.tasks.caption_filter import CaptionFilter
 
 # The captioner, and the model that scores its captions.
-_Models: TypeAlias = "tuple[Model | ModelPool, Model | ModelPool | None]"
+_Models: TypeAlias = "tuple[Model | DevicePool, Model | DevicePool | None]"
 _OUTPUT, _FILTER = WriteOptions(), FilterOptions()
 _DECODING, _RUNTIME = DecodingOptions(), DeviceListOptions()
 

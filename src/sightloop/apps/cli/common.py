@@ -26,8 +26,8 @@ from sightloop.types import Bits, Done, Failed, JsonDict, Pixels, Skipped
 
 if TYPE_CHECKING:
     from sightloop.annotation.runner import LoaderConfig
+    from sightloop.apps.cli.device_pool import DevicePool
     from sightloop.inference.model import Model
-    from sightloop.inference.pool import ModelPool
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
 
 def models_for(
     stack: ExitStack, capability: str, runtime: DeviceListOptions, source: str | None = None
-) -> Model | ModelPool:
+) -> Model | DevicePool:
     """`model_for`, or with --devices a copy of the model on each device, until `stack` is closed."""
     devices = runtime.names()
     if not devices:
@@ -122,12 +122,12 @@ def models_for(
     prepare_threads()
     start, name, is_main = time.monotonic(), source or runtime.source, source is None
     with say_if_slow(f"loading {name} on {', '.join(devices)} ..."):
-        from sightloop.inference.pool import ModelPool
+        from sightloop.apps.cli.device_pool import DevicePool
 
         options: JsonDict = {"dtype": runtime.dtype}
         if is_main:
             options |= {"quantize": runtime.quantize, "lora": runtime.lora}
-        pool = stack.enter_context(ModelPool(name, devices, runtime.batch_size, **options))
+        pool = stack.enter_context(DevicePool(name, devices, runtime.batch_size, **options))
     require_capability(pool, capability)
     print_detail(f"{pool.name}: loaded on {', '.join(devices)} in {time.monotonic() - start:.1f} s")
     if is_main and runtime.model is None:
@@ -135,7 +135,7 @@ def models_for(
     return pool
 
 
-def require_capability(model: Model | ModelPool, capability: str) -> None:
+def require_capability(model: Model | DevicePool, capability: str) -> None:
     """Raises `UnsupportedError`, with the command that lists capable models, if the model lacks the capability."""
     if capability not in model.capabilities:
         available = ", ".join(sorted(model.capabilities))
@@ -152,7 +152,7 @@ def list_images(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
     return find_images(paths)
 
 
-def loader_config(runtime: RuntimeOptions, model: Model | ModelPool) -> LoaderConfig:
+def loader_config(runtime: RuntimeOptions, model: Model | DevicePool) -> LoaderConfig:
     """Batch size, workers and limits for loading the model's images."""
     from sightloop.annotation.runner import LoaderConfig
     from sightloop.types import Limits
@@ -176,7 +176,7 @@ def report_without_images(activity: str, inputs: ImageInputs) -> int:
 def run_verb(
     progress: ProgressReporter,
     runtime: RuntimeOptions,
-    model: Model | ModelPool,
+    model: Model | DevicePool,
     inputs: ImageInputs,
     verb: Callable[[list[Pixels]], Sequence[T]],
 ) -> Iterator[Done[T]]:

@@ -225,11 +225,11 @@ class _ProcessBackend:
         kind, payload = (1, source) if isinstance(source, bytes) else (0, os.fsencode(os.fspath(source)))
         _use_one_thread()
         try:
-            found = self._worker().request(name, kind, payload)
-            if isinstance(found, np.ndarray):
+            decoded = self._worker().request(name, kind, payload)
+            if isinstance(decoded, np.ndarray):
                 near = self._in_process
-                return preprocess.preprocess_packed(name, found, near.spec, near.mode, near.limits)
-            return found
+                return preprocess.preprocess_packed(name, decoded, near.spec, near.mode, near.limits)
+            return decoded
         except ImageError as error:
             return error.with_traceback(None)
 

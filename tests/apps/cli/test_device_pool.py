@@ -15,9 +15,9 @@ from PIL import Image
 
 from sightloop.annotation import runner
 from sightloop.annotation.runner import LoaderConfig
+from sightloop.apps.cli.device_pool import DevicePool
 from sightloop.errors import CheckpointError, SightloopError
 from sightloop.inference.load import load
-from sightloop.inference.pool import ModelPool
 from sightloop.types import Done, Failed
 
 
@@ -35,7 +35,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_give_the_results_of_one(photos: Path) -> None:
     paths = sorted(str(path) for path in photos.glob("*.png"))
     model = load(device="cpu")
-    with ModelPool("nano", ["cpu", "cpu"], 2) as pool:
+    with DevicePool("nano", ["cpu", "cpu"], 2) as pool:
         assert pool.image_spec == model.image_spec
         assert pool.capabilities == model.capabilities
         for verb in ("caption", "embed_images"):
@@ -67,7 +67,7 @@ def test_two_processes_give_the_results_of_one(photos: Path) -> None:
 
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        ModelPool(str(tmp_path / "absent"), ["cpu", "cpu"])
+        DevicePool(str(tmp_path / "absent"), ["cpu", "cpu"])
 
 
 def command(photos: Path) -> list[str]:

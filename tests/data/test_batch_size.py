@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sightloop.data.batch_size import BatchSizer, ProcessMemory
 from sightloop.errors import UsageError
-from sightloop.tasks import batch_size
-from sightloop.tasks.batch_size import BatchSizer
 
 
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 40))
@@ -46,60 +45,72 @@ def test_one_item_that_does_not_fit_and_other_errors_are_raised() -> None:
 
 
 class Machine:
-    """A machine whose batches take `each` bytes an item beside what is there already."""
+    """Memory of a machine whose batches take `each` bytes an item beside what is there already."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int, each: int) -> None:
-        self.free, self.each, self.peak = free, each, 0
-        monkeypatch.setattr(batch_size, "free_memory", lambda device: self.free)
-        monkeypatch.setattr(batch_size, "used_memory", lambda device: 1000)
-        monkeypatch.setattr(batch_size, "peak_memory", lambda device: self.peak)
-        monkeypatch.setattr(batch_size, "forget_peak", lambda device: setattr(self, "peak", 1000))
+    default_size = 8
+    largest_size = 64
+
+    def __init__(self, free: int | None, each: int) -> None:
+        self.available, self.each, self.highest = free, each, 0
 
     def call(self, items: Sequence[int]) -> list[int]:
-        self.peak = 1000 + self.each * len(items)
+        self.highest = 1000 + self.each * len(items)
         return list(items)
+
+    def free(self) -> int | None:
+        return self.available
+
+    def used(self) -> int | None:
+        return 1000
+
+    def peak(self) -> int | None:
+        return self.highest
+
+    def forget_peak(self) -> None:
+        self.highest = 1000
+
+    def release(self) -> None:
+        """Nothing is kept."""
 
 
 @pytest.mark.parametrize(("free", "largest"), [(10**9, 64), (3200, 16), (400, 2), (199, 1)])
-def test_auto_grows_to_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch, free: int, largest: int) -> None:
-    machine = Machine(monkeypatch, free, 100)
-    sizer = BatchSizer("auto")
+def test_auto_grows_to_half_of_what_is_free(free: int, largest: int) -> None:
+    machine = Machine(free, 100)
+    sizer = BatchSizer("auto", machine)
     sizes = [len(sizer.run(machine.call, range(sizer.size))) for _ in range(12)]
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
     assert sizes[-1] == largest
 
 
-def test_a_run_within_a_run_does_not_grow_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, 10**9, 1)
-    sizer = BatchSizer("auto")
+def test_a_run_within_a_run_does_not_grow_twice() -> None:
+    machine = Machine(10**9, 1)
+    sizer = BatchSizer("auto", machine)
     sizer.run(lambda items: sizer.run(machine.call, items), [1])
     assert sizer.size == 2
 
 
-def test_a_last_batch_that_is_not_full_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, 10**9, 1)
-    sizer = BatchSizer("auto")
+def test_a_last_batch_that_is_not_full_says_nothing() -> None:
+    machine = Machine(10**9, 1)
+    sizer = BatchSizer("auto", machine)
     for count in (1, 2, 3):
         sizer.run(machine.call, range(count))
     assert sizer.size == 4
 
 
-def test_auto_without_measures_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_size, "free_memory", lambda device: None)
-    assert BatchSizer("auto").size == 8
+def test_auto_without_measures_is_the_default() -> None:
+    assert BatchSizer("auto", Machine(None, 1)).size == 8
 
 
 def test_this_machine_is_measured() -> None:
-    free, used = batch_size.free_memory(None), batch_size.used_memory(None)
-    if free is None or used is None:
+    memory = ProcessMemory()
+    if memory.free() is None or memory.used() is None:
         pytest.skip("this system does not tell its memory")
-    batch_size.forget_peak(None)
-    held = bytearray(32 << 20)
-    del held
-    peak = batch_size.peak_memory(None)
+    memory.forget_peak()
+    peak, used = memory.peak(), memory.used()
     assert peak is not None
-    assert peak >= batch_size.used_memory(None) - (1 << 20)  # type: ignore[operator]
+    assert used is not None
+    assert peak >= used - (16 << 20)
 
 
 def test_sizes_below_one_are_refused() -> None:

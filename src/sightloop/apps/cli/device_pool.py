@@ -7,21 +7,20 @@ read once, in the caller's process.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import Queue
 from types import TracebackType
 from typing import Any
 
-import torch
-
+from sightloop.data.batch_size import BatchSize, BatchSizer
 from sightloop.data.child_process import end_with_parent, without_main_script
+from sightloop.data.images.reader import read_images
 from sightloop.errors import ImageError, SightloopError
-from sightloop.inference.image_encoding import Preprocessor
 from sightloop.inference.load import choose_device, load
-from sightloop.tasks.batch_size import BatchSize, BatchSizer, default_size
 from sightloop.types import Floats32, ImageSource, ImageSpec, Limits, Pixels
 
 
@@ -34,7 +33,7 @@ class _Description:
     image_spec: ImageSpec
 
 
-class ModelPool:
+class DevicePool:
     """The same model on several devices, with the verbs that commands over many images need; a context manager.
 
     Each call of a verb goes whole to one process that is free, and waits for one; call from `len(devices)` threads.
@@ -56,7 +55,7 @@ class ModelPool:
     ) -> None:
         kinds = [choose_device(device) for device in devices]
         on_cpu = sum(kind.type == "cpu" for kind in kinds)
-        threads = max(1, torch.get_num_threads() // on_cpu) if on_cpu else 0
+        threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu else 0
         self._idle: Queue[_ModelProcess] = Queue()
         self._processes = [_ModelProcess(source, device, threads, options) for device in devices]
         try:
@@ -68,8 +67,8 @@ class ModelPool:
             self._idle.put(process)
         self.name, self.capabilities = described[0].name, described[0].capabilities
         self.image_spec = described[0].image_spec
-        size = default_size(kinds[0]) if batch_size in (None, "auto") else batch_size
-        self.sizer = BatchSizer(size or 1, kinds[0])
+        default = 8 if kinds[0].type == "cpu" else 32
+        self.sizer = BatchSizer(default if batch_size in (None, "auto") else batch_size)
 
     @property
     def parallel(self) -> int:
@@ -85,9 +84,9 @@ class ModelPool:
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
         """Images preprocessed for this model, as of `Model.read`, ahead by a batch for each device."""
-        ahead = BatchSizer(self.sizer.size * (self.parallel + 1))
-        return Preprocessor(self.image_spec, ahead).read(
-            sources, workers=workers, isolate=isolate, limits=limits
+        ahead = self.sizer.size * (self.parallel + 1)
+        return read_images(
+            sources, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits(), ahead=ahead
         )
 
     def caption(self, images: Sequence[Pixels], prompt: str | None = None, **decoding: Any) -> list[str]:
@@ -114,7 +113,7 @@ class ModelPool:
         for process in self._processes:
             process.stop()
 
-    def __enter__(self) -> ModelPool:
+    def __enter__(self) -> DevicePool:
         return self
 
     def __exit__(
@@ -130,9 +129,9 @@ class _ModelProcess:
         self.device = device
         context = multiprocessing.get_context("spawn")
         self._pipe, child_end = context.Pipe()
-        arguments = (child_end, source, device, threads, dict(options))
+        arguments = (child_end, source, device, dict(options))
         self._process = context.Process(target=_serve, args=arguments, daemon=False)
-        with without_main_script():
+        with without_main_script(), _threads_of_children(threads):
             self._process.start()
         child_end.close()  # so that the pipe ends when the child dies
 
@@ -166,10 +165,21 @@ class _ModelProcess:
         return answer
 
 
-def _serve(pipe: Connection, source: str, device: str, threads: int, options: dict[str, Any]) -> None:
+@contextmanager
+def _threads_of_children(count: int) -> Generator[None]:
+    """Threads of torch in processes that start here, unless OMP_NUM_THREADS says another number; 0 for all cores."""
+    if not count or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def _serve(pipe: Connection, source: str, device: str, options: dict[str, Any]) -> None:
     end_with_parent()
-    if threads:
-        torch.set_num_threads(threads)
     with suppress(EOFError, ConnectionError):  # the parent is gone
         try:
             model = load(source, device=device, **options)

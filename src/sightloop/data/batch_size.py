@@ -1,7 +1,4 @@
-"""Batch size: fixed, or grown while the memory that batches are seen to take fits; halved where memory runs out.
-
-Imports torch only where a device other than the CPU has batches.
-"""
+"""Batch size: fixed, or grown while the memory that batches are seen to take fits; halved where memory runs out."""
 
 from __future__ import annotations
 
@@ -10,31 +7,77 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 from sightloop.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
 
 S = TypeVar("S")
 T = TypeVar("T")
 BatchSize: TypeAlias = "int | Literal['auto']"
 
-DEFAULT_SIZES: Final = {"cpu": 8}
-_DEFAULT_SIZE: Final = 32  # of other devices
-_MOST: Final = {"cpu": 64}  # a larger batch is no faster on a CPU
-_MOST_ELSEWHERE: Final = 512
 _SHARE: Final = 0.5  # of the memory that is free, for a batch; its reader and other programs have the rest
 
 
-def default_size(device: torch.device | None) -> int:
-    """Images at once where nobody says: 8 on a CPU, 32 elsewhere."""
-    return DEFAULT_SIZES.get(_kind(device), _DEFAULT_SIZE)
+class Memory(Protocol):
+    """Memory that batches take: of this process, or of a device.
+
+    Attributes:
+        default_size: Images at once where nobody says.
+        largest_size: Images at once, at most, of "auto".
+    """
+
+    default_size: int
+    largest_size: int
+
+    def free(self) -> int | None:
+        """Bytes that can still be taken; None if not known."""
+        ...
+
+    def used(self) -> int | None:
+        """Bytes in use; None if not known."""
+        ...
+
+    def peak(self) -> int | None:
+        """The most that `used` was since `forget_peak`."""
+        ...
+
+    def forget_peak(self) -> None:
+        """Begin to measure `peak` anew."""
+        ...
+
+    def release(self) -> None:
+        """Give back what is kept for later, after a batch that did not fit."""
+        ...
 
 
-def _kind(device: torch.device | None) -> str:
-    return "cpu" if device is None else device.type
+class ProcessMemory:
+    """Memory of this process, on Linux; elsewhere nothing is known of it."""
+
+    default_size = 8
+    largest_size = 64  # a larger batch is no faster on a CPU
+
+    def free(self) -> int | None:
+        """Bytes that this machine and the control group of a container still have."""
+        machine = _line_bytes(Path("/proc/meminfo"), "MemAvailable")
+        known = [machine, _control_group_free(Path("/sys/fs/cgroup"))]
+        return min((value for value in known if value is not None), default=None)
+
+    def used(self) -> int | None:
+        """Bytes of this process in memory."""
+        return _line_bytes(Path("/proc/self/status"), "VmRSS")
+
+    def peak(self) -> int | None:
+        """The most that `used` was since `forget_peak`; where the system forbids that, since the process began."""
+        return _line_bytes(Path("/proc/self/status"), "VmHWM")
+
+    def forget_peak(self) -> None:
+        """Begin to measure `peak` anew."""
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def release(self) -> None:
+        """Collect what nobody refers to."""
+        gc.collect()
 
 
 @dataclass(eq=False)
@@ -42,12 +85,12 @@ class BatchSizer:
     """Size of the batches of one run, and their calls.
 
     "auto" begins with one image and doubles the size as long as the memory that the last batch took, per image, says
-    that twice as many fit into half of what is free: up to 64 on a CPU, 512 elsewhere. Where memory cannot be measured
+    that twice as many fit into half of what is free: up to 64 on a CPU, 512 on a GPU. Where memory cannot be measured
     (neither CUDA nor Linux) "auto" is the device's default.
 
     Args:
-        given: A size, or "auto".
-        device: That the batches run on; None for the CPU.
+        setting: A size, or "auto".
+        memory: What the batches take.
 
     Attributes:
         size: Images of the next batch.
@@ -56,22 +99,22 @@ class BatchSizer:
         UsageError: A size below 1.
     """
 
-    given: BatchSize
-    device: torch.device | None = None
+    setting: BatchSize
+    memory: Memory = field(default_factory=ProcessMemory)
     size: int = field(init=False)
     _most: int = field(init=False)
     _base: int | None = field(init=False, default=None)
     _running: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        if self.given != "auto":
-            if self.given < 1:
-                raise UsageError(f"batch_size={self.given}: must be at least 1, or 'auto'")
-            self.size = self._most = self.given
-        elif free_memory(self.device) is None or used_memory(self.device) is None:
-            self.size = self._most = default_size(self.device)
+        if self.setting != "auto":
+            if self.setting < 1:
+                raise UsageError(f"batch_size={self.setting}: must be at least 1, or 'auto'")
+            self.size = self._most = self.setting
+        elif self.memory.free() is None or self.memory.used() is None:
+            self.size = self._most = self.memory.default_size
         else:
-            self.size, self._most = 1, _MOST.get(_kind(self.device), _MOST_ELSEWHERE)
+            self.size, self._most = 1, self.memory.largest_size
 
     @property
     def most_ahead(self) -> int:
@@ -80,8 +123,8 @@ class BatchSizer:
 
     @property
     def default(self) -> int:
-        """The size where nothing is measured: the given one, or the device's default."""
-        return default_size(self.device) if self.given == "auto" else self.given
+        """The size where nothing is measured: the setting, or the device's default."""
+        return self.memory.default_size if self.setting == "auto" else self.setting
 
     def run(self, call: Callable[[Sequence[S]], Sequence[T]], items: Sequence[S]) -> list[T]:
         """The results of `call` for all items: in halves, and from then on in smaller batches, where memory runs out.
@@ -108,24 +151,24 @@ class BatchSizer:
         finally:
             self._running = not outermost
         # Outside of the handler, whose traceback holds the tensors that did not fit.
-        _release(self.device)
+        self.memory.release()
         done: list[T] = []
         while len(done) < len(items):
             done += self.run(call, items[len(done) : len(done) + self.size])
         return done
 
     def _begin(self) -> None:
-        forget_peak(self.device)
+        self.memory.forget_peak()
         if self._base is None:  # memory that is kept from one batch to the next counts for both
-            self._base = used_memory(self.device)
+            self._base = self.memory.used()
 
     def _grow(self, count: int) -> None:
-        peak, free = peak_memory(self.device), free_memory(self.device)
+        peak, free = self.memory.peak(), self.memory.free()
         if peak is None or free is None or self._base is None:
             self._most = self.size
             return
         taken = max(0, peak - self._base)
-        more = taken * 2 * self.size / count - max(0, (used_memory(self.device) or 0) - self._base)
+        more = taken * 2 * self.size / count - max(0, (self.memory.used() or 0) - self._base)
         if more > _SHARE * free:
             self._most = self.size
         else:
@@ -140,19 +183,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
-def free_memory(device: torch.device | None) -> int | None:
-    """Bytes that can still be taken: of the device, or of this machine and its control group; None if not known."""
-    if device is not None and device.type == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if _kind(device) != "cpu":
-        return None
-    known = [_line_bytes(Path("/proc/meminfo"), "MemAvailable"), _control_group_free(Path("/sys/fs/cgroup"))]
-    return min((value for value in known if value is not None), default=None)
-
-
 def _control_group_free(folder: Path) -> int | None:
     """What the control group of a container leaves; files that it has cached can be dropped."""
     for limit, usage, cached in (
@@ -165,43 +195,6 @@ def _control_group_free(folder: Path) -> int | None:
             dropped = dict(zip(statistics[::2], statistics[1::2], strict=False)).get(cached, "0")
             return max(0, most - used + int(dropped))
     return None
-
-
-def used_memory(device: torch.device | None) -> int | None:
-    """Bytes in use: of tensors on a CUDA device, of this process on Linux; None elsewhere."""
-    if device is not None and device.type == "cuda":
-        import torch
-
-        return torch.cuda.memory_allocated(device)
-    return _line_bytes(Path("/proc/self/status"), "VmRSS") if _kind(device) == "cpu" else None
-
-
-def peak_memory(device: torch.device | None) -> int | None:
-    """The most that `used_memory` was since `forget_peak`."""
-    if device is not None and device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return _line_bytes(Path("/proc/self/status"), "VmHWM") if _kind(device) == "cpu" else None
-
-
-def forget_peak(device: torch.device | None) -> None:
-    """Begin to measure `peak_memory` anew. Where the system forbids it, the peak is that of the whole process."""
-    if device is not None and device.type == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
-    elif _kind(device) == "cpu":
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _release(device: torch.device | None) -> None:
-    gc.collect()
-    if device is not None and device.type == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 def _line_bytes(path: Path, name: str) -> int | None:
