@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -151,7 +151,7 @@ def caption_images(
         models: The captioner, and the model that scores its captions; they may be the same model. The second may be
             None if `rules.min_match` is None.
         inputs: Image paths, and events that are passed on. Images that the sink does not need are not read.
-        sink: Destination; committed after every `loader.batch_size` captions and finished after the last input.
+        sink: Destination; committed after batch of captions and finished after the last input.
         rules: Prompt, decoding and filter. A dropped caption is `Done`, with the reason in its value.
         loader: Batch size and image reading.
     """
@@ -165,6 +165,8 @@ def caption_images(
         return _filter_captions(texts, matcher, images if matcher_images is None else matcher_images, rules)
 
     pending = (item if not isinstance(item, str) else sink.check(item) or item for item in inputs)
+    sizer = loader.sizer()
+    loader = replace(loader, batch_size=sizer)
     with closing(runner.run(readers, pending, caption_batch, loader)) as events:
         uncommitted = 0
         for event in events:
@@ -173,7 +175,7 @@ def caption_images(
             elif isinstance(event, Done):
                 event = sink.add(event.name, event.value) or event
                 uncommitted += 1
-                if uncommitted >= loader.batch_size:
+                if uncommitted >= sizer.size:
                     sink.commit()
                     uncommitted = 0
             yield event

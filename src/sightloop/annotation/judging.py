@@ -37,6 +37,8 @@ _LIMITS = Limits()
 
 Scorer: TypeAlias = Callable[[list[Pixels], list[list[str]]], Sequence[Sequence[float]]]
 
+_COMMIT_EVERY = 8  # images between two commits of the journal
+
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
@@ -193,7 +195,7 @@ def judge_captions(
                 table.add(item.name, _rows(item, own), null=null)
                 event = Done(event.name, own)
                 uncommitted += 1
-                if uncommitted >= loader.batch_size:
+                if uncommitted >= _COMMIT_EVERY:
                     table.commit()
                     uncommitted = 0
             yield event

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import models_for
+from sightloop.data.batch_size import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.chat import chat_stream
+from sightloop.inference.device_memory import memory_of
 from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
@@ -73,7 +75,8 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once; memory depends on it, results do not.
+        batch_size: images at once, or "auto": as many as fit the memory (`data.batch_size.BatchSizer`). Memory
+            depends on it, results do not.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
     """
@@ -85,17 +88,25 @@ class Model:
     image_spec: ImageSpec
     device: torch.device
     dtype: torch.dtype
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
+    _sizer: BatchSizer | None = field(default=None, repr=False)
 
-    # Its three parts.
+    # Its parts.
+
+    @property
+    def sizer(self) -> BatchSizer:
+        """What finds the size of batches, one for each value of `batch_size`."""
+        if self._sizer is None or self._sizer.setting != self.batch_size:
+            self._sizer = BatchSizer(self.batch_size, memory_of(self.device))
+        return self._sizer
 
     @property
     def preprocessor(self) -> Preprocessor:
         """Reader of images."""
-        return Preprocessor(self.image_spec, self.batch_size)
+        return Preprocessor(self.image_spec, self.sizer)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -479,8 +490,8 @@ class Model:
     def _image_embeddings(self, images: ImageInput) -> Iterator[Tensor]:
         network = require(self.network, Embedder)
         for batch in self.preprocessor.batches(images):
-            vectors = embed.embed_images(network, self.encode(batch))
-            yield require_finite(vectors, "image embeddings", self.dtype)
+            vectors = self.sizer.run(lambda part: [*embed.embed_images(network, self.encode(part))], batch)
+            yield require_finite(torch.stack(vectors), "image embeddings", self.dtype)
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:
         return self.tokenize(texts).embed(require(self.network, Embedder))

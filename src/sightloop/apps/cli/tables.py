@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_COMMIT_EVERY = 8  # images between two commits of the journal
+
 
 @Parameter(name="*", group=WRITE_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ class TableRun:
                 if table is not None:
                     table.add(event.name, written)
                     uncommitted += 1
-                    if uncommitted >= model.batch_size:
+                    if uncommitted >= _COMMIT_EVERY:
                         table.commit()
                         uncommitted = 0
                 for row in printed:

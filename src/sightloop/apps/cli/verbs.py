@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,11 +15,17 @@ from sightloop.apps.cli.common import (
     Paths,
     check_model,
     list_images,
-    model_for,
+    models_for,
     report_without_images,
     run_verb,
 )
-from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions, integer, parse_entries
+from sightloop.apps.cli.options import (
+    DecodingOptions,
+    DeviceListOptions,
+    RuntimeOptions,
+    integer,
+    parse_entries,
+)
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
 from sightloop.apps.cli.tables import RowMaker, TableOptions, TableRun, Verb
 from sightloop.errors import UsageError
@@ -28,7 +35,12 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
     from sightloop.types import Floats32
 
-_DECODING, _RUNTIME, _TABLE = DecodingOptions(), RuntimeOptions(), TableOptions()
+_DECODING, _RUNTIME, _TABLE, _DEVICES = (
+    DecodingOptions(),
+    RuntimeOptions(),
+    TableOptions(),
+    DeviceListOptions(),
+)
 
 _EPILOGUES = {
     "ask": (
@@ -150,7 +162,7 @@ def classify(
 
 
 def embed(
-    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: RuntimeOptions = _RUNTIME
+    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: DeviceListOptions = _DEVICES
 ) -> int:
     """Embed every image as a vector of unit length, for search and comparison.
 
@@ -161,6 +173,7 @@ def embed(
     """
     from sightloop.annotation.result_table import EmbeddingFile
 
+    runtime.names()
     check_model("embed", runtime)
     file = EmbeddingFile(out, runtime.source, _origin(paths, runtime))
     inputs = read_ahead(paths)
@@ -172,12 +185,13 @@ def embed(
                 progress.event(Skipped(item, "it is embedded already") if isinstance(item, str) else item)
             progress.message(f"{out}: holds the embeddings of these images by {runtime.source} already.")
         return progress.status
-    model = model_for("embed", runtime)
+    with ExitStack() as stack:
+        model = models_for(stack, "embed", runtime)
 
-    def verb(images: list[Pixels]) -> list[Floats32]:
-        return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
+        def verb(images: list[Pixels]) -> list[Floats32]:
+            return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
 
-    with ProgressReporter("embedding", OutputTable([])) as progress:
+        progress = stack.enter_context(ProgressReporter("embedding", OutputTable([])))
         with file:
             for event in run_verb(progress, runtime, model, inputs, verb):
                 file.add([event.name], event.value[None])  # [1, d]

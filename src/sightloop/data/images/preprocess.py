@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 # Where the resized image would have more pixels than this, only the window of the crop is computed: for strips of
 # 84:1 and more at 224.
 _WINDOW_FROM: Final = 1 << 22
-# Larger images are resized by Pillow: torch would need 16 bytes per pixel, four times as many.
-_TORCH_UP_TO: Final = 1 << 22
 
 
 def preprocess(
@@ -60,21 +59,57 @@ def preprocess(
     if isinstance(source, Pixels):
         return source
     name = decode.source_name(source)
-    # Torch resizes to the same bits faster, but importing it takes longer than that saves.
-    use_torch = mode == "fast" or "torch" in sys.modules
-    try:
-        if spec.interpolation != "nearest" and use_torch and resample.pass_order_is_known():
-            array = decode.decode_packed(source, limits)  # [H, W, 4]
-            size = (array.shape[0], array.shape[1])
-            array = _pad_to_square(name, array, spec, limits)
-            exact = mode == "exact"
-            values = _resize_all(size, spec, lambda part: _resize_packed(name, array, part, limits, exact))
-            return Pixels(name, values, size)
+    with _memory_errors(name):
+        # Torch resizes to the same bits faster, but importing it takes longer than that saves.
+        if (mode == "fast" or "torch" in sys.modules) and _is_packed_kind(spec):
+            return _preprocess_array(name, decode.decode_packed(source, limits), spec, mode, limits)
         image = decode.decode(source, limits)
         size = (image.height, image.width)
         if spec.square is not None:
             image = Image.fromarray(_pad_to_square(name, np.asarray(image), spec, limits))
         return Pixels(name, _resize_all(size, spec, lambda part: _resize(name, image, part, limits)), size)
+
+
+def resizes_packed(spec: ImageSpec) -> bool:
+    """Whether `preprocess_packed` is the quickest way: torch is imported, and resizes to the bits of Pillow."""
+    return "torch" in sys.modules and _is_packed_kind(spec)
+
+
+def preprocess_packed(
+    name: str, array: NDArray[np.uint8], spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits
+) -> Pixels:
+    """`preprocess` of an image that is decoded, for a spec of `resizes_packed`.
+
+    Args:
+        name: Name of the image.
+        array: uint8 `[H, W, 4]`, upright; the fourth channel is ignored.
+        spec: Preprocessing.
+        mode: As in `preprocess`.
+        limits: As in `preprocess`.
+    """
+    with _memory_errors(name):
+        return _preprocess_array(name, array, spec, mode, limits)
+
+
+def _is_packed_kind(spec: ImageSpec) -> bool:
+    return spec.interpolation != "nearest" and resample.pass_order_is_known()
+
+
+def _preprocess_array(
+    name: str, array: NDArray[np.uint8], spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits
+) -> Pixels:
+    size, exact = (array.shape[0], array.shape[1]), mode == "exact"
+    array = _pad_to_square(name, array, spec, limits)
+    return Pixels(
+        name, _resize_all(size, spec, lambda part: _resize_packed(name, array, part, limits, exact)), size
+    )
+
+
+@contextmanager
+def _memory_errors(name: str) -> Generator[None]:
+    """Turn a lack of memory into the ImageError of this image."""
+    try:
+        yield
     except MemoryError:
         raise ImageError(name, decode.OUT_OF_MEMORY) from None
     except RuntimeError as error:  # torch raises RuntimeError where it is out of memory
@@ -258,8 +293,7 @@ def _resize_packed(
     values = None
     if not _is_window_only(window, spec):
         _check_resized(name, window, limits)
-        if array.shape[0] * array.shape[1] <= _TORCH_UP_TO:
-            values = resample.resize_torch(array, window, spec.interpolation, last_exact)
+        values = resample.resize_torch(array, window, spec.interpolation, last_exact)
     if values is None:
         return _resize(name, Image.fromarray(np.ascontiguousarray(array[:, :, :3])), spec, limits)
     return _pad_to_crop(values, spec)
