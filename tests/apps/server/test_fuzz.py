@@ -10,12 +10,14 @@ import os
 import random
 from collections import Counter
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
@@ -64,7 +66,8 @@ def test_schemathesis(server: Running) -> None:
                     return  # bytes that are no HTTP, answered by the layer below
                 case.validate_response(answer, checks=CHECKS)
 
-            ask()
+            with suppress(Unsatisfiable):  # a route whose every request is allowed
+                ask()
     assert set(counts) <= {200, 400, 401, 403, 404, 405, 409, 412, 413, 428, 429}
     assert server.http.get("/health").status_code == 200
 
