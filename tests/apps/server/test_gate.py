@@ -219,11 +219,20 @@ def test_every_error_has_one_form(server: Running) -> None:
 def test_a_fault_of_the_program_says_nothing(nano: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(lambda _source: nano) as server:
         monkeypatch.setattr(type(nano), "match", lambda *_: 1 / 0)
-        answer = server.post("/api/match", {"images": data_url(jpeg()), "texts": "a"})
+        body = {"images": data_url(jpeg()), "texts": "a"}
+        answer = server.post("/api/match", body)
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "internal_error"
         assert "division" not in answer.text
         assert server.post("/api/embed", {"texts": "a"}).status_code == 200
+
+        def exhausted(*_: Any) -> Any:
+            raise MemoryError
+
+        monkeypatch.setattr(type(nano), "match", exhausted)
+        answer = server.post("/api/match", body)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
 
 
 def test_metrics_and_openapi(server: Running) -> None:
