@@ -9,12 +9,15 @@ import base64
 import os
 import random
 from collections import Counter
+from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
@@ -23,11 +26,18 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.apps.server.running import Running, jpeg
+from tests.apps.server.running import Running, jpeg, running
 from tests.apps.server.test_gate import raw
 
 EXAMPLES = int(os.environ.get("SIGHTLOOP_FUZZ", "6"))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest.fixture(scope="module")
+def server(nano: Any) -> Generator[Running]:
+    """Without a folder: no drawn request starts a job or writes a caption."""
+    with running(lambda _source: nano) as one:
+        yield one
 
 
 def test_schemathesis(server: Running) -> None:
@@ -56,8 +66,9 @@ def test_schemathesis(server: Running) -> None:
                     return  # bytes that are no HTTP, answered by the layer below
                 case.validate_response(answer, checks=CHECKS)
 
-            ask()
-    assert set(counts) <= {200, 400, 401, 403, 404, 405, 413, 429}
+            with suppress(Unsatisfiable):  # a route whose every request is allowed
+                ask()
+    assert set(counts) <= {200, 400, 401, 403, 404, 405, 409, 412, 413, 428, 429}
     assert server.http.get("/health").status_code == 200
 
 
@@ -68,8 +79,10 @@ def test_mutated_requests(server: Running) -> None:
     bodies = [
         (path, example["value"])
         for path, operations in document["paths"].items()
-        if "post" in operations
-        for example in operations["post"]["requestBody"]["content"]["application/json"]["examples"].values()
+        if "requestBody" in operations.get("post", {})
+        for example in operations["post"]["requestBody"]["content"]["application/json"]
+        .get("examples", {})
+        .values()
     ]
     statuses: Counter[bytes] = Counter()
     for _ in range(10 * EXAMPLES):

@@ -138,6 +138,13 @@ def test_one_bad_request_spoils_no_other(scheduler: Scheduler, recorder: Recorde
         jobs[1].future.result(30)
 
 
+def test_a_verb_that_gives_too_few_results_fails(scheduler: Scheduler) -> None:
+    short = QueuedJob("a", Kind("k", "k", lambda items: items[1:], 4), [1, 2, 3])
+    scheduler.submit(short)
+    with pytest.raises(RuntimeError, match="2 results for 3 items"):
+        short.future.result(30)
+
+
 def test_stopping_finishes_what_runs_and_refuses_the_rest(scheduler: Scheduler, recorder: Recorder) -> None:
     holder = hold(scheduler, recorder)
     waiting = job("a", recorder.kind("x"), [1])
