@@ -91,6 +91,11 @@ OWNERS: dict[str, set[str]] = {
     "faster_coco_eval": {"metrics.detection"},
     "nltk": {"metrics.vqa"},
     "ray": {"capfilt.ray_workers"},
+    "fastapi": {"apps.server"},
+    "starlette": {"apps.server"},
+    "pydantic": {"apps.server"},
+    "uvicorn": {"apps.server.serve"},
+    "prometheus_client": {"apps.server.metrics"},
     "cyclopts": {"apps.cli", "apps.demo"},
     "rich": {"apps.cli", "apps.demo"},
 }
@@ -101,6 +106,7 @@ DISTRIBUTIONS = {
     "qdrant_client": "qdrant-client",
     "yaml": "pyyaml",
     "huggingface_hub": "huggingface-hub",
+    "prometheus_client": "prometheus-client",
 }
 
 # Networks, objectives and tasks see tensors: no file, no network, no other process.

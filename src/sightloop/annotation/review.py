@@ -4,7 +4,7 @@
     FOLDER/.sightloop/review.jsonl   append-only journal: proposals, fits, edits with the text before and after
 
 An edit names the text that it was made from (its ETag). It is in the journal, on disk, before the caption file changes;
-the file changes only if it still has that text (`data.compare_swap`). So a kill at any moment loses neither an
+the file changes only if it still has that text (`annotation.compare_swap`). So a kill at any moment loses neither an
 acknowledged edit nor what another program wrote.
 """
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sightloop.annotation.compare_swap import read_or_none, replace_if_unchanged
 from sightloop.annotation.sidecars import SidecarSink
-from sightloop.data.compare_swap import read_or_none, replace_if_unchanged
 from sightloop.data.datasets.sidecar_files import MAX_SIDECAR_BYTES
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.errors import UsageError
@@ -31,7 +31,7 @@ ABSENT = "absent"  # ETag of a caption file that does not exist
 MAX_CAPTION_BYTES = 64 * 1024
 
 Origin: TypeAlias = Literal["typed", "accepted", "replaced", "undone"]
-State: TypeAlias = Literal["open", "accepted", "rejected", "none"]
+ReviewState: TypeAlias = Literal["open", "accepted", "rejected", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class _Record:
     """What the journal says about one image."""
 
     proposal: Proposal | None = None
-    state: State = "none"
+    state: ReviewState = "none"
     fits: dict[str, float] = field(default_factory=dict[str, float])  # ETag of the text -> fit
     edits: list[Edit] = field(default_factory=list[Edit])
 
@@ -125,14 +125,13 @@ class CaptionReview:
 
     def read(self, image: str) -> CaptionOnDisk:
         """The caption of an image as readers of the folder see it."""
-        path = self._sink(image).current(str(self.folder / image))
-        return _on_disk(read_or_none(path) if path is not None else None)
+        return caption_on_disk(self._sink(image).current(str(self.folder / image)))
 
     def proposal(self, image: str) -> Proposal | None:
         """The latest proposal, whatever was decided about it."""
         return self._record(image).proposal
 
-    def state(self, image: str) -> State:
+    def state(self, image: str) -> ReviewState:
         """What was decided about the latest proposal; "accepted" also after a caption was typed; "none" without one."""
         return self._record(image).state
 
@@ -200,15 +199,17 @@ class CaptionReview:
         """
         data = None if text is None else _encode(text)
         with self._lock:
-            path = self._path(image)
+            path = self.path(image)
             before = read_or_none(path)
-            if _on_disk(before).etag != etag:
-                raise EditConflict(_on_disk(before))
+            # a.txt is read as the caption of a.jpg and of a.png, but theirs are written to a.jpg.txt and a.png.txt
+            seen = self.read(image) if before is None else _on_disk(before)
+            if seen.etag != etag:
+                raise EditConflict(seen)
             self._add(
                 {
                     "op": "edit",
                     "image": image,
-                    "before": _on_disk(before).text,
+                    "before": seen.text,
                     "after": None if data is None else _on_disk(data).text,
                     "origin": origin,
                     "batch": batch,
@@ -260,7 +261,8 @@ class CaptionReview:
                 known = self._sinks[folder] = (modified, SidecarSink())
             return known[1]
 
-    def _path(self, image: str) -> str:
+    def path(self, image: str) -> str:
+        """Path of the file that an edit of this image's caption writes. UsageError if it is no plain file."""
         path = self._sink(image).path(str(self.folder / image))
         if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path)):
             raise UsageError(f"its caption file {os.path.basename(path)} is not a plain file")
@@ -322,6 +324,18 @@ class CaptionReview:
         last = max(edits, key=lambda edit: edit.number, default=None)
         if last is not None and last.before != last.after and self.read(last.image).text == last.before:
             self._add({"op": "void", "image": last.image})
+
+
+def caption_on_disk(path: str | None) -> CaptionOnDisk:
+    """Content of a caption file; one that cannot be read has no text, and an ETag that no edit can have.
+
+    Args:
+        path: the file; None if the image has none.
+    """
+    try:
+        return _on_disk(read_or_none(path) if path is not None else None)
+    except OSError:
+        return CaptionOnDisk(None, "unreadable")
 
 
 def _on_disk(data: bytes | None) -> CaptionOnDisk:

@@ -93,6 +93,7 @@ _DEFAULT_CHOICES = {
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
     "block_type": ("default",),
+    "bos_id": (49406,),
 }
 
 
@@ -263,6 +264,7 @@ FAMILY = Family(
     name="clip",
     network=Clip,
     config=ClipConfig,
+    model_types=("clip",),
     towers={"vision": VitConfig},
     layouts={
         "transformers": Layout(

@@ -274,6 +274,7 @@ FAMILY = Family(
     name="florence",
     network=Florence,
     config=FlorenceConfig,
+    model_types=("florence2",),
     layouts={
         "transformers": Layout(
             keys=transformers_keys,

@@ -168,6 +168,7 @@ FAMILY = Family(
     name="llava",
     network=Llava,
     config=LlavaConfig,
+    model_types=("llava", "llava_next"),
     layouts={
         "transformers": _layout("multi_modal_projector.linear_1.weight"),
         "transformers 4.52": _layout("model.multi_modal_projector.linear_1.weight"),

@@ -98,18 +98,25 @@ class TensorFile:
             done += count
 
 
-def open_safetensors(path: Path) -> TensorFile:
-    """A safetensors file. Raises CheckpointError for a damaged one."""
-    import torch
+def check_whole(path: Path) -> None:
+    """Raises CheckpointError for a safetensors file whose header or length is wrong. Imports no torch."""
     from safetensors import SafetensorError, safe_open
 
     check_file_start(path)
-    entries, start = _read_header(path)
+    _read_header(path)
     try:
         with safe_open(path, framework="np"):  # checks sizes and places
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or cut short ({error}); download it again") from error
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """A safetensors file. Raises CheckpointError for a damaged one."""
+    import torch
+
+    check_whole(path)
+    entries, start = _read_header(path)
     strange = {entry["dtype"] for entry in entries.values()} - _DTYPES.keys()
     if strange:
         raise CheckpointError(

@@ -25,7 +25,8 @@ from sightloop.inference.masks import decode_masks
 from sightloop.inference.text_generation import TextGenerator, flatten, sampling_keys
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import PromptedNetwork, RegionNetwork
-from sightloop.tasks.generate import Decoding, Generation
+from sightloop.tasks.decoding_options import Decoding
+from sightloop.tasks.generate import Generation
 from sightloop.tasks.region_parser import PARSERS, Span, box_tokens, confidence, parse_phrases
 from sightloop.types import Box, ImageSource, JsonMapping, Region, Size
 

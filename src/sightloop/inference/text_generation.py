@@ -17,7 +17,8 @@ from sightloop.inference.image_encoding import EncodedImage
 from sightloop.inference.prompting import format_prompt, prompt_ids
 from sightloop.protocols import DecoderNetwork, Network, PromptedNetwork, require
 from sightloop.tasks import generate
-from sightloop.tasks.generate import Decoding, Generation
+from sightloop.tasks.decoding_options import Decoding
+from sightloop.tasks.generate import Generation
 from sightloop.types import Encoded, JsonDict, JsonMapping, Pixels
 
 

@@ -90,9 +90,10 @@ class Background:
         columns = np.array([self._numbers.get(identity, -2) for identity in ids], np.int64)
         counted = (self._owner[:, None] != columns) & (self._owner != own_number)[:, None]  # [m, k]
         vectors = images if images.ndim == 3 else images[:, None]  # [k, q, d]
-        others = np.einsum("md,kqd->mkq", self.vectors, vectors, optimize=True).max(axis=2, initial=-1.0)
-        powers = np.where(counted, np.exp(_INVERSE_TEMPERATURE * others.astype(np.float64)), 0)
-        means = powers.sum(axis=0) / np.maximum(counted.sum(axis=0), 1)
+        others = self.vectors @ vectors.reshape(-1, vectors.shape[-1]).T  # [m, k * q]
+        others = others.reshape(len(self), *vectors.shape[:2]).max(axis=2, initial=-1.0)
+        powers = np.exp(_INVERSE_TEMPERATURE * others) * counted
+        means = powers.sum(axis=0, dtype=np.float64) / np.maximum(counted.sum(axis=0), 1)
         least = np.exp(-_INVERSE_TEMPERATURE)
         return _INVERSE_TEMPERATURE * cosines.astype(np.float64) - np.log(np.maximum(means, least))
 
@@ -191,17 +192,17 @@ def log_odds(probabilities: Floats32) -> Floats:
 
 
 def verdict(null: NullScores, score: float, cut: float) -> tuple[bool, str]:
-    """Whether something was found at a promised rate of false finds, and a sentence that says what that is worth."""
+    """Whether something was is_match at a promised rate of false finds, and a sentence that says what that is worth."""
     p = null.p_value(score)
-    found = p <= cut
+    is_match = p <= cut
     missed = null.missed(cut)
     cost = (
         "how many real finds it refuses is unknown: the background texts have no images here"
         if missed is None
         else f"it refuses {100 * missed:.0f} % of texts whose image is there"
     )
-    words = "p" if found else "nothing here shows that: p"
-    return found, (
+    words = "p" if is_match else "nothing here shows that: p"
+    return is_match, (
         f"{words} = {p:.3f} by {null.kind.upper()}; a cut of {cut:g} promises at most {100 * cut:g} % false finds for "
         f"queries like the {len(null.absent):,} background texts ({null.source}); {cost}"
     )

@@ -30,9 +30,10 @@ from sightloop.search.calibration import (
 from sightloop.search.filters import Filter
 from sightloop.search.hits import Hits
 from sightloop.search.rows import vectors_of
-from sightloop.search.store import Store, VectorSpace
+from sightloop.search.store import Found, Store, VectorSpace
 from sightloop.types import Floats32, JsonDict
 
+_COLUMNS = ("id", "root", "path", "sha256")
 _PREFIX = "calibration-"
 _NOTHING = -1e9  # score of a text for which there is no image
 _CAPTION_IMAGES = 20_000  # rows whose captions are looked at
@@ -103,9 +104,10 @@ class NoMatch:
         absent: list[float] = []
         present: list[float] = []
         for number, (own, text) in enumerate(texts):
-            absent.append(self.score(text, bank.vectors[number], bank, own, masked=bool(own)))
+            pool = self._pool(bank.vectors[number], bool(own))
+            absent.append(self._score(pool, text, bank.vectors[number], bank, own, masked=bool(own)))
             if own:
-                present.append(self.score(text, bank.vectors[number], bank, own))
+                present.append(self._score(pool, text, bank.vectors[number], bank, own))
             if self.notify is not None:
                 self.notify(number + 1, len(texts))
         source = "captions of the index" if self.background is None else str(self.background)
@@ -113,27 +115,48 @@ class NoMatch:
         self._write(null, bank)
         return null, bank
 
-    def score(
-        self, text: str, vector: Floats32, bank: Background, own: str = "", *, masked: bool = False
-    ) -> float:
-        """Score of a text, see `calibration`.
+    def score(self, text: str, vector: Floats32, bank: Background) -> float:
+        """Score of a query, see `calibration`.
 
         Args:
             text: the query.
             vector: its unit vector `[d]`.
             bank: background texts.
-            own: id of its own image, if it is a background text.
+        """
+        return self._score(self._pool(vector, False), text, vector, bank)
+
+    def _pool(self, vector: Floats32, one_more: bool) -> Found:
+        """The rows that ITC ranks first, with their vectors."""
+        wanted = (POOL if self.match is None else JUDGED) + one_more
+        return self.store.nearest(self.space, vector, wanted, self.where, [*_COLUMNS, self.space.column])
+
+    def _score(
+        self,
+        pool: Found,
+        text: str,
+        vector: Floats32,
+        bank: Background,
+        own: str = "",
+        *,
+        masked: bool = False,
+    ) -> float:
+        """Score of a text over a pool.
+
+        Args:
+            pool: of `_pool`.
+            text: the text.
+            vector: its unit vector `[d]`.
+            bank: background texts.
+            own: id of the text's own image, if it is a background text.
             masked: leave its own image out.
         """
-        wanted = POOL if self.match is None else JUDGED
-        columns = ["id", "root", "path", "sha256", self.space.column]
-        table = self.store.nearest(self.space, vector, wanted + masked, self.where, columns).rows
+        table, wanted = pool.rows, POOL if self.match is None else JUDGED
         ids: list[str] = table["id"].to_pylist()
         rows = [i for i, identity in enumerate(ids) if not masked or identity != own][:wanted]
         if not rows:
             return _NOTHING
         if self.match is not None:
-            records = table.select(columns[:-1]).to_pylist()
+            records = table.select(list(_COLUMNS)).to_pylist()
             odds = log_odds(self.match(text, [records[i] for i in rows]))
             return max(_NOTHING, float(best_mean(odds[None])[0]))
         images = vectors_of(table[self.space.column], self.space.width)[rows]
@@ -194,8 +217,8 @@ def apply_cut(hits: Hits, text: str, vector: Floats32, cut: float, no_match: NoM
             "name a file with --background",
         )
     null, bank = calibrated
-    found, words = verdict(null, no_match.score(text, vector, bank), cut)
-    return replace(hits, hits=hits.hits if found else (), note=words)
+    is_match, words = verdict(null, no_match.score(text, vector, bank), cut)
+    return replace(hits, hits=hits.hits if is_match else (), note=words)
 
 
 def _lines(file: Path) -> list[str]:

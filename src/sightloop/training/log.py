@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from sightloop.checkpoints.tensors import check_whole
 from sightloop.data.atomic import atomic_write
 from sightloop.data.journal import Journal, read_journal, write_journal
-from sightloop.errors import SightloopError, UsageError, install_command
+from sightloop.errors import CheckpointError, SightloopError, UsageError, install_command
 from sightloop.training.events import (
     CheckpointSaved,
     Evaluated,
@@ -41,6 +42,29 @@ def read_log(run: Path) -> Iterator[RunEvent]:
     """
     for _, event in _lines(run / METRICS):
         yield event
+
+
+def finished_run(run: Path) -> tuple[RunStarted, RunEnded] | None:
+    """How a run began and ended, if it is finished and its model is whole; None otherwise. Imports no torch."""
+    try:
+        events = [event for event in read_log(run) if isinstance(event, RunStarted | RunEnded)]
+    except (SightloopError, OSError):
+        return None  # the trainer names what is damaged
+    if len(events) < 2 or not _is_whole(run / "model"):
+        return None
+    started, ended = events[0], events[-1]
+    if not (isinstance(started, RunStarted) and isinstance(ended, RunEnded)):
+        return None
+    return replace(started, first_step=ended.step), replace(ended, seconds=0.0, folder=run / "model")
+
+
+def _is_whole(model: Path) -> bool:
+    """Whether a model's folder has a configuration, and weights of the length that their header says."""
+    try:
+        check_whole(model / "model.safetensors")
+    except CheckpointError:
+        return False
+    return (model / "config.json").is_file()
 
 
 class RunLog:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sightloop.apps.web import ROOT
+from sightloop.apps.web.files import ROOT
 
 MODULES = sorted(path for path in ROOT.rglob("*.js") if "vendor" not in path.parts)
 SOURCES = [*MODULES, ROOT / "index.html", ROOT / "style.css"]

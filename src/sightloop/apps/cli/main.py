@@ -23,6 +23,7 @@ from sightloop.apps.cli import (
     models,
     regions,
     search,
+    serve,
     synthetic,
     train,
     verbs,
@@ -130,6 +131,7 @@ _MODULES = (
     convert,
     evaluate,
     models,
+    serve,
     synthetic,
     train,
 )

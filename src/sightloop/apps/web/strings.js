@@ -56,7 +56,6 @@ const STRINGS = {
   "search.running": "Searching...",
   "search.found": "{n} hits",
   "search.nothing": "Nothing here shows that.",
-  "search.misses": "The cut promises at most {promised} % false finds for queries like the folder's own texts; it misses about {misses} % of what is there.",
   "search.noindex": "Search needs an index. Build it: it embeds every image once.",
   "search.build": "Build the index",
   "hit.why": "Why: {why}",

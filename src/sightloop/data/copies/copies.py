@@ -152,16 +152,18 @@ class CopySet:
             pair, match = pairs[start : start + _PAIRS_AT_ONCE], matches[start : start + _PAIRS_AT_ONCE]
             first, second = np.divmod(pair, len(other._rows))
             chosen = wanted(self._rows[first], other._rows[second])
+            if not chosen.any():
+                continue
             first, second, match = first[chosen], second[chosen], match[chosen]
             match, window = np.divmod(match, len(image_hash.WINDOWS))
             cost, orientation = np.divmod(match, image_hash.ORIENTATIONS)
             bits = cost - _CROP_COST * (window > 0)
             similarity = _similarities(self._spectra[first], other._spectra[second], orientation, window)
-            found = Copies(
+            survivors = Copies(
                 self._rows[first], other._rows[second], bits.astype(np.uint8), similarity, orientation, window
             ).where(similarity >= threshold)
-            if len(found):
-                yield found
+            if len(survivors):
+                yield survivors
 
 
 def _keep_best(best: dict[str, Integers], pair: Integers, match: Integers) -> None:

@@ -91,9 +91,9 @@ class _Band:
             looked_up = keys[start : start + step, None] ^ self._masks  # [step, masks]
             first = self._starts[looked_up]
             counts = self._starts[looked_up + 1] - first
-            found = np.flatnonzero(counts)
-            rows = found // len(self._masks) + start
-            yield from self._expand(rows, first.ravel()[found], counts.ravel()[found])
+            neighbors = np.flatnonzero(counts)
+            rows = neighbors // len(self._masks) + start
+            yield from self._expand(rows, first.ravel()[neighbors], counts.ravel()[neighbors])
 
     def _expand(
         self, rows: Integers, first: Integers, counts: Integers

@@ -422,7 +422,7 @@ def _reading(source: Path) -> Generator[None]:
     except Exception as error:
         if isinstance(error, TokenizerError):
             raise
-        why = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise TokenizerError(f"{source} is damaged or of another kind ({why}); fetch it again.") from error
 
 

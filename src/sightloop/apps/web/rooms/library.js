@@ -44,7 +44,7 @@ async function search() {
 
 async function run(body) {
   const answer = await post("api/search", body);
-  result.value = { rows: new FixedRows(answer.hits), noMatch: answer.no_match };
+  result.value = { rows: new FixedRows(answer.hits), note: answer.note };
   say(text("search.found", { n: answer.hits.length }));
 }
 
@@ -148,7 +148,8 @@ function Selection() {
 function describeHit(row) {
   const { itm, itc } = row.scores ?? {};
   const score = itm !== undefined && itm !== null ? `ITM ${itm.toFixed(2)}` : itc !== undefined && itc !== null ? `${itc.toFixed(3)}` : "";
-  return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${row.why || row.caption?.text || row.path}`;
+  const words = row.scores?.keyword_rank ? row.why : "";
+  return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
 }
 
 export function Library() {
@@ -160,7 +161,6 @@ export function Library() {
   const found = result.value;
   const rows = found?.rows ?? listing;
   const total = rows.total.value;
-  const misses = found?.noMatch;
   return html`<section class="library" aria-label=${text("room.library")}>
     <h1 class="hidden">${text("room.library")}</h1>
     ${info.value.index ? html`<${Searching} />` : html`<${IndexOffer} />`}
@@ -169,10 +169,7 @@ export function Library() {
       : found && total === 0 ? text("search.nothing")
       : found ? text("search.found", { n: total })
       : total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}
-      ${misses && html` <span class="note">${text("search.misses", {
-        promised: Math.round(100 * misses.promised),
-        misses: misses.misses === null ? "?" : Math.round(100 * misses.misses),
-      })}</span>`}</p>
+      ${found?.note && html` <span class="note">${found.note}</span>`}</p>
     <${Selection} />
     ${!(found && total === 0) && html`<${Grid} rows=${rows} describe=${found ? describeHit : (row) => row.caption?.text ?? row.path} />`}
   </section>`;
