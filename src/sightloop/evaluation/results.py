@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from html import escape
 from typing import TypeVar
 
 import numpy as np
@@ -202,6 +203,15 @@ class Evaluation:
             prefix = f"{run.name}: " if len(self.runs) > 1 else ""
             for number in run.numbers:
                 yield prefix + number.name, number.value
+
+    def _repr_html_(self) -> str:
+        """A table of metrics by model, for a notebook."""
+        names = list(dict.fromkeys(number.name for run in self.runs for number in run.numbers))
+        values = [{number.name: f"{number.value:.4g}" for number in run.numbers} for run in self.runs]
+        rows = [("metric", *(run.name for run in self.runs))]
+        rows += [(name, *(each.get(name, "") for each in values)) for name in names]
+        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def memoize_rows(function: Callable[[Floats], T]) -> Callable[[Floats], T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from os import PathLike
 from typing import Any, Literal
 
@@ -103,6 +104,13 @@ class Model:
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
+
+    def _repr_html_(self) -> str:
+        """One line for a notebook."""
+        able = ", ".join(sorted(self.capabilities))
+        return (
+            f"<p><b>{escape(self.name)}</b> ({escape(self.family)}, {self.dtype}, {self.device}): {able}</p>"
+        )
 
     # Its three parts.
 

@@ -9,6 +9,7 @@ import re
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -108,6 +109,17 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return self.stream()
+
+    def __repr__(self) -> str:
+        if self._streams:
+            return "Dataset(a stream)"
+        names = [source.name for source in self._sources]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        return f"Dataset({shown}: {len(self):,} samples)"
+
+    def _repr_html_(self) -> str:
+        """One line for a notebook."""
+        return f"<p>{escape(repr(self))}</p>"
 
     @property
     def is_stream(self) -> bool:
