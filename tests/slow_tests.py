@@ -46,6 +46,8 @@ SLOW_FILES = frozenset(
         "objectives/test_distributed.py",
         "recipes/test_capfilt_experiment.py",
         "recipes/test_nano.py",
+        "search/test_index.py",
+        "search/test_kills.py",
         "tasks/test_region_parser.py",
         "test_docs.py",
         "test_entry.py",

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -232,38 +229,6 @@ def test_one_writer_and_readers_at_once(tmp_path: Path) -> None:
     assert reader.search(vector=[1, 0, 0, 0], k=2).ids == ["a", "e"]
     index.delete(["a"])
     assert reader.search(vector=[1, 0, 0, 0], k=2).ids[0] == "e"
-
-
-def test_killed_runs_lose_and_repeat_nothing(checkpoints: Path, clip: Model, tmp_path: Path) -> None:
-    write_images(tmp_path / "photos", 30)
-    whole = Index.create(tmp_path / "whole", model=clip)
-    whole.add(tmp_path / "photos", options=OPTIONS)
-    script = (
-        "import sys; from sightloop.search.index import *; import sightloop\n"
-        "place, photos, model = sys.argv[1:]\n"
-        "model = sightloop.load(model)\n"
-        "index = open_index(place, model=model) if is_index(place) else Index.create(place, model=model)\n"
-        "for event in index.build([photos], options=BuildOptions(isolate=False, workers=1, commit_images=4)):\n"
-        "    print(event.value.id if hasattr(event, 'value') else '', flush=True)\n"
-    )
-    command = [sys.executable, "-c", script, tmp_path / "killed", tmp_path / "photos", checkpoints / "clip"]
-    source = Path(sightloop.__file__).parents[1]
-    seen: list[str] = []
-    for kills in (1, 9, 0):  # after so many lines
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(source)}
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            seen += [line.strip()] if line.strip() else []
-            kills -= bool(line.strip())
-            if kills == 0:
-                process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        process.wait()
-    index = open_index(tmp_path / "killed")
-    assert tables(index).equals(tables(whole))
-    assert set(seen) <= set(index.to_arrow(["id"])["id"].to_pylist())
 
 
 def test_datasets(clip: Model, tmp_path: Path) -> None:
