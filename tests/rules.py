@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": CONTRACTS
     | {"data", "data.copies", "data.datasets", "data.images", "inference", "metrics", "reports", "tasks"},
     "training": CONTRACTS
-    | DATA
+    | DATA - {"data.copies"}
     | NETWORKS
     | {"checkpoints", "data.copies", "inference", "metrics", "objectives", "reports", "tasks"},
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
@@ -67,7 +67,9 @@ ROOMS: dict[str, set[str]] = {
         "apps.server",
         "capfilt",
         "checkpoints",
+        "data",
         "data.datasets",
+        "data.images",
         "evaluation",
         "inference",
         "search",

@@ -205,13 +205,25 @@ class Evaluation:
                 yield prefix + number.name, number.value
 
     def _repr_html_(self) -> str:
-        """A table of metrics by model, for a notebook."""
-        names = list(dict.fromkeys(number.name for run in self.runs for number in run.numbers))
-        values = [{number.name: f"{number.value:.4g}" for number in run.numbers} for run in self.runs]
-        rows = [("metric", *(run.name for run in self.runs))]
-        rows += [(name, *(each.get(name, "") for each in values)) for name in names]
-        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        """One table for notebooks: a row for each number, with its interval and what it is computed of."""
+        rows = [
+            (
+                *([run.name] if len(self.runs) > 1 else []),
+                number.name,
+                f"{number.value:.4g}",
+                "" if number.low is None or number.high is None else f"{number.low:.4g} to {number.high:.4g}",
+                f"{number.samples:,} {number.unit}",
+            )
+            for run in self.runs
+            for number in run.numbers
+        ]
+        head = [*(["model"] if len(self.runs) > 1 else []), "metric", "value", "95 % interval", "of"]
+        cells = [head, *rows]
+        lines = (
+            "".join(f"<{kind}>{escape(str(text))}</{kind}>" for text in row)
+            for row, kind in zip(cells, ["th", *["td"] * len(rows)], strict=True)
+        )
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def memoize_rows(function: Callable[[Floats], T]) -> Callable[[Floats], T]:

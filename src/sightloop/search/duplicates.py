@@ -17,10 +17,10 @@ from sightloop.data.atomic import atomic_write
 from sightloop.data.copies.duplicates import (
     KINDS,
     DuplicateCluster,
-    DuplicateKeep,
     DuplicateKind,
     Duplicates,
     ImageFacts,
+    KeepDuplicate,
     find_duplicates,
 )
 from sightloop.data.copies.image_hash import SPECTRUM, draft_spectrum, phash, pixels_digest
@@ -101,11 +101,11 @@ class DuplicateReport:
         text += f"{inside:,} in {len(self):,} clusters ({kinds})" if self.clusters else "no duplicates"
         return "; ".join([text, *self.duplicates.notes])
 
-    def extras(self, keep: DuplicateKeep = "best") -> list[str]:
+    def extras(self, keep: KeepDuplicate = "best") -> list[str]:
         """Names of the images to leave out, in order; see `Duplicates.extras`."""
         return [self.duplicates.images[row].name for row in sorted(self.duplicates.extras(keep))]
 
-    def as_json(self, keep: DuplicateKeep = "best") -> Iterator[JsonDict]:
+    def as_json(self, keep: KeepDuplicate = "best") -> Iterator[JsonDict]:
         """An object for each cluster: its images, which of them is kept, and its edges."""
         extras = self.duplicates.extras(keep)
         for number, cluster in enumerate(self.clusters, 1):
@@ -136,7 +136,7 @@ class DuplicateReport:
             lines += [f"   {self.duplicates.images[row].name}" for row in cluster.images]
         return "\n".join(lines)
 
-    def to_html(self, keep: DuplicateKeep = "best", shown: int = _SHOWN) -> str:
+    def to_html(self, keep: KeepDuplicate = "best", shown: int = _SHOWN) -> str:
         """A whole page: the clusters with their images side by side and the evidence of each pair."""
         sections = self._sections(keep, shown)
         tiles = [
@@ -153,21 +153,11 @@ class DuplicateReport:
         )
         return html.page("Duplicates", self.summary, html.tiles(tiles), rule, *sections, more, style=_STYLE)
 
-    def save_page(self, path: str | os.PathLike[str], keep: DuplicateKeep = "best") -> None:
-        """Writes `to_html` to a file."""
-        atomic_write(path, self.to_html(keep))
-
-    def save_extras(self, path: str | os.PathLike[str], keep: DuplicateKeep = "best") -> int:
-        """Writes the names of `extras` to a file, one a line; returns their number. Nothing is deleted."""
-        names = self.extras(keep)
-        atomic_write(path, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-        return len(names)
-
     def _repr_html_(self) -> str:
         style = html.Html(f"<style>{_STYLE}</style>")
         return html.join([style, html.paragraph(self.summary), *self._sections("best", _IN_NOTEBOOK)])
 
-    def _sections(self, keep: DuplicateKeep, shown: int) -> list[html.Html]:
+    def _sections(self, keep: KeepDuplicate, shown: int) -> list[html.Html]:
         clusters = self.clusters[:shown]
         rows = [row for cluster in clusters for row in cluster.images[:_SHOWN_IMAGES]]
         images = read_places([self.places[row] for row in rows])
@@ -268,13 +258,13 @@ def report_duplicates(
 
     def digests(rows: Sequence[int]) -> dict[int, bytes]:
         images = read_places([places[row] for row in rows])
-        pixel_hashes: dict[int, bytes] = {}
+        by_row: dict[int, bytes] = {}
         for row in rows:
             try:
-                pixel_hashes[row] = pixels_digest(decode(images[places[row]]))
+                by_row[row] = pixels_digest(decode(images[places[row]]))
             except (ImageError, KeyError):  # gone since: the pair stays a copy
                 continue
-        return pixel_hashes
+        return by_row
 
     duplicates = find_duplicates(facts, kinds=kinds, vectors=vectors, pixels=digests)
     return DuplicateReport(duplicates, places, ids)
@@ -361,3 +351,15 @@ def read_places(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str 
         except UsageError:
             continue
     return images
+
+
+def write_report(path: Path, report: DuplicateReport, keep: KeepDuplicate) -> None:
+    """Writes the page of a report, whole or not at all."""
+    atomic_write(path, report.to_html(keep))
+
+
+def write_extras(path: Path, report: DuplicateReport, keep: KeepDuplicate) -> int:
+    """Writes the names of the images that are not kept, one a line; how many there are."""
+    names = report.extras(keep)
+    atomic_write(path, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
+    return len(names)

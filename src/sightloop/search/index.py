@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -421,18 +420,8 @@ class Index:
         return model
 
     def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
-        """The calibration of a query's cut: by ITM if the query is re-ranked, else by ITC."""
-        encoder = self.encoder(space)
-        return NoMatch(
-            self.store,
-            space,
-            query.where,
-            encoder.model.embed_texts,
-            (lambda text, rows: encoder.match(text, rows)[1]) if query.rerank else None,
-            (encoder.judge or encoder.model).name if query.rerank else "",
-            None if query.background is None else Path(query.background),
-            self.on_calibration,
-        )
+        """The calibration of a query's cut."""
+        return NoMatch.of_query(query, self.store, space, self.encoder(space), self.on_calibration)
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)

@@ -128,6 +128,8 @@ def _of_images(
 
 
 def _show(report: DuplicateReport, options: DuplicateOptions, *, as_json: bool) -> None:
+    from sightloop.search.duplicates import write_extras, write_report
+
     keep = options.keep or "best"
     columns = [
         Column("cluster", 7, True),
@@ -154,10 +156,10 @@ def _show(report: DuplicateReport, options: DuplicateOptions, *, as_json: bool) 
             )
     print_message(report.summary)
     if options.extras is not None:
-        count = report.save_extras(options.extras, keep)
+        count = write_extras(options.extras, report, keep)
         print_message(f"{options.extras}: {count:,} images that are not kept ({keep}); nothing was deleted.")
     if options.out is not None:
-        report.save_page(options.out, keep)
+        write_report(options.out, report, keep)
         print_message(f"{options.out}: written.")
 
 

@@ -24,7 +24,7 @@ from sightloop.types import Floats32, Integers
 
 DuplicateKind: TypeAlias = Literal["identical", "copy", "look-alike"]
 KINDS: tuple[DuplicateKind, ...] = ("identical", "copy", "look-alike")
-DuplicateKeep: TypeAlias = Literal["best", "oldest", "first"]
+KeepDuplicate: TypeAlias = Literal["best", "oldest", "first"]
 # Rows -> digests of their pixels (`image_hash.pixels_digest`), without those that cannot be read.
 PixelDigests: TypeAlias = "Callable[[Sequence[int]], Mapping[int, bytes]]"
 
@@ -120,7 +120,7 @@ class Duplicates:
     threshold: float | None = None
     notes: tuple[str, ...] = ()
 
-    def extras(self, keep: DuplicateKeep = "best") -> dict[int, int]:
+    def extras(self, keep: KeepDuplicate = "best") -> dict[int, int]:
         """Images to leave out, and the one kept in place of each: row -> row.
 
         Of the images of a cluster that are identical or copies one is kept. Look-alikes are other images: all stay.
@@ -136,7 +136,7 @@ class Duplicates:
                 extras |= {row: kept for row in rows if row != kept}
         return extras
 
-    def _order(self, row: int, keep: DuplicateKeep) -> tuple[float, ...]:
+    def _order(self, row: int, keep: KeepDuplicate) -> tuple[float, ...]:
         image = self.images[row]
         age = float("inf") if image.time is None else image.time
         best = (-image.width * image.height, -image.file_bytes, age)

@@ -41,11 +41,11 @@ _LEAST_FREQUENCY = 0.01
 
 def windows(sizes: Sequence[tuple[float, int]]) -> tuple[CropWindow, ...]:
     """The whole image, then n x n windows of each size (share of the side, n), from corner to corner; 1: the center."""
-    windows = [FULL]
+    cuts = [FULL]
     for size, count in sizes:
         places = [(1 - size) * (i / (count - 1) if count > 1 else 0.5) for i in range(count)]
-        windows += [(top, top + size, left, left + size) for top in places for left in places]
-    return tuple(windows)
+        cuts += [(top, top + size, left, left + size) for top in places for left in places]
+    return tuple(cuts)
 
 
 # So dense that nearly every crop down to 0.8 of the side has a window within a pHash of 8 bits; the centered ones

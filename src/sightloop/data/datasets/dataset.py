@@ -111,15 +111,35 @@ class Dataset:
         return self.stream()
 
     def __repr__(self) -> str:
-        if self._streams:
-            return "Dataset(a stream)"
-        names = [source.name for source in self._sources]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-        return f"Dataset({shown}: {len(self):,} samples)"
+        count = "a stream of samples" if self._streams else f"{len(self):,} samples"
+        return f"<Dataset: {count} of {self._source_names()}>"
 
     def _repr_html_(self) -> str:
-        """One line for a notebook."""
-        return f"<p>{escape(repr(self))}</p>"
+        """One table for notebooks: samples, sources, and what the first sample has."""
+        count, first = "a stream", ""
+        if not self._streams:
+            count = f"{len(self):,}"
+            try:
+                sample = self[0] if len(self) else None
+            except ImageError as error:
+                sample, first = None, f"{error}"
+            if sample is not None:
+                first = "; ".join(
+                    [sample.key, *sample.captions[:1], *([sample.label] if sample.label else [])]
+                )
+        cells = {
+            "samples": count,
+            "source": self._source_names(),
+            "first": first,
+            "left out": "; ".join(self.notes),
+        }
+        head = "".join(f"<th>{name}</th>" for name, text in cells.items() if text)
+        body = "".join(f"<td>{escape(text)}</td>" for text in cells.values() if text)
+        return f"<table><tr>{head}</tr><tr>{body}</tr></table>"
+
+    def _source_names(self) -> str:
+        names = ["a stream"] * len(self._streams) + [source.name for source in self._sources]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
     @property
     def is_stream(self) -> bool:
