@@ -7,7 +7,6 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
 from typing import Any
 
 from sightloop.errors import CheckpointError
@@ -50,16 +49,16 @@ def _mismatch(value: object, hint: Any, least: int) -> str:
     """What a value must be by its type; "" if it is, or the type is of another kind than numbers, texts and lists."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        found = [_mismatch(value, part, least) for part in parts]
-        return "" if "" in found else found[0]
+        mismatches = [_mismatch(value, part, least) for part in parts]
+        return "" if "" in mismatches else mismatches[0]
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, tuple):
             return "a list"
         kinds = [parts[0]] * len(value) if parts[1:] == (...,) else parts
         if len(kinds) != len(value):
             return f"a list of {len(kinds)}"
-        found = (_mismatch(each, kind, least) for each, kind in zip(value, kinds, strict=True))
-        return next((f"a list, each {words}" for words in found if words), "")
+        mismatches = [_mismatch(each, kind, least) for each, kind in zip(value, kinds, strict=True)]
+        return next((f"a list, each {words}" for words in mismatches if words), "")
     if typing.get_origin(hint) is typing.Literal:
         return "" if value in parts else f"one of {', '.join(map(str, parts))}"
     return _plain_mismatch(value, hint, least)
@@ -71,10 +70,10 @@ def _plain_mismatch(value: object, hint: Any, least: int) -> str:
     if hint is bool:
         return "" if isinstance(value, bool) else "true or false"
     if hint is int:
-        is_right = isinstance(value, Integral) and not isinstance(value, bool) and least <= value < 1 << 40
+        is_right = isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 40
         return "" if is_right else f"a whole number from {max(least, 0)}"
     if hint is float:
-        is_right = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        is_right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return "" if is_right else "a number"
     if hint is str:
         return "" if isinstance(value, str) else "text"

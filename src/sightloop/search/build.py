@@ -178,7 +178,7 @@ class Builder:
     def run(self, entries: Iterable[Entry | Failed]) -> Generator[Event[Indexed]]:
         """Indexes entries and yields an event for each, those of a batch after its commit."""
         batch: list[tuple[_Work, list[Pixels]]] = []
-        size = self._models[0][1].batch_size if self._models else 8
+        sizer = self._models[0][1].sizer if self._models else None
         with_pixels = self._read(entries)
         try:
             for item in with_pixels:
@@ -186,7 +186,7 @@ class Builder:
                     batch.append(item)
                 else:
                     self._waiting.append(item)
-                if len(batch) == size:
+                if len(batch) >= (sizer.size if sizer else 8):
                     self._embed(batch)
                     batch = []
                 if self._is_due() and not batch:

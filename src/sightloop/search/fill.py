@@ -73,7 +73,7 @@ def _embed(
             batch.append(pixels)
             names.append(row)
         is_last = number == len(rows)
-        if batch and (len(batch) == model.batch_size or is_last):
+        if batch and (len(batch) >= model.sizer.size or is_last):
             vectors.append(unit_rows(model.embed_images(batch), space, [name for _, name in names]))
             done += names
             batch, names = [], []
