@@ -62,6 +62,12 @@ def test_a_broken_image_is_named_and_the_others_are_compared(
     assert len(captured.out.splitlines()) == 4
 
 
+def test_nothing_is_written_without_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["duplicates", str(tmp_path / "none"), "--out", str(tmp_path / "page.html")]) == 1
+    assert "none: no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -78,7 +78,7 @@ def test_copies_are_found_and_others_are_not(kind: str, copies_in_train: bool) -
     leaks = find_leaks(train, evaluation)
     assert {(leak.train[-1], leak.evaluation[-1]) for leak in leaks.images} == {(n, n) for n in "0123"}
     assert not any(leak.exact for leak in leaks.images)
-    assert all(IMAGE_THRESHOLD <= leak.similarity <= 1 for leak in leaks.images)
+    assert all(IMAGE_THRESHOLD - 0.02 <= leak.similarity <= 1 for leak in leaks.images)  # frames: 0.02 less
     assert (leaks.train_samples, leaks.evaluation_samples) == (len(train), len(evaluation))
 
 

@@ -130,6 +130,9 @@ def _of_images(
 def _show(report: DuplicateReport, options: DuplicateOptions, *, as_json: bool) -> None:
     from sightloop.search.duplicates import write_extras, write_report
 
+    if not report.duplicates.images:
+        print_message("No image was compared; nothing is written.")
+        return
     keep = options.keep or "best"
     columns = [
         Column("cluster", 7, True),

@@ -51,6 +51,9 @@ def windows(sizes: Sequence[tuple[float, int]]) -> tuple[CropWindow, ...]:
 # So dense that nearly every crop down to 0.8 of the side has a window within a pHash of 8 bits; the centered ones
 # stand for frames. 1 + 9 + 16 + 25 + 36 + 3 = 90.
 WINDOWS = windows(((0.95, 3), (0.9, 4), (0.84, 5), (0.78, 6), (0.925, 1), (0.87, 1), (0.81, 1)))
+# Those that take off as much on every side, as a frame does: bool `[90]`.
+IS_FRAME: NDArray[np.bool_] = np.ptp(np.abs(np.array(WINDOWS) - (0, 1, 0, 1)), axis=1) < 1e-9
+IS_FRAME[0] = False
 
 
 def pixels_digest(image: Image.Image) -> bytes:
