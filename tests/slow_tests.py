@@ -9,6 +9,7 @@ from __future__ import annotations
 # Relative to tests/.
 SLOW_FILES = frozenset(
     {
+        "apps/cli/test_device_pool.py",
         "apps/cli/test_evaluate.py",
         "apps/cli/test_reruns.py",
         "apps/demo/test_demo.py",

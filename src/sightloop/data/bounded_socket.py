@@ -54,5 +54,5 @@ def seconds_until(deadline: float) -> float:
 
 
 def too_slow() -> TimeoutError:
-    """Error of an answer that takes too long."""
+    """The error of an answer that is not complete at its deadline."""
     return TimeoutError(0, "its answer was not complete in time")

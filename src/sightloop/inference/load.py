@@ -31,7 +31,7 @@ from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, SightloopError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
-from sightloop.inference.malloc import give_back_freed_memory
+from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches
 from sightloop.inference.model import Model
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
@@ -96,7 +96,7 @@ def load(
         network_config = require(network, Network).config
         tokenizer = _tokenizer(located, family, network_config, layout)
         if where.type == "cpu":
-            pack(network)
+            _prepare_cpu(network)
         else:
             _move(network, where)
     return Model(
@@ -322,6 +322,11 @@ def _masks(
 
 def _json(path: Path) -> JsonDict:
     return read_json(path) if path.is_file() else {}
+
+
+def _prepare_cpu(network: nn.Module) -> None:
+    pack(network)
+    keep_between_batches()
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -26,7 +26,9 @@ def folder(tmp_path: Path) -> Path:
 def test_the_table_and_the_list(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     extras, page = tmp_path / "extras.txt", tmp_path / "page.html"
-    assert main(["duplicates", str(folder), "--keep", "first", "--list", str(extras), "--out", str(page)]) == 0
+    assert (
+        main(["duplicates", str(folder), "--keep", "first", "--list", str(extras), "--out", str(page)]) == 0
+    )
     captured = capsys.readouterr()
     rows = [line.split("\t") for line in captured.out.splitlines()]
     assert [(row[0], row[1], Path(row[3]).name) for row in rows] == [

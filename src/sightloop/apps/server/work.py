@@ -159,7 +159,7 @@ def embed_images_kind(served: LoadedModel) -> Kind[Pixels, bytes]:
     def run(items: list[Pixels]) -> list[bytes]:
         return [row.astype("<f4").tobytes() for row in served.model.embed_images(items)]
 
-    return Kind((served, "embed_images"), "embed_images", run, 4 * served.model.batch_size)
+    return Kind((served, "embed_images"), "embed_images", run, 4 * served.model.sizer.default)
 
 
 def embed_texts_kind(served: LoadedModel) -> Kind[str, bytes]:
@@ -196,7 +196,7 @@ def _kind(
     run: Callable[[list[T]], Sequence[R]],
 ) -> Kind[T, R]:
     key = (served, verb, arguments, tuple(sorted(options.items())))
-    return Kind(key, verb, run, served.model.batch_size)
+    return Kind(key, verb, run, served.model.sizer.default)
 
 
 def _options(served: LoadedModel, decoding: JsonMapping) -> JsonDict:
