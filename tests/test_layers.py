@@ -96,7 +96,7 @@ OWNERS: dict[str, set[str]] = {
     "fastapi": {"apps.server"},
     "starlette": {"apps.server"},
     "pydantic": {"apps.server"},
-    "uvicorn": {"apps.server.serve"},
+    "uvicorn": {"apps.server"},
     "prometheus_client": {"apps.server.metrics"},
     "cyclopts": {"apps.cli", "apps.demo"},
     "rich": {"apps.cli", "apps.demo"},

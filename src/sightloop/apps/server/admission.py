@@ -26,18 +26,20 @@ class Admission:
 
     def enter(self, client: Hashable) -> None:
         """Takes a place. Raises ApiError (429) if there is none."""
-        limit = self._limit + (0 if self._by_client[client] else self._reserve)
-        if self.count >= limit:
-            if not self._by_client[client]:
-                del self._by_client[client]
-            raise ApiError(
-                429,
-                f"{self.count} requests wait already: try again in a second",
-                code="queue_full",
-                retry_after=1,
-            )
+        if self.count >= self._limit + (0 if client in self._by_client else self._reserve):
+            raise self._full()
         self._by_client[client] += 1
         self.count += 1
+
+    def refusal(self, address: str) -> ApiError | None:
+        """The refusal of any request from an address, None if one may be taken."""
+        if self.count < self._limit:
+            return None
+        # A client is an address, or a key with an address.
+        has = any(
+            address == (client[-1] if isinstance(client, tuple) else client) for client in self._by_client
+        )
+        return self._full() if has or self.count >= self._limit + self._reserve else None
 
     def take(self, size: int) -> None:
         """Takes room for bytes of a body. Raises ApiError (503) if there is none."""
@@ -52,3 +54,7 @@ class Admission:
         self._by_client[client] -= 1
         if not self._by_client[client]:
             del self._by_client[client]
+
+    def _full(self) -> ApiError:
+        message = f"{self.count} requests wait already: try again in a second"
+        return ApiError(429, message, code="queue_full", retry_after=1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from sightloop.apps.server.app import create_app
+from sightloop.apps.server.refusal import refusing_protocol
 from sightloop.apps.server.service import Service
 from sightloop.apps.server.settings import ServerSettings
 from sightloop.errors import UsageError, os_error_reason
@@ -47,6 +48,9 @@ class GracefulServer(uvicorn.Server):
             date_header=False,
             proxy_headers=False,  # X-Forwarded-For is anybody's word
             ws="none",
+            http=refusing_protocol(
+                service.admission, lambda: service.metrics.request("POST", "refused", 429, 0.0)
+            ),
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_GRACE_SECONDS,
