@@ -49,6 +49,7 @@ ROOM_CONTENTS = {
     "evaluation": "a task over a dataset: predictions, metrics with protocols, report",
     "training": "recipes, data loader, loss terms, step, trainer, checkpoint, monitor, report",
     "capfilt": "caption, filter, write the new dataset: shards, manifest, workers, report",
+    "search": "an index over images: build, filters, keywords, queries, hits; stores of LanceDB and Qdrant",
     "": "`sightloop/__init__.py`: the public names",
     "apps.server": "`sightloop serve`: routes, their gate, the scheduler, the models in memory",
     "apps.cli": "the command `sightloop`",

@@ -39,6 +39,8 @@ _MAX_REFINED: Final = 500
 _ROWS_PER_REFINED: Final = 2_000
 # Of the codes of IVF_RQ, a number of a vector: with 2 a fourth of the refined rows gives the recall of 1.
 _CODE_BITS: Final = 2
+_ITERATIONS: Final = 15
+_SAMPLED_PER_PARTITION: Final = 128
 _UNINDEXED_SHARE: Final = 0.05  # of the rows may be left to a scan before indexes are brought up to date
 _MIN_UNINDEXED: Final = 4_096
 _SMALL_FRAGMENTS: Final = 64
@@ -64,6 +66,10 @@ class LanceStore:
         self._table: Any = _connect(folder).open_table(
             _TABLE
         )  # LanceDB has no type hints for what it returns
+        if missing := set(row_schema().names) - set(self._table.schema.names):
+            raise UsageError(
+                f"{folder}: of an earlier version, without {', '.join(sorted(missing))}; make it again"
+            )
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 
@@ -234,7 +240,14 @@ class LanceStore:
     def _build(self, space: VectorSpace, rows: int) -> None:
         from lancedb.index import IvfRq
 
-        config = IvfRq(distance_type="cosine", num_partitions=_partitions(rows), num_bits=_CODE_BITS)
+        config = IvfRq(
+            distance_type="cosine",
+            num_partitions=_partitions(rows),
+            num_bits=_CODE_BITS,
+            # Half of the partitions are read, or all: k-means need not be exact, and takes most of the build.
+            max_iterations=_ITERATIONS,
+            sample_rate=_SAMPLED_PER_PARTITION,
+        )
         self._table.create_index(space.column, config=config)
 
     def _snapshot_of(self, space: VectorSpace) -> Snapshot:

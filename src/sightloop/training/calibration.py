@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
+from sightloop.data.copies.learned_images import read_digests
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.learned_images import read_digests
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import equal_error_threshold, matching_curves, roc_auc

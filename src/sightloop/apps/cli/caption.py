@@ -26,11 +26,12 @@ from sightloop.apps.cli.options import (
     parse_region,
 )
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter, print_message
+from sightloop.checkpoints.hub import weights_identity
 from sightloop.errors import UsageError
 from sightloop.types import Done, Failed, JsonDict, Skipped
 
 if TYPE_CHECKING:
-    from sightloop.annotation.caption_table import CaptionTable
+    from sightloop.annotation.captioning import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
     from sightloop.apps.cli.device_pool import DevicePool
     from sightloop.inference.model import Model
@@ -182,15 +183,16 @@ def _caption_sink(
     output: WriteOptions, runtime: RuntimeOptions, filtering: FilterOptions, rules: CaptionFilter
 ) -> SidecarSink | CaptionTable:
     """The writer of sidecar files, or of the table of --out."""
-    from sightloop.annotation.caption_table import CaptionTable
+    from sightloop.annotation.captioning import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
 
+    writer = weights_identity(runtime.source, runtime.lora)
     if output.out is None:
-        return SidecarSink(output.write, print_message)
+        return SidecarSink(output.write, print_message, writer)
     if output.write in ("append", "prepend"):
         raise UsageError(f"--write {output.write} is for .txt files; with --out use skip or overwrite.")
     settings = {"model": runtime.source, "judge": filtering.judge, "rules": str(rules)}
-    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings)
+    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings, writer)
 
 
 COMMANDS = {caption: _EPILOGUE}

@@ -179,6 +179,7 @@ def run_verb(
     model: Model | DevicePool,
     inputs: ImageInputs,
     verb: Callable[[list[Pixels]], Sequence[T]],
+    note_skipped: Callable[[str], None] | None = None,
 ) -> Iterator[Done[T]]:
     """Applies a verb to every image, reports each event, and yields those of images that are done.
 
@@ -188,6 +189,7 @@ def run_verb(
         model: Preprocesses the images.
         inputs: The images.
         verb: Called with one batch of images; returns one value per image.
+        note_skipped: Called with the name of each image that is skipped.
 
     Yields:
         The name and value of each image that was read, in the order of the paths.
@@ -201,3 +203,5 @@ def run_verb(
             progress.event(event)
             if isinstance(event, Done):
                 yield event
+            elif isinstance(event, Skipped) and note_skipped is not None:
+                note_skipped(event.name)

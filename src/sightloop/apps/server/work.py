@@ -174,13 +174,16 @@ def embed_texts_kind(served: LoadedModel) -> Kind[str, bytes]:
 
 def dimensions(served: LoadedModel) -> int | None:
     """Length of an embedding, None if a model makes none."""
+    if "embed" not in served.model.capabilities:
+        return None
     network = served.model.network
-    has = isinstance(network, Embedder) and "embed" in served.model.capabilities
-    return network.embed_dim if has and isinstance(network, Embedder) else None
+    return network.embed_dim if isinstance(network, Embedder) else None
 
 
 def count_tokens(served: LoadedModel, texts: Sequence[str]) -> int:
     """Tokens of texts, for the usage that answers report."""
+    if not texts:
+        return 0
     lengths = served.model.tokenizer.encode(["", *texts]).lengths  # of "": the tokens around every text
     return int((lengths[1:] - lengths[0]).sum())
 

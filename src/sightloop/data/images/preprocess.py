@@ -22,7 +22,7 @@ from PIL import Image
 
 from sightloop.data.images import decode, resample, tiles
 from sightloop.errors import ImageError, UsageError
-from sightloop.types import ImageSource, ImageSpec, Limits, Pixels, Size
+from sightloop.types import Box, ImageSource, ImageSpec, Limits, Pixels, Size
 
 if TYPE_CHECKING:
     import torch
@@ -174,6 +174,34 @@ def _stack(batch: Sequence[Pixels]) -> torch.Tensor:
     if len(shapes) > 1:
         raise UsageError(f"batch: images of different shapes {sorted(shapes)}; crop or stretch them to one")
     return torch.from_numpy(np.stack([pixels.values for pixels in batch]))
+
+
+def input_box(size: Size, spec: ImageSpec) -> Box:
+    """Where a model's input lies in the image: left, top, right, bottom in pixels of the upright image.
+
+    The box is smaller than the image where the input is a crop of it, and goes beyond the image where it is padded.
+
+    Args:
+        size: (height, width) of the image.
+        spec: Preprocessing, without tiles.
+    """
+    height, width = size
+    x, y = 0.0, 0.0
+    if spec.square is not None:
+        side = max(height, width)
+        x, y, height, width = -((side - width) // 2), -((side - height) // 2), side, side
+    window = _crop_window((width, height), spec)
+    across, down = width / window.width, height / window.height  # image pixels in a pixel of the input
+    rows, columns = window.bottom - window.top, window.right - window.left
+    if spec.crop is None:
+        left, top = window.left, window.top
+    else:  # an odd row of padding is above, a column to the left
+        left, top = (
+            window.left - (spec.crop[1] - columns + 1) // 2,
+            window.top - (spec.crop[0] - rows + 1) // 2,
+        )
+        rows, columns = spec.crop
+    return (x + left * across, y + top * down, x + (left + columns) * across, y + (top + rows) * down)
 
 
 class _NormalizePlan(NamedTuple):
