@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import models_for
-from sightloop.data.batch_size import BatchSize, BatchSizer
+from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.chat import chat_stream
-from sightloop.inference.device_memory import memory_of
+from sightloop.inference.device_memory import Sizers
 from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
@@ -75,7 +75,7 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once, or "auto": as many as fit the memory (`data.batch_size.BatchSizer`). Memory
+        batch_size: images at once, or "auto": as many as fit the memory (`data.images.batch_size.BatchSizer`). Memory
             depends on it, results do not.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
@@ -92,16 +92,14 @@ class Model:
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
-    _sizer: BatchSizer | None = field(default=None, repr=False)
+    _sizers: Sizers = field(default_factory=Sizers, repr=False)
 
     # Its parts.
 
     @property
     def sizer(self) -> BatchSizer:
         """What finds the size of batches, one for each value of `batch_size`."""
-        if self._sizer is None or self._sizer.setting != self.batch_size:
-            self._sizer = BatchSizer(self.batch_size, memory_of(self.device))
-        return self._sizer
+        return self._sizers.of(self.batch_size, self.device)
 
     @property
     def preprocessor(self) -> Preprocessor:
