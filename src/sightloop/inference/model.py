@@ -75,8 +75,7 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once, or "auto": as many as fit the memory (`data.images.batch_size.BatchSizer`). Memory
-            depends on it, results do not.
+        batch_size: images at once, or "auto": as many as fit the memory; results do not depend on it.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
     """
@@ -93,8 +92,6 @@ class Model:
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
     _sizers: Sizers = field(default_factory=Sizers, repr=False)
-
-    # Its parts.
 
     @property
     def sizer(self) -> BatchSizer:
@@ -116,8 +113,6 @@ class Model:
         """Text generator."""
         return TextGenerator(self.network, self.tokenizer, self.device, self.decoding)
 
-    # What it is.
-
     @property
     def module(self) -> nn.Module:
         """The network as a torch module."""
@@ -137,8 +132,6 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """The fine-tuned classes, which `classify` predicts if no labels are given; () for most checkpoints."""
         return self.network.config.labels
-
-    # Images and texts, below the verbs.
 
     def read(
         self,
@@ -188,8 +181,6 @@ class Model:
     def options(self, decoding: JsonMapping, verb_defaults: JsonMapping | None = None) -> Decoding:
         """Decoding options: the caller's, else the verb's, else the checkpoint's."""
         return self.generator.options(decoding, verb_defaults)
-
-    # The verbs.
 
     def embed_images(self, images: ImageInput) -> Floats32:
         """Image embeddings, float32 `[n, d]`, unit length; `[n, Q, d]` of a BLIP-2, a vector for each query."""
@@ -464,8 +455,6 @@ class Model:
         head and a matching head becomes two folders for `transformers`, `captioning` and `retrieval`.
         """
         save(self, folder, layout=layout)
-
-    # Below: no verb.
 
     def _repr_html_(self) -> str:
         return model_html(self)
