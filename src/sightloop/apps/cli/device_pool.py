@@ -16,7 +16,7 @@ from queue import Queue
 from types import TracebackType
 from typing import Any
 
-from sightloop.capfilt.workers import end_with_parent, without_main_script
+from sightloop.capfilt.bootstrap import end_with_parent, without_main_script
 from sightloop.data.images.reader import BatchSize, BatchSizer, read_images
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.load import choose_device, load
