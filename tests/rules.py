@@ -67,7 +67,6 @@ ROOMS: dict[str, set[str]] = {
         "apps.server",
         "capfilt",
         "checkpoints",
-        "data",
         "data.datasets",
         "data.images",
         "evaluation",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightloop.data.batch_size import BatchSizer
+from sightloop.data.images.batch_size import BatchSizer
 from sightloop.errors import ImageError
 from sightloop.types import ImageSpec, Pixels, Region
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
 
-from sightloop.data.batch_size import BatchSize, BatchSizer
+from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.errors import ImageError
 from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped
 

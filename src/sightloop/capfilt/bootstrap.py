@@ -30,6 +30,8 @@ from sightloop.capfilt.refilter import check_scores, refilter_shard
 from sightloop.capfilt.report import write_report
 from sightloop.capfilt.shard import Job, OnSampleDone, load_models, process_shard
 from sightloop.capfilt.workers import Engine, Processes, process_shards
+from sightloop.capfilt.workers import end_with_parent as end_with_parent
+from sightloop.capfilt.workers import without_main_script as without_main_script
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import SightloopError, UsageError, from_options, os_error_reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
-from sightloop.data.batch_size import BatchSize
+from sightloop.data.images.reader import BatchSize
 from sightloop.errors import UsageError
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict

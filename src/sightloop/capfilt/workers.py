@@ -8,17 +8,20 @@ quarantined by name.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
+import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, TypeAlias
 
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.shard import Job, Models, OnSampleDone, load_models, process_samples, process_shard
-from sightloop.data.child_process import end_with_parent, without_main_script
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict
 
@@ -282,6 +285,35 @@ class Process:
         self.process.join()
         self.pipe.close()
         return f"exit status {self.process.exitcode}"
+
+
+@contextmanager
+def without_main_script() -> Generator[None]:
+    """Hides the main script from multiprocessing, which would run it again in the new process.
+
+    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start workers of its own.
+    """
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
+
+
+def end_with_parent() -> None:
+    """From now on, end this process when its parent ends, even by SIGKILL; and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _serve(job: Job, pipe: Connection, number: int) -> None:

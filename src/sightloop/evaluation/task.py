@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from sightloop.data.batch_size import BatchSize
+from sightloop.data.images.reader import BatchSize
 from sightloop.errors import UsageError, refuse_string
 from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from sightloop.data.batch_size import Memory, ProcessMemory
+from sightloop.data.images.reader import BatchSize, BatchSizer, Memory, ProcessMemory
 
 
 def memory_of(device: torch.device) -> Memory:
@@ -53,3 +53,16 @@ class DeviceMemory:
         gc.collect()
         if self._is_known:
             torch.cuda.empty_cache()
+
+
+class Sizers:
+    """The one `BatchSizer` of a model, kept from verb to verb; another where the model's batch size is changed."""
+
+    def __init__(self) -> None:
+        self._sizer: BatchSizer | None = None
+
+    def of(self, size: BatchSize, device: torch.device) -> BatchSizer:
+        """The sizer of a batch size."""
+        if self._sizer is None or self._sizer.setting != size:
+            self._sizer = BatchSizer(size, memory_of(device))
+        return self._sizer

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightloop.data.batch_size import BatchSizer
 from sightloop.data.images.preprocess import normalize
-from sightloop.data.images.reader import read_images
+from sightloop.data.images.reader import BatchSizer, read_images
 from sightloop.data.images.tiles import tile_layout
 from sightloop.errors import ImageError
 from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import models_for
-from sightloop.data.batch_size import BatchSize, BatchSizer
+from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.chat import chat_stream
-from sightloop.inference.device_memory import memory_of
+from sightloop.inference.device_memory import Sizers
 from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
@@ -75,8 +75,7 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once, or "auto": as many as fit the memory (`data.batch_size.BatchSizer`). Memory
-            depends on it, results do not.
+        batch_size: images at once, or "auto": as many as fit the memory; results do not depend on it.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
     """
@@ -92,16 +91,12 @@ class Model:
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
-    _sizer: BatchSizer | None = field(default=None, repr=False)
-
-    # Its parts.
+    _sizers: Sizers = field(default_factory=Sizers, repr=False)
 
     @property
     def sizer(self) -> BatchSizer:
         """What finds the size of batches, one for each value of `batch_size`."""
-        if self._sizer is None or self._sizer.setting != self.batch_size:
-            self._sizer = BatchSizer(self.batch_size, memory_of(self.device))
-        return self._sizer
+        return self._sizers.of(self.batch_size, self.device)
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -117,8 +112,6 @@ class Model:
     def generator(self) -> TextGenerator:
         """Text generator."""
         return TextGenerator(self.network, self.tokenizer, self.device, self.decoding)
-
-    # What it is.
 
     @property
     def module(self) -> nn.Module:
@@ -139,8 +132,6 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """The fine-tuned classes, which `classify` predicts if no labels are given; () for most checkpoints."""
         return self.network.config.labels
-
-    # Images and texts, below the verbs.
 
     def read(
         self,
@@ -190,8 +181,6 @@ class Model:
     def options(self, decoding: JsonMapping, verb_defaults: JsonMapping | None = None) -> Decoding:
         """Decoding options: the caller's, else the verb's, else the checkpoint's."""
         return self.generator.options(decoding, verb_defaults)
-
-    # The verbs.
 
     def embed_images(self, images: ImageInput) -> Floats32:
         """Image embeddings, float32 `[n, d]`, unit length; `[n, Q, d]` of a BLIP-2, a vector for each query."""
@@ -466,8 +455,6 @@ class Model:
         head and a matching head becomes two folders for `transformers`, `captioning` and `retrieval`.
         """
         save(self, folder, layout=layout)
-
-    # Below: no verb.
 
     def _repr_html_(self) -> str:
         return model_html(self)

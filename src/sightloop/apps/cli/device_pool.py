@@ -16,9 +16,8 @@ from queue import Queue
 from types import TracebackType
 from typing import Any
 
-from sightloop.data.batch_size import BatchSize, BatchSizer
-from sightloop.data.child_process import end_with_parent, without_main_script
-from sightloop.data.images.reader import read_images
+from sightloop.capfilt.bootstrap import end_with_parent, without_main_script
+from sightloop.data.images.reader import BatchSize, BatchSizer, read_images
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.load import choose_device, load
 from sightloop.types import Floats32, ImageSource, ImageSpec, Limits, Pixels

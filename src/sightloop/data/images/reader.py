@@ -28,6 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.images import decode, decode_worker, preprocess
+from sightloop.data.images.batch_size import BatchSize as BatchSize
+from sightloop.data.images.batch_size import BatchSizer as BatchSizer
+from sightloop.data.images.batch_size import Memory as Memory
+from sightloop.data.images.batch_size import ProcessMemory as ProcessMemory
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import ImageSource, ImageSpec, JsonDict, Limits, Pixels
 

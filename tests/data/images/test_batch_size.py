@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloop.data.batch_size import BatchSizer, ProcessMemory
+from sightloop.data.images.batch_size import BatchSizer, ProcessMemory
 from sightloop.errors import UsageError
 
 
