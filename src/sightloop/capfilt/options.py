@@ -77,7 +77,7 @@ class CapFiltOptions:
     readers: int = 2
     isolate: bool = True
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     max_pixels: int = 128 * 1024 * 1024
 
     def __post_init__(self) -> None:

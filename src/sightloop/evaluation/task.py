@@ -49,7 +49,7 @@ class EvalOptions:
     samples: int | None = None
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     batch_size: int | None = None
     workers: int = 2
     isolate: bool = True

@@ -30,13 +30,15 @@ from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
+from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
+from sightloop.inference.precision import auto_dtype, auto_quantize
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.lora import merge_lora
 from sightloop.nn.prepack import pack, pack_hook
-from sightloop.nn.quantize import quantize_hook
+from sightloop.nn.quantize import quantize_hook, quantize_shared, quantized_names
 from sightloop.protocols import Network, RegionNetwork, require
 from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
@@ -56,7 +58,7 @@ def load(
     source: str | PathLike[str] = BUNDLED,
     *,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     quantize: Bits | None = None,
     masks: str | PathLike[str] | None = None,
     lora: str | PathLike[str] | None = None,
@@ -67,8 +69,10 @@ def load(
         source: a folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`, whose files are
             downloaded if they are not on this machine; left out: `nano`, the small model of the package.
         device: "auto" (CUDA if there is any, else MPS, else the CPU), "cpu", "cuda", "cuda:1", "mps".
-        dtype: of weights and activations; results are always float32.
-        quantize: "int8" or "int4", the weights of a language model, quantized as they are read (error: `nn.quantize`).
+        dtype: of weights and activations; results are always float32. "auto": the lowest precision that this machine
+            multiplies natively and whose error is known, see `inference.precision`.
+        quantize: "int8" or "int4" of a language model's weights, "int8" of the weights and activations of other models,
+            quantized as they are read (error: `nn.quantize`).
         masks: the published `vae-oid.npz`, which PaliGemma needs to segment, if it is not among the checkpoint's files.
         lora: folder of a LoRA adapter (PEFT's files, our layer names), merged into the weights.
 
@@ -81,10 +85,13 @@ def load(
         raise UsageError(
             f'lora="{lora}": an adapter is not merged into quantized weights; leave out quantize'
         )
-    where, kind = choose_device(device), _dtype(dtype)
+    where, kind = choose_device(device), None if dtype == "auto" else _dtype(dtype)
     located = locate(source)
+    if kind is None:
+        kind = auto_dtype(where, located.weights)
     config = located.config or {}
-    hook = weight_hook_for(quantize, where) if lora is None else None
+    bits = "auto" if dtype == "auto" and kind == torch.float32 and quantize is None else quantize
+    hook = weight_hook_for(bits, where, kind) if lora is None else None
     with give_back_freed_memory():
         tensors = read_tensors(located.weights, kind)
         load_network = _load_own if config.get("format") == FORMAT else _load_foreign
@@ -93,8 +100,11 @@ def load(
             load_lora(network, lora)
             merge_lora(network)
         network_config = require(network, Network).config
+        quantize_shared(network, where)
         tokenizer = _tokenizer(located, family, network_config, layout)
         if where.type == "cpu":
+            if lora is not None:
+                time_kernels(network, kind)
             pack(network)
         else:
             _move(network, where)
@@ -137,11 +147,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def weight_hook_for(quantize: Bits | None, device: torch.device) -> WeightHook:
-    """Hook that stores weights as they are read: quantized, or packed for a CPU's matrix multiplication."""
+def weight_hook_for(
+    quantize: Bits | Literal["auto"] | None, device: torch.device, dtype: torch.dtype
+) -> WeightHook:
+    """Hook that stores weights as they are read: quantized, or packed for a CPU's matrix multiplication.
+
+    On a CPU the kernels are timed first, before there are weights in memory.
+    """
 
     def hook_of(network: nn.Module) -> Callable[[str, Tensor], bool]:
-        hooks = [] if quantize is None else [quantize_hook(network, quantize, device)]
+        bits = auto_quantize(network, device) if quantize == "auto" else quantize
+        if device.type == "cpu":
+            time_kernels(network, dtype, () if bits is None else quantized_names(network))
+        hooks = [] if bits is None else [quantize_hook(network, bits, device)]
         if device.type == "cpu":
             hooks.append(pack_hook(network))
         return lambda name, weight: any(take(name, weight) for take in hooks)
@@ -311,5 +329,5 @@ def _json(path: Path) -> JsonDict:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
-        raise UsageError(f'dtype="{name}": must be one of {", ".join(_DTYPES)}')
+        raise UsageError(f'dtype="{name}": must be one of auto, {", ".join(_DTYPES)}')
     return _DTYPES[name]

@@ -17,8 +17,10 @@ from sightloop.apps.cli.options import Dtype, RuntimeOptions
 from sightloop.apps.cli.output import (
     OutputTable,
     ProgressReporter,
+    is_interactive,
     print_bundled_notice,
     print_detail,
+    print_message,
     say_if_slow,
 )
 from sightloop.errors import UnsupportedError
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
 T = TypeVar("T")
+
+_MIN_WEIGHTS_OF_HINT = 50_000_000  # below, a model is fast anyway
 
 Paths = Annotated[
     str, Parameter(name="PATHS", required=True, help="Image files, folders (searched recursively) and globs.")
@@ -106,9 +110,22 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
     print_detail(f"{model.name}: loaded in {time.monotonic() - start:.1f} s")
     if source is None and runtime.model is None:
         print_bundled_notice(capability)
+    if is_main:
+        print_gain_of_auto(model, runtime)
     if runtime.batch_size is not None:
         model.batch_size = runtime.batch_size
     return model
+
+
+def print_gain_of_auto(model: Model, runtime: RuntimeOptions) -> None:
+    """Prints what --dtype auto would gain over float32: one line, on a terminal, for a model that is not small."""
+    small = sum(weight.numel() for weight in model.module.parameters()) < _MIN_WEIGHTS_OF_HINT
+    if small or runtime.dtype != "float32" or runtime.quantize is not None or not is_interactive():
+        return
+    from sightloop.inference.precision import auto_gain
+
+    if gain := auto_gain(model.module, model.device):
+        print_message(f"float32, the default, is exact; --dtype auto would use {gain}.")
 
 
 def require_capability(model: Model, capability: str) -> None:

@@ -27,7 +27,7 @@ def integer(_type: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is not an integer") from None
 
 
-Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 RegionOption: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
 RUNTIME_GROUP = Group("Model and runtime", sort_key=40)
@@ -51,11 +51,12 @@ class RuntimeOptions:
     """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
 
     dtype: Dtype = "float32"
-    """Precision of weights and activations. bfloat16 is about twice as fast on GPUs and slightly less exact."""
+    """Precision of weights and activations. auto: the lowest that this machine multiplies natively and whose error is
+    known, such as bfloat16; faster, and slightly less exact than float32."""
 
     quantize: Bits | None = None
     """Quantize the weights of a language model: int8 needs half of the memory of bfloat16, int4 a quarter; answers
-    change slightly. Default: off."""
+    change slightly. Of other models int8 quantizes weights and activations, which is for speed. Default: off."""
 
     lora: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
     """LoRA adapter, such as the adapter/ of a training run, merged into the weights; excludes --quantize. Default:
