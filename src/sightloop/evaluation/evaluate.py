@@ -182,7 +182,8 @@ def _predict(
         if isinstance(model_source, Model):
             return model_source
         if model_source not in loaded:
-            model = load(model_source, device=options.device, dtype=options.dtype)
+            quantize = options.quantize if model_source == source else None
+            model = load(model_source, device=options.device, dtype=options.dtype, quantize=quantize)
             if options.batch_size is not None:
                 model.batch_size = options.batch_size
             loaded[model_source] = model
@@ -221,10 +222,17 @@ def _header(source: ModelSource, task: EvalTask, options: EvalOptions, about: Js
         "model": source.name if isinstance(source, Model) else str(source),
         "weights": fingerprint(source),
         "prepared": preprocessing_digest(source),
-        "precision": str(source.dtype).removeprefix("torch.") if isinstance(source, Model) else options.dtype,
+        "precision": _precision(source, options),
         "settings": task.settings,
         "options": options.as_json(),
     }
+
+
+def _precision(source: ModelSource, options: EvalOptions) -> str:
+    """Of weights and activations, and of quantized weights."""
+    if isinstance(source, Model):
+        return str(source.dtype).removeprefix("torch.")
+    return options.dtype if options.quantize is None else f"{options.dtype}, {options.quantize}"
 
 
 def _check_capabilities(model: Model, phases: Sequence[TaskPhase]) -> None:

@@ -16,10 +16,12 @@ with int8 activations too, 9 % with int4 (measured by `tests/nn/test_quantize.py
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,10 @@ GROUP = 64  # weights of a row that share a scale and a zero point, int4
 # in memory in full precision.
 _BLOCK_SIZE = 1 << 19
 _MIN_SCALE = torch.finfo(torch.bfloat16).tiny
-_SMALLEST_PEAK = torch.finfo(torch.float32).tiny
+_SMALLEST_PEAK = 1e-30  # of a row: its reciprocal is finite
+# Quantizes rows of floats with a given scale, multiplies, and scales the sums back.
+_FBGEMM: Any = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
+_WITH_SCALES: Any = getattr(torch, "_make_per_channel_quantized_tensor", None)
 _INT8 = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
 _INT4 = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 _PACK4 = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
@@ -102,17 +107,23 @@ class Int8Product(nn.Module):
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float()  # [R, in]
-        peak = rows.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_PEAK)  # [R, 1]
-        out = self._multiply(rows / peak) if len(rows) else rows.new_empty(0, len(self.scale))
-        out = out.mul_(peak) if bias is None else torch.addcmul(bias.float(), out, peak)
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        if len(rows) == 1 and not self.onednn:  # one token: the scale is a number, and each call counts
+            peak = float(rows.abs().max())
+            if not math.isfinite(peak):
+                return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
+            out = _FBGEMM(rows, max(peak, _SMALLEST_PEAK) / self.steps, self.steps + 1, self.packed)
+            out = out if bias is None else out.add_(bias)
+        else:
+            peak = rows.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_PEAK)  # [R, 1]
+            out = self._multiply(rows / peak) if len(rows) else rows.new_empty(0, len(self.scale))
+            out = out.mul_(peak) if bias is None else torch.addcmul(bias.float(), out, peak)
+        return out.to(x.dtype).view(*x.shape[:-1], len(self.scale))
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Rows between -1 and 1, `[R, in]` -> `[R, out]`, float32."""
         step, zero = 1 / self.steps, self.steps + 1
         if not self.onednn:
-            multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-            return multiply(x, step, zero, self.packed)
+            return _FBGEMM(x, step, zero, self.packed)
         q = x.mul_(self.steps).round_().add_(zero).to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(
             q, step, zero, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -129,7 +140,7 @@ def _pack_fbgemm(q: Tensor, scale: Tensor) -> object:
         ):  # tensors that know their scale are to go; FBGEMM takes its weights as such
             warnings.simplefilter("ignore", UserWarning)
             zeros = torch.zeros(len(q), dtype=torch.int64)
-            weight = torch.ops.aten._make_per_channel_quantized_tensor(q, scale.double(), zeros, 0)
+            weight = _WITH_SCALES(q, scale.double(), zeros, 0)
             return torch.ops.quantized.linear_prepack(weight, None)
     finally:
         torch.backends.quantized.engine = engine
@@ -150,9 +161,7 @@ def has_vnni() -> bool:
 def can_multiply_int8() -> bool:
     """Whether this torch has the kernels of `Int8Product`."""
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
-    return has_amx() or (
-        fbgemm and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
-    )
+    return has_amx() or (fbgemm and _FBGEMM is not None and _WITH_SCALES is not None)
 
 
 def _has_onednn_int8() -> bool:

@@ -26,7 +26,7 @@ from sightloop.apps.cli.output import (
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
 from sightloop.evaluation.task_names import TASK_DESCRIPTIONS, TaskName
-from sightloop.types import Event, JsonDict
+from sightloop.types import Bits, Event, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.evaluation.results import EvalRun, Evaluation
@@ -95,7 +95,11 @@ class EvaluateOptions:
     """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
 
     dtype: Dtype = "float32"
-    """Precision of weights and activations."""
+    """Precision of weights and activations. auto: the lowest that this machine multiplies natively and whose error is
+    known."""
+
+    quantize: Bits | None = None
+    """Quantize as in other commands: the weights of a language model, or weights and activations (int8). Default: off."""
 
     batch_size: Annotated[int | None, Parameter(converter=integer)] = None
     """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
@@ -115,7 +119,9 @@ class EvaluateOptions:
         for name in ("samples", "batch_size", "workers", "num_beams", "max_new_tokens"):
             if (value := getattr(self, name)) is not None:
                 check_at_least(option_name(name), value, 1)
-        unchanged = "samples seed answer_by match_by clip prompt device dtype batch_size workers".split()
+        unchanged = (
+            "samples seed answer_by match_by clip prompt device dtype quantize batch_size workers".split()
+        )
         decoding = {name: getattr(self, name) for name in ("num_beams", "max_new_tokens")}
         options = {name: getattr(self, name) for name in unchanged} | {
             "rerank": None if self.rerank is None else [k for k in self.rerank if k],
