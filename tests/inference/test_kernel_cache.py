@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightloop.errors import UsageError
 from sightloop.inference import kernel_cache
 from sightloop.inference.kernel_cache import cache_folder, read_times, time_shapes
 from sightloop.inference.load import load
@@ -22,11 +23,12 @@ needs_onednn = pytest.mark.skipif(not kernels.can_pack(), reason="this torch has
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A cache folder that is not there yet."""
-    monkeypatch.setenv(kernels.VARIABLE, "auto")
+    monkeypatch.setenv(kernel_cache.KERNELS_VARIABLE, "auto")
     monkeypatch.setenv(kernel_cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
     kernels.forget_times()
     yield tmp_path / "cache"
     kernels.forget_times()
+    kernels.pin("packed")
 
 
 @needs_onednn
@@ -77,9 +79,12 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(folder: Path) -> None:
 
 
 def test_nothing_is_written_where_a_kernel_is_pinned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(kernels.VARIABLE, "packed")
+    monkeypatch.setenv(kernel_cache.KERNELS_VARIABLE, "packed")
     load(device="cpu")
     assert not folder.exists()
+    monkeypatch.setenv(kernel_cache.KERNELS_VARIABLE, "fastest")
+    with pytest.raises(UsageError, match="SIGHTLOOP_KERNELS=fastest"):
+        load(device="cpu")
 
 
 def test_the_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,5 +102,5 @@ def test_a_loaded_model_says_the_same_whatever_is_chosen(monkeypatch: pytest.Mon
     timed = load(device="cpu").embed_texts(texts)
     assert len(list(cache_folder().iterdir())) == 1
     for name in ("plain", "packed"):
-        monkeypatch.setenv(kernels.VARIABLE, name)
+        monkeypatch.setenv(kernel_cache.KERNELS_VARIABLE, name)
         assert abs(load(device="cpu").embed_texts(texts) - timed).max() < 1e-5

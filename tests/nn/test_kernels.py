@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sightloop.errors import UsageError
 from sightloop.nn import attention, kernels
 from sightloop.nn.attention import Linear
 from sightloop.nn.kernels import FEW, MANY, ONE, SOME, Choice, Shape
@@ -22,11 +21,12 @@ needs_onednn = pytest.mark.skipif(not kernels.can_pack(), reason="this torch has
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing pinned, nothing known."""
-    monkeypatch.setenv(kernels.VARIABLE, "auto")
+def fresh() -> Iterator[None]:
+    """Nothing pinned, nothing known; afterwards as `conftest` has it."""
+    kernels.pin("auto")
     kernels.forget_times()
     yield
+    kernels.pin("packed")
     kernels.forget_times()
 
 
@@ -96,16 +96,13 @@ def test_measuring_prefers_what_the_clock_says() -> None:
     assert kernels.measure({SHAPE: {MANY, ONE}})[SHAPE.key]["plain"][ONE] > 0
 
 
-def test_a_pinned_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pinned_kernel_is_not_timed() -> None:
     kernels.add_times({SHAPE.key: times(1.0, 0.1, 0.1)})
-    monkeypatch.setenv(kernels.VARIABLE, "plain")
+    kernels.pin("plain")
     assert kernels.choose(SHAPE, range(4)) == Choice(False)
     assert kernels.measure({Shape(8, 8, torch.float32): {ONE}}) == {}
-    monkeypatch.setenv(kernels.VARIABLE, "packed")
+    kernels.pin("packed")
     assert kernels.choose(SHAPE, range(4)).packed == kernels.can_pack()
-    monkeypatch.setenv(kernels.VARIABLE, "fastest")
-    with pytest.raises(UsageError, match="SIGHTLOOP_KERNELS=fastest"):
-        kernels.pinned()
 
 
 def test_deterministic_mode_pins_torchs_own() -> None:

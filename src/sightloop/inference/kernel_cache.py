@@ -2,7 +2,8 @@
 
 They lie in `kernels-ID.json` of the cache folder, ID standing for the processor, torch and the number of threads. The
 folder is SIGHTLOOP_CACHE_FOLDER, else `sightloop` in XDG_CACHE_HOME or ~/.cache. A file that cannot be read counts as
-none, and a folder that cannot be written keeps nothing; deleting the file has everything timed anew.
+none, and a folder that cannot be written keeps nothing; deleting the file has everything timed anew. With
+SIGHTLOOP_KERNELS=plain or packed nothing is timed, and all layers have that kernel.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import torch
 from torch import nn
 
 from sightloop.data.atomic import write_json
-from sightloop.nn.kernels import ROW_COUNTS, Shape, Times, add_times, measure, pinned
-from sightloop.nn.prepack import timed_shapes
+from sightloop.errors import UsageError
+from sightloop.nn.prepack import ROW_COUNTS, Shape, Times, add_times, measure, pin, pinned, timed_shapes
 
+KERNELS_VARIABLE = "SIGHTLOOP_KERNELS"
 FOLDER_VARIABLE = "SIGHTLOOP_CACHE_FOLDER"
 _FORMAT = 1
 _CPU_FIELDS = (
@@ -50,7 +52,15 @@ def time_kernels(net: nn.Module, dtype: torch.dtype, leave_out: Container[str] =
 
 
 def time_shapes(shapes: Mapping[Shape, Iterable[int]]) -> None:
-    """Times the kernels of shapes at their row counts, where neither this process nor an earlier one has."""
+    """Times the kernels of shapes at their row counts, where neither this process nor an earlier one has.
+
+    Raises:
+        UsageError: SIGHTLOOP_KERNELS has another value than auto, plain or packed.
+    """
+    name = os.environ.get(KERNELS_VARIABLE) or "auto"
+    if name not in ("auto", "plain", "packed"):
+        raise UsageError(f"{KERNELS_VARIABLE}={name}: must be auto, plain or packed")
+    pin(name)
     if pinned() is not None:
         return
     path = cache_folder() / f"kernels-{_machine_id()}.json"

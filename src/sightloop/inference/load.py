@@ -33,7 +33,7 @@ from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.inference.model import Model
-from sightloop.inference.precision import auto_dtype, auto_quantize
+from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.lora import merge_lora
@@ -85,12 +85,11 @@ def load(
         raise UsageError(
             f'lora="{lora}": an adapter is not merged into quantized weights; leave out quantize'
         )
-    where, kind = choose_device(device), None if dtype == "auto" else _dtype(dtype)
-    located = locate(source)
-    if kind is None:
-        kind = auto_dtype(where, located.weights)
+    if dtype != "auto":
+        _dtype(dtype)
+    where, located = choose_device(device), locate(source)
+    kind, bits = _precision(dtype, quantize, where, located)
     config = located.config or {}
-    bits = "auto" if dtype == "auto" and kind == torch.float32 and quantize is None else quantize
     hook = weight_hook_for(bits, where, kind) if lora is None else None
     with give_back_freed_memory():
         tensors = read_tensors(located.weights, kind)
@@ -122,6 +121,11 @@ def load(
         if config.get("format") == FORMAT
         else _decoding(located, family, network_config, layout),
     )
+
+
+def gain_of_auto(model: Model) -> str:
+    """What `dtype="auto"` would gain over float32 for a loaded model, in words; "" for nothing."""
+    return auto_gain(model.module, model.device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -331,3 +335,13 @@ def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise UsageError(f'dtype="{name}": must be one of auto, {", ".join(_DTYPES)}')
     return _DTYPES[name]
+
+
+def _precision(
+    dtype: str, quantize: Bits | None, device: torch.device, located: CheckpointFiles
+) -> tuple[torch.dtype, Bits | Literal["auto"] | None]:
+    """The dtype and quantization of what a caller asked for; "auto" where the network decides."""
+    if dtype != "auto":
+        return _dtype(dtype), quantize
+    kind = auto_dtype(device, located.weights)
+    return kind, "auto" if kind == torch.float32 and quantize is None else quantize

@@ -17,7 +17,7 @@ from torch import nn
 from sightloop.checkpoints.tensors import matrix_shapes
 from sightloop.inference.kernel_cache import time_shapes
 from sightloop.nn.attention import Linear
-from sightloop.nn.kernels import MANY, ONE, Shape, best_seconds
+from sightloop.nn.prepack import MANY, ONE, Shape, best_seconds
 from sightloop.nn.quantize import can_multiply_int8, has_language_model, has_vnni
 from sightloop.types import Bits
 

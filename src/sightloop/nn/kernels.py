@@ -6,8 +6,8 @@ rows, so `measure` times every shape of a network for the row counts that its la
 one core of an AMD Zen 4 (GFLOP/s at 3, 24 and 577 rows): plain 31, 84, 96; packed 82, 112, 108. On an Intel Sapphire
 Rapids the order of the last is the opposite.
 
-The sums of all kernels are the same up to rounding. SIGHTLOOP_KERNELS pins one of them ("plain" or "packed") for the
-same numbers on every machine, and so does `torch.use_deterministic_algorithms(True)` ("plain").
+The sums of all kernels are the same up to rounding. `pin` fixes one of them ("plain" or "packed"), and so does
+`torch.use_deterministic_algorithms(True)` ("plain"): two processes then have the same numbers without shared times.
 
 MKL's own packed layout is no candidate: it holds for one row count (another count's differs in 30 % of its bytes), and
 the plain weight cannot be had back from it.
@@ -15,7 +15,6 @@ the plain weight cannot be had back from it.
 
 from __future__ import annotations
 
-import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,9 +24,6 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sightloop.errors import UsageError
-
-VARIABLE = "SIGHTLOOP_KERNELS"
 # Row counts that are timed, and the largest one that each stands for: a token, beams, beams of a batch, an image.
 ROW_COUNTS = (1, 3, 24, 144)
 _FIRST_ROWS = (1, 2, 9, 97)
@@ -51,6 +47,7 @@ _REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 HAS_ONEDNN = _POINTWISE is not None and torch.backends.mkldnn.is_available()
 
+_pin: list[Name] = []
 _timed: dict[str, Times] = {}  # of this process: one choice for a shape as long as it runs
 
 
@@ -83,18 +80,16 @@ def can_pack(dtype: torch.dtype = torch.float32) -> bool:
     )
 
 
-def pinned() -> Name | None:
-    """The kernel that SIGHTLOOP_KERNELS or torch's deterministic mode fixes; None: the quickest is used.
+def pin(name: Literal["auto", "plain", "packed"]) -> None:
+    """Fix the kernel of layers that are loaded from now on; "auto": the quickest."""
+    _pin[:] = [] if name == "auto" else [name]
 
-    Raises:
-        UsageError: SIGHTLOOP_KERNELS has another value than auto, plain or packed.
-    """
-    value = os.environ.get(VARIABLE, "auto") or "auto"
-    if value not in ("auto", "plain", "packed"):
-        raise UsageError(f"{VARIABLE}={value}: must be auto, plain or packed")
-    if value == "plain" or (value == "auto" and torch.are_deterministic_algorithms_enabled()):
-        return "plain"
-    return "packed" if value == "packed" or not HAS_ONEDNN else None
+
+def pinned() -> Name | None:
+    """The kernel that `pin` or torch's deterministic mode fixes, None: the quickest is used."""
+    if _pin or not HAS_ONEDNN:
+        return _pin[0] if _pin else "plain"
+    return "plain" if torch.are_deterministic_algorithms_enabled() else None
 
 
 def pack_weight(weight: Tensor) -> Tensor:

@@ -15,19 +15,34 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sightloop.nn.attention import Linear
+from sightloop.nn.attention import Linear, use_products_where
 from sightloop.nn.kernels import (
     HAS_ONEDNN,
+    MANY,
+    ONE,
+    ROW_COUNTS,
     LinearByRows,
     Shape,
+    Times,
+    add_times,
+    best_seconds,
     can_pack,
     choose,
     kernel_of,
+    measure,
     onednn_linear,
     pack_weight,
+    pin,
+    pinned,
+    prefers_products,
     row_classes,
 )
 from sightloop.nn.quantize import is_quantized
+
+__all__ = [
+    "MANY", "ONE", "ROW_COUNTS", "Shape", "Times", "add_times", "best_seconds", "measure", "pack", "pack_hook", "pin",
+    "pinned", "timed_shapes", "unpack", "use_training_kernels",
+]  # fmt: skip
 
 # Multiplications (rows * in * out) from which oneDNN is faster in training; below, its call costs more than it saves.
 _MIN_ONEDNN_PRODUCTS = 1 << 22
@@ -58,6 +73,7 @@ def pack(net: nn.Module) -> None:
     of the network is not packed, since both copies would be kept; in float32 oneDNN then multiplies with the plain one.
     Measured at 50,304 x 1024: 9.4 ms for 1 row and 12 ms for 3; torch takes 10.3 and 39, packed weights 7.3 and 8.8.
     """
+    use_products_where(prefers_products)
     max_copied = sum(p.numel() for p in net.parameters()) / 10
     owner_counts, classes = _owner_counts(net), _classes(net)
     for module in net.modules():

@@ -122,9 +122,9 @@ def print_gain_of_auto(model: Model, runtime: RuntimeOptions) -> None:
     small = sum(weight.numel() for weight in model.module.parameters()) < _MIN_WEIGHTS_OF_HINT
     if small or runtime.dtype != "float32" or runtime.quantize is not None or not is_interactive():
         return
-    from sightloop.inference.precision import auto_gain
+    from sightloop.inference.load import gain_of_auto
 
-    if gain := auto_gain(model.module, model.device):
+    if gain := gain_of_auto(model):
         print_message(f"float32, the default, is exact; --dtype auto would use {gain}.")
 
 

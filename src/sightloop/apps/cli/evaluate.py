@@ -99,7 +99,8 @@ class EvaluateOptions:
     known."""
 
     quantize: Bits | None = None
-    """Quantize as in other commands: the weights of a language model, or weights and activations (int8). Default: off."""
+    """Quantize the weights of a language model (int8, int4), or weights and activations of another (int8). Default:
+    off."""
 
     batch_size: Annotated[int | None, Parameter(converter=integer)] = None
     """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
