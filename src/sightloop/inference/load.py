@@ -89,24 +89,11 @@ def load(
         _dtype(dtype)
     where, located = choose_device(device), locate(source)
     kind, bits = _precision(dtype, quantize, where, located)
-    config = located.config or {}
-    hook = weight_hook_for(bits, where, kind) if lora is None else None
     with give_back_freed_memory():
-        tensors = read_tensors(located.weights, kind)
-        load_network = _load_own if config.get("format") == FORMAT else _load_foreign
-        family, network, spec, layout = load_network(located, config, tensors, hook)
-        if lora is not None:
-            load_lora(network, lora)
-            merge_lora(network)
+        family, network, spec, layout = _load_network(located, kind, bits, where, lora)
         network_config = require(network, Network).config
-        quantize_shared(network, where)
         tokenizer = _tokenizer(located, family, network_config, layout)
-        if where.type == "cpu":
-            if lora is not None:
-                time_kernels(network, kind)
-            pack(network)
-        else:
-            _move(network, where)
+    config = located.config or {}
     return Model(
         masks=_masks(located, network, masks),
         name=located.name,
@@ -121,6 +108,31 @@ def load(
         if config.get("format") == FORMAT
         else _decoding(located, family, network_config, layout),
     )
+
+
+def _load_network(
+    located: CheckpointFiles,
+    dtype: torch.dtype,
+    quantize: Bits | Literal["auto"] | None,
+    device: torch.device,
+    lora: str | PathLike[str] | None,
+) -> _Parts:
+    """The network with its weights on the device, each layer with its kernel."""
+    config = located.config or {}
+    hook = weight_hook_for(quantize, device, dtype) if lora is None else None
+    load_parts = _load_own if config.get("format") == FORMAT else _load_foreign
+    parts = load_parts(located, config, read_tensors(located.weights, dtype), hook)
+    if lora is not None:
+        load_lora(parts.network, lora)
+        merge_lora(parts.network)
+    quantize_shared(parts.network, device)
+    if device.type == "cpu":
+        if lora is not None:
+            time_kernels(parts.network, dtype)
+        pack(parts.network)
+    else:
+        _move(parts.network, device)
+    return parts
 
 
 def gain_of_auto(model: Model) -> str:
