@@ -26,7 +26,7 @@ from sightloop.inference.load import weight_hook_for
 from sightloop.inference.malloc import give_back_freed_memory
 from sightloop.nn.prepack import pack
 from sightloop.nn.quantize import quantize_hook
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import generate
 from sightloop.towers.text import LanguageModel
 from sightloop.types import Bits, Encoded

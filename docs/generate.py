@@ -50,6 +50,7 @@ ROOM_CONTENTS = {
     "training": "recipes, data loader, loss terms, step, trainer, checkpoint, monitor, report",
     "capfilt": "caption, filter, write the new dataset: shards, manifest, workers, report",
     "": "`sightloop/__init__.py`: the public names",
+    "apps.server": "`sightloop serve`: routes, their gate, the scheduler, the models in memory",
     "apps.cli": "the command `sightloop`",
     "apps.demo": "`make demo`",
     "__main__": "`python -m sightloop`",

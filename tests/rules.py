@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "src" / "sightloop"
 
 
 CONTRACTS = {"errors", "types", "protocols"}
-DATA = {"data", "data.images", "data.text", "data.datasets"}
+DATA = {"data", "data.images", "data.text", "data.copies", "data.datasets"}
 NETWORKS = {"nn", "towers", "models"}
 # Room -> the rooms that its files may import from, beside their own. Read downwards: no room imports from a later one.
 ROOMS: dict[str, set[str]] = {
@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "data": CONTRACTS,
     "data.images": CONTRACTS | {"data"},
     "data.text": CONTRACTS | {"data"},
-    "data.datasets": CONTRACTS | {"data", "data.images"},
+    "data.copies": CONTRACTS | {"data.images"},
+    "data.datasets": CONTRACTS | {"data", "data.copies", "data.images"},
     "nn": CONTRACTS,
     "towers": CONTRACTS | {"nn"},
     "models": CONTRACTS | {"nn", "towers"},
@@ -41,17 +42,35 @@ ROOMS: dict[str, set[str]] = {
     | NETWORKS
     | {"checkpoints", "inference", "metrics", "objectives", "reports", "tasks"},
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
+    # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
+    # neither annotation/ (which writes beside images) nor evaluation/.
+    "search": CONTRACTS | DATA - {"data.text"} | {"inference", "reports"},
     # sightloop/__init__.py, which hands out what the rooms make.
-    "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "training"},
+    "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "search", "training"},
+    "apps.web": set(),
+    "apps.server": CONTRACTS
+    | {
+        "",
+        "annotation",
+        "apps.web",
+        "checkpoints",
+        "data",
+        "data.datasets",
+        "data.images",
+        "inference",
+        "search",
+    },
     "apps.cli": CONTRACTS
     | {
         "",
         "annotation",
+        "apps.server",
         "capfilt",
         "checkpoints",
         "data.datasets",
         "evaluation",
         "inference",
+        "search",
         "tasks",
         "training",
     },

@@ -23,9 +23,9 @@ Trained from random weights on the training part of Flickr8k (6,000 photographs 
 et al. 2013; the photographs belong to their owners on Flickr, the set is for research), 80 captioned
 photographs of COCO train2017 (annotations CC BY 4.0, photographs under their licences on Flickr) and the
 training part of DAQUAR (794 indoor photographs of NYU Depth v2 with 6,795 questions; Malinowski and Fritz
-2014; research). No other data, no other model's weights or outputs. `learned.bin` has digests of the photographs
-of Flickr8k, so that the verdict of a filter is not set on them. Use the weights for research and for
-trying the program; they are not cleared for anything else.
+2014; research). No other data, no other model's weights or outputs. `learned.bin` has digests of these
+photographs: the verdict of a filter is not set on them, and `evaluate` warns of them. Use the weights for
+research and for trying the program; they are not cleared for anything else.
 
 ## Recipe
 

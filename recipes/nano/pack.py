@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 import sightloop
+from sightloop.data.learned_images import write_digests
 from sightloop.models.blip import Blip
 from sightloop.nn.prepack import unpack
-from sightloop.training.calibration import DIGESTS_FILE, calibrate, image_digest
+from sightloop.training.calibration import calibrate
 
 KEPT = (
     "config.json",
@@ -26,7 +28,9 @@ KEPT = (
 )  # others can be made of these
 
 
-def main(source: str, target: str, unseen: str | None = None, learned: str | None = None) -> None:
+def main(
+    source: str, target: str, unseen: str | None = None, learned: str | Sequence[str] | None = None
+) -> None:
     """Write the files that `load` and `train` need, and say how large they are."""
     whole, folder = Path(target + ".whole"), Path(target)
     shutil.rmtree(whole, ignore_errors=True)
@@ -45,10 +49,7 @@ def main(source: str, target: str, unseen: str | None = None, learned: str | Non
         shutil.copyfile(whole / name, folder / name)
     shutil.rmtree(whole)
     if learned is not None:
-        data = sightloop.open_dataset(learned)
-        (folder / DIGESTS_FILE).write_bytes(
-            b"".join(sorted({image_digest(data, i) for i in range(len(data))}))
-        )
+        write_digests(folder, {*sightloop.open_dataset(learned).image_digests()})
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 
 
@@ -77,5 +78,5 @@ if __name__ == "__main__":
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--unseen", metavar="DATA")
-    parser.add_argument("--learned", metavar="DATA")
+    parser.add_argument("--learned", metavar="DATA", nargs="+")
     main(**vars(parser.parse_args()))

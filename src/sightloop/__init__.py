@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sightloop.evaluation.results import Evaluation
     from sightloop.inference.load import load
     from sightloop.inference.model import Model
+    from sightloop.search.index import Index, open_index
     from sightloop.training.trainer import train
     from sightloop.types import Message
 
@@ -38,6 +39,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "ImageError",
+    "Index",
     "Message",
     "Model",
     "SightloopError",
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "metrics",
     "open_dataset",
+    "open_index",
     "train",
 ]
 
@@ -64,6 +67,7 @@ _MODULES = {
     ),
     "Dataset": "sightloop.data.datasets.dataset",
     "Evaluation": "sightloop.evaluation.results",
+    "Index": "sightloop.search.index",
     "Message": "sightloop.types",
     "Model": "sightloop.inference.model",
     "bootstrap": "sightloop.capfilt.bootstrap",
@@ -71,6 +75,7 @@ _MODULES = {
     "load": "sightloop.inference.load",
     "metrics": "sightloop.metrics",
     "open_dataset": "sightloop.data.datasets.dataset",
+    "open_index": "sightloop.search.index",
     "train": "sightloop.training.trainer",
 }
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
+from numbers import Integral, Real
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -53,7 +54,7 @@ class UsageError(SightloopError, ValueError):
 
 
 def from_options(factory: Callable[..., _T], options: Mapping[str, object], noun: str = "option") -> _T:
-    """Call `factory(**options)` after checking the option names.
+    """Call `factory(**options)` after checking the option names, and the types of numbers, lists and mappings.
 
     Args:
         factory: Dataclass or function.
@@ -61,13 +62,49 @@ def from_options(factory: Callable[..., _T], options: Mapping[str, object], noun
         noun: What the error message calls an option.
 
     Raises:
-        UsageError: An option that `factory` does not take; the message lists those that it takes.
+        UsageError: An option that `factory` does not take, in a message that lists those that it takes; text where a
+            number, a list or a mapping is needed, or another wrong type.
     """
+    check_options(factory, options, noun)
+    return factory(**options)
+
+
+def check_options(
+    factory: Callable[..., object], options: Mapping[str, object], noun: str = "option"
+) -> None:
+    """The checks of `from_options` alone; arguments and errors as there."""
     known = signature(factory).parameters
     for name in options:
         if name not in known:
             raise UsageError(f"{name}: no such {noun}; there are {', '.join(known)}")
-    return factory(**options)
+        _check_type(name, options[name], str(known[name].annotation))
+
+
+def _check_type(name: str, value: object, annotation: str) -> None:
+    """Raises `UsageError` unless a value can be what an annotation says.
+
+    Args:
+        name: Name of the option.
+        value: Its value.
+        annotation: As written: "int | None", "Sequence[str] | None".
+    """
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if (value is None and "None" in kinds) or len(kinds) - ("None" in kinds) > 1:
+        return
+    numbers = {"int": (Integral, "a whole number"), "float": (Real, "a number")}
+    for kind, (base, words) in numbers.items():
+        if kinds[0] == kind and (isinstance(value, bool) or not isinstance(value, base)):
+            raise UsageError(f"{name}={value!r}: must be {words}")
+    if kinds[0] == "bool" and not isinstance(value, bool):
+        raise UsageError(f"{name}={value!r}: must be True or False")
+    if kinds[0] in ("JsonMapping", "JsonDict") and not isinstance(value, Mapping):
+        raise UsageError(f"{name}={value!r}: must be a mapping, such as {{'num_beams': 3}}")
+    if kinds[0].startswith("Sequence[") and not isinstance(value, Iterable):
+        raise UsageError(f"{name}={value!r}: must be a list, such as {name}=[{value!r}]")
+    if kinds[0] == "Sequence[int]" and isinstance(value, str):
+        raise UsageError(f"{name}={value!r}: must be a list of whole numbers, such as {name}=[1, 16]")
+    if kinds[0].startswith("Sequence["):
+        refuse_string(name, value)
 
 
 def refuse_string(name: str, texts: object) -> None:
@@ -104,7 +141,7 @@ def similar_path(path: str) -> str:
 
 def os_error_reason(error: OSError) -> str:
     """Cause of an `OSError` in lower case, without error number and file name ("no space left on device")."""
-    # Arrow raises OSError without errno and with a text of its own.
+    # Arrow raises OSError without errno and with its own text.
     message = os.strerror(error.errno) if error.errno else error.strerror or str(error)
     return (message or type(error).__name__).lower()
 

@@ -196,7 +196,7 @@ class TextDecoder(Protocol[StateT]):
 
 
 class DecoderConfig(NetworkConfig, Protocol):
-    """Config of a network with a decoder of its own.
+    """Config of a network with its own decoder.
 
     Attributes:
         start_id: first id that the decoder reads.

@@ -30,6 +30,7 @@ from sightloop.capfilt.bootstrap import bootstrap, estimate
 from sightloop.capfilt.filtering import CandidateText, decide, drop_unusable
 from sightloop.capfilt.job import open_job
 from sightloop.capfilt.options import CapFiltOptions
+from sightloop.capfilt.refilter import check_scores
 from sightloop.data.atomic import TEMP_PREFIX
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
@@ -600,8 +601,8 @@ def test_another_job_a_strange_folder_and_a_second_process_are_refused(
     place: Path, whole: Path, tmp_path: Path
 ) -> None:
     before = content(whole)
-    with pytest.raises(UsageError, match=r"threshold: 0\.5, now 0\.7"):
-        run(place, whole, threshold=0.7)
+    with pytest.raises(UsageError, match=r"seed: 0, now 1"):
+        run(place, whole, seed=1)
     with pytest.raises(UsageError, match="filter"):
         run(place, whole, filter=place / "clip", keep="top-k-itc")
     with manifest.open_manifest(whole), pytest.raises(UsageError, match="another process"):
@@ -819,7 +820,7 @@ def test_any_job_file_is_refused_or_compared(
     (out / "log.jsonl").write_text("x\n")  # a run that has results
     current = {"settings": {"seed": 0}, "models": {"filter": "m"}, "sources": [["a.tar", "0"]], "units": 1}
     with pytest.raises(UsageError):
-        manifest.Manifest(out, current)
+        manifest.Manifest(out, current, check_scores)
 
 
 def test_a_script_without_a_main_guard_may_use_several_workers(place: Path, tmp_path: Path) -> None:

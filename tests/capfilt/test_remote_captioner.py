@@ -216,6 +216,28 @@ def test_an_endless_answer_ends_at_the_deadline(
     assert time.monotonic() - began < 30  # not the server's patience
 
 
+def test_a_slow_name_server_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    over, looked_up = threading.Event(), threading.Event()
+
+    def look_up(*_: object, **__: object) -> Any:
+        over.wait(60)
+        looked_up.set()
+        raise OSError("not found")
+
+    monkeypatch.setattr(remote_captioner, "_SECONDS", 0.2)
+    monkeypatch.setattr(remote_captioner, "_TRIES", 1)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    captioner = remote_captioner.RemoteCaptioner("http://captioner.test/v1#m")
+    try:
+        with pytest.raises(SightloopError, match="no answer in 1 tries") as caught:
+            captioner._request({"model": "m"}, "key")
+        assert not looked_up.is_set()
+    finally:
+        over.set()
+    assert "captioner.test" not in str(caught.value)
+    assert looked_up.wait(30)
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [

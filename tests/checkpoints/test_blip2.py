@@ -34,7 +34,7 @@ from sightloop.errors import CheckpointError, SightloopError, UnsupportedError
 from sightloop.inference.rerank import cosines
 from sightloop.models.blip2 import Blip2
 from sightloop.nn.init import initialize
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import generate
 from sightloop.training.events import StepDone
 from sightloop.training.model_sizes import SIZES, fit_to_tokenizer

@@ -13,7 +13,7 @@ from sightloop.checkpoints import llava
 from sightloop.checkpoints.registry import FAMILIES, build_network, recognize
 from sightloop.data.images import tiles
 from sightloop.models.llava import Llava
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import generate
 from tests.tiny_checkpoints.llava import reference
 

@@ -16,7 +16,7 @@ from sightloop.checkpoints.key_map import export_state_dict
 from sightloop.checkpoints.registry import FAMILIES, build_network, recognize
 from sightloop.errors import CheckpointError
 from sightloop.models.paligemma import PaliGemma
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import generate
 from tests.tiny_checkpoints.paligemma import END, PATCH, SIDE, reference
 

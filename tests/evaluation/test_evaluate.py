@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import sightloop
 from sightloop.data.datasets.schema import fields_from_region
@@ -153,6 +154,25 @@ def test_scoring_the_predictions_again_gives_the_same_numbers(place: Path, tmp_p
     page = (tmp_path / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/jpeg;base64,") > 3
+
+
+def test_reports_name_what_the_data_leaves_out(tmp_path: Path) -> None:
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("a cat\n")
+    (tmp_path / "labels.xml").write_text("")
+    predictions = tmp_path / "out" / "p.jsonl"
+    predictions.parent.mkdir()
+    predictions.write_text('{"key": "a", "caption": "a cat"}\n{"key": "b", "caption": "a dog"}\n')
+    result = sightloop.evaluate("captions", tmp_path, predictions=predictions, out=tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert len(result.notes) == 2
+    assert report["notes"] == list(result.notes)
+    assert all(note in page for note in result.notes)
+    assert any("1 .xml" in note for note in result.notes)
+    assert any("1 of 3 samples" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("task", ["captions", "retrieval"])

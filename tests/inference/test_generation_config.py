@@ -21,7 +21,8 @@ import sightloop
 from sightloop import Message
 from sightloop.errors import CheckpointError, UsageError
 from sightloop.inference.generation_config import decoding_defaults, decoding_options, generation_config
-from sightloop.tasks.decoding import Decoding, sampling_probs
+from sightloop.tasks.decoding import sampling_probs
+from sightloop.tasks.decoding_options import Decoding
 from tests.tiny_checkpoints.florence import write_florence
 from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 from tests.tiny_checkpoints.paligemma import write_paligemma

@@ -17,7 +17,7 @@ from sightloop.checkpoints.language import language_config, language_keys
 from sightloop.checkpoints.seq2seq import bart_configs, bart_keys, t5_configs, t5_keys
 from sightloop.errors import CheckpointError
 from sightloop.nn.attention import attention_mask
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import generate
 from sightloop.towers.text import LanguageModel, TextTower
 from sightloop.types import Encoded

@@ -14,13 +14,12 @@ from safetensors.torch import load_file
 import sightloop
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
+from sightloop.data.learned_images import DIGESTS_FILE
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.metrics.matching import matching_scores
 from sightloop.nn.prepack import unpack
 from sightloop.training.calibration import (
-    DIGESTS_FILE,
     calibrate,
-    image_digest,
     learned_digests,
     split_held_out,
 )
@@ -67,7 +66,7 @@ def test_the_held_out_images_depend_on_their_keys_alone(shard: Path) -> None:
 
 def test_images_learned_before_are_left_out(shard: Path, tmp_path: Path) -> None:
     _, held = split_held_out(open_dataset(shard))
-    known = [image_digest(held, i) for i in range(25)]
+    known = list(held.image_digests())
     assert one(run(shard, tmp_path / "one"), Calibrated).images == 25
     start = tmp_path / "one" / "model"
     (start / DIGESTS_FILE).write_bytes(b"".join(known[:4]))

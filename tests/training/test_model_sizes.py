@@ -14,9 +14,9 @@ from sightloop.errors import UnsupportedError
 from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.clip import Clip
 from sightloop.nn.init import initialize
-from sightloop.tasks.answer_ranking import rank_answers
-from sightloop.tasks.decoding import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import generate
+from sightloop.tasks.text_scores import rank_answers
 from sightloop.training.model_sizes import SIZES, fit_to_tokenizer
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from sightloop.annotation.captioning import Caption
-from sightloop.data.atomic import atomic_path, remove_stale_temporaries
+from sightloop.data.atomic import atomic_path, check_regular, remove_stale_temporaries
 from sightloop.data.datasets.schema import json_text, portable_name
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.errors import SightloopError, UsageError
@@ -166,6 +166,7 @@ def _check_path(path: Path) -> None:
         raise UsageError(f"--out {path}: this is a folder; name a file.")
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
+    check_regular(path)
 
 
 def _file_id(path: Path) -> tuple[int, int, int] | None:

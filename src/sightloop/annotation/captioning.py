@@ -21,7 +21,7 @@ class Captioner(runner.ImageReader, Protocol):
         ...
 
     def caption(self, images: Sequence[Pixels], prompt: str | None = None, **decoding: Any) -> list[str]:
-        """One caption for each image; `decoding` as in `tasks.generate.Decoding`."""
+        """One caption for each image; `decoding` as in `tasks.decoding_options.Decoding`."""
         ...
 
 

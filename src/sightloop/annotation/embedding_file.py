@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from sightloop.data.atomic import atomic_path, atomic_write, remove_stale_temporaries
+from sightloop.data.atomic import atomic_path, atomic_write, check_regular, remove_stale_temporaries
 from sightloop.data.datasets.schema import portable_name
 from sightloop.errors import UsageError
 
@@ -30,15 +32,18 @@ class EmbeddingFile:
         x.npy      `[n, d]` or `[n, q, d]`, and x.names.txt with the name of each row, one a line
         x.parquet  columns `name` (string) and `embedding` (fixed-size list of d floats, or of q such lists)
 
+    What they were made of is stored as a digest, in x.about.json or in the metadata of the parquet file.
+
     Args:
         path: The file, ending in .npy or .parquet.
-        model: Name of the model, stored in the metadata of a parquet file.
+        model: Name of the model, stored beside the digest.
+        origin: Digest of model, options and images (see `digest_of_files`); "" to store none.
 
     Raises:
         UsageError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, model: str = "") -> None:
+    def __init__(self, path: Path, model: str = "", origin: str = "") -> None:
         if path.suffix.lower() not in (".npy", ".parquet"):
             raise UsageError(f"--out {path}: the file must end in .npy or .parquet.")
         if path.is_dir():
@@ -47,12 +52,33 @@ class EmbeddingFile:
             raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
         if not os.access(path.parent, os.W_OK):
             raise UsageError(f"--out {path}: the folder {path.parent} cannot be written to.")
+        check_regular(path)
         remove_stale_temporaries(path.parent)
         self.path = path
         self.rows = 0
-        self._model = model
+        self._about = {"model": model, "origin": origin}
         self._temporary = ExitStack()  # holds `atomic_path`
         self._writer: _NpyWriter | _ParquetWriter | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file exists already, complete and made of the same model, options and images."""
+        if not self._about["origin"] or not self.path.is_file():
+            return False
+        stored = _stored_parquet(self.path) if self.path.suffix.lower() == ".parquet" else self._stored_npy()
+        return stored == self._about["origin"]
+
+    def forget(self) -> None:
+        """Stores no digest, because an image could not be embedded: the next call tries it again."""
+        self._about["origin"] = ""
+
+    def _stored_npy(self) -> str:
+        """The digest in x.about.json; "" if there is none, or it is of another x.npy."""
+        try:
+            about = json.loads(self.path.with_suffix(".about.json").read_text("utf-8"))
+            return str(about["origin"]) if about["file"] == _state(self.path) else ""
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return ""
 
     def __enter__(self) -> EmbeddingFile:
         return self
@@ -62,7 +88,7 @@ class EmbeddingFile:
         if self._writer is None:
             writer = _NpyWriter if self.path.suffix.lower() == ".npy" else _ParquetWriter
             temporary = self._temporary.enter_context(atomic_path(self.path))
-            self._writer = writer(temporary, vectors.shape[1:], self._model)
+            self._writer = writer(temporary, vectors.shape[1:], self._about)
         self._writer.add([portable_name(name) for name in names], vectors)
         self.rows += len(names)
 
@@ -72,16 +98,49 @@ class EmbeddingFile:
         with self._temporary:
             if self._writer is None:
                 return
-            self._writer.close()
+            self._writer.close(self._about)
             if error is not None:
                 raise error  # inside `atomic_path`, which then removes the temporary file
             if isinstance(self._writer, _NpyWriter):  # before x.npy, so that a new x.npy always has its names
                 names = "".join(f"{_escape(name)}\n" for name in self._writer.names)
                 atomic_write(self.path.with_suffix(".names.txt"), names)
+        if isinstance(self._writer, _NpyWriter) and self._about["origin"]:
+            about = self._about | {"file": _state(self.path)}
+            atomic_write(self.path.with_suffix(".about.json"), json.dumps(about) + "\n")
+
+
+def digest_of_files(settings: Sequence[object], files: Iterable[str | Path]) -> str:
+    """Digest of settings, and of the names, sizes and times of files; their content is not read.
+
+    Raises:
+        OSError: A file does not exist.
+    """
+    digest = hashlib.sha256(repr(settings).encode("utf-8", "surrogateescape"))
+    for file in files:
+        digest.update(f"{os.fspath(file)}\0{_state(Path(file))}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _state(path: Path) -> list[int]:
+    """Size in bytes and time of the last change in ns."""
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _stored_parquet(path: Path) -> str:
+    """The digest in the metadata of a parquet file; "" if there is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return ""
+    return metadata.get(b"sightloop.origin", b"").decode("ascii", "replace")
 
 
 class _NpyWriter:
-    def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], about: Mapping[str, str]) -> None:
         self.names: list[str] = []
         self._shape = shape
         self._file: IO[bytes] = path.open("r+b")
@@ -91,7 +150,7 @@ class _NpyWriter:
         self.names += names
         self._file.write(np.ascontiguousarray(vectors, dtype="<f4").data)
 
-    def close(self) -> None:
+    def close(self, about: Mapping[str, str]) -> None:
         self._file.seek(0)
         self._write_header()  # of the same length: NumPy pads it for any number of rows
         self._file.close()
@@ -102,7 +161,7 @@ class _NpyWriter:
 
 
 class _ParquetWriter:
-    def __init__(self, path: Path, shape: tuple[int, ...], model: str) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], about: Mapping[str, str]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -111,7 +170,7 @@ class _ParquetWriter:
             vector = pa.list_(vector, width)
         self._shape = shape
         fields = [pa.field("name", pa.string()), pa.field("embedding", vector)]
-        self._schema = pa.schema(fields, metadata={"sightloop.model": model})
+        self._schema = pa.schema(fields, metadata={"sightloop.model": about["model"]})
         self._writer: Any = pq.ParquetWriter(str(path), self._schema)  # pyarrow has no type hints
         self._names: list[str] = []
         self._vectors: list[Floats32] = []
@@ -122,8 +181,10 @@ class _ParquetWriter:
         if len(self._names) >= _GROUP_ROWS:
             self._flush()
 
-    def close(self) -> None:
+    def close(self, about: Mapping[str, str]) -> None:
         self._flush()
+        if about["origin"]:
+            self._writer.add_key_value_metadata({"sightloop.origin": about["origin"]})
         self._writer.close()
 
     def _flush(self) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from sightloop.data.datasets.sidecar_files import sidecar_alias
 from sightloop.data.image_names import EXTENSIONS, is_image_name
+from sightloop.data.images.headers import image_format, unknown_format_reason
 from sightloop.errors import os_error_reason, similar_path
 from sightloop.types import Failed, Skipped
 
 _FolderId = tuple[int, int]
+_HEAD_BYTES = 4096
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -40,6 +42,18 @@ def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skip
     for argument in arguments:
         yield from finder.argument(os.fspath(argument))
     yield from finder.finish()
+
+
+def not_an_image(path: str) -> str:
+    """Why a file is no image, by its first bytes; "" if it may be one, or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except (OSError, ValueError):
+        return ""  # the decoder says why
+    if not head:
+        return "an empty file"
+    return "" if image_format(head) else unknown_format_reason(head)
 
 
 class _Finder:
@@ -174,7 +188,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "folder"
         if entry.is_file():
             return "file"
-        return "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
+        is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+        return "a link that leads nowhere" if is_broken else "neither a file nor a folder"
     except OSError as error:  # for example a link to itself
         return os_error_reason(error)
 

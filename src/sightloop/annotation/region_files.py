@@ -119,7 +119,7 @@ def _write_yolo(path: Path, rows: Iterable[RegionRow]) -> int:
         labels = "".join(f"{name}\n" for name in class_ids)
         (staging / "classes.txt").write_text(labels, "utf-8", "backslashreplace")
         classes = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in class_ids.items())
-        (staging / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames:\n{classes}", "ascii")
+        (staging / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{classes}", "ascii")
         os.rename(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

@@ -65,13 +65,13 @@ class SidecarSink:
         if not is_image_name(name):
             return image + ".txt"
         stem = os.path.splitext(image)[0]
-        current = self._current(image)
+        current = self.current(image)
         if self._folder(folder).shared_stems.isdisjoint([os.path.basename(stem).casefold()]):
             return current or stem + ".txt"
         is_own = current is not None and os.path.splitext(current)[0] == image
         return current if current is not None and is_own else image + ".txt"
 
-    def _current(self, image: str) -> str | None:
+    def current(self, image: str) -> str | None:
         """Path of the caption file that readers take for that of the image; it may be shared with another image."""
         folder, name = os.path.split(image)
         if not is_image_name(name):
@@ -80,7 +80,7 @@ class SidecarSink:
 
     def check(self, image: str) -> Skipped | Failed | None:
         """None if the caption is needed and its file can be written; called before the image is read."""
-        current = self._current(image) if self.mode == "skip" else None
+        current = self.current(image) if self.mode == "skip" else None
         target = current or self.path(image)
         name = os.path.basename(target)
         try:
@@ -139,7 +139,7 @@ class SidecarSink:
             return None
         try:
             if not os.path.lexists(target):
-                shared = self._current(image) if self.mode in ("append", "prepend") else None
+                shared = self.current(image) if self.mode in ("append", "prepend") else None
                 if shared is not None and os.path.lexists(shared):
                     return self._add_line(image, shared, target, line)
                 # exclusive: never replaces a file that a person made in the meantime

@@ -20,14 +20,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
 from sightloop.capfilt.estimate import Estimate
 from sightloop.capfilt.estimate import estimate as measure
-from sightloop.capfilt.job import device_kind, open_job
+from sightloop.capfilt.job import check_device, device_kind, open_job
 from sightloop.capfilt.manifest import Manifest, open_manifest
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.ray_workers import RayEngine
+from sightloop.capfilt.refilter import check_scores, refilter_shard
 from sightloop.capfilt.report import write_report
 from sightloop.capfilt.shard import Job, OnSampleDone, load_models, process_shard
 from sightloop.capfilt.workers import Engine, Processes, process_shards
@@ -79,7 +78,8 @@ def bootstrap(
 
     The same call resumes a run that was stopped. The output is the same, byte for byte, after any number of kills, with
     any number of workers and any batch size, on machines of one kind with one version of torch; a remote captioner
-    alone may give other texts each time.
+    alone may give other texts each time. With another `keep`, `threshold` or `top`, the texts of a finished run are
+    filtered again by the scores in its evidence, without a model.
 
     Args:
         data: What `open_dataset` reads, except a stream.
@@ -102,7 +102,7 @@ def bootstrap(
     try:
         with open_manifest(folder):
             job, about = open_job(dataset, folder, (os.fspath(captioner), os.fspath(filter)), run_options)
-            manifest = Manifest(folder, about)
+            manifest = Manifest(folder, about, check_scores)
             try:
                 new = _process_missing(job, manifest, about, on_event)
                 manifest.finish()
@@ -111,7 +111,13 @@ def bootstrap(
                 manifest.close()
     except OSError as error:
         raise _write_error(folder, error) from error
-    return replace(summary(folder, manifest.done, new), notes=tuple(about["notes"]))
+    notes = list(about["notes"])
+    if manifest.outdated:
+        rule = ", ".join(f"{name} {value}" for name, value in run_options.rule.items())
+        notes.append(
+            f"{len(manifest.outdated):,} shards were filtered again by the scores in evidence/ ({rule})"
+        )
+    return replace(summary(folder, manifest.done, new), notes=tuple(notes))
 
 
 def _write_error(out: Path, error: OSError) -> SightloopError:
@@ -170,6 +176,8 @@ def summary(out: Path, done: Mapping[int, JsonMapping], new: int = 0) -> CapFilt
 def _process_missing(job: Job, manifest: Manifest, about: JsonMapping, on_event: OnEvent | None) -> int:
     """Processes the shards that are not done; returns the number of their samples."""
     done = manifest.verify(len(job.shards))
+    for shard in manifest.outdated:
+        manifest.commit(refilter_shard(job, shard))
     if on_event is not None:
         for shard in sorted(done):
             for index in range(*job.shards[shard]):
@@ -177,6 +185,7 @@ def _process_missing(job: Job, manifest: Manifest, about: JsonMapping, on_event:
     todo = [shard for shard in range(len(job.shards)) if shard not in done]
     if not todo:
         return 0
+    check_device(job, about)
     quarantined, new = manifest.quarantined(), 0
     started = reported = time.monotonic()
 
@@ -214,6 +223,8 @@ def _process_here(
     job: Job, todo: Sequence[int], quarantined: Mapping[str, str], on_sample: OnSampleDone
 ) -> Generator[Progress, None, None]:
     """Processes shards in this process, one after the other."""
+    import torch  # here, because a finished run does not need it
+
     threads_before = torch.get_num_threads()
     torch.set_num_threads(job.options.threads or threads_before)
     try:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sightloop.capfilt.shard import Job, load_models, process_shard
 from sightloop.data.shuffle import shuffled_index
@@ -79,6 +78,8 @@ def estimate(job: Job, samples: int = 64, price: float | None = None) -> Estimat
         samples: Number of images, drawn evenly by the job's seed.
         price: Price of one worker for an hour, in any currency.
     """
+    import torch
+
     total, options = len(job.dataset), job.options
     count = min(samples, total)
     indices = shuffled_index(np.arange(count, dtype=np.int64), count=total, seed=options.seed, epoch=0)

@@ -13,6 +13,8 @@ TextSource: TypeAlias = Literal["web", "synthetic"]
 
 TEXT_SOURCES: tuple[TextSource, ...] = ("web", "synthetic")
 SCORE_DIGITS = 6  # decimals; texts are kept or dropped by the rounded scores that the evidence shows
+# Reasons that `decide` gives by score.
+DECIDED_BY_SCORE = ("matched", "unmatched", "not the best", "ranked", "not in the top k")
 
 
 @dataclass(slots=True)

@@ -8,8 +8,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from sightloop.capfilt.manifest import stored_job
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.remote_captioner import RemoteCaptioner, is_address
@@ -17,8 +15,7 @@ from sightloop.capfilt.shard import Job
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.fingerprint import fingerprint, preprocessing_digest
-from sightloop.inference.load import choose_device
-from sightloop.types import JsonDict
+from sightloop.types import JsonDict, JsonMapping
 
 # Options that may change between calls of one run: they have no effect on the output. "device" and "ranker" are
 # stored as kind of device and as fingerprint.
@@ -48,11 +45,12 @@ def open_job(
     if dataset.is_stream:
         raise UsageError("a stream cannot be resumed; `sightloop convert` makes shards of it")
     stored = {} if out is None else stored_job(out).get("settings", {})
-    kind = device_kind(options.device)
+    # A run that is finished is answered without torch; `check_device` compares the device before more is processed.
+    kind = (options.device == "auto" and stored.get("device")) or device_kind(options.device)
     options = replace(
         options,
         group=options.group or stored.get("group") or (8 if kind == "cpu" else 32),
-        threads=options.threads or stored.get("threads") or torch.get_num_threads(),
+        threads=options.threads or stored.get("threads") or _default_threads(),
     )
     sources = _sources(models, options)
     _check(dataset, options, sources)
@@ -78,7 +76,7 @@ def open_job(
     job = Job(dataset, options, sources, fingerprints, _split(dataset, options.block), out or Path())
     about: JsonDict = {
         "sightloop": version("sightloop"),
-        "torch": str(torch.__version__),
+        "torch": version("torch"),
         "models": names,
         "notes": _notes(fingerprints, dataset.notes),
         "settings": settings,
@@ -143,6 +141,24 @@ def _split(dataset: Dataset, block: int) -> list[tuple[int, int]]:
     return ranges
 
 
+def check_device(job: Job, about: JsonMapping) -> None:
+    """Raises `UsageError` if device "auto" is of another kind here than where the run began."""
+    began, here = about["settings"]["device"], device_kind(job.options.device)
+    if here != began:
+        raise UsageError(
+            f"{job.out} holds a bootstrap with other settings (device: {began}, now {here}): use --device {began}, or "
+            "name another --out"
+        )
+
+
+def _default_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 def device_kind(device: str) -> str:
     """Kind of a device: "cuda" for "cuda:1"; for "auto", the best that this machine has."""
+    from sightloop.inference.load import choose_device  # imports torch
+
     return choose_device(device).type if device == "auto" else device.partition(":")[0]

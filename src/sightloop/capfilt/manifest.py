@@ -17,11 +17,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
+from sightloop.capfilt.options import RULE
 from sightloop.data.atomic import atomic_write, lock_folder, remove_stale_temporaries
 from sightloop.data.datasets.schema import json_text
 from sightloop.data.journal import Journal, JournalLine
@@ -40,22 +41,27 @@ class Manifest:
 
     Attributes:
         done: Manifest entries of the shards that are done, by index; filled by `verify` and `commit`.
+        outdated: Indices of the shards that are done with another rule and have whole evidence; filled by `verify`.
 
     Args:
         out: The output folder.
         job: Content of job.json for this run.
+        check_rule: Called with the folder and the rule (`options.RULE`) if the folder has another one; raises
+            `UsageError` if the texts cannot be filtered again.
 
     Raises:
         UsageError: The folder holds a run with other settings.
     """
 
-    def __init__(self, out: Path, job: JsonMapping) -> None:
+    def __init__(self, out: Path, job: JsonMapping, check_rule: Callable[[Path, JsonMapping], None]) -> None:
         self.out = out
         self.done: dict[int, JsonDict] = {}
+        self.outdated: list[int] = []
+        self._rule: JsonDict = {name: job["settings"].get(name) for name in RULE}
         self._stored: dict[int, JsonDict] = {}  # the last manifest line of each shard
         self._fatal: dict[str, str] = {}  # key -> reason
         self._quarantined: set[tuple[str, str]] = set()  # (input shard, key)
-        _write_job(out, job)
+        _write_job(out, job, lambda: check_rule(out, self._rule))
         (out / "evidence").mkdir(exist_ok=True)
         self._remove_temporaries()
         with ExitStack() as opened:
@@ -73,7 +79,11 @@ class Manifest:
         """Entries of the shards that are done: with a manifest line, and files that match it byte for byte."""
         for index in range(shards):
             entry = self._stored.get(index)
-            if entry is not None and self._has_files(entry):
+            if entry is None or not self._has_evidence(entry):
+                continue
+            if entry.get("rule") != self._rule:
+                self.outdated.append(index)
+            elif _matches(self.out / entry["shard"], entry["bytes"], entry["sha256"]):
                 self.done[index] = entry
         return self.done
 
@@ -128,11 +138,9 @@ class Manifest:
         for folder in (self.out, self.out / "evidence"):
             remove_stale_temporaries(folder)
 
-    def _has_files(self, entry: JsonMapping) -> bool:
+    def _has_evidence(self, entry: JsonMapping) -> bool:
         evidence = self.out / "evidence" / f"{entry['unit']:06}.jsonl"
-        return _matches(self.out / entry["shard"], entry["bytes"], entry["sha256"]) and _matches(
-            evidence, entry["evidence_bytes"], entry["evidence"]
-        )
+        return _matches(evidence, entry["evidence_bytes"], entry["evidence"])
 
 
 @contextmanager
@@ -194,11 +202,15 @@ def _is_source(source: object) -> bool:
     return isinstance(source, list) and [type(each) for each in cast("list[object]", source)] == [str, str]
 
 
-def _write_job(out: Path, job: JsonMapping) -> None:
-    """Writes job.json. Raises `UsageError` if the folder holds results of a run with other settings."""
+def _write_job(out: Path, job: JsonMapping, check_rule: Callable[[], None]) -> None:
+    """Writes job.json. Raises `UsageError` if the folder holds results of a run with other settings than the rule."""
     stored, current = stored_job(out), json.loads(json.dumps(job))
     differences = _differences(stored, current) if stored else []
     if differences and _has_results(out):
+        if all(difference.partition(":")[0] in RULE for difference in differences):
+            check_rule()
+            atomic_write(out / "job.json", json_text(current) + "\n")
+            return
         raise UsageError(
             f"{out} holds a bootstrap with other settings ({'; '.join(differences)}): use those, or name another "
             "--out"

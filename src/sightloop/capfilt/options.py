@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
 from sightloop.errors import UsageError
-from sightloop.tasks.generate import Decoding
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict
 
 Mode: TypeAlias = Literal["both", "captioner-only", "filter-only"]
 KeepRule: TypeAlias = Literal["matching", "best", "top-k-itc"]
 ShardFormat: TypeAlias = Literal["tar", "parquet"]
 EngineName: TypeAlias = Literal["local", "ray"]
+
+RULE = ("keep", "threshold", "top")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,17 @@ class CapFiltOptions:
             raise UsageError("ranker: needs keep='top-k-itc'")
         self.decoding()
 
+    @property
+    def rule(self) -> JsonDict:
+        """The options that decide, from the scores of a text, whether it is kept."""
+        return {name: getattr(self, name) for name in RULE}
+
     def decoding(self) -> JsonDict:
-        """The captioner's options of `tasks.generate.Decoding`. Raises `UsageError` for a value out of range."""
+        """The captioner's fields of `tasks.decoding_options.Decoding`.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
         options: JsonDict = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
         options |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
         return asdict(Decoding(**options, num_return=self.captions, seed=self.seed))

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from sightloop.capfilt.options import CapFiltOptions
+from sightloop.data.bounded_socket import BoundedReader, seconds_until, too_slow
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, SightloopError, UsageError
 from sightloop.types import ImageSpec, JsonDict, Pixels
@@ -189,13 +189,11 @@ class RemoteCaptioner:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        _connect(connection, deadline)
         try:
-            connection.connect()
-            connection.sock.settimeout(_seconds_until(deadline))
+            connection.sock.settimeout(seconds_until(deadline))
             connection.request("POST", self._path, body, headers)
-            # http.client bounds neither the interim answers ("100 Continue") nor the time for status, headers, chunk
-            # lines and trailers, so both limits are on the socket.
-            reader = _BoundedReader(connection.sock, deadline)
+            reader = BoundedReader(connection.sock, deadline, _MOST_READ)
             response = http.client.HTTPResponse(reader, method="POST")  # pyright: ignore[reportArgumentType]
             try:
                 response.begin()
@@ -208,56 +206,35 @@ class RemoteCaptioner:
             connection.close()
 
 
+def _connect(connection: http.client.HTTPConnection, deadline: float) -> None:
+    """Connects in a thread, because no timeout bounds the look-up of a host's name, nor the addresses tried in turn.
+
+    Raises:
+        TimeoutError: It is not connected at the deadline. The thread ends with the look-up, and closes the connection.
+        OSError: The host is not known, or refuses the connection.
+    """
+    connected: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            connected.set_result(connection.connect())
+        except Exception as error:
+            connected.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    try:
+        connected.result(seconds_until(deadline))
+    except TimeoutError as error:
+        connected.add_done_callback(lambda _: connection.close())
+        raise too_slow() from error
+
+
 class _Answer(NamedTuple):
     """An HTTP answer; `retry_after`: seconds that the server asks to wait."""
 
     status: int
     retry_after: float
     body: bytes
-
-
-class _BoundedReader(io.RawIOBase):
-    """Byte stream of a socket that ends with `TimeoutError` at a deadline, or after `_MOST_READ` bytes.
-
-    Args:
-        sock: A connected socket, also of TLS.
-        deadline: Time of `time.monotonic`.
-    """
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        self._deadline = deadline
-        self._count = 0
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What `http.client.HTTPResponse` asks of its socket."""
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self._sock.settimeout(_seconds_until(self._deadline))
-        try:
-            count = self._sock.recv_into(buffer)
-        except TimeoutError as error:
-            raise _too_slow() from error
-        self._count += count
-        if self._count > _MOST_READ:
-            raise TimeoutError(0, "its answer is too long")
-        return count
-
-
-def _seconds_until(deadline: float) -> float:
-    """Seconds left, above 0. Raises TimeoutError if there are none."""
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise _too_slow()
-    return seconds
-
-
-def _too_slow() -> TimeoutError:
-    return TimeoutError(0, f"its answer was not complete after {_SECONDS:g} seconds")
 
 
 def _text(data: bytes, key: str) -> str | None:

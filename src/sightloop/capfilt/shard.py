@@ -16,10 +16,9 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 
 from sightloop.capfilt.filtering import SCORE_DIGITS, CandidateText, decide, drop_unusable
 from sightloop.capfilt.options import CapFiltOptions
@@ -31,11 +30,11 @@ from sightloop.data.datasets.convert import encoded_image
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.reader import is_retryable, read_images
 from sightloop.errors import ImageError, UnsupportedError
-from sightloop.inference.load import load
-from sightloop.inference.model import Model
 from sightloop.protocols import Embedder, require
-from sightloop.tasks.embed import embed_images
 from sightloop.types import ImageSpec, JsonDict, Limits, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 # Called with the key of a sample and the reason of its failure, "" if it did not fail.
 OnSampleDone: TypeAlias = "Callable[[str, str], None]"
@@ -95,6 +94,8 @@ class Models:
 
 def load_models(job: Job) -> Models:
     """Loads the models that the job's mode needs. Raises `UnsupportedError` for a model that cannot do its part."""
+    from sightloop.inference.load import load  # imports torch, which a finished run does not need
+
     options = job.options
     loaded: dict[str, Model] = {}
     captioner: Model | RemoteCaptioner | None = None
@@ -139,6 +140,14 @@ def process_shard(
     Raises:
         OSError: A file cannot be written.
     """
+    with closing(process_samples(job, models, index, quarantined)) as items:
+        return write_shard(job, index, items, on_sample)
+
+
+def write_shard(
+    job: Job, index: int, items: Iterable[ShardItem], on_sample: OnSampleDone | None = None
+) -> JsonDict:
+    """Writes the two files of a shard, of samples whose texts are decided; arguments and result as `process_shard`."""
     tally = ShardTally()
     lines: list[bytes] = []
     with atomic_path(job.out / job.shard_name(index)) as temporary:
@@ -146,22 +155,21 @@ def process_shard(
         with ExitStack() as stack:
             writer = _open_writer(job, temporary)
             stack.callback(_close_quietly, writer)
-            with closing(process_samples(job, models, index, quarantined)) as items:
-                for item in items:
-                    sample = _output_sample(item, writer)
-                    if sample is not None:
-                        writer.add(sample, item.data, item.ending)
-                    lines += evidence_lines(job, item)
-                    tally.add(item, sample is not None)
-                    if on_sample is not None:
-                        on_sample(item.key, item.reason)
+            for item in items:
+                sample = _output_sample(item, writer)
+                if sample is not None:
+                    writer.add(sample, item.data, item.ending)
+                lines += evidence_lines(job, item)
+                tally.add(item, sample is not None)
+                if on_sample is not None:
+                    on_sample(item.key, item.reason)
             writer.close()
         if not temporary.exists():  # no sample was written
             temporary.write_bytes(_EMPTY_TAR)
         file = _file_digest(temporary)
     evidence = b"".join(lines)
     atomic_write(job.evidence_path(index), evidence)
-    entry: JsonDict = {"unit": index, "shard": job.shard_name(index), **file}
+    entry: JsonDict = {"unit": index, "shard": job.shard_name(index), **file, "rule": job.options.rule}
     entry |= {"evidence": hashlib.sha256(evidence).hexdigest(), "evidence_bytes": len(evidence)}
     return entry | tally.to_json()
 
@@ -218,7 +226,7 @@ def _read_items(
 
     def encoded_images() -> Iterator[bytes]:
         for sample_index in range(*job.shards[index]):
-            item = _load_item(job.dataset, sample_index, quarantined)
+            item = load_item(job.dataset, sample_index, quarantined)
             waiting.append(item)
             if not item.reason:
                 yield item.data
@@ -243,7 +251,8 @@ def _decode(job: Job, spec: ImageSpec, images: Iterable[bytes]) -> Generator[Pix
     yield from read_images(images, spec, workers=options.readers, isolate=options.isolate, limits=limits)
 
 
-def _load_item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:
+def load_item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:
+    """A sample with its encoded image, or with the reason why it is not processed."""
     source, key = dataset.source_name(index), f"#{index}"
     try:
         key = dataset.key(index)
@@ -312,7 +321,6 @@ def _synthetic_texts(
     return [texts[start : start + options.captions] for start in range(0, len(texts), options.captions)]
 
 
-@torch.inference_mode()
 def score_texts(
     models: Models, items: Sequence[ShardItem], texts_of: Sequence[Sequence[CandidateText]]
 ) -> None:
@@ -325,6 +333,10 @@ def score_texts(
         items: B images.
         texts_of: The texts of each image, R in all.
     """
+    import torch
+
+    from sightloop.tasks.embed import embed_images
+
     texts = [text for image_texts in texts_of for text in image_texts]  # R
     strings = [text.text for text in texts]
     ends = np.cumsum([len(image_texts) for image_texts in texts_of])
@@ -332,24 +344,27 @@ def score_texts(
     rows_of = [
         np.arange(end - len(image_texts), end) for end, image_texts in zip(ends, texts_of, strict=True)
     ]
-    for model in dict.fromkeys(m for m in (models.filter, models.ranker) if m is not None):
-        encoded = model.encode([item.pixels[model.image_spec] for item in items])  # [B, N, D]
-        if model is models.filter and "match" in model.capabilities:
-            logits = np.concatenate(model.match_scores(encoded, model.tokenize(strings), rows_of))  # [R, 2]
-            for text, (no_match, match) in zip(texts, logits.astype(np.float64).tolist(), strict=True):
-                # softmax over two logits = sigmoid of their difference
-                text.itm = round(1 / (1 + float(np.exp(no_match - match))), SCORE_DIGITS)
-        if model is (models.ranker or models.filter) and "embed" in model.capabilities:
-            # [B, P], or [B, Q, P] with several vectors for each image, of which the nearest counts
-            image_embeddings = (
-                embed_images(require(model.network, Embedder), encoded).cpu().numpy().astype(np.float64)
-            )
-            text_embeddings = model.embed_texts(strings).astype(np.float64)  # [R, P]
-            for image_embedding, rows in zip(image_embeddings, rows_of, strict=True):
-                for row in rows.tolist():
-                    texts[row].itc = round(
-                        float((image_embedding @ text_embeddings[row]).max()), SCORE_DIGITS
-                    )
+    with torch.inference_mode():
+        for model in dict.fromkeys(m for m in (models.filter, models.ranker) if m is not None):
+            encoded = model.encode([item.pixels[model.image_spec] for item in items])  # [B, N, D]
+            if model is models.filter and "match" in model.capabilities:
+                logits = np.concatenate(
+                    model.match_scores(encoded, model.tokenize(strings), rows_of)
+                )  # [R, 2]
+                for text, (no_match, match) in zip(texts, logits.astype(np.float64).tolist(), strict=True):
+                    # softmax over two logits = sigmoid of their difference
+                    text.itm = round(1 / (1 + float(np.exp(no_match - match))), SCORE_DIGITS)
+            if model is (models.ranker or models.filter) and "embed" in model.capabilities:
+                # [B, P], or [B, Q, P] with several vectors for each image, of which the nearest counts
+                image_embeddings = (
+                    embed_images(require(model.network, Embedder), encoded).cpu().numpy().astype(np.float64)
+                )
+                text_embeddings = model.embed_texts(strings).astype(np.float64)  # [R, P]
+                for image_embedding, rows in zip(image_embeddings, rows_of, strict=True):
+                    for row in rows.tolist():
+                        texts[row].itc = round(
+                            float((image_embedding @ text_embeddings[row]).max()), SCORE_DIGITS
+                        )
 
 
 def evidence_lines(job: Job, item: ShardItem) -> Iterator[bytes]:

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, TypeAlias
 
-import torch
-
 from sightloop.capfilt.shard import Job, Models, OnSampleDone, load_models, process_samples, process_shard
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict
@@ -105,6 +103,8 @@ class Server:
     """Request handler inside a worker; loads the models at the first request."""
 
     def __init__(self, job: Job, number: int) -> None:
+        import torch
+
         torch.set_num_threads(job.options.threads or torch.get_num_threads())
         self._job = replace(job, options=replace(job.options, device=_device(job.options.device, number)))
         self._models: Models | None = None
@@ -290,7 +290,7 @@ class Process:
 def _without_main_script() -> Generator[None]:
     """Hides the main script from multiprocessing, which would run it again in the new process.
 
-    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start workers of its own.
+    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start further workers.
     """
     main = vars(sys.modules["__main__"])
     hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
@@ -321,6 +321,8 @@ def _end_with_parent() -> None:
 
 def _device(name: str, number: int) -> str:
     """The device of a worker: the GPUs in turn if the job names none."""
+    import torch
+
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{number % torch.cuda.device_count()}"
     return name

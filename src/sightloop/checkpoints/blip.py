@@ -290,6 +290,7 @@ FAMILY = Family(
     name="blip",
     network=Blip,
     config=BlipConfig,
+    model_types=("blip",),
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

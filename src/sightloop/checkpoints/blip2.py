@@ -317,6 +317,7 @@ FAMILY = Family(
     name="blip2",
     network=Blip2,
     config=Blip2Config,
+    model_types=("blip-2",),
     layouts={
         "transformers": Layout(
             keys=transformers_keys,

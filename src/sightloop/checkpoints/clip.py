@@ -93,6 +93,7 @@ _DEFAULT_CHOICES = {
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
     "block_type": ("default",),
+    "bos_id": (49406,),
 }
 
 
@@ -196,7 +197,7 @@ def _resnet_config_from_shapes(tensors: Mapping[str, Tensor]) -> JsonDict:
 
 
 def strip_text_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Bring `text.transformer...`, as open_clip's models with a text module of its own have it, to `transformer...`."""
+    """Bring `text.transformer...`, as open_clip's models with a separate text module have it, to `transformer...`."""
     if "text.token_embedding.weight" not in tensors:
         return tensors
     return RenamedTensors(tensors, {name.removeprefix("text."): name for name in tensors})
@@ -263,6 +264,7 @@ FAMILY = Family(
     name="clip",
     network=Clip,
     config=ClipConfig,
+    model_types=("clip",),
     towers={"vision": VitConfig},
     layouts={
         "transformers": Layout(

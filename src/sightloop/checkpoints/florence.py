@@ -65,7 +65,7 @@ def config_from_original(data: JsonMapping, tensors: Mapping[str, Tensor]) -> Fl
 
 
 def _untied_decoder(tensors: Mapping[str, Tensor], body: str) -> bool:
-    """Whether the decoder has words of its own. The encoder of either form reads the shared ones, whatever it holds."""
+    """Whether the decoder has its own token embedding. The encoder reads the shared one in both forms."""
     own = f"{body}.decoder.embed_tokens.weight"
     return own in tensors and not tensors_equal(tensors, [(f"{body}.shared.weight", own)])
 
@@ -274,6 +274,7 @@ FAMILY = Family(
     name="florence",
     network=Florence,
     config=FlorenceConfig,
+    model_types=("florence2",),
     layouts={
         "transformers": Layout(
             keys=transformers_keys,

@@ -31,7 +31,7 @@ def from_hf_config(data: JsonMapping, names: Mapping[str, str], defaults: JsonMa
 
 
 def image_token_id(data: JsonMapping, default: int | None) -> Any:
-    """The id that stands for an image, which config.json has under either name; the first wins."""
+    """The image placeholder's token id, which config.json has under either name; the first wins."""
     return data.get("image_token_id", data.get("image_token_index", default))
 
 

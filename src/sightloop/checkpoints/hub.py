@@ -227,7 +227,7 @@ def _choose_weights(names: Collection[str], where: str, *, open_clip_first: bool
 
 
 def _shard_paths(index: Path) -> tuple[Path, ...]:
-    """The files that an index lists. They lie beside it: a name that leads elsewhere is refused."""
+    """Files that an index lists, all in its folder: a name that leads elsewhere is refused."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
@@ -238,7 +238,7 @@ def _shard_paths(index: Path) -> tuple[Path, ...]:
             or not re.fullmatch(r"[\w][\w. -]*", file)
             or not file.endswith(_SUFFIXES)
         ):
-            raise CheckpointError(f"{index}: names {file!r}, which is no weights file of its own folder")
+            raise CheckpointError(f"{index}: names {file!r}, which is not a weights file in the same folder")
     files = set(listed)
     missing = sorted(file for file in files if not (index.parent / file).is_file())
     if missing:
@@ -369,7 +369,7 @@ def _is_reachable(endpoint: str) -> bool:
             return
         answered.append(True)
 
-    # A thread, because looking up a name has no time limit of its own.
+    # A thread, because a DNS lookup has no time limit.
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)

@@ -1,7 +1,7 @@
 """One engine for key maps: our parameter names <- checkpoint names, strict both ways, and its exact inverse.
 
 A map is data. Keys are our names, values the names in the checkpoint, `{}` is a layer index (several are filled in
-order), and a name without its last part stands for `.weight` and `.bias` alike:
+order), and a name without its last part means both `.weight` and `.bias`:
 
     {"vision.blocks.{}.mlp.fc1": "vision_model.encoder.layers.{}.mlp.fc1",
      "vision.blocks.{}.attn.qkv": cat("...q_proj", "...k_proj", "...v_proj")}

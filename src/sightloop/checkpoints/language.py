@@ -1,6 +1,6 @@
 """Decoder-only language models in the hub's layout (`transformers`): sizes from config.json, key maps as data.
 
-Families hold one of these beside an image tower; they say under which names of foreign it lies.
+Families with a language model hold one of these and say under which prefix of a foreign checkpoint it is stored.
 """
 
 from __future__ import annotations

@@ -50,6 +50,9 @@ class Family:
     # The processor settings that original checkpoints were trained with (they carry none themselves).
     default_image: Callable[[Any], JsonDict]
 
+    # `model_type` in config.json of those that it reads; () for a family that has no such file.
+    model_types: tuple[str, ...] = ()
+
     # Types of those fields of the config that its class declares by a protocol.
     towers: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
     # Whether the reference reads how it writes in generation_config.json.

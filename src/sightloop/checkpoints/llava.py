@@ -126,7 +126,7 @@ def to_transformers(config: LlavaConfig) -> dict[str, tuple[JsonDict, tuple[str,
         "model_type": "llava_next" if config.tiles else "llava",
         "vision_config": {"model_type": "clip_vision_model", **to_hf_config(config.vision, VISION)},
         "text_config": {**language_to_transformers(config.language), "eos_token_id": config.end_id},
-        # Counted from the end: so the reference knows the first, which stands before all blocks, too.
+        # Counted from the end, as in the reference, whose first entry is the input of the blocks.
         "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
         "vision_feature_select_strategy": "full" if config.class_token else "default",
         "projector_hidden_act": config.activation,
@@ -168,6 +168,7 @@ FAMILY = Family(
     name="llava",
     network=Llava,
     config=LlavaConfig,
+    model_types=("llava", "llava_next"),
     layouts={
         "transformers": _layout("multi_modal_projector.linear_1.weight"),
         "transformers 4.52": _layout("model.multi_modal_projector.linear_1.weight"),

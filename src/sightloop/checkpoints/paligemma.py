@@ -117,6 +117,7 @@ FAMILY = Family(
     name="paligemma",
     network=PaliGemma,
     config=PaliGemmaConfig,
+    model_types=("paligemma",),
     layouts={
         "transformers": _layout("multi_modal_projector.linear.weight"),
         "transformers 4.52": _layout("model.multi_modal_projector.linear.weight"),

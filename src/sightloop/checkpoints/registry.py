@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
+from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
 from sightloop.errors import CheckpointError
@@ -33,13 +34,31 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def recognize(tensors: Mapping[str, Tensor], source: str) -> tuple[Family, str]:
-    """The family and layout of a checkpoint, by the names of its tensors. Raises CheckpointError for unknown ones."""
+def recognize(tensors: Mapping[str, Tensor], source: str, model_type: object = None) -> tuple[Family, str]:
+    """The family and layout of a checkpoint, by the names of its tensors.
+
+    Args:
+        tensors: of the checkpoint.
+        source: its name, for messages.
+        model_type: of its config.json; None without one. Other models have tensors of the same names (MetaCLIP 2 those
+            of CLIP), and other tokenizers.
+
+    Raises:
+        CheckpointError: no family reads it.
+    """
     known = _recognize(tensors)
     if known is None and any(".mm_projector." in name for name in tensors):
         raise CheckpointError(
             f"{source}: is LLaVA in the layout of its original code, which leaves out the image tower; load the same "
             "weights with it from the hub, such as llava-hf/llava-1.5-7b-hf"
+        )
+    types = [kind for family in FAMILIES.values() for kind in family.model_types]
+    if isinstance(model_type, str) and model_type not in (
+        types if known is None else known[0].model_types or types
+    ):
+        raise CheckpointError(
+            f"{source}: config.json: a model of type {model_type!r} is not supported; supported: {', '.join(types)}. "
+            "`sightloop models` lists checkpoints to take instead"
         )
     if known is None:
         raise CheckpointError(
@@ -89,6 +108,7 @@ def build_network(
 
     taking: puts weights elsewhere than in the network, as few bits.
     """
+    check_config(config, source)
     try:
         if _max_layers(config) > len(tensors):  # before any is made
             raise ValueError(f"{_max_layers(config)} layers of {len(tensors)} tensors")

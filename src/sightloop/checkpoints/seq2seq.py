@@ -48,7 +48,7 @@ def t5_configs(data: JsonMapping, *, tied: bool) -> tuple[TextConfig, LanguageCo
         "dim": full["d_model"],
         "heads": full["num_heads"],
         "mlp_dim": full["d_ff"],
-        # T5's code calls its tanh GELU so; BLIP-2's T5 has the exact one, under a name of its own.
+        # T5's code calls its tanh GELU so; BLIP-2's T5 has the exact one, under another name.
         "activation": full.get("dense_act_fn")
         or ("gelu_new" if gated and activation == "gelu" else activation),
         "eps": full["layer_norm_epsilon"],
@@ -165,7 +165,7 @@ def t5_keys(encoder: str, decoder: str, foreign: str, *, gated: bool) -> KeyMap:
 
 def bart_keys(encoder: str, decoder: str, body: str, head: str, bias: str) -> KeyMap:
     """The key map of a BART; body: foreign, such as "language_model.model"; head and bias: the full names of the head's
-    layer and of the bias that is kept beside it, `[1, V]`."""
+    layer and of the separate bias, `[1, V]`."""
     keys: JsonDict = {
         f"{decoder}.head.weight": f"{head}.weight",
         f"{decoder}.head.bias": squeezed(bias, 1),

@@ -239,6 +239,7 @@ FAMILY = Family(
     name="siglip",
     network=Siglip,
     config=SiglipConfig,
+    model_types=("siglip", "siglip2"),
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

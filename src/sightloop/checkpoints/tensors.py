@@ -41,7 +41,7 @@ _BLOCK = 1 << 20  # numbers that are converted at a time
 
 
 class TensorLocation(NamedTuple):
-    """Where a tensor lies in a file: its first byte, the kind of its numbers, how many of them from the first to the
+    """Location of a tensor in a file: its first byte, the kind of its numbers, how many of them from the first to the
     last, and its form among them."""
 
     offset: int
@@ -102,18 +102,25 @@ class TensorFile:
             done += count
 
 
-def open_safetensors(path: Path) -> TensorFile:
-    """A safetensors file. Raises CheckpointError for a damaged one."""
-    import torch
+def check_whole(path: Path) -> None:
+    """Raises CheckpointError for a safetensors file whose header or length is wrong. Imports no torch."""
     from safetensors import SafetensorError, safe_open
 
     check_file_start(path)
-    entries, start = _read_header(path)
+    _read_header(path)
     try:
         with safe_open(path, framework="np"):  # checks sizes and places
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or cut short ({error}); download it again") from error
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """A safetensors file. Raises CheckpointError for a damaged one."""
+    import torch
+
+    check_whole(path)
+    entries, start = _read_header(path)
     strange = {entry["dtype"] for entry in entries.values()} - _DTYPES.keys()
     if strange:
         raise CheckpointError(
@@ -243,7 +250,7 @@ def matrix_shapes(files: Sequence[Path]) -> Counter[tuple[int, int]]:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write one safetensors file, whole or not at all. A tensor is written from where it lies, whatever it shares; only
+    """Write one safetensors file, whole or not at all. A tensor is written from its memory, shared or not; only
     one that is not on the CPU, or not row by row, is copied."""
     from safetensors import TensorSpec, serialize_file
 
@@ -379,7 +386,7 @@ def _state_dict(data: object, path: Path) -> object:
         if known is None and len(candidates) > 1:
             raise CheckpointError(
                 f"{path}: holds the weights of several networks ({', '.join(map(str, candidates[:8]))}); "
-                "save the one to load in a file of its own"
+                "save the one to load in a separate file"
             )
         if known is None and not candidates:
             break

@@ -78,7 +78,7 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if not exclusive and target.is_symlink():
         target = Path(os.path.realpath(target))
-    _check_regular(target)
+    check_regular(target)
     try:
         temporary, descriptor = _create_temporary(target.parent)
     except OSError as error:
@@ -91,7 +91,7 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
             with suppress(OSError):
                 os.chmod(temporary, mode)  # safetensors replaces the file by one of mode 0600
             _sync_file(temporary)
-        _check_regular(target)  # again: the writing may have taken hours
+        check_regular(target)  # again: the writing may have taken hours
         if exclusive:
             _rename_exclusive(temporary, target)
         else:
@@ -105,7 +105,7 @@ def atomic_path(path: str | os.PathLike[str], *, exclusive: bool = False) -> Gen
     sync_folder(target.parent)
 
 
-def _check_regular(target: Path) -> None:
+def check_regular(target: Path) -> None:
     """Raises `UsageError` if something exists at `target` that is not a regular file: it would be replaced by one."""
     try:
         mode = os.stat(target).st_mode
@@ -120,7 +120,7 @@ def _check_regular(target: Path) -> None:
 def name_disk_errors(target: Path, temporary: Path | None = None) -> Generator[None]:
     """Context manager that gives errors of the disk the name of the file that is written.
 
-    A write to an open file fails without a name. Libraries (safetensors, Arrow) raise errors of their own, with the
+    A write to an open file fails without a name. Libraries (safetensors, Arrow) raise their own errors, with the
     number in the text, "No space left on device (os error 28)"; they become an `OSError`.
 
     Args:

@@ -11,7 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sightloop.data.atomic import atomic_path, atomic_write, name_disk_errors, sync_folder, try_lock
+from sightloop.data.atomic import (
+    atomic_path,
+    atomic_write,
+    check_regular,
+    name_disk_errors,
+    sync_folder,
+    try_lock,
+)
+from sightloop.data.json_members import parse_strict
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping
 
@@ -25,7 +33,7 @@ class JournalLine(NamedTuple):
         number: From 1.
         start: Offset of its first byte.
         end: Offset behind its newline.
-        entry: Its JSON object; None if the line is no JSON object or its checksum does not match.
+        entry: Its JSON object; None if the line is no JSON object, its checksum does not match, or a name occurs twice.
     """
 
     number: int
@@ -90,6 +98,7 @@ class Journal:
         self._dumps = dumps
         self._unsynced = 0
         self._reader: IO[bytes] | None = None
+        check_regular(path)  # reading a named pipe would not end
         is_new = not path.exists()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
         try:
@@ -199,7 +208,7 @@ def _decode(line: bytes, checksum: bool) -> JsonDict | None:
             return None
         line = text
     try:
-        entry = json.loads(line)
+        entry = parse_strict(line)
     except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None

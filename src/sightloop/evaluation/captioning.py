@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, over_images
-from sightloop.inference.model import Model
 from sightloop.metrics import (
     CaptionScores,
     bleu,
@@ -20,6 +20,9 @@ from sightloop.metrics import (
     score_captions,
 )
 from sightloop.types import Floats, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _CLIP_PROMPT = "A photo depicts "
 _CLIP_WEIGHT = 2.5

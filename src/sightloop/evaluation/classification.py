@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +12,10 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.inference.model import Model
 from sightloop.types import Floats, Integers, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _TOP = 5
 
@@ -25,9 +28,14 @@ class ClassificationTask:
         data_labels = {sample.label for sample in samples if sample.label is not None}
         self.labels = sorted(data_labels) if options.labels is None else list(options.labels)
         if unknown := sorted(data_labels - set(self.labels)):
-            raise UsageError(f"labels: {unknown[0]!r} is a label of the data, and not among those given")
+            raise UsageError(
+                f"labels: {unknown[0]!r} is a label of the data, and not among those given; add it"
+            )
         if len(self.labels) < 2:
-            raise UsageError("classify: needs at least two labels")
+            raise UsageError(
+                f"classify: needs at least two labels, but there are {len(self.labels)}; name a folder with subfolders "
+                "for the classes, data with a label column, or more labels"
+            )
         self.templates = options.template_texts
         self.settings: JsonDict = {"labels": self.labels, "templates": self.templates}
 

@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError, UsageError
 from sightloop.evaluation.predictions import Records
-from sightloop.inference.model import Model
 from sightloop.types import Done, Failed, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 DataSource: TypeAlias = "str | Path | Sequence[str | Path]"
 PredictionEvents: TypeAlias = (
@@ -54,6 +56,7 @@ class EvalDataset:
         """
         dataset = data if isinstance(data, Dataset) else open_dataset(data)
         self.name = "a dataset" if isinstance(data, Dataset) else _source_name(data)
+        self._whole = dataset
         if samples is not None and samples < 1:
             raise UsageError(f"samples={samples}: must be at least 1")
         if samples is not None and samples < len(dataset):
@@ -73,6 +76,11 @@ class EvalDataset:
                 continue
             self._index_of[sample.key] = index
             self.samples.append(replace(sample, image=b""))
+
+    @property
+    def source_fingerprint(self) -> str:
+        """Fingerprint of all of the data, whatever part is evaluated."""
+        return self._whole.fingerprint
 
     def image(self, key: str) -> bytes | Path:
         """The encoded image of a sample, or its file. Raises `ImageError` if it no longer exists."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, memoize_rows
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
-from sightloop.inference.model import Model
 from sightloop.metrics import detection_scores, mask_intersection_union, paired_iou
 from sightloop.types import Floats, JsonDict, Pixels, Region, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 RegionTable: TypeAlias = list[tuple[Region, ...]]  # of every image
 

@@ -6,6 +6,7 @@ numbers of two models are compared on the same samples (`_differences`).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,11 +14,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
+from sightloop.data.learned_images import count_learned, read_digests
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.classification import ClassificationTask
@@ -39,11 +41,12 @@ from sightloop.evaluation.retrieval import RetrievalTask
 from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
 from sightloop.evaluation.task_names import TaskName
 from sightloop.evaluation.vqa import VqaTask
-from sightloop.inference.fingerprint import ModelSource, fingerprint, preprocessing_digest
-from sightloop.inference.load import load
-from sightloop.inference.model import Model
+from sightloop.inference.fingerprint import ModelSource, fingerprint, model_folder, preprocessing_digest
 from sightloop.metrics import Difference
 from sightloop.types import Done, Event, JsonDict, JsonMapping, Skipped
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 # (description of the phase, number of samples, what became of one of them)
 OnSample: TypeAlias = "Callable[[str, int, Event[JsonDict]], None]"
@@ -89,11 +92,8 @@ def evaluate(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
     eval_task = _make_task(task, settings, dataset, train_data)
-    _select_samples(dataset, task, eval_task)
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(folder)
+    notes = (*dataset.dataset.notes, *_select_samples(dataset, task, eval_task))
+    folder = _output_folder(out)
     about = _about(task, dataset, settings.seed)
     runs: list[EvalRun] = []
     for number, source in enumerate(models, 1):
@@ -103,31 +103,48 @@ def evaluate(
     for file, (header, records) in zip(files, contents, strict=True):
         check_compatible(header, about | {"settings": eval_task.settings}, file)
         runs.append(_score(eval_task, dataset, header or {"model": file.name}, records, settings.seed))
+    warnings = [text for source in models if (text := _trained_on(source, dataset))]
     leaks = None if train_data is None else _find_leaks(train_data, dataset)
-    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, dataset.dataset.notes)
+    result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, notes, tuple(warnings))
     if folder is not None:
         atomic_write(folder / "report.json", as_json(result))
         atomic_write(folder / "report.html", as_html(result, dataset))
     return result
 
 
+def _output_folder(out: str | Path | None) -> Path | None:
+    """The folder, made and without what a killed process left in it; None for none."""
+    if out is None:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(folder)
+    return folder
+
+
 def _list_sources(
     model: ModelSource | Sequence[ModelSource], predictions: str | Path | Sequence[str | Path]
 ) -> tuple[list[ModelSource], list[Path]]:
     """Models and files of predictions as lists, of which one is empty and the other has one or two."""
-    models = [model] if isinstance(model, str | PathLike | Model) else list(model)
+    models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     files = [Path(f) for f in ([predictions] if isinstance(predictions, str | PathLike) else predictions)]
     if bool(models) == bool(files) or len(models) + len(files) > 2:
         raise UsageError("evaluate: give one or two models, or one or two files of predictions, not both")
     return models, files
 
 
-def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> None:
-    """Keeps the samples that have the annotations of the task; raises UsageError if there are none."""
+def _select_samples(dataset: EvalDataset, name: TaskName, task: EvalTask) -> Iterator[str]:
+    """Keeps the samples that have the annotations of the task; yields a note on the others.
+
+    Raises UsageError if there are none.
+    """
+    count = len(dataset.samples)
     dataset.samples = [sample for sample in dataset.samples if task.wants(sample)]
     if not dataset.samples or (name == "detect" and not any(sample.regions for sample in dataset.samples)):
         notes = "".join(f" ({note})" for note in dataset.dataset.notes)
         raise UsageError(f"{dataset.name}: no sample has what {name} needs{notes}")
+    if (others := count - len(dataset.samples)) > 0:
+        yield f"{others:,} of {count:,} samples have no annotations for {name} and are left out"
 
 
 def _about(task: TaskName, dataset: EvalDataset, seed: int) -> JsonDict:
@@ -179,9 +196,11 @@ def _predict(
     loaded: dict[ModelSource, Model] = {}
 
     def model_of(model_source: ModelSource) -> Model:
-        if isinstance(model_source, Model):
+        if not isinstance(model_source, str | PathLike):
             return model_source
         if model_source not in loaded:
+            from sightloop.inference.load import load  # imports torch, which finished predictions do not need
+
             quantize = options.quantize if model_source == source else None
             model = load(model_source, device=options.device, dtype=options.dtype, quantize=quantize)
             if options.batch_size is not None:
@@ -219,7 +238,7 @@ def _header(source: ModelSource, task: EvalTask, options: EvalOptions, about: Js
     return {
         "sightloop": MARK,
         **about,
-        "model": source.name if isinstance(source, Model) else str(source),
+        "model": str(source) if isinstance(source, str | PathLike) else source.name,
         "weights": fingerprint(source),
         "prepared": preprocessing_digest(source),
         "precision": _precision(source, options),
@@ -230,7 +249,7 @@ def _header(source: ModelSource, task: EvalTask, options: EvalOptions, about: Js
 
 def _precision(source: ModelSource, options: EvalOptions) -> str:
     """Of weights and activations, and of quantized weights."""
-    if isinstance(source, Model):
+    if not isinstance(source, str | PathLike):
         return str(source.dtype).removeprefix("torch.")
     return options.dtype if options.quantize is None else f"{options.dtype}, {options.quantize}"
 
@@ -297,6 +316,25 @@ def _differences(runs: Sequence[EvalRun], seed: int) -> Mapping[str, Difference]
 
 def _find_leaks(train_data: DataSource, dataset: EvalDataset) -> Leaks:
     return find_leaks(open_dataset(train_data).stream(_ignore), dataset.dataset.stream(_ignore))
+
+
+def _trained_on(source: ModelSource, dataset: EvalDataset) -> str:
+    """A warning if a model was trained on the evaluation's images, by its files; "" if they say nothing of it."""
+    folder = model_folder(source)
+    if folder is None:
+        return ""
+    name = str(source) if isinstance(source, str | PathLike) else source.name
+    known = read_digests(folder)
+    says_little = "what it scores here says little about other images"
+    if known and (count := count_learned(dataset.dataset.image_digests(), known)):
+        return f"{name} was trained on {count:,} of these {len(dataset.dataset):,} images: {says_little}"
+    try:
+        recipe = json.loads((folder.parent / "recipe.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if isinstance(recipe, dict) and recipe.get("data") == dataset.source_fingerprint:
+        return f"{name} was trained on this data ({folder.parent / 'recipe.json'}): {says_little}"
+    return ""
 
 
 def _ignore(key: str, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, memoize_rows
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
-from sightloop.inference.model import Model
 from sightloop.metrics import matching_curves, matching_scores, ptb_tokenize
 from sightloop.types import Floats, Floats32, Integers, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _POOL = 200  # captions among which a hard mismatch is chosen
 

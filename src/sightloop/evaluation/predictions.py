@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.journal import Journal, JournalLine, read_journal
+from sightloop.data.json_members import parse_strict
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import Floats32, Integers, JsonDict, JsonMapping
 
@@ -43,7 +44,7 @@ class PredictionFile:
     """The predictions so far, and the file that they go to. path None: they stay in memory."""
 
     def __init__(self, path: Path | None, header: JsonMapping) -> None:
-        """Begins the file, or goes on behind its last whole line.
+        """Begins the file, or appends after its last whole line.
 
         Raises UsageError where it holds predictions of another model, data or settings, is no such file, or another
         run is writing it.
@@ -111,7 +112,7 @@ def _all_lines(path: Path) -> Iterator[JournalLine]:
         rest = file.read()
     if rest.strip():
         try:
-            entry = json.loads(rest)
+            entry = parse_strict(rest)
         except (ValueError, RecursionError):
             entry = None
         yield JournalLine(number + 1, end, end + len(rest), entry if isinstance(entry, dict) else None)
@@ -259,5 +260,6 @@ def _load_line(line: JournalLine, header: JsonDict, records: Records, path: Path
         records.setdefault(entry.pop("key"), {}).update(entry)
     else:
         raise UsageError(
-            f'{path}, line {line.number}: no JSON object with a "key"; mend the line or remove it'
+            f'{path}, line {line.number}: no JSON object with a "key", or a name occurs twice; mend the line or '
+            "remove it"
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records, floats, packed
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images
-from sightloop.inference.model import Model
 from sightloop.types import Floats32, Integers, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _NEIGHBORS = 20
 _TEMPERATURE = 0.07
@@ -124,6 +126,8 @@ def _probe_predict(vectors: Floats32, true: Integers, queries: Floats32, classes
 
     In float64 and from zero weights, so that it is deterministic.
     """
+    import torch  # here, because the other tasks score their predictions without it
+
     x, targets = torch.from_numpy(vectors.astype(np.float64)), torch.from_numpy(true)
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)  # [P]
     x = (x - mean) / scale  # [N, P]

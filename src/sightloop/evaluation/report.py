@@ -41,7 +41,7 @@ _STYLE = """
 
 
 def as_json(result: Evaluation) -> str:
-    """report.json: all numbers at full precision, what was not computed, failures, confusion, differences, leaks."""
+    """report.json: numbers at full precision, what was not computed or left out, confusion, differences, leaks."""
     runs = [
         {
             "about": dict(run.about),
@@ -56,9 +56,11 @@ def as_json(result: Evaluation) -> str:
         )
         for run in result.runs
     ]
-    report: JsonDict = {"about": dict(result.about), "runs": runs}
+    report: JsonDict = {"about": dict(result.about), "runs": runs, "notes": list(result.notes)}
     if result.differences:
         report["differences"] = {name: asdict(value) for name, value in result.differences.items()}
+    if result.warnings:
+        report["warnings"] = list(result.warnings)
     if result.leaks is not None:
         report["leaks"] = asdict(result.leaks)
     return json.dumps(report, indent=1) + "\n"
@@ -77,6 +79,7 @@ def as_html(result: Evaluation, dataset: EvalDataset) -> str:
     parts: list[object] = []
     if len(result.runs) == 1:
         parts.append(html.tiles(_tiles(result.runs[0].numbers)))
+    parts += [html.warning(f"{text}.") for text in result.warnings]
     if result.leaks is not None and (summary := result.leaks.summary()):
         parts.append(html.warning(f"Copies in the training data: {summary}"))
     if len(result.runs) > 1:
@@ -90,6 +93,9 @@ def as_html(result: Evaluation, dataset: EvalDataset) -> str:
                 f"Copies in the training data: {copies:,}", _leaks_table(result.leaks) or "None found."
             )
         )
+    if result.notes:
+        summary = f"Notes on the data: {len(result.notes):,}"
+        parts.append(html.details(summary, html.items(result.notes, _MAX_LISTED)))
     shared = {name: value for name, value in about.items() if name not in ("task", "data")}
     parts.append(html.details("Settings of the evaluation", html.settings(shared)))
     samples = about.get("samples")
@@ -107,7 +113,9 @@ def _run_section(run: EvalRun, result: Evaluation, dataset: EvalDataset) -> Html
     scored = run.scored
     return html.section(
         run.name,
-        html.warning(f"{len(failed):,} left out: their images cannot be read.") if failed else "",
+        html.warning(f"{len(failed):,} left out: their images or annotations cannot be read.")
+        if failed
+        else "",
         _metrics_table(run.numbers, scored.not_computed),
         html.details(f"{len(failed):,} left out", html.items(failed, _MAX_LISTED)) if failed else "",
         html.details(

@@ -187,6 +187,7 @@ class Evaluation:
         differences: of two models, metric -> first minus second, with interval and p.
         leaks: evaluation samples that are in the training data; None if no training data was given.
         notes: what the data source left out, for people.
+        warnings: of each model that was trained on the evaluation's images, for people.
     """
 
     about: JsonMapping
@@ -194,6 +195,7 @@ class Evaluation:
     differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
     leaks: Leaks | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         for run in self.runs:

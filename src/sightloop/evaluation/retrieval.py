@@ -14,7 +14,6 @@ from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhas
 from sightloop.inference.rerank import ImageCache, cosines, pairs_to_match, top_k
 from sightloop.metrics import RetrievalScores, score_retrieval
 from sightloop.protocols import Embedder, require
-from sightloop.tasks.embed import embed_images
 from sightloop.types import Done, Encoded, Failed, Floats32, Integers, JsonDict, Pixels, Sample
 
 _SAMPLES_AT_ONCE = 256  # whose texts are embedded together, those of like length in one pass
@@ -61,6 +60,8 @@ class RetrievalTask:
                 yield Done(sample.key, {"texts": packed(np.stack([known[text] for text in sample.captions]))})
 
     def _embed_images(self, work: TaskContext, samples: list[Sample]) -> Events:
+        from sightloop.tasks.embed import embed_images  # imports torch, which scoring does not need
+
         model = work.model
 
         def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
@@ -212,14 +213,14 @@ def _metrics(name: str, scores: RetrievalScores, words: str, space: _Space) -> I
         for k in _KS:
             yield MetricTable(
                 f"{way} recall@{k}{name}",
-                f"share of {unit} with one of their own among the first {k}; {words}; {size}",
+                f"share of {unit} with a correct match among the first {k}; {words}; {size}",
                 unit,
                 rows,
                 scores.each[f"{way} recall@{k}"],
             )
         yield MetricTable(
             f"{way} median rank{name}",
-            f"median rank of the best of their own; {words}; {size}",
+            f"median rank of the best correct match; {words}; {size}",
             unit,
             rows,
             scores.each[f"{way} rank"],

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from sightloop.errors import UsageError, refuse_string
 from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.inference.model import Model
 from sightloop.types import Bits, JsonDict, JsonMapping, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 Events: TypeAlias = PredictionEvents
 # (context, samples without this phase's field) -> one event per sample, in order
@@ -31,7 +33,7 @@ class EvalOptions:
         batch_size: images per forward pass; None: that of the model.
         workers: of the image reader, as in `Model.read`.
         isolate: decode in child processes, as in `Model.read`.
-        decoding: fields of `tasks.generate.Decoding` (captions, vqa).
+        decoding: fields of `tasks.decoding_options.Decoding` (captions, vqa).
         prompt: prefix of the captions (captions).
         clip: source of an embedding model for CLIPScore (captions).
         rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone (retrieval).

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
-from sightloop.inference.model import Model
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
 from sightloop.types import Floats, JsonDict, Pixels, Question, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _MIN_ANSWERS = (
     4  # per question: with 3, leaving one out, at most 2 match and min(1, matches / 3) stays below 1

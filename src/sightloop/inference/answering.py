@@ -12,8 +12,8 @@ from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.matching import TokenizedTexts, text_batches
 from sightloop.inference.text_generation import TextGenerator, sampling_key, sampling_keys, select_rows
 from sightloop.protocols import DecoderNetwork, require
-from sightloop.tasks.answer_ranking import rank_answers
-from sightloop.tasks.generate import Decoding
+from sightloop.tasks.decoding_options import Decoding
+from sightloop.tasks.text_scores import rank_answers
 from sightloop.types import ImageSource
 
 

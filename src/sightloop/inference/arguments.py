@@ -23,11 +23,15 @@ def as_images(images: ImageInput) -> Iterable[ImageSource]:
     one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
     if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]  # pyright: ignore[reportReturnType]
+    if not isinstance(images, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"images={images!r}: give a path, bytes, an array or a PIL image, or a list of them")
     return images  # pyright: ignore[reportReturnType]
 
 
 def as_strings(texts: TextInput, what: str) -> list[str]:
     """One string as a list of one. UsageError, naming `what`, for none or for what is no string."""
+    if not isinstance(texts, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"{what}={texts!r}: give a string, or a list of strings")
     out = [texts] if isinstance(texts, str) else list(texts)
     if not out:
         raise UsageError(f"{what}: none were given")

@@ -1,4 +1,4 @@
-"""Identity of a model: digests of its weights and of its small files."""
+"""Identity of a model: digests of its weights and of its small files. Imports torch for loaded models only."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import hashlib
 import itertools
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import nn
-
+from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import locate
-from sightloop.inference.model import Model
-from sightloop.nn.attention import Linear
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sightloop.inference.model import Model
 
 ModelSource: TypeAlias = "str | PathLike[str] | Model"
 
@@ -38,14 +39,26 @@ def fingerprint(source: ModelSource) -> str:
     The start of the SHA-256 of a checkpoint's weights file (of the digests of several files), or of the weights of a
     loaded model.
     """
-    if isinstance(source, Model):
+    if not isinstance(source, str | PathLike):
         return _weights_digest(source.module)
     digests = [_digest(file) for file in locate(source).weights]
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return whole[:32]
 
 
+def model_folder(source: ModelSource) -> Path | None:
+    """The folder of a checkpoint on this machine, also of a loaded one; None if it is not known."""
+    if isinstance(source, str | PathLike):
+        return locate(source).folder
+    is_here = source.name == BUNDLED or Path(source.name).is_dir()
+    return locate(source.name).folder if is_here else None
+
+
 def _weights_digest(network: nn.Module) -> str:
+    import torch
+
+    from sightloop.nn.attention import Linear
+
     digest = hashlib.sha256()
     for name, module in network.named_modules():
         tensors = itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
@@ -61,7 +74,7 @@ def _weights_digest(network: nn.Module) -> str:
 
 def preprocessing_digest(source: ModelSource) -> str:
     """Identity of how images and texts are prepared for a model: 16 hex digits."""
-    if isinstance(source, Model):
+    if not isinstance(source, str | PathLike):
         return hashlib.sha256(repr((source.image_spec, source.network.config)).encode()).hexdigest()[:16]
     folder = locate(source).folder
     digests = [f"{name} {_digest(folder / name)}" for name in _SMALL_FILES if (folder / name).is_file()]

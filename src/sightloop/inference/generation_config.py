@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sightloop.errors import CheckpointError, from_options
-from sightloop.tasks.generate import Decoding
+from sightloop.errors import CheckpointError, UsageError, check_options, from_options
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict, JsonMapping
 
 # Our option -> the name in generation_config.json. Lengths that count the prompt (max_length) are not read.
@@ -96,6 +96,12 @@ def decoding_defaults(
         sampling |= {name: options[name] for name in sampling if options.get(name) is not None}
         off = {"top_k": 0, "top_p": 1.0}
         decoding |= {name: value for name, value in sampling.items() if value != off.get(name)}
+    try:
+        check_options(Decoding, decoding)
+    except UsageError as error:
+        raise CheckpointError(f"generation_config.json: {error}") from error
+    if not all(isinstance(end, int) for end in ends if end is not None):
+        raise CheckpointError(f"generation_config.json: eos_token_id={str(ends)[:40]}: must be whole numbers")
     return decoding
 
 
@@ -124,7 +130,7 @@ def generation_config(defaults: JsonMapping, config: JsonMapping, end_id: int) -
 
     Args:
         defaults: the checkpoint's decoding options.
-        config: the config.json beside it, whose special token ids it repeats.
+        config: the config.json of the same folder, whose special token ids it repeats.
         end_id: EOS of the network.
     """
     ids = {**config, **(config.get("text_config") or {})}

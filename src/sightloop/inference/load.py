@@ -20,6 +20,7 @@ from sightloop.checkpoints.registry import (
     WeightHook,
     as_tuples,
     build_network,
+    check_config,
     config_from_dict,
     recognize,
     unwrap,
@@ -28,7 +29,7 @@ from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
-from sightloop.errors import CheckpointError, UsageError
+from sightloop.errors import CheckpointError, SightloopError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory
@@ -203,10 +204,13 @@ def _load_own(
         family = FAMILIES[config["family"]]
         settings = config_from_dict(family.config, config["config"], family.towers)
         spec = ImageSpec(**{key: as_tuples(value) for key, value in config["image"].items()})
+        if not isinstance(config.get("decoding", {}), dict):
+            raise TypeError("decoding: no table")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{located.name}: config.json is not one that this version wrote ({error!r})"
         ) from error
+    check_config(spec, located.name)
     network = build_network(family, settings, tensors, None, source=located.name, weight_hook=hook)
     return _Parts(family, network, spec, "")
 
@@ -218,7 +222,7 @@ def _load_foreign(
     hook: WeightHook | None,
 ) -> _Parts:
     tensors = unwrap(tensors)
-    family, name = recognize(tensors, located.name)
+    family, name = recognize(tensors, located.name, config.get("model_type"))
     layout = family.layouts[name]
     tensors = layout.prepare(tensors)
     open_clip = _json(located.folder / "open_clip_config.json")
@@ -236,20 +240,30 @@ def _load_foreign(
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
     network = build_network(family, settings, tensors, layout, source=located.name, weight_hook=hook)
-    side = settings.vision.image_size
-    if name == "open_clip" and open_clip:
-        spec = spec_from_open_clip(open_clip.get("preprocess_cfg", {}), side)
-    else:
-        # Since transformers 5 the processors of images and text are saved in one file, which then comes first.
-        both = _json(located.folder / "processor_config.json").get("image_processor")
-        described = both or _json(located.folder / "preprocessor_config.json")
-        spec = (
-            spec_from_transformers(described, family.image_processor)
-            if described
-            else spec_from_transformers(family.default_image(settings))
-        )
+    try:
+        spec = _image_spec(located.folder, family, settings, open_clip if name == "open_clip" else {})
+    except SightloopError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{located.name}: its processor config cannot be understood ({error!r}); download it again"
+        ) from error
+    check_config(spec, located.name)
     _check_size(spec, settings, located.name)
     return _Parts(family, network, spec, name)
+
+
+def _image_spec(folder: Path, family: Family, settings: Any, open_clip: JsonMapping) -> ImageSpec:
+    """The preprocessing, of open_clip_config.json, of the processor's files, or of the family.
+
+    Since transformers 5 the processors of images and text are saved in one file, which then comes first.
+    """
+    if open_clip:
+        return spec_from_open_clip(open_clip.get("preprocess_cfg", {}), settings.vision.image_size)
+    both = _json(folder / "processor_config.json").get("image_processor")
+    if described := both or _json(folder / "preprocessor_config.json"):
+        return spec_from_transformers(described, family.image_processor)
+    return spec_from_transformers(family.default_image(settings))
 
 
 def _beside(folder: Path) -> JsonDict:
@@ -260,8 +274,9 @@ def _beside(folder: Path) -> JsonDict:
     """
     processor, values = _json(folder / "processor_config.json"), JsonDict()
     if isinstance(rules := processor.get("post_processor_config"), dict):
-        banned = (rules.get("phrase_grounding") or {}).get("banned_grounding_tokens") or ()
-        values["ignored_phrases"] = tuple(str(phrase) for phrase in banned)
+        grounding = rules.get("phrase_grounding")
+        banned = grounding.get("banned_grounding_tokens") if isinstance(grounding, dict) else None
+        values["ignored_phrases"] = tuple(map(str, banned)) if isinstance(banned, list) else ()
     template = folder / "chat_template.jinja"
     if template.is_file():
         return values | {"chat_template": template.read_text("utf-8", "replace")}

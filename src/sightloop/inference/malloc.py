@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def give_back_freed_memory() -> Generator[None]:
-    """While it holds, every tensor above a megabyte has pages of its own, which the system has back when it is freed.
+    """Inside the context every tensor above a megabyte has its own pages, returned to the system when it is freed.
 
     What is read of a checkpoint only to be put together or rounded then leaves no holes: measured at 1.7 GB in
     bfloat16, a process grows by 1.01 times the weights, and by 1.26 times without.

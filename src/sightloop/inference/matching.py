@@ -13,7 +13,7 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.protocols import Embedder, Matcher
 from sightloop.tasks.embed import embed_texts
 from sightloop.tasks.finite import require_finite
-from sightloop.tasks.match import match_logits
+from sightloop.tasks.text_scores import match_logits
 from sightloop.types import Encoded, Floats32, Integers
 
 TEXTS_AT_ONCE = 64

@@ -29,8 +29,8 @@ from sightloop.inference.text_generation import (
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
 from sightloop.tasks import embed
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.finite import require_finite
-from sightloop.tasks.generate import Decoding
 from sightloop.types import (
     Box,
     Encoded,

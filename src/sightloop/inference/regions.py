@@ -25,7 +25,8 @@ from sightloop.inference.masks import decode_masks
 from sightloop.inference.text_generation import TextGenerator, flatten, sampling_keys
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import PromptedNetwork, RegionNetwork
-from sightloop.tasks.generate import Decoding, Generation
+from sightloop.tasks.decoding_options import Decoding
+from sightloop.tasks.generate import Generation
 from sightloop.tasks.region_parser import PARSERS, Span, box_tokens, confidence, parse_phrases
 from sightloop.types import Box, ImageSource, JsonMapping, Region, Size
 
@@ -156,7 +157,7 @@ class RegionFinder:
         kind = formats[task]
         if kind == "segments" and self.masks is None:
             raise UnsupportedError(
-                f"{self.name} writes masks as tokens, whose decoder is a file of its own. Put the published "
+                f"{self.name} writes masks as tokens, whose decoder is a separate file. Put the published "
                 f"{MASK_DECODER_FILE} beside the checkpoint's files, or name it: load(..., masks=PATH)"
             )
         if options.num_return != 1:

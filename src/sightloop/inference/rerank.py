@@ -16,7 +16,7 @@ _SIMILARITIES_AT_ONCE = 1 << 24
 class ImageCache:
     """CPU cache of encoded images, in their own precision.
 
-    Images that do not fit are not kept; whoever needs them encodes them again.
+    Images that do not fit are not kept and are encoded again when needed.
 
     Args:
         room: greatest size in bytes.

@@ -17,7 +17,8 @@ from sightloop.inference.image_encoding import EncodedImage
 from sightloop.inference.prompting import format_prompt, prompt_ids
 from sightloop.protocols import DecoderNetwork, Network, PromptedNetwork, require
 from sightloop.tasks import generate
-from sightloop.tasks.generate import Decoding, Generation
+from sightloop.tasks.decoding_options import Decoding
+from sightloop.tasks.generate import Generation
 from sightloop.types import Encoded, JsonDict, JsonMapping, Pixels
 
 
@@ -46,7 +47,7 @@ class TextGenerator:
         """Decoding options: the caller's, else the verb's, else the checkpoint's. Raises UsageError."""
         return decoding_options(self.defaults, verb_defaults or {}, options)
 
-    # Networks with a decoder of their own (BLIP).
+    # Networks with their own decoder (BLIP).
 
     def continue_texts(
         self, memory: Encoded, prompts: Sequence[str] | None, keys: Sequence[int], options: Decoding

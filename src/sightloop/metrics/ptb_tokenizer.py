@@ -8,7 +8,7 @@ look-ahead that stays for the next token:
     "dog's toys"   rule ({WORD}){CLITIC} matches "dog's" (5 characters), ({WORD}) only "dog": the token is "dog", and
                    the next position starts at "'s"
 
-The rules run on a copy of the text, its shape, in which one character stands for a whole class beyond ASCII (`_SHAPE`):
+The rules run on a copy of the text, its shape, in which one character represents a whole class beyond ASCII (`_SHAPE`):
 "é" for letters, U+0300 for combining marks, U+0660 for digits. "Zürich ٣" has the shape "Zérich \u0660"; the token is
 cut from the text at the same position.
 """
@@ -204,7 +204,7 @@ _PARTS = [
     ("LETTER", "[A-Za-zé]"),
     ("ALNUM", "[A-Za-zé0-9\u0660]"),
     ("DIGIT", "[0-9\u0660]"),
-    # An accent may be a character of its own, or an HTML entity: "cafe\u0301", "caf&eacute;".
+    # An accent may be a separate character or an HTML entity: "cafe\u0301", "caf&eacute;".
     ("LETTERLIKE", "[A-Za-zé\u0300]|(?i:&[aeiou](?:acute|grave|uml);)"),
     ("WORDCHAR", "{LETTERLIKE}|{DIGIT}"),
     ("APOS", "['\u0092\u2019]|&apos;"),

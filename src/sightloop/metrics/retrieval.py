@@ -211,7 +211,7 @@ def _rerank(
     pairs: tuple[Integers, Integers],
     reranked: tuple[ArrayLike, ArrayLike],
 ) -> _RankCounts:
-    """Rank counts where k candidates of every query come first, ordered by scores of their own.
+    """Rank counts where k candidates of every query come first, ordered by a second score.
 
     Args:
         ranks: counts without re-ranking, `[queries]`.

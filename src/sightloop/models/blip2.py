@@ -34,7 +34,7 @@ class Blip2Config:
         embed_dim: width of the ITC space, None without the projections.
         matching: whether there is an ITM head.
         temperature: whether there is a learned ITC temperature.
-        image_id: id in a prompt that stands for one query's state.
+        image_id: id in a prompt that is replaced by one query's state.
         start_ids: ids that the language model's text starts from: () with OPT, T5's first token; in stage 1 the first
             token of a caption.
         end_id: id of EOS, of the language model or of `texts`.

@@ -35,7 +35,7 @@ class FlorenceConfig:
         bos_id: first token of every text, after `start_ids`.
         labels: names of fine-tuned classes; always ().
         ignored_phrases: phrases whose boxes are left out of grounding; None for the usual ones.
-        untied_decoder: the decoder has a token embedding of its own.
+        untied_decoder: the decoder has its own token embedding.
     """
 
     vision: DavitConfig

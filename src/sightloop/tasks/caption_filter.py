@@ -20,7 +20,7 @@ class CaptionFilter:
         drop_if: Captions in which this pattern occurs are dropped.
         min_match: Least ITM probability of a kept caption, in 0..1; None scores none.
         keep_all: Keep empty and looping captions.
-        decoding: Options of `tasks.generate.Decoding`.
+        decoding: Options of `tasks.decoding_options.Decoding`.
     """
 
     prompt: str | None = None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sightloop.protocols import DecoderState, TextDecoder
-from sightloop.tasks.decoding import Decoding, constrain, sample, sampling_probs, uniform_draws
+from sightloop.tasks.decoding import constrain, sample, sampling_probs, uniform_draws
+from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.finite import require_finite_logits
 from sightloop.types import Encoded
 

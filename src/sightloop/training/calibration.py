@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.images.decode import read_file
-from sightloop.errors import ImageError
+from sightloop.data.learned_images import read_digests
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import equal_error_threshold, matching_curves, roc_auc
@@ -35,7 +34,6 @@ from sightloop.training.validation import load_samples
 from sightloop.types import Floats, Pixels, Sample
 
 MIN_IMAGES = 20  # fewest images to calibrate on
-DIGESTS_FILE, DIGEST_BYTES = "learned.bin", 3  # file in a model's folder; bytes of an image's digest
 _HELD_OUT_PART, _MIN_HELD_OUT, _MAX_HELD_OUT = 20, 50, 500  # a twentieth, 50 to 500 images
 _COSINES = (0.0, 5.0, 10.0, 20.0, 40.0)  # weights of the ITC cosine to choose from
 
@@ -61,19 +59,7 @@ def split_held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
 
 def learned_digests(start: str) -> frozenset[bytes]:
     """Digests of the images that a local model has learned; empty if it comes without."""
-    path = (BUNDLED_FOLDER if start == BUNDLED else Path(start)) / DIGESTS_FILE
-    known = path.read_bytes() if start and path.is_file() else b""
-    return frozenset(known[at : at + DIGEST_BYTES] for at in range(0, len(known), DIGEST_BYTES))
-
-
-def image_digest(dataset: Dataset, index: int) -> bytes:
-    """Short hash of a sample's encoded image, DIGEST_BYTES long; empty if the image cannot be read."""
-    try:
-        image = dataset[index].image
-        data = image if isinstance(image, bytes) else read_file(str(image))
-    except ImageError:
-        return b""
-    return blake2b(data, digest_size=DIGEST_BYTES).digest()
+    return read_digests(BUNDLED_FOLDER if start == BUNDLED else Path(start)) if start else frozenset()
 
 
 def calibrate(
@@ -95,7 +81,8 @@ def calibrate(
     known = learned_digests(start)
     if known:
         indices = range(min(limit, len(dataset)))
-        fresh = [index for index in indices if image_digest(dataset, index) not in known]
+        digests = dataset.select(indices).image_digests()
+        fresh = [index for index, digest in zip(indices, digests, strict=True) if digest not in known]
         if len(fresh) < MIN_IMAGES:
             return _carry_over(model, dataset.select(sorted({*indices} - {*fresh})), origin, start)
         dataset = dataset.select(fresh)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sightloop.data.images.augment import Augment
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, refuse_string
 from sightloop.training.config_parser import from_dict, set_option
 from sightloop.training.optimizer_config import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
@@ -203,6 +203,7 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     Raises:
         UsageError: unknown name (the message gives the nearest one), or a value of the wrong type or out of range.
     """
+    refuse_string("settings", settings)
     data = to_json(recipe)
     for setting in settings:
         path, equals, text = setting.partition("=")

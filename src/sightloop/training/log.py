@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl: every event of a training run, a line each, whole after a kill; TensorBoard beside it."""
+"""RUN/metrics.jsonl: one event of a training run per line, readable after a kill; and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from sightloop.checkpoints.tensors import check_whole
 from sightloop.data.atomic import atomic_write
 from sightloop.data.journal import Journal, read_journal, write_journal
-from sightloop.errors import SightloopError, UsageError, install_command
+from sightloop.errors import CheckpointError, SightloopError, UsageError, install_command
 from sightloop.training.events import (
     CheckpointSaved,
     Evaluated,
@@ -30,12 +31,12 @@ _SYNCED = (RunStarted, Evaluated, CheckpointSaved, RunEnded)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:06d}"
 
 
 def read_log(run: Path) -> Iterator[RunEvent]:
-    """The events of RUN/metrics.jsonl in order; of a run that goes on, or was killed, up to the last whole line.
+    """The events of RUN/metrics.jsonl in order; of an unfinished or killed run, up to the last whole line.
 
     Raises SightloopError where there is no log or a line in it is damaged.
     """
@@ -43,11 +44,34 @@ def read_log(run: Path) -> Iterator[RunEvent]:
         yield event
 
 
+def finished_run(run: Path) -> tuple[RunStarted, RunEnded] | None:
+    """How a run began and ended, if it is finished and its model is whole; None otherwise. Imports no torch."""
+    try:
+        events = [event for event in read_log(run) if isinstance(event, RunStarted | RunEnded)]
+    except (SightloopError, OSError):
+        return None  # the trainer names what is damaged
+    if len(events) < 2 or not _is_whole(run / "model"):
+        return None
+    started, ended = events[0], events[-1]
+    if not (isinstance(started, RunStarted) and isinstance(ended, RunEnded)):
+        return None
+    return replace(started, first_step=ended.step), replace(ended, seconds=0.0, folder=run / "model")
+
+
+def _is_whole(model: Path) -> bool:
+    """Whether a model's folder has a configuration, and weights of the length that their header says."""
+    try:
+        check_whole(model / "model.safetensors")
+    except CheckpointError:
+        return False
+    return (model / "config.json").is_file()
+
+
 class RunLog:
     """Appends events to RUN/metrics.jsonl; each line is handed to the system at once, and synced at evaluations and
     checkpoints. Folders inside RUN are written relative to it.
 
-    A run that goes on behind step k has `resume_step` k: lines of later steps are cut, and what the run repeats of its
+    A run that resumes after step k has `resume_step` k: lines of later steps are cut, and what the run repeats of its
     start is not written twice. So the log of an interrupted run is that of an unbroken one, but for times.
     """
 
@@ -120,7 +144,7 @@ class RunLog:
             step = 0 if isinstance(event, RunStarted) else event.step
             if step > last:
                 break
-            if isinstance(event, RunEnded):  # this run goes on
+            if isinstance(event, RunEnded):  # this run resumes it
                 continue
             yield from (*waiting, entry)
             self._known.update(map(_without_times, waiting))  # each sample is named once

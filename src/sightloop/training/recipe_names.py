@@ -9,8 +9,12 @@ import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sightloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from sightloop.training.events import RunEnded, RunStarted
 
 RECIPE_DESCRIPTIONS: dict[str, str] = {
     "blip_pretrain": "BLIP from scratch: ITC, ITM and LM (Li et al. 2022)",
@@ -59,6 +63,13 @@ def check_recipe(name: str, settings: Sequence[str]) -> tuple[str, str]:
 
     recipe = apply_settings(find_recipe(name), settings)
     return recipe.evaluation.data or "", recipe.model.init_from or ""
+
+
+def finished_run(folder: Path) -> tuple[RunStarted, RunEnded] | None:
+    """As `log.finished_run`; importing this module alone takes no time."""
+    from sightloop.training import log
+
+    return log.finished_run(folder)
 
 
 def check_training(recipe: str, data: Sequence[str], folder: Path, settings: Sequence[str]) -> None:

@@ -180,7 +180,7 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=2000, final=0.1),
             steps=250_000,
         ),
-        # ... and then in front of a frozen language model (T5 has an encoder beside it, `encoder.*`): from your own
+        # ... and then in front of a frozen language model (T5 also has an encoder, `encoder.*`): from your own
         # stage 1 with model.init_from=RUN/model model.language=facebook/opt-2.7b.
         Recipe(
             "blip2_stage2",

@@ -15,6 +15,7 @@ from sightloop.training.recipes import find_recipe
 from sightloop.types import JsonDict, JsonMapping, Sample
 
 RECIPE_FILE = "recipe.json"
+_LEAST_BATCH = 2  # as a contrast needs negatives
 _COUNTED = 2000  # samples whose annotations are counted; in larger data evenly spaced ones
 
 CAPTION, QUESTION, REGION, LABEL = "caption", "question", "labeled region", "label"
@@ -249,9 +250,17 @@ def _check_length(recipe: Recipe, samples: int) -> Iterator[str]:
     if not recipe.steps:
         raise UsageError(
             f"{text} ({samples:,} samples, data.batch={recipe.data.batch}, epochs={recipe.epochs:g}); set a smaller "
-            "data.batch, more epochs, or a shorter schedule.warmup_steps"
+            f"data.batch, more epochs, or a shorter schedule.warmup_steps, such as {_longer(recipe, samples)}"
         )
     yield f"{text}; set a shorter schedule.warmup_steps, or more steps"
+
+
+def _longer(recipe: Recipe, samples: int) -> str:
+    """A change of settings with which a run outlasts its warm-up."""
+    batch = math.ceil(recipe.epochs * samples / recipe.schedule.warmup_steps) - 1
+    if batch >= _LEAST_BATCH:
+        return f"--set data.batch={batch}"
+    return f"--set schedule.warmup_steps={(count_steps(recipe, samples) - 1) // 2}"
 
 
 def check_folder(folder: Path, recipe: Recipe, dataset: Dataset) -> None:

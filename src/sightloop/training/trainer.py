@@ -20,6 +20,7 @@ import torch
 from sightloop.checkpoints.lora import save_lora
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.leakage import find_leaks
+from sightloop.data.learned_images import write_digests
 from sightloop.errors import SightloopError, is_out_of_memory, os_error_reason
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model
@@ -27,7 +28,7 @@ from sightloop.inference.save import save
 from sightloop.nn.lora import merge_lora
 from sightloop.protocols import Network, require
 from sightloop.training import checkpoint
-from sightloop.training.calibration import MIN_IMAGES, calibrate
+from sightloop.training.calibration import MIN_IMAGES, calibrate, learned_digests
 from sightloop.training.config import Recipe, apply_settings
 from sightloop.training.dataloader import Batch, BatchLoader
 from sightloop.training.distributed import (
@@ -55,6 +56,7 @@ from sightloop.training.truncation import truncation_warnings
 from sightloop.training.validation import at_chance, validate, validation_score
 
 _BEST = "best"
+_MAX_DIGESTS = 200_000  # images; the digests of more would take another pass over a large training set
 
 
 def train(
@@ -128,8 +130,7 @@ def _events(run: TrainRun, stop_after: int | None, repairs: Sequence[str]) -> It
     if state.step == 0 and ranks.first:
         for text in truncation_warnings(recipe, run.dataset, run.model.tokenizer):
             yield WarningRaised(0, "data.max_tokens", text)
-    for note in run.dataset.notes if state.step == 0 else ():
-        yield WarningRaised(0, "data", note)
+    yield from _data_notes(run)
     yield from _warn_of_leaks(run)
     started = time.monotonic()
     labels = {label: i for i, label in enumerate(run.model.labels)}
@@ -278,7 +279,7 @@ def _calibrate(run: TrainRun, model: Model) -> Iterator[RunEvent]:
 
 
 def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
-    """Writes the result, in place of one that an interrupted run left; with LoRA, the adapter alone beside it."""
+    """Writes the result, in place of one that an interrupted run left; with LoRA, also the adapter alone."""
     if run.recipe.model.lora:
         adapter = run.folder / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
@@ -286,6 +287,20 @@ def _save_model(run: TrainRun, model: Model, folder: Path) -> None:
         merge_lora(model.module)
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
+    if len(run.dataset) <= _MAX_DIGESTS:
+        learned = {*run.dataset.image_digests(), *learned_digests(run.recipe.model.init_from)}
+        write_digests(folder, learned)
+
+
+def _data_notes(run: TrainRun) -> Iterator[WarningRaised]:
+    """What the sources leave out or how they are taken, at the start of a run."""
+    if run.state.step > 0:
+        return
+    for note in run.dataset.notes:
+        yield WarningRaised(0, "data", note)
+    if run.recipe.evaluation.data:
+        for note in open_dataset(run.recipe.evaluation.data).notes:
+            yield WarningRaised(0, "evaluation.data", note)
 
 
 def _warn_of_leaks(run: TrainRun) -> Iterator[RunEvent]:

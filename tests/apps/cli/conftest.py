@@ -8,6 +8,7 @@ from sightloop.checkpoints import hub
 
 
 @pytest.fixture(autouse=True)
-def fake_models_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_models_exist(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     locate = hub.locate
-    monkeypatch.setattr(hub, "locate", lambda source: None if len(str(source)) == 1 else locate(source))
+    fake = hub.CheckpointFiles("fake", tmp_path_factory.mktemp("fake"), (), None)
+    monkeypatch.setattr(hub, "locate", lambda source: fake if len(str(source)) == 1 else locate(source))

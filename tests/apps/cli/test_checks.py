@@ -49,6 +49,21 @@ WRONG = {
     "bootstrap photos": (2, "--out"),
     "bootstrap photos -o out --threshold 2": (2, "--threshold 2"),
     "bootstrap photos -o out --filter nowhere": (2, "nowhere"),
+    "bootstrap photos -o photos/a.jpg": (2, "--out photos/a.jpg"),
+    "caption text.jpg": (1, "text.jpg: not an image: it starts like text"),
+    "ask text.jpg -q what?": (1, "text.jpg: not an image"),
+    "classify photos": (2, "--labels"),
+    "evaluate captions -d photos": (2, "no sample has what captions needs"),
+    "evaluate captions -d photos -o photos/a.jpg": (2, "--out photos/a.jpg"),
+    "evaluate captions -d photos -o photos/a.jpg/x": (2, "--out photos/a.jpg/x"),
+    "evaluate classify -d classes --labels a,c": (2, "'b' is a label of the data"),
+    "evaluate classify -d classes --templates x": (2, "templates='x'"),
+    "evaluate classify -d classes/a": (2, "needs at least two labels"),
+    "train captioner -d photos -o run --set wrong=1": (2, "--set wrong"),
+    "train captioner -d photos -o run --set data.batch=x": (2, "data.batch"),
+    "train captioner -d classes -o run": (2, "learns from captions"),
+    "train captioner -d photos -o photos/a.jpg": (2, "--out photos/a.jpg"),
+    "synthetic x.zip": (2, "must end in .tar"),
 }
 PROGRAM = """
 import contextlib, io, json, sys
@@ -72,6 +87,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_nothing_wrong_loads_torch(folder: Path) -> None:
     """One process for all, because each imports the command line; it ends before torch in every case."""
+    (folder / "text.jpg").write_text("words")
+    for name in "aabb":
+        make_image(folder / "classes" / name / f"{len(list((folder / 'classes').rglob('*.jpg')))}.jpg")
+    names = sorted(path.name for path in folder.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(list(WRONG)),
@@ -86,7 +105,7 @@ def test_nothing_wrong_loads_torch(folder: Path) -> None:
         assert (got, has_torch) == (status, False), (line, err)
         assert message in err, line
         assert "Traceback" not in err, line
-    assert sorted(path.name for path in folder.iterdir()) == ["empty", "photos"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_a_run_with_nothing_to_do_loads_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_broken_images_are_reported(place: Path, tmp_path: Path, capsys: pytest.
     assert run("retrieval", "-d", tmp_path, "-m", place / "match") == 1
     err = capsys.readouterr().err
     assert "failed: 0: " in err
-    assert "1 left out of 3" in err
+    assert "1 left out" in err
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,8 @@ def test_the_default_model_is_the_bundled_one_with_a_notice(
     assert all(json.loads(row) for row in out.splitlines())
     assert run(*words, "-m", "nano") == 0
     assert "bundled" not in capsys.readouterr().err
-    # A second run of `caption` has nothing to do, and loads no model.
-    assert sources == ["nano"] * (1 if words[0] == "caption" else 2)
+    # A second run of `caption` and `embed` has nothing to do, and loads no model.
+    assert sources == ["nano"] * (1 if words[0] in ("caption", "embed") else 2)
 
 
 def test_models(capsys) -> None:

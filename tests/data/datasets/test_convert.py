@@ -237,10 +237,12 @@ def test_shards_are_reproducible_and_readable_by_tarfile(photos: Path, tmp_path:
     assert [p.name for p in second] == ["00000.tar", "00001.tar"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     with tarfile.open(first[0]) as file:
-        assert file.getnames() == ["a.png", "b.jpg", "b.json"]
+        names = file.getnames()
+        assert names == ["a.json", "a.png", "a.txt", "b.jpg", "b.json", "b.txt"]  # the same for every sample
         assert {(m.mtime, m.uid, m.uname, m.mode) for m in file} == {(0, 0, "", 0o644)}
         assert file.extractfile("a.png").read() == (photos / "a.png").read_bytes()  # type: ignore[union-attr]
         assert json.load(file.extractfile("b.json")) == {"captions": ["one", "two"]}  # type: ignore[arg-type]
+        assert [file.extractfile(f"{n}.txt").read() for n in "ab"] == [b"", b"one"]  # type: ignore[union-attr]
     with tarfile.open(first[1]) as file:
         assert file.extractfile("sub/c.txt").read() == b"three"  # type: ignore[union-attr]
 

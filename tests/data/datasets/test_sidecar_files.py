@@ -192,9 +192,12 @@ def test_one_stray_file_cancels_no_classes(tmp_path: Path) -> None:
 
 
 def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
-    for name in ("x.json", "x.tar.json"):
+    for name in ("x.tar", "x"):
         os.mkfifo(tmp_path / name)
         assert open_dataset(tmp_path / name).is_stream  # a tar, read when its writer comes
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(UsageError, match="pipe"):
+        open_dataset(tmp_path / "x.json")
     with pytest.raises(UsageError, match="neither"):
         open_dataset("/dev/null")
     put(tmp_path / "t.jsonl", '{"image": "pipe.jpg"}')

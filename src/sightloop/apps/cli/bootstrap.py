@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
+from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data, check_output_folder
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
@@ -31,7 +31,10 @@ _EPILOGUE = (
 )
 _TEXTS_GROUP = Group(
     "Captioning and filtering",
-    help="A run is resumed with the same values; other values need another output folder.",
+    help=(
+        "A run is resumed with the same values. With another --keep, --threshold or --top, a finished run is filtered "
+        "again by its stored scores; other changes need another output folder."
+    ),
     sort_key=10,
 )
 _EXECUTION_GROUP = Group(
@@ -221,8 +224,7 @@ def _check(
         CheckpointError: There is no such model.
         UnsupportedError: A model is known to lack the capability of its part.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: this is a file; name a folder.")
+    check_output_folder("--out", out)
     if not 0 <= texts.threshold <= 1:
         raise UsageError(f"--threshold {texts.threshold:g}: must be from 0 to 1.")
     if not 0 < texts.top_p <= 1:

@@ -104,10 +104,14 @@ def _first_needed(
     inputs: Iterator[str | Skipped | Failed], sink: SidecarSink | CaptionTable, progress: ProgressReporter
 ) -> str | None:
     """The first image that needs a caption; the inputs before it are reported. None if no image needs one."""
+    from sightloop.annotation.inputs import not_an_image
+
     for item in inputs:
         event = sink.check(item) if isinstance(item, str) else item
         if event is None and isinstance(item, str):
-            return item
+            if not (reason := not_an_image(item)):
+                return item
+            event = Failed(item, reason)
         if isinstance(event, Skipped):
             sink.note_skipped(event.name)
         if event is not None:

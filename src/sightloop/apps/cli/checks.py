@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 from sightloop.checkpoints import catalog
 from sightloop.errors import UnsupportedError, UsageError, similar_path
-from sightloop.types import Failed, Skipped
+from sightloop.types import Failed, JsonDict, Skipped
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
@@ -35,19 +36,20 @@ class ImageInputs:
 
 
 def read_ahead(paths: Sequence[str]) -> ImageInputs:
-    """Searches the images that `paths` name, up to the first one.
+    """Searches the images that `paths` name, up to the first one, which starts like an image.
 
     Args:
         paths: Files, folders and globs.
     """
-    from sightloop.annotation.inputs import find_images
+    from sightloop.annotation.inputs import find_images, not_an_image
 
     events: list[Skipped | Failed] = []
     inputs = find_images(paths)
     for item in inputs:
-        if isinstance(item, str):
+        reason = not_an_image(item) if isinstance(item, str) else ""
+        if isinstance(item, str) and not reason:
             return ImageInputs(paths, tuple(events), chain([item], inputs))
-        events.append(item)
+        events.append(Failed(item, reason) if isinstance(item, str) else item)
     return ImageInputs(paths, tuple(events), None)
 
 
@@ -95,6 +97,15 @@ def check_checkpoint(source: str) -> None:
         locate(source)
 
 
+def checkpoint_files(source: str) -> list[Path]:
+    """The files of a checkpoint that decide what it computes: its weights, and the small files beside them."""
+    from sightloop.checkpoints import hub
+
+    files = hub.locate(source)
+    small = (path for path in files.folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
+    return [*files.weights, *sorted(path for path in small if path not in files.weights)]
+
+
 def check_adapter(folder: Path) -> None:
     """Raises `UsageError` unless the folder has the files of a LoRA adapter."""
     missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
@@ -102,6 +113,29 @@ def check_adapter(folder: Path) -> None:
         raise UsageError(
             f"--lora {folder}: it has no {' and no '.join(missing)}; name the folder of a LoRA adapter."
         )
+
+
+def check_output_folder(option: str, folder: Path | None) -> None:
+    """Raises `UsageError` if an output folder is a file, or cannot be made or written to."""
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{option} {folder}: this is a file; name a folder.")
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not existing.is_dir():
+        raise UsageError(f"{option} {folder}: {existing} is a file; name another folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{option} {folder}: the folder {existing} cannot be written to; name another folder."
+        )
+
+
+def fine_tuned_labels(source: str) -> bool:
+    """Whether a checkpoint was fine-tuned on classes, by its configuration."""
+    from sightloop.checkpoints import hub
+
+    config = (hub.locate(source).config or {}).get("config")
+    return isinstance(config, dict) and bool(cast("JsonDict", config).get("labels"))
 
 
 def check_data(option: str, sources: Iterable[str]) -> None:
@@ -123,7 +157,7 @@ def check_data(option: str, sources: Iterable[str]) -> None:
             continue
         if not os.path.exists(source):
             if not glob.has_magic(source):
-                raise UsageError(f"{option} {source}: no such file or folder{similar_path(source)}.")
+                raise UsageError(f"{option} {source}: no such file or folder{similar_path(source) or '.'}")
             if next(glob.iglob(source, recursive=True), None) is None:
                 raise UsageError(f"{option} {source}: the pattern matches no file.")
         elif os.path.isdir(source) and not any(files for _, _, files in os.walk(source, followlinks=True)):

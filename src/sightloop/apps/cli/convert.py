@@ -25,10 +25,12 @@ _EPILOGUE = (
 
 def convert(
     *paths: Annotated[str, Parameter(name="SRC... DST", required=True, allow_leading_hyphen=True)],
-    to: Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"] | None = None,
+    to: Literal["folder", "imagefolder", "yolo", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
+    | None = None,
     shard_size: Annotated[int, Parameter(converter=integer)] = 10_000,
     images: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    dedupe: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Convert an image dataset to another format.
@@ -42,10 +44,13 @@ def convert(
 
     Args:
         paths: One or more sources, then the target.
-        to: Format of the target. Default: by its name. `--to tar` with a folder writes shards into it.
+        to: Format of the target. Default: by its name. With a folder, `--to tar` writes shards into it, `--to yolo`
+            writes images/, labels/ and data.yaml, and `--to imagefolder` what Hugging Face `datasets` reads.
         shard_size: Samples per .tar shard.
         images: Folder that relative image paths in a table or a COCO file start from. Default: the file's folder.
         overwrite: Replace an existing target; a folder only if this command has written it.
+        dedupe: Leave out identical images and copies (re-encoded, resized, cropped, mirrored, turned), with their
+            captions; of each group the largest image stays.
         json: Print the summary as one JSON object.
     """
     if len(paths) < 2:
@@ -58,8 +63,16 @@ def convert(
     with ProgressReporter("converting", OutputTable([])) as progress:
         if "-" not in sources:
             progress.count_ahead(lambda: len(dataset))
+        if dedupe:
+            progress.message("searching copies ...")
         summary = run_convert(
-            dataset, target, to=to, shard_size=shard_size, overwrite=overwrite, notify=progress.event
+            dataset,
+            target,
+            to=to,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            dedupe=dedupe,
+            notify=progress.event,
         )
         for note in summary.notes:
             progress.message(f"Note: {note}.")

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data
+from sightloop.apps.cli.checks import (
+    check_capability,
+    check_checkpoint,
+    check_data,
+    check_output_folder,
+)
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name, parse_entries
 from sightloop.apps.cli.output import (
@@ -181,7 +186,7 @@ def evaluate(
         train_data: Search this training data for copies of the evaluation's images and captions. Default: no search.
     """
     kwargs = options.as_kwargs()
-    _check_sources(task, data, model, predictions, train_data, options)
+    _check_sources(task, data, model, predictions, train_data, out, options)
     prepare_threads()
     with say_if_slow("starting ..."):
         from sightloop.evaluation.evaluate import evaluate as run_evaluate
@@ -203,17 +208,22 @@ def evaluate(
     for key, reason in failed.items():
         if key not in reporters.reported:
             print_failure(f"failed: {key}: {reason}")
-    if failed:
-        print_failure(
-            f"{len(failed):,} left out of {result.about['samples']:,}: their images cannot be read."
-        )
-    if result.leaks is not None:
-        print_message(result.leaks.summary() or "No copies of this data in the training data.")
-    for note in result.notes:
-        print_message(f"Note: {note}.")
+    _print_notes(result, len(failed))
     if out is not None:
         print_message(f"{out / 'report.html'}: all metrics with protocol, and images.")
     return 1 if failed else 0
+
+
+def _print_notes(result: Evaluation, failed: int) -> None:
+    """What the numbers must be read with: images left out, copies in the training data, notes of the data."""
+    if failed:
+        print_failure(f"{failed:,} left out: their images or annotations cannot be read.")
+    if result.leaks is not None:
+        print_message(result.leaks.summary() or "No copies of this data in the training data.")
+    for warning in result.warnings:
+        print_failure(f"WARNING: {warning}.")
+    for note in result.notes:
+        print_message(f"Note: {note}.")
 
 
 def _check_sources(
@@ -222,6 +232,7 @@ def _check_sources(
     models: list[str] | None,
     predictions: list[Path] | None,
     train_data: list[str] | None,
+    out: Path | None,
     options: EvaluateOptions,
 ) -> None:
     """Checks, before torch is loaded, that data, models and files exist and that the models can do the task.
@@ -236,6 +247,7 @@ def _check_sources(
     for file in predictions or ():
         if not file.is_file():
             raise UsageError(f"--predictions {file}: no such file.")
+    check_output_folder("--out", out)
     check_data("--data", data)
     check_data("--train-data", train_data or ())
     if not predictions:
@@ -292,7 +304,8 @@ def _print_result(result: Evaluation, *, as_json: bool) -> None:
             for number in run.numbers:
                 rows.row({"model": run.name} | asdict(number))
             for name, why in run.scored.not_computed.items():
-                rows.row({"model": run.name, "name": name, "value": None, "not_computed": why})
+                missing = {"value": None, "low": None, "high": None, "not_computed": why}
+                rows.row({"model": run.name, "name": name} | missing)
         for name, difference in result.differences.items():
             rows.row({"name": f"{name}, A - B"} | asdict(difference))
         return

@@ -17,9 +17,13 @@ from sightloop.apps.cli import (
     caption,
     chat,
     convert,
+    duplicates,
     evaluate,
+    index,
     models,
     regions,
+    search,
+    serve,
     synthetic,
     train,
     verbs,
@@ -49,7 +53,7 @@ _PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 app = App(
     name="sightloop",
-    help="Vision-language models on your own images: caption, ask, classify, match, embed, detect; train, evaluate.",
+    help="Vision-language models on your own images: caption, ask, classify, match, detect, search; train, evaluate.",
     version=lambda: sightloop.__version__,
     help_format="plaintext",
     help_formatter=WrappingFormatter(),
@@ -115,7 +119,23 @@ _COMPLETION_EPILOGUE = (
     "  sightloop completion fish > ~/.config/fish/completions/sightloop.fish"
 )
 
-for _module in (caption, verbs, regions, chat, bootstrap, convert, evaluate, models, synthetic, train):
+_MODULES = (
+    caption,
+    verbs,
+    regions,
+    chat,
+    index,
+    search,
+    duplicates,
+    bootstrap,
+    convert,
+    evaluate,
+    models,
+    serve,
+    synthetic,
+    train,
+)
+for _module in _MODULES:
     for _command, _epilogue in _module.COMMANDS.items():
         app.command(_with_message_options(_command), help_epilogue=_epilogue)
 app.command(completion, help_epilogue=_COMPLETION_EPILOGUE)

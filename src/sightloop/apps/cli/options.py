@@ -104,7 +104,7 @@ class NamedModelOptions(RuntimeOptions):
 @Parameter(name="*", group=DECODING_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingOptions:
-    """Decoding of generated text, as in `sightloop.tasks.generate.Decoding`."""
+    """Decoding of generated text, as in `sightloop.tasks.decoding_options.Decoding`."""
 
     num_beams: Annotated[int | None, Parameter(converter=integer)] = None
     """Number of beams of beam search; 1 is greedy decoding."""

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from sightloop.apps.cli.checks import check_output_folder
 from sightloop.apps.cli.options import check_at_least, integer
 from sightloop.apps.cli.output import print_message
+from sightloop.errors import UsageError
 
 
 def synthetic(
@@ -39,6 +41,9 @@ def synthetic(
     from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 
     check_at_least("--count", count, 1)
+    if dst.suffix.lower() != ".tar":
+        raise UsageError(f"DST {dst}: must end in .tar; `sightloop convert` makes other formats of it.")
+    check_output_folder("DST", dst.parent)
     scenes = synthetic_world(part, count, seed, size=size, different=different, shuffled=shuffled)
     write_synthetic_world(dst, scenes)
     print_message(f"{dst}: {count:,} scenes.")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.checks import check_checkpoint, check_data
+from sightloop.apps.cli.checks import check_checkpoint, check_data, check_output_folder
 from sightloop.apps.cli.common import prepare_threads
 from sightloop.apps.cli.output import say_if_slow
 from sightloop.apps.cli.train_view import show_training
 from sightloop.errors import UsageError
-from sightloop.training.recipe_names import RECIPE_DESCRIPTIONS, check_recipe, check_training
+from sightloop.training.events import RunEnded, RunStarted
+from sightloop.training.recipe_names import (
+    RECIPE_DESCRIPTIONS,
+    check_recipe,
+    check_training,
+    finished_run,
+)
 
 _EPILOGUE = "\n".join(
     [
@@ -67,10 +74,21 @@ def train(
     with say_if_slow("starting ..."):
         _check(recipe, data, out, settings, device)
         check_training(recipe, data, out, settings)  # before torch is imported, which takes seconds
+        if not tensorboard and "WORLD_SIZE" not in os.environ and (finished := finished_run(out)) is not None:
+            return _show_finished(finished, json=json)
         from sightloop.training.trainer import train as run_train
 
     events = run_train(recipe, data, out, settings=settings, device=device, tensorboard=tensorboard)
     return show_training(events, json=json)
+
+
+def _show_finished(finished: tuple[RunStarted, RunEnded], *, json: bool) -> int:
+    """Says that a run has nothing left to do; returns the exit status, 0."""
+    if json:
+        return show_training(finished, json=True)
+    ended = finished[1]
+    print(f"Finished already, after {ended.step:,} steps. The model: {ended.folder}")
+    return 0
 
 
 def _check(recipe: str, data: list[str], out: Path, settings: list[str], device: str) -> None:
@@ -83,8 +101,7 @@ def _check(recipe: str, data: list[str], out: Path, settings: list[str], device:
     check_data("--data", data)
     if not re.fullmatch(r"auto|cpu|(cuda|xpu)(:\d+)?|mps", device):
         raise UsageError(f"--device {device}: use auto, cpu, or cuda.")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: this is a file; name a folder.")
+    check_output_folder("--out", out)
     evaluation_data, checkpoint = check_recipe(recipe, settings)
     if evaluation_data:
         check_data("--evaluate", [evaluation_data])

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.checks import check_texts, read_ahead
-from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
+from sightloop.apps.cli.checks import check_texts, checkpoint_files, fine_tuned_labels, read_ahead
+from sightloop.apps.cli.common import (
+    Paths,
+    check_model,
+    list_images,
+    model_for,
+    report_without_images,
+    run_verb,
+)
 from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions, integer, parse_entries
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
 from sightloop.errors import UsageError
-from sightloop.types import Pixels
+from sightloop.types import Failed, Pixels, Skipped
 
 if TYPE_CHECKING:
     from sightloop.types import Floats32
@@ -104,6 +112,8 @@ def classify(
     """
     names, prompts = _check_labels(labels, templates, top)
     check_model("classify", runtime)
+    if names is None and not fine_tuned_labels(runtime.source):
+        raise UsageError(f"--labels: {runtime.source} was not fine-tuned on classes; give labels.")
     inputs = read_ahead(paths)
     if inputs.images is None:
         return report_without_images("classifying", inputs)
@@ -180,15 +190,22 @@ def embed(
 
     Args:
         out: FILE.npy (float32, one row per image; the names go to FILE.names.txt) or FILE.parquet (columns name and
-            embedding). Written completely or not at all; replaces an existing file.
+            embedding). Written completely or not at all; replaces an existing file, unless that was made of the same
+            model and images.
     """
     from sightloop.annotation.embedding_file import EmbeddingFile
 
     check_model("embed", runtime)
-    file = EmbeddingFile(out, runtime.source)
+    file = EmbeddingFile(out, runtime.source, _origin(paths, runtime))
     inputs = read_ahead(paths)
     if inputs.images is None:
         return report_without_images("embedding", inputs)
+    if file.is_current:
+        with ProgressReporter("embedding", OutputTable([])) as progress:
+            for item in chain(inputs.events, inputs.images):
+                progress.event(Skipped(item, "it is embedded already") if isinstance(item, str) else item)
+            progress.message(f"{out}: holds the embeddings of these images by {runtime.source} already.")
+        return progress.status
     model = model_for("embed", runtime)
 
     def verb(images: list[Pixels]) -> list[Floats32]:
@@ -198,11 +215,32 @@ def embed(
         with file:
             for event in run_verb(progress, runtime, model, inputs, verb):
                 file.add([event.name], event.value[None])  # [1, d]
+            if progress.counts["failed"]:
+                file.forget()
         if file.rows:
             progress.message(f"{out}: {file.rows:,} rows.")
         elif progress.counts.total():
             progress.message(f"{out}: not written, because no image was embedded.")
     return progress.status
+
+
+def _origin(paths: Sequence[str], runtime: RuntimeOptions) -> str:
+    """Digest of what embeddings are made of; "" if that is not all there."""
+    from sightloop.annotation.embedding_file import digest_of_files
+
+    folders = [] if runtime.lora is None else [runtime.lora]
+    settings = (runtime.source, runtime.dtype, runtime.quantize, runtime.max_pixels)
+    try:
+        files = [
+            *checkpoint_files(runtime.source),
+            *(file for each in folders for file in sorted(each.iterdir())),
+        ]
+        items = list(list_images(paths))
+        if any(isinstance(item, Failed) for item in items):
+            return ""
+        return digest_of_files(settings, [*files, *(item for item in items if isinstance(item, str))])
+    except OSError:
+        return ""
 
 
 def _check_labels(

@@ -43,7 +43,7 @@ class ClassFolders:
         self._has_splits = bool(tops) and all(top.lower() in _SPLITS for top in tops)
         folders = sorted({label for name in names if (label := self._folder(name))})
         notes: list[str] = []
-        if self._has_splits:
+        if self._has_splits and classes is not False:
             notes.append(f"{', '.join(sorted(tops))} are taken as splits, not as classes; all are read")
         strays = 0
         self._is_classes = bool(classes)

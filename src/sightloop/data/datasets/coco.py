@@ -174,7 +174,7 @@ class CocoSource:
         if self._category_names.setdefault(number, str(name)) != str(name):
             raise UsageError(
                 f"{path}: category {number!r} is {name!r} here and {self._category_names[number]!r} before; "
-                "give every category an id of its own."
+                "give every category a unique id."
             )
 
     def _add_question_text(self, question: JsonDict, subtype: object) -> None:

@@ -5,7 +5,6 @@ An entry that has no usable id is left out and counted by reason, so that one of
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TypeAlias, TypeGuard
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.rle import decode_rle, mask_box
+from sightloop.data.json_members import RepeatedNames, parse_tolerant, repeated_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping, MaskRuns, Region
 
@@ -24,17 +24,21 @@ _REGION_MEMBERS = ("bbox", "segmentation")
 def read_coco_file(path: Path, data: bytes) -> JsonDict:
     """The object of a file; each of its members `_MEMBERS` is a list. Raises UsageError."""
     try:
-        content = json.loads(data)
+        content, has_repeats = parse_tolerant(data)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as COCO JSON: {error}") from error
     if not isinstance(content, dict) or not any(member in content for member in _MEMBERS[:3]):
         raise UsageError(f"{path} cannot be read as COCO JSON: it has no images, annotations or questions.")
+    if isinstance(content, RepeatedNames):
+        raise UsageError(f"{path}: the name {content.repeated!r} occurs twice; keep one of the two lists.")
     for member in _MEMBERS:
         value = content.setdefault(member, [])
         if value is None:
             content[member] = []
         elif not isinstance(value, list):
             raise UsageError(f"{path} cannot be read as COCO JSON: its {member} are not a list.")
+        elif has_repeats:
+            content[member] = [_as_repeated(item) for item in value]
     return content
 
 
@@ -44,12 +48,24 @@ def is_id(value: object) -> TypeGuard[CocoId]:
 
 
 def objects(content: JsonMapping, member: str, left_out: Counter[str]) -> Iterator[JsonDict]:
-    """The entries of a member that are objects; others are counted."""
+    """The entries of a member that are objects in which no name occurs twice; others are counted."""
     for item in content[member]:
-        if isinstance(item, dict):
+        if isinstance(item, RepeatedNames):
+            left_out[f"entries of {member} have the name {item.repeated!r} twice and are left out"] += 1
+        elif isinstance(item, dict):
             yield item
         else:
             left_out[f"entries of {member} are no objects and are left out"] += 1
+
+
+def _as_repeated(item: object) -> object:
+    """An entry with a repeated name anywhere in it as a `RepeatedNames`."""
+    name = repeated_name(item)
+    if name is None or isinstance(item, RepeatedNames):
+        return item
+    repeated = RepeatedNames()
+    repeated.repeated = name
+    return repeated
 
 
 def file_name(image: JsonMapping) -> str | None:

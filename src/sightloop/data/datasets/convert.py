@@ -1,7 +1,9 @@
 """Conversion of any source of samples to any format; one sample at a time is in memory.
 
     folder    DST/                     images; captions in .txt if they can be lines, the rest in .json
-    tar       x.tar, x-{000..}.tar     WebDataset; a single caption in .txt, the rest in .json; reproducible bytes
+    yolo      DST/                     YOLO: images/, labels/, data.yaml; boxes or outlines
+    imagefolder  DST/                  Hugging Face's ImageFolder: images, and all fields in metadata.jsonl
+    tar       x.tar, x-{000..}.tar     WebDataset; the first caption in .txt, the rest in .json; reproducible bytes
     parquet   x.parquet                images as {"bytes", "path"}
     csv tsv   x.csv, x.tsv             a row per caption
     jsonl     x.jsonl                  an object per image
@@ -25,15 +27,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from sightloop.data.atomic import exchange_paths, try_lock
+from sightloop.data.atomic import check_regular, exchange_paths, try_lock
 from sightloop.data.datasets import writers
 from sightloop.data.datasets.dataset import Dataset, open_dataset
+from sightloop.data.datasets.dedupe import LeftOut, without_copies
 from sightloop.data.datasets.folder import MARKER_NAME
+from sightloop.data.datasets.folder_writers import ImageFolderWriter, YoloWriter
 from sightloop.data.images import headers
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Done, Failed, Limits, Sample
 
-DatasetFormat: TypeAlias = Literal["folder", "tar", "parquet", "csv", "tsv", "jsonl", "coco"]
+DatasetFormat: TypeAlias = Literal[
+    "folder", "imagefolder", "yolo", "tar", "parquet", "csv", "tsv", "jsonl", "coco"
+]
+_FOLDER_FORMATS = ("folder", "imagefolder", "yolo")
 
 _FORMATS: dict[str, DatasetFormat] = {
     ".tar": "tar",
@@ -82,6 +89,7 @@ def convert(
     shard_size: int = 10_000,
     images: str | Path | None = None,
     overwrite: bool = False,
+    dedupe: bool = False,
     notify: Callable[[Done[None] | Failed], None] | None = None,
 ) -> ConvertSummary:
     """Writes all samples of a source to a target, completely or not at all.
@@ -93,6 +101,7 @@ def convert(
         shard_size: samples per shard.
         images: folder of the images, as for `open_dataset`.
         overwrite: replace an existing target; a folder is replaced only if a conversion wrote it.
+        dedupe: leave out identical images and copies, with their captions; of each group the largest image stays.
         notify: called for every sample, with `Failed` for one that is broken and left out.
 
     Raises:
@@ -104,6 +113,9 @@ def convert(
     dataset = source if isinstance(source, Dataset) else open_dataset(source, images=images)
     destination = _Destination(Path(target), to)
     destination.check(overwrite)
+    left_out: tuple[LeftOut, ...] = ()
+    if dedupe:
+        dataset, left_out = without_copies(dataset)
     counts = Counter[type]()
 
     def count(event: Done[None] | Failed) -> None:
@@ -124,8 +136,24 @@ def convert(
             raise
         destination.publish(staging, overwrite)
     kind = destination.kind
-    dropped = (f"{number:,} {what}, which {kind} cannot hold" for what, number in writer.dropped.items())
-    return ConvertSummary(str(target), kind, counts[Done], counts[Failed], (*dataset.notes, *dropped))
+    dropped = (
+        f"{number:,} {what}, which {kind} cannot hold" for what, number in writer.dropped.items() if number
+    )
+    return ConvertSummary(
+        str(target), kind, counts[Done], counts[Failed], (*dataset.notes, *dropped, *_left_out(left_out))
+    )
+
+
+def _left_out(samples: Sequence[LeftOut]) -> list[str]:
+    """What was left out, as a note."""
+    if not samples:
+        return []
+    same = sum(sample.is_same for sample in samples)
+    first = samples[0]
+    return [
+        f"{len(samples):,} images were left out, {same:,} with the same bytes as another and {len(samples) - same:,} "
+        f"copies, such as {first.key} for {first.kept}"
+    ]
 
 
 def _write_samples(
@@ -163,6 +191,8 @@ def encoded_image(sample: Sample, *, read_all: bool) -> tuple[bytes | None, str]
             raise ImageError(sample.key, (error.strerror or str(error)).lower()) from error
     if len(data) > Limits().max_file_bytes:
         raise ImageError(sample.key, "its image is too large")
+    if not data:
+        raise ImageError(sample.key, "its image is an empty file")
     extension = _EXTENSIONS.get(headers.image_format(data))
     if extension is None:
         raise ImageError(sample.key, headers.unknown_format_reason(data))
@@ -185,10 +215,10 @@ class _Destination:
             raise UsageError(
                 f"{target}: unknown format; name it, one of {', '.join(get_args(DatasetFormat))}."
             )
-        if is_folder and kind not in ("folder", "tar"):
+        if is_folder and kind not in (*_FOLDER_FORMATS, "tar"):
             raise UsageError(f"{target}: {kind} is a file, not a folder; name a file.")
         self.kind: DatasetFormat = kind
-        self.is_folder = kind == "folder" or is_folder
+        self.is_folder = kind in _FOLDER_FORMATS or is_folder
         self.images = target.with_suffix(".images")
 
     def shard(self, number: int) -> str:
@@ -221,6 +251,8 @@ class _Destination:
             raise UsageError(f"{existing[0]} exists: name another target, or replace it (--overwrite).")
         if any(path.is_dir() for path in existing):
             raise UsageError(f"{existing[0]} is a folder.")
+        for path in existing:
+            check_regular(path)
 
     def publish(self, staging: Path, overwrite: bool) -> None:
         """Moves the staged files to the target: images before the table that refers to them."""
@@ -318,6 +350,10 @@ def _open_writer(destination: _Destination, staging: Path, shard_size: int) -> w
     match destination.kind:
         case "folder":
             return writers.FolderWriter(staging)
+        case "imagefolder":
+            return ImageFolderWriter(staging)
+        case "yolo":
+            return YoloWriter(staging)
         case "tar":
             return writers.ShardWriter(
                 staging, destination.shard, 0 if destination.has_one_shard else shard_size

@@ -17,6 +17,7 @@ from sightloop.types import JsonDict
 
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "|": "a vertical bar", "\t": "a tab"}
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MAX_HEADER_BYTES = 1 << 24
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,7 +34,11 @@ class CsvRows:
         self._offsets = array("q")
         self._text = _text_from_utf16(path)
         with self._open() as file:
-            header = file.readline().removeprefix(_BOM).decode("utf-8", "surrogateescape")
+            header = file.readline(_MAX_HEADER_BYTES).removeprefix(_BOM).decode("utf-8", "surrogateescape")
+        if not header:
+            raise UsageError(f"{path}: the file is empty.")
+        if "\r" in header.removesuffix("\n").removesuffix("\r"):
+            raise UsageError(f"{path}: its lines end with CR alone; save it with LF or CRLF as line ends.")
         self._delimiter = _find_delimiter(header, is_tsv=path.suffix.lower() == ".tsv")
         cells = next((cells for _, cells in self._cells(0) if cells), [])
         self._columns = [cell.strip() for cell in cells]

@@ -10,6 +10,7 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -21,12 +22,15 @@ from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
 from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
+from sightloop.data.datasets.yolo_yaml import open_yolo_file
+from sightloop.data.images.decode import read_file
+from sightloop.data.learned_images import digest_of_image
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _MAX_PATHS = 100_000  # of a brace range, or of all sources together
-_KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .tar, .tar.gz, or - for a tar on standard input"
+_KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .yaml (YOLO), .tar, .tar.gz, or - for a tar on standard input"
 
 
 class SampleSource(Protocol):
@@ -140,6 +144,8 @@ class Dataset:
 
     def select(self, indices: Iterable[int] | NDArray[np.integer]) -> Dataset:
         """The dataset of the records `indices` `[N]`, in this order. Raises IndexError out of range."""
+        if isinstance(indices, str):
+            raise UsageError(f"indices={indices!r}: must be whole numbers, such as [0, 2]")
         chosen = np.fromiter(indices, np.int64)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise IndexError(f"indices must be from 0 to {len(self) - 1}")
@@ -147,13 +153,22 @@ class Dataset:
         selection._key_numbers = self._key_numbers
         return selection
 
+    def image_digests(self) -> Iterator[bytes]:
+        """Short digests of the encoded images (`data.learned_images`), in order; b"" for those that cannot be read."""
+        for index in range(len(self)):
+            try:
+                image = self[index].image
+                yield digest_of_image(image if isinstance(image, bytes) else read_file(os.fspath(image)))
+            except ImageError:
+                yield b""
+
     @property
     def fingerprint(self) -> str:
         """32 hex digits of the content, independent of its location: names, texts, and sizes of images."""
         return self.fingerprints()[0]
 
     def fingerprints(self) -> tuple[str, list[tuple[str, str]]]:
-        """The fingerprint, and for each source (a shard, a table) its name and 16 hex digits of its own content."""
+        """The fingerprint, and for each source (a shard, a table) its name and 16 hex digits of its content's hash."""
         if self._streams:
             raise UsageError("A stream has no fingerprint; convert it to shards or a folder first.")
         digests = [source.digest() for source in self._sources]
@@ -218,6 +233,7 @@ def open_dataset(
             * a folder: of images with sidecars (.txt, .json) or with a subfolder per class (see `FolderSource`), with
               YOLO's `labels`, or of .tar or .parquet files;
             * .csv, .tsv, .jsonl, .parquet, or .json with a list of objects (columns: see `schema`);
+            * the .yaml file of a YOLO data set: all images of its `train`, `val` and `test`;
             * .json in COCO's format; several files about the same images merge;
             * .tar shards as WebDataset and img2dataset write them;
             * .tar.gz, a named pipe, or "-" for a tar on standard input: read once, in order.
@@ -228,7 +244,9 @@ def open_dataset(
     Raises:
         UsageError: a source does not exist, is of unknown kind, cannot be read, or is empty.
     """
-    names = [source] if isinstance(source, str | Path) else list(source)
+    if not isinstance(source, Iterable | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"source={source!r}: give a path, or a list of paths.")
+    names = [source] if isinstance(source, str | PathLike) else list(source)
     image_folder = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
@@ -258,8 +276,10 @@ def _open_path(
         raise UsageError(f"{path}: {(cause or str(error)).lower()}.") from error
     name = path.name.lower()
     if stat.S_ISDIR(mode):
+        if files := _coco_files(path):
+            return [CocoSource([file], image_folder) for file in files]
         if folders := YoloSource.find(path):
-            return [YoloSource(folder, image_folder) for folder in folders]
+            return [YoloSource.open_folder(folder, image_folder) for folder in folders]
         folder = FolderSource(path, classes)
         if len(folder):
             return [folder]
@@ -267,8 +287,11 @@ def _open_path(
             if files := sorted(path.glob(f"*{ending}")):
                 return [source for file in files for source in _open_path(file, image_folder, classes)]
         return [folder]
-    if name.endswith((".tar.gz", ".tgz")) or stat.S_ISFIFO(mode):
+    is_table = path.suffix.lower() in (*_TABLES, ".json", ".yaml", ".yml")
+    if name.endswith((".tar.gz", ".tgz")) or (stat.S_ISFIFO(mode) and not is_table):
         return [StreamSource(path)]
+    if stat.S_ISFIFO(mode):
+        raise UsageError(f"{path}: a named pipe is read as a tar archive only; write it to a file first.")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{path}: neither a file, a folder nor a pipe.")
     if name.endswith(".tar"):
@@ -276,8 +299,15 @@ def _open_path(
     if path.suffix.lower() in (*_TABLES, ".json"):
         return [TableSource(path, image_folder)]
     if path.suffix.lower() in (".yaml", ".yml"):
-        raise UsageError(f"{path}: name the folder with the images and labels that it describes instead.")
+        return [*open_yolo_file(path, image_folder)]
     raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """COCO files of a folder as FiftyOne (data/, labels.json) and Roboflow (train/_annotations.coco.json) write it."""
+    files = [folder / "labels.json"] if (folder / "data").is_dir() else []
+    files += [folder / split / "_annotations.coco.json" for split in ("", "train", "valid", "test")]
+    return [file for file in files if _is_json_object(file) and b'"images"' in file.read_bytes()]
 
 
 def _expand_all(patterns: Iterable[str | Path]) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from pathlib import Path
 
 from sightloop.data.datasets import schema
@@ -15,6 +15,7 @@ from sightloop.data.datasets.sidecar_files import (
     CAPTION_EXTENSIONS,
     FIELD_EXTENSIONS,
     SIDECAR_EXTENSIONS,
+    fields_of_sidecars,
     find_sidecar,
     read_plain_file,
     sidecar_alias,
@@ -23,7 +24,7 @@ from sightloop.data.datasets.sidecar_files import (
 from sightloop.data.datasets.tables import TableSource
 from sightloop.data.image_names import EXTENSIONS, is_image_name
 from sightloop.errors import UsageError
-from sightloop.types import JsonDict, Sample
+from sightloop.types import Sample
 
 MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
 # Tables with a row per image of their folder, as Hugging Face's ImageFolder has them.
@@ -42,13 +43,21 @@ class FolderSource:
     caption file has none, because people and `sightloop caption` edit that; captions of the table only if neither has.
     """
 
-    def __init__(self, root: Path, classes: bool | None = None, *, has_captions: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        classes: bool | None = None,
+        *,
+        has_captions: bool = True,
+        listed: Collection[str] | None = None,
+    ) -> None:
         """Lists the folder.
 
         Args:
             root: the folder.
             classes: whether folders are labels (see `ClassFolders`).
             has_captions: whether .txt files are captions.
+            listed: paths from the folder of those images that count; None for all.
         """
         self._root, self.name, self._has_captions = str(root), root.name, has_captions
         self._unlistable: list[tuple[str, str]] = []  # folders that cannot be listed: path, reason
@@ -61,7 +70,7 @@ class FolderSource:
         others: list[str] = []  # names of files that are neither images nor their sidecars
         tables: list[tuple[str, str]] = []  # folder and name of each metadata table
         for prefix, images, files in self._walk():
-            self._names += images
+            self._names += [name for name in images if listed is None or name in listed]
             self._unusual |= unusual_sidecars(os.path.join(self._root, prefix + name) for name in files)
             tables += [(prefix, name) for name in METADATA_NAMES if name in files]
             others += _unclaimed(prefix, images, [name for name in files if name not in METADATA_NAMES])
@@ -97,17 +106,8 @@ class FolderSource:
         name = self._names[index]
         path = os.path.join(self._root, name)
         if not os.path.isfile(path):
-            raise ValueError(f"there is no file {path}")
-        text_name, json_name = self._sidecars(path)
-        fields: JsonDict = {}
-        if json_name is not None:
-            fields = schema.json_object(read_plain_file(json_name), os.path.basename(json_name))
-        captions: tuple[str, ...] = ()
-        if text_name is not None:
-            captions = schema.split_captions(read_plain_file(text_name), os.path.basename(text_name))
-        if captions:
-            fields = {k: v for k, v in fields.items() if k.lower() not in schema.CAPTION_FIELDS}
-            fields["captions"] = captions
+            raise ValueError(_why_no_file(path))
+        fields = fields_of_sidecars(*self._sidecars(path))
         label = self._classes.label(name)
         if label is not None:
             fields.setdefault("label", label)
@@ -218,6 +218,13 @@ def _unclaimed(prefix: str, images: list[str], files: list[str]) -> Iterator[str
             continue
         if not name.startswith(".") and name.lower() not in _IGNORED_NAMES and stem not in _IGNORED_NAMES:
             yield name
+
+
+def _why_no_file(path: str) -> str:
+    """Why a listed image is no file to read."""
+    if os.path.exists(path):
+        return f"{path} is a pipe, a device or a socket, not a file"
+    return f"{path} is a broken link" if os.path.islink(path) else f"there is no file {path}"
 
 
 def _count_kinds(names: list[str]) -> str:

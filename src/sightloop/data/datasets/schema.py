@@ -25,6 +25,7 @@ from pathlib import Path
 
 from sightloop.data.datasets.rle import decode_rle, encode_rle
 from sightloop.data.image_names import is_image_name
+from sightloop.data.json_members import parse_strict
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
@@ -81,6 +82,9 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
     if rest.get("key") == key:
         del rest["key"]
     extra = pop(("extra",), {})
+    if isinstance(extra, str) and extra.startswith("{"):  # where a column must have one type, it is a text
+        with suppress(ValueError):
+            extra = json_object(extra.encode("utf-8", "surrogatepass"), "extra")
     rest.update(extra if isinstance(extra, Mapping) else {"extra": extra})
     label = None if label in (None, "") else check_text(str(label), "label")
     return Sample(key, image, captions, questions, regions, label, rest | titles)
@@ -190,7 +194,7 @@ def fields_from_cells(row: Mapping[str, str]) -> JsonDict:
     for name, cell in fields.items():
         if name.lower() in _JSON_CELLS and cell[0] in "[{":
             with suppress(ValueError, RecursionError):  # a text that begins with a bracket
-                fields[name] = json.loads(cell)
+                fields[name] = parse_strict(cell)
     return fields
 
 
@@ -212,9 +216,9 @@ def join_captions(captions: tuple[str, ...]) -> bytes | None:
 def json_object(data: bytes, name: str) -> JsonDict:
     """Parses a JSON object. name: of the file, for messages."""
     try:
-        value = json.loads(data)
+        value = parse_strict(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
+        raise ValueError(f"{name} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{name} is not a JSON object")
     return value

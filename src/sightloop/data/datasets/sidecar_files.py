@@ -13,9 +13,11 @@ import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
+from sightloop.data.datasets.schema import CAPTION_FIELDS, json_object, split_captions
 from sightloop.data.image_names import is_image_name
+from sightloop.types import JsonDict
 
 SIDECAR_EXTENSIONS = (".txt", ".json")  # that are written
 CAPTION_EXTENSIONS = (".txt", ".caption")  # that are read, in this order
@@ -41,30 +43,52 @@ def unusual_sidecars(paths: Iterable[str]) -> dict[str, str]:
     }
 
 
-def sidecar_names(image: str, extensions: Iterable[str]) -> list[str]:
-    """Paths that a sidecar of an image may have, the one that counts first."""
-    stem = os.path.splitext(image)[0]
-    # The stem of a.jpg.png is another image: a.jpg.txt is the caption of that one.
-    stems = (image,) if is_image_name(stem) and os.path.isfile(stem) else (image, stem)
-    return [prefix + extension for extension in extensions for prefix in stems]
-
-
-def find_sidecar(image: str, extensions: Iterable[str], unusual: Mapping[str, str]) -> str | None:
+def find_sidecar(
+    image: str, extensions: Iterable[str], unusual: Mapping[str, str], listed: Container[str] | None = None
+) -> str | None:
     """Path of the sidecar of an image, or None.
 
     Args:
         image: path of the image.
         extensions: `CAPTION_EXTENSIONS` or `FIELD_EXTENSIONS`.
         unusual: `unusual_sidecars` of the folder, with paths that begin as that of the image does.
+        listed: paths of all files of the folder, which are then taken for those that exist; None: looks on the disk.
     """
-    for name in sidecar_names(image, extensions):
-        if name.endswith(SIDECAR_EXTENSIONS) and _exists(name):
-            return name
-        if unusual:
-            path = unusual.get(name if name.isascii() else unicodedata.normalize("NFC", name))
-            if path is not None and _exists(path):
-                return path
+    stem = os.path.splitext(image)[0]
+    # The stem of a.jpg.png is another image: a.jpg.txt is the caption of that one.
+    is_other_image = is_image_name(stem) and (os.path.isfile(stem) if listed is None else stem in listed)
+    for extension in extensions:
+        for prefix in (image,) if is_other_image else (image, stem):
+            name = prefix + extension
+            if name.endswith(SIDECAR_EXTENSIONS) and (_exists(name) if listed is None else name in listed):
+                return name
+            if unusual:
+                path = unusual.get(name if name.isascii() else unicodedata.normalize("NFC", name))
+                if path is not None and (listed is not None or _exists(path)):
+                    return path
     return None
+
+
+def fields_of_sidecars(text_name: str | None, json_name: str | None) -> JsonDict:
+    """Fields of an image's .json file, with the captions of its caption file if that has any.
+
+    Args:
+        text_name: path of the caption file, None without one.
+        json_name: path of the .json file, None without one.
+
+    Raises:
+        ValueError: a file cannot be read; the message is the reason.
+    """
+    fields: JsonDict = {}
+    if json_name is not None:
+        fields = json_object(read_plain_file(json_name), os.path.basename(json_name))
+    captions: tuple[str, ...] = ()
+    if text_name is not None:
+        captions = split_captions(read_plain_file(text_name), os.path.basename(text_name))
+    if captions:
+        fields = {k: v for k, v in fields.items() if k.lower() not in CAPTION_FIELDS}
+        fields["captions"] = captions
+    return fields
 
 
 def read_plain_file(path: str, max_bytes: int = MAX_SIDECAR_BYTES) -> bytes:

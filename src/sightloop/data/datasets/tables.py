@@ -13,9 +13,11 @@ import csv
 import hashlib
 import json
 import os
+import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +26,7 @@ import numpy as np
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.csv_rows import CsvRows, file_digest, image_column
 from sightloop.data.datasets.image_paths import find_image
+from sightloop.data.json_members import parse_tolerant, repeated_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Sample
 
@@ -66,6 +69,8 @@ class TableSource:
         # An annotation file is often one folder below the images' root.
         self._image_folders = [images or path.parent, Path(), *([] if images else [path.parent.parent])]
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
+                raise UsageError(f"{path}: neither a regular file nor a link to one.")
             self._rows = _open(path)
             image_hashes, key_hashes = array("q"), array("q")
             for row, fields in enumerate(self._rows.scan()):
@@ -215,18 +220,22 @@ class _JsonList:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._items = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-        if not isinstance(self._items, list):
+        items, self._has_repeats = parse_tolerant(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        if not isinstance(items, list):
             raise ValueError("neither a list of objects nor COCO JSON")
+        self._items: list[object] = items
 
     def scan(self) -> Iterator[JsonDict | None]:
         for item in self._items:
-            yield item if isinstance(item, dict) else None
+            is_repeated = self._has_repeats and repeated_name(item) is not None
+            yield item if isinstance(item, dict) and not is_repeated else None
 
     def row(self, index: int) -> JsonDict:
         item = self._items[index]
         if not isinstance(item, dict):
             raise ValueError("not an object")
+        if self._has_repeats and (name := repeated_name(item)) is not None:
+            raise ValueError(f"the name {name!r} occurs twice in an object")
         return dict(item)
 
     def digest(self) -> str:
@@ -241,7 +250,7 @@ class _Parquet:
 
         self._path = path
         self._last: tuple[int, pa.Table] | None = None  # number of the row group, its rows
-        with pq.ParquetFile(path) as file:
+        with _arrow_errors(), pq.ParquetFile(path) as file:
             arrow, meta = file.schema_arrow, file.metadata
             counts = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         self._starts: list[int] = np.cumsum([0, *counts]).tolist()
@@ -258,7 +267,7 @@ class _Parquet:
         if not self._scanned:
             yield from ({} for _ in range(self._starts[-1]))
             return
-        with pq.ParquetFile(self._path) as file:
+        with _arrow_errors(), pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(columns=self._scanned):
                 yield from batch.to_pylist()
 
@@ -267,10 +276,11 @@ class _Parquet:
 
         group = bisect_right(self._starts, index) - 1
         last = self._last
-        if last is None or last[0] != group:
-            with pq.ParquetFile(self._path) as file:
-                last = self._last = (group, file.read_row_group(group, columns=self._columns))
-        fields: JsonDict = last[1].slice(index - self._starts[group], 1).to_pylist()[0]
+        with _arrow_errors():
+            if last is None or last[0] != group:
+                with pq.ParquetFile(self._path) as file:
+                    last = self._last = (group, file.read_row_group(group, columns=self._columns))
+            fields: JsonDict = last[1].slice(index - self._starts[group], 1).to_pylist()[0]
         for name, classes in self._classes.items():
             if isinstance(number := fields.get(name), int) and 0 <= number < len(classes):
                 fields[name] = classes[number]
@@ -287,6 +297,17 @@ class _Parquet:
 
     def __getstate__(self) -> JsonDict:
         return self.__dict__ | {"_last": None}  # a pickle is small: other processes read the row group again
+
+
+@contextmanager
+def _arrow_errors() -> Generator[None]:
+    """Errors of pyarrow, and of values that Python cannot hold (a date of the year 300,000), as ValueError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -200,7 +200,7 @@ def _read_pax(data: bytes, name: str, size: int | None) -> tuple[str, int | None
         try:
             length = int(data.split(b" ", 1)[0])
             key, value = data[:length].rstrip(b"\n").split(b" ", 1)[1].split(b"=", 1)
-            if length < 5:  # the shortest record is "5 a=\n"
+            if not 5 <= length <= len(data):  # the shortest record is "5 a=\n"
                 raise ValueError
             if key == b"path":
                 name = value.decode("utf-8", "surrogateescape")

@@ -58,7 +58,8 @@ class DatasetWriter(Protocol):
         ...
 
 
-def _check_name(sample: Sample) -> None:
+def check_name(sample: Sample) -> None:
+    """Raises `ImageError` if the key does not fit into the names of a path."""
     if max(len(os.fsencode(part)) for part in escape_key(sample.key, dots=True).split("/")) > _MAX_NAME_BYTES:
         raise ImageError(sample.key, "its key is too long for a file name")
 
@@ -82,7 +83,7 @@ class FolderWriter:
 
     def check(self, sample: Sample) -> None:
         """The key must fit into a file name."""
-        _check_name(sample)
+        check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
         """The image; a .txt if its captions can be lines; a .json for the rest, if there is any."""
@@ -124,23 +125,27 @@ class ShardWriter:
 
     def check(self, sample: Sample) -> None:
         """The key must fit into a file name."""
-        _check_name(sample)
+        check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
-        """KEY.jpg; KEY.txt for a single caption; KEY.json for the rest, if there is any."""
+        """KEY.jpg; KEY.txt with the first caption; KEY.json with the rest, and with all captions if there are several.
+
+        Every sample has all three: readers such as `datasets` take the first samples for the form of all.
+        """
         if self._file is None or (self._size and self._count % self._size == 0):
             self.close()
             number = self._count // self._size if self._size else 0
             self._file = open(self._folder / self._name(number), "xb")  # noqa: SIM115 (closed by close)
         self._count += 1
         key = escape_key(sample.key, dots=True)
-        members = {extension: data or b""}
-        text = schema.join_captions(sample.captions) if len(sample.captions) == 1 else None
-        if text is not None:
-            members[".txt"] = text.removesuffix(b"\n")
+        text = schema.join_captions(sample.captions[:1])
+        if text is not None and len(sample.captions) == 1:
             sample = replace(sample, captions=())
-        if fields := schema.fields_from_sample(sample):
-            members[".json"] = schema.json_text(fields).encode()
+        members = {
+            extension: data or b"",
+            ".txt": (text or b"").removesuffix(b"\n"),
+            ".json": schema.json_text(schema.fields_from_sample(sample)).encode(),
+        }
         for suffix, body in sorted(members.items()):
             info = tarfile.TarInfo(key + suffix)
             info.size = len(body)
@@ -192,7 +197,7 @@ class JsonLinesWriter:
     def check(self, sample: Sample) -> None:
         """The key must fit into a file name if the image is written."""
         if isinstance(sample.image, bytes):
-            _check_name(sample)
+            check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
         """Writes {"key": ..., "image": path, ...}."""
@@ -222,7 +227,7 @@ class CsvWriter:
     def check(self, sample: Sample) -> None:
         """The key must fit into a file name if the image is written."""
         if isinstance(sample.image, bytes):
-            _check_name(sample)
+            check_name(sample)
 
     def add(self, sample: Sample, data: bytes | None, extension: str) -> None:
         """Writes a row per caption. Empty captions are dropped, as an empty cell is no caption."""
@@ -348,7 +353,7 @@ class CocoWriter:
     def check(self, sample: Sample) -> None:
         """COCO has the size of every image, so its header must be readable."""
         if isinstance(sample.image, bytes):
-            _check_name(sample)
+            check_name(sample)
         self._size = upright_size(sample.image, sample.key)
 
     def add(self, sample: Sample, data: bytes | None, extension: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -34,31 +34,50 @@ _TEXT_FILES_TO_LOOK_AT = 20  # to tell labels from captions
 class YoloSource:
     """Source of the images of a YOLO folder, sorted by path; .json sidecars beside the images count too."""
 
-    def __init__(self, root: Path, images: Path | None = None) -> None:
+    def __init__(
+        self, images: Path, labels: Path, names_file: Path, listed: Collection[str] | None = None
+    ) -> None:
         """Lists the images and reads the class names.
 
         Args:
-            root: folder with `labels`, or with images and labels together; the class names are in it or in its parent.
+            images: folder of the images.
+            labels: folder of the label files; the same one if they are beside the images.
+            names_file: .yaml file or classes.txt.
+            listed: paths from `images` of those images that count; None for all.
+
+        Raises:
+            UsageError: the class names are missing.
+        """
+        self._root, self._labels = images, labels
+        self._class_names, self._has_keypoints = read_class_names(names_file), has_keypoints(names_file)
+        is_together = images == labels
+        self._folder = FolderSource(images, classes=False, has_captions=not is_together, listed=listed)
+        self.name = name = (images.parent if images.name == "images" else images).name
+        keypoints = (f"{name}: keypoints are left out",) if self._has_keypoints else ()
+        unclaimed = () if is_together or listed is not None else self._unclaimed_labels()
+        self.notes = (*self._folder.notes, *keypoints, *unclaimed)
+
+    @classmethod
+    def open_folder(cls, root: Path, images: Path | None = None) -> YoloSource:
+        """Opens a folder with `labels`, or with images and labels together.
+
+        Args:
+            root: the folder; the class names are in it or in its parent.
             images: folder of the images; `root/images` by default.
 
         Raises:
             UsageError: the images or the class names are missing.
         """
         is_together = not (root / "labels").is_dir()
-        self._root = images or (root if is_together else root / "images")
-        self._labels = self._root if is_together else root / "labels"
-        if not self._root.is_dir():
+        folder = images or (root if is_together else root / "images")
+        if not folder.is_dir():
             raise UsageError(
                 f"{root}: has labels but no folder `images`; name the folder of the images (--images)."
             )
         file = class_names_file(root)
         if file is None:
             raise UsageError(f"{root}: no class names; add a classes.txt or data.yaml.")
-        self._class_names, self._has_keypoints = read_class_names(file), has_keypoints(file)
-        self._folder = FolderSource(self._root, classes=False, has_captions=not is_together)
-        self.name = root.name
-        keypoints = (f"{root.name}: keypoints are left out",) if self._has_keypoints else ()
-        self.notes = (*self._folder.notes, *keypoints, *self._unclaimed_labels(is_together))
+        return cls(folder, folder if is_together else root / "labels", file)
 
     @staticmethod
     def find(root: Path) -> list[Path]:
@@ -120,10 +139,8 @@ class YoloSource:
             digest.update(repr((name, content)).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def _unclaimed_labels(self, is_together: bool) -> Iterator[str]:
+    def _unclaimed_labels(self) -> Iterator[str]:
         """A note on label files without an image."""
-        if is_together:  # `FolderSource` notes them
-            return
         stems = {os.path.splitext(name)[0] for name in self._folder.image_names()}
         files = (file.relative_to(self._labels).with_suffix("") for file in self._labels.rglob("*.txt"))
         if count := sum(file.as_posix() not in stems and file.name != "classes" for file in files):

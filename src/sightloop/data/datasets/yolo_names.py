@@ -1,8 +1,9 @@
-"""Class names of YOLO data sets: `names` of a .yaml file, or the lines of classes.txt."""
+"""Class names and splits of YOLO data sets: `names`, `train`, ... of a .yaml file, or the lines of classes.txt."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ _MAX_BYTES = 1 << 20
 _USUAL_NAMES = ("classes.txt", "data.yaml", "data.yml", "dataset.yaml")
 _NAMES_LINE = re.compile(rb"^(\xef\xbb\xbf)?[\"']?names[\"']?[ \t]*:", re.M)
 _KEYPOINTS_LINE = re.compile(rb"^[\"']?kpt_shape[\"']?[ \t]*:", re.M)
+_SPLITS = ("train", "val", "valid", "test")
 _NUMBER = re.compile(r"\d{1,9}")
 
 
@@ -58,6 +60,19 @@ def read_class_names(file: Path) -> dict[int, str]:
     return names
 
 
+def yaml_text(images: str, names: Mapping[int, str]) -> str:
+    """Text of the .yaml file of a data set.
+
+    Args:
+        images: folder of the images of all splits, as seen from the file.
+        names: class name by number.
+    """
+    import yaml
+
+    content = {"train": images, "val": images, "names": dict(names)}
+    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
+
+
 def has_keypoints(file: Path) -> bool:
     """Whether label lines hold keypoints after the box: the .yaml has `kpt_shape`."""
     return (
@@ -65,7 +80,32 @@ def has_keypoints(file: Path) -> bool:
     )
 
 
-def _names_of_yaml(text: str) -> dict[int, str]:
+def read_splits(file: Path) -> tuple[str, dict[str, list[str]]]:
+    """The member `path` of a .yaml file ("" without one), and the paths of each split, as they are written.
+
+    Raises UsageError if the file cannot be read.
+    """
+    import yaml
+
+    try:
+        document = _mapping_of_yaml(read_plain_file(str(file), _MAX_BYTES).decode("utf-8-sig"))
+        splits: dict[str, list[str]] = {}
+        for name in _SPLITS:
+            node = document.get(name)
+            items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            paths = [_text(item) for item in items if item is not None]
+            splits[name] = [path for path in paths if path not in ("", "~", "null")]
+        root = _text(document["path"]) if "path" in document else ""
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: its text is not UTF-8; save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file} cannot be read as YAML: {reason}.") from None
+    return root, {name: paths for name, paths in splits.items() if paths}
+
+
+def _mapping_of_yaml(text: str) -> dict[str, yaml.Node]:
+    """The members of a document that is a mapping; {} of any other."""
     import yaml
 
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -74,19 +114,24 @@ def _names_of_yaml(text: str) -> dict[int, str]:
         document = yaml.compose(text, Loader=loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-    if document is None or not isinstance(document, yaml.MappingNode):
-        return {}
-    nodes = [value for key, value in document.value if _text(key) == "names"]
-    if len(nodes) > 1:
-        raise ValueError("`names` occurs twice")
-    if not nodes:
-        return {}
-    if isinstance(nodes[0], yaml.SequenceNode):
-        return {number: _text(item) for number, item in enumerate(nodes[0].value)}
-    if not isinstance(nodes[0], yaml.MappingNode):
+    members: dict[str, yaml.Node] = {}
+    for key, value in document.value if isinstance(document, yaml.MappingNode) else ():
+        if (name := _text(key)) in members:
+            raise ValueError(f"`{name}` occurs twice")
+        members[name] = value
+    return members
+
+
+def _names_of_yaml(text: str) -> dict[int, str]:
+    import yaml
+
+    node = _mapping_of_yaml(text).get("names")
+    if isinstance(node, yaml.SequenceNode):
+        return {number: _text(item) for number, item in enumerate(node.value)}
+    if not isinstance(node, yaml.MappingNode):
         return {}
     names: dict[int, str] = {}
-    for key, value in nodes[0].value:
+    for key, value in node.value:
         number = _text(key)
         if not _NUMBER.fullmatch(number):
             raise ValueError(f"the class {number!r} is no number")
@@ -100,8 +145,8 @@ def _text(node: yaml.Node) -> str:
     """A scalar as it is written: `no`, `1.0` and `null` are names too."""
     value = node.value
     if not isinstance(value, str):
-        raise ValueError("a class name is no text")
-    return check_text(value, "class name")
+        raise ValueError("a class name or a path is no text")
+    return check_text(value, "class name or path")
 
 
 def label_numbers(line: str) -> tuple[float, ...] | None:

@@ -14,6 +14,9 @@ MAX_BLOCKS = 20_000  # JPEG segments or GIF sub-blocks before the first pixel; r
 MAX_CHUNKS = 200_000  # PNG chunks: 8 kB ones, which common encoders write, in a 1.6 GB file
 MAX_JUNK = 1 << 16  # bytes between two JPEG segments that belong to neither
 MAX_EXIF = 1 << 22  # bytes; a segment holds 64 kB, most files have one, and Pillow joins several one by one
+MAX_TAGS = (
+    4_096  # of a TIFF directory; real files have under 100, and a decoder may format a warning for each
+)
 MAX_SCANS = 64  # of a progressive JPEG; real files have about 10, and each scan decodes all pixels once more
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -136,6 +139,8 @@ def check_header(data: bytes, max_pixels: int) -> JpegHeader | None:
             _check_png(data)
         case "GIF":
             _check_gif(data)
+        case "TIFF":
+            _check_tiff(data)
         case _:
             pass
     return None
@@ -285,3 +290,14 @@ def _check_gif(data: bytes) -> None:
             if blocks > MAX_BLOCKS:
                 raise HeaderError(f"damaged: more than {MAX_BLOCKS} blocks before the first GIF frame")
         position += 1
+
+
+def _check_tiff(data: bytes) -> None:
+    """Bound the number of tags in the first directory, where the file is a TIFF with 32-bit or 64-bit offsets."""
+    order = "little" if data.startswith(b"II") else "big"
+    # Bytes 2 and 3 are 42, or 43 for offsets of 8 bytes, which are at byte 8.
+    width, at, count_width = (8, 8, 8) if b"+" in data[2:4] else (4, 4, 2)
+    start = int.from_bytes(data[at : at + width], order)
+    tags = int.from_bytes(data[start : start + count_width], order)
+    if tags > MAX_TAGS:
+        raise HeaderError(f"damaged: {tags} tags in the TIFF header")

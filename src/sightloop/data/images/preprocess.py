@@ -7,6 +7,7 @@ converts a batch of them beside the model. Together they equal, bit for bit, the
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -299,3 +300,19 @@ def _pad_to_crop(values: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8
         return values
     rows, columns = (crop - length for crop, length in zip(spec.crop, values.shape[1:], strict=True))
     return np.pad(values, ((0, 0), (rows - rows // 2, rows // 2), (columns - columns // 2, columns // 2)))
+
+
+def encode_thumbnail(pixels: Pixels, side: int) -> bytes:
+    """A JPEG of an image, with quality 82.
+
+    Args:
+        pixels: values uint8 `[3, H, W]`.
+        side: a square image (H = W) that is larger is made that small, in pixels; others keep their size.
+    """
+    values = np.ascontiguousarray(pixels.values.transpose(1, 2, 0))  # [H, W, 3]
+    image = Image.fromarray(values)
+    if image.width == image.height > side:
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=82)
+    return target.getvalue()

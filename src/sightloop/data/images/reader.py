@@ -74,6 +74,32 @@ def is_retryable(error: ImageError) -> bool:
     return error.reason.startswith((_TIMED_OUT, _NOT_STARTED, _CRASHED, decode.OUT_OF_MEMORY))
 
 
+class ImagePool:
+    """Decoder of single images on request, in worker processes that stay for the next ones.
+
+    Args:
+        spec: Preprocessing.
+        limits: Limits of one image.
+        workers: Number of processes; each starts when it is first needed.
+    """
+
+    def __init__(self, spec: ImageSpec, *, limits: Limits = decode.DEFAULT_LIMITS, workers: int = 2) -> None:
+        if workers < 1:
+            raise UsageError(f"workers={workers}: must be at least 1")
+        self._backend = _ProcessBackend(spec, "exact", limits)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sightloop-decoder")
+
+    def submit(self, source: ImageSource) -> Future[Pixels | ImageError]:
+        """The pixels of an image, or why it cannot be read, when they are there; first come, first served."""
+        return self._threads.submit(self._backend, source)
+
+    def close(self) -> None:
+        """Ends the processes; what waits is cancelled."""
+        self._backend.stop()
+        self._threads.shutdown(cancel_futures=True)
+        self._backend.close()
+
+
 class _Backend(Protocol):
     """Reads one image per call, on several threads at once."""
 

@@ -1,4 +1,4 @@
-"""BART's byte pairs as Florence-2 reads them: places, tags and images are words of their own, and nothing is put
+"""BART's byte pairs as Florence-2 reads them: locations, tags and images are single tokens, and nothing is put
 around a text (its prompts say where they begin and end)."""
 
 from __future__ import annotations

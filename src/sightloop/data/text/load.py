@@ -12,7 +12,7 @@ from sightloop.data.text.tokenizer import (
     clip_tokenizer_from_bpe,
     load_tokenizer,
 )
-from sightloop.errors import TokenizerError
+from sightloop.errors import SightloopError, TokenizerError
 from sightloop.types import IMAGE_PLACEHOLDER, TokenizerKind
 
 _CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
@@ -42,6 +42,20 @@ def load_tokenizer_of_kind(
     Raises:
         TokenizerError: what is missing or damaged.
     """
+    try:
+        return _load(source, kind, max_length, lowercase, cleaning)
+    except SightloopError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        cause = str(error).partition("\n")[0][:120]
+        raise TokenizerError(
+            f"{source}: its tokenizer files cannot be understood ({type(error).__name__}: {cause}); download them again"
+        ) from error
+
+
+def _load(
+    source: Path, kind: TokenizerKind, max_length: int, lowercase: bool, cleaning: str | None
+) -> Tokenizer:
     if kind == "gemma":
         return load_sentencepiece(
             source, max_length=NO_LIMIT, extra_special_token=IMAGE_PLACEHOLDER, location_tokens=True

@@ -79,7 +79,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def character_map(data: bytes) -> Callable[[str], str]:
-    """SentencePiece's compiled table of replacements: the longest entry that a text goes on with is replaced.
+    """SentencePiece's compiled table of replacements: the longest entry that matches at a position is replaced.
 
     The table is a double-array trie over UTF-8 (32-bit units: label, offset to the children, whether a value hangs
     there), then the replacements, each ended by a zero byte.

@@ -26,7 +26,7 @@ from sightloop.errors import TokenizerError
 from sightloop.types import JsonDict
 
 NO_LIMIT = 1 << 20  # tokens a text, for towers without a limit
-_MARK = "▁"  # stands for a space
+_MARK = "▁"  # represents a space
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _NAMES: dict[str, dict[str, str]] = {
     "SiglipTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
@@ -162,7 +162,7 @@ def _assemble(
 
 
 def _has_older(folder: Path, config: JsonDict) -> bool:
-    """Files from before `added_tokens_decoder` name the special tokens in a file of their own, which then wins."""
+    """Files from before `added_tokens_decoder` name the special tokens in a separate file, which then wins."""
     return "added_tokens_decoder" not in config and (folder / "special_tokens_map.json").is_file()
 
 
@@ -351,7 +351,7 @@ def _siglip_cleaning(model: PieceModel, names: list[str], lower: bool, end: str)
     """big_vision's canonical text, between special tokens: lower case, no punctuation, single spaces; then what
     SentencePiece makes of its characters.
 
-    A space stands in front of the text, and an end token that it brings along is not put there twice.
+    A space is prepended, and an end token that the text already has is not added twice.
     """
     special = re.compile(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})")
     mapped = character_map(model.charsmap)

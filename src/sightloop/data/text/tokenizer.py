@@ -66,7 +66,7 @@ _OPENAI_WORDS = (
 _OPENAI_SPECIAL = re.compile("<\\|(?:[s\u017f]tartoftext|endoftext)\\|>")
 _OPENAI_SPACE = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode White_Space; `re` alone counts 1C to 1F as space too
 _OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
-_OPENAI_MERGES = 49152 - 256 - 2  # the file goes on after those that CLIP was trained with
+_OPENAI_MERGES = 49152 - 256 - 2  # the file has more merges than CLIP was trained with
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,7 +305,7 @@ def _clip_pipeline(model: models.Model, settings: JsonDict) -> tokenizers.Tokeni
     words = Regex(_OPENAI_WORDS if openai else _CLIP_WORDS)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # The words are what the pattern matches; what lies between them is dropped.
+            # The words are what the pattern matches; what is between them is dropped.
             pre_tokenizers.Split(words, behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not openai),
         ]
@@ -359,7 +359,7 @@ def _read_whole(path: Path, kind: PipelineKind) -> Vocabulary:
 
 
 def _read_plain(path: Path, kind: PipelineKind) -> Vocabulary:
-    """Vocabulary and merges of a vocab.json with the merges.txt beside it, or of a vocab.txt."""
+    """Vocabulary and merges of a vocab.json with its merges.txt, or of a vocab.txt."""
     merges = path.with_name("merges.txt")
     if kind == "clip":
         _require(merges, "It belongs to vocab.json: copy it from the checkpoint into that folder.")
@@ -422,7 +422,7 @@ def _reading(source: Path) -> Generator[None]:
     except Exception as error:
         if isinstance(error, TokenizerError):
             raise
-        why = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise TokenizerError(f"{source} is damaged or of another kind ({why}); fetch it again.") from error
 
 

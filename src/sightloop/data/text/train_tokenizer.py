@@ -25,7 +25,7 @@ def train_wordpiece(texts: Iterable[str], size: int, path: Path) -> None:
 
     Byte-pair merges (Sennrich et al. 2016) over words that begin with a mark, which becomes BERT's "##" on the pieces
     that do not. Every character of the texts is in it, so that no word of theirs is unknown, even beyond `size`.
-    A `tokenizer_config.json` beside it lets "garbage_bin" be decoded as it was written, not as "garbage _ bin".
+    A `tokenizer_config.json` next to it lets "garbage_bin" be decoded as it was written, not as "garbage _ bin".
     Raises UsageError where there are no texts.
     """
     # The library's own trainer of word pieces numbers characters in a random order, and breaks ties by those numbers.

@@ -1,4 +1,4 @@
-"""Answer ranking: the likeliest of given answers under a decoder (Li et al. 2022, section 5.3)."""
+"""Scores of given texts for an image: the ITM head, and the likeliest answer under a decoder (Li et al. 2022)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sightloop.protocols import DecoderState, TextDecoder
+from sightloop.protocols import DecoderState, Matcher, TextDecoder
 from sightloop.tasks.finite import require_finite, require_finite_logits
 from sightloop.types import Encoded
 
@@ -69,3 +69,19 @@ def _log_likelihood(decoder: TextDecoder[S], memory: Encoded, ids: Tensor, lengt
     log_p = logits.gather(2, tokens[:, :, None]).squeeze(2) - logits.logsumexp(dim=-1)
     valid_mask = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
     return (log_p * valid_mask).sum(dim=1)
+
+
+@torch.inference_mode()
+def match_logits(network: Matcher, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
+    """ITM logits of K texts for each of B images.
+
+    Args:
+        network: with an ITM head.
+        image: B encoded images.
+        ids: `[B * K, L]`, the texts of one image together.
+        lengths: `[B * K]`, tokens without padding.
+
+    Returns:
+        float32 `[B * K, 2]`: (no match, match).
+    """
+    return network.match_logits(image, ids, lengths).float()

@@ -1,0 +1,300 @@
+"""Routes of the folder: its images, thumbnails, captions, edits, replacements."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import Header, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+import sightloop
+from sightloop.annotation.review import EditConflict
+from sightloop.apps.server.errors import ApiError, JsonResponse, error_body
+from sightloop.apps.server.library import Library, LibraryImage, Listing, Shown, Sort
+from sightloop.apps.server.routing import new_router
+from sightloop.apps.server.service import Service, service_of
+from sightloop.apps.server.thumbs import SIZES
+from sightloop.data.images.decode import upright_size
+from sightloop.data.images.headers import image_format
+from sightloop.errors import ImageError, SightloopError
+from sightloop.types import JsonDict
+
+router = new_router("/api", "folder")
+
+_MAX_ROWS = 500
+_SHOWN_CHANGES = 1000
+_MEDIA = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+}
+
+CaptionText = Annotated[str, Field(max_length=65_536)]
+Term = Annotated[str, Field(max_length=1_000)]
+ImageId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+
+
+class EditRequest(BaseModel):
+    """A new caption; null deletes the file, which only an undo does."""
+
+    text: CaptionText | None
+    origin: Literal["typed", "accepted", "undone"] = "typed"
+
+
+class ShownFilter(BaseModel):
+    """Which captions a replacement looks at."""
+
+    text: Term = ""
+    without: Annotated[str, Field(max_length=1_000, alias="not")] = ""
+    state: Shown = ""
+
+
+class ReplaceRequest(BaseModel):
+    """Find and replace in the captions of a listing. `expect`: ETags that the preview showed."""
+
+    find: Annotated[str, Field(min_length=1, max_length=1_000)]
+    replace: Term = ""
+    whole_words: bool = False
+    ignore_case: bool = False
+    filter: ShownFilter = ShownFilter.model_validate({})
+    preview: bool = True
+    expect: Annotated[dict[ImageId, Term], Field(max_length=_SHOWN_CHANGES)] | None = None
+
+
+class UndoRequest(BaseModel):
+    """A replacement to take back."""
+
+    batch: Annotated[str, Field(min_length=1, max_length=100)]
+
+
+def library_of(service: Service) -> Library:
+    """The folder's library. Raises ApiError (404) where the server has no folder."""
+    if service.library is None:
+        raise ApiError(
+            404, "the server has no folder of images: start it as sightloop serve FOLDER", code="no_folder"
+        )
+    return service.library
+
+
+@router.get("/info")
+async def info(request: Request) -> JsonResponse:
+    """The folder, the models and the index, for the page."""
+    service = service_of(request)
+    library = service.library
+    index = service.index
+    answer: JsonDict = {
+        "name": library.folder.name if library else "sightloop",
+        "images": len(await asyncio.to_thread(library.entries)) if library else 0,
+        "captioned": len(await asyncio.to_thread(library.captioned)) if library else 0,
+        "version": sightloop.__version__,
+        "default_model": service.pool.default,
+        "models": [
+            {"id": state.id, "capabilities": state.capabilities or [], "loaded": state.is_loaded}
+            for state in service.pool.states()
+        ],
+        "index": None if index is None else await asyncio.to_thread(index.describe),
+        "editable": bool(library and library.is_editable),
+    }
+    return JsonResponse(answer)
+
+
+@router.get("/images")
+async def images(
+    request: Request,
+    offset: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
+    limit: Annotated[int, Query(ge=1, le=_MAX_ROWS)] = 200,
+    text: Annotated[str, Query(max_length=1_000)] = "",
+    without: Annotated[str, Query(max_length=1_000, alias="not")] = "",
+    state: Shown = "",
+    sort: Sort = "path",
+) -> JsonResponse:
+    """A part of the folder's images, filtered and sorted."""
+    library = library_of(service_of(request))
+
+    def read() -> JsonDict:
+        chosen = library.select(Listing(text=text, without=without, state=state, sort=sort))
+        rows = [library.row(entry) for entry in chosen[offset : offset + limit]]
+        return {"total": len(chosen), "offset": offset, "images": rows}
+
+    return JsonResponse(await asyncio.to_thread(read))
+
+
+@router.get("/images/{image_id}")
+async def image(request: Request, image_id: str) -> Response:
+    """The file of an image."""
+    service = service_of(request)
+    entry = await asyncio.to_thread(library_of(service).entry, image_id)
+    data = await service.images.path(entry.path, "id")
+    media = _MEDIA.get(image_format(data), "application/octet-stream")
+    return Response(data, media_type=media, headers={"Cache-Control": "private, no-cache"})
+
+
+@router.get("/images/{image_id}/thumb")
+async def thumb(request: Request, image_id: str, size: int = 256) -> Response:
+    """A small JPEG of an image; size: 96, 256 or 640."""
+    if size not in SIZES:
+        raise ApiError(400, f"size: one of {', '.join(map(str, SIZES))}", param="size")
+    service = service_of(request)
+    library = library_of(service)
+    entry = await asyncio.to_thread(library.entry, image_id)
+    modified = await asyncio.to_thread(_modified, library, entry)
+    headers = {"Cache-Control": "private, max-age=60", "ETag": f'"{image_id}-{size}-{modified:x}"'}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    key = (image_id, size, modified)
+    data = service.thumbnails.cached(key)
+    if data is None:
+        try:
+            data = await service.thumbnails.make(await service.images.path(entry.path, "id"), key)
+        except ImageError as error:
+            raise ApiError(400, f"the image cannot be read: {error.reason}", code="invalid_image") from None
+    return Response(data, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/images/{image_id}/info")
+async def image_info(request: Request, image_id: str) -> JsonResponse:
+    """All that is known about an image."""
+    library = library_of(service_of(request))
+
+    def read() -> JsonDict:
+        entry = library.entry(image_id)
+        path = library.folder / entry.path
+        row = library.row(entry)
+        try:
+            height, width = upright_size(path)
+            row |= {"width": width, "height": height, "size": os.path.getsize(path)}
+        except (ImageError, OSError):
+            row |= {"width": None, "height": None, "size": None}
+        history = library.review.history(entry.path) if library.is_editable else ()
+        return row | {
+            "history": [
+                {
+                    "number": edit.number,
+                    "before": edit.before,
+                    "after": edit.after,
+                    "origin": edit.origin,
+                    "time": edit.time,
+                }
+                for edit in history
+            ]
+        }
+
+    return JsonResponse(await asyncio.to_thread(read))
+
+
+@router.put("/images/{image_id}/caption")
+async def edit(
+    request: Request, image_id: str, body: EditRequest, if_match: Annotated[str | None, Header()] = None
+) -> JsonResponse:
+    """Writes a caption if the file still has the ETag of If-Match; else 412, with what the file says now."""
+    if if_match is None or not (match := re.fullmatch(r'(?:W/)?"?([\w-]{1,64})"?', if_match.strip())):
+        raise ApiError(
+            428, "If-Match: give the ETag of the caption that the edit was made from", code="etag_needed"
+        )
+    if body.text is None and body.origin != "undone":
+        raise ApiError(400, "text: give a caption", param="text")
+    library = library_of(service_of(request))
+
+    def write() -> JsonDict:
+        entry = library.entry(image_id)
+        written = library.review.edit(entry.path, body.text, match[1], body.origin)
+        library.note_edit(entry, written)
+        return {"caption": {"text": written.text, "etag": written.etag}, "state": library.state(entry)}
+
+    try:
+        return JsonResponse(await asyncio.to_thread(write))
+    except EditConflict as conflict:
+        message = "the caption was changed meanwhile: look at it, then save again"
+        body_of_error = error_body(412, message, None, "changed")
+        current = {"text": conflict.current.text, "etag": conflict.current.etag}
+        return JsonResponse({**body_of_error, "current": current}, 412)
+
+
+@router.post("/images/{image_id}/reject")
+async def reject(request: Request, image_id: str) -> JsonResponse:
+    """Rejects the latest proposal; the caption on disk stays."""
+    library = library_of(service_of(request))
+
+    def write() -> JsonDict:
+        entry = library.entry(image_id)
+        library.review.reject(entry.path)
+        return {"state": library.state(entry)}
+
+    return JsonResponse(await asyncio.to_thread(write))
+
+
+@router.post("/captions/replace")
+async def replace(request: Request, body: ReplaceRequest) -> JsonResponse:
+    """Finds and replaces in the captions of a listing: the changes, or what was done."""
+    library = library_of(service_of(request))
+    return JsonResponse(await asyncio.to_thread(_preview if body.preview else _apply, library, body))
+
+
+@router.post("/captions/undo")
+async def undo(request: Request, body: UndoRequest) -> JsonResponse:
+    """Takes a replacement back, but for captions that were changed since."""
+    library = library_of(service_of(request))
+
+    def write() -> JsonDict:
+        undone, changed = library.review.undo(body.batch)
+        entries = [library.by_path(path) for path in changed]
+        return {"undone": undone, "changed_since": [entry.id for entry in entries if entry]}
+
+    return JsonResponse(await asyncio.to_thread(write))
+
+
+def _modified(library: Library, entry: LibraryImage) -> int:
+    try:
+        return os.stat(library.folder / entry.path).st_mtime_ns
+    except OSError:
+        raise ApiError(404, "the folder has no such image", code="image_not_found") from None
+
+
+def _changes(library: Library, body: ReplaceRequest) -> Sequence[tuple[LibraryImage, str, str, str]]:
+    """(image, caption, new caption, ETag) of every caption that a replacement changes."""
+    pattern = re.escape(body.find)
+    if body.whole_words:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    regex = re.compile(pattern, re.IGNORECASE if body.ignore_case else 0)
+    shown = Listing(text=body.filter.text, without=body.filter.without, state=body.filter.state)
+    changes: list[tuple[LibraryImage, str, str, str]] = []
+    for entry in library.select(shown):
+        caption = library.caption(entry)
+        if caption.text is not None:
+            after = regex.sub(lambda _: body.replace, caption.text)
+            if after != caption.text:
+                changes.append((entry, caption.text, after, caption.etag))
+    return changes
+
+
+def _preview(library: Library, body: ReplaceRequest) -> JsonDict:
+    changes = _changes(library, body)
+    shown = [
+        {"id": entry.id, "path": entry.path, "before": before, "after": after, "etag": etag}
+        for entry, before, after, etag in changes[:_SHOWN_CHANGES]
+    ]
+    return {"changes": shown, "total": len(changes)}
+
+
+def _apply(library: Library, body: ReplaceRequest) -> JsonDict:
+    batch = secrets.token_hex(8)
+    changed, conflicts, expected = 0, list[str](), body.expect or {}
+    for entry, _, after, etag in _changes(library, body):
+        if expected.get(entry.id, etag) != etag:
+            conflicts.append(entry.id)
+            continue
+        try:
+            written = library.review.edit(entry.path, after, etag, "replaced", batch)
+            library.note_edit(entry, written)
+            changed += 1
+        except (EditConflict, SightloopError):
+            conflicts.append(entry.id)
+    return {"batch": batch, "changed": changed, "conflicts": conflicts}

@@ -1,0 +1,236 @@
+// Image: one image with everything that a model can do with it; boxes and outlines drawn over it.
+import { html, useEffect, useRef, useState } from "../html.js";
+import { get, original, post, streamChat } from "../api.js";
+import { info, route } from "../state.js";
+import { text } from "../strings.js";
+import { searchLike } from "./library.js";
+
+const COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000"];
+const TOOLS = [
+  ["ask", ["chat", "answer"]],
+  ["judge", ["match"]],
+  ["classify", ["classify"]],
+  ["regions", ["detect", "locate", "segment", "read"]],
+  ["explain", ["explain"]],
+  ["caption", ["caption"]],
+];
+
+function lines(value) {
+  return value.split("\n").map((line) => line.trim()).filter(Boolean);
+}
+
+function Overlay({ regions, hidden, size, heat, strength }) {
+  const canvas = useRef(null);
+  useEffect(() => {
+    if (!heat || !canvas.current) return;
+    const height = heat.length;
+    const width = heat[0].length;
+    const top = Math.max(...heat.flat(), 1e-12);
+    const pixels = new ImageData(width, height);
+    heat.flat().forEach((value, i) => {
+      const level = value / top;
+      pixels.data.set([255, 80 * (1 - level), 0, 230 * level], 4 * i);
+    });
+    canvas.current.width = width;
+    canvas.current.height = height;
+    canvas.current.getContext("2d").putImageData(pixels, 0, 0);
+  }, [heat]);
+  return html`
+    ${heat && html`<canvas ref=${canvas} class="heat" style=${{ opacity: strength }} aria-hidden="true"></canvas>`}
+    <svg class="boxes" viewBox=${`0 0 ${size.width} ${size.height}`} aria-hidden="true">
+      ${regions.map((region, i) => {
+        if (hidden.has(i)) return null;
+        const color = COLORS[i % COLORS.length];
+        const [left, top, right, bottom] = region.box;
+        return html`<g stroke=${color} fill=${color} stroke-width=${Math.max(1, size.width / 300)}>
+          ${region.polygons.map((polygon) => html`<polygon points=${polygon.join(" ")} fill-opacity="0.25" />`)}
+          ${!region.polygons.length && html`<rect x=${left} y=${top} width=${right - left} height=${bottom - top} fill="none" />`}
+        </g>`;
+      })}
+    </svg>`;
+}
+
+function Ask({ image, model }) {
+  const [turns, setTurns] = useState([]);
+  const [question, setQuestion] = useState("");
+  const [error, setError] = useState("");
+  async function ask(event) {
+    event.preventDefault();
+    const asked = question.trim();
+    if (!asked) return;
+    setQuestion("");
+    setError("");
+    const before = turns;
+    const show = (answer) => setTurns([...before, { question: asked, answer }]);
+    show("...");
+    try {
+      if (model.capabilities.includes("chat")) {
+        const data = await (await fetch(original(image.id))).blob();
+        const url = await new Promise((resolve) => {
+          const reader = new FileReader();
+          reader.onload = () => resolve(reader.result);
+          reader.readAsDataURL(data);
+        });
+        const messages = [];
+        for (const turn of before) {
+          messages.push({ role: "user", content: turn.question }, { role: "assistant", content: turn.answer });
+        }
+        messages.push({ role: "user", content: asked });
+        messages[0].content = [{ type: "image_url", image_url: { url } }, { type: "text", text: messages[0].content }];
+        await streamChat({ model: model.id, messages }, show);
+      } else {
+        const answer = await post("api/answer", { model: model.id, images: { path: image.path }, questions: asked });
+        show(answer.answers[0]);
+      }
+    } catch (problem) {
+      setTurns(before);
+      setQuestion(asked);
+      setError(problem.message);
+    }
+  }
+  return html`<form onSubmit=${ask}>
+    <ol class="turns" aria-live="polite">${turns.map((turn) => html`<li><b>${turn.question}</b><br />${turn.answer}</li>`)}</ol>
+    <label>${text("image.ask")}<input value=${question} placeholder=${text("image.ask.placeholder")} onInput=${(event) => setQuestion(event.target.value)} /></label>
+    <button class="primary">${text("image.run")}</button><p class="error" role="alert">${error}</p></form>`;
+}
+
+/** A field of lines, and a table of line and probability. */
+function Scores({ label, run, initial }) {
+  const [value, setValue] = useState(initial ?? "");
+  const [rows, setRows] = useState(null);
+  const [error, setError] = useState("");
+  async function go(event) {
+    event.preventDefault();
+    const texts = lines(value);
+    if (!texts.length) return;
+    try {
+      const scores = await run(texts);
+      setRows(texts.map((each, i) => [each, scores[i]]).sort((a, b) => b[1] - a[1]));
+      setError("");
+    } catch (problem) {
+      setError(problem.message);
+    }
+  }
+  return html`<form onSubmit=${go}>
+    <label>${label}<textarea rows="4" value=${value} onInput=${(event) => setValue(event.target.value)} /></label>
+    <button class="primary">${text("image.run")}</button>
+    ${rows && html`<table class="scores" aria-live="polite"><tbody>${rows.map(([name, score]) => html`<tr><th scope="row">${name}</th>
+      <td><meter min="0" max="1" value=${score}>${score.toFixed(2)}</meter> ${(100 * score).toFixed(1)} %</td></tr>`)}</tbody></table>`}
+    <p class="error" role="alert">${error}</p></form>`;
+}
+
+function Regions({ image, model, regions, setRegions, hidden, setHidden }) {
+  const [phrase, setPhrase] = useState("");
+  const [error, setError] = useState("");
+  const [ran, setRan] = useState(false);
+  async function run(verb) {
+    setError("");
+    try {
+      const body = { model: model.id, images: { path: image.path } };
+      if (verb === "locate" || verb === "segment") body.phrases = phrase.trim();
+      const answer = await post(`api/${verb}`, body);
+      setHidden(new Set());
+      setRegions(answer.regions[0]);
+      setRan(true);
+    } catch (problem) {
+      setError(problem.message);
+    }
+  }
+  const can = (verb) => model.capabilities.includes(verb);
+  return html`<div>
+    ${(can("locate") || can("segment")) && html`<label>${text("image.regions.phrase")}<input value=${phrase} onInput=${(event) => setPhrase(event.target.value)} /></label>`}
+    <p class="buttons">${["detect", "locate", "segment", "read"].filter(can).map((verb) => html`<button onClick=${() => run(verb)}
+      disabled=${(verb === "locate" || verb === "segment") && !phrase.trim()}>${text(`image.${verb}`)}</button>`)}</p>
+    ${ran && !regions.length && html`<p>${text("image.noregions")}</p>`}
+    ${regions.length > 0 && html`<fieldset><legend>${text("image.shown")}</legend>${regions.map((region, i) => html`<label class="check">
+      <input type="checkbox" checked=${!hidden.has(i)} onChange=${() => {
+        const next = new Set(hidden);
+        if (!next.delete(i)) next.add(i);
+        setHidden(next);
+      }} /><span class="swatch" style=${{ background: COLORS[i % COLORS.length] }}></span>
+      ${region.label} ${region.score === null ? "" : region.score.toFixed(2)}</label>`)}</fieldset>`}
+    <p class="error" role="alert">${error}</p></div>`;
+}
+
+function Explain({ image, model, setHeat, strength, setStrength }) {
+  const [value, setValue] = useState(image.caption.text ?? "");
+  const [error, setError] = useState("");
+  async function run(event) {
+    event.preventDefault();
+    try {
+      const answer = await post("api/explain", { model: model.id, images: { path: image.path }, texts: value.trim() });
+      setHeat(answer.maps[0]);
+      setError("");
+    } catch (problem) {
+      setError(problem.message);
+    }
+  }
+  return html`<form onSubmit=${run}>
+    <label>${text("image.explain.hint")}<input value=${value} onInput=${(event) => setValue(event.target.value)} /></label>
+    <button class="primary">${text("image.run")}</button>
+    <label>${text("image.map")}<input type="range" min="0" max="1" step="0.1" value=${strength} onInput=${(event) => setStrength(Number(event.target.value))} /></label>
+    <p class="error" role="alert">${error}</p></form>`;
+}
+
+function Caption({ image, model }) {
+  const [captions, setCaptions] = useState([]);
+  const [error, setError] = useState("");
+  async function run() {
+    try {
+      const answer = await post("api/caption", { model: model.id, images: { path: image.path } });
+      setCaptions([...captions, ...answer.captions]);
+      setError("");
+    } catch (problem) {
+      setError(problem.message);
+    }
+  }
+  return html`<div><button class="primary" onClick=${run}>${text("image.run")}</button>
+    <ul aria-live="polite">${captions.map((caption) => html`<li>${caption}</li>`)}</ul><p class="error" role="alert">${error}</p></div>`;
+}
+
+export function ImageRoom() {
+  const { id } = route.value;
+  const [image, setImage] = useState(null);
+  const [error, setError] = useState("");
+  const [size, setSize] = useState({ width: 1, height: 1 });
+  const [tool, setTool] = useState("ask");
+  const [chosen, setChosen] = useState("");
+  const [regions, setRegions] = useState([]);
+  const [hidden, setHidden] = useState(new Set());
+  const [heat, setHeat] = useState(null);
+  const [strength, setStrength] = useState(0.6);
+  useEffect(() => {
+    setImage(null);
+    setRegions([]);
+    setHeat(null);
+    get(`api/images/${id}/info`).then(setImage, (problem) => setError(problem.message));
+  }, [id]);
+  if (!image) return html`<p role="alert" class="error">${error && text("image.missing")}</p>`;
+  const needed = TOOLS.find(([name]) => name === tool)[1];
+  const able = info.value.models.filter((model) => needed.some((verb) => model.capabilities.includes(verb)));
+  const model = able.find((each) => each.id === chosen) ?? able[0];
+  const shared = { image, model };
+  return html`<section class="image-room" aria-label=${text("room.image")}>
+    <h1>${image.path}</h1>
+    <div class="split">
+      <div><div class="frame"><img src=${original(id)} alt=${image.caption.text ?? image.path}
+        onLoad=${(event) => setSize({ width: event.target.naturalWidth, height: event.target.naturalHeight })} />
+        <${Overlay} regions=${regions} hidden=${hidden} size=${size} heat=${heat} strength=${strength} /></div>
+        <p>${image.caption.text ?? html`<em>${text("caption.none")}</em>`}</p>
+        <p class="note">${text("image.size", { width: size.width, height: size.height })}
+          ${info.value.index && html` <button onClick=${() => searchLike(id)}>${text("hit.similar")}</button>`}</p></div>
+      <div class="tools">
+        <div class="tabs" role="group" aria-label=${text("room.image")}>${TOOLS.map(([name]) => html`<button aria-pressed=${tool === name ? "true" : "false"} onClick=${() => setTool(name)}>${text(`image.${name}`)}</button>`)}</div>
+        ${able.length > 1 && html`<label>${text("image.model")}<select value=${model.id} onChange=${(event) => setChosen(event.target.value)}>
+          ${able.map((each) => html`<option value=${each.id}>${each.id}</option>`)}</select></label>`}
+        ${!model && html`<p>${text("image.cannot", { model: info.value.default_model })}</p>`}
+        ${model && tool === "ask" && html`<${Ask} ...${shared} key=${id} />`}
+        ${model && tool === "judge" && html`<${Scores} key=${`judge ${id}`} label=${text("image.judge.hint")} initial=${image.caption.text}
+          run=${async (texts) => (await post("api/match", { model: model.id, images: { path: image.path }, texts })).probabilities} />`}
+        ${model && tool === "classify" && html`<${Scores} key=${`classify ${id}`} label=${text("image.classify.hint")}
+          run=${async (labels) => (await post("api/classify", { model: model.id, images: { path: image.path }, labels })).probabilities[0]} />`}
+        ${model && tool === "regions" && html`<${Regions} ...${shared} regions=${regions} setRegions=${setRegions} hidden=${hidden} setHidden=${setHidden} />`}
+        ${model && tool === "explain" && html`<${Explain} ...${shared} setHeat=${setHeat} strength=${strength} setStrength=${setStrength} />`}
+        ${model && tool === "caption" && html`<${Caption} ...${shared} key=${id} />`}
+      </div></div></section>`;
+}

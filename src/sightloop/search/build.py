@@ -1,0 +1,353 @@
+"""Building an index: what is new, changed or moved among the entries of its sources, embedded and committed in batches.
+
+An image is told by its path, size and time; where these differ, by its content. Every image is reported only after the
+commit that holds it, so a killed run has lost nothing that it reported, and the next run goes on behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import tee
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from sightloop.errors import ImageError
+from sightloop.search.exif import read_exif
+from sightloop.search.rows import Table, merge_columns, table_of, unit_vectors, vector_column
+from sightloop.search.sources import Entry
+from sightloop.search.store import Store, VectorSpace
+from sightloop.types import Done, Event, Failed, Floats32, JsonDict, Limits, Pixels, Skipped
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
+
+Action: TypeAlias = Literal["added", "changed", "moved", "updated", "removed"]
+_COMMIT_IMAGES = 1_024
+_COMMIT_SECONDS = 5.0
+_FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
+_WAITING_EVENTS = 1_024
+_TEXT_FIELDS = ("captions", "texts", "labels", "regions", "extra")
+_DERIVED = ("caption_keys", "label_keys", "words", "grams")
+
+
+class Indexed(NamedTuple):
+    """What was done for an image: "added", "changed" (new content), "moved" (found by content) or "updated" (texts)."""
+
+    id: str
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How images are read and committed.
+
+    Args:
+        workers: decoders.
+        isolate: decode in child processes, which a hostile file may take down without harm to this one.
+        limits: bounds on each image.
+        commit_images: greatest number of images in a batch, which is committed whole.
+        commit_seconds: seconds after which a smaller batch is committed; after 2 seconds one of 64 images is.
+    """
+
+    workers: int = 2
+    isolate: bool = True
+    limits: Limits = field(default_factory=Limits)
+    commit_images: int = _COMMIT_IMAGES
+    commit_seconds: float = _COMMIT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A row that is in the index."""
+
+    id: str
+    root: str
+    path: str
+    size: int
+    mtime: int
+    sha256: str
+    stamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An image that has to be embedded: its entry, bytes and id."""
+
+    entry: Entry
+    data: bytes
+    sha256: str
+    id: str
+    action: Action
+
+
+class KnownRows:
+    """What an index holds, by name, by content and by id.
+
+    Args:
+        store: of the index.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._by_name: dict[str, _Known] = {}
+        self._by_content: dict[str, list[_Known]] = {}
+        self._ids: set[str] = set()
+        columns = ("id", "root", "path", "size", "mtime", "sha256", "stamp")
+        for part in store.scan(columns):
+            for values in zip(*(part[name].to_pylist() for name in columns), strict=True):
+                self.put(_Known(*values))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[_Known]:
+        return iter(list(self._by_name.values()))
+
+    def named(self, entry: Entry) -> _Known | None:
+        """The row of an entry."""
+        return self._by_name.get(entry.name)
+
+    def moved(self, sha256: str) -> _Known | None:
+        """A row with this content whose file is gone."""
+        for row in self._by_content.get(sha256, ()):
+            if self._by_name.get(os.path.join(row.root, row.path)) is row and not is_there(
+                row.root, row.path
+            ):
+                return row
+        return None
+
+    def put(self, row: _Known, before: _Known | None = None) -> None:
+        """Takes in a row, in place of an earlier state."""
+        if before is not None:
+            self._by_name.pop(os.path.join(before.root, before.path), None)
+            self._by_content[before.sha256].remove(before)
+        self._by_name[os.path.join(row.root, row.path)] = row
+        self._by_content.setdefault(row.sha256, []).append(row)
+        self._ids.add(row.id)
+
+    def new_id(self, path: str, sha256: str) -> str:
+        """16 hex digits of a path and a content; the same in every run that finds the same rows before."""
+        number, digits = 0, ""
+        while not digits or digits in self._ids:
+            text = f"{path}\0{sha256}\0{number or ''}"
+            digits = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+            number += 1
+        return digits
+
+
+def is_there(root: str, path: str) -> bool:
+    """Whether the file of a row, or the dataset that holds it, exists."""
+    return os.path.lexists(os.path.join(root, path)) or (os.path.isfile(root) and root != path)
+
+
+class Builder:
+    """One run over entries.
+
+    Args:
+        store: of the index; the caller holds its lock.
+        models: with their vector spaces.
+        options: of reading and committing.
+        prepare: what else a row gets, from the bytes of its image: a hook for hashes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: Sequence[tuple[VectorSpace, Model]],
+        options: BuildOptions,
+        prepare: Callable[[bytes], JsonDict] | None = None,
+    ) -> None:
+        self._store, self._models, self._options = store, models, options
+        self._prepare = prepare
+        self._known = KnownRows(store)
+        self._updates: list[JsonDict] = []
+        self._rows: dict[Action, list[JsonDict]] = {"added": [], "changed": []}
+        self._vectors: dict[Action, list[list[Floats32]]] = {"added": [], "changed": []}
+        self._waiting: list[Event[Indexed]] = []
+        self._last_commit = time.monotonic()
+
+    def run(self, entries: Iterable[Entry | Failed]) -> Generator[Event[Indexed]]:
+        """Indexes entries and yields an event for each, those of a batch after its commit."""
+        batch: list[tuple[_Work, list[Pixels]]] = []
+        size = self._models[0][1].batch_size if self._models else 8
+        with_pixels = self._read(entries)
+        try:
+            for item in with_pixels:
+                if isinstance(item, tuple):
+                    batch.append(item)
+                else:
+                    self._waiting.append(item)
+                if len(batch) == size:
+                    self._embed(batch)
+                    batch = []
+                if self._is_due() and not batch:
+                    yield from self._commit()
+            self._embed(batch)
+            yield from self._commit()
+        finally:
+            with_pixels.close()
+
+    def _is_due(self) -> bool:
+        """Whether to commit: often enough that a kill costs seconds, seldom enough that commits cost nothing."""
+        changes = sum(map(len, self._rows.values())) + len(self._updates)
+        if not changes:
+            return len(self._waiting) >= _WAITING_EVENTS
+        seconds, options = time.monotonic() - self._last_commit, self._options
+        few = changes >= _FEW_IMAGES and seconds > _FEW_SECONDS
+        return few or changes >= options.commit_images or seconds > options.commit_seconds
+
+    def _read(
+        self, entries: Iterable[Entry | Failed]
+    ) -> Generator[tuple[_Work, list[Pixels]] | Skipped | Failed | Done[Indexed]]:
+        """What has to be embedded, with its pixels for each model; everything else as it is decided."""
+        waiting: deque[_Work | Skipped | Failed | Done[Indexed]] = deque()
+
+        def sources() -> Iterator[bytes]:
+            for entry in entries:
+                item = entry if isinstance(entry, Failed) else self._decide(entry)
+                waiting.append(item)
+                if isinstance(item, _Work):
+                    yield item.data
+                elif len(waiting) > 65_536:  # events alone: let them out
+                    return
+
+        while True:
+            feeds = tee(sources(), len(self._models))
+            streams = [
+                model.read(
+                    feed,
+                    workers=self._options.workers,
+                    isolate=self._options.isolate,
+                    limits=self._options.limits,
+                )
+                for (_, model), feed in zip(self._models, feeds, strict=True)
+            ]
+            ended = True
+            try:
+                for read in zip(*streams, strict=True):
+                    while not isinstance(item := waiting.popleft(), _Work):
+                        yield item
+                    yield _pixels_or_failure(item, read)
+                while waiting:
+                    ended = False
+                    item = waiting.popleft()
+                    assert not isinstance(item, _Work)
+                    yield item
+            finally:
+                for stream in streams:
+                    if isinstance(stream, Generator):
+                        stream.close()
+            if ended:
+                return
+
+    def _decide(self, entry: Entry) -> _Work | Skipped | Failed | Done[Indexed]:
+        """What an entry needs; updates of rows whose image is known are noted."""
+        row = self._known.named(entry)
+        if row is not None and row.mtime == entry.mtime and entry.size in (None, row.size):
+            if row.stamp == entry.stamp:
+                return Skipped(entry.name, "it is in the index")
+            return self._update(entry, row, row.size, row.sha256, "updated")
+        try:
+            data = entry.data()
+        except ImageError as error:
+            return Failed(entry.name, error.reason)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if row is not None and row.sha256 == sha256:
+            return self._update(entry, row, len(data), sha256, "updated")
+        if row is None and (row := self._known.moved(sha256)) is not None:
+            return self._update(entry, row, len(data), sha256, "moved")
+        if row is not None:
+            return self._note(_Work(entry, data, sha256, row.id, "changed"), row)
+        return self._note(_Work(entry, data, sha256, self._known.new_id(entry.path, sha256), "added"), None)
+
+    def _note(self, work: _Work, before: _Known | None) -> _Work:
+        entry = work.entry
+        row = _Known(work.id, entry.root, entry.path, len(work.data), entry.mtime, work.sha256, entry.stamp)
+        self._known.put(row, before)
+        return work
+
+    def _update(self, entry: Entry, row: _Known, size: int, sha256: str, action: Action) -> Done[Indexed]:
+        self._updates.append(_row(entry, row.id, size, sha256))
+        self._known.put(_Known(row.id, entry.root, entry.path, size, entry.mtime, sha256, entry.stamp), row)
+        return Done(entry.name, Indexed(row.id, action))
+
+    def _embed(self, batch: Sequence[tuple[_Work, list[Pixels]]]) -> None:
+        if not batch:
+            return
+        names = [work.entry.name for work, _ in batch]
+        columns = [
+            unit_rows(model.embed_images([pixels[i] for _, pixels in batch]), space, names)
+            for i, (space, model) in enumerate(self._models)
+        ]
+        for i, (work, pixels) in enumerate(batch):
+            row = _row(work.entry, work.id, len(work.data), work.sha256)
+            exif = read_exif(work.data)
+            height, width = pixels[0].size
+            row |= {"width": width, "height": height, "time": exif.time}
+            row |= {"latitude": exif.latitude, "longitude": exif.longitude}
+            row |= self._prepare(work.data) if self._prepare else {}
+            self._rows[work.action].append(row)
+            self._vectors[work.action].append([column[i] for column in columns])
+            self._waiting.append(Done(work.entry.name, Indexed(work.id, work.action)))
+
+    def _commit(self) -> Iterator[Event[Indexed]]:
+        """Writes what is noted, then lets the events of it go."""
+        writers: dict[Action, Callable[[Table], None]] = {
+            "added": self._store.add,
+            "changed": self._store.upsert,
+        }
+        for action, write in writers.items():
+            if rows := self._rows[action]:
+                table = table_of(rows)
+                columns = {
+                    space.column: vector_column(np.stack([v[i] for v in self._vectors[action]]), space.dtype)
+                    for i, (space, _) in enumerate(self._models)
+                }
+                write(merge_columns(table, columns))
+                self._rows[action], self._vectors[action] = [], []
+        if self._updates:
+            last = {
+                str(row["id"]): row for row in self._updates
+            }  # a row that was updated twice: its last state
+            full = table_of(list(last.values()))
+            self._store.update(full.select([*_UPDATED, *_DERIVED, "path_key"]))
+            self._updates = []
+        self._last_commit = time.monotonic()
+        events, self._waiting = self._waiting, []
+        yield from events
+
+
+_UPDATED = ("id", "root", "path", "size", "mtime", "sha256", "stamp", *_TEXT_FIELDS)
+
+
+def unit_rows(vectors: Floats32, space: VectorSpace, names: Sequence[str]) -> Floats32:
+    """Vectors `[n, q * d]`, each of unit length; UsageError, with the image's name, for NaN and zero."""
+    each = [name for name in names for _ in range(space.queries)]
+    return unit_vectors(vectors.reshape(-1, space.dim), space.dim, "vectors", each).reshape(len(vectors), -1)
+
+
+def _row(entry: Entry, identity: str, size: int, sha256: str) -> JsonDict:
+    row: JsonDict = {
+        "id": identity,
+        "root": entry.root,
+        "path": entry.path,
+        "size": size,
+        "mtime": entry.mtime,
+    }
+    return row | {"sha256": sha256, "stamp": entry.stamp, "texts": []} | entry.fields
+
+
+def _pixels_or_failure(
+    work: _Work, read: tuple[Pixels | ImageError, ...]
+) -> tuple[_Work, list[Pixels]] | Failed:
+    pixels: list[Pixels] = []
+    for result in read:
+        if isinstance(result, ImageError):
+            return Failed(work.entry.name, result.reason)
+        pixels.append(result)
+    return work, pixels
