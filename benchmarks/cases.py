@@ -13,6 +13,7 @@ Unit = Literal["s", "pictures/s", "texts/s", "MB"]
 TOKENS = 20
 ANSWER_TOKENS = 10
 PICTURES = 128  # prepared in one call
+FILES = 256  # embedded in one call
 ONE_STEP = 0.0151  # 1 of 255, divided by the smallest standard deviation (0.2613)
 TEXTS = 16  # judged against one image; questions about one image
 
@@ -75,6 +76,12 @@ def every_case() -> list[Case]:
         *_processes(),
         *_training(),
     ]
+
+
+def quick_cases() -> list[Case]:
+    """Those of a run of a few minutes: every kind of inference, without questions, training and processes."""
+    chosen = ("caption-*", "judge-*", "clip-*", "pixels-*-t2", "start-import", "start-help")
+    return choose(every_case(), chosen)
 
 
 def choose(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
@@ -190,10 +197,23 @@ def _clip() -> Iterator[Case]:
             batch,
             Job("sightloop", "embed_pixels", options),
             (Job("transformers", "embed_pixels", options), Job("open_clip", "embed_pixels", options)),
-            (1.0, 1.0) if batch == 32 else (),
+            (1.0, 1.0),
         )
     ours, theirs = _both("embed_files", batch=32)
-    yield Case("clip-files-b32", "CLIP B/32 images from files, batch 32", "pictures/s", 32, ours, theirs)
+    yield Case(
+        "clip-files-b32", "CLIP B/32 images from files, batch 32", "pictures/s", 32, ours, theirs, (1.0,)
+    )
+    whole = {"batch": FILES}
+    yield Case(
+        "clip-files-alone",
+        f"CLIP B/32 images from {FILES} files, beside the model alone",
+        "pictures/s",
+        FILES,
+        Job("sightloop", "embed_files", whole),
+        (Job("sightloop", "embed_pixels", whole, "the model alone"),),
+        (0.95,),
+        rounds=3,
+    )
     options = {"texts": 64}
     yield Case(
         "clip-texts-b64",
@@ -204,9 +224,9 @@ def _clip() -> Iterator[Case]:
         (
             Job("transformers", "embed_texts", options | {"padding": "max_length"}, "padded to 77"),
             Job("open_clip", "embed_texts", options),
-            Job("transformers", "embed_texts", options | {"padding": "longest"}, "padded to the longest"),
+            Job("transformers", "embed_texts", options | {"padding": "longest"}, "texts cut to the longest"),
         ),
-        (3.0, 3.0),
+        (3.0, 3.0, 1.1),
     )
 
 

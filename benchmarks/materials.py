@@ -7,28 +7,25 @@ Written once into a cache folder, by a process of its own (`python -m benchmarks
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks import photographs
+
 Size = Literal["official", "tiny"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-VERSION = 1  # of what is written; a change of this file that changes them raises it
+VERSION = 2  # of what is written; a change of this file that changes them raises it
 PICTURES = 128
 CAPTIONS = 64
-_WORDS = (
-    "a an the two three red blue green white black small large old young dog cat man woman boy girl tree car house "
-    "street beach ball hat is are in on with of and what colour photo image standing sitting running shirt sky "
-    "door bag ground wall table water horse bike boat sign bird grass shoe cup"
-).split()
 # Of one length in tokens: the reference looks at the padding of questions, sightloop does not.
 QUESTIONS = [
     f"what colour is the {thing}?"
@@ -51,27 +48,36 @@ class Materials:
     notes: list[str]
 
 
-def prepare(cache: Path, size: Size) -> Materials:
-    """The materials in `cache`, written first where they are absent; that takes a minute and 4 GB for "official"."""
+def prepare(cache: Path, size: Size, data: Path | None = None) -> Materials:
+    """The materials in `cache`, written first where they are absent; that takes a minute and 4 GB for "official".
+
+    Args:
+        cache: Folder for all of them.
+        size: Of the networks.
+        data: Folder with photographs and captions (`benchmarks.photographs`); None for those of the packages.
+    """
     folder = cache / f"{size}-{VERSION}"
-    listed = folder / "materials.json"
+    key = "" if data is None else "-" + hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]
+    listed = folder / f"materials{key}.json"
     if not listed.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "benchmarks.materials", str(folder), size], check=True)
+        command = [sys.executable, "-m", "benchmarks.materials", str(folder), size, key]
+        subprocess.run([*command, *([] if data is None else [str(data)])], check=True)
     return Materials(**json.loads(listed.read_text("utf-8")))
 
 
-def write(folder: Path, size: Size) -> Materials:
-    """Write everything into `folder`; parts that are there whole stay."""
+def write(folder: Path, size: Size, key: str, data: Path | None) -> Materials:
+    """Write everything into `folder`; parts that are there whole stay. key: ends the names of what depends on data."""
     notes: list[str] = []
-    pictures = _pictures(folder / "pictures", 8 if size == "tiny" else PICTURES, notes)
-    captions = _captions(notes)
+    shutil.rmtree(folder / f"pictures{key}", ignore_errors=True)
+    pictures = _pictures(folder / f"pictures{key}", data, 8 if size == "tiny" else PICTURES, notes)
+    captions = photographs.captions(data, CAPTIONS, notes)
     for name, build in _CHECKPOINTS.items():
         _whole(folder / name, lambda place, build=build: build(place, size))
     materials = Materials(str(folder), size, pictures, captions, QUESTIONS, notes)
-    listed = folder / "materials.json.partial"
+    listed = folder / f"materials{key}.json.partial"
     listed.write_text(json.dumps(asdict(materials)), "utf-8")
-    os.replace(listed, folder / "materials.json")
+    os.replace(listed, folder / f"materials{key}.json")
     return materials
 
 
@@ -87,52 +93,15 @@ def _whole(place: Path, fill: Callable[[Path], None]) -> None:
     os.replace(partial, place)
 
 
-def _pictures(place: Path, count: int, notes: list[str]) -> list[str]:
-    """Photographs stretched to 640 x 480 and stored as JPEG; noise over gradients where there are none."""
-    found = sorted((SHARED / "coco128").rglob("*.jpg"))[:count]
-    if len(found) < count:
-        notes.append("the images are generated (noise over gradients), not photographs")
+def _pictures(place: Path, data: Path | None, count: int, notes: list[str]) -> list[str]:
+    """Photographs of 640 x 480, stored as JPEG."""
 
     def fill(folder: Path) -> None:
-        from PIL import Image
-
-        for i in range(count):
-            if len(found) == count:
-                image = Image.open(found[i]).convert("RGB").resize((640, 480), Image.Resampling.LANCZOS)
-            else:
-                image = Image.fromarray(_noise(i))
+        for i, image in enumerate(photographs.photographs(data, count, notes)):
             image.save(folder / f"{i:03}.jpg", quality=90)
 
     _whole(place, fill)
     return [str(path) for path in sorted(place.glob("*.jpg"))]
-
-
-def _noise(seed: int) -> Any:
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    coarse = np.kron(rng.integers(0, 180, (12, 16, 3)), np.ones((40, 40, 1), dtype=np.int64))
-    return (coarse + rng.integers(0, 60, (480, 640, 3))).astype(np.uint8)
-
-
-def _captions(notes: list[str]) -> list[str]:
-    """The first caption of each of 64 photographs, or made-up ones of like length."""
-    tar = SHARED / "flickr8k" / "dev-000.tar"
-    if not tar.is_file():
-        notes.append("the captions are random words, not written by people")
-        return [
-            " ".join(_WORDS[(i * 7 + j * 5) % len(_WORDS)] for j in range(7 + i % 11))
-            for i in range(CAPTIONS)
-        ]
-    captions: list[str] = []
-    with tarfile.open(tar) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.name.endswith(".json") else None
-            if file is not None:
-                captions.append(json.load(file)["captions"][0])
-            if len(captions) == CAPTIONS:
-                break
-    return captions
 
 
 # -- checkpoints: only the process that writes comes here; it has transformers -----------------------------------
@@ -221,7 +190,7 @@ def _bert_words() -> list[str]:
         return path.read_text("utf-8").splitlines()
     letters = "abcdefghijklmnopqrstuvwxyz0123456789?.,!'-"
     words = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words += list(dict.fromkeys([*_WORDS, *letters, *(f"##{letter}" for letter in letters)]))
+    words += list(dict.fromkeys([*photographs.words(), *letters, *(f"##{letter}" for letter in letters)]))
     return words + [f"[unused{i}]" for i in range(99, 99 + 30522 - len(words))]
 
 
@@ -230,7 +199,7 @@ def _clip_words() -> tuple[dict[str, int], list[tuple[str, str]]]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
-    merges = _clip_merges() or _word_merges(_WORDS)
+    merges = _clip_merges() or _word_merges(photographs.words())
     words = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
     words += [f"<|unused{i}|>" for i in range(49406 - len(words))]
     words += ["<|startoftext|>", "<|endoftext|>"]
@@ -266,4 +235,5 @@ def _word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    write(Path(sys.argv[1]), sys.argv[2])  # type: ignore[arg-type]
+    named = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+    write(Path(sys.argv[1]), sys.argv[2], sys.argv[3], named)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
@@ -23,6 +24,7 @@ from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.processor_config import spec_from_transformers
 from sightloop.data.images.reader import read_images
 from sightloop.inference.malloc import keep_freed_memory
+from sightloop.nn.blocks import Linear
 from sightloop.nn.prepack import unpack, use_training_kernels
 from sightloop.objectives.contrastive import clip_loss
 from sightloop.objectives.language import lm_loss, next_token_targets
@@ -39,11 +41,15 @@ class Sightloop:
     def __init__(self, materials: Materials) -> None:
         self.given = materials
         self.held: tuple[str, sightloop.Model] | None = None
+        self.kernels: dict[str, dict[str, int]] = {}
 
     def _model(self, name: str) -> sightloop.Model:
         if self.held is None or self.held[0] != name:
             self.held = None
             self.held = (name, sightloop.load(Path(self.given.folder) / name, device="cpu"))
+            self.kernels[name] = dict(
+                Counter(_kernel(layer) for layer in _linear_layers(self.held[1].module))
+            )
         return self.held[1]
 
     def caption(self, batch: int, beams: int, tokens: int) -> Call:
@@ -178,11 +184,26 @@ class Sightloop:
         return call
 
     def _files(self, count: int) -> list[str]:
+        if self.given.size == "tiny":
+            count = min(count, 32)
         return (self.given.pictures * count)[:count]  # again and again, should there be fewer
 
     def _prepared(self, model: sightloop.Model, batch: int) -> list[Any]:
         """Resized uint8 images; the other sides are given normalised ones."""
         return [*model.read(self._files(batch), isolate=False)]
+
+
+def _linear_layers(net: torch.nn.Module) -> list[Linear]:
+    return [module for module in net.modules() if isinstance(module, Linear)]
+
+
+def _kernel(layer: Linear) -> str:
+    """What a layer multiplies with, in words."""
+    if layer.kernel is None:
+        return "plain"
+    if layer.packed is not None:
+        return "oneDNN packed"
+    return "oneDNN" if callable(layer.kernel) and hasattr(layer.kernel, "__name__") else "by rows"
 
 
 def _step(net: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Call:

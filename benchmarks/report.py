@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.cases import Case
+
+# Instructions that decide which kernel and precision is quickest, as Linux calls them.
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+    "bf16",
+)
 
 
 @dataclass(slots=True)
@@ -107,7 +123,8 @@ def machine() -> dict[str, Any]:
     """What ran: processor, cores, memory, versions, time."""
     names = ("sightloop", "torch", "transformers", "open_clip_torch", "tokenizers", "pillow", "numpy")
     return {
-        "processor": _processor(),
+        "processor": _cpu_line("model name") or platform.processor() or platform.machine(),
+        "features": [name for name in FEATURES if name in _cpu_line("flags").split()],
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
@@ -118,13 +135,29 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _cpu_line(name: str) -> str:
+    """The value of a line of /proc/cpuinfo, "" where there is none."""
     path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def _kernels(by_checkpoint: Mapping[str, Mapping[str, int]]) -> str:
+    """How many linear layers have which kernel, over all checkpoints."""
+    total = Counter[str]()
+    for counts in by_checkpoint.values():
+        total.update(counts)
+    return ", ".join(f"{name} ({count} layers)" for name, count in total.most_common()) or "not known"
+
+
+def worst(rows: Sequence[Row]) -> str:
+    """A line about the row where sightloop does worst beside its peer, or beside what it wants."""
+    known = [(row.ratio, row) for row in rows if row.ratio is not None]
+    if not known:
+        return "worst row: none, as nothing was compared"
+    ratio, row = min(known, key=lambda pair: pair[0])
+    missed = sum(row.wanted is not None and ratio < row.wanted for ratio, row in known)
+    return f"worst row: {row.case.name}, {ratio:.2f}x of {row.peer}; {missed} of {len(known)} rows below what is wanted"
 
 
 def _version(name: str) -> str | None:
@@ -148,7 +181,8 @@ def table(head: dict[str, Any], rows: list[Row]) -> Table:
     about, settings = head["machine"], head["settings"]
     out = Table(
         title="sightloop beside its peers: medians of runs that took turns",
-        caption=f"{about['processor']}, {settings['threads']} threads, float32, "
+        caption=f"{about['processor']} ({', '.join(about['features']) or 'features not known'}), "
+        + f"{settings['threads']} threads, float32, kernels: {_kernels(about.get('kernels', {}))}, "
         + ", ".join(f"{name} {at or 'absent'}" for name, at in about["versions"].items())
         + "".join(f"\n{note}" for note in head["notes"]),
     )

@@ -44,6 +44,10 @@ class Worker:
         """Run a job that is ready: seconds, and its result the first time (None later). Raises NotRun."""
         return self._ask("run", number)
 
+    def kernels(self) -> dict[str, dict[str, int]]:
+        """By checkpoint, how many linear layers have which kernel; only sightloop's side says so. Raises NotRun."""
+        return self._ask("kernels", None)
+
     def clear(self) -> None:
         """Forget the jobs, but not what was loaded for them."""
         self._ask("clear", None)
@@ -84,6 +88,8 @@ def _serve(connection: Connection, side: str, materials: Materials, threads: int
         try:
             if what == "clear":
                 calls, seen = [], set()
+            elif what == "kernels":
+                answer = getattr(place, "kernels", {})
             elif what == "prepare":
                 torch.set_num_threads(threads)
                 module, name = _CLASSES[side]

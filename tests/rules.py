@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "src" / "sightloop"
 
 
 CONTRACTS = {"errors", "types", "protocols"}
-DATA = {"data", "data.images", "data.text", "data.copies", "data.datasets"}
+DATA = {"data", "data.images", "data.text", "data.datasets"}
 NETWORKS = {"nn", "towers", "models"}
 # Room -> the rooms that its files may import from, beside their own. Read downwards: no room imports from a later one.
 ROOMS: dict[str, set[str]] = {
@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "data": CONTRACTS,
     "data.images": CONTRACTS | {"data"},
     "data.text": CONTRACTS | {"data"},
-    "data.copies": CONTRACTS | {"data.images"},
+    "data.copies": CONTRACTS | {"data", "data.images"},
     "data.datasets": CONTRACTS | {"data", "data.copies", "data.images"},
     "nn": CONTRACTS,
     "towers": CONTRACTS | {"nn"},
@@ -36,15 +36,15 @@ ROOMS: dict[str, set[str]] = {
     "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
     "metrics": CONTRACTS,
     "evaluation": CONTRACTS
-    | {"data", "data.datasets", "data.images", "inference", "metrics", "reports", "tasks"},
+    | {"data", "data.copies", "data.datasets", "data.images", "inference", "metrics", "reports", "tasks"},
     "training": CONTRACTS
-    | DATA
+    | DATA - {"data.copies"}
     | NETWORKS
-    | {"checkpoints", "inference", "metrics", "objectives", "reports", "tasks"},
+    | {"checkpoints", "data.copies", "inference", "metrics", "objectives", "reports", "tasks"},
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.
-    "search": CONTRACTS | DATA - {"data.text"} | {"inference", "reports"},
+    "search": CONTRACTS | DATA - {"data.text"} | {"data.copies", "inference", "reports"},
     # sightloop/__init__.py, which hands out what the rooms make.
     "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "search", "training"},
     "apps.web": set(),
@@ -67,7 +67,9 @@ ROOMS: dict[str, set[str]] = {
         "apps.server",
         "capfilt",
         "checkpoints",
+        "data",
         "data.datasets",
+        "data.images",
         "evaluation",
         "inference",
         "search",

@@ -9,9 +9,14 @@ from __future__ import annotations
 # Relative to tests/.
 SLOW_FILES = frozenset(
     {
+        "apps/cli/test_device_pool.py",
         "apps/cli/test_evaluate.py",
         "apps/cli/test_reruns.py",
         "apps/demo/test_demo.py",
+        "apps/server/test_clients.py",
+        "apps/server/test_fuzz.py",
+        "apps/server/test_load.py",
+        "apps/server/test_native.py",
         "benchmarks/test_benchmarks.py",
         "benchmarks/test_rerank.py",
         "capfilt/test_bootstrap.py",

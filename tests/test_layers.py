@@ -54,6 +54,7 @@ OWNERS: dict[str, set[str]] = {
     },
     "numpy": DATA
     | {
+        "data.copies",
         "types",
         "tasks",
         "checkpoints",
@@ -67,6 +68,7 @@ OWNERS: dict[str, set[str]] = {
     },
     "PIL": DATA
     | {
+        "data.copies",
         "types",
         "inference",
         "annotation",

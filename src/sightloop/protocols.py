@@ -6,8 +6,8 @@ letters as in `types`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from sightloop.types import Encoded, LogitActivation, Message
 
@@ -166,6 +166,41 @@ class Matcher(Protocol):
     def match_cosine(self) -> float | None: ...
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor: ...
     def calibrate_match(self, threshold: float, match_cosine: float) -> None: ...
+
+
+class WatchedAttention(Protocol):
+    """Attention layer whose weights can be seen.
+
+    Attributes:
+        watcher: sees the attention weights `[B, H, Q, N]` and returns those to use; None for none.
+    """
+
+    watcher: Callable[[Tensor], Tensor] | None
+
+
+class PatchAttention(NamedTuple):
+    """Attention layers through which a score reads the patches of an image.
+
+    Attributes:
+        layers: in the order of the forward pass.
+        rows: what asks: the words of the "text", the image's "class" token (the first row), or learned "queries".
+        skip: image tokens before the patches (1 for a class token).
+    """
+
+    layers: Sequence[WatchedAttention]
+    rows: Literal["text", "class", "queries"]
+    skip: int
+
+
+@runtime_checkable
+class Explainable(Protocol):
+    """Network whose scores can be traced to patches.
+
+    Methods:
+        patch_attention: of the score "match" (ITM) or "similarity" (cosine); None if that is not known.
+    """
+
+    def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None: ...
 
 
 class DecoderState(Protocol):

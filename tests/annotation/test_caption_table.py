@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sightloop.annotation.caption_table import CaptionTable
-from sightloop.annotation.captioning import Caption
+from sightloop.annotation.captioning import Caption, CaptionTable
 from sightloop.data.datasets.schema import portable_name
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import Skipped

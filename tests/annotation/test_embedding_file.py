@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sightloop.annotation import embedding_file
-from sightloop.annotation.embedding_file import EmbeddingFile
+from sightloop.annotation import result_table
+from sightloop.annotation.result_table import EmbeddingFile
 from sightloop.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def test_npy(tmp_path: Path, n: int) -> None:
 
 
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_file, "_GROUP_ROWS", 4)
+    monkeypatch.setattr(result_table, "_GROUP_ROWS", 4)
     values = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
     with EmbeddingFile(tmp_path / "x.parquet", "some/model") as file:
         for i in range(10):

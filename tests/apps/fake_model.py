@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sightloop.data.batch_size import BatchSizer
 from sightloop.errors import ImageError
 from sightloop.types import ImageSpec, Pixels, Region
 
@@ -40,6 +41,10 @@ class FakeModel:
     scores: dict[str, float] = field(default_factory=dict)
     calls: list = field(default_factory=list)
     read_names: list[str] = field(default_factory=list)
+
+    @property
+    def sizer(self):
+        return BatchSizer(self.batch_size)
 
     def read(self, sources, *, workers=2, isolate=True, limits=None):
         for source in sources:

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import sightloop
+from sightloop.data.copies.learned_images import DIGESTS_FILE
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
-from sightloop.data.learned_images import DIGESTS_FILE
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.metrics.matching import matching_scores
 from sightloop.nn.prepack import unpack

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from sightloop.annotation import runner
+from sightloop.annotation.result_table import ResultTable
 from sightloop.tasks.caption_filter import CaptionFilter, drop_reason
-from sightloop.types import Done, Event, Failed, Floats32, ImageSpec, Pixels, Skipped
+from sightloop.types import Done, Event, Failed, Floats32, ImageSpec, JsonDict, JsonMapping, Pixels, Skipped
 
 
 class Captioner(runner.ImageReader, Protocol):
@@ -80,6 +82,62 @@ class Caption:
     score: float | None = None
 
 
+class CaptionTable:
+    """Sink that writes captions to a table: name, caption, if they are scored match, and if it is known writer.
+
+    Args:
+        path, mode, settings: See `ResultTable`.
+        writer: Identity of the captioning model, for the column "writer": a model that later judges its own captions is
+            told from others by it. "" for no such column.
+
+    Raises:
+        UsageError: FILE cannot be read or written, or another run is writing it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        mode: Literal["skip", "overwrite"] = "skip",
+        settings: JsonMapping | None = None,
+        writer: str = "",
+    ) -> None:
+        self._table = ResultTable(path, mode, settings, ("name", "caption"))
+        self._writer = writer
+
+    def check(self, image: str) -> Skipped | Failed | None:
+        """`Skipped` if the table has a row of this image already; called before the image is read."""
+        return Skipped(image, "it has a row already") if image in self._table else None
+
+    def add(self, image: str, caption: Caption) -> Skipped | Failed | None:
+        """Adds one line to the journal; a dropped caption is recorded there but not written to FILE."""
+        row: JsonDict = {"caption": caption.text}
+        if caption.score is not None:
+            row["match"] = round(caption.score, 6)
+        if self._writer:
+            row["writer"] = self._writer
+        self._table.add(image, [] if caption.dropped else [row])
+        return None
+
+    def note_skipped(self, image: str) -> None:
+        """Puts the existing row of a skipped image at its position among the inputs."""
+        self._table.note_skipped(image)
+
+    def commit(self) -> None:
+        """Forces the journal onto the disk (fsync)."""
+        self._table.commit()
+
+    def finish(self) -> None:
+        """Writes FILE and removes the journal.
+
+        Raises `SightloopError`, and keeps the journal, if another program changed FILE during the run.
+        """
+        self._table.finish()
+
+    def close(self) -> None:
+        """Closes the journal and deletes it if it has no new rows; does nothing after `finish`."""
+        self._table.close()
+
+
 def caption_images(
     models: tuple[Captioner, CaptionMatcher | None],
     inputs: Iterable[str | Skipped | Failed],
@@ -93,7 +151,7 @@ def caption_images(
         models: The captioner, and the model that scores its captions; they may be the same model. The second may be
             None if `rules.min_match` is None.
         inputs: Image paths, and events that are passed on. Images that the sink does not need are not read.
-        sink: Destination; committed after every `loader.batch_size` captions and finished after the last input.
+        sink: Destination; committed after batch of captions and finished after the last input.
         rules: Prompt, decoding and filter. A dropped caption is `Done`, with the reason in its value.
         loader: Batch size and image reading.
     """
@@ -107,6 +165,8 @@ def caption_images(
         return _filter_captions(texts, matcher, images if matcher_images is None else matcher_images, rules)
 
     pending = (item if not isinstance(item, str) else sink.check(item) or item for item in inputs)
+    sizer = loader.sizer()
+    loader = replace(loader, batch_size=sizer)
     with closing(runner.run(readers, pending, caption_batch, loader)) as events:
         uncommitted = 0
         for event in events:
@@ -115,7 +175,7 @@ def caption_images(
             elif isinstance(event, Done):
                 event = sink.add(event.name, event.value) or event
                 uncommitted += 1
-                if uncommitted >= loader.batch_size:
+                if uncommitted >= sizer.size:
                     sink.commit()
                     uncommitted = 0
             yield event

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sightloop.types import Box, Region
+from sightloop.types import Box, Floats32, Region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +68,21 @@ def draw_regions(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
             draw.rectangle(tag, color)
             draw.text((tag[0] + 3, tag[1] + 1), text, _text_color(color), font, anchor="la")
     return out
+
+
+def draw_heat_map(image: Image.Image, heat: Floats32) -> Image.Image:
+    """Draws a heat map over an image: untouched where there is nothing, then green, yellow and red for the most.
+
+    Args:
+        image: The upright image.
+        heat: float32 `[H, W]` of the image's size, at least 0; the largest value is red.
+    """
+    pixels = np.asarray(image.convert("RGB"), np.float32)  # [H, W, 3]
+    share = np.asarray(heat, np.float32)[..., None] / max(float(heat.max()), 1e-30)  # [H, W, 1], 0..1
+    # Each channel is a triangle of width 1.5 around its peak: blue 0.25, green 0.5, red 0.75 ("jet").
+    color = 255 * (1.5 - np.abs(4 * share - np.array([3.0, 2.0, 1.0], np.float32))).clip(0, 1)  # [H, W, 3]
+    opacity = 0.7 * share**0.5
+    return Image.fromarray(((1 - opacity) * pixels + opacity * color).round().astype(np.uint8))
 
 
 def _area(region: Region) -> float:

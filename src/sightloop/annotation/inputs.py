@@ -44,6 +44,11 @@ def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skip
     yield from finder.finish()
 
 
+def is_image_file(path: str) -> bool:
+    """Whether a path is that of a file with the ending of an image."""
+    return is_image_name(path) and os.path.isfile(path)
+
+
 def not_an_image(path: str) -> str:
     """Why a file is no image, by its first bytes; "" if it may be one, or cannot be read."""
     try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
 
+from sightloop.data.batch_size import BatchSize, BatchSizer
 from sightloop.errors import ImageError
 from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped
 
@@ -39,16 +41,22 @@ class LoaderConfig:
     """Settings of image loading.
 
     Attributes:
-        batch_size: Images in one call of the model.
+        batch_size: Images in one call of the model, or what finds their number while it runs.
         workers: Parallel decoders.
         isolate: Decode in worker processes, so that a crash of a decoder does not end the run.
         limits: Largest image that is decoded.
+        parallel: Calls of the verb at once, each on a thread: one for each device.
     """
 
-    batch_size: int = 8
+    batch_size: BatchSize | BatchSizer = 8
     workers: int = 2
     isolate: bool = True
     limits: Limits = field(default_factory=Limits)
+    parallel: int = 1
+
+    def sizer(self) -> BatchSizer:
+        """What finds the size of the batches."""
+        return self.batch_size if isinstance(self.batch_size, BatchSizer) else BatchSizer(self.batch_size)
 
 
 def run(
@@ -63,14 +71,15 @@ def run(
         readers: One for each preprocessing that `verb` needs, usually one model.
         inputs: Image paths; `Skipped` and `Failed` are passed on.
         verb: Called with one list of `Pixels` for each reader, all of one length of at most `loader.batch_size`;
-            returns one value for each image. Its errors (out of memory, for example) are not caught.
+            returns one value for each image. Where memory runs out it is called again with half of them. Its other
+            errors are not caught.
         loader: Batch size and image reading.
     """
-    iterator = iter(inputs)
+    iterator, sizer = iter(inputs), loader.sizer()
     for item in iterator:
         if isinstance(item, str):
             session = _Session(item, iterator)
-            yield from _batches(session.results(readers, loader), verb, loader.batch_size)
+            yield from _batches(session.results(readers, loader), verb, sizer, loader.parallel)
         else:
             yield item
 
@@ -134,9 +143,38 @@ class _Session:
 
 
 def _batches(
-    results: Iterator[_ReadImage | Skipped | Failed], verb: Callable[..., Sequence[T]], batch_size: int
+    results: Iterator[_ReadImage | Skipped | Failed],
+    verb: Callable[..., Sequence[T]],
+    sizer: BatchSizer,
+    parallel: int,
 ) -> Iterator[Event[T]]:
-    """Collects readable images, with the events between them, until a batch is full."""
+    """Processes batches, up to `parallel` at once, and yields their events in input order."""
+    batches = _collect(results, sizer)
+    try:
+        if parallel == 1:
+            for batch in batches:
+                yield from _process(batch, verb, sizer)
+            return
+        with ThreadPoolExecutor(parallel, thread_name_prefix="sightloop-device") as pool:
+            working: deque[Future[list[Event[T]]]] = deque()
+            try:
+                for batch in batches:
+                    working.append(pool.submit(_process, batch, verb, sizer))
+                    if len(working) > parallel:  # one more than there are devices waits, so that none does
+                        yield from working.popleft().result()
+                while working:
+                    yield from working.popleft().result()
+            finally:
+                for future in working:
+                    future.cancel()
+    finally:
+        batches.close()
+
+
+def _collect(
+    results: Iterator[_ReadImage | Skipped | Failed], sizer: BatchSizer
+) -> Generator[list[_PreparedImage | Skipped | Failed], None, None]:
+    """Batches of readable images, with the events between them; events before any image by themselves."""
     pending: list[_PreparedImage | Skipped | Failed] = []  # in input order
     images = 0  # in pending
     try:
@@ -144,10 +182,11 @@ def _batches(
             item = _pixels_or_failure(*result) if isinstance(result, tuple) else result
             pending.append(item)
             images += isinstance(item, tuple)
-            if images == batch_size or images == 0:
-                yield from _process(pending, verb)
+            if images >= sizer.size or images == 0:
+                yield pending
                 pending, images = [], 0
-        yield from _process(pending, verb)
+        if pending:
+            yield pending
     finally:
         if isinstance(results, Generator):
             results.close()
@@ -163,15 +202,16 @@ def _pixels_or_failure(name: str, results: tuple[Pixels | ImageError, ...]) -> _
 
 
 def _process(
-    pending: list[_PreparedImage | Skipped | Failed], verb: Callable[..., Sequence[T]]
-) -> Iterator[Event[T]]:
-    """Calls `verb` once for the pending images and yields all pending events in order."""
+    pending: list[_PreparedImage | Skipped | Failed], verb: Callable[..., Sequence[T]], sizer: BatchSizer
+) -> list[Event[T]]:
+    """Calls `verb` for the pending images; all pending events in order."""
     images = [item[1] for item in pending if isinstance(item, tuple)]
-    values: Iterator[T] = iter(())
-    if images:
-        results = verb(*(list(column) for column in zip(*images, strict=True)))
-        if len(results) != len(images):
-            raise RuntimeError(f"the verb returned {len(results)} values for {len(images)} images")
-        values = iter(results)
-    for item in pending:
-        yield Done(item[0], next(values)) if isinstance(item, tuple) else item
+
+    def call(part: Sequence[tuple[Pixels, ...]]) -> Sequence[T]:
+        results = verb(*(list(column) for column in zip(*part, strict=True)))
+        if len(results) != len(part):
+            raise RuntimeError(f"the verb returned {len(results)} values for {len(part)} images")
+        return results
+
+    values = iter(sizer.run(call, images))
+    return [Done(item[0], next(values)) if isinstance(item, tuple) else item for item in pending]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from sightloop.annotation.caption_record import record_caption
 from sightloop.annotation.captioning import Caption
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.datasets.sidecar_files import (
@@ -52,10 +53,14 @@ class SidecarSink:
             and "prepend" add the caption as the last or first line, unless it is that line already, so a run can be
             repeated.
         notify: Called once with a message when images of a folder differ only in their ending.
+        writer: Identity of the captioning model, for the record of the folder (`caption_record`); "" for none.
     """
 
-    def __init__(self, mode: WriteMode = "skip", notify: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, mode: WriteMode = "skip", notify: Callable[[str], None] | None = None, writer: str = ""
+    ) -> None:
         self.mode = mode
+        self._writer = writer
         self._notify = notify
         self._folders: dict[str, _Folder] = {}
 
@@ -107,7 +112,12 @@ class SidecarSink:
 
     def add(self, image: str, caption: Caption) -> Skipped | Failed | None:
         """Writes a caption that is not dropped; None on success."""
-        return None if caption.dropped else self.write(image, caption.text)
+        if caption.dropped:
+            return None
+        obstacle = self.write(image, caption.text)
+        if obstacle is None and self._writer:
+            record_caption(image, caption.text, self._writer)
+        return obstacle
 
     def note_skipped(self, image: str) -> None:
         """Does nothing: the caption file itself records that the image is done."""

@@ -19,7 +19,7 @@ from sightloop.types import JsonDict, JsonMapping
 
 # Options that may change between calls of one run: they have no effect on the output. "device" and "ranker" are
 # stored as kind of device and as fingerprint.
-_FREE_OPTIONS = ("engine", "workers", "batch_size", "readers", "isolate", "device", "ranker")
+_FREE_OPTIONS = ("engine", "workers", "batch_size", "readers", "isolate", "device", "devices", "ranker")
 
 _MAX_NOTES = 5  # about input files that are left out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
+from sightloop.data.batch_size import BatchSize
 from sightloop.errors import UsageError
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict
@@ -21,7 +22,7 @@ RULE = ("keep", "threshold", "top")
 class CapFiltOptions:
     """Options of `bootstrap`.
 
-    All of them but `engine`, `workers`, `batch_size`, `readers`, `isolate` and the device's number are settings of
+    All of them but `engine`, `workers`, `batch_size`, `readers`, `isolate` and the devices' numbers are settings of
     the output: a run is resumed only with equal ones. `group` and `threads` are among them because they change the
     last bits of float32 sums.
 
@@ -47,11 +48,12 @@ class CapFiltOptions:
         threads: CPU threads of each worker; None for PyTorch's default.
         engine: "local" for processes of this machine, "ray" for actors of a Ray cluster.
         workers: Number of workers, each with its own copy of the models.
-        batch_size: Decoded images that a worker holds ready for its models; None for `group`. It has no effect on
-            results.
+        batch_size: Decoded images that a worker holds ready for its models; None for `group`, "auto" for 64. It has no
+            effect on results.
         readers: Decoder processes of each worker.
         isolate: Decode in separate processes, so that an image that crashes a decoder does not end the worker.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        devices: One worker for each of these, in place of `workers` and `device`; all of one kind.
         dtype: Number format of the models.
         max_pixels: Images with more pixels are reported as failed.
     """
@@ -75,10 +77,11 @@ class CapFiltOptions:
     threads: int | None = None
     engine: EngineName = "local"
     workers: int = 1
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     readers: int = 2
     isolate: bool = True
     device: str = "auto"
+    devices: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     max_pixels: int = 128 * 1024 * 1024
 
@@ -99,12 +102,19 @@ class CapFiltOptions:
         counts = "top captions num_beams block group threads workers batch_size readers max_pixels"
         for name in counts.split():
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.mode == "captioner-only" and self.keep != "matching":
             raise UsageError(f"keep={self.keep!r}: mode captioner-only filters nothing; use mode both")
         if self.ranker is not None and self.keep != "top-k-itc":
             raise UsageError("ranker: needs keep='top-k-itc'")
+        if len({device.partition(":")[0] for device in self.devices}) > 1:
+            raise UsageError(
+                f"devices={','.join(self.devices)}: must be of one kind; results differ between kinds"
+            )
+        if self.devices:  # frozen: one worker for each
+            object.__setattr__(self, "device", self.devices[0])
+            object.__setattr__(self, "workers", len(self.devices))
         self.decoding()
 
     @property

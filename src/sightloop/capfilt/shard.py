@@ -179,7 +179,7 @@ def process_samples(
 ) -> Generator[ShardItem, None, None]:
     """Yields the samples of a shard in order, with their texts written, scored and kept or dropped."""
     group_size = job.options.group or 8
-    groups_ahead = -(-(job.options.batch_size or group_size) // group_size)  # rounded up
+    groups_ahead = -(-_ahead(job.options) // group_size)  # rounded up
     with closing(_read_items(job, models, index, quarantined)) as items:
         while ready := list(islice(items, groups_ahead * group_size)):
             for start in range(0, len(ready), group_size):
@@ -187,6 +187,12 @@ def process_samples(
                 _retry_decoding(job, models, group)
                 _caption_and_filter(job, models, [item for item in group if not item.reason])
                 yield from group
+
+
+def _ahead(options: CapFiltOptions) -> int:
+    """Images that are decoded ahead of the models."""
+    wanted = 64 if options.batch_size == "auto" else options.batch_size or 0
+    return max(wanted, options.group or 8)
 
 
 def _open_writer(job: Job, path: Path) -> writers.DatasetWriter:
@@ -248,7 +254,10 @@ def _read_items(
 def _decode(job: Job, spec: ImageSpec, images: Iterable[bytes]) -> Generator[Pixels | ImageError, None, None]:
     options = job.options
     limits = Limits(max_pixels=options.max_pixels)
-    yield from read_images(images, spec, workers=options.readers, isolate=options.isolate, limits=limits)
+    ahead = _ahead(options) + options.readers
+    yield from read_images(
+        images, spec, workers=options.readers, isolate=options.isolate, limits=limits, ahead=ahead
+    )
 
 
 def load_item(dataset: Dataset, index: int, quarantined: Mapping[str, str]) -> ShardItem:

@@ -8,19 +8,17 @@ quarantined by name.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, TypeAlias
 
+from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.shard import Job, Models, OnSampleDone, load_models, process_samples, process_shard
+from sightloop.data.child_process import end_with_parent, without_main_script
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict
 
@@ -106,7 +104,7 @@ class Server:
         import torch
 
         torch.set_num_threads(job.options.threads or torch.get_num_threads())
-        self._job = replace(job, options=replace(job.options, device=_device(job.options.device, number)))
+        self._job = replace(job, options=replace(job.options, device=_device(job.options, number)))
         self._models: Models | None = None
 
     def answer(self, request: Request, on_sample: OnSampleDone) -> Answer:
@@ -260,7 +258,7 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self.pipe, child_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(job, child_end, number), daemon=False)
-        with _without_main_script():
+        with without_main_script():
             self.process.start()
         child_end.close()  # so that the pipe ends when the child dies
 
@@ -286,43 +284,20 @@ class Process:
         return f"exit status {self.process.exitcode}"
 
 
-@contextmanager
-def _without_main_script() -> Generator[None]:
-    """Hides the main script from multiprocessing, which would run it again in the new process.
-
-    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start further workers.
-    """
-    main = vars(sys.modules["__main__"])
-    hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
-    main.pop("__file__", None)
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(hidden)
-
-
 def _serve(job: Job, pipe: Connection, number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     server = Server(job, number)
     with suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             pipe.send(server.answer(pipe.recv(), lambda key, reason: pipe.send(SampleDone(key, reason))))
 
 
-def _end_with_parent() -> None:
-    """Ends this process when its parent ends, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _device(name: str, number: int) -> str:
-    """The device of a worker: the GPUs in turn if the job names none."""
+def _device(options: CapFiltOptions, number: int) -> str:
+    """The device of a worker: its own of the list, or the GPUs in turn if the job names none."""
     import torch
 
-    if name in ("auto", "cuda") and torch.cuda.is_available():
+    if options.devices:
+        return options.devices[number % len(options.devices)]
+    if options.device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{number % torch.cuda.device_count()}"
-    return name
+    return options.device

@@ -6,12 +6,13 @@ answer that does not come within seconds is an error that says which files to pu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import socket
 import threading
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -24,7 +25,7 @@ from urllib.request import getproxies
 from sightloop.checkpoints.catalog import BUNDLED, find_entry, recommended_for, similar_names
 from sightloop.checkpoints.file_lists import PROCESSOR_FILES, SMALL_FILES, TOKENIZER_FILES, expected_files
 from sightloop.checkpoints.tensors import MAX_JSON_BYTES
-from sightloop.errors import CheckpointError
+from sightloop.errors import CheckpointError, SightloopError
 from sightloop.types import JsonDict
 
 PROBE_SECONDS = 3.0
@@ -54,6 +55,7 @@ _NOT_WEIGHTS = (
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / BUNDLED
 
 _ADAPTER = "adapter_"  # how the names of PEFT's files begin
+_BLOCK, _BLOCKS = 4096, 256  # bytes and number of the parts of a weights file that its identity reads
 _MAX_FOLDERS = 500  # looked into for a model, to name it in an error
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -99,6 +101,34 @@ def is_cached(source: str) -> bool:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return (Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir()
+
+
+def weights_identity(source: str, lora: Path | None = None) -> str:
+    """Name and digest of a model: "nano@0123456789ab"; the name alone if its files cannot be found.
+
+    The digest is that of sizes and of 256 evenly spaced blocks of 4 KiB, so that a fine-tuned model differs from its
+    start. It is not proof against forgery, as `inference.fingerprint` is.
+
+    Args:
+        source: Folder, weights file or hub id.
+        lora: Folder of a LoRA adapter that is merged in.
+    """
+    name = Path(source).name if os.path.exists(os.path.expanduser(source)) else source
+    try:
+        digest = _digest(
+            [*locate(source).weights, *sorted((lora or Path()).glob("*.safetensors") if lora else ())]
+        )
+    except (SightloopError, OSError):
+        return name
+    return f"{name}@{digest}"
+
+
+def is_same_model(first: str, second: str) -> bool:
+    """Whether two identities are of the same weights: by their digests, or by their names if one has none."""
+    (name, _, digest), (other_name, _, other_digest) = first.rpartition("@"), second.rpartition("@")
+    if name and other_name:
+        return digest == other_digest
+    return first.partition("@")[0] == second.partition("@")[0]
 
 
 def read_json(path: Path) -> JsonDict:
@@ -405,3 +435,16 @@ def _not_found_message(text: str, hub: str = "and a hub model is called owner/na
 def _suggestion(text: str) -> str:
     close = [] if find_entry(text) else similar_names(text)
     return f". Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{size} ".encode())
+            step = max(_BLOCK, size // _BLOCKS)
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:12]

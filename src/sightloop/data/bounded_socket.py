@@ -54,4 +54,5 @@ def seconds_until(deadline: float) -> float:
 
 
 def too_slow() -> TimeoutError:
+    """The error of an answer that is not complete at its deadline."""
     return TimeoutError(0, "its answer was not complete in time")

@@ -91,7 +91,7 @@ class EvalDataset:
         return [sample for sample in self.samples if "failed" not in records.get(sample.key, {})]
 
     def map_images(self, model: Model, samples: Sequence[Sample], predict: PredictBatch) -> PredictionEvents:
-        """Applies `predict` in batches of `model.batch_size`; one event per sample, in order."""
+        """Applies `predict` in batches of the model's size; one event per sample, in order."""
         batch: list[Sample] = []
         images: list[Pixels] = []
         for sample, image in self._read(model, samples):
@@ -100,11 +100,11 @@ class EvalDataset:
                 continue
             batch.append(sample)
             images.append(image)
-            if len(batch) == model.batch_size:
-                yield from _as_events(batch, predict(model, batch, images))
+            if len(batch) >= model.sizer.size:
+                yield from _as_events(batch, _predict(model, predict, batch, images))
                 batch, images = [], []
         if batch:
-            yield from _as_events(batch, predict(model, batch, images))
+            yield from _as_events(batch, _predict(model, predict, batch, images))
 
     def _read(self, model: Model, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Pixels | ImageError]]:
         """Every sample with its prepared image, in order.
@@ -131,6 +131,17 @@ class EvalDataset:
         for sample, error in pending:
             assert error is not None
             yield sample, error
+
+
+def _predict(
+    model: Model, predict: PredictBatch, samples: Sequence[Sample], images: Sequence[Pixels]
+) -> Sequence[JsonDict]:
+    """Predictions of a batch, in halves where memory runs out."""
+
+    def call(pairs: Sequence[tuple[Sample, Pixels]]) -> Sequence[JsonDict]:
+        return predict(model, [sample for sample, _ in pairs], [image for _, image in pairs])
+
+    return model.sizer.run(call, list(zip(samples, images, strict=True)))
 
 
 def _as_events(samples: Sequence[Sample], records: Sequence[JsonDict]) -> Iterator[Done[JsonDict]]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
+from sightloop.data.copies.learned_images import count_learned, read_digests
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
-from sightloop.data.learned_images import count_learned, read_digests
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.classification import ClassificationTask

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from html import escape
 from typing import TypeVar
 
 import numpy as np
@@ -202,6 +203,27 @@ class Evaluation:
             prefix = f"{run.name}: " if len(self.runs) > 1 else ""
             for number in run.numbers:
                 yield prefix + number.name, number.value
+
+    def _repr_html_(self) -> str:
+        """One table for notebooks: a row for each number, with its interval and what it is computed of."""
+        rows = [
+            (
+                *([run.name] if len(self.runs) > 1 else []),
+                number.name,
+                f"{number.value:.4g}",
+                "" if number.low is None or number.high is None else f"{number.low:.4g} to {number.high:.4g}",
+                f"{number.samples:,} {number.unit}",
+            )
+            for run in self.runs
+            for number in run.numbers
+        ]
+        head = [*(["model"] if len(self.runs) > 1 else []), "metric", "value", "95 % interval", "of"]
+        cells = [head, *rows]
+        lines = (
+            "".join(f"<{kind}>{escape(str(text))}</{kind}>" for text in row)
+            for row, kind in zip(cells, ["th", *["td"] * len(rows)], strict=True)
+        )
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def memoize_rows(function: Callable[[Floats], T]) -> Callable[[Floats], T]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from sightloop.data.batch_size import BatchSize
 from sightloop.errors import UsageError, refuse_string
 from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEvents
 from sightloop.evaluation.predictions import Records
@@ -30,7 +31,7 @@ class EvalOptions:
         seed: of the drawn samples, mismatched pairs, folds and resampled sets.
         device: as in `load`.
         dtype, quantize: as in `load`; a model of `clip` is not quantized.
-        batch_size: images per forward pass; None: that of the model.
+        batch_size: images per forward pass, or "auto": as many as fit the memory; None: that of the model.
         workers: of the image reader, as in `Model.read`.
         isolate: decode in child processes, as in `Model.read`.
         decoding: fields of `tasks.decoding_options.Decoding` (captions, vqa).
@@ -53,7 +54,7 @@ class EvalOptions:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     quantize: Bits | None = None
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     workers: int = 2
     isolate: bool = True
     decoding: JsonMapping = field(default_factory=JsonDict)

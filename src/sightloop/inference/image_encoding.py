@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightloop.data.batch_size import BatchSizer
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.reader import read_images
 from sightloop.data.images.tiles import tile_layout
@@ -36,11 +37,11 @@ class Preprocessor:
 
     Args:
         spec: resize, crop and normalization.
-        batch_size: images in a batch; memory depends on it, results do not.
+        sizer: images in a batch; memory depends on it, results do not.
     """
 
     spec: ImageSpec
-    batch_size: int = 8
+    sizer: BatchSizer = field(default_factory=lambda: BatchSizer(8))
 
     def read(
         self,
@@ -51,16 +52,24 @@ class Preprocessor:
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
         """Preprocessed images, uint8 `[3, H, W]` each, in order; options and errors as of `Model.read`."""
-        return read_images(sources, self.spec, workers=workers, isolate=isolate, limits=limits or Limits())
+        # One batch ahead: the next is complete when the model has done this one.
+        return read_images(
+            sources,
+            self.spec,
+            workers=workers,
+            isolate=isolate,
+            limits=limits or Limits(),
+            ahead=self.sizer.most_ahead + workers,
+        )
 
     def batches(self, images: ImageInput) -> Iterator[list[Pixels]]:
-        """Preprocessed images, `batch_size` at a time. Raises the ImageError of the first that cannot be read."""
+        """Preprocessed images, a batch at a time. Raises the ImageError of the first that cannot be read."""
         batch: list[Pixels] = []
         for pixels in self.read(as_images(images), isolate=False):
             if isinstance(pixels, ImageError):
                 raise pixels
             batch.append(pixels)
-            if len(batch) == self.batch_size:
+            if len(batch) >= self.sizer.size:
                 yield batch
                 batch = []
         if batch:
@@ -148,7 +157,7 @@ class ImageEncoder:
     def batches_by_image(
         self, images: Sequence[ImageSource]
     ) -> Iterator[tuple[list[int], list[EncodedImage]]]:
-        """`batch_size` rows at a time, those of one image after each other; each distinct image is encoded once.
+        """Some rows at a time, those of one image after each other; each distinct image is encoded once.
 
         Encoded images are kept no longer than their rows need them.
 
@@ -159,7 +168,7 @@ class ImageEncoder:
         order = list(chain(*groups))
         first = [group[0] for group in groups for _ in group]
         kept: dict[int, EncodedImage] = {}
-        size = self.preprocessor.batch_size
+        size = self.preprocessor.sizer.default
         for start in range(0, len(order), size):
             part = slice(start, start + size)
             kept = {owner: kept[owner] for owner in first[part] if owner in kept}

@@ -32,7 +32,7 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, SightloopError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.kernel_cache import time_kernels
-from sightloop.inference.malloc import give_back_freed_memory
+from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches
 from sightloop.inference.model import Model
 from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
 from sightloop.inference.save import FORMAT
@@ -130,7 +130,7 @@ def _load_network(
     if device.type == "cpu":
         if lora is not None:
             time_kernels(parts.network, dtype)
-        pack(parts.network)
+        _prepare_cpu(parts.network)
     else:
         _move(parts.network, device)
     return parts
@@ -356,6 +356,11 @@ def _masks(
 
 def _json(path: Path) -> JsonDict:
     return read_json(path) if path.is_file() else {}
+
+
+def _prepare_cpu(network: nn.Module) -> None:
+    pack(network)
+    keep_between_batches()
 
 
 def _dtype(name: str) -> torch.dtype:

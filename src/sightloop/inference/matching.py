@@ -16,7 +16,6 @@ from sightloop.tasks.finite import require_finite
 from sightloop.tasks.text_scores import match_logits
 from sightloop.types import Encoded, Floats32, Integers
 
-TEXTS_AT_ONCE = 64
 _TOKENS_AT_ONCE = 4096  # text tokens in one pass
 _PASS_COST = 64  # cost of a pass beside its tokens, in text tokens
 _MEMORY_COST = 7  # image tokens whose keys and values cost as much as one text token
@@ -51,19 +50,18 @@ class TokenizedTexts:
         return self.ids[where, : int(self.lengths[index].max())], self.device_lengths[where]
 
     def embed(self, network: Embedder) -> Tensor:
-        """Embeddings `[n, P]` of all texts, in batches of like length, so that little padding is read.
+        """Embeddings `[n, P]` of all texts, in the passes of like length that cost least (`_passes`).
 
         Raises:
             CheckpointError: NaN or infinity among them.
         """
-        order = np.argsort(self.lengths, kind="stable")
         embedded: Tensor | None = None
-        for rows in np.split(order, range(TEXTS_AT_ONCE, len(order), TEXTS_AT_ONCE)):
+        for rows in _passes(self.lengths, _PASS_COST):
             part = require_finite(
                 embed_texts(network, *self.rows(rows)), "text embeddings", weights_dtype(network)
             )
             if embedded is None:
-                embedded = part.new_empty(len(order), part.shape[1])
+                embedded = part.new_empty(len(self.lengths), part.shape[1])
             embedded[torch.from_numpy(rows).to(part.device)] = part
         assert embedded is not None  # the tokenizer refuses no texts
         return embedded

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import models_for
+from sightloop.data.batch_size import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
+from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.chat import chat_stream
+from sightloop.inference.device_memory import memory_of
+from sightloop.inference.display import model_html, public_names, show_decoding_options
+from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery
@@ -54,23 +59,6 @@ NOT_RANKED = -100.0
 _ANSWER_DEFAULTS = {"num_beams": 1}
 
 
-class Probabilities(np.ndarray[Any, np.dtype[np.float32]]):
-    """Array of class probabilities that knows its activation: "softmax" (rows sum to 1) or "sigmoid" (each alone)."""
-
-    activation: LogitActivation
-
-    @classmethod
-    def of(cls, values: Floats32, activation: LogitActivation) -> Probabilities:
-        """A view of values `[n, C]` with its activation."""
-        view = values.view(cls)
-        view.activation = activation
-        return view
-
-    def __array_finalize__(self, source: object) -> None:
-        """Slices and copies keep the activation."""
-        self.activation = getattr(source, "activation", "softmax")
-
-
 @dataclass(eq=False)
 class Model:
     """A loaded checkpoint, as `sightloop.load` returns it.
@@ -87,7 +75,8 @@ class Model:
         image_spec: preprocessing of images.
         device: of the network.
         dtype: of weights and activations.
-        batch_size: images at once; memory depends on it, results do not.
+        batch_size: images at once, or "auto": as many as fit the memory (`data.batch_size.BatchSizer`). Memory
+            depends on it, results do not.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
     """
@@ -99,17 +88,25 @@ class Model:
     image_spec: ImageSpec
     device: torch.device
     dtype: torch.dtype
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
+    _sizer: BatchSizer | None = field(default=None, repr=False)
 
-    # Its three parts.
+    # Its parts.
+
+    @property
+    def sizer(self) -> BatchSizer:
+        """What finds the size of batches, one for each value of `batch_size`."""
+        if self._sizer is None or self._sizer.setting != self.batch_size:
+            self._sizer = BatchSizer(self.batch_size, memory_of(self.device))
+        return self._sizer
 
     @property
     def preprocessor(self) -> Preprocessor:
         """Reader of images."""
-        return Preprocessor(self.image_spec, self.batch_size)
+        return Preprocessor(self.image_spec, self.sizer)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -199,12 +196,12 @@ class Model:
     def embed_images(self, images: ImageInput) -> Floats32:
         """Image embeddings, float32 `[n, d]`, unit length; `[n, Q, d]` of a BLIP-2, a vector for each query."""
         self._need("embed")
-        return _stack([_numpy(rows) for rows in self._image_embeddings(images)])
+        return stack([as_numpy(rows) for rows in self._image_embeddings(images)])
 
     def embed_texts(self, texts: TextInput) -> Floats32:
         """Text embeddings, float32 `[n, d]`, unit length."""
         self._need("embed")
-        return _numpy(self._text_embeddings(as_strings(texts, "texts")))
+        return as_numpy(self._text_embeddings(as_strings(texts, "texts")))
 
     def similarity(self, images: ImageInput, texts: TextInput) -> Floats32:
         """Cosines, float32 `[n_images, n_texts]`; of several vectors an image, the nearest counts."""
@@ -250,7 +247,7 @@ class Model:
                 )
                 for batch in self.preprocessor.batches(images)
             ]
-            return Probabilities.of(_stack(map(_numpy, rows), len(self.labels)), activation)
+            return Probabilities.of(stack(map(as_numpy, rows), len(self.labels)), activation)
         self._need("similarity" if self.labels else "classify")
         classes = self._class_embeddings(as_list(labels, "labels"), as_strings(templates, "templates"))
         network = require(self.network, Embedder)
@@ -260,7 +257,7 @@ class Model:
             )
             for vectors in self._image_embeddings(images)
         ]
-        return Probabilities.of(_stack(map(_numpy, rows), classes.shape[0]), activation)
+        return Probabilities.of(stack(map(as_numpy, rows), classes.shape[0]), activation)
 
     def match(self, images: ImageInput, texts: TextInput) -> Floats32:
         """Probability that image and text match (ITM), float32 `[n]`: pairs, or one of either with all of the other.
@@ -276,6 +273,37 @@ class Model:
             for rows, logits in zip(rows_of, self.match_scores(image, tokens, rows_of), strict=True):
                 probabilities[rows] = torch.from_numpy(logits).softmax(dim=-1)[:, 1].numpy()
         return probabilities
+
+    def explain(
+        self,
+        image: ImageSource,
+        text: TextInput,
+        word: str | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        crops: bool = True,
+    ) -> Any:
+        """What the score of a text looks at: Grad-CAM of the attention to patches, over crops (`explanation.HeatMap`).
+
+        Explains `match` by the ITM head's cross-attention; of two towers, `similarity` by the image tower's attention.
+
+        Args:
+            image: one image.
+            text: one text, or several.
+            word: a word or phrase of the text, for what it alone looks at (BLIP's ITM).
+            layer: index of the attention layer; default: number 0.6 L of L layers.
+            head: index of an attention head; default: the mean of all.
+            crops: whether thirteen crops of the image count too: a finer map, at fourteen times the work.
+
+        Returns:
+            `HeatMap`, float32 `[H, W]` in pixels of the upright image, at least 0, sums to 1; a list for several texts.
+        """
+        score = "match" if "match" in self.capabilities else "similarity"
+        self._need(score)
+        options = ExplainOptions(as_strings(text, "text"), word, layer, head, crops)
+        maps = Explainer(self.name, self.encoder, self.tokenizer, score).explain(image, options)
+        return maps[0] if isinstance(text, str) else maps
 
     def rank(self, images: ImageInput, texts: TextInput, k: int = 16) -> Floats32:
         """Retrieval scores, float32 `[n_images, n_texts]`: ITC over all texts, ITM over the k best of each image.
@@ -298,9 +326,9 @@ class Model:
             rows = np.full((len(batch), len(strings)), NOT_RANKED, np.float32)
             logits_of = self.match_scores(image, tokens, columns)
             for b, (column, logits) in enumerate(zip(columns, logits_of, strict=True)):
-                rows[b, column] = logits[:, 1] + _numpy(best[b])
+                rows[b, column] = logits[:, 1] + as_numpy(best[b])
             scores.append(rows)
-        return _stack(scores, len(strings))
+        return stack(scores, len(strings))
 
     def caption(
         self,
@@ -441,6 +469,12 @@ class Model:
 
     # Below: no verb.
 
+    def _repr_html_(self) -> str:
+        return model_html(self)
+
+    def __dir__(self) -> list[str]:
+        return public_names(self)
+
     def _need(self, capability: str) -> None:
         if capability not in self.capabilities:
             own = ", ".join(sorted(self.capabilities)) or "nothing that is known here"
@@ -456,8 +490,8 @@ class Model:
     def _image_embeddings(self, images: ImageInput) -> Iterator[Tensor]:
         network = require(self.network, Embedder)
         for batch in self.preprocessor.batches(images):
-            vectors = embed.embed_images(network, self.encode(batch))
-            yield require_finite(vectors, "image embeddings", self.dtype)
+            vectors = self.sizer.run(lambda part: [*embed.embed_images(network, self.encode(part))], batch)
+            yield require_finite(torch.stack(vectors), "image embeddings", self.dtype)
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:
         return self.tokenize(texts).embed(require(self.network, Embedder))
@@ -474,12 +508,4 @@ class Model:
         return self._classes[1]
 
 
-def _stack(parts: Iterable[Floats32], width: int = 0) -> Floats32:
-    """Arrays `[b, d]` one below the other; `[0, width]` if there are none."""
-    rows = list(parts)
-    return np.concatenate(rows) if rows else np.zeros((0, width), dtype=np.float32)
-
-
-def _numpy(values: Tensor) -> Floats32:
-    """float32 array `[...]` on the CPU."""
-    return values.float().cpu().numpy()
+show_decoding_options(Model)

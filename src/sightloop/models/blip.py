@@ -6,12 +6,14 @@ Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hol
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import ACTIVATIONS
+from sightloop.protocols import PatchAttention
 from sightloop.towers.text import DecodeState, TextConfig, TextTower
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded, LogitActivation
@@ -238,6 +240,13 @@ class Blip(nn.Module):
             cosines = (texts @ self.embed_image(image)[..., None]).flatten()
             logits[:, 1] += self.config.match_cosine * cosines
         return logits
+
+    def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
+        """The text encoder's cross-attention (ITM), or the image tower's attention (ITC)."""
+        if score == "similarity":
+            return self.vision.patch_attention()
+        skip = int(self.config.vision.has_class_token)
+        return PatchAttention([block.cross for block in self.encoder.layers], "text", skip)
 
     def calibrate_match(self, threshold: float, match_cosine: float) -> None:
         """Subtracts a threshold from the logit of "match", and sets the weight of the ITC cosine."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sightloop.models.blip import LmHead
 from sightloop.models.chat_templates import QUESTION_PROMPTS, render_questions
 from sightloop.nn.attention import Linear, attention_mask
+from sightloop.protocols import PatchAttention
 from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, insert_image_tokens
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded, LogitActivation, Message
@@ -209,14 +210,16 @@ class Blip2(nn.Module):
         return similarity / self.temperature
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together.
-
-        The logits are the mean over the queries.
-        """
+        """ITM logits `[R, 2]`, (no match, match), means over the queries: ids `[R, L]`, those of one image together."""
         count = self.config.queries.vocab
         valid_mask = torch.arange(count + ids.shape[1], device=ids.device) < (count + lengths)[:, None]
         states = self.encode_pairs(image, ids, valid_mask[:, None, None])
         return self.match_head(states[:, :count]).mean(dim=1)
+
+    def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
+        """The Q-Former's cross-attention, which both scores read the image by."""
+        layers = [block.cross for block in self.queries.layers if hasattr(block, "cross")]
+        return PatchAttention(layers, "queries", int(self.config.vision.has_class_token))
 
     def calibrate_match(self, threshold: float, match_cosine: float) -> None:
         """Subtracts a threshold from the logit of "match"; the weight of the ITC cosine stays 0."""

@@ -6,13 +6,15 @@ The image tower is a vision transformer or a ResNet (section 2.4: RN50, RN101, R
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
-from sightloop.protocols import ImageTowerConfig
+from sightloop.protocols import ImageTowerConfig, PatchAttention
 from sightloop.towers.text import TextConfig, TextTower
+from sightloop.towers.vit import Vit
 from sightloop.types import Encoded, LogitActivation
 
 
@@ -98,6 +100,12 @@ class Clip(nn.Module):
         """Cosines `[...]` -> logits `[...]`: times the learned scale, plus the bias if there is one."""
         logits = similarity * self.logit_scale.exp()
         return logits + self.logit_bias if self.config.sigmoid else logits
+
+    def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
+        """The image tower's attention, if it is a transformer."""
+        return (
+            self.vision.patch_attention() if score == "similarity" and isinstance(self.vision, Vit) else None
+        )
 
     def label_logits(self, image: Encoded) -> Tensor:
         """B encoded images -> logits `[B, C]` of the fine-tuned classes."""

@@ -4,11 +4,13 @@ et al. 2025, arXiv 2502.14786, NaFlex included)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
+from sightloop.protocols import PatchAttention
 from sightloop.towers.text import TextConfig, TextTower
 from sightloop.towers.vit import Vit, VitConfig
 from sightloop.types import Encoded, LogitActivation
@@ -77,6 +79,10 @@ class Siglip(nn.Module):
     def class_logits(self, similarity: Tensor) -> Tensor:
         """Cosines `[...]` -> logits `[...]`: times the learned scale, plus the bias."""
         return similarity * self.logit_scale.exp() + self.logit_bias
+
+    def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
+        """The image tower's attention pooling."""
+        return self.vision.patch_attention() if score == "similarity" else None
 
     def label_logits(self, image: Encoded) -> Tensor:
         """B encoded images -> logits `[B, C]` of the fine-tuned classes."""

@@ -248,6 +248,19 @@ def attend(
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=scale
         )
+    return attention_weights(query, key, mask, causal=causal, scale=scale, softcap=softcap) @ value
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Attention weights, softmax(q k^T * scale), of the arguments of `attend`: `[B, H, Q, N]`, rows sum to 1."""
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(
         -1, -2
     )  # [B, H, Q, N]
@@ -257,7 +270,7 @@ def attend(
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1, dtype=scores.dtype) @ value
+    return scores.softmax(-1, dtype=scores.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +307,15 @@ class Attention(nn.Module):
         memory_dim: width of the memory's tokens for cross-attention; None for self-attention.
         options: see `HeadConfig`.
 
+    Attributes:
+        watcher: function that sees the attention weights `[B, H, Q, N]` and returns those to use, for explanations; it
+            needs a slower product. None for none.
+
     Raises:
         ValueError: `dim` or the key-value heads do not divide evenly.
     """
+
+    watcher: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self, dim: int, heads: int, *, memory_dim: int | None = None, options: HeadConfig = STANDARD_HEADS
@@ -369,6 +388,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`attend` with grouped-query heads: query `[R, H, L, head]`, key and value `[R, kv_heads, N, head]`."""
         group_size = self.heads // self.kv_heads
+        if self.watcher is not None:
+            key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
+            weights = attention_weights(
+                query, key, mask, causal=causal, scale=self.scale, softcap=self.softcap
+            )
+            return self.watcher(weights) @ value
         if group_size == 1:
             return attend(query, key, value, mask, causal=causal, scale=self.scale, softcap=self.softcap)
         if query.shape[2] == 1:

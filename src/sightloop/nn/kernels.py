@@ -105,20 +105,20 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class LinearByRows:
     """x W^T + b with a plain weight, by the kernel that is quickest for the number of rows."""
 
-    def __init__(self, names: Sequence[Name]) -> None:
-        self.kernels = [nn.functional.linear if name == "plain" else onednn_linear for name in names]
+    def __init__(self, names: Sequence[Name], onednn: Kernel) -> None:
+        self.kernels = [nn.functional.linear if name == "plain" else onednn for name in names]
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.kernels[row_class(x.numel() // x.shape[-1])](x, weight, bias)
 
 
-def kernel_of(choice: Choice) -> Kernel | None:
-    """The function that a choice stands for; None for torch's own."""
+def kernel_of(choice: Choice, onednn: Kernel) -> Kernel | None:
+    """The function that a choice stands for, of which `onednn` is a part; None for torch's own."""
     if choice.packed:
-        return onednn_linear
+        return onednn
     if len(set(choice.by_rows)) == 1:
-        return onednn_linear if choice.by_rows[0] == "onednn" else None
-    return LinearByRows(choice.by_rows)
+        return onednn if choice.by_rows[0] == "onednn" else None
+    return LinearByRows(choice.by_rows, onednn)
 
 
 def row_class(rows: int) -> int:

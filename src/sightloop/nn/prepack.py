@@ -2,7 +2,8 @@
 training.
 
 Which layers are packed, `nn.kernels` chooses. Packing copies a weight into oneDNN's blocked layout; the sums are the
-same up to rounding. The packed operator has no gradient, so only inference packs.
+same up to rounding. A packed weight has no gradient, so training unpacks; the gradient of a layer's input, for
+explanations, unpacks a copy.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def pack(net: nn.Module) -> None:
             if unshared:  # its values are in `packed` alone; `unpack` restores them exactly
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         else:
-            module.kernel = kernel_of(choice)
+            module.kernel = kernel_of(choice, _inference_linear)
 
 
 def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
@@ -125,7 +126,7 @@ def unpack(net: nn.Module) -> None:
     """Undo `pack`, bit for bit: saving and training need the plain weights."""
     for module in net.modules():
         if isinstance(module, Linear) and (
-            module.kernel is onednn_linear or isinstance(module.kernel, LinearByRows)
+            module.kernel is _inference_linear or isinstance(module.kernel, LinearByRows)
         ):
             if module.packed is not None and module.weight.is_meta:
                 module.weight = nn.Parameter(module.packed.to_dense().reshape(module.weight.shape))
@@ -165,7 +166,14 @@ def _is_packable(weight: Tensor) -> bool:
 
 
 def _pack_layer(layer: Linear, weight: Tensor) -> None:
-    layer.packed, layer.kernel = pack_weight(weight), onednn_linear
+    layer.packed, layer.kernel = pack_weight(weight), _inference_linear
+
+
+def _inference_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`onednn_linear`, differentiable in x where x asks for it."""
+    if x.requires_grad:
+        return _OnednnLinearFunction.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    return onednn_linear(x, weight, bias)
 
 
 def _trainable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -197,7 +205,7 @@ class _LinearContext(Protocol):
 
 
 class _OnednnLinearFunction(torch.autograd.Function):
-    """`nn.functional.linear` for training on a CPU, with all three products by oneDNN.
+    """`nn.functional.linear` on a CPU, with all three products by oneDNN; a packed weight has no gradient of its own.
 
     torch's own float32 products are MKL's there, which are slow on non-Intel processors: measured on one Zen 5 core,
     115 GFLOP/s against oneDNN's 250 forward and 200 backward. The sums are the same up to float32 rounding.
@@ -223,6 +231,8 @@ class _OnednnLinearFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])  # [rows, out]
+        if weight is not None and weight.is_mkldnn:
+            weight = weight.to_dense().reshape(rows.shape[1], -1)  # [out, in]
         # dx = dy W [..., in];  dW = dy^T x [out, in];  db = sum of dy over the rows [out]
         grad_x = None if weight is None else onednn_linear(rows, weight.t(), None).view(*grad.shape[:-1], -1)
         grad_weight = None if x is None else onednn_linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None)

@@ -100,7 +100,10 @@ class KnownRows:
         columns = ("id", "root", "path", "size", "mtime", "sha256", "stamp")
         for part in store.scan(columns):
             for values in zip(*(part[name].to_pylist() for name in columns), strict=True):
-                self.put(_Known(*values))
+                if values[2]:  # vectors from outside may have no path
+                    self.put(_Known(*values))
+                else:
+                    self._ids.add(values[0])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -165,6 +168,7 @@ class Builder:
         self._store, self._models, self._options = store, models, options
         self._prepare = prepare
         self._known = KnownRows(store)
+        self.archived: dict[str, set[str]] = {}  # by dataset of encoded images, the keys that it holds
         self._updates: list[JsonDict] = []
         self._rows: dict[Action, list[JsonDict]] = {"added": [], "changed": []}
         self._vectors: dict[Action, list[list[Floats32]]] = {"added": [], "changed": []}
@@ -174,7 +178,7 @@ class Builder:
     def run(self, entries: Iterable[Entry | Failed]) -> Generator[Event[Indexed]]:
         """Indexes entries and yields an event for each, those of a batch after its commit."""
         batch: list[tuple[_Work, list[Pixels]]] = []
-        size = self._models[0][1].batch_size if self._models else 8
+        sizer = self._models[0][1].sizer if self._models else None
         with_pixels = self._read(entries)
         try:
             for item in with_pixels:
@@ -182,7 +186,7 @@ class Builder:
                     batch.append(item)
                 else:
                     self._waiting.append(item)
-                if len(batch) == size:
+                if len(batch) >= (sizer.size if sizer else 8):
                     self._embed(batch)
                     batch = []
                 if self._is_due() and not batch:
@@ -247,6 +251,8 @@ class Builder:
 
     def _decide(self, entry: Entry) -> _Work | Skipped | Failed | Done[Indexed]:
         """What an entry needs; updates of rows whose image is known are noted."""
+        if entry.size is None:
+            self.archived.setdefault(entry.root, set()).add(entry.path)
         row = self._known.named(entry)
         if row is not None and row.mtime == entry.mtime and entry.size in (None, row.size):
             if row.stamp == entry.stamp:

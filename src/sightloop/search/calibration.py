@@ -186,7 +186,7 @@ def check_cut(cut: float) -> None:
 
 
 def log_odds(probabilities: Floats32) -> Floats:
-    """ITM log odds of probabilities, within 16.1 of 0, where float32 ends; -inf for NaN (an image that is gone)."""
+    """ITM log odds `[n]` of probabilities `[n]`, within 16.1 of 0, where float32 ends; -inf for NaN."""
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     return np.where(np.isnan(probabilities), -np.inf, np.log(clipped) - np.log1p(-clipped))
 
@@ -194,15 +194,15 @@ def log_odds(probabilities: Floats32) -> Floats:
 def verdict(null: NullScores, score: float, cut: float) -> tuple[bool, str]:
     """Whether something was found at a promised rate of false finds, and a sentence that says what that is worth."""
     p = null.p_value(score)
-    found = p <= cut
+    is_found = p <= cut
     missed = null.missed(cut)
     cost = (
         "how many real finds it refuses is unknown: the background texts have no images here"
         if missed is None
         else f"it refuses {100 * missed:.0f} % of texts whose image is there"
     )
-    words = "p" if found else "nothing here shows that: p"
-    return found, (
+    words = "p" if is_found else "nothing here shows that: p"
+    return is_found, (
         f"{words} = {p:.3f} by {null.kind.upper()}; a cut of {cut:g} promises at most {100 * cut:g} % false finds for "
         f"queries like the {len(null.absent):,} background texts ({null.source}); {cost}"
     )

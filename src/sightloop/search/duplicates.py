@@ -9,29 +9,33 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sightloop.data.atomic import atomic_write
 from sightloop.data.copies.duplicates import (
     KINDS,
     DuplicateCluster,
     DuplicateKind,
     Duplicates,
     ImageFacts,
-    KeepRule,
+    KeepDuplicate,
     find_duplicates,
 )
 from sightloop.data.copies.image_hash import SPECTRUM, draft_spectrum, phash, pixels_digest
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError, UsageError
-from sightloop.inference.model import Model
 from sightloop.reports import html
 from sightloop.search.filters import Filter
 from sightloop.search.rows import vectors_of
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Done, Event, Failed, Floats32, JsonDict
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _THUMBNAIL = 240  # pixels
 _SHOWN = 200  # clusters with images on the page
@@ -68,23 +72,23 @@ class DuplicateReport:
     """Duplicates of an index or of images; prints as a table, and shows pairs in a notebook.
 
     Args:
-        found: clusters with the evidence of each pair.
+        duplicates: clusters with the evidence of each pair.
         places: (root, path) of each image, by which it is read again.
         ids: of the rows of an index; () for images outside of one.
     """
 
-    found: Duplicates
+    duplicates: Duplicates
     places: Sequence[tuple[str, str]] = field(repr=False)
     ids: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Number of clusters."""
-        return len(self.found.clusters)
+        return len(self.duplicates.clusters)
 
     @property
     def clusters(self) -> tuple[DuplicateCluster, ...]:
         """The clusters."""
-        return self.found.clusters
+        return self.duplicates.clusters
 
     @property
     def summary(self) -> str:
@@ -93,23 +97,23 @@ class DuplicateReport:
         plurals = zip(counts, _PLURALS, strict=True)
         kinds = ", ".join(f"{count:,} with {plural}" for count, plural in plurals if count)
         inside = sum(len(cluster.images) for cluster in self.clusters)
-        text = f"{len(self.found.images):,} images: "
+        text = f"{len(self.duplicates.images):,} images: "
         text += f"{inside:,} in {len(self):,} clusters ({kinds})" if self.clusters else "no duplicates"
-        return "; ".join([text, *self.found.notes])
+        return "; ".join([text, *self.duplicates.notes])
 
-    def extras(self, keep: KeepRule = "best") -> list[str]:
+    def extras(self, keep: KeepDuplicate = "best") -> list[str]:
         """Names of the images to leave out, in order; see `Duplicates.extras`."""
-        return [self.found.images[row].name for row in sorted(self.found.extras(keep))]
+        return [self.duplicates.images[row].name for row in sorted(self.duplicates.extras(keep))]
 
-    def as_json(self, keep: KeepRule = "best") -> Iterator[JsonDict]:
+    def as_json(self, keep: KeepDuplicate = "best") -> Iterator[JsonDict]:
         """An object for each cluster: its images, which of them is kept, and its edges."""
-        extras = self.found.extras(keep)
+        extras = self.duplicates.extras(keep)
         for number, cluster in enumerate(self.clusters, 1):
             images = [self._image_json(row, extras) for row in cluster.images]
             edges = [
                 {
-                    "first": self.found.images[edge.first].name,
-                    "second": self.found.images[edge.second].name,
+                    "first": self.duplicates.images[edge.first].name,
+                    "second": self.duplicates.images[edge.second].name,
                     "kind": edge.kind,
                     "evidence": edge.evidence,
                     "bits": edge.bits,
@@ -120,7 +124,7 @@ class DuplicateReport:
             yield {"cluster": number, "kinds": list(cluster.kinds), "images": images, "edges": edges}
 
     def _image_json(self, row: int, extras: Mapping[int, int]) -> JsonDict:
-        image = self.found.images[row]
+        image = self.duplicates.images[row]
         identity: JsonDict = {"id": self.ids[row]} if self.ids else {}
         size = {"width": image.width, "height": image.height, "bytes": image.file_bytes}
         return {"name": image.name} | identity | size | {"keep": row not in extras}
@@ -129,16 +133,16 @@ class DuplicateReport:
         lines = [self.summary]
         for number, cluster in enumerate(self.clusters, 1):
             lines.append(f"{number}. {', '.join(cluster.kinds)}")
-            lines += [f"   {self.found.images[row].name}" for row in cluster.images]
+            lines += [f"   {self.duplicates.images[row].name}" for row in cluster.images]
         return "\n".join(lines)
 
-    def to_html(self, keep: KeepRule = "best", shown: int = _SHOWN) -> str:
+    def to_html(self, keep: KeepDuplicate = "best", shown: int = _SHOWN) -> str:
         """A whole page: the clusters with their images side by side and the evidence of each pair."""
         sections = self._sections(keep, shown)
         tiles = [
-            html.Tile("images", f"{len(self.found.images):,}"),
+            html.Tile("images", f"{len(self.duplicates.images):,}"),
             html.Tile("clusters", f"{len(self):,}"),
-            html.Tile("extra images", f"{len(self.found.extras(keep)):,}", f'keep "{keep}"'),
+            html.Tile("extra images", f"{len(self.duplicates.extras(keep)):,}", f'keep "{keep}"'),
         ]
         rule = html.note(
             "Kept images have a green frame. Of identical images and copies one is kept; look-alikes are other "
@@ -153,11 +157,11 @@ class DuplicateReport:
         style = html.Html(f"<style>{_STYLE}</style>")
         return html.join([style, html.paragraph(self.summary), *self._sections("best", _IN_NOTEBOOK)])
 
-    def _sections(self, keep: KeepRule, shown: int) -> list[html.Html]:
+    def _sections(self, keep: KeepDuplicate, shown: int) -> list[html.Html]:
         clusters = self.clusters[:shown]
         rows = [row for cluster in clusters for row in cluster.images[:_SHOWN_IMAGES]]
         images = read_places([self.places[row] for row in rows])
-        extras = self.found.extras(keep)
+        extras = self.duplicates.extras(keep)
         return [self._section(number, cluster, images, extras) for number, cluster in enumerate(clusters, 1)]
 
     def _section(
@@ -183,7 +187,7 @@ class DuplicateReport:
         )
 
     def _figure(self, row: int, images: Mapping[tuple[str, str], str | bytes], is_kept: bool) -> html.Html:
-        image, place = self.found.images[row], self.places[row]
+        image, place = self.duplicates.images[row], self.places[row]
         try:
             if place not in images:
                 raise ImageError(image.name, "it is gone")
@@ -197,7 +201,7 @@ class DuplicateReport:
         )
 
     def _short(self, row: int) -> str:
-        return Path(self.found.images[row].name).name
+        return Path(self.duplicates.images[row].name).name
 
 
 def _note_of(name: str) -> html.Html:
@@ -254,16 +258,16 @@ def report_duplicates(
 
     def digests(rows: Sequence[int]) -> dict[int, bytes]:
         images = read_places([places[row] for row in rows])
-        found: dict[int, bytes] = {}
+        by_row: dict[int, bytes] = {}
         for row in rows:
             try:
-                found[row] = pixels_digest(decode(images[places[row]]))
+                by_row[row] = pixels_digest(decode(images[places[row]]))
             except (ImageError, KeyError):  # gone since: the pair stays a copy
                 continue
-        return found
+        return by_row
 
-    found = find_duplicates(facts, kinds=kinds, vectors=vectors, pixels=digests)
-    return DuplicateReport(found, places, ids)
+    duplicates = find_duplicates(facts, kinds=kinds, vectors=vectors, pixels=digests)
+    return DuplicateReport(duplicates, places, ids)
 
 
 def embed_places(model: Model, places: Sequence[tuple[str, str]]) -> Floats32:
@@ -330,20 +334,32 @@ def read_places(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str 
     Args:
         places: (root, path) of each.
     """
-    found: dict[tuple[str, str], str | bytes] = {}
+    images: dict[tuple[str, str], str | bytes] = {}
     archives: dict[str, set[str]] = {}
     for root, path in places:
         if os.path.isfile(name := os.path.join(root, path)):
-            found[root, path] = name
+            images[root, path] = name
         elif os.path.isfile(root):
             archives.setdefault(root, set()).add(path)
     for root, wanted in archives.items():
         try:
             for sample in open_dataset(root).stream(lambda key, reason: None):
                 if sample.key in wanted:
-                    found[root, sample.key] = (
+                    images[root, sample.key] = (
                         sample.image if isinstance(sample.image, bytes) else str(sample.image)
                     )
         except UsageError:
             continue
-    return found
+    return images
+
+
+def write_report(path: Path, report: DuplicateReport, keep: KeepDuplicate) -> None:
+    """Writes the page of a report, whole or not at all."""
+    atomic_write(path, report.to_html(keep))
+
+
+def write_extras(path: Path, report: DuplicateReport, keep: KeepDuplicate) -> int:
+    """Writes the names of the images that are not kept, one a line; how many there are."""
+    names = report.extras(keep)
+    atomic_write(path, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
+    return len(names)

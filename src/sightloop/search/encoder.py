@@ -87,8 +87,8 @@ class ModelEncoder:
         probabilities = np.full(len(rows), np.nan, np.float32)
         memories = self._memories(judge, rows)
         index = [i for i, memory in enumerate(memories) if memory is not None]
-        for start in range(0, len(index), judge.batch_size):
-            part = index[start : start + judge.batch_size]
+        for start in range(0, len(index), judge.sizer.default):
+            part = index[start : start + judge.sizer.default]
             stacked = torch.stack([m for i in part if (m := memories[i]) is not None])
             image = Encoded(stacked.to(judge.device, judge.dtype))
             own = np.zeros(1, np.int64)

@@ -7,27 +7,24 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike, fspath
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
 from sightloop.data.copies.duplicates import KINDS, DuplicateKind
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.reports import html
-from sightloop.search.build import Builder, BuildOptions, Indexed, KnownRows, is_there
+from sightloop.search.build import Builder, BuildOptions, Indexed
 from sightloop.search.duplicates import DuplicateReport, check_kinds, duplicates_in_index, hash_columns
+from sightloop.search.fill import fill_space
 from sightloop.search.filters import parse_filters
 from sightloop.search.hits import Hits
-from sightloop.search.lance import LanceStore
 from sightloop.search.no_match import NoMatch, apply_cut
+from sightloop.search.opening import create_store, is_index, open_store
 from sightloop.search.outside import OutsideRows, add_outside
+from sightloop.search.prune import find_gone
 from sightloop.search.query import Query, Searcher, SpaceSample
-from sightloop.search.rows import (
-    PUBLIC_COLUMNS,
-    Table,
-    vectors_of,
-)
+from sightloop.search.rows import PUBLIC_COLUMNS, Table, vectors_of
 from sightloop.search.sources import list_entries
 from sightloop.search.stats import IndexStats
 from sightloop.search.store import IndexInfo, Store, VectorDtype, VectorSpace
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
     from sightloop.search.encoder import MemoryCache, ModelEncoder
 
-_ROWS_AT_ONCE: Final = 50_000  # of vectors from outside, in one commit
 _BACKGROUND = (
     "a photo", "a photo of a person", "a photo of an animal", "a photo of food", "a landscape", "a city street",
     "a room", "a close-up of an object", "a vehicle", "people doing something", "a document", "a drawing",
@@ -123,7 +119,7 @@ class Index:
             space = VectorSpace("vector", name, "", dim, dtype=dtype)
         else:
             raise UsageError(f"dim={dim}: must be at least 1")
-        index = cls(_create_store(fspath(path), IndexInfo((space,))))
+        index = cls(create_store(fspath(path), IndexInfo((space,))))
         if model is not None:
             index._models[space.column] = model
         return index
@@ -231,9 +227,17 @@ class Index:
         with self.store.writing():
             models = [(space, self._model(space)) for space in self.info.spaces]
             hashes = prepare or hash_columns
-            yield from Builder(self.store, models, options or BuildOptions(), hashes).run(list_entries(names))
+            builder = Builder(self.store, models, options or BuildOptions(), hashes)
+            yield from builder.run(list_entries(names))
+            for space, model in models:
+                if space.column in self.info.notes.get("unfilled", ()):
+                    yield from fill_space(self.store, space, model, options or BuildOptions())
+                    self._note_filled(space)
             if prune:
-                yield from self._prune(names)
+                gone = find_gone(self.store, names, builder.archived)
+                self.store.delete([identity for identity, _ in gone])
+                for identity, name in gone:
+                    yield Done(name, Indexed(identity, "removed"))
             self.store.maintain()
 
     def add_vectors(
@@ -277,7 +281,7 @@ class Index:
     def prune(self) -> int:
         """Removes rows whose files are gone, of folders that are there. Returns how many."""
         with self.store.writing():
-            gone = self._gone(None)
+            gone = find_gone(self.store)
             self.store.delete([identity for identity, _ in gone])
             return len(gone)
 
@@ -348,14 +352,13 @@ class Index:
         )
 
     def encoder(self, space: VectorSpace) -> ModelEncoder:
-        """The model of a space with its judge."""
-        return self._encoder(space)
-
-    def _encoder(self, space: VectorSpace) -> ModelEncoder:
+        """The model of a space with its judge: the one in use, or that which the index remembers."""
         from sightloop.search.encoder import MemoryCache, ModelEncoder
 
         if self._memories is None:
             self._memories = MemoryCache(self._memory_bytes)
+        if self._judge is None and (judge := self.info.notes.get("judge")):
+            self.use_judge(_loaded(judge))
         return ModelEncoder(self._model(space), self._judge, self._memories)
 
     def use_model(self, model: Model) -> None:
@@ -382,7 +385,9 @@ class Index:
             raise UsageError(f"{self.store.name}: has the vectors of {model.name} already")
         space = space_of(model, f"vector_{len(info.spaces) + 1}", dtype)
         with self.store.writing():
-            self.store.set_info(replace(info, spaces=(*info.spaces, space)))
+            unfilled = [*info.notes.get("unfilled", ()), space.column]
+            notes = {**info.notes, "unfilled": unfilled}
+            self.store.set_info(replace(info, spaces=(*info.spaces, space), notes=notes))
         self._models[space.column] = model
         return space
 
@@ -393,6 +398,11 @@ class Index:
             self.store.set_info(replace(info, notes={**info.notes, **notes}))
 
     # Below: nothing public.
+
+    def _note_filled(self, space: VectorSpace) -> None:
+        info = self.info
+        unfilled = [column for column in info.notes["unfilled"] if column != space.column]
+        self.store.set_info(replace(info, notes={**info.notes, "unfilled": unfilled}))
 
     def _model(self, space: VectorSpace) -> Model:
         model = self._models.get(space.column)
@@ -410,18 +420,8 @@ class Index:
         return model
 
     def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
-        """The calibration of a query's cut: by ITM if the query is re-ranked, else by ITC."""
-        encoder = self._encoder(space)
-        return NoMatch(
-            self.store,
-            space,
-            query.where,
-            encoder.model.embed_texts,
-            (lambda text, rows: encoder.match(text, rows)[1]) if query.rerank else None,
-            (encoder.judge or encoder.model).name if query.rerank else "",
-            None if query.background is None else Path(query.background),
-            self.on_calibration,
-        )
+        """The calibration of a query's cut."""
+        return NoMatch.of_query(query, self.store, space, self.encoder(space), self.on_calibration)
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)
@@ -436,26 +436,6 @@ class Index:
             vectors = [encoder.embed_text(text) for text in _BACKGROUND]
             self._text_means[space.column] = np.mean(vectors, axis=0)
         return self._text_means[space.column]
-
-    def _gone(self, below: Sequence[str] | None) -> list[tuple[str, str]]:
-        """Ids and names of rows whose files are gone, though the place that held them is there."""
-        places = None if below is None else [str(Path(name).absolute()) for name in below]
-        gone: list[tuple[str, str]] = []
-        for row in KnownRows(self.store):
-            name = str(Path(row.root) / row.path)
-            if places is not None and not any(
-                name == p or name.startswith(p.rstrip("/") + "/") for p in places
-            ):
-                continue
-            if Path(row.root).exists() and not is_there(row.root, row.path):
-                gone.append((row.id, name))
-        return gone
-
-    def _prune(self, sources: Sequence[str]) -> Generator[Event[Indexed]]:
-        gone = self._gone(sources)
-        self.store.delete([identity for identity, _ in gone])
-        for identity, name in gone:
-            yield Done(name, Indexed(identity, "removed"))
 
 
 def open_index(
@@ -476,7 +456,7 @@ def open_index(
     Raises:
         UsageError: there is no index, or the model is not that of its vectors.
     """
-    index = Index(_open_store(fspath(path)), memory_bytes=memory_bytes)
+    index = Index(open_store(fspath(path)), memory_bytes=memory_bytes)
     if model is not None:
         index.use_model(_loaded(model))
     if judge is not None:
@@ -490,34 +470,6 @@ def _loaded(model: Model | str) -> Model:
     from sightloop.inference.load import load
 
     return load(model)
-
-
-def is_index(path: str | PathLike[str]) -> bool:
-    """Whether there is an index in a folder, or a collection at an address."""
-    name = fspath(path)
-    if name.startswith("qdrant://"):
-        from sightloop.search.qdrant import connect_qdrant
-
-        client, collection = connect_qdrant(name)
-        return client.collection_exists(collection)
-    return (Path(name) / "index.json").is_file()
-
-
-def _open_store(name: str) -> Store:
-    if name.startswith("qdrant://"):
-        from sightloop.search.qdrant import QdrantStore, connect_qdrant
-
-        return QdrantStore(*connect_qdrant(name), name)
-    return LanceStore(Path(name))
-
-
-def _create_store(name: str, info: IndexInfo) -> Store:
-    if name.startswith("qdrant://"):
-        from sightloop.search.qdrant import QdrantStore, connect_qdrant
-
-        client, collection = connect_qdrant(name)
-        return QdrantStore.create(client, collection, info, name)
-    return LanceStore.create(Path(name), info)
 
 
 __all__ = [

@@ -64,6 +64,10 @@ class LanceStore:
         self._table: Any = _connect(folder).open_table(
             _TABLE
         )  # LanceDB has no type hints for what it returns
+        if missing := set(row_schema().names) - set(self._table.schema.names):
+            raise UsageError(
+                f"{folder}: of an earlier version, without {', '.join(sorted(missing))}; make it again"
+            )
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 

@@ -27,8 +27,10 @@ from sightloop.search.calibration import (
     log_odds,
     verdict,
 )
+from sightloop.search.encoder import ModelEncoder
 from sightloop.search.filters import Filter
 from sightloop.search.hits import Hits
+from sightloop.search.query import Query
 from sightloop.search.rows import vectors_of
 from sightloop.search.store import Found, Store, VectorSpace
 from sightloop.types import Floats32, JsonDict
@@ -63,6 +65,25 @@ class NoMatch:
     judge: str = ""
     background: Path | None = None
     notify: Callable[[int, int], None] | None = None
+
+    @classmethod
+    def of_query(
+        cls,
+        query: Query,
+        store: Store,
+        space: VectorSpace,
+        encoder: ModelEncoder,
+        notify: Callable[[int, int], None] | None = None,
+    ) -> NoMatch:
+        """The calibration of a query's cut: by ITM if the query is re-ranked, else by ITC."""
+
+        def match(text: str, rows: Sequence[JsonDict]) -> Floats32:
+            return encoder.match(text, rows)[1]
+
+        file = None if query.background is None else Path(query.background)
+        judge = (encoder.judge or encoder.model).name
+        chosen = (match, judge) if query.rerank else (None, "")
+        return cls(store, space, query.where, encoder.model.embed_texts, *chosen, file, notify)
 
     @property
     def kind(self) -> ScoreKind:
@@ -217,8 +238,8 @@ def apply_cut(hits: Hits, text: str, vector: Floats32, cut: float, no_match: NoM
             "name a file with --background",
         )
     null, bank = calibrated
-    found, words = verdict(null, no_match.score(text, vector, bank), cut)
-    return replace(hits, hits=hits.hits if found else (), note=words)
+    is_found, words = verdict(null, no_match.score(text, vector, bank), cut)
+    return replace(hits, hits=hits.hits if is_found else (), note=words)
 
 
 def _lines(file: Path) -> list[str]:

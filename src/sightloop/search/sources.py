@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
@@ -201,15 +202,22 @@ def read_entry(root: str, path: str) -> bytes | str:
     if not os.path.isfile(root):
         raise ImageError(name, "the file is gone; `sightloop index` with --prune removes its entry")
     try:
-        dataset = open_dataset(root)
-        samples = (
-            dataset
-            if dataset.is_stream
-            else (dataset[i] for i in range(len(dataset)) if dataset.key(i) == path)
-        )
-        image = next((sample.image for sample in samples if sample.key == path), None)
-    except UsageError as error:
+        dataset, numbers = _opened(root, os.stat(root).st_mtime_ns)
+        if numbers is None:  # a stream: read up to the sample
+            image = next((sample.image for sample in dataset if sample.key == path), None)
+        else:
+            image = dataset[numbers[path]].image if path in numbers else None
+    except (UsageError, OSError) as error:
         raise ImageError(name, str(error)) from error
     if image is None:
         raise ImageError(name, "the dataset has no such sample any more")
     return image if isinstance(image, bytes) else str(image)
+
+
+@lru_cache(maxsize=4)
+def _opened(root: str, mtime: int) -> tuple[Dataset, dict[str, int] | None]:
+    """A dataset and the numbers of its samples by key, kept while the file does not change."""
+    dataset = open_dataset(root)
+    if dataset.is_stream:
+        return dataset, None
+    return dataset, {portable_name(dataset.key(index)): index for index in range(len(dataset))}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sightloop.nn.attention import Attention, HeadConfig, Linear
 from sightloop.nn.blocks import Block, BlockConfig, Mlp
+from sightloop.protocols import PatchAttention
 from sightloop.types import Encoded
 
 
@@ -213,3 +214,12 @@ class Vit(nn.Module):
         if self.config.pooling == "none":
             return Encoded(x)
         return Encoded(x, x[:, 0] if self.config.norm_tokens else self.norm_out(x[:, 0]))
+
+    def patch_attention(self) -> PatchAttention | None:
+        """The attention that the pooled state reads patches by; None without one."""
+        if self.config.pooling == "attention":
+            return PatchAttention([self.pool.attn], "queries", 0)
+        if self.config.has_class_token:
+            blocks = [block for block in self.blocks if isinstance(block, Block)]
+            return PatchAttention([block.attn for block in blocks], "class", 1)
+        return None

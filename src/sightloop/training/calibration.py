@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import BUNDLED_FOLDER
+from sightloop.data.copies.learned_images import read_digests
 from sightloop.data.datasets.dataset import Dataset
-from sightloop.data.learned_images import read_digests
 from sightloop.inference.load import load
 from sightloop.inference.model import Model
 from sightloop.metrics import equal_error_threshold, matching_curves, roc_auc
@@ -190,8 +190,8 @@ def _match_margins(
         embeddings = model.embed_texts(strings) if embeds else None  # [n, P]
     owner = np.array([image for image, _ in pairs])
     margins, cosines = np.empty(len(pairs)), np.zeros(len(pairs))
-    for start in range(0, len(images), model.batch_size):
-        part = images[start : start + model.batch_size]
+    for start in range(0, len(images), model.sizer.default):
+        part = images[start : start + model.sizer.default]
         rows = [np.flatnonzero(owner == start + i) for i in range(len(part))]  # pairs of each image
         encoded, own = model.encode(part), np.concatenate(rows)
         logits = np.concatenate(model.match_scores(encoded, texts, rows)).astype(np.float64)  # [r, 2]

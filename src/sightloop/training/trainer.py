@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from sightloop.checkpoints.lora import save_lora
+from sightloop.data.copies.learned_images import write_digests
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.leakage import find_leaks
-from sightloop.data.learned_images import write_digests
 from sightloop.errors import SightloopError, is_out_of_memory, os_error_reason
 from sightloop.inference.malloc import keep_freed_memory
 from sightloop.inference.model import Model

@@ -357,7 +357,7 @@ def test_a_full_disk_exits_with_1(
     def finish(self):
         raise OSError(28, "No space left on device", "c.csv")
 
-    monkeypatch.setattr("sightloop.annotation.caption_table.CaptionTable.finish", finish)
+    monkeypatch.setattr("sightloop.annotation.captioning.CaptionTable.finish", finish)
     assert run("caption", photos, "-m", "M", "--out", tmp_path / "c.csv") == 1
     assert "sightloop: c.csv: no space left on device: make room" in capsys.readouterr().err
     assert (tmp_path / "c.csv.partial").exists()

@@ -138,6 +138,13 @@ def test_one_bad_request_spoils_no_other(scheduler: Scheduler, recorder: Recorde
         jobs[1].future.result(30)
 
 
+def test_a_verb_that_gives_too_few_results_fails(scheduler: Scheduler) -> None:
+    short = QueuedJob("a", Kind("k", "k", lambda items: items[1:], 4), [1, 2, 3])
+    scheduler.submit(short)
+    with pytest.raises(RuntimeError, match="2 results for 3 items"):
+        short.future.result(30)
+
+
 def test_stopping_finishes_what_runs_and_refuses_the_rest(scheduler: Scheduler, recorder: Recorder) -> None:
     holder = hold(scheduler, recorder)
     waiting = job("a", recorder.kind("x"), [1])
@@ -211,6 +218,18 @@ def test_a_stream_that_fails_or_is_left_ends(scheduler: Scheduler) -> None:
     count = len(steps)
     time.sleep(0.05)
     assert len(steps) <= count + 1
+
+
+def test_bodies_have_room_together() -> None:
+    admission = Admission(6, 2, room=100)
+    for client in "ab":
+        admission.enter(client)
+    admission.take(60)
+    with pytest.raises(ApiError) as caught:
+        admission.take(41)
+    assert caught.value.status_code == 503
+    admission.leave("a", 60)
+    admission.take(100)
 
 
 @settings(max_examples=60)

@@ -227,7 +227,7 @@ def test_a_child_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def start_child() -> subprocess.Popen[bytes]:
-    child = reader._Worker('{"spec": {}, "limits": {}}', 5.0)
+    child = reader._Worker({"spec": {}, "limits": {}}, 5.0)
     reader._read_exactly(child._process.stdout, 1)  # type: ignore[arg-type]
     return child._process
 

@@ -13,7 +13,15 @@ from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.checks import check_capability, check_checkpoint, check_data, check_output_folder
 from sightloop.apps.cli.common import prepare_threads
-from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name
+from sightloop.apps.cli.options import (
+    BatchSizeOption,
+    DevicesOption,
+    Dtype,
+    check_at_least,
+    integer,
+    option_name,
+    parse_devices,
+)
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
@@ -108,9 +116,9 @@ class ExecutionOptions:
     workers: Annotated[int, Parameter(converter=integer)] = 1
     """Processes, each with its own copy of the models."""
 
-    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
-    """Images that each worker decodes ahead, rounded up to a multiple of --group. Changes speed and memory, not
-    results. Default: --group."""
+    batch_size: BatchSizeOption = None
+    """Images that each worker decodes ahead, rounded up to a multiple of --group; auto: 64, or as many as fit 256 MB.
+    Changes speed and memory, not results. Default: --group."""
 
     group: Annotated[int | None, Parameter(converter=integer)] = None
     """Images per forward pass. Changes the last digits of scores. Default: 8 on a CPU, 32 on a GPU."""
@@ -123,6 +131,9 @@ class ExecutionOptions:
 
     device: str = "auto"
     """cpu, cuda, cuda:N, mps, or auto: a GPU if there is one, and the next GPUs for further workers."""
+
+    devices: DevicesOption = None
+    """A worker on each of these devices, in place of --workers and --device: cuda:0,cuda:1 or cpu,cpu."""
 
     dtype: Dtype = "float32"
     """Precision of weights and activations."""
@@ -167,6 +178,7 @@ def bootstrap(
     """
     options = _field_values(texts) | _field_values(execution)
     json, price = options.pop("json"), options.pop("price")
+    options["devices"] = parse_devices(execution.devices, execution.device)
     if out is None and not estimate:
         raise UsageError("--out: name the output folder; only --estimate needs none.")
     _check(out, texts, execution, captioner, filter)
@@ -232,7 +244,7 @@ def _check(
     for name in ("top", "captions", "num_beams", "max_tokens"):
         check_at_least(option_name(name), getattr(texts, name), 1)
     for name in ("block", "workers", "readers", "batch_size", "group", "threads", "max_pixels"):
-        if (value := getattr(execution, name)) is not None:
+        if isinstance(value := getattr(execution, name), int):
             check_at_least(option_name(name), value, 1)
     if texts.mode != "filter-only" and not re.match(r"https?://", captioner):
         check_capability(captioner, "caption")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sightloop.apps.cli.checks import check_capability, check_checkpoint
 from sightloop.apps.cli.common import (
@@ -13,11 +13,12 @@ from sightloop.apps.cli.common import (
     check_model,
     list_images,
     loader_config,
-    model_for,
+    models_for,
     require_capability,
 )
 from sightloop.apps.cli.options import (
     DecodingOptions,
+    DeviceListOptions,
     FilterOptions,
     RegionOption,
     RuntimeOptions,
@@ -25,17 +26,21 @@ from sightloop.apps.cli.options import (
     parse_region,
 )
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter, print_message
+from sightloop.checkpoints.hub import weights_identity
 from sightloop.errors import UsageError
 from sightloop.types import Done, Failed, JsonDict, Skipped
 
 if TYPE_CHECKING:
-    from sightloop.annotation.caption_table import CaptionTable
+    from sightloop.annotation.captioning import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
+    from sightloop.apps.cli.device_pool import DevicePool
     from sightloop.inference.model import Model
     from sightloop.tasks.caption_filter import CaptionFilter
 
+# The captioner, and the model that scores its captions.
+_Models: TypeAlias = "tuple[Model | DevicePool, Model | DevicePool | None]"
 _OUTPUT, _FILTER = WriteOptions(), FilterOptions()
-_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
+_DECODING, _RUNTIME = DecodingOptions(), DeviceListOptions()
 
 _EPILOGUE = (
     "Examples:\n"
@@ -56,7 +61,7 @@ def caption(
     output: WriteOptions = _OUTPUT,
     filtering: FilterOptions = _FILTER,
     decoding: DecodingOptions = _DECODING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: DeviceListOptions = _RUNTIME,
 ) -> int:
     """Write a caption for every image.
 
@@ -80,6 +85,7 @@ def caption(
         keep_all=filtering.keep_all,
         decoding=decoding.as_kwargs() | _length_or_region(prompt, length, region),
     )
+    runtime.names()
     check_model("caption", runtime)
     _check_judge(runtime, filtering)
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
@@ -93,7 +99,7 @@ def caption(
         if first is None:
             sink.finish()
             return progress.status
-        models = _captioner_and_judge(runtime, filtering)
+        models = _captioner_and_judge(stack, runtime, filtering)
         progress.start_clock()
         progress.count_ahead(lambda: sum(1 for _ in list_images(paths)))
         _caption(models, chain([first], inputs), sink, rules, progress, runtime)
@@ -120,7 +126,7 @@ def _first_needed(
 
 
 def _caption(
-    models: tuple[Model, Model | None],
+    models: _Models,
     inputs: Iterator[str | Skipped | Failed],
     sink: SidecarSink | CaptionTable,
     rules: CaptionFilter,
@@ -162,13 +168,13 @@ def _check_judge(runtime: RuntimeOptions, filtering: FilterOptions) -> None:
         check_checkpoint(filtering.judge)
 
 
-def _captioner_and_judge(runtime: RuntimeOptions, filtering: FilterOptions) -> tuple[Model, Model | None]:
+def _captioner_and_judge(stack: ExitStack, runtime: DeviceListOptions, filtering: FilterOptions) -> _Models:
     """The captioning model, and the ITM model for --min-match."""
-    model = model_for("caption", runtime)
+    model = models_for(stack, "caption", runtime)
     if filtering.min_match is None:
         return model, None
     if filtering.judge is not None:
-        return model, model_for("match", runtime, filtering.judge)
+        return model, models_for(stack, "match", runtime, filtering.judge)
     require_capability(model, "match")
     return model, model
 
@@ -177,15 +183,16 @@ def _caption_sink(
     output: WriteOptions, runtime: RuntimeOptions, filtering: FilterOptions, rules: CaptionFilter
 ) -> SidecarSink | CaptionTable:
     """The writer of sidecar files, or of the table of --out."""
-    from sightloop.annotation.caption_table import CaptionTable
+    from sightloop.annotation.captioning import CaptionTable
     from sightloop.annotation.sidecars import SidecarSink
 
+    writer = weights_identity(runtime.source, runtime.lora)
     if output.out is None:
-        return SidecarSink(output.write, print_message)
+        return SidecarSink(output.write, print_message, writer)
     if output.write in ("append", "prepend"):
         raise UsageError(f"--write {output.write} is for .txt files; with --out use skip or overwrite.")
     settings = {"model": runtime.source, "judge": filtering.judge, "rules": str(rules)}
-    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings)
+    return CaptionTable(output.out, "overwrite" if output.write == "overwrite" else "skip", settings, writer)
 
 
 COMMANDS = {caption: _EPILOGUE}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import ImageInputs, check_adapter, check_capability, check_checkpoint
-from sightloop.apps.cli.options import Dtype, RuntimeOptions
+from sightloop.apps.cli.options import DeviceListOptions, Dtype, RuntimeOptions
 from sightloop.apps.cli.output import (
     OutputTable,
     ProgressReporter,
@@ -24,10 +24,11 @@ from sightloop.apps.cli.output import (
     say_if_slow,
 )
 from sightloop.errors import UnsupportedError
-from sightloop.types import Bits, Done, Failed, Pixels, Skipped
+from sightloop.types import Bits, Done, Failed, JsonDict, Pixels, Skipped
 
 if TYPE_CHECKING:
     from sightloop.annotation.runner import LoaderConfig
+    from sightloop.apps.cli.device_pool import DevicePool
     from sightloop.inference.model import Model
 
 T = TypeVar("T")
@@ -128,7 +129,30 @@ def print_gain_of_auto(model: Model, runtime: RuntimeOptions) -> None:
         print_message(f"float32, the default, is exact; --dtype auto would use {gain}.")
 
 
-def require_capability(model: Model, capability: str) -> None:
+def models_for(
+    stack: ExitStack, capability: str, runtime: DeviceListOptions, source: str | None = None
+) -> Model | DevicePool:
+    """`model_for`, or with --devices a copy of the model on each device, until `stack` is closed."""
+    devices = runtime.names()
+    if not devices:
+        return model_for(capability, runtime, source)
+    prepare_threads()
+    start, name, is_main = time.monotonic(), source or runtime.source, source is None
+    with say_if_slow(f"loading {name} on {', '.join(devices)} ..."):
+        from sightloop.apps.cli.device_pool import DevicePool
+
+        options: JsonDict = {"dtype": runtime.dtype}
+        if is_main:
+            options |= {"quantize": runtime.quantize, "lora": runtime.lora}
+        pool = stack.enter_context(DevicePool(name, devices, runtime.batch_size, **options))
+    require_capability(pool, capability)
+    print_detail(f"{pool.name}: loaded on {', '.join(devices)} in {time.monotonic() - start:.1f} s")
+    if is_main and runtime.model is None:
+        print_bundled_notice(capability)
+    return pool
+
+
+def require_capability(model: Model | DevicePool, capability: str) -> None:
     """Raises `UnsupportedError`, with the command that lists capable models, if the model lacks the capability."""
     if capability not in model.capabilities:
         available = ", ".join(sorted(model.capabilities))
@@ -145,12 +169,17 @@ def list_images(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
     return find_images(paths)
 
 
-def loader_config(runtime: RuntimeOptions, model: Model) -> LoaderConfig:
+def loader_config(runtime: RuntimeOptions, model: Model | DevicePool) -> LoaderConfig:
     """Batch size, workers and limits for loading the model's images."""
     from sightloop.annotation.runner import LoaderConfig
     from sightloop.types import Limits
 
-    return LoaderConfig(model.batch_size, runtime.workers, limits=Limits(max_pixels=runtime.max_pixels))
+    return LoaderConfig(
+        model.sizer,
+        runtime.workers,
+        limits=Limits(max_pixels=runtime.max_pixels),
+        parallel=getattr(model, "parallel", 1),
+    )
 
 
 def report_without_images(activity: str, inputs: ImageInputs) -> int:
@@ -164,9 +193,10 @@ def report_without_images(activity: str, inputs: ImageInputs) -> int:
 def run_verb(
     progress: ProgressReporter,
     runtime: RuntimeOptions,
-    model: Model,
+    model: Model | DevicePool,
     inputs: ImageInputs,
     verb: Callable[[list[Pixels]], Sequence[T]],
+    note_skipped: Callable[[str], None] | None = None,
 ) -> Iterator[Done[T]]:
     """Applies a verb to every image, reports each event, and yields those of images that are done.
 
@@ -176,6 +206,7 @@ def run_verb(
         model: Preprocesses the images.
         inputs: The images.
         verb: Called with one batch of images; returns one value per image.
+        note_skipped: Called with the name of each image that is skipped.
 
     Yields:
         The name and value of each image that was read, in the order of the paths.
@@ -189,3 +220,5 @@ def run_verb(
             progress.event(event)
             if isinstance(event, Done):
                 yield event
+            elif isinstance(event, Skipped) and note_skipped is not None:
+                note_skipped(event.name)

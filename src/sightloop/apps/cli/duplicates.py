@@ -12,7 +12,6 @@ from sightloop.apps.cli.checks import check_capability, check_checkpoint
 from sightloop.apps.cli.common import model_for
 from sightloop.apps.cli.options import RuntimeOptions
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter, print_message
-from sightloop.data.atomic import atomic_write
 from sightloop.errors import UsageError
 from sightloop.types import Done
 
@@ -129,6 +128,8 @@ def _of_images(
 
 
 def _show(report: DuplicateReport, options: DuplicateOptions, *, as_json: bool) -> None:
+    from sightloop.search.duplicates import write_extras, write_report
+
     keep = options.keep or "best"
     columns = [
         Column("cluster", 7, True),
@@ -154,16 +155,11 @@ def _show(report: DuplicateReport, options: DuplicateOptions, *, as_json: bool) 
                 }
             )
     print_message(report.summary)
-    extras = report.extras(keep)
     if options.extras is not None:
-        atomic_write(
-            options.extras, "".join(f"{name}\n" for name in extras).encode("utf-8", "surrogateescape")
-        )
-        print_message(
-            f"{options.extras}: {len(extras):,} images that are not kept ({keep}); nothing was deleted."
-        )
+        count = write_extras(options.extras, report, keep)
+        print_message(f"{options.extras}: {count:,} images that are not kept ({keep}); nothing was deleted.")
     if options.out is not None:
-        atomic_write(options.out, report.to_html(keep))
+        write_report(options.out, report, keep)
         print_message(f"{options.out}: written.")
 
 

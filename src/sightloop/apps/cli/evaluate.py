@@ -17,7 +17,14 @@ from sightloop.apps.cli.checks import (
     check_output_folder,
 )
 from sightloop.apps.cli.common import prepare_threads
-from sightloop.apps.cli.options import Dtype, check_at_least, integer, option_name, parse_entries
+from sightloop.apps.cli.options import (
+    BatchSizeOption,
+    Dtype,
+    check_at_least,
+    integer,
+    option_name,
+    parse_entries,
+)
 from sightloop.apps.cli.output import (
     RESUME_HINT,
     Column,
@@ -107,8 +114,9 @@ class EvaluateOptions:
     """Quantize the weights of a language model (int8, int4), or weights and activations of another (int8). Default:
     off."""
 
-    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
-    """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
+    batch_size: BatchSizeOption = None
+    """Images per forward pass, or auto: as many as fit the memory. Changes speed and memory, not results. Default: 8 on
+    a CPU, 32 on a GPU."""
 
     workers: Annotated[int, Parameter(converter=integer)] = 2
     """Processes that decode and preprocess images."""
@@ -123,7 +131,7 @@ class EvaluateOptions:
             UsageError: A value is out of range.
         """
         for name in ("samples", "batch_size", "workers", "num_beams", "max_new_tokens"):
-            if (value := getattr(self, name)) is not None:
+            if isinstance(value := getattr(self, name), int):
                 check_at_least(option_name(name), value, 1)
         unchanged = (
             "samples seed answer_by match_by clip prompt device dtype quantize batch_size workers".split()

@@ -20,6 +20,7 @@ from sightloop.apps.cli import (
     duplicates,
     evaluate,
     index,
+    judge,
     models,
     regions,
     search,
@@ -122,6 +123,7 @@ _COMPLETION_EPILOGUE = (
 _MODULES = (
     caption,
     verbs,
+    judge,
     regions,
     chat,
     index,

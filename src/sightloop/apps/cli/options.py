@@ -27,9 +27,23 @@ def integer(_type: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is not an integer") from None
 
 
+def batch_size_of(_type: object, tokens: Sequence[Token]) -> int | Literal["auto"]:
+    """Converter of cyclopts for a number of images or auto.
+
+    Raises:
+        ValueError: The token is neither.
+    """
+    return "auto" if tokens[0].value == "auto" else integer(int, tokens)
+
+
+BatchSizeOption: TypeAlias = Annotated[
+    int | Literal["auto"] | None, Parameter(converter=batch_size_of, metavar="N|auto")
+]
+DevicesOption: TypeAlias = Annotated[str | None, Parameter(metavar="DEVICE,DEVICE,...")]
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 RegionOption: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
+_DEVICE = r"auto|cpu|(cuda|xpu)(:\d+)?|mps"
 RUNTIME_GROUP = Group("Model and runtime", sort_key=40)
 DECODING_GROUP = Group(
     "Decoding", help="Options that are not given keep the checkpoint's own setting.", sort_key=30
@@ -62,8 +76,9 @@ class RuntimeOptions:
     """LoRA adapter, such as the adapter/ of a training run, merged into the weights; excludes --quantize. Default:
     none."""
 
-    batch_size: Annotated[int | None, Parameter(converter=integer)] = None
-    """Images per forward pass. Changes speed and memory, not results. Default: 8 on a CPU, 32 on a GPU."""
+    batch_size: BatchSizeOption = None
+    """Images per forward pass, or auto: as many as fit the memory. Changes speed and memory, not results. Default: 8 on
+    a CPU, 32 on a GPU."""
 
     workers: Annotated[int, Parameter(converter=integer)] = 2
     """Processes that decode and preprocess images."""
@@ -81,11 +96,11 @@ class RuntimeOptions:
 
     def check(self) -> None:
         """Raises `UsageError` for values out of range."""
-        if self.batch_size is not None:
+        if isinstance(self.batch_size, int):
             check_at_least("--batch-size", self.batch_size, 1)
         check_at_least("--workers", self.workers, 1)
         check_at_least("--max-pixels", self.max_pixels, 1)
-        if not re.fullmatch(r"auto|cpu|(cuda|xpu)(:\d+)?|mps", self.device):
+        if not re.fullmatch(_DEVICE, self.device):
             raise UsageError(f"--device {self.device}: use auto, cpu, cuda, cuda:N, xpu or mps.")
         if self.lora is not None and self.quantize is not None:
             raise UsageError(f"--lora {self.lora} and --quantize {self.quantize}: give only one of them.")
@@ -99,6 +114,20 @@ class NamedModelOptions(RuntimeOptions):
     model: Annotated[str | None, Parameter(alias="-m", show_default=False)] = None
     """Hub id, folder or weights file; required, because nano, which comes with the package, cannot do this. `sightloop
     models` lists the known ones; the examples below name one to start with."""
+
+
+@Parameter(name="*", group=RUNTIME_GROUP)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceListOptions(RuntimeOptions):
+    """`RuntimeOptions` of commands that share their images among several devices."""
+
+    devices: DevicesOption = None
+    """One copy of the model on each of these devices, in place of --device: cuda:0,cuda:1 or cpu,cpu. Results and their
+    order are those of one. Default: one."""
+
+    def names(self) -> tuple[str, ...]:
+        """The devices of --devices, () without it. Raises `UsageError` for a wrong name."""
+        return parse_devices(self.devices, self.device)
 
 
 @Parameter(name="*", group=DECODING_GROUP)
@@ -257,6 +286,27 @@ def parse_entries(option: str, value: str) -> list[str]:
         repeated = next(entry for i, entry in enumerate(entries) if entry in entries[:i])
         raise UsageError(f"{option}: {repeated!r} is given twice.")
     return entries
+
+
+def parse_devices(text: str | None, device: str = "auto") -> tuple[str, ...]:
+    """The devices of `cuda:0,cuda:1`; () for None.
+
+    Args:
+        text: The value of --devices.
+        device: The value of --device, which excludes it.
+
+    Raises:
+        UsageError: A device has a wrong name, or both options are given.
+    """
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name == "auto" or not re.fullmatch(_DEVICE, name):
+            raise UsageError(f"--devices {text}: {name!r} is none of cpu, cuda, cuda:N, xpu:N and mps.")
+    if device != "auto":
+        raise UsageError(f"--device {device} and --devices {text}: give only one of them.")
+    return names
 
 
 def parse_region(text: str) -> Box:

@@ -1,9 +1,9 @@
-"""The commands `sightloop ask`, `classify`, `match` and `embed`."""
+"""The commands `sightloop ask`, `classify` and `embed`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,34 +15,45 @@ from sightloop.apps.cli.common import (
     Paths,
     check_model,
     list_images,
-    model_for,
+    models_for,
     report_without_images,
     run_verb,
 )
-from sightloop.apps.cli.options import DecodingOptions, RuntimeOptions, integer, parse_entries
+from sightloop.apps.cli.options import (
+    DecodingOptions,
+    DeviceListOptions,
+    RuntimeOptions,
+    integer,
+    parse_entries,
+)
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
+from sightloop.apps.cli.tables import RowMaker, TableOptions, TableRun, Verb
 from sightloop.errors import UsageError
-from sightloop.types import Failed, Pixels, Skipped
+from sightloop.types import Failed, JsonDict, Pixels, Skipped
 
 if TYPE_CHECKING:
+    from sightloop.inference.model import Model
     from sightloop.types import Floats32
 
-_DECODING, _RUNTIME = DecodingOptions(), RuntimeOptions()
+_DECODING, _RUNTIME, _TABLE, _DEVICES = (
+    DecodingOptions(),
+    RuntimeOptions(),
+    TableOptions(),
+    DeviceListOptions(),
+)
 
 _EPILOGUES = {
     "ask": (
         "Examples:\n"
         "  sightloop ask photos -m Salesforce/blip-vqa-base -q 'how many people are there?'\n"
-        "  sightloop ask photos -m M -q 'is it day or night?' --candidates day,night --json"
+        "  sightloop ask photos -m M -q 'is it day or night?' --candidates day,night --json\n"
+        "  sightloop ask photos -m M -q 'how many people are there?' --out answers.csv"
     ),
     "classify": (
         "Examples:\n"
         "  sightloop classify photos -m openai/clip-vit-base-patch32 --labels cat,dog,bird\n"
         "  sightloop classify photos -m M --labels classes.txt --templates 'a sketch of a {}.' --top 5\n"
-        "  sightloop classify photos -m run/model"
-    ),
-    "match": (
-        "Examples:\n  sightloop match photo.jpg 'a dog on a beach' 'a cat' -m Salesforce/blip-itm-base-coco"
+        "  sightloop classify photos -m run/model --out labels.csv"
     ),
     "embed": (
         "Examples:\n"
@@ -58,6 +69,7 @@ def ask(
         list[str], Parameter(name=["--questions", "-q"], negative=(), consume_multiple=False)
     ],
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
+    output: TableOptions = _TABLE,
     decoding: DecodingOptions = _DECODING,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
@@ -72,23 +84,24 @@ def ask(
     choices = None if candidates is None else parse_entries("--candidates", candidates)
     check_texts("--questions", questions)
     check_model("answer", runtime)
-    inputs = read_ahead(paths)
-    if inputs.images is None:
-        return report_without_images("answering", inputs)
-    model = model_for("answer", runtime)
 
-    def verb(images: list[Pixels]) -> list[list[str]]:
-        # Every image with every question; the model encodes each distinct image of a batch once.
-        pairs = [image for image in images for _ in questions]
-        answers = model.answer(pairs, questions * len(images), candidates=choices, **options)
-        return [answers[i : i + len(questions)] for i in range(0, len(answers), len(questions))]
+    def process(model: Model) -> tuple[Verb[list[str]], RowMaker[list[str]]]:
+        def verb(images: list[Pixels]) -> list[list[str]]:
+            # Every image with every question; the model encodes each distinct image of a batch once.
+            pairs = [image for image in images for _ in questions]
+            answers = model.answer(pairs, questions * len(images), candidates=choices, **options)
+            return [answers[i : i + len(questions)] for i in range(0, len(answers), len(questions))]
+
+        def shown(_name: str, answers: list[str]) -> tuple[list[JsonDict], list[JsonDict]]:
+            rows = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+            return rows, rows
+
+        return verb, shown
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
-    with ProgressReporter("answering", OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, inputs, verb):
-            for question, answer in zip(questions, event.value, strict=True):
-                progress.row({"name": event.name, "question": question, "answer": answer})
-    return progress.status
+    settings = {"questions": questions, "candidates": choices, "decoding": options}
+    run = TableRun("answer", "answering", ("name", "question", "answer"), settings, _has_all(questions))
+    return run.run(paths, output, runtime, OutputTable(columns, as_json=runtime.json), process)
 
 
 def classify(
@@ -97,6 +110,7 @@ def classify(
     templates: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)] = None,
     top: Annotated[int | None, Parameter(converter=integer)] = None,
     activation: Literal["softmax", "sigmoid"] | None = None,
+    output: TableOptions = _TABLE,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
     """Classify every image: zero-shot with your labels, or with the classes that a model was fine-tuned on.
@@ -114,77 +128,41 @@ def classify(
     check_model("classify", runtime)
     if names is None and not fine_tuned_labels(runtime.source):
         raise UsageError(f"--labels: {runtime.source} was not fine-tuned on classes; give labels.")
-    inputs = read_ahead(paths)
-    if inputs.images is None:
-        return report_without_images("classifying", inputs)
-    model = model_for("classify", runtime)
-    if not (shown_labels := names or model.labels):
-        raise UsageError(f"--labels: {model.name} was not fine-tuned on classes; give labels.")
-    count = top or (len(shown_labels) if runtime.json else 3)
-    # Classes that were learned have a softmax always; labels have what the model was trained with.
-    used_activation = (
-        model.activation if names is not None and activation is None else activation or "softmax"
-    )
 
-    def verb(images: list[Pixels]) -> list[list[float]]:
-        return model.classify(images, names, prompts, activation=activation).tolist()
+    def process(model: Model) -> tuple[Verb[list[float]], RowMaker[list[float]]]:
+        if not (shown_labels := names or model.labels):
+            raise UsageError(f"--labels: {model.name} was not fine-tuned on classes; give labels.")
+        # Classes that were learned have a softmax always; labels have what the model was trained with.
+        is_default = names is not None and activation is None
+        used_activation = model.activation if is_default else activation or "softmax"
 
-    heading = "probability" if used_activation == "softmax" else used_activation
-    columns = [Column("name"), Column("label", _width(shown_labels)), Column(heading, 11, True)]
-    with ProgressReporter("classifying", OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, inputs, verb):
-            best = sorted(zip(event.value, shown_labels, strict=True), key=lambda pair: -pair[0])[:count]
-            if runtime.json:
-                progress.row(
-                    {
-                        "name": event.name,
-                        "label": best[0][1],
-                        "activation": used_activation,
-                        "probabilities": {label: probability for probability, label in best},
-                    }
-                )
-                continue
-            for probability, label in best:
-                progress.row({"name": event.name, "label": label, heading: probability})
-    return progress.status
+        def verb(images: list[Pixels]) -> list[list[float]]:
+            return model.classify(images, names, prompts, activation=activation).tolist()
 
+        def shown(_name: str, values: list[float]) -> tuple[list[JsonDict], list[JsonDict]]:
+            ranked = sorted(zip(values, shown_labels, strict=True), key=lambda pair: -pair[0])
+            best = ranked[: top or 3]
+            written = [
+                {"label": label, "probability": float(f"{value:.6g}"), "activation": used_activation}
+                for value, label in best
+            ]
+            if not runtime.json:
+                return written, [{"label": label, "probability": value} for value, label in best]
+            probabilities = {label: value for value, label in ranked[:top]}
+            first = {"label": ranked[0][1], "activation": used_activation, "probabilities": probabilities}
+            return written, [first]
 
-def match(
-    image: Annotated[str, Parameter(name="IMAGE")],
-    /,
-    *texts: Annotated[str, Parameter(name="TEXTS", required=True)],
-    runtime: RuntimeOptions = _RUNTIME,
-) -> int:
-    """Score how well texts describe one image: the image-text matching (ITM) probability of each, 0 to 1.
+        return verb, shown
 
-    Args:
-        image: An image file.
-        texts: One or more texts, each in quotes.
-    """
-    if not texts:
-        raise UsageError("TEXTS: give at least one text.")
-    check_texts("TEXTS", texts)
-    if os.path.isdir(image):
-        raise UsageError(f"{image}: is a folder; `match` takes one image.")
-    check_model("match", runtime)
-    inputs = read_ahead([image])
-    if inputs.images is None:
-        return report_without_images("matching", inputs)
-    model = model_for("match", runtime)
-
-    def verb(images: list[Pixels]) -> list[list[float]]:
-        return [model.match(pixels, list(texts)).tolist() for pixels in images]
-
-    columns = [Column("text", _width(texts)), Column("match", 6, True)]
-    with ProgressReporter("matching", OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, inputs, verb):
-            for text, probability in zip(texts, event.value, strict=True):
-                progress.row({"name": event.name, "text": text, "match": probability})
-    return progress.status
+    columns = [Column("name"), Column("label", _width(names or ["x" * 20])), Column("probability", 11, True)]
+    settings = {"labels": names, "templates": prompts, "activation": activation, "top": top}
+    written = ("name", "label", "probability", "activation")
+    run = TableRun("classify", "classifying", written, settings, _has_labels(output, names))
+    return run.run(paths, output, runtime, OutputTable(columns, as_json=runtime.json), process)
 
 
 def embed(
-    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: RuntimeOptions = _RUNTIME
+    *paths: Paths, out: Annotated[Path, Parameter(metavar="FILE")], runtime: DeviceListOptions = _DEVICES
 ) -> int:
     """Embed every image as a vector of unit length, for search and comparison.
 
@@ -193,8 +171,9 @@ def embed(
             embedding). Written completely or not at all; replaces an existing file, unless that was made of the same
             model and images.
     """
-    from sightloop.annotation.embedding_file import EmbeddingFile
+    from sightloop.annotation.result_table import EmbeddingFile
 
+    runtime.names()
     check_model("embed", runtime)
     file = EmbeddingFile(out, runtime.source, _origin(paths, runtime))
     inputs = read_ahead(paths)
@@ -206,12 +185,13 @@ def embed(
                 progress.event(Skipped(item, "it is embedded already") if isinstance(item, str) else item)
             progress.message(f"{out}: holds the embeddings of these images by {runtime.source} already.")
         return progress.status
-    model = model_for("embed", runtime)
+    with ExitStack() as stack:
+        model = models_for(stack, "embed", runtime)
 
-    def verb(images: list[Pixels]) -> list[Floats32]:
-        return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
+        def verb(images: list[Pixels]) -> list[Floats32]:
+            return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
 
-    with ProgressReporter("embedding", OutputTable([])) as progress:
+        progress = stack.enter_context(ProgressReporter("embedding", OutputTable([])))
         with file:
             for event in run_verb(progress, runtime, model, inputs, verb):
                 file.add([event.name], event.value[None])  # [1, d]
@@ -224,9 +204,33 @@ def embed(
     return progress.status
 
 
+def _has_all(questions: Sequence[str]) -> Callable[[list[JsonDict]], bool]:
+    """Whether the rows of an image have an answer to every question."""
+    return lambda rows: {row.get("question") for row in rows} >= set(questions)
+
+
+def _has_labels(output: TableOptions, names: Sequence[str] | None) -> Callable[[list[JsonDict]], bool]:
+    """Whether an image has rows.
+
+    Raises:
+        UsageError: The rows have labels that are none of these: other labels were asked for.
+    """
+
+    def has_rows(rows: list[JsonDict]) -> bool:
+        other = next((row.get("label") for row in rows if names and row.get("label") not in names), None)
+        if other is not None:
+            raise UsageError(
+                f"--out {output.out}: has the label {other!r}, which is not among --labels; name another file, or "
+                "replace it with --write overwrite."
+            )
+        return bool(rows)
+
+    return has_rows
+
+
 def _origin(paths: Sequence[str], runtime: RuntimeOptions) -> str:
     """Digest of what embeddings are made of; "" if that is not all there."""
-    from sightloop.annotation.embedding_file import digest_of_files
+    from sightloop.annotation.result_table import digest_of_files
 
     folders = [] if runtime.lora is None else [runtime.lora]
     settings = (runtime.source, runtime.dtype, runtime.quantize, runtime.max_pixels)
@@ -272,4 +276,4 @@ def _width(texts: Sequence[str]) -> int:
     return min(max(5, *map(len, texts)), 40)
 
 
-COMMANDS = {verb: _EPILOGUES[verb.__name__] for verb in (ask, classify, match, embed)}
+COMMANDS = {verb: _EPILOGUES[verb.__name__] for verb in (ask, classify, embed)}

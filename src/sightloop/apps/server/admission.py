@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.limits import MAX_BODIES
 
 
 class Admission:
@@ -14,11 +15,13 @@ class Admission:
     Args:
         limit: requests in all.
         reserve: places beyond it for clients that have none.
+        room: bytes of their bodies in all.
     """
 
-    def __init__(self, limit: int, reserve: int) -> None:
+    def __init__(self, limit: int, reserve: int, room: int = MAX_BODIES) -> None:
         self._limit, self._reserve = limit, reserve
         self._by_client: Counter[Hashable] = Counter()
+        self._room = room
         self.count = 0
 
     def enter(self, client: Hashable) -> None:
@@ -36,8 +39,15 @@ class Admission:
         self._by_client[client] += 1
         self.count += 1
 
-    def leave(self, client: Hashable) -> None:
-        """Gives the place back."""
+    def take(self, size: int) -> None:
+        """Takes room for bytes of a body. Raises ApiError (503) if there is none."""
+        if size > self._room:
+            raise ApiError(503, "the server holds too many images: try again in a second", retry_after=1)
+        self._room -= size
+
+    def leave(self, client: Hashable, size: int = 0) -> None:
+        """Gives the place back, and the room of its body."""
+        self._room += size
         self.count -= 1
         self._by_client[client] -= 1
         if not self._by_client[client]:

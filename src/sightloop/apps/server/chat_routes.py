@@ -72,7 +72,11 @@ class _Plan:
         )
 
 
-@router.post("/chat/completions", response_model=ChatAnswer)
+@router.post(
+    "/chat/completions",
+    response_model=ChatAnswer,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
 async def chat_completions(request: Request, body: Annotated[ChatRequest, CHAT]) -> Response:
     """The next message of a conversation about images."""
     body.check()

@@ -9,7 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from sightloop.errors import CheckpointError, ImageError, SightloopError, UnsupportedError, UsageError
+from sightloop.errors import (
+    CheckpointError,
+    ImageError,
+    SightloopError,
+    UnsupportedError,
+    UsageError,
+    is_out_of_memory,
+)
 from sightloop.types import JsonMapping
 
 _TYPES = {
@@ -102,6 +109,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error))
         case SightloopError():
             return ApiError(503, "the server cannot do this now: its log says why")
+        case _ if is_out_of_memory(error):
+            return ApiError(
+                503, "the server is out of memory: send less at a time", code="out_of_memory", retry_after=5
+            )
         case _:
             return ApiError(500, "the server failed at this request: its log says why", code="internal_error")
 

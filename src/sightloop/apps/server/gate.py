@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sightloop.apps.server.admission import Admission
 from sightloop.apps.server.errors import ApiError, as_api_error, error_response
 from sightloop.apps.server.limits import (
     BODY_SECONDS,
@@ -61,26 +62,24 @@ class Gate:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Outgoing(send)
+        place = _Place(self._service.admission)
+        answer = _Outgoing(send, place.leave)
         start = time.monotonic()
-        client: Hashable = None
-        admitted, complete = False, False
+        complete = False
         try:
             headers = Headers(scope=scope)
             client = self._client(scope, headers)
             if scope["method"] == "POST":
-                self._service.admission.enter(client)
-                admitted = True
-            body = await _read_body(headers, receive)
+                place.enter(client)
+            body = await _read_body(headers, receive, place.grow)
             complete = True
             scope.setdefault("state", {})["client"] = client
-            await self._run(scope, body, receive, answer, watched=admitted)
+            await self._run(scope, body, receive, answer, watched=place.is_taken)
         except Exception as error:
             log_unforeseen(error)
             await answer.refuse(scope, error, receive, complete=complete)
         finally:
-            if admitted:
-                self._service.admission.leave(client)
+            place.leave()
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE") else "other"
             self._service.metrics.request(method, route, answer.status or 499, time.monotonic() - start)
@@ -127,15 +126,46 @@ class Gate:
                 task.exception()  # seen; the client is gone or has its answer
 
 
+class _Place:
+    """A request's place in the queue, given back once."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._client: Hashable = None
+        self._size = 0
+        self.is_taken = False
+
+    def enter(self, client: Hashable) -> None:
+        """Takes it. Raises ApiError (429)."""
+        self._admission.enter(client)
+        self._client, self.is_taken = client, True
+
+    def grow(self, size: int) -> None:
+        """Takes room for more of its body. Raises ApiError (503)."""
+        if self.is_taken:
+            self._admission.take(size)
+            self._size += size
+
+    def leave(self) -> None:
+        """Gives it back, if it is taken."""
+        if self.is_taken:
+            self.is_taken = False
+            self._admission.leave(self._client, self._size)
+
+
 class _Outgoing:
     """An answer on its way: adds headers, and knows whether it has begun.
 
     Attributes:
         status: of the answer, 0 before it.
+
+    Args:
+        send: of the connection.
+        ending: called before the last bytes go out, as the client's next request may follow them at once.
     """
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, ending: Callable[[], None]) -> None:
+        self._send, self._ending = send, ending
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -148,6 +178,8 @@ class _Outgoing:
             if b"cache-control" not in names:
                 added.append((b"cache-control", b"no-store"))
             message = {**message, "headers": [*headers, *added]}
+        elif not message.get("more_body", False):
+            self._ending()
         await self._send(message)
 
     async def refuse(self, scope: Scope, error: Exception, receive: Receive, *, complete: bool) -> None:
@@ -173,8 +205,8 @@ class _Outgoing:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body. Raises ApiError if it is too large (413) or too slow (400)."""
+async def _read_body(headers: Headers, receive: Receive, grow: Callable[[int], None]) -> bytes:
+    """The whole body; `grow` is told of each part. Raises ApiError if it is too large (413) or too slow (400)."""
     length = headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY):
         raise _too_large()
@@ -189,6 +221,7 @@ async def _read_body(headers: Headers, receive: Receive) -> bytes:
                 size += len(chunk)
                 if size > MAX_BODY:
                     raise _too_large()
+                grow(len(chunk))
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(chunks)

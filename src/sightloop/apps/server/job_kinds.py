@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sightloop.annotation.review import REVIEW_FOLDER, Proposal
 from sightloop.apps.server import work
+from sightloop.apps.server.caption_review import REVIEW_FOLDER, Proposal
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.job_list import ServerJob
 from sightloop.apps.server.library import Library, LibraryImage, Listing, image_id

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from sightloop.annotation.review import CaptionOnDisk, CaptionReview, ReviewState, caption_on_disk
+from sightloop.apps.server.caption_review import CaptionOnDisk, CaptionReview, ReviewState, caption_on_disk
 from sightloop.apps.server.errors import ApiError
 from sightloop.data.datasets.sidecar_files import CAPTION_EXTENSIONS, find_sidecar, unusual_sidecars
 from sightloop.data.image_names import is_image_name

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 import sightloop
-from sightloop.annotation.review import EditConflict
+from sightloop.apps.server.caption_review import EditConflict
 from sightloop.apps.server.errors import ApiError, JsonResponse, error_body
 from sightloop.apps.server.library import Library, LibraryImage, Listing, Shown, Sort
 from sightloop.apps.server.routing import new_router

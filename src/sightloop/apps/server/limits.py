@@ -14,6 +14,8 @@ BODY_SECONDS: Final = 60.0
 """Time for a body to arrive."""
 REQUEST_SECONDS: Final = 300.0
 """Time for an answer, waiting included."""
+MAX_BODIES: Final = 512 << 20
+"""Bytes of all bodies at a time."""
 DRAIN_BYTES: Final = 32 << 20
 """Bytes of a refused body that are read and dropped, so that the client sees the answer and not a reset."""
 DRAIN_SECONDS: Final = 5.0

@@ -19,7 +19,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorBody, "description": "A key is needed"},
     403: {"model": ErrorBody, "description": "Host or Origin is refused"},
     404: {"model": ErrorBody, "description": "There is no such path, model or image"},
+    409: {
+        "model": ErrorBody,
+        "description": "What is there stands against it: a job that runs, another model",
+    },
+    412: {"model": ErrorBody, "description": "The caption was changed since the edit was begun"},
     413: {"model": ErrorBody, "description": "The body is too large"},
+    428: {"model": ErrorBody, "description": "If-Match is missing"},
     429: {"model": ErrorBody, "description": "Too many requests wait; Retry-After says when to come back"},
     503: {"model": ErrorBody, "description": "The server is loading or stopping"},
 }

@@ -296,6 +296,8 @@ class Scheduler:
         start = time.monotonic()
         try:
             results = kind.run(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"{kind.verb}: {len(results)} results for {len(items)} items")
         except Exception as error:
             if len(batch) > 1:
                 for part in batch:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 
-from sightloop.annotation.review import REVIEW_FOLDER
 from sightloop.apps.server.access import Access
 from sightloop.apps.server.admission import Admission
+from sightloop.apps.server.caption_review import REVIEW_FOLDER
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.folder_index import FolderIndex
 from sightloop.apps.server.image_sources import ImageSources

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fastapi import Request
 from pydantic import BaseModel
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from sightloop.apps.server.errors import ApiError, JsonResponse
 from sightloop.apps.server.model_pool import ModelState
@@ -73,7 +73,7 @@ async def health(request: Request) -> JsonResponse:
     return JsonResponse({"status": "ok"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -159,7 +159,7 @@ def embed_images_kind(served: LoadedModel) -> Kind[Pixels, bytes]:
     def run(items: list[Pixels]) -> list[bytes]:
         return [row.astype("<f4").tobytes() for row in served.model.embed_images(items)]
 
-    return Kind((served, "embed_images"), "embed_images", run, 4 * served.model.batch_size)
+    return Kind((served, "embed_images"), "embed_images", run, 4 * served.model.sizer.default)
 
 
 def embed_texts_kind(served: LoadedModel) -> Kind[str, bytes]:
@@ -174,13 +174,16 @@ def embed_texts_kind(served: LoadedModel) -> Kind[str, bytes]:
 
 def dimensions(served: LoadedModel) -> int | None:
     """Length of an embedding, None if a model makes none."""
+    if "embed" not in served.model.capabilities:
+        return None
     network = served.model.network
-    has = isinstance(network, Embedder) and "embed" in served.model.capabilities
-    return network.embed_dim if has and isinstance(network, Embedder) else None
+    return network.embed_dim if isinstance(network, Embedder) else None
 
 
 def count_tokens(served: LoadedModel, texts: Sequence[str]) -> int:
     """Tokens of texts, for the usage that answers report."""
+    if not texts:
+        return 0
     lengths = served.model.tokenizer.encode(["", *texts]).lengths  # of "": the tokens around every text
     return int((lengths[1:] - lengths[0]).sum())
 
@@ -193,7 +196,7 @@ def _kind(
     run: Callable[[list[T]], Sequence[R]],
 ) -> Kind[T, R]:
     key = (served, verb, arguments, tuple(sorted(options.items())))
-    return Kind(key, verb, run, served.model.batch_size)
+    return Kind(key, verb, run, served.model.sizer.default)
 
 
 def _options(served: LoadedModel, decoding: JsonMapping) -> JsonDict:

@@ -159,11 +159,11 @@ class CopySet:
             cost, orientation = np.divmod(match, image_hash.ORIENTATIONS)
             bits = cost - _CROP_COST * (window > 0)
             similarity = _similarities(self._spectra[first], other._spectra[second], orientation, window)
-            found = Copies(
+            pairs_compared = Copies(
                 self._rows[first], other._rows[second], bits.astype(np.uint8), similarity, orientation, window
             ).where(similarity >= threshold)
-            if len(found):
-                yield found
+            if len(pairs_compared):
+                yield pairs_compared
 
 
 def _keep_best(best: dict[str, Integers], pair: Integers, match: Integers) -> None:

@@ -24,7 +24,7 @@ from sightloop.types import Floats32, Integers
 
 DuplicateKind: TypeAlias = Literal["identical", "copy", "look-alike"]
 KINDS: tuple[DuplicateKind, ...] = ("identical", "copy", "look-alike")
-KeepRule: TypeAlias = Literal["best", "oldest", "first"]
+KeepDuplicate: TypeAlias = Literal["best", "oldest", "first"]
 # Rows -> digests of their pixels (`image_hash.pixels_digest`), without those that cannot be read.
 PixelDigests: TypeAlias = "Callable[[Sequence[int]], Mapping[int, bytes]]"
 
@@ -120,7 +120,7 @@ class Duplicates:
     threshold: float | None = None
     notes: tuple[str, ...] = ()
 
-    def extras(self, keep: KeepRule = "best") -> dict[int, int]:
+    def extras(self, keep: KeepDuplicate = "best") -> dict[int, int]:
         """Images to leave out, and the one kept in place of each: row -> row.
 
         Of the images of a cluster that are identical or copies one is kept. Look-alikes are other images: all stay.
@@ -136,7 +136,7 @@ class Duplicates:
                 extras |= {row: kept for row in rows if row != kept}
         return extras
 
-    def _order(self, row: int, keep: KeepRule) -> tuple[float, ...]:
+    def _order(self, row: int, keep: KeepDuplicate) -> tuple[float, ...]:
         image = self.images[row]
         age = float("inf") if image.time is None else image.time
         best = (-image.width * image.height, -image.file_bytes, age)
@@ -158,7 +158,7 @@ def find_duplicates(
         vectors: unit vectors of a model `[n, d]`, for look-alikes.
         pixels: called once with the rows that may have the pixels of another row; None leaves these pairs copies.
     """
-    search = _Search(images)
+    search = _DuplicateSearch(images)
     if "identical" in kinds or "copy" in kinds:
         search.find_equal_bytes()
     if images and ("copy" in kinds or ("identical" in kinds and pixels is not None)):
@@ -181,7 +181,7 @@ def find_duplicates(
     return Duplicates(images, _clusters(len(images), edges), threshold, tuple(notes))
 
 
-class _Search:
+class _DuplicateSearch:
     """Edges found so far, and the clusters that they form: pairs in one cluster are not compared again."""
 
     def __init__(self, images: Sequence[ImageFacts]) -> None:

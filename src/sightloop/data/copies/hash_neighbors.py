@@ -84,16 +84,16 @@ class _Band:
         return ((hashes >> self._low) & np.uint64((1 << self._width) - 1)).astype(np.int64)
 
     def candidates(self, queries: Hashes) -> Iterator[tuple[Integers, Integers]]:
-        """Rows of queries and of stored hashes whose bands agree up to the changes."""
+        """Rows of queries `[p]` and of stored hashes `[p]` whose bands agree up to the changes."""
         keys = self._keys(queries)
         step = max(1, _LOOKUPS_AT_ONCE // len(self._masks))
         for start in range(0, len(keys), step):
             looked_up = keys[start : start + step, None] ^ self._masks  # [step, masks]
             first = self._starts[looked_up]
             counts = self._starts[looked_up + 1] - first
-            found = np.flatnonzero(counts)
-            rows = found // len(self._masks) + start
-            yield from self._expand(rows, first.ravel()[found], counts.ravel()[found])
+            filled = np.flatnonzero(counts)
+            rows = filled // len(self._masks) + start
+            yield from self._expand(rows, first.ravel()[filled], counts.ravel()[filled])
 
     def _expand(
         self, rows: Integers, first: Integers, counts: Integers

@@ -24,8 +24,8 @@ from sightloop.types import Floats, Floats32
 SPECTRUM = 16  # frequencies in each direction
 ORIENTATIONS = 8
 # A crop window: top, bottom, left, right as shares of the side.
-Window = tuple[float, float, float, float]
-FULL: Window = (0.0, 1.0, 0.0, 1.0)
+CropWindow = tuple[float, float, float, float]
+FULL: CropWindow = (0.0, 1.0, 0.0, 1.0)
 
 _SIDE = 64  # pixels, of a thumbnail
 _SAMPLES = 32  # of a window's side
@@ -39,13 +39,13 @@ _COMPARED = (
 _LEAST_FREQUENCY = 0.01
 
 
-def windows(sizes: Sequence[tuple[float, int]]) -> tuple[Window, ...]:
+def windows(sizes: Sequence[tuple[float, int]]) -> tuple[CropWindow, ...]:
     """The whole image, then n x n windows of each size (share of the side, n), from corner to corner; 1: the center."""
-    found = [FULL]
+    cuts = [FULL]
     for size, count in sizes:
         places = [(1 - size) * (i / (count - 1) if count > 1 else 0.5) for i in range(count)]
-        found += [(top, top + size, left, left + size) for top in places for left in places]
-    return tuple(found)
+        cuts += [(top, top + size, left, left + size) for top in places for left in places]
+    return tuple(cuts)
 
 
 # So dense that nearly every crop down to 0.8 of the side has a window within a pHash of 8 bits; the centered ones
@@ -93,7 +93,7 @@ def draft_spectrum(data: bytes) -> NDArray[np.int8]:
     return spectrum(decode(data))
 
 
-def phash(spectra: NDArray[np.int8], window: Window = FULL) -> NDArray[np.uint64]:
+def phash(spectra: NDArray[np.int8], window: CropWindow = FULL) -> NDArray[np.uint64]:
     """pHash of images, or of their part in a window.
 
     Args:

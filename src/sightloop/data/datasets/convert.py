@@ -113,9 +113,7 @@ def convert(
     dataset = source if isinstance(source, Dataset) else open_dataset(source, images=images)
     destination = _Destination(Path(target), to)
     destination.check(overwrite)
-    left_out: tuple[LeftOut, ...] = ()
-    if dedupe:
-        dataset, left_out = without_copies(dataset)
+    dataset, left_out = without_copies(dataset) if dedupe else (dataset, ())
     counts = Counter[type]()
 
     def count(event: Done[None] | Failed) -> None:

@@ -9,6 +9,7 @@ import re
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sightloop.data.copies.learned_images import digest_of_image
 from sightloop.data.datasets.coco import CocoSource
 from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
@@ -24,7 +26,6 @@ from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
 from sightloop.data.datasets.yolo_yaml import open_yolo_file
 from sightloop.data.images.decode import read_file
-from sightloop.data.learned_images import digest_of_image
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import Sample
 
@@ -109,6 +110,37 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return self.stream()
 
+    def __repr__(self) -> str:
+        count = "a stream of samples" if self._streams else f"{len(self):,} samples"
+        return f"<Dataset: {count} of {self._source_names()}>"
+
+    def _repr_html_(self) -> str:
+        """One table for notebooks: samples, sources, and what the first sample has."""
+        count, first = "a stream", ""
+        if not self._streams:
+            count = f"{len(self):,}"
+            try:
+                sample = self[0] if len(self) else None
+            except ImageError as error:
+                sample, first = None, f"{error}"
+            if sample is not None:
+                first = "; ".join(
+                    [sample.key, *sample.captions[:1], *([sample.label] if sample.label else [])]
+                )
+        cells = {
+            "samples": count,
+            "source": self._source_names(),
+            "first": first,
+            "left out": "; ".join(self.notes),
+        }
+        head = "".join(f"<th>{name}</th>" for name, text in cells.items() if text)
+        body = "".join(f"<td>{escape(text)}</td>" for text in cells.values() if text)
+        return f"<table><tr>{head}</tr><tr>{body}</tr></table>"
+
+    def _source_names(self) -> str:
+        names = ["a stream"] * len(self._streams) + [source.name for source in self._sources]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
     @property
     def is_stream(self) -> bool:
         """Whether samples can only be read once and in order: no length, no index, no fingerprint."""
@@ -154,7 +186,7 @@ class Dataset:
         return selection
 
     def image_digests(self) -> Iterator[bytes]:
-        """Short digests of the encoded images (`data.learned_images`), in order; b"" for those that cannot be read."""
+        """Short digests of the encoded images (`data.copies.learned_images`), in order; b"" for unreadable ones."""
         for index in range(len(self)):
             try:
                 image = self[index].image

@@ -1,11 +1,13 @@
 """Worker process that decodes images, run as `python -m sightloop.data.images.decode_worker SETTINGS`.
 
-SETTINGS is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits". Messages on the pipes,
+SETTINGS is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits"; under "shared" the
+"descriptor" and "size" of memory for decoded images that the parent resizes (-1: none). Messages on the pipes,
 big-endian:
 
     request   kind (1 byte: 0 path, 1 encoded bytes), length (8), payload
     started   1 byte: a request was received and work begins; one more is sent when the worker is ready for the first
-    response  status (1 byte: 0 pixels, 1 error), H, W, original height and width (4 each), length (8), payload
+    response  status (1 byte), H, W, original height and width (4 each), length (8), payload
+              0: pixels [3, H, W]; 1: an error; 2: nothing, the decoded image [H, W, 4] is in the shared memory
 
 Nothing from the pipe is unpickled or executed, and torch is not imported: a worker starts in about 0.15 s.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import signal
 import struct
@@ -21,6 +24,7 @@ import sys
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sightloop.data.images import decode, preprocess
 from sightloop.errors import ImageError
@@ -29,6 +33,7 @@ from sightloop.types import ImageSpec, JsonDict, Limits
 REQUEST = struct.Struct(">BQ")
 RESPONSE = struct.Struct(">BIIIIQ")
 STARTED = b"\x06"
+FAILED, SHARED = 1, 2
 
 
 def main() -> None:
@@ -44,6 +49,8 @@ def main() -> None:
     os.dup2(devnull, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _exit_with_parent()
+    place = settings.get("shared", {"descriptor": -1, "size": 0})
+    shared = _open_shared(int(place["descriptor"]), int(place["size"]))
     _limit_memory(limits.max_memory_bytes)
     _send(responses, STARTED)
     while (head := requests.read(REQUEST.size)) and len(head) == REQUEST.size:
@@ -53,13 +60,23 @@ def main() -> None:
             break
         _send(responses, STARTED)
         _limit_cpu_time(limits.max_seconds)
-        _send(responses, *_response(payload if kind else os.fsdecode(payload), spec, limits))
+        _send(responses, *_response(payload if kind else os.fsdecode(payload), spec, limits, shared))
 
 
-def _response(source: str | bytes, spec: ImageSpec, limits: Limits) -> tuple[bytes, bytes]:
+def _response(
+    source: str | bytes, spec: ImageSpec, limits: Limits, shared: mmap.mmap | None
+) -> tuple[bytes, bytes]:
     """Header and payload of the response for one image."""
     try:
-        pixels = preprocess.preprocess(source, spec, limits=limits)
+        image: str | bytes | NDArray[np.uint8] = source
+        if shared is not None:
+            packed = decode.decode_packed(source, limits)  # [H, W, 4]
+            height, width, _ = packed.shape
+            if packed.nbytes <= len(shared):
+                np.frombuffer(shared, np.uint8, packed.size)[:] = packed.reshape(-1)
+                return RESPONSE.pack(SHARED, height, width, height, width, 0), b""
+            image = np.ascontiguousarray(packed[:, :, :3])
+        pixels = preprocess.preprocess(image, spec, limits=limits)
     except ImageError as error:
         reason = error.reason
     except MemoryError:
@@ -69,7 +86,15 @@ def _response(source: str | bytes, spec: ImageSpec, limits: Limits) -> tuple[byt
         body = np.ascontiguousarray(pixels.values).tobytes()
         return RESPONSE.pack(0, height, width, *pixels.size, len(body)), body
     body = reason.encode("utf-8", "backslashreplace")
-    return RESPONSE.pack(1, 0, 0, 0, 0, len(body)), body
+    return RESPONSE.pack(FAILED, 0, 0, 0, 0, len(body)), body
+
+
+def _open_shared(descriptor: int, size: int) -> mmap.mmap | None:
+    if descriptor < 0:
+        return None
+    shared = mmap.mmap(descriptor, size)
+    os.close(descriptor)
+    return shared
 
 
 def _send(responses: BinaryIO, *parts: bytes) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -21,7 +22,7 @@ from PIL import Image
 
 from sightloop.data.images import decode, resample, tiles
 from sightloop.errors import ImageError, UsageError
-from sightloop.types import ImageSource, ImageSpec, Limits, Pixels, Size
+from sightloop.types import Box, ImageSource, ImageSpec, Limits, Pixels, Size
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 # Where the resized image would have more pixels than this, only the window of the crop is computed: for strips of
 # 84:1 and more at 224.
 _WINDOW_FROM: Final = 1 << 22
-# Larger images are resized by Pillow: torch would need 16 bytes per pixel, four times as many.
-_TORCH_UP_TO: Final = 1 << 22
 
 
 def preprocess(
@@ -60,21 +59,57 @@ def preprocess(
     if isinstance(source, Pixels):
         return source
     name = decode.source_name(source)
-    # Torch resizes to the same bits faster, but importing it takes longer than that saves.
-    use_torch = mode == "fast" or "torch" in sys.modules
-    try:
-        if spec.interpolation != "nearest" and use_torch and resample.pass_order_is_known():
-            array = decode.decode_packed(source, limits)  # [H, W, 4]
-            size = (array.shape[0], array.shape[1])
-            array = _pad_to_square(name, array, spec, limits)
-            exact = mode == "exact"
-            values = _resize_all(size, spec, lambda part: _resize_packed(name, array, part, limits, exact))
-            return Pixels(name, values, size)
+    with _memory_errors(name):
+        # Torch resizes to the same bits faster, but importing it takes longer than that saves.
+        if (mode == "fast" or "torch" in sys.modules) and _is_packed_kind(spec):
+            return _preprocess_array(name, decode.decode_packed(source, limits), spec, mode, limits)
         image = decode.decode(source, limits)
         size = (image.height, image.width)
         if spec.square is not None:
             image = Image.fromarray(_pad_to_square(name, np.asarray(image), spec, limits))
         return Pixels(name, _resize_all(size, spec, lambda part: _resize(name, image, part, limits)), size)
+
+
+def resizes_packed(spec: ImageSpec) -> bool:
+    """Whether `preprocess_packed` is the quickest way: torch is imported, and resizes to the bits of Pillow."""
+    return "torch" in sys.modules and _is_packed_kind(spec)
+
+
+def preprocess_packed(
+    name: str, array: NDArray[np.uint8], spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits
+) -> Pixels:
+    """`preprocess` of an image that is decoded, for a spec of `resizes_packed`.
+
+    Args:
+        name: Name of the image.
+        array: uint8 `[H, W, 4]`, upright; the fourth channel is ignored.
+        spec: Preprocessing.
+        mode: As in `preprocess`.
+        limits: As in `preprocess`.
+    """
+    with _memory_errors(name):
+        return _preprocess_array(name, array, spec, mode, limits)
+
+
+def _is_packed_kind(spec: ImageSpec) -> bool:
+    return spec.interpolation != "nearest" and resample.pass_order_is_known()
+
+
+def _preprocess_array(
+    name: str, array: NDArray[np.uint8], spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits
+) -> Pixels:
+    size, exact = (array.shape[0], array.shape[1]), mode == "exact"
+    array = _pad_to_square(name, array, spec, limits)
+    return Pixels(
+        name, _resize_all(size, spec, lambda part: _resize_packed(name, array, part, limits, exact)), size
+    )
+
+
+@contextmanager
+def _memory_errors(name: str) -> Generator[None]:
+    """Turn a lack of memory into the ImageError of this image."""
+    try:
+        yield
     except MemoryError:
         raise ImageError(name, decode.OUT_OF_MEMORY) from None
     except RuntimeError as error:  # torch raises RuntimeError where it is out of memory
@@ -139,6 +174,34 @@ def _stack(batch: Sequence[Pixels]) -> torch.Tensor:
     if len(shapes) > 1:
         raise UsageError(f"batch: images of different shapes {sorted(shapes)}; crop or stretch them to one")
     return torch.from_numpy(np.stack([pixels.values for pixels in batch]))
+
+
+def input_box(size: Size, spec: ImageSpec) -> Box:
+    """Where a model's input lies in the image: left, top, right, bottom in pixels of the upright image.
+
+    The box is smaller than the image where the input is a crop of it, and goes beyond the image where it is padded.
+
+    Args:
+        size: (height, width) of the image.
+        spec: Preprocessing, without tiles.
+    """
+    height, width = size
+    x, y = 0.0, 0.0
+    if spec.square is not None:
+        side = max(height, width)
+        x, y, height, width = -((side - width) // 2), -((side - height) // 2), side, side
+    window = _crop_window((width, height), spec)
+    across, down = width / window.width, height / window.height  # image pixels in a pixel of the input
+    rows, columns = window.bottom - window.top, window.right - window.left
+    if spec.crop is None:
+        left, top = window.left, window.top
+    else:  # an odd row of padding is above, a column to the left
+        left, top = (
+            window.left - (spec.crop[1] - columns + 1) // 2,
+            window.top - (spec.crop[0] - rows + 1) // 2,
+        )
+        rows, columns = spec.crop
+    return (x + left * across, y + top * down, x + (left + columns) * across, y + (top + rows) * down)
 
 
 class _NormalizePlan(NamedTuple):
@@ -230,8 +293,7 @@ def _resize_packed(
     values = None
     if not _is_window_only(window, spec):
         _check_resized(name, window, limits)
-        if array.shape[0] * array.shape[1] <= _TORCH_UP_TO:
-            values = resample.resize_torch(array, window, spec.interpolation, last_exact)
+        values = resample.resize_torch(array, window, spec.interpolation, last_exact)
     if values is None:
         return _resize(name, Image.fromarray(np.ascontiguousarray(array[:, :, :3])), spec, limits)
     return _pad_to_crop(values, spec)

@@ -1,29 +1,35 @@
 """Parallel image reader: decodes and resizes beside the model, on threads or in isolated worker processes.
 
 Threads are fastest. Worker processes are for files of unknown origin: a decoder that crashes, hangs or exhausts memory
-costs one image, not the run. Imports no torch.
+costs one image, not the run. Where torch is imported they only decode, and the threads of this process resize what they
+leave in shared memory, to the same bits in half of the time. Imports no torch itself.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
+import mmap
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import IO, Final, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sightloop.data.images import decode, decode_worker, preprocess
 from sightloop.errors import ImageError, UsageError
-from sightloop.types import ImageSource, ImageSpec, Limits, Pixels
+from sightloop.types import ImageSource, ImageSpec, JsonDict, Limits, Pixels
 
 _TIMED_OUT: Final = "took longer than"
 _NOT_STARTED: Final = "the decoder process did not start"
@@ -31,6 +37,9 @@ _CRASHED: Final = "crashed the decoder"
 _START_SECONDS: Final = 60.0  # wall-clock time for a worker to start on a busy machine; 0.15 s on an idle one
 _WALL_CLOCK_FACTOR: Final = 30.0  # wall-clock seconds allowed per second of CPU time, which the worker counts
 _SIGPROF_STATUS: Final = -27  # exit status of a worker that used up its CPU time
+_WATCH_SECONDS: Final = 0.2  # between two looks at the clock
+_AHEAD_BYTES: Final = 1 << 28  # of results that wait
+_SHARED_BYTES: Final = 1 << 24  # of a worker's decoded image; larger ones are resized by the worker
 
 
 def read_images(
@@ -41,19 +50,22 @@ def read_images(
     limits: Limits = decode.DEFAULT_LIMITS,
     workers: int = 2,
     isolate: bool = False,
+    ahead: int = 0,
 ) -> Iterator[Pixels | ImageError]:
     """Read and preprocess images in parallel; one result per source, in order.
 
     Args:
-        sources: Iterated lazily, up to 4 items per worker ahead of the results.
+        sources: Iterated lazily, up to `ahead` items ahead of the results.
         spec: Preprocessing.
-        mode: As in `preprocess`. Worker processes always resize in "exact" mode.
+        mode: As in `preprocess`. Worker processes that resize do so in "exact" mode.
         limits: Limits of one image. Time and memory are enforced in worker processes only.
         workers: Number of threads, each with its own process where `isolate` is set.
         isolate: Decode paths and bytes in worker processes. A process that uses more than `limits.max_seconds` of CPU
             time for an image (or 30 times that on the wall clock) or crashes is replaced, and the image becomes an
             ImageError. `limits.max_memory_bytes` is per process. PIL images, arrays and Pixels are preprocessed in
             this process.
+        ahead: Results that are made ready while the caller works on earlier ones, at least 4 per worker: those of one
+            batch, so that the next is complete when a model has done one. No more than 256 MB of them.
 
     Yields:
         Pixels, or the ImageError of this image. Closing the iterator stops the workers.
@@ -66,7 +78,20 @@ def read_images(
     if mode not in ("exact", "fast"):
         raise UsageError(f"mode={mode!r}: must be 'exact' or 'fast'")
     backend = _ProcessBackend(spec, mode, limits) if isolate else _ThreadBackend(spec, mode, limits)
-    return _stream(sources, backend, workers)
+    return _stream(
+        sources, backend, workers, max(4 * workers, min(ahead, _AHEAD_BYTES // _result_bytes(spec)))
+    )
+
+
+def _result_bytes(spec: ImageSpec) -> int:
+    """Bytes of an image that is preprocessed; where its size is not fixed, as many as may be."""
+    side = spec.crop or spec.resize
+    if spec.patches is not None:
+        return 3 * spec.patches[0] ** 2 * spec.patches[1]
+    if side is None:
+        return _AHEAD_BYTES
+    whole = 3 * side[0] * side[1]
+    return whole * (1 + max((math.prod(grid) // math.prod(side) for grid in spec.tiles), default=0))
 
 
 def is_retryable(error: ImageError) -> bool:
@@ -113,13 +138,13 @@ class _Backend(Protocol):
 
 
 def _stream(
-    sources: Iterable[ImageSource], backend: _Backend, workers: int
+    sources: Iterable[ImageSource], backend: _Backend, workers: int, ahead: int
 ) -> Generator[Pixels | ImageError]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sightloop-reader")
     pending: deque[Future[Pixels | ImageError]] = deque()
     try:
         upcoming = iter(sources)
-        pending.extend(pool.submit(backend, source) for source in islice(upcoming, 4 * workers))
+        pending.extend(pool.submit(backend, source) for source in islice(upcoming, ahead))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(backend, source) for source in islice(upcoming, 1))
@@ -132,6 +157,32 @@ def _stream(
         backend.close()
 
 
+class _ThreadState(threading.local):
+    worker: _Worker | None = None
+    alone = False
+
+
+_thread_state = _ThreadState()
+
+
+def _use_one_thread() -> None:
+    """Keep torch, once it is imported, from a team of threads for each reader: the model needs the cores.
+
+    `set_num_threads` is of the calling thread, but also what threads that come later begin with: another thread sets
+    that back.
+    """
+    if _thread_state.alone or "torch" not in sys.modules:
+        return
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    restore = threading.Thread(target=torch.set_num_threads, args=(count,))
+    restore.start()
+    restore.join()
+    _thread_state.alone = True
+
+
 class _ThreadBackend:
     def __init__(self, spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits) -> None:
         self.spec = spec
@@ -139,6 +190,7 @@ class _ThreadBackend:
         self.limits = limits
 
     def __call__(self, source: ImageSource) -> Pixels | ImageError:
+        _use_one_thread()
         try:
             return preprocess.preprocess(source, self.spec, mode=self.mode, limits=self.limits)
         except ImageError as error:
@@ -151,29 +203,33 @@ class _ThreadBackend:
         """No resources."""
 
 
-class _ThreadState(threading.local):
-    worker: _Worker | None = None
-
-
 class _ProcessBackend:
     """One worker process per calling thread, started when the thread needs it."""
 
     def __init__(self, spec: ImageSpec, mode: Literal["exact", "fast"], limits: Limits) -> None:
         self._in_process = _ThreadBackend(spec, mode, limits)
-        settings = json.dumps({"spec": asdict(spec), "limits": asdict(limits)})
-        self._start_worker: Callable[[], _Worker] = lambda: _Worker(settings, limits.max_seconds)
+        settings: JsonDict = {"spec": asdict(spec), "limits": asdict(limits)}
+        self._start_worker: Callable[[], _Worker] = lambda: _Worker(
+            settings, limits.max_seconds, share=preprocess.resizes_packed(spec)
+        )
         self._thread_state = _ThreadState()
         self._lock = threading.Lock()
         self._workers: set[_Worker] = set()
-        self._closed = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="sightloop-watchdog", daemon=True).start()
 
     def __call__(self, source: ImageSource) -> Pixels | ImageError:
         if not isinstance(source, str | bytes | os.PathLike):
             return self._in_process(source)
         name = decode.source_name(source)
         kind, payload = (1, source) if isinstance(source, bytes) else (0, os.fsencode(os.fspath(source)))
+        _use_one_thread()
         try:
-            return self._worker().request(name, kind, payload)
+            decoded = self._worker().request(name, kind, payload)
+            if isinstance(decoded, np.ndarray):
+                near = self._in_process
+                return preprocess.preprocess_packed(name, decoded, near.spec, near.mode, near.limits)
+            return decoded
         except ImageError as error:
             return error.with_traceback(None)
 
@@ -184,17 +240,25 @@ class _ProcessBackend:
             with self._lock:
                 if worker is not None:
                     self._workers.discard(worker)
-                if self._closed:
+                if self._closed.is_set():
                     raise ImageError("<closed>", "the reader was closed")
                 worker = self._start_worker()
                 self._workers.add(worker)
             self._thread_state.worker = worker
         return worker
 
+    def _watch(self) -> None:
+        """Stop workers that are past their deadline, until the backend is closed."""
+        while not self._closed.wait(_WATCH_SECONDS):
+            with self._lock:
+                workers = list(self._workers)
+            for worker in workers:
+                worker.stop_if_late()
+
     def stop(self) -> None:
         """Kill the workers; calls in progress return an error, which `_stream` drops."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             for worker in self._workers:
                 worker.stop()
 
@@ -207,25 +271,36 @@ class _ProcessBackend:
 class _Worker:
     """A decoder process that serves one request at a time."""
 
-    def __init__(self, settings: str, seconds: float) -> None:
+    def __init__(self, settings: JsonDict, seconds: float, share: bool = False) -> None:
         self._seconds = seconds
         self.stopped = False
         self._timed_out = False
+        self._deadline = math.inf
+        descriptor = _shared_memory() if share else -1
+        self._shared = None if descriptor < 0 else mmap.mmap(descriptor, _SHARED_BYTES)
         # The parent's import path without the working directory: a numpy.py among the images must not be imported.
         path = os.pathsep.join(item for item in sys.path if item)
         # One thread: the thread pools that numpy's BLAS reserves would count against the memory limit.
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sightloop.data.images.decode_worker", settings],
+            [
+                *(sys.executable, "-P", "-m", "sightloop.data.images.decode_worker"),
+                json.dumps({**settings, "shared": {"descriptor": descriptor, "size": _SHARED_BYTES}}),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
+            pass_fds=() if descriptor < 0 else (descriptor,),
         )
+        if descriptor >= 0:
+            os.close(descriptor)
         self._ready = False
 
-    def request(self, name: str, kind: int, payload: bytes) -> Pixels | ImageError:
+    def request(self, name: str, kind: int, payload: bytes) -> Pixels | NDArray[np.uint8] | ImageError:
         """Decode one image; a failure of the worker is returned as this image's error.
+
+        An array is the decoded image, uint8 `[H, W, 4]` in shared memory, valid until the next request.
 
         Args:
             name: Name of the image in messages.
@@ -251,8 +326,14 @@ class _Worker:
                 body = _read_exactly(responses, length)
         except (OSError, EOFError):
             return ImageError(name, self._failure_reason())
-        if status:
+        if status == decode_worker.FAILED:
             return ImageError(name, body.decode("utf-8"))
+        if (
+            status == decode_worker.SHARED
+            and self._shared is not None
+            and 0 < height * width * 4 <= _SHARED_BYTES
+        ):
+            return np.frombuffer(self._shared, np.uint8, height * width * 4).reshape(height, width, 4)
         values = np.frombuffer(body, np.uint8).reshape(3, height, width)
         return Pixels(name, values, (size[0], size[1]))
 
@@ -276,26 +357,28 @@ class _Worker:
             return f"{_TIMED_OUT} the limit of {self._seconds:g} s"
         return f"{_CRASHED if self._ready else _NOT_STARTED} (exit status {status})"
 
-    def _time_limit(self, seconds: float) -> _Watchdog:
-        return _Watchdog(seconds, self._on_timeout)
+    @contextmanager
+    def _time_limit(self, seconds: float) -> Generator[None]:
+        self._deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = math.inf
 
-    def _on_timeout(self) -> None:
-        self._timed_out = True
-        self.stop()
+    def stop_if_late(self) -> None:
+        """Kill the process if it has not answered in time."""
+        if time.monotonic() > self._deadline:
+            self._timed_out = True
+            self.stop()
 
 
-class _Watchdog:
-    """Context manager that calls `action` on another thread if its block takes longer than `seconds`."""
-
-    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
-        self._timer = threading.Timer(seconds, action)
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+def _shared_memory() -> int:
+    """Descriptor of `_SHARED_BYTES` of memory for a child, of which only what is used is taken; -1 without any."""
+    with suppress(AttributeError, OSError):  # not Linux, or forbidden
+        descriptor = os.memfd_create("sightloop")
+        os.truncate(descriptor, _SHARED_BYTES)
+        return descriptor
+    return -1
 
 
 def _read_exactly(pipe: IO[bytes], length: int) -> bytearray:

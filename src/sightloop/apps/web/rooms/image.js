@@ -11,7 +11,7 @@ const TOOLS = [
   ["judge", ["match"]],
   ["classify", ["classify"]],
   ["regions", ["detect", "locate", "segment", "read"]],
-  ["explain", ["explain"]],
+  ["explain", ["match", "similarity"]],
   ["caption", ["caption"]],
 ];
 

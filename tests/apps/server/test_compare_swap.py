@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightloop.data import compare_swap
-from sightloop.data.compare_swap import read_or_none, replace_if_unchanged
+from sightloop.apps.server import compare_swap
+from sightloop.apps.server.compare_swap import read_or_none, replace_if_unchanged
 
 CONTENT = st.one_of(st.none(), st.sampled_from([b"", b"a", b"b\n", b"long " * 100]))
 

@@ -4,7 +4,7 @@
     FOLDER/.sightloop/review.jsonl   append-only journal: proposals, fits, edits with the text before and after
 
 An edit names the text that it was made from (its ETag). It is in the journal, on disk, before the caption file changes;
-the file changes only if it still has that text (`data.compare_swap`). So a kill at any moment loses neither an
+the file changes only if it still has that text (`compare_swap`). So a kill at any moment loses neither an
 acknowledged edit nor what another program wrote.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sightloop.annotation.sidecars import SidecarSink
-from sightloop.data.compare_swap import read_or_none, replace_if_unchanged
+from sightloop.apps.server.compare_swap import read_or_none, replace_if_unchanged
 from sightloop.data.datasets.sidecar_files import MAX_SIDECAR_BYTES
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.errors import UsageError

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sightloop.annotation import review as review_module
-from sightloop.annotation.review import ABSENT, CaptionReview, EditConflict, Proposal
+from sightloop.apps.server import caption_review as review_module
+from sightloop.apps.server.caption_review import ABSENT, CaptionReview, EditConflict, Proposal
 from sightloop.errors import UsageError
 
 
@@ -139,7 +139,7 @@ def test_a_kill_before_the_caption_file_changes_leaves_no_edit(
 
 _WRITER = """
 import sys
-from sightloop.annotation.review import CaptionReview
+from sightloop.apps.server.caption_review import CaptionReview
 review = CaptionReview(sys.argv[1])
 for number in range(10_000):
     name = f"{'abc'[number % 3]}.jpg"

@@ -1,0 +1,97 @@
+"""A model on two devices: the results of one, in order; a killed run resumes; a dead process is named. With `nano`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightloop.annotation import runner
+from sightloop.annotation.runner import LoaderConfig
+from sightloop.apps.cli.device_pool import DevicePool
+from sightloop.errors import CheckpointError, SightloopError
+from sightloop.inference.load import load
+from sightloop.types import Done, Failed
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(13):
+        coarse = rng.integers(0, 256, (4, 5, 3), np.uint8)
+        Image.fromarray(coarse).resize((80, 64)).save(folder / f"{i:02}.png")
+    (folder / "05.png").write_bytes(b"torn")
+    return folder
+
+
+def test_two_processes_give_the_results_of_one(photos: Path) -> None:
+    paths = sorted(str(path) for path in photos.glob("*.png"))
+    model = load(device="cpu")
+    with DevicePool("nano", ["cpu", "cpu"], 2) as pool:
+        assert pool.image_spec == model.image_spec
+        assert pool.capabilities == model.capabilities
+        for verb in ("caption", "embed_images"):
+            runs = [
+                list(
+                    runner.run(
+                        [reader],
+                        paths,
+                        getattr(reader, verb),
+                        LoaderConfig(2, isolate=False, parallel=parallel),
+                    )
+                )
+                for reader, parallel in ((model, 1), (pool, 2))
+            ]
+            for one, two in zip(*runs, strict=True):
+                assert one.name == two.name
+                if isinstance(one, Done):
+                    assert isinstance(two, Done)
+                    np.testing.assert_array_equal(np.asarray(one.value), np.asarray(two.value))
+                else:
+                    assert isinstance(two, Failed)
+        with pytest.raises(SightloopError, match="prompt"):
+            pool.caption([], ["one", "two"])  # type: ignore[arg-type]
+        for process in pool._processes:
+            process._process.kill()
+        with pytest.raises(SightloopError, match="on cpu ended"):
+            pool.embed_images([next(iter(model.read(paths[:1], isolate=False)))])  # type: ignore[list-item]
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        DevicePool(str(tmp_path / "absent"), ["cpu", "cpu"])
+
+
+def command(photos: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "sightloop", "caption", str(photos)),
+        *("--devices", "cpu,cpu", "--batch-size", "1", "--num-beams", "1"),
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by a signal")
+def test_a_killed_run_resumes(photos: Path) -> None:
+    run = subprocess.Popen(command(photos), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while len(list(photos.glob("*.txt"))) < 2 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    early = {path: (path.read_text(), path.stat().st_mtime_ns) for path in photos.glob("*.txt")}
+    assert early
+    again = subprocess.run(command(photos), capture_output=True, text=True, check=False)
+    assert "1 failed" in again.stderr, again.stderr
+    assert len(list(photos.glob("*.txt"))) == 12
+    # Nothing that was written is written again.
+    assert all((path.read_text(), path.stat().st_mtime_ns) == was for path, was in early.items())
+    model = load(device="cpu")
+    for path in photos.glob("*.txt"):
+        assert path.read_text().strip() == model.caption(path.with_suffix(".png"), num_beams=1)[0]
