@@ -38,7 +38,7 @@ _MIN_GAIN = 0.97  # share of torch's time below which another kernel counts as q
 _ATTENTION = "bfloat16 attention"
 _MIN_SCORES = 1024  # of attention, from which products can be quicker
 
-Name: TypeAlias = Literal["plain", "onednn", "packed"]
+KernelName: TypeAlias = Literal["plain", "onednn", "packed"]
 Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Times: TypeAlias = dict[str, list[float]]
 """Kernel -> seconds at each of `ROW_COUNTS`, 0 where it was not timed."""
@@ -47,7 +47,7 @@ _REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 HAS_ONEDNN = _POINTWISE is not None and torch.backends.mkldnn.is_available()
 
-_pin: list[Name] = []
+_pin: list[KernelName] = []
 _timed: dict[str, Times] = {}  # of this process: one choice for a shape as long as it runs
 
 
@@ -68,7 +68,7 @@ class Choice(NamedTuple):
     """What a layer multiplies with: its weight packed, or plain with a kernel for each of `ROW_COUNTS`."""
 
     packed: bool
-    by_rows: tuple[Name, ...] = ("plain",) * len(ROW_COUNTS)
+    by_rows: tuple[KernelName, ...] = ("plain",) * len(ROW_COUNTS)
 
 
 def can_pack(dtype: torch.dtype = torch.float32) -> bool:
@@ -85,7 +85,7 @@ def pin(name: Literal["auto", "plain", "packed"]) -> None:
     _pin[:] = [] if name == "auto" else [name]
 
 
-def pinned() -> Name | None:
+def pinned() -> KernelName | None:
     """The kernel that `pin` or torch's deterministic mode fixes, None: the quickest is used."""
     if _pin or not HAS_ONEDNN:
         return _pin[0] if _pin else "plain"
@@ -105,7 +105,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class LinearByRows:
     """x W^T + b with a plain weight, by the kernel that is quickest for the number of rows."""
 
-    def __init__(self, names: Sequence[Name], onednn: Kernel) -> None:
+    def __init__(self, names: Sequence[KernelName], onednn: Kernel) -> None:
         self.kernels = [nn.functional.linear if name == "plain" else onednn for name in names]
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -206,7 +206,7 @@ def choose(shape: Shape, classes: Iterable[int], *, packable: bool = True) -> Ch
         return Choice(packable, ("onednn" if shape.dtype == torch.float32 else "plain",) * len(ROW_COUNTS))
     seen = [c for c in classes if times["plain"][c]]
     onednn, packed = times.get("onednn"), times.get("packed")
-    by_rows: tuple[Name, ...] = tuple(
+    by_rows: tuple[KernelName, ...] = tuple(
         "onednn" if onednn and 0 < onednn[c] < _MIN_GAIN * plain else "plain"
         for c, plain in enumerate(times["plain"])
     )
@@ -245,7 +245,7 @@ def measure(
         for shape, classes in wanted.items()
         if can_pack(shape.dtype)
     }
-    kernels: tuple[Name, ...] = ("plain", "onednn", "packed")
+    kernels: tuple[KernelName, ...] = ("plain", "onednn", "packed")
     trials = [
         trial
         for name in kernels
@@ -283,12 +283,12 @@ class _Trial(NamedTuple):
     """A product that is timed."""
 
     key: str
-    kernel: Name
+    kernel: KernelName
     row_class: int
     run: Callable[[], Tensor]
 
 
-def _linear_trials(shape: Shape, name: Name, classes: Sequence[int]) -> list[_Trial]:
+def _linear_trials(shape: Shape, name: KernelName, classes: Sequence[int]) -> list[_Trial]:
     """The products of one kernel with one weight, which is cut to `_MAX_WEIGHTS`."""
     width = min(shape.out_features, max(256, _MAX_WEIGHTS // shape.in_features))
     weight = torch.full((width, shape.in_features), 0.01, dtype=shape.dtype)

@@ -21,7 +21,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,8 @@ _BLOCK_SIZE = 1 << 19
 _MIN_SCALE = torch.finfo(torch.bfloat16).tiny
 _SMALLEST_PEAK = 1e-30  # of a row: its reciprocal is finite
 # Quantizes rows of floats with a given scale, multiplies, and scales the sums back.
-_FBGEMM: Any = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
-_WITH_SCALES: Any = getattr(torch, "_make_per_channel_quantized_tensor", None)
+_FBGEMM = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
+_WITH_SCALES = getattr(torch, "_make_per_channel_quantized_tensor", None)
 _INT8 = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
 _INT4 = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 _PACK4 = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
@@ -111,7 +110,7 @@ class Int8Product(nn.Module):
             peak = float(rows.abs().max())
             if not math.isfinite(peak):
                 return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
-            out = _FBGEMM(rows, max(peak, _SMALLEST_PEAK) / self.steps, self.steps + 1, self.packed)
+            out = _FBGEMM(rows, max(peak, _SMALLEST_PEAK) / self.steps, self.steps + 1, self.packed)  # pyright: ignore[reportOptionalCall]
             out = out if bias is None else out.add_(bias)
         else:
             peak = rows.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_PEAK)  # [R, 1]
@@ -123,7 +122,7 @@ class Int8Product(nn.Module):
         """Rows between -1 and 1, `[R, in]` -> `[R, out]`, float32."""
         step, zero = 1 / self.steps, self.steps + 1
         if not self.onednn:
-            return _FBGEMM(x, step, zero, self.packed)
+            return _FBGEMM(x, step, zero, self.packed)  # pyright: ignore[reportOptionalCall]
         q = x.mul_(self.steps).round_().add_(zero).to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(
             q, step, zero, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -140,7 +139,7 @@ def _pack_fbgemm(q: Tensor, scale: Tensor) -> object:
         ):  # tensors that know their scale are to go; FBGEMM takes its weights as such
             warnings.simplefilter("ignore", UserWarning)
             zeros = torch.zeros(len(q), dtype=torch.int64)
-            weight = _WITH_SCALES(q, scale.double(), zeros, 0)
+            weight = _WITH_SCALES(q, scale.double(), zeros, 0)  # pyright: ignore[reportOptionalCall]
             return torch.ops.quantized.linear_prepack(weight, None)
     finally:
         torch.backends.quantized.engine = engine
