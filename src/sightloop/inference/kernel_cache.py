@@ -13,10 +13,9 @@ import json
 import math
 import os
 import platform
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -97,15 +96,11 @@ def write_times(path: Path, times: dict[str, Times]) -> None:
         return
 
 
-def _is_times(value: Any) -> bool:
+def _is_times(value: Mapping[str, Sequence[float]]) -> bool:
     """Whether a value of a file is seconds at each row count, for torch's kernel at least."""
-    return (
-        isinstance(value, dict)
-        and "plain" in value
-        and all(
-            len(own) == len(ROW_COUNTS) and all(math.isfinite(t) and t >= 0 for t in own)
-            for own in value.values()
-        )
+    return "plain" in value and all(
+        len(own) == len(ROW_COUNTS) and all(math.isfinite(t) and t >= 0 for t in own)
+        for own in value.values()
     )
 
 
