@@ -98,7 +98,7 @@ def load_large(family: str, stored: torch.dtype, dtype: torch.dtype, quantize: B
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before, start, clock = memory("VmRSS"), time.process_time(), time.perf_counter()
         tensors = read_tensors(files, dtype)
-        taking = weight_hook_for(quantize, torch.device("cpu"))
+        taking = weight_hook_for(quantize, torch.device("cpu"), dtype)
         layout = FAMILIES[family].layouts["transformers"]
         with give_back_freed_memory():
             net = build_network(FAMILIES[family], config, tensors, layout, source=family, weight_hook=taking)

@@ -12,6 +12,9 @@ from tests.slow_tests import SLOW_FILES
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["SIGHTLOOP_KERNELS"] = (
+    "packed"  # the same numbers in each run, and nothing in this account's cache folder
+)
 
 # No test may fail by the clock: machines are slow and busy.
 settings.register_profile("sightloop", deadline=None)

@@ -3,8 +3,10 @@ one next to nothing. In processes of their own, as all this is of a whole proces
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sightloop.checkpoints.language import language_config
+from sightloop.inference.load import load
+from sightloop.models.blip import Blip, BlipConfig
 from sightloop.towers.text import LanguageModel
 
 CODE = """
@@ -63,7 +67,7 @@ def load(width, file, dtype, bits):
     with torch.device("meta"):
         net = nn.ModuleDict({"language": LanguageModel(language_config(dict(shape, model_type="llama")))})
     with give_back_freed_memory():
-        take = weight_hook_for(bits, torch.device("cpu"))(net)
+        take = weight_hook_for(bits, torch.device("cpu"), dtype)(net)
         load_weights(net, read_tensors([file], dtype), None, weight_hook=take)
     return net
 
@@ -100,6 +104,67 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path, suffix: str,
     code = [sys.executable, "-c", LOAD, str(small), str(large), bits]
     run = subprocess.run(code, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 1.15 * weights * (0.7 if bits == "int4" else 1)
+
+
+LOAD_BLIP = """
+import sys
+from pathlib import Path
+import sightloop
+from sightloop.inference.load import load
+
+def memory(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+kept = [load("nano", device="cpu")]
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+kept.append(load(sys.argv[1], device="cpu", dtype=sys.argv[2], quantize=None if sys.argv[3] == "-" else sys.argv[3]))
+print(memory("VmHWM") - before)
+"""
+
+
+def write_blip(folder: Path) -> int:
+    """A BLIP of random weights of the shapes of nano, but wide; the bytes of its weights in float32."""
+    nano = load("nano", device="cpu")
+    wide = {"dim": 512, "heads": 8, "mlp_dim": 2048, "layers": 8}
+    config = nano.network.config
+    assert isinstance(config, BlipConfig)
+    config = replace(
+        config,
+        vision=replace(config.vision, **wide),
+        text=replace(config.text, **wide, memory_dim=512),
+        decoder_memory_dim=512,
+    )
+    network = Blip(config).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    replace(nano, network=network).save(folder)
+    return sum(parameter.numel() for parameter in network.parameters()) * 4
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a process' peak"
+)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "kernels", "share"),
+    [
+        ("float32", "-", "packed", 1.0),
+        ("float32", "-", "plain", 1.0),
+        ("float32", "-", "auto", 1.0),
+        ("bfloat16", "-", "packed", 0.5),
+        ("float32", "int8", "packed", 0.35),
+    ],
+)
+def test_loading_a_blip_takes_little_more_than_its_weights(
+    tmp_path: Path, dtype: str, bits: str, kernels: str, share: float
+) -> None:
+    weights = write_blip(tmp_path / "blip")
+    assert weights > 150e6
+    code = [sys.executable, "-c", LOAD_BLIP, str(tmp_path / "blip"), dtype, bits]
+    environment = os.environ | {"SIGHTLOOP_KERNELS": kernels, "SIGHTLOOP_CACHE_FOLDER": str(tmp_path)}
+    run = subprocess.run(code, capture_output=True, text=True, check=True, env=environment)
+    assert int(run.stdout) < 1.1 * weights * share + 20e6
 
 
 SAVE = """

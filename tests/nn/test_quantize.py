@@ -9,7 +9,17 @@ from torch import nn
 from sightloop.errors import UsageError
 from sightloop.nn import quantize
 from sightloop.nn.attention import Linear
-from sightloop.nn.quantize import Int4Weight, Int8Weight, is_quantized, quantize_hook
+from sightloop.nn.prepack import pack
+from sightloop.nn.quantize import (
+    Int4Weight,
+    Int8Product,
+    Int8Weight,
+    can_multiply_int8,
+    is_quantized,
+    quantize_hook,
+    quantize_shared,
+    quantized_names,
+)
 
 CPU = torch.device("cpu")
 
@@ -110,4 +120,92 @@ def test_which_weights_the_hook_quantizes() -> None:
     with pytest.raises(UsageError, match="int8"):
         quantize_hook(net, "int3", CPU)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="language model"):
-        quantize_hook(nn.Module(), "int8", CPU)
+        quantize_hook(nn.Module(), "int4", CPU)
+
+
+class Towers(nn.Module):
+    """A model without a language model: blocks, a head that is also the embedding, a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = nn.Module()
+        self.vision.patches = Linear(48, 64)
+        self.vision.blocks = nn.ModuleList([Linear(64, 64)])
+        self.decoder = nn.Module()
+        self.decoder.table = nn.Embedding(96, 64)
+        self.decoder.head = nn.ModuleDict({"words": Linear(64, 96)})
+        self.image_projection = Linear(64, 32)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+        self.decoder.head["words"].weight = self.decoder.table.weight  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_of_towers_blocks_and_head_are_quantized() -> None:
+    net = Towers()
+    hook = quantize_hook(net, "int8", CPU)
+    quantize_shared(net, CPU)
+    assert net.decoder.head["words"].kernel is None  # nothing is quantized yet
+    quantized = {name for name, value in net.state_dict().items() if hook(name, torch.randn(value.shape))}
+    assert quantized == {"vision.blocks.0.weight"}
+    quantize_shared(net, CPU)
+    words = net.decoder.head["words"]
+    assert is_quantized(words)
+    assert not words.weight.is_meta
+    assert quantized_names(net) == {"vision.blocks.0.weight", "decoder.head.words.weight"}
+    assert isinstance(words.kernel, Int8Product if can_multiply_int8() else Int8Weight)
+    pack(net)  # leaves quantized layers alone
+    assert is_quantized(words)
+    x = torch.randn(5, 64)
+    exact = x @ words.weight.T + words.bias
+    assert (words(x) - exact).norm() < 0.02 * exact.norm()
+
+
+products = pytest.mark.skipif(not can_multiply_int8(), reason="this torch has no int8 products")
+
+
+def engines() -> list[bool]:
+    """FBGEMM, and oneDNN where this torch has its products."""
+    return [False, *([True] if quantize._has_onednn_int8() else [])]
+
+
+@products
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 50])
+@pytest.mark.parametrize(("width_out", "width_in"), [(64, 64), (2080, 128), (30, 36)])
+def test_the_error_of_int8_products_is_the_stated_one(
+    width_out: int, width_in: int, rows: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(width_out, width_in)
+    for onednn in engines():
+        assert error(Int8Product(weight, onednn=onednn), weight, rows, dtype) < 0.015
+
+
+@products
+@pytest.mark.parametrize("steps", [63, 127])
+def test_an_int8_product_does_not_depend_on_the_batch(steps: int) -> None:
+    """A token alone gives what it gives beside tokens a thousand times as large; both engines give the same."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(40, 64), torch.randn(40)
+    x = torch.randn(7, 64) * torch.tensor([1, 1e3, 1e-3, 0, 1, 1, 1])[:, None]
+    results: list[torch.Tensor] = []
+    for onednn in engines():
+        kernel = Int8Product(weight, onednn=onednn)
+        kernel.steps = steps
+        together = kernel(x, weight, bias)
+        alone = torch.cat([kernel(row[None], weight, bias) for row in x])
+        assert ((together - alone).norm(dim=1) <= 0.003 * (together - bias).norm(dim=1)).all()
+        assert torch.equal(together[3], bias)
+        results.append(together)
+    for result in results:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-4)
+
+
+@products
+def test_int8_products_of_nothing_and_of_what_is_no_number() -> None:
+    kernel = Int8Product(torch.randn(8, 16))
+    assert kernel(torch.empty(0, 3, 16), torch.empty(0), None).shape == (0, 3, 8)
+    for rows in (1, 2):
+        x = torch.ones(rows, 16)
+        x[0, 3] = torch.nan
+        assert not kernel(x, torch.empty(0), None)[0].isfinite().any()

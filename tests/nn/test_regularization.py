@@ -41,7 +41,7 @@ def in_float64(layer: Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.fixture
 def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not prepack._HAS_ONEDNN:
+    if not prepack.HAS_ONEDNN:
         pytest.skip("this torch has no oneDNN linear layers")
     monkeypatch.setattr(prepack, "_MIN_ONEDNN_PRODUCTS", 0)
 
@@ -64,7 +64,7 @@ def test_fast_products_are_exact(rows: list[int], width_in: int, width_out: int,
 def test_fast_products_of_a_real_size() -> None:
     layer = linear(768, 1024)
     x, grad = torch.randn(2, 50, 768), torch.randn(2, 50, 1024)
-    assert prepack._is_faster_with_onednn(x, layer.weight) == prepack._HAS_ONEDNN
+    assert prepack._is_faster_with_onednn(x, layer.weight) == prepack.HAS_ONEDNN
     for ours, wanted in zip(gradients(layer, x, grad), in_float64(layer, x, grad), strict=True):
         assert (ours - wanted).norm() <= 1e-6 * wanted.norm()
         assert (ours - wanted).abs().max() <= 4e-6 * wanted.abs().max()

@@ -82,7 +82,7 @@ class CapFiltOptions:
     isolate: bool = True
     device: str = "auto"
     devices: tuple[str, ...] = ()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     max_pixels: int = 128 * 1024 * 1024
 
     def __post_init__(self) -> None:

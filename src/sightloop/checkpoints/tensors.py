@@ -66,6 +66,10 @@ class TensorFile:
         """The names of its tensors."""
         return list(self._places)
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of its tensors."""
+        return [place.shape for place in self._places.values()]
+
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor `[...]`, in its own memory; floats become `dtype` as they are read, without a second copy.
 
@@ -229,6 +233,20 @@ def read_tensors(files: Sequence[Path], dtype: torch.dtype | None = None) -> Map
             that would have to run code.
     """
     return _LazyTensors(files, dtype)
+
+
+def matrix_shapes(files: Sequence[Path]) -> Counter[tuple[int, int]]:
+    """The shapes of the matrices in safetensors files, and how many have each. Of other files none: they would be read.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for file in files:
+        if file.suffix == ".safetensors":
+            shapes = open_safetensors(file).shapes()
+            counts.update((shape[0], shape[1]) for shape in shapes if len(shape) == 2)
+    return counts
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -201,7 +201,8 @@ def _predict(
         if model_source not in loaded:
             from sightloop.inference.load import load  # imports torch, which finished predictions do not need
 
-            model = load(model_source, device=options.device, dtype=options.dtype)
+            quantize = options.quantize if model_source == source else None
+            model = load(model_source, device=options.device, dtype=options.dtype, quantize=quantize)
             if options.batch_size is not None:
                 model.batch_size = options.batch_size
             loaded[model_source] = model
@@ -240,12 +241,17 @@ def _header(source: ModelSource, task: EvalTask, options: EvalOptions, about: Js
         "model": str(source) if isinstance(source, str | PathLike) else source.name,
         "weights": fingerprint(source),
         "prepared": preprocessing_digest(source),
-        "precision": (
-            options.dtype if isinstance(source, str | PathLike) else str(source.dtype).removeprefix("torch.")
-        ),
+        "precision": _precision(source, options),
         "settings": task.settings,
         "options": options.as_json(),
     }
+
+
+def _precision(source: ModelSource, options: EvalOptions) -> str:
+    """Of weights and activations, and of quantized weights."""
+    if not isinstance(source, str | PathLike):
+        return str(source.dtype).removeprefix("torch.")
+    return options.dtype if options.quantize is None else f"{options.dtype}, {options.quantize}"
 
 
 def _check_capabilities(model: Model, phases: Sequence[TaskPhase]) -> None:

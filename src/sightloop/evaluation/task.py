@@ -12,7 +12,7 @@ from sightloop.evaluation.dataset import EvalDataset, PredictBatch, PredictionEv
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import TaskScores
 from sightloop.evaluation.templates import TEMPLATES
-from sightloop.types import JsonDict, JsonMapping, Pixels, Sample
+from sightloop.types import Bits, JsonDict, JsonMapping, Pixels, Sample
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
@@ -30,7 +30,7 @@ class EvalOptions:
         samples: number of samples, drawn by `seed`; None for all.
         seed: of the drawn samples, mismatched pairs, folds and resampled sets.
         device: as in `load`.
-        dtype: as in `load`.
+        dtype, quantize: as in `load`; a model of `clip` is not quantized.
         batch_size: images per forward pass, or "auto": as many as fit the memory; None: that of the model.
         workers: of the image reader, as in `Model.read`.
         isolate: decode in child processes, as in `Model.read`.
@@ -52,7 +52,8 @@ class EvalOptions:
     samples: int | None = None
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    quantize: Bits | None = None
     batch_size: BatchSize | None = None
     workers: int = 2
     isolate: bool = True
@@ -79,7 +80,7 @@ class EvalOptions:
 
     def as_json(self) -> JsonDict:
         """The options that the numbers depend on, for the header of the predictions: scoring again uses them."""
-        machine = ("device", "dtype", "batch_size", "workers", "isolate")
+        machine = ("device", "dtype", "quantize", "batch_size", "workers", "isolate")
         return {
             option.name: getattr(self, option.name) for option in fields(self) if option.name not in machine
         }

@@ -31,13 +31,15 @@ from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, SightloopError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
+from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches
 from sightloop.inference.model import Model
+from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.lora import merge_lora
 from sightloop.nn.prepack import pack, pack_hook
-from sightloop.nn.quantize import quantize_hook
+from sightloop.nn.quantize import quantize_hook, quantize_shared, quantized_names
 from sightloop.protocols import Network, RegionNetwork, require
 from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
@@ -57,7 +59,7 @@ def load(
     source: str | PathLike[str] = BUNDLED,
     *,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     quantize: Bits | None = None,
     masks: str | PathLike[str] | None = None,
     lora: str | PathLike[str] | None = None,
@@ -68,8 +70,10 @@ def load(
         source: a folder, a weights file, or a hub id such as `Salesforce/blip-image-captioning-base`, whose files are
             downloaded if they are not on this machine; left out: `nano`, the small model of the package.
         device: "auto" (CUDA if there is any, else MPS, else the CPU), "cpu", "cuda", "cuda:1", "mps".
-        dtype: of weights and activations; results are always float32.
-        quantize: "int8" or "int4", the weights of a language model, quantized as they are read (error: `nn.quantize`).
+        dtype: of weights and activations; results are always float32. "auto": the lowest precision that this machine
+            multiplies natively and whose error is known, see `inference.precision`.
+        quantize: "int8" or "int4" of a language model's weights, "int8" of the weights and activations of other models,
+            quantized as they are read (error: `nn.quantize`).
         masks: the published `vae-oid.npz`, which PaliGemma needs to segment, if it is not among the checkpoint's files.
         lora: folder of a LoRA adapter (PEFT's files, our layer names), merged into the weights.
 
@@ -82,23 +86,15 @@ def load(
         raise UsageError(
             f'lora="{lora}": an adapter is not merged into quantized weights; leave out quantize'
         )
-    where, kind = choose_device(device), _dtype(dtype)
-    located = locate(source)
-    config = located.config or {}
-    hook = weight_hook_for(quantize, where) if lora is None else None
+    if dtype != "auto":
+        _dtype(dtype)
+    where, located = choose_device(device), locate(source)
+    kind, bits = _precision(dtype, quantize, where, located)
     with give_back_freed_memory():
-        tensors = read_tensors(located.weights, kind)
-        load_network = _load_own if config.get("format") == FORMAT else _load_foreign
-        family, network, spec, layout = load_network(located, config, tensors, hook)
-        if lora is not None:
-            load_lora(network, lora)
-            merge_lora(network)
+        family, network, spec, layout = _load_network(located, kind, bits, where, lora)
         network_config = require(network, Network).config
         tokenizer = _tokenizer(located, family, network_config, layout)
-        if where.type == "cpu":
-            _prepare_cpu(network)
-        else:
-            _move(network, where)
+    config = located.config or {}
     return Model(
         masks=_masks(located, network, masks),
         name=located.name,
@@ -113,6 +109,36 @@ def load(
         if config.get("format") == FORMAT
         else _decoding(located, family, network_config, layout),
     )
+
+
+def _load_network(
+    located: CheckpointFiles,
+    dtype: torch.dtype,
+    quantize: Bits | Literal["auto"] | None,
+    device: torch.device,
+    lora: str | PathLike[str] | None,
+) -> _Parts:
+    """The network with its weights on the device, each layer with its kernel."""
+    config = located.config or {}
+    hook = weight_hook_for(quantize, device, dtype) if lora is None else None
+    load_parts = _load_own if config.get("format") == FORMAT else _load_foreign
+    parts = load_parts(located, config, read_tensors(located.weights, dtype), hook)
+    if lora is not None:
+        load_lora(parts.network, lora)
+        merge_lora(parts.network)
+    quantize_shared(parts.network, device)
+    if device.type == "cpu":
+        if lora is not None:
+            time_kernels(parts.network, dtype)
+        _prepare_cpu(parts.network)
+    else:
+        _move(parts.network, device)
+    return parts
+
+
+def gain_of_auto(model: Model) -> str:
+    """What `dtype="auto"` would gain over float32 for a loaded model, in words; "" for nothing."""
+    return auto_gain(model.module, model.device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -138,11 +164,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def weight_hook_for(quantize: Bits | None, device: torch.device) -> WeightHook:
-    """Hook that stores weights as they are read: quantized, or packed for a CPU's matrix multiplication."""
+def weight_hook_for(
+    quantize: Bits | Literal["auto"] | None, device: torch.device, dtype: torch.dtype
+) -> WeightHook:
+    """Hook that stores weights as they are read: quantized, or packed for a CPU's matrix multiplication.
+
+    On a CPU the kernels are timed first, before there are weights in memory.
+    """
 
     def hook_of(network: nn.Module) -> Callable[[str, Tensor], bool]:
-        hooks = [] if quantize is None else [quantize_hook(network, quantize, device)]
+        bits = auto_quantize(network, device) if quantize == "auto" else quantize
+        if device.type == "cpu":
+            time_kernels(network, dtype, () if bits is None else quantized_names(network))
+        hooks = [] if bits is None else [quantize_hook(network, bits, device)]
         if device.type == "cpu":
             hooks.append(pack_hook(network))
         return lambda name, weight: any(take(name, weight) for take in hooks)
@@ -331,5 +365,15 @@ def _prepare_cpu(network: nn.Module) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
-        raise UsageError(f'dtype="{name}": must be one of {", ".join(_DTYPES)}')
+        raise UsageError(f'dtype="{name}": must be one of auto, {", ".join(_DTYPES)}')
     return _DTYPES[name]
+
+
+def _precision(
+    dtype: str, quantize: Bits | None, device: torch.device, located: CheckpointFiles
+) -> tuple[torch.dtype, Bits | Literal["auto"] | None]:
+    """The dtype and quantization of what a caller asked for; "auto" where the network decides."""
+    if dtype != "auto":
+        return _dtype(dtype), quantize
+    kind = auto_dtype(device, located.weights)
+    return kind, "auto" if kind == torch.float32 and quantize is None else quantize

@@ -1,54 +1,96 @@
-"""Linear layers on oneDNN: weights packed for inference on a CPU and unpacked again; plain weights in training.
+"""Linear layers with their quickest kernel: weights packed for inference on a CPU and unpacked again; plain weights in
+training.
 
-Packing copies a weight into oneDNN's blocked layout and multiplies with oneDNN's kernels. Measured on one 2-core
-AVX-512 machine against torch's default kernel: in float32 1.6 to 4 times as fast for 1 to 24 rows (a decoding step)
-and 2.1 times for 577 rows (an image); in bfloat16 2 times for 1 row, 1.6 for 4, equal for 128. The sums are the same
-up to rounding. A packed weight has no gradient, so training unpacks; the gradient of a layer's input, for explanations,
-unpacks a copy.
+Which layers are packed, `nn.kernels` chooses. Packing copies a weight into oneDNN's blocked layout; the sums are the
+same up to rounding. A packed weight has no gradient, so training unpacks; the gradient of a layer's input, for
+explanations, unpacks a copy.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sightloop.nn.attention import Linear
+from sightloop.nn.attention import Linear, use_products_where
+from sightloop.nn.kernels import (
+    HAS_ONEDNN,
+    MANY,
+    ONE,
+    ROW_COUNTS,
+    LinearByRows,
+    Shape,
+    Times,
+    add_times,
+    best_seconds,
+    can_pack,
+    choose,
+    kernel_of,
+    measure,
+    onednn_linear,
+    pack_weight,
+    pin,
+    pinned,
+    prefers_products,
+    row_classes,
+)
+from sightloop.nn.quantize import is_quantized
 
-_REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_HAS_ONEDNN = _POINTWISE is not None and torch.backends.mkldnn.is_available()
+__all__ = [
+    "MANY", "ONE", "ROW_COUNTS", "Shape", "Times", "add_times", "best_seconds", "measure", "pack", "pack_hook", "pin",
+    "pinned", "timed_shapes", "unpack", "use_training_kernels",
+]  # fmt: skip
+
 # Multiplications (rows * in * out) from which oneDNN is faster in training; below, its call costs more than it saves.
 _MIN_ONEDNN_PRODUCTS = 1 << 22
+_MIN_TIMED = 1 << 12  # weights of a layer that is worth timing
 
 
-def can_pack() -> bool:
-    """Whether this build of torch has oneDNN's packed linear layers."""
-    return _HAS_ONEDNN and _REORDER is not None
+def timed_shapes(net: nn.Module, dtype: torch.dtype, leave_out: Container[str] = ()) -> dict[Shape, set[int]]:
+    """The weights of a network's linear layers that are to be timed, and the row counts that those layers see.
+
+    Args:
+        net: with weights or, on the meta device, without.
+        dtype: that the weights have or will have.
+        leave_out: names of parameters that are not multiplied in that dtype, being quantized.
+    """
+    shapes: dict[Shape, set[int]] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        if isinstance(module, Linear) and f"{name}.weight" not in leave_out:
+            rows, columns = module.weight.shape
+            if rows * columns >= _MIN_TIMED:
+                shapes.setdefault(Shape(rows, columns, dtype), set()).update(row_classes(name))
+    return shapes
 
 
 def pack(net: nn.Module) -> None:
-    """Pack every `Linear` on the CPU in place: in float32, and in bfloat16 where the processor supports it.
+    """Give every `Linear` on the CPU its kernel, and pack its weight where that is the choice, in place.
 
     The plain weight is dropped unless another module shares it (tied embeddings). A shared weight of more than a tenth
-    of the network is not packed, since both copies would be kept; in float32 oneDNN multiplies with the plain weight.
+    of the network is not packed, since both copies would be kept; in float32 oneDNN then multiplies with the plain one.
     Measured at 50,304 x 1024: 9.4 ms for 1 row and 12 ms for 3; torch takes 10.3 and 39, packed weights 7.3 and 8.8.
     """
+    use_products_where(prefers_products)
     max_copied = sum(p.numel() for p in net.parameters()) / 10
-    owner_counts = _owner_counts(net)
+    owner_counts, classes = _owner_counts(net), _classes(net)
     for module in net.modules():
-        if isinstance(module, Linear) and module.packed is None and _can_pack_weight(module.weight):
-            unshared = owner_counts[id(module.weight)] == 1
-            if unshared or module.weight.numel() <= max_copied:
-                _pack_layer(module, module.weight.detach())
-            elif module.weight.dtype == torch.float32:
-                module.kernel = _inference_linear
+        if not isinstance(module, Linear) or module.packed is not None or is_quantized(module):
+            continue
+        if not _is_packable(module.weight):
+            continue
+        unshared = owner_counts[id(module.weight)] == 1
+        packable = unshared or module.weight.numel() <= max_copied
+        choice = choose(_shape(module.weight), classes[id(module)], packable=packable)
+        if choice.packed:
+            _pack_layer(module, module.weight.detach())
             if unshared:  # its values are in `packed` alone; `unpack` restores them exactly
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+        else:
+            module.kernel = kernel_of(choice, _inference_linear)
 
 
 def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
@@ -66,12 +108,16 @@ def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
         for name, module in net.named_modules()
         if isinstance(module, Linear) and owner_counts[id(module.weight)] == 1
     }
+    classes = _classes(net)
 
     def hook(name: str, weight: Tensor) -> bool:
-        packable = name in layers and _can_pack_weight(weight)
-        if packable:
-            _pack_layer(layers[name], weight)
-        return packable
+        layer = layers.get(name)
+        if layer is None or not _is_packable(weight):
+            return False
+        packed = choose(_shape(weight), classes[id(layer)]).packed
+        if packed:
+            _pack_layer(layer, weight)
+        return packed
 
     return hook
 
@@ -79,7 +125,9 @@ def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
 def unpack(net: nn.Module) -> None:
     """Undo `pack`, bit for bit: saving and training need the plain weights."""
     for module in net.modules():
-        if isinstance(module, Linear) and module.kernel is _inference_linear:
+        if isinstance(module, Linear) and (
+            module.kernel is _inference_linear or isinstance(module.kernel, LinearByRows)
+        ):
             if module.packed is not None and module.weight.is_meta:
                 module.weight = nn.Parameter(module.packed.to_dense().reshape(module.weight.shape))
             module.packed = module.kernel = None
@@ -87,7 +135,7 @@ def unpack(net: nn.Module) -> None:
 
 def use_training_kernels(net: nn.Module) -> None:
     """Multiply with oneDNN in every `Linear` in training, where that is faster; weights stay as they are."""
-    if _HAS_ONEDNN:
+    if HAS_ONEDNN:
         for module in net.modules():
             if isinstance(module, Linear) and module.packed is None:
                 module.kernel = _trainable_linear
@@ -100,28 +148,32 @@ def _owner_counts(net: nn.Module) -> dict[int, int]:
     )
 
 
-def _can_pack_weight(weight: Tensor) -> bool:
-    if not can_pack() or weight.device.type != "cpu":
-        return False
-    half = weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return half or weight.dtype == torch.float32
+def _classes(net: nn.Module) -> dict[int, set[int]]:
+    """id of each linear layer -> the row counts that it sees, under any of its names."""
+    classes: dict[int, set[int]] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        if isinstance(module, Linear):
+            classes.setdefault(id(module), set()).update(row_classes(name))
+    return classes
+
+
+def _shape(weight: Tensor) -> Shape:
+    return Shape(weight.shape[0], weight.shape[1], weight.dtype)
+
+
+def _is_packable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and can_pack(weight.dtype)
 
 
 def _pack_layer(layer: Linear, weight: Tensor) -> None:
-    layer.packed = _REORDER(weight, None)  # pyright: ignore[reportOptionalCall]
-    layer.kernel = _inference_linear
-
-
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b by oneDNN: x `[..., in]`, weight `[out, in]` with any strides, or packed -> `[..., out]`."""
-    return _POINTWISE(x, weight, bias, "none", [], "")  # pyright: ignore[reportOptionalCall]
+    layer.packed, layer.kernel = pack_weight(weight), _inference_linear
 
 
 def _inference_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`_onednn_linear`, differentiable in x where x asks for it."""
+    """`onednn_linear`, differentiable in x where x asks for it."""
     if x.requires_grad:
         return _OnednnLinearFunction.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
-    return _onednn_linear(x, weight, bias)
+    return onednn_linear(x, weight, bias)
 
 
 def _trainable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,7 +186,7 @@ def _trainable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _is_faster_with_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether the product is in float32 on a CPU and large enough: x `[..., in]`, weight `[out, in]`, unpacked."""
     return (
-        _HAS_ONEDNN
+        HAS_ONEDNN
         and weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= _MIN_ONEDNN_PRODUCTS
@@ -161,7 +213,7 @@ class _OnednnLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _onednn_linear(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def setup_context(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -182,6 +234,6 @@ class _OnednnLinearFunction(torch.autograd.Function):
         if weight is not None and weight.is_mkldnn:
             weight = weight.to_dense().reshape(rows.shape[1], -1)  # [out, in]
         # dx = dy W [..., in];  dW = dy^T x [out, in];  db = sum of dy over the rows [out]
-        grad_x = None if weight is None else _onednn_linear(rows, weight.t(), None).view(*grad.shape[:-1], -1)
-        grad_weight = None if x is None else _onednn_linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None)
+        grad_x = None if weight is None else onednn_linear(rows, weight.t(), None).view(*grad.shape[:-1], -1)
+        grad_weight = None if x is None else onednn_linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None)
         return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

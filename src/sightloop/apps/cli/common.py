@@ -17,8 +17,10 @@ from sightloop.apps.cli.options import DeviceListOptions, Dtype, RuntimeOptions
 from sightloop.apps.cli.output import (
     OutputTable,
     ProgressReporter,
+    is_interactive,
     print_bundled_notice,
     print_detail,
+    print_message,
     say_if_slow,
 )
 from sightloop.errors import UnsupportedError
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
 T = TypeVar("T")
+
+_MIN_WEIGHTS_OF_HINT = 50_000_000  # below, a model is fast anyway
 
 Paths = Annotated[
     str, Parameter(name="PATHS", required=True, help="Image files, folders (searched recursively) and globs.")
@@ -107,9 +111,22 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
     print_detail(f"{model.name}: loaded in {time.monotonic() - start:.1f} s")
     if source is None and runtime.model is None:
         print_bundled_notice(capability)
+    if is_main:
+        print_gain_of_auto(model, runtime)
     if runtime.batch_size is not None:
         model.batch_size = runtime.batch_size
     return model
+
+
+def print_gain_of_auto(model: Model, runtime: RuntimeOptions) -> None:
+    """Prints what --dtype auto would gain over float32: one line, on a terminal, for a model that is not small."""
+    small = sum(weight.numel() for weight in model.module.parameters()) < _MIN_WEIGHTS_OF_HINT
+    if small or runtime.dtype != "float32" or runtime.quantize is not None or not is_interactive():
+        return
+    from sightloop.inference.load import gain_of_auto
+
+    if gain := gain_of_auto(model):
+        print_message(f"float32, the default, is exact; --dtype auto would use {gain}.")
 
 
 def models_for(

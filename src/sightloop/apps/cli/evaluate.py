@@ -38,7 +38,7 @@ from sightloop.apps.cli.output import (
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.errors import UsageError
 from sightloop.evaluation.task_names import TASK_DESCRIPTIONS, TaskName
-from sightloop.types import Event, JsonDict
+from sightloop.types import Bits, Event, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.evaluation.results import EvalRun, Evaluation
@@ -107,7 +107,12 @@ class EvaluateOptions:
     """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
 
     dtype: Dtype = "float32"
-    """Precision of weights and activations."""
+    """Precision of weights and activations. auto: the lowest that this machine multiplies natively and whose error is
+    known."""
+
+    quantize: Bits | None = None
+    """Quantize the weights of a language model (int8, int4), or weights and activations of another (int8). Default:
+    off."""
 
     batch_size: BatchSizeOption = None
     """Images per forward pass, or auto: as many as fit the memory. Changes speed and memory, not results. Default: 8 on
@@ -128,7 +133,9 @@ class EvaluateOptions:
         for name in ("samples", "batch_size", "workers", "num_beams", "max_new_tokens"):
             if isinstance(value := getattr(self, name), int):
                 check_at_least(option_name(name), value, 1)
-        unchanged = "samples seed answer_by match_by clip prompt device dtype batch_size workers".split()
+        unchanged = (
+            "samples seed answer_by match_by clip prompt device dtype quantize batch_size workers".split()
+        )
         decoding = {name: getattr(self, name) for name in ("num_beams", "max_new_tokens")}
         options = {name: getattr(self, name) for name in unchanged} | {
             "rerank": None if self.rerank is None else [k for k in self.rerank if k],

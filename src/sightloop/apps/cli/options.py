@@ -40,7 +40,7 @@ BatchSizeOption: TypeAlias = Annotated[
     int | Literal["auto"] | None, Parameter(converter=batch_size_of, metavar="N|auto")
 ]
 DevicesOption: TypeAlias = Annotated[str | None, Parameter(metavar="DEVICE,DEVICE,...")]
-Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 RegionOption: TypeAlias = Annotated[str | None, Parameter(metavar="LEFT,TOP,RIGHT,BOTTOM")]
 
 _DEVICE = r"auto|cpu|(cuda|xpu)(:\d+)?|mps"
@@ -65,11 +65,12 @@ class RuntimeOptions:
     """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
 
     dtype: Dtype = "float32"
-    """Precision of weights and activations. bfloat16 is about twice as fast on GPUs and slightly less exact."""
+    """Precision of weights and activations. auto: the lowest that this machine multiplies natively and whose error is
+    known, such as bfloat16; faster, and slightly less exact than float32."""
 
     quantize: Bits | None = None
     """Quantize the weights of a language model: int8 needs half of the memory of bfloat16, int4 a quarter; answers
-    change slightly. Default: off."""
+    change slightly. Of other models int8 quantizes weights and activations, which is for speed. Default: off."""
 
     lora: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
     """LoRA adapter, such as the adapter/ of a training run, merged into the weights; excludes --quantize. Default:

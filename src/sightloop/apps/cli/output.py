@@ -64,6 +64,11 @@ def is_quiet() -> bool:
     return _verbosity.level < 0
 
 
+def is_interactive() -> bool:
+    """Whether standard error is a terminal and progress and notes are printed on it."""
+    return sys.stderr.isatty() and not is_quiet()
+
+
 def is_verbose() -> bool:
     """Whether details are printed (--verbose)."""
     return _verbosity.level > 0
@@ -244,7 +249,7 @@ class ProgressReporter:
         self.start_clock()
 
     def __enter__(self) -> ProgressReporter:
-        if sys.stderr.isatty() and not is_quiet():
+        if is_interactive():
             self._progress, self._task = _progress_bar(self._activity, redirect_stdout=sys.stdout.isatty())
             self._rows.console = self._progress.console
             self._progress.start()
