@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -26,6 +26,9 @@ from sightloop.search.keywords import grams_of, words_of
 from sightloop.search.rows import Arrow, Table, row_schema, vector_column, vectors_of
 from sightloop.search.store import Found, IndexInfo, VectorSpace
 from sightloop.types import Floats32, JsonDict
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
 
 _WORDS: Final = "keywords"  # name of the sparse vector
 _LABELS: Final = "label_list"  # payload: the normalized labels, for an index of the server
@@ -48,13 +51,13 @@ class QdrantStore:
         UsageError: there is no such collection, or it is no index.
     """
 
-    def __init__(self, client: Any, collection: str, name: str = "") -> None:
+    def __init__(self, client: QdrantClient, collection: str, name: str = "") -> None:
         self.name = name or f"qdrant:{collection}"
         self._client, self._collection = client, collection
         self.info()
 
     @classmethod
-    def create(cls, client: Any, collection: str, info: IndexInfo, name: str = "") -> QdrantStore:
+    def create(cls, client: QdrantClient, collection: str, info: IndexInfo, name: str = "") -> QdrantStore:
         """A new collection. Raises UsageError if there is one."""
         from qdrant_client import models
 
@@ -226,7 +229,7 @@ class QdrantStore:
         return [space for space in self.info().spaces if space.column in columns]
 
 
-def connect_qdrant(address: str) -> tuple[Any, str]:
+def connect_qdrant(address: str) -> tuple[QdrantClient, str]:
     """The client and the collection of qdrant://host:port/collection; an API key is read from QDRANT_API_KEY.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,7 +20,7 @@ from sightloop.capfilt.bootstrap import end_with_parent, without_main_script
 from sightloop.data.images.reader import BatchSize, BatchSizer, read_images
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.load import choose_device, load
-from sightloop.types import Floats32, ImageSource, ImageSpec, Limits, Pixels
+from sightloop.types import Floats32, ImageSource, ImageSpec, JsonDict, JsonMapping, Limits, Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class DevicePool:
         """`Model.embed_images` of a batch."""
         return self._call("embed_images", (images,), {})
 
-    def _call(self, verb: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    def _call(self, verb: str, arguments: tuple[object, ...], options: JsonMapping) -> Any:
         process = self._idle.get()
         try:
             return process.call(verb, arguments, options)
@@ -124,7 +124,7 @@ class DevicePool:
 class _ModelProcess:
     """A child process with a model, which ends when its parent is killed."""
 
-    def __init__(self, source: str, device: str, threads: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, device: str, threads: int, options: JsonMapping) -> None:
         self.device = device
         context = multiprocessing.get_context("spawn")
         self._pipe, child_end = context.Pipe()
@@ -138,7 +138,7 @@ class _ModelProcess:
         """What was loaded. Raises what `load` raised."""
         return self._take()
 
-    def call(self, verb: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    def call(self, verb: str, arguments: tuple[object, ...], options: JsonMapping) -> Any:
         """The result of a verb. Raises what the verb raised."""
         with suppress(BrokenPipeError, ConnectionError):  # it is dead, and `_take` says so
             self._pipe.send((verb, arguments, dict(options)))
@@ -177,7 +177,7 @@ def _threads_of_children(count: int) -> Generator[None]:
         del os.environ["OMP_NUM_THREADS"]
 
 
-def _serve(pipe: Connection, source: str, device: str, options: dict[str, Any]) -> None:
+def _serve(pipe: Connection, source: str, device: str, options: JsonDict) -> None:
     end_with_parent()
     with suppress(EOFError, ConnectionError):  # the parent is gone
         try:
