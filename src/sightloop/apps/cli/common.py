@@ -120,8 +120,9 @@ def model_for(capability: str, runtime: RuntimeOptions, source: str | None = Non
 
 def print_gain_of_auto(model: Model, runtime: RuntimeOptions) -> None:
     """Prints what --dtype auto would gain over float32: one line, on a terminal, for a model that is not small."""
-    small = sum(weight.numel() for weight in model.module.parameters()) < _MIN_WEIGHTS_OF_HINT
-    if small or runtime.dtype != "float32" or runtime.quantize is not None or not is_interactive():
+    if runtime.dtype != "float32" or runtime.quantize is not None or not is_interactive():
+        return
+    if sum(weight.numel() for weight in model.module.parameters()) < _MIN_WEIGHTS_OF_HINT:
         return
     from sightloop.inference.load import gain_of_auto
 
