@@ -6,6 +6,7 @@ import io
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -45,6 +46,11 @@ class FakeModel:
     @property
     def sizer(self):
         return BatchSizer(self.batch_size)
+
+    @property
+    def module(self):
+        """Network without a weight."""
+        return SimpleNamespace(parameters=tuple)
 
     def read(self, sources, *, workers=2, isolate=True, limits=None):
         for source in sources:
