@@ -78,7 +78,7 @@ def test_captions_are_accepted_edited_and_undone_by_keyboard(page: Any, server: 
     wait_for(lambda: (folder / "00.txt").exists(), 10)
     assert (folder / "00.txt").read_text() == "a proposed dog\n"
 
-    page.wait_for_function("document.querySelector('.editor h2').innerText !== '00.jpg'")
+    wait_for(lambda: page.inner_text(".editor h2") != "00.jpg", 10)
     page.keyboard.press("e")
     page.keyboard.press("Control+A")
     page.keyboard.type("typed by hand")
@@ -87,7 +87,7 @@ def test_captions_are_accepted_edited_and_undone_by_keyboard(page: Any, server: 
     sidecar = folder / name.replace(".jpg", ".txt")
     wait_for(lambda: sidecar.exists() and sidecar.read_text() == "typed by hand\n", 10)
 
-    page.wait_for_function("document.querySelector('.editor .disk').innerText === 'typed by hand'")
+    wait_for(lambda: page.inner_text(".editor .disk") == "typed by hand", 10)
     page.keyboard.press("u")
     wait_for(lambda: not sidecar.exists() or sidecar.read_text() != "typed by hand\n", 10)
 
@@ -97,7 +97,7 @@ def test_a_change_on_disk_is_shown_and_not_overwritten(page: Any, server: Runnin
     page.keyboard.press("2")
     page.wait_for_selector(".entry")
     page.click(".entry >> text=05.jpg")
-    page.wait_for_function("document.querySelector('.editor h2').innerText === '05.jpg'")
+    wait_for(lambda: page.inner_text(".editor h2") == "05.jpg", 10)
     (folder / "05.txt").write_text("changed by a shell\n")
 
     page.fill(".editor textarea", "mine")
