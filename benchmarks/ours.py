@@ -29,7 +29,7 @@ from sightloop.nn.prepack import unpack, use_training_kernels
 from sightloop.objectives.contrastive import clip_loss
 from sightloop.objectives.language import lm_loss, next_token_targets
 from sightloop.protocols import Matcher, require
-from sightloop.tasks import match
+from sightloop.tasks import text_scores
 from sightloop.training import optimizer
 
 Call = Callable[[], Any]
@@ -76,7 +76,9 @@ class Sightloop:
 
         def call() -> Any:
             ids, lengths = model.tokenize(captions).rows(np.arange(texts))
-            return match.match_probability(match.match_logits(network, image, ids, lengths)).numpy()
+            return text_scores.match_probability(
+                text_scores.match_logits(network, image, ids, lengths)
+            ).numpy()
 
         return call
 

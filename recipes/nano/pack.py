@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sightloop.data.learned_images import write_digests
 from torch import nn
 
 import sightloop
+from sightloop.data.copies.learned_images import write_digests
 from sightloop.models.blip import Blip
 from sightloop.nn.prepack import unpack
 from sightloop.training.calibration import calibrate

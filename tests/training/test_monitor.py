@@ -52,7 +52,11 @@ def falling(count: int, start: float, end: float, time: float) -> np.ndarray:
 @given(SEEDS, st.floats(0, 0.3), st.floats(-0.001, 0.5), st.floats(0, 0.6))
 def test_a_term_at_chance_is_a_warning(seed: int, size: float, above: float, memory: float) -> None:
     found = watched({"itc": ITC + above + noise(seed, 1000, size, memory)}, {"itc": ITC})
-    assert [warning.step for warning in found][:3] == [200, 400, 800]  # at once, then ever more rarely
+    steps = [warning.step for warning in found]
+    gaps = np.diff([0, *steps][1:])
+    assert steps[0] == 200  # at once, then ever more rarely
+    assert 2 <= len(steps) <= 5
+    assert (np.diff(gaps) > 0).all()
     assert {warning.about for warning in found} == {"itc"}
     assert "4.852 = ln 128" in found[0].text
     assert "Try:" in found[0].text

@@ -31,7 +31,10 @@ def normalize(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """The words of a text, normalized; a run of a script without spaces is one word."""
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", text).casefold())
+    folded = text
+    for _ in range(2):  # a compatibility form may hold capitals: the bold A of mathematics is "A", then "a"
+        folded = unicodedata.normalize("NFKD", folded).casefold()
+    folded = unicodedata.normalize("NFKD", folded)
     plain = "".join(
         c for c in folded if not unicodedata.combining(c) or c > "\u06ff"
     )  # Latin to Arabic accents

@@ -155,9 +155,9 @@ class ShardWriter:
     def close(self) -> None:
         """Writes the end mark, two empty blocks."""
         if self._file is not None:
-            self._file.write(bytes(1024))
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with file:  # closed also where the disk is full
+                file.write(bytes(1024))
 
 
 class ImageFolder:
