@@ -76,9 +76,7 @@ class Sightloop:
 
         def call() -> Any:
             ids, lengths = model.tokenize(captions).rows(np.arange(texts))
-            return text_scores.match_probability(
-                text_scores.match_logits(network, image, ids, lengths)
-            ).numpy()
+            return text_scores.match_logits(network, image, ids, lengths).softmax(-1)[:, 1].numpy()
 
         return call
 
