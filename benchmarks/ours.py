@@ -189,8 +189,9 @@ class Sightloop:
         return (self.given.pictures * count)[:count]  # again and again, should there be fewer
 
     def _prepared(self, model: sightloop.Model, batch: int) -> list[Any]:
-        """Resized uint8 images; the other sides are given normalised ones."""
-        return [*model.read(self._files(batch), isolate=False)]
+        """Resized uint8 images, again and again where there are fewer; the other sides are given normalised ones."""
+        images = [*model.read(self._files(batch), isolate=False)]
+        return (images * batch)[:batch]
 
 
 def _linear_layers(net: torch.nn.Module) -> list[Linear]:
