@@ -162,7 +162,8 @@ class Sightloop:
         unpack(model.module)
         use_training_kernels(model.module)
         model.module.requires_grad_(True).train()
-        return model, normalize(self._prepared(model, batch), model.image_spec)
+        images = (self._prepared(model, batch) * batch)[:batch]  # again and again, should there be fewer
+        return model, normalize(images, model.image_spec)
 
     def pixels(self, family: str, pictures: int, mode: Any, threads: int) -> Call:
         """Files to normalised float32 batches of 8, on threads."""
@@ -189,9 +190,8 @@ class Sightloop:
         return (self.given.pictures * count)[:count]  # again and again, should there be fewer
 
     def _prepared(self, model: sightloop.Model, batch: int) -> list[Any]:
-        """Resized uint8 images, again and again where there are fewer; the other sides are given normalised ones."""
-        images = [*model.read(self._files(batch), isolate=False)]
-        return (images * batch)[:batch]
+        """Resized uint8 images; the other sides are given normalised ones."""
+        return [*model.read(self._files(batch), isolate=False)]
 
 
 def _linear_layers(net: torch.nn.Module) -> list[Linear]:
