@@ -75,6 +75,13 @@ class HeatMap(np.ndarray[Any, np.dtype[np.float32]]):
         across = (np.minimum(right, columns + 1) - np.maximum(left, columns)).clip(0, 1)  # [W]
         return float(down @ np.asarray(self, np.float64) @ across)
 
+    def as_rows(self, side: int = 64) -> list[list[float]]:
+        """A small version for drawing, as lists: sums over blocks, the longer side at most `side` long; sums to 1."""
+        step = max(1, -(-max(self.shape) // side))
+        edges = [np.arange(0, length, step) for length in self.shape]
+        blocks = np.add.reduceat(np.add.reduceat(np.asarray(self, np.float64), edges[0], 0), edges[1], 1)
+        return blocks.round(6).tolist()
+
 
 @dataclass(frozen=True, slots=True)
 class ExplainOptions:

@@ -231,3 +231,18 @@ def test_search_over_http_is_that_of_python(server: Running, nano: Any, folder: 
     words = server.post("/api/search", {"words": "rain"}).json()["hits"]
     assert [hit["path"] for hit in words] == ["b.jpg"]
     assert server.post("/api/search", {"text": "x", "where": ["nonsense"]}).status_code == 400
+
+
+def test_explanations_over_http_are_those_of_python(server: Running, nano: Any, folder: Path) -> None:
+    answer = server.post("/api/explain", {"images": {"path": "a.jpg"}, "texts": ["a red car", "a dog"]})
+
+    assert answer.status_code == 200, answer.text
+    maps = answer.json()["maps"]
+    assert len(maps) == 2
+    assert sum(map(sum, maps[0])) == pytest.approx(1, abs=1e-2)
+    assert max(len(maps[0]), len(maps[0][0])) <= 64
+    assert (
+        server.post("/api/explain", {"images": {"path": "broken.jpg"}, "texts": "a dog"}).status_code == 400
+    )
+    own = nano.explain(str(folder / "a.jpg"), "a red car")
+    assert len(own.as_rows()) / len(own.as_rows()[0]) == pytest.approx(200 / 320, abs=0.05)

@@ -32,6 +32,7 @@ NATIVE: Mapping[str, Any] = {
         zero_shot={"images": PNG, "labels": ["a dot", "a square"], "templates": "a drawing of {}."}
     ),
     "match": _body(texts={"images": PNG, "texts": ["a red dot", "a dog"]}),
+    "explain": _body(word={"images": PNG, "texts": "a red dot", "word": "dot"}),
     "detect": _body(all={"images": PNG}, named={"images": PNG, "phrases": ["dot"]}),
     "locate": _body(phrase={"images": PNG, "phrases": "the red dot"}),
     "segment": _body(

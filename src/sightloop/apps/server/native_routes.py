@@ -116,12 +116,28 @@ class ReadRequest(DecodingFields):
     region: BoxField | None = None
 
 
+class ExplainRequest(BaseModel):
+    """An image, texts, and a word of them: what the score of a text looks at."""
+
+    model: Name | None = None
+    images: ImageField
+    texts: Words | Annotated[list[Words], Field(min_length=1, max_length=16)]
+    word: Words | None = None
+
+
 class EmbedVerbRequest(BaseModel):
     """Images, texts, or both, to embed."""
 
     model: Name | None = None
     images: ImagesField | None = None
     texts: ManyWords | None = None
+
+
+class ExplainAnswer(BaseModel):
+    """A heat map of each text: rows of numbers that sum to 1, at most 64 on the longer side."""
+
+    model: str
+    maps: list[list[list[float]]]
 
 
 class CaptionAnswer(BaseModel):
@@ -260,6 +276,20 @@ async def match(request: Request, body: Annotated[MatchRequest, NATIVE["match"]]
         rows, order = grouped(pixels, texts, "texts")
         results = await service_of(request).run(client_of(request), work.match_kind(served), rows)
         return JsonResponse({"model": served.id, "probabilities": in_order(results, order)})
+
+
+@router.post("/explain", response_model=ExplainAnswer)
+async def explain(request: Request, body: Annotated[ExplainRequest, NATIVE["explain"]]) -> JsonResponse:
+    """What the match, or the similarity, of a text and an image depends on (Grad-CAM)."""
+    service = service_of(request)
+    texts = listed(body.texts)
+    check_texts(texts, "texts")
+    data = await read_images(service.images, [body.images], "images")
+    async with service.pool.lease(body.model) as served:
+        kind = work.explain_kind(served, body.word)
+        pixels = await service.thumbnails.decode(data[0])
+        maps = await service.run(client_of(request), kind, [(pixels, tuple(texts))])
+        return JsonResponse({"model": served.id, "maps": maps[0]})
 
 
 @router.post("/detect", response_model=RegionsAnswer)

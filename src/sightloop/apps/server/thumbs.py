@@ -10,7 +10,7 @@ from sightloop.apps.server.limits import IMAGE_LIMITS
 from sightloop.data.images.preprocess import encode_thumbnail
 from sightloop.data.images.reader import ImagePool
 from sightloop.errors import ImageError
-from sightloop.types import ImageSpec
+from sightloop.types import ImageSpec, Pixels
 
 SIZES = (96, 256, 640)
 """Sides in pixels: the first two are squares cut from the middle, of the last the shorter side is at most that."""
@@ -62,6 +62,13 @@ class Thumbnails:
             while self._bytes > _CACHE_BYTES:
                 self._bytes -= len(self._cache.popitem(last=False)[1])
         return thumbnail
+
+    async def decode(self, data: bytes) -> Pixels:
+        """An encoded image with its shorter side at 640 pixels. Raises ImageError."""
+        pixels = await asyncio.wrap_future(self._whole.submit(data))
+        if isinstance(pixels, ImageError):
+            raise pixels
+        return pixels
 
     def close(self) -> None:
         """Ends the processes."""

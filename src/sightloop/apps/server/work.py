@@ -152,6 +152,25 @@ def read_kind(
     return _kind(served, "read", (region,), options, run)
 
 
+def explain_kind(
+    served: LoadedModel, word: str | None
+) -> Kind[tuple[Pixels, tuple[str, ...]], list[list[list[float]]]]:
+    """Heat maps of (image, texts), for each text; the images are decoded for people, not for the model."""
+    if not served.model.capabilities & {"match", "similarity"}:
+        need(served, "match")
+
+    def run(items: list[tuple[Pixels, tuple[str, ...]]]) -> list[list[list[list[float]]]]:
+        return [
+            [
+                heat.as_rows()
+                for heat in served.model.explain(pixels.values.transpose(1, 2, 0), list(texts), word)
+            ]
+            for pixels, texts in items
+        ]
+
+    return _kind(served, "explain", (word,), {}, run)
+
+
 def embed_images_kind(served: LoadedModel) -> Kind[Pixels, bytes]:
     """Embeddings of images, float32 in little-endian bytes; several vectors of an image one after the other."""
     need(served, "embed")
