@@ -54,7 +54,10 @@ def test_two_processes_give_the_results_of_one(photos: Path) -> None:
                 assert one.name == two.name
                 if isinstance(one, Done):
                     assert isinstance(two, Done)
-                    np.testing.assert_array_equal(np.asarray(one.value), np.asarray(two.value))
+                    if verb == "caption":
+                        assert one.value == two.value
+                    else:  # sums in another order, by the number of threads
+                        np.testing.assert_allclose(one.value, two.value, atol=1e-6)
                 else:
                     assert isinstance(two, Failed)
         with pytest.raises(SightloopError, match="prompt"):

@@ -38,7 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(nano: Any, photos: Path) -> Generator[Running]:
     """A server of nano on this machine's own address, without a key."""
     with running(lambda _source: nano, folder=photos) as one:
