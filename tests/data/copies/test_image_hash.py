@@ -42,7 +42,7 @@ def test_the_spectrum_of_a_turned_image_is_the_turned_spectrum(seed: int, orient
     own, other = spectrum(image)[None], spectrum(turned(image, orientation))[None]
     assert np.abs(oriented(own, orientation).astype(int) - other).max() <= 1  # of 127: rounding
     bits = np.bitwise_count(phash_oriented(own)[0, orientation] ^ phash(other)[0])
-    assert bits <= 1
+    assert bits <= 3  # of 64: coefficients at the median; copies are those within 8
 
 
 @pytest.mark.parametrize("window", [WINDOWS[1], WINDOWS[12], WINDOWS[30], WINDOWS[60]])
