@@ -17,7 +17,7 @@ SLOW_FILES = frozenset(
         "apps/server/test_clients.py",
         "apps/server/test_fuzz.py",
         "apps/server/test_gate.py",
-        "apps/server/test_library.py",
+        "apps/server/test_folder_routes.py",
         "apps/server/test_load.py",
         "apps/server/test_native.py",
         "apps/web/test_page.py",

@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     import sightloop
 
     with running(lambda _source: sightloop.load(device="cpu"), folder=folder) as one:
-        library = one.service.library
+        library = one.service.image_library
         assert library is not None
         library.review.propose({"00.jpg": Proposal("a proposed dog", "nano", 1.0, 0.5)})
         yield one

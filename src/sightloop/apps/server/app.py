@@ -14,8 +14,8 @@ import sightloop
 from sightloop.apps.server import (
     chat_routes,
     embedding_routes,
+    folder_routes,
     job_routes,
-    library_routes,
     native_routes,
     page_routes,
     rerank_routes,
@@ -41,7 +41,7 @@ def create_app(service: Service, on_failure: Callable[[], None] = lambda: None) 
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
         async with service.running(on_failure):
             if service.settings.build_index:
-                start_index(service)
+                await start_index(service)
             yield
 
     app = FastAPI(
@@ -60,7 +60,7 @@ def create_app(service: Service, on_failure: Callable[[], None] = lambda: None) 
         embedding_routes,
         rerank_routes,
         native_routes,
-        library_routes,
+        folder_routes,
         search_routes,
         job_routes,
         page_routes,

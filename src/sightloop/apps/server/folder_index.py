@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightloop.apps.server.errors import ApiError
-from sightloop.apps.server.library import Library, LibraryImage
+from sightloop.apps.server.image_library import Library, LibraryImage
 from sightloop.apps.server.model_pool import ModelPool
 from sightloop.search.index import Index, is_index, open_index
 from sightloop.types import JsonDict

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from sightloop.apps.server import work
 from sightloop.apps.server.caption_review import REVIEW_FOLDER, Proposal
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.image_library import Library, LibraryImage, Listing, image_id
 from sightloop.apps.server.job_list import ServerJob
-from sightloop.apps.server.library import Library, LibraryImage, Listing, image_id
 from sightloop.apps.server.model_pool import LoadedModel
 from sightloop.apps.server.service import Service
 from sightloop.data.atomic import atomic_write
@@ -57,10 +57,12 @@ def plan(service: Service, library: Library, kind: str, options: JsonMapping) ->
     return makers[kind](service, library, options)
 
 
-def start_index(service: Service) -> None:
+async def start_index(service: Service) -> None:
     """Starts the job that builds the folder's index, if it has none and the default model can embed."""
-    library, index = service.library, service.index
-    if library is None or index is None or index.exists() or not library.is_editable or not library.entries():
+    library, index = service.image_library, service.index
+    if library is None or index is None or index.exists() or not library.is_editable:
+        return
+    if not await asyncio.to_thread(library.entries):
         return
     if "embed" in (service.pool.states()[0].capabilities or ("embed",)):
         planned = _index(service, library, {})
@@ -329,10 +331,8 @@ async def _command(
     errors = asyncio.create_task(read_errors(process.stderr))
     try:
         async for raw in process.stdout:
-            with suppress(ValueError):
-                event = json.loads(raw)
-                if isinstance(event, dict):
-                    line(event)
+            if (event := _json_object(raw)) is not None:
+                line(event)
         status = await process.wait()
         message = await errors
     except asyncio.CancelledError:
@@ -344,6 +344,15 @@ async def _command(
     if status:
         cause = message.replace(f"{library.folder}", library.folder.name).removeprefix("sightloop: ")
         raise ApiError(400, cause or f"the command ended with status {status}")
+
+
+def _json_object(raw: bytes) -> JsonDict | None:
+    """The JSON object of a line of output; None for a line that is none, such as a message."""
+    try:
+        event = json.loads(raw)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 async def _stop(process: asyncio.subprocess.Process, pause: Callable[[bool], None]) -> None:

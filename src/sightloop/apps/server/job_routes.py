@@ -8,8 +8,8 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 
 from sightloop.apps.server.errors import JsonResponse
+from sightloop.apps.server.folder_routes import library_of
 from sightloop.apps.server.job_kinds import plan
-from sightloop.apps.server.library_routes import library_of
 from sightloop.apps.server.routing import new_router
 from sightloop.apps.server.service import service_of
 

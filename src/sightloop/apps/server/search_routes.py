@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sightloop.apps.server.errors import ApiError, JsonResponse
 from sightloop.apps.server.fields import ImageText, Words
 from sightloop.apps.server.folder_index import FolderIndex, SearchQuery
-from sightloop.apps.server.library_routes import ImageId, library_of
+from sightloop.apps.server.folder_routes import ImageId, library_of
 from sightloop.apps.server.routing import new_router
 from sightloop.apps.server.scheduler import Kind
 from sightloop.apps.server.service import Service, client_of, service_of

@@ -17,9 +17,9 @@ from sightloop.apps.server.admission import Admission
 from sightloop.apps.server.caption_review import REVIEW_FOLDER
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.folder_index import FolderIndex
+from sightloop.apps.server.image_library import Library
 from sightloop.apps.server.image_sources import ImageSources
 from sightloop.apps.server.job_list import JobList
-from sightloop.apps.server.library import Library
 from sightloop.apps.server.limits import QUEUE, RESERVE
 from sightloop.apps.server.metrics import Metrics
 from sightloop.apps.server.model_pool import LoadedModel, ModelPool
@@ -72,7 +72,7 @@ class Service:
         self.jobs = JobList()
         self.thumbnails = Thumbnails(settings.workers)
         folder = None if settings.folder is None else Path(os.path.realpath(settings.folder))
-        self.library = None if folder is None else Library(folder)
+        self.image_library = None if folder is None else Library(folder)
         self.index = None if folder is None else FolderIndex(folder / REVIEW_FOLDER / "index")
 
     def stop(self) -> None:
@@ -99,8 +99,8 @@ class Service:
             await asyncio.to_thread(self.scheduler.join, 30.0)
             await self.pool.close()
             self.thumbnails.close()
-            if self.library is not None:
-                self.library.close()
+            if self.image_library is not None:
+                self.image_library.close()
 
     async def _load_default(self, on_failure: Callable[[], None]) -> None:
         try:

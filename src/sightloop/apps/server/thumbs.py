@@ -57,8 +57,10 @@ class Thumbnails:
             raise pixels
         thumbnail = await asyncio.to_thread(encode_thumbnail, pixels, size)
         with self._lock:
+            self._bytes += len(thumbnail) - len(
+                self._cache.get(key, b"")
+            )  # another request may have made it too
             self._cache[key] = thumbnail
-            self._bytes += len(thumbnail)
             while self._bytes > _CACHE_BYTES:
                 self._bytes -= len(self._cache.popitem(last=False)[1])
         return thumbnail

@@ -16,7 +16,7 @@ from starlette.responses import Response
 import sightloop
 from sightloop.apps.server.caption_review import EditConflict
 from sightloop.apps.server.errors import ApiError, JsonResponse, error_body
-from sightloop.apps.server.library import Library, LibraryImage, Listing, Shown, Sort
+from sightloop.apps.server.image_library import Library, LibraryImage, Listing, Shown, Sort
 from sightloop.apps.server.routing import new_router
 from sightloop.apps.server.service import Service, service_of
 from sightloop.apps.server.thumbs import SIZES
@@ -77,23 +77,23 @@ class UndoRequest(BaseModel):
 
 def library_of(service: Service) -> Library:
     """The folder's library. Raises ApiError (404) where the server has no folder."""
-    if service.library is None:
+    if service.image_library is None:
         raise ApiError(
             404, "the server has no folder of images: start it as sightloop serve FOLDER", code="no_folder"
         )
-    return service.library
+    return service.image_library
 
 
 @router.get("/info")
 async def info(request: Request) -> JsonResponse:
     """The folder, the models and the index, for the page."""
     service = service_of(request)
-    library = service.library
-    index = service.index
+    library, index = service.image_library, service.index
+    entries = await asyncio.to_thread(library.entries) if library else ()
     answer: JsonDict = {
         "name": library.folder.name if library else "sightloop",
-        "images": len(await asyncio.to_thread(library.entries)) if library else 0,
-        "captioned": len(await asyncio.to_thread(library.captioned)) if library else 0,
+        "images": len(entries),
+        "captioned": sum(entry.sidecar is not None for entry in entries),
         "version": sightloop.__version__,
         "default_model": service.pool.default,
         "models": [
