@@ -209,3 +209,17 @@ def test_people_and_a_shell_at_once(folder: Path) -> None:
     assert len(history) == 80
     assert {edit.before for edit in history} >= set(shell) - {last}
     review.close()
+
+
+def test_what_a_killed_edit_took_out_unseen_is_kept(folder: Path) -> None:
+    review = CaptionReview(folder)
+    review.edit("a.jpg", "mine", review.read("a.jpg").etag)
+    review.close()
+    scratch = folder / ".sightloop"
+    (scratch / "swap-1").write_text("a cat\n")  # the text of before: in the history
+    (scratch / "swap-2").write_text("another program's\n")
+
+    CaptionReview(folder).close()
+
+    assert not list(scratch.glob("swap-*"))
+    assert [file.read_text() for file in scratch.glob("recovered-*")] == ["another program's\n"]

@@ -62,6 +62,21 @@ def test_permissions_are_kept(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("new", [b"new", None])
+@pytest.mark.parametrize("present", [b"old", b"theirs"])
+def test_without_exchange_the_content_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, present: bytes, new: bytes | None
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(present)
+    monkeypatch.setattr(compare_swap, "exchange_paths", lambda *_: False)
+
+    assert replace_if_unchanged(path, b"old", new) is (present == b"old")
+
+    assert read_or_none(path) == (new if present == b"old" else present)
+    assert set(os.listdir(tmp_path)) <= {"a.txt"}
+
+
 def test_every_write_of_another_program_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"start")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sightloop.annotation.sidecars import SidecarSink
-from sightloop.apps.server.compare_swap import read_or_none, replace_if_unchanged
+from sightloop.apps.server.compare_swap import SWAP_PREFIX, read_or_none, replace_if_unchanged
 from sightloop.data.datasets.sidecar_files import MAX_SIDECAR_BYTES
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.errors import UsageError
@@ -113,7 +113,7 @@ class CaptionReview:
         self._records: dict[str, _Record] = {}
         self._sinks: dict[str, tuple[int, SidecarSink]] = {}
         self._lines = 0
-        place = self.folder / REVIEW_FOLDER
+        place = self._scratch = self.folder / REVIEW_FOLDER
         try:
             place.mkdir(exist_ok=True)
             self._journal = Journal(place / "review.jsonl", self._load, checksum=True)
@@ -218,7 +218,7 @@ class CaptionReview:
             )
             self._journal.sync()
             try:
-                written = replace_if_unchanged(path, before, data)
+                written = replace_if_unchanged(path, before, data, self._scratch)
             except OSError as error:
                 self._add({"op": "void", "image": image})
                 name = os.path.basename(path)
@@ -324,6 +324,12 @@ class CaptionReview:
         last = max(edits, key=lambda edit: edit.number, default=None)
         if last is not None and last.before != last.after and self.read(last.image).text == last.before:
             self._add({"op": "void", "image": last.image})
+        seen = set() if last is None else {last.before, last.after}
+        for file in self._scratch.glob(f"{SWAP_PREFIX}*"):
+            if caption_on_disk(str(file)).text in seen:
+                file.unlink()
+            else:  # another program's text, which a killed edit had taken out and nobody saw
+                file.rename(file.with_name(f"recovered-{file.name}.txt"))
 
 
 def caption_on_disk(path: str | None) -> CaptionOnDisk:

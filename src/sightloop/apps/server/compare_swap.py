@@ -9,13 +9,14 @@ places in one step (`exchange_paths`), and what came out is compared afterwards:
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from sightloop.data.atomic import atomic_path, exchange_paths, name_disk_errors, sync_folder
+from sightloop.data.atomic import atomic_path, atomic_write, exchange_paths, name_disk_errors, sync_folder
 
 try:
     import fcntl
@@ -26,13 +27,20 @@ _SETTLE_SECONDS = 0.05  # longest wait for a writer that opened the old file bef
 _SETTLE_STEP_SECONDS = 0.002
 
 
-def replace_if_unchanged(path: str | os.PathLike[str], expected: bytes | None, new: bytes | None) -> bool:
+SWAP_PREFIX = "swap-"
+
+
+def replace_if_unchanged(
+    path: str | os.PathLike[str], expected: bytes | None, new: bytes | None, scratch: Path | None = None
+) -> bool:
     """Replace, create or delete a file if its content is still `expected`.
 
     Args:
         path: The file, a regular one. A symbolic link is followed.
         expected: Its content when it was read; None: it did not exist.
         new: Its new content; None deletes it.
+        scratch: Folder of the file that changes places with it, which no other program cleans; the file's own by
+            default. A kill may leave one `SWAP_PREFIX` file there.
 
     Returns:
         False if the content has changed meanwhile; then the file has the content that the other program wrote.
@@ -47,7 +55,7 @@ def replace_if_unchanged(path: str | os.PathLike[str], expected: bytes | None, n
         return False
     if new == expected:
         return True
-    swapped_out = target.with_name(f".sightloop-swap-{os.getpid()}-{time.monotonic_ns():x}.tmp")
+    swapped_out = (scratch or target.parent) / f"{SWAP_PREFIX}{os.getpid()}-{time.monotonic_ns():x}"
     try:
         with name_disk_errors(target, swapped_out):
             unchanged = _swap(target, swapped_out, expected, new)
@@ -78,7 +86,12 @@ def _create(target: Path, new: bytes) -> bool:
 def _swap(target: Path, swapped_out: Path, expected: bytes, new: bytes | None) -> bool:
     """Puts `new` in the place of the target, and the target's file at `swapped_out`. False: undone, a conflict."""
     if new is None:
-        os.rename(target, swapped_out)
+        try:
+            os.rename(target, swapped_out)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return _replace_after_check(target, None, expected)
     else:
         with swapped_out.open("xb") as file:
             file.write(new)
@@ -87,7 +100,7 @@ def _swap(target: Path, swapped_out: Path, expected: bytes, new: bytes | None) -
         with suppress(OSError):
             shutil.copymode(target, swapped_out)
         if not exchange_paths(swapped_out, target):
-            return _replace_after_check(target, swapped_out, expected)
+            return _replace_after_check(target, new, expected)
     _wait_for_writers(swapped_out)
     if swapped_out.read_bytes() == expected:
         return True
@@ -104,11 +117,14 @@ def _put_back(target: Path, swapped_out: Path, new: bytes | None) -> None:
         exchange_paths(swapped_out, target)
 
 
-def _replace_after_check(target: Path, new_file: Path, expected: bytes) -> bool:
+def _replace_after_check(target: Path, new: bytes | None, expected: bytes) -> bool:
     """The same where files cannot be exchanged; a race of microseconds remains between check and rename."""
     if read_or_none(target) != expected:
         return False
-    os.replace(new_file, target)
+    if new is None:
+        target.unlink()
+    else:
+        atomic_write(target, new)
     return True
 
 
