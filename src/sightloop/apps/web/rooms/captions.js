@@ -1,5 +1,5 @@
 // Captions: proposed, edited and on-disk text apart; review by keyboard; find and replace with preview and undo.
-import { html, useCallback, useEffect, useMemo, useRef, useState } from "../html.js";
+import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { call, get, post, thumb } from "../api.js";
 import { canEdit, filters, isTyping, modelsFor, Rows, say, startJob, version } from "../state.js";
 import { text } from "../strings.js";
@@ -69,12 +69,6 @@ function Editor({ row, rows, onNext }) {
   const [history, setHistory] = useState(null);
   const area = useRef(null);
 
-  useEffect(() => {
-    setTyped(unsaved.get(row.id) ?? row.caption.text ?? "");
-    setError("");
-    setHistory(null);
-  }, [row.id]);
-
   function type(value) {
     setTyped(value);
     if (value === (row.caption.text ?? "")) unsaved.delete(row.id);
@@ -118,7 +112,8 @@ function Editor({ row, rows, onNext }) {
     await put(last.before, "undone", text("caption.undone"));
   }
 
-  useEffect(() => {
+  // Before the next key can come: a late listener would act on the image that was shown before.
+  useLayoutEffect(() => {
     function onKey(event) {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === area.current) {
         save();
@@ -261,6 +256,6 @@ export function Captions() {
     <${Replace} onDone=${() => (version.value += 1)} />
     <p class="count">${total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}</p>
     <div class="split"><${List} rows=${rows} active=${active} onPick=${setActive} />
-      ${row && html`<${Editor} row=${row} rows=${rows} onNext=${next} />`}</div>
+      ${row && html`<${Editor} key=${row.id} row=${row} rows=${rows} onNext=${next} />`}</div>
   </section>`;
 }
