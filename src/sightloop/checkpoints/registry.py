@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
 from sightloop.checkpoints.config_types import check_config
-from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.hub import CheckpointFiles
+from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
 from sightloop.checkpoints.llava_original import as_hub_layout, is_original
 from sightloop.checkpoints.tensors import read_tensors
