@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -174,10 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
+def _without_far_suggestion(message: str) -> str:
+    """A message about an unknown option, without "Did you mean" an option that shares little more than the dashes."""
+    given = re.search(r"Unknown option: \W*([\w-]+)", message)
+    meant = re.search(r" Did you mean \W*([\w-]+)\W*$", message)
+    if given and meant:
+        close = difflib.SequenceMatcher(None, given[1].strip("-"), meant[1].strip("-")).ratio() >= 0.6
+        return message if close else message[: meant.start()]
+    return message
+
+
 def _report(error: Exception) -> int:
     """Prints an error in one line; returns the exit status. Raises it again if it is a fault of this program."""
     if isinstance(error, CycloptsError):
-        print_error("sightloop", " ".join(str(error).split()))
+        print_error("sightloop", _without_far_suggestion(" ".join(str(error).split())))
         print_message("`sightloop --help` lists the commands, `sightloop COMMAND --help` the options of one.")
         return 2
     if isinstance(error, SightloopError):
