@@ -77,17 +77,16 @@ def _suggest_path(
     paths = list(_all_paths(root, defaults))
     last = path.rpartition(".")[2]
     ends = [known for known in paths if known.rpartition(".")[2] == last]
-    beside = [known for known in paths if known.count(".") == path.count(".")]
     names = [name.rpartition(".")[2] for name in paths]
+    prefix = where[: where.rfind(".") + 1]
     close = (
         difflib.get_close_matches(path, ends, n=1, cutoff=0)
-        or difflib.get_close_matches(path, beside, n=1, cutoff=0.8)
+        or [prefix + name for name in difflib.get_close_matches(where.removeprefix(prefix), siblings, n=1)]
         or [paths[names.index(name)] for name in difflib.get_close_matches(last, names, n=1, cutoff=0.76)]
     )
     if close:
         return f"; did you mean {close[0]}?"
-    prefix = where.rpartition(".")[0]
-    return "; choose from " + ", ".join(f"{prefix}.{name}" if prefix else name for name in siblings)
+    return "; choose from " + ", ".join(f"{prefix}{name}" for name in siblings)
 
 
 def _all_paths(
