@@ -285,6 +285,41 @@ def _read_any(fields: dict[str, Any]) -> None:
         sample_from_fields("a", b"", json.loads(json.dumps(fields)))
 
 
+@pytest.mark.parametrize("kind", ["voc", "createml", "coco", "yolo", "rows"])
+def test_a_box_that_ends_before_it_begins_is_named(kind: str, tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", make_image(1))
+    source = tmp_path
+    if kind == "voc":
+        put(tmp_path / "a.xml", voc(("cat", 4, 1, 2, 3)))
+    elif kind == "createml":
+        coordinates = {"x": 2, "y": 2, "width": -1, "height": 1}
+        rows = [{"image": "a.jpg", "annotations": [{"label": "c", "coordinates": coordinates}]}]
+        source = put(tmp_path / "rows.json", rows)
+    elif kind == "coco":
+        annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, -1, 1]}
+        content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "c"}]}
+        source = put(tmp_path / "coco.json", content | {"annotations": [annotation]})
+    elif kind == "yolo":
+        put(tmp_path / "a.txt", "0 0.5 0.5 -0.1 0.2\n")
+        put(tmp_path / "classes.txt", "c\n")
+    else:
+        put(tmp_path / "a.json", {"regions": [{"label": "c", "box": [3, 0, 1, 2]}]})
+    with pytest.raises(ImageError, match="ends before it begins"):
+        sightloop.open_dataset(source)[0]
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", make_image(1))
+    put(tmp_path / "in.jsonl", '{"image": "a.jpg", "price": NaN, "sizes": [1, Infinity]}\n')
+    for name in ("out.jsonl", "out.tar", "out.parquet", "out.json"):
+        convert(tmp_path / "in.jsonl", tmp_path / name)
+        (sample,) = sightloop.open_dataset(tmp_path / name)
+        assert sample.extra["sizes"] == [1, None]
+    text = (tmp_path / "out.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
 def test_what_is_read_twice_stays(tmp_path: Path) -> None:
     fields = labelme(shape("a", "point", [[1, 1]]), shape("b", "rectangle", [[1, 1], [2, 2]]))
     once = own_fields(fields)

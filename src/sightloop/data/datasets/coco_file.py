@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
 from sightloop.data.datasets.rle import decode_rle, mask_box
-from sightloop.data.datasets.values import check_text, finite_numbers
+from sightloop.data.datasets.values import check_corners, check_text, finite_numbers
 from sightloop.data.json_members import RepeatedNames, parse_tolerant, repeated_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping, MaskRuns, Region
@@ -106,6 +106,7 @@ def region_from_annotation(annotation: JsonMapping, label: str) -> Region:
             raise ValueError(f"its bbox has {len(numbers)} numbers, not four")
         left, top, width, height = numbers
         box = (left, top, left + width, top + height)
+        check_corners(box, "its bbox")
     elif mask is not None:
         box = mask_box(mask)
     else:

@@ -15,6 +15,7 @@ Names are case-insensitive. All functions raise ValueError with the reason, as t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from sightloop.data.datasets.foreign_fields import own_fields
 from sightloop.data.datasets.rle import decode_rle, encode_rle
-from sightloop.data.datasets.values import check_text, finite_numbers
+from sightloop.data.datasets.values import check_corners, check_text, finite_numbers
 from sightloop.data.image_names import is_image_name
 from sightloop.data.json_members import parse_strict
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
@@ -78,6 +79,8 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
         answers = pop(("answers", "answer"))
         questions += _parse_questions([{"question": question, "answers": answers}])
     regions = tuple(region_from_fields(region) for region in _parse_objects(pop(("regions",), ()), "regions"))
+    for region in regions:
+        check_corners(region.box, "a region's box")
     label = pop(_LABEL_FIELDS)
     if label is not None and not isinstance(label, str | int):
         raise ValueError("its label is neither a string nor an integer")
@@ -214,10 +217,25 @@ def json_object(data: bytes, name: str) -> JsonDict:
 
 
 def json_text(value: object) -> str:
-    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped."""
-    text = json.dumps(value, ensure_ascii=False)
+    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped.
+
+    Numbers that are not finite become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity; Python reads and writes both
+        value = _without_nan(value)
+        text = json.dumps(value, ensure_ascii=False)
     is_safe = text.isascii() or not re.search("[\x85\u2028\u2029\ud800-\udfff]", text)
     return text if is_safe else json.dumps(value)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def portable_name(name: str) -> str:

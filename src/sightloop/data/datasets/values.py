@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 
 def finite_numbers(value: object, what: str) -> tuple[float, ...]:
@@ -17,6 +18,13 @@ def finite_numbers(value: object, what: str) -> tuple[float, ...]:
     if len(numbers) < len(value) or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{what} holds something else than finite numbers")
     return numbers
+
+
+def check_corners(box: Sequence[float], what: str) -> None:
+    """Raises ValueError if a box [left, top, right, bottom] ends before it begins. what: for messages."""
+    left, top, right, bottom = box
+    if right < left or bottom < top:
+        raise ValueError(f"{what} ends before it begins: {left:g}, {top:g} to {right:g}, {bottom:g}")
 
 
 def check_text(value: object, what: str) -> str:

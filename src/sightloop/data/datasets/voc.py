@@ -24,7 +24,7 @@ from sightloop.data.datasets.values import finite_numbers
 from sightloop.types import JsonDict
 
 _MAX_DEPTH = 32
-_MAX_ELEMENTS = 500_000
+_MAX_ELEMENTS = 100_000
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ROOT = b"<annotation"
 HEAD_BYTES = 2048
