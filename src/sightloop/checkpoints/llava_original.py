@@ -130,7 +130,11 @@ def _find_tower(located: CheckpointFiles, tower: str) -> CheckpointFiles:
 def _hub_config(name: str, config: JsonMapping, tower: CheckpointFiles) -> JsonDict:
     whole = tower.config or {}
     vision = whole.get("vision_config") or whole
-    if not isinstance(vision, dict) or whole.get("model_type") not in ("clip", "clip_vision_model"):
+    if not isinstance(vision, dict) or not vision:
+        raise CheckpointError(
+            f"{name}: the config.json of its image tower ({tower.name}) has no settings of a tower"
+        )
+    if whole.get("model_type") not in ("clip", "clip_vision_model"):
         raise CheckpointError(
             f"{name}: its image tower is of the type {whole.get('model_type')!r}; only CLIP's are supported"
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 import sightloop
 from sightloop.apps.cli import (
@@ -189,7 +189,10 @@ def _without_far_suggestion(message: str) -> str:
 def _report(error: Exception) -> int:
     """Prints an error in one line; returns the exit status. Raises it again if it is a fault of this program."""
     if isinstance(error, CycloptsError):
-        print_error("sightloop", _without_far_suggestion(" ".join(str(error).split())))
+        message = _without_far_suggestion(" ".join(str(error).split()))
+        if isinstance(error, UnusedCliTokensError):
+            message = f"{' '.join(error.unused_tokens or ())}: this command takes no such argument."
+        print_error("sightloop", message)
         print_message("`sightloop --help` lists the commands, `sightloop COMMAND --help` the options of one.")
         return 2
     if isinstance(error, SightloopError):
