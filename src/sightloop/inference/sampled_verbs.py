@@ -16,7 +16,7 @@ from sightloop.inference.chat import reply_parts
 from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.policy import Policy, read_policy
 from sightloop.inference.ranking import RankedText, Ranking, RankWeights
-from sightloop.inference.sample_rank import TOP_K, Judge, rank_texts
+from sightloop.inference.sample_rank import TOP_K, Judge, check_judge, rank_texts
 from sightloop.inference.statements import statement
 from sightloop.inference.text_generation import TextGenerator, WrittenText, sampling_key, select_rows
 from sightloop.tasks.decoding_options import Decoding
