@@ -7,7 +7,7 @@ from dataclasses import fields
 from html import escape
 from typing import Protocol
 
-from sightloop.inference.ranking import Ranking
+from sightloop.ranking.options import Ranking
 from sightloop.tasks.generate import Decoding
 from sightloop.types import ImageSpec
 

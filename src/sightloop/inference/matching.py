@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from sightloop.data.text.tokenizer import Tokenizer
+from sightloop.inference.rerank import NOT_RANKED
 from sightloop.protocols import Embedder, Matcher
 from sightloop.tasks.embed import embed_texts
 from sightloop.tasks.finite import require_finite
 from sightloop.tasks.text_scores import match_logits
 from sightloop.types import Encoded, Floats32, Integers
-
-# The score of a pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its matrix.
-NOT_RANKED = -100.0
 
 _TOKENS_AT_ONCE = 4096  # text tokens in one pass
 _PASS_COST = 64  # cost of a pass beside its tokens, in text tokens

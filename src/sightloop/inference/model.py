@@ -24,12 +24,10 @@ from sightloop.inference.display import model_html, public_names, show_decoding_
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_scores, rank_scores
-from sightloop.inference.ranking import Ranking
 from sightloop.inference.regions import RegionFinder, RegionQuery
-from sightloop.inference.sample_rank import Judge
+from sightloop.inference.sample_rank import Judges
 from sightloop.inference.sampled_verbs import (
     SampledVerbs,
-    find_judge,
     results,
     split_options,
     write_all_captions,
@@ -38,6 +36,7 @@ from sightloop.inference.save import save
 from sightloop.inference.text_generation import TextGenerator, flatten
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
+from sightloop.ranking.options import Ranking
 from sightloop.tasks import embed
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.finite import require_finite
@@ -80,6 +79,7 @@ class Model:
         batch_size: images at once, or "auto": as many as fit the memory; results do not depend on it.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
+        judges: models that rank this one's texts.
     """
 
     name: str
@@ -92,8 +92,8 @@ class Model:
     batch_size: BatchSize = 8
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
+    judges: Judges = field(default_factory=Judges, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
-    _judges: dict[str, Judge] = field(default_factory=dict[str, Judge], repr=False)
     _sizers: Sizers = field(default_factory=Sizers, repr=False)
 
     @property
@@ -333,7 +333,7 @@ class Model:
             length: how detailed, for models that were trained for it (Florence-2), in place of a prompt.
             region: box in pixels whose content is described, likewise.
             options: fields of `tasks.decoding.Decoding`, the checkpoint's own where left out; with `samples=16` so
-                many are drawn and ranked, which has options too (`inference.ranking.Ranking`), and with
+                many are drawn and ranked, which has options too (`ranking.options.Ranking`), and with
                 `details=True` each string is a `RankedText`, which has every candidate with its scores.
         """
         self._need("caption")
@@ -341,9 +341,9 @@ class Model:
             raise UsageError("prompt, length and region exclude each other; give one")
         ranking, details, own = split_options(options)
         decoding = self.options(own)
+        if ranking is not None and (length is not None or region is not None):
+            raise UsageError("samples: goes without length and region")
         if length is not None or region is not None:
-            if ranking is not None:
-                raise UsageError("samples: goes without length and region")
             return self._regions.caption(images, length=length, region=region, options=decoding)
         prompts = None if prompt is None else as_strings(prompt, "prompt")
         if ranking is not None:
@@ -369,8 +369,7 @@ class Model:
             options: as for `caption`.
         """
         self._need("answer")
-        generator = self.generator
-        ranking, details, own = split_options(options)
+        generator, (ranking, details, own) = self.generator, split_options(options)
         decoding = self.options(own, {} if generator.is_prompted else _ANSWER_DEFAULTS)
         choices = None if candidates is None else as_list(candidates, "candidates")
         sources, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
@@ -470,7 +469,7 @@ class Model:
             )
 
     def _sampled(self, ranking: Ranking) -> SampledVerbs:
-        judge = find_judge(ranking.judge, self.device, self._judges)
+        judge = self.judges.choose(ranking.judge, self)
         return SampledVerbs(self, judge, self.encoder, self.generator, ranking)
 
     @property

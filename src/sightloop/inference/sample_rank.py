@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
 from typing import Protocol
 
 import numpy as np
@@ -19,13 +20,14 @@ from sightloop.errors import UsageError
 from sightloop.inference.arrays import as_numpy
 from sightloop.inference.image_encoding import Preprocessor
 from sightloop.inference.matching import TokenizedTexts
-from sightloop.inference.policy import Policy
-from sightloop.inference.ranking import ABSTENTION, Candidate, RankedText, Ranking, RankWeights
 from sightloop.inference.text_generation import WrittenText
 from sightloop.protocols import Embedder, Network
+from sightloop.ranking.options import ABSTENTION, Candidate, RankedText, Ranking
+from sightloop.ranking.policy import Policy
 from sightloop.tasks import embed
 from sightloop.types import Encoded, Floats32, Integers, Pixels
 
+_JUDGING = {"match", "similarity"}
 TOP_K = 40  # of sampling (LaMDA, section 3)
 
 
@@ -47,17 +49,44 @@ class Judge(Protocol):
     ) -> list[Floats32]: ...
 
 
-def check_judge(judge: Judge, *, given: bool) -> Judge | None:
-    """The judge if it compares texts with images, else None.
+@dataclass(eq=False)
+class Judges:
+    """Models that judge the texts of another, loaded once.
 
-    Raises:
-        UsageError: it does not, and somebody gave it.
+    Args:
+        load: loads one by its name, None where names are refused.
     """
-    if judge.capabilities & {"match", "similarity"}:
-        return judge
-    if given:
-        raise UsageError(f"judge: {judge.name} compares no text with an image; load a model that can match")
-    return None
+
+    load: Callable[[str], Judge] | None = None
+    _loaded: dict[str, Judge] = field(default_factory=dict[str, Judge])
+
+    def choose(self, source: object, own: Judge) -> Judge | None:
+        """The model that judges.
+
+        Args:
+            source: a loaded model, what `load` takes, or None for the model that writes.
+            own: the model that writes.
+
+        Returns:
+            None where the model that writes must judge and cannot.
+
+        Raises:
+            UsageError: the source is no model, or one that compares no text with an image.
+        """
+        judge = source
+        if isinstance(source, (str, PathLike)) and self.load is not None:
+            name = fspath(source)
+            judge = self._loaded.get(name) or self._loaded.setdefault(name, self.load(name))
+        if judge is None or judge is own:
+            return own if own.capabilities & _JUDGING else None
+        if not hasattr(judge, "match_scores"):
+            raise UsageError(f"judge={source!r}: give a loaded model, a folder or a hub id")
+        chosen: Judge = judge  # pyright: ignore[reportAssignmentType]
+        if not chosen.capabilities & _JUDGING:
+            raise UsageError(
+                f"judge: {chosen.name} compares no text with an image; load a model that can match"
+            )
+        return chosen
 
 
 def rank_texts(
@@ -72,23 +101,29 @@ def rank_texts(
 
     Args:
         ranking: options.
-        judge: as of `check_judge`.
+        judge: as of `Judges.choose`.
         image: B images as the judge encodes them, tokens `[B, N, D]`; None without a judge.
         written: for each image its samples.
         statements: what each sample says of its image.
         earlier: texts of a conversation so far, which are not to be repeated.
     """
-    said = {_normalized(text) for text in earlier}
+    earlier_texts = {_normalized(text) for text in earlier}
     candidates: list[list[Candidate]] = []
     for texts, claims in zip(written, statements, strict=True):
         merged: dict[str, Candidate] = {}
-        for one, claim in zip(texts, claims, strict=True):
+        for draw, (one, claim) in enumerate(zip(texts, claims, strict=True)):
             known = merged.get(name := _normalized(one.text))
-            if known is None or one.log_prob > known.signals["log_prob"]:
-                merged[name] = Candidate(one.text, claim, 0, {"log_prob": one.log_prob})
-            merged[name] = replace(merged[name], count=(known.count if known else 0) + 1)
+            best = known
+            if known is None or best is None or one.log_prob > known.signals.get("log_prob", 0.0):
+                # An empty text has no tokens, so no likelihood.
+                signals = {} if math.isnan(one.log_prob) else {"log_prob": one.log_prob}
+                best = Candidate(one.text, claim, (), signals)
+            merged[name] = replace(best, draws=(*(known.draws if known else ()), draw))
         candidates.append(
-            [_with_votes(one, len(texts), _reason(one.text, said, ranking.policy)) for one in merged.values()]
+            [
+                _with_votes(one, len(texts), _reason(one.text, earlier_texts, ranking.policy))
+                for one in merged.values()
+            ]
         )
     if judge is not None and image is not None:
         candidates = _judged(judge, image, candidates)
@@ -127,16 +162,8 @@ def _judged(judge: Judge, image: Encoded, candidates: list[list[Candidate]]) -> 
     return judged
 
 
-def weighted(weights: RankWeights, signals: Mapping[str, float]) -> float:
-    """Score of a candidate; signals that it lacks count nothing."""
-    values = asdict(weights)
-    return (weights.bias or 0.0) + sum(values[name] * value for name, value in signals.items())
-
-
 def _ranked(ranking: Ranking, candidates: Sequence[Candidate]) -> RankedText:
-    kept = [
-        replace(one, score=weighted(ranking.weights, one.signals)) for one in candidates if not one.dropped
-    ]
+    kept = [replace(one, score=ranking.weights.score(one.signals)) for one in candidates if not one.dropped]
     kept.sort(key=lambda one: -one.score)
     ordered = (*kept, *(one for one in candidates if one.dropped))
     if not kept:
@@ -150,12 +177,12 @@ def _ranked(ranking: Ranking, candidates: Sequence[Candidate]) -> RankedText:
     return RankedText.of(text, ordered, probability, abstained=abstained)
 
 
-def _reason(text: str, said: set[str], policy: Policy) -> str:
+def _reason(text: str, earlier_texts: set[str], policy: Policy) -> str:
     """Why a text is dropped, "" if it is not."""
     name = _normalized(text)
     if not name:
         return "it is empty"
-    if name in said:
+    if name in earlier_texts:
         return "it repeats what was said before"
     if loop := repeated_words(text):
         return f'it repeats "{loop}"'

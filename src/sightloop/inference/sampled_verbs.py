@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from os import PathLike
 
 import torch
 
@@ -14,11 +12,11 @@ from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, as_images, prompts_from
 from sightloop.inference.chat import reply_parts
 from sightloop.inference.image_encoding import ImageEncoder
-from sightloop.inference.policy import Policy, read_policy
-from sightloop.inference.ranking import RankedText, Ranking, RankWeights
-from sightloop.inference.sample_rank import TOP_K, Judge, check_judge, rank_texts
-from sightloop.inference.statements import statement
+from sightloop.inference.sample_rank import TOP_K, Judge, rank_texts
 from sightloop.inference.text_generation import TextGenerator, WrittenText, sampling_key, select_rows
+from sightloop.ranking.options import RankedText, Ranking, RankWeights
+from sightloop.ranking.policy import Policy, read_policy
+from sightloop.ranking.statements import statement
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import Encoded, ImageSource, JsonDict, JsonMapping, Message, Pixels
 
@@ -62,33 +60,12 @@ def split_options(options: JsonMapping) -> tuple[Ranking | None, bool, JsonDict]
     return ranking, bool(ours.get("details")), decoding | {"num_return": samples}
 
 
-def find_judge(source: object, device: torch.device, loaded: dict[str, Judge]) -> Judge | None:
-    """The model that judges; None for the one that writes.
-
-    Args:
-        source: a loaded model, what `load` takes, or None.
-        device: for one that is loaded here.
-        loaded: by source; it is added to.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if isinstance(source, (str, PathLike)):
-        from sightloop.inference.load import load  # which imports the module of `Model`
-
-        name = os.fspath(source)
-        return loaded.get(name) or loaded.setdefault(name, load(name, device=str(device)))
-    if source is None or hasattr(source, "match_scores"):
-        return source  # pyright: ignore[reportReturnType]
-    raise UsageError(f"judge={source!r}: give a loaded model, a folder or a hub id")
-
-
 class SampledVerbs:
     """The verbs that write, by sample and rank.
 
     Args:
         own: the model that writes.
-        judge: another model that judges, None for `own` where it can.
+        judge: the model that judges, None for likelihood alone.
         encoder: of the model that writes.
         generator: likewise.
         ranking: options.
@@ -104,7 +81,7 @@ class SampledVerbs:
     ) -> None:
         self.own, self.generator, self.ranking = own, generator, ranking
         self.encoder = replace(encoder, remember=True)
-        self.judge = check_judge(judge or own, given=judge is not None)
+        self.judge = judge
 
     def caption(
         self, images: ImageInput, prompts: Sequence[str] | None, options: Decoding

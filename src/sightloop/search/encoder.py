@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sightloop.errors import ImageError
-from sightloop.inference.matching import NOT_RANKED
 from sightloop.inference.model import Model
+from sightloop.inference.rerank import NOT_RANKED
 from sightloop.search.sources import read_entry
 from sightloop.types import Encoded, Floats32, ImageSource, JsonDict
 

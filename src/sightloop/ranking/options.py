@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sightloop.errors import UsageError, check_options
-from sightloop.inference.policy import Policy
+from sightloop.ranking.policy import Policy
 from sightloop.types import JsonDict, JsonMapping
 
 ABSTENTION = "I am not sure"
@@ -37,6 +37,11 @@ class RankWeights:
     votes: float = 0.0
     bias: float | None = None
 
+    def score(self, signals: Mapping[str, float]) -> float:
+        """Weighted sum of a candidate's signals, plus the bias; signals that it lacks count nothing."""
+        values = asdict(self)
+        return (self.bias or 0.0) + sum(values[name] * value for name, value in signals.items())
+
     @classmethod
     def read(cls, source: str | Path | JsonMapping) -> RankWeights:
         """Weights of a JSON file that `sightloop evaluate --fit` wrote, or of a mapping. Raises UsageError."""
@@ -63,7 +68,7 @@ class Candidate:
     Attributes:
         text: as the model wrote it.
         statement: what the judge compared with the image.
-        count: how many of the samples say the same.
+        draws: which of the samples say so, from 0, in order.
         signals: name in `SIGNALS` -> its value; without those that the judge cannot give.
         score: weighted sum of the signals; NaN of a dropped one.
         dropped: why it was dropped, "" if it was not.
@@ -71,15 +76,20 @@ class Candidate:
 
     text: str
     statement: str
-    count: int
+    draws: tuple[int, ...]
     signals: Mapping[str, float]
     score: float = math.nan
     dropped: str = ""
 
+    @property
+    def count(self) -> int:
+        """How many of the samples say so."""
+        return len(self.draws)
+
     def as_json(self) -> JsonDict:
         """The candidate as JSON values."""
         score = None if math.isnan(self.score) else self.score
-        return {**asdict(self), "signals": dict(self.signals), "score": score}
+        return {**asdict(self), "draws": list(self.draws), "signals": dict(self.signals), "score": score}
 
 
 class RankedText(str):

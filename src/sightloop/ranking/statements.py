@@ -34,13 +34,13 @@ def statement(question: str, answer: str) -> str:
         questions both: "why? because".
     """
     asked = re.sub(r"\s+", " ", question.strip().lower().rstrip("?. "))
-    said = answer.strip().rstrip(".").lower()
-    if not asked or len(said.split()) >= _WORDS_OF_A_SENTENCE:
-        return said
+    answered = answer.strip().rstrip(". ").lower()
+    if not asked or len(answered.split()) >= _WORDS_OF_A_SENTENCE:
+        return answered
     for pattern, form in _RULES:
         if match := pattern.fullmatch(asked):
-            return re.sub(r"\s+", " ", form(match, said)).strip()
-    return f"{asked}? {said}"
+            return re.sub(r"\s+", " ", form(match, answered)).strip()
+    return f"{asked}? {answered}".strip()
 
 
 def _with_article(noun: str) -> str:
@@ -51,51 +51,55 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _there(match: re.Match[str], said: str) -> str:
+def _there(match: re.Match[str], answered: str) -> str:
     """ "is there a dog" with yes or no."""
     be, thing = match["be"], match["rest"]
-    if said.startswith("yes"):
+    if answered.startswith("yes"):
         return f"there {be} {thing}"
-    if said.startswith("no"):
+    if answered.startswith("no"):
         return f"there {be} no {re.sub(r'^(?:a|an|any|some) ', '', thing)}"
-    return f"there {be} {said}"
+    return f"there {be} {answered}"
 
 
-def _is_it_so(match: re.Match[str], said: str) -> str:
+def _is_it_so(match: re.Match[str], answered: str) -> str:
     """ "is the cat black" with yes or no."""
-    if not said.startswith(("yes", "no")):
-        return f"{match['subject']} {match['be']} {said}"
-    return f"{match['subject']} {match['be']}{' not' if said.startswith('no') else ''} {match['rest']}"
+    if not answered.startswith(("yes", "no")):
+        return f"{match['subject']} {match['be']} {answered}"
+    return f"{match['subject']} {match['be']}{' not' if answered.startswith('no') else ''} {match['rest']}"
 
 
-def _where(match: re.Match[str], said: str) -> str:
-    place = said if re.match(_PREPOSITION + r"\b", said) or _DETERMINED.match(said) else f"at the {said}"
+def _where(match: re.Match[str], answered: str) -> str:
+    place = (
+        answered
+        if re.match(_PREPOSITION + r"\b", answered) or _DETERMINED.match(answered)
+        else f"at the {answered}"
+    )
     return f"{match['rest']} {match['be']} {place}"
 
 
-def _subject_is(match: re.Match[str], said: str) -> str:
+def _subject_is(match: re.Match[str], answered: str) -> str:
     """ "what color is the cat", "what is the man doing"."""
-    return f"{match['subject']} {match['be']} {said}"
+    return f"{match['subject']} {match['be']} {answered}"
 
 
-def _answer_is(match: re.Match[str], said: str) -> str:
+def _answer_is(match: re.Match[str], answered: str) -> str:
     """ "what is on the table", "which animal is near the door"."""
-    return f"{_with_article(said)} {match['be']} {match['rest']}"
+    return f"{_with_article(answered)} {match['be']} {match['rest']}"
 
 
-def _it_is(match: re.Match[str], said: str) -> str:
+def _it_is(match: re.Match[str], answered: str) -> str:
     """ "what animal is this"."""
-    return f"{match['subject']} {match['be']} {_with_article(said)}"
+    return f"{match['subject']} {match['be']} {_with_article(answered)}"
 
 
-def _there_are(match: re.Match[str], said: str) -> str:
+def _there_are(match: re.Match[str], answered: str) -> str:
     """ "how many dogs are there in the room"."""
-    return f"there {match['be']} {said} {match['things']}{match['rest']}"
+    return f"there {match['be']} {answered} {match['things']}{match['rest']}"
 
 
-def _so_many_are(match: re.Match[str], said: str) -> str:
+def _so_many_are(match: re.Match[str], answered: str) -> str:
     """ "how many dogs are on the grass"."""
-    return f"{said} {match['things']} {match['be']} {match['rest']}"
+    return f"{answered} {match['things']} {match['be']} {match['rest']}"
 
 
 _Form: TypeAlias = "Callable[[re.Match[str], str], str]"

@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from sightloop.errors import UsageError
 from sightloop.types import Floats32, JsonDict
 
@@ -83,7 +81,7 @@ class Policy:
             margin = own.max(axis=1)
             if concept.neutral:
                 margin = margin - (vectors @ model.embed_texts(concept.neutral).T).max(axis=1)
-            for i in np.flatnonzero(margin > concept.threshold):
+            for i in (margin > concept.threshold).nonzero()[0]:
                 reasons[i] = reasons[i] or f'the policy has the concept "{concept.name}" ({margin[i]:.3f})'
         return reasons
 
