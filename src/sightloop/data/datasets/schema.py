@@ -23,13 +23,16 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
+from sightloop.data.datasets.foreign_fields import own_fields
 from sightloop.data.datasets.rle import decode_rle, encode_rle
+from sightloop.data.datasets.values import check_corners, check_text, finite_numbers
 from sightloop.data.image_names import is_image_name
 from sightloop.data.json_members import parse_strict
 from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
 
 IMAGE_FIELDS = tuple(
-    "image picture filepath file_path file file_name filename path image_path image_name img_path img_name img "
+    "image picture filepath file_path file file_name filename path image_path imagepath image_name imagefilename "
+    "img_path img_name img "
     "jpg jpeg png webp name".split()
 )
 CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title", "comment")
@@ -62,7 +65,7 @@ def key_hash(key: str) -> int:
 
 def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sample:
     """A sample from its fields, without those of the image and the key, which are arguments."""
-    rest = dict(fields)
+    rest = own_fields(fields)
 
     def pop(names: tuple[str, ...], default: object = None) -> object:
         field = first_field(rest, names)
@@ -76,6 +79,8 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
         answers = pop(("answers", "answer"))
         questions += _parse_questions([{"question": question, "answers": answers}])
     regions = tuple(region_from_fields(region) for region in _parse_objects(pop(("regions",), ()), "regions"))
+    for region in regions:
+        check_corners(region.box, "a region's box")
     label = pop(_LABEL_FIELDS)
     if label is not None and not isinstance(label, str | int):
         raise ValueError("its label is neither a string nor an integer")
@@ -148,19 +153,6 @@ def region_from_fields(fields: JsonMapping) -> Region:
     )
 
 
-def finite_numbers(value: object, what: str) -> tuple[float, ...]:
-    """A list of numbers as finite floats. what: for messages ("a region's box")."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{what} is missing or no list of numbers")
-    try:
-        numbers = tuple(float(number) for number in value if not isinstance(number, bool | str))
-    except (TypeError, OverflowError):
-        numbers = ()
-    if len(numbers) < len(value) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{what} holds something else than finite numbers")
-    return numbers
-
-
 def fields_from_region(region: Region) -> JsonDict:
     """The inverse of `region_from_fields`; empty fields are omitted."""
     fields: JsonDict = {"label": region.label, "box": list(region.box)}
@@ -225,10 +217,25 @@ def json_object(data: bytes, name: str) -> JsonDict:
 
 
 def json_text(value: object) -> str:
-    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped."""
-    text = json.dumps(value, ensure_ascii=False)
+    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped.
+
+    Numbers that are not finite become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity; Python reads and writes both
+        value = _without_nan(value)
+        text = json.dumps(value, ensure_ascii=False)
     is_safe = text.isascii() or not re.search("[\x85\u2028\u2029\ud800-\udfff]", text)
     return text if is_safe else json.dumps(value)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def portable_name(name: str) -> str:
@@ -241,15 +248,6 @@ def valid_key(key: str) -> str:
     if key.isascii():
         return key
     return re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", key)
-
-
-def check_text(value: object, what: str) -> str:
-    """A value that must be a string of valid Unicode. what: for messages."""
-    if not isinstance(value, str):
-        raise ValueError(f"a {what} is not a string: {value!r}")
-    if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"a {what} is not valid Unicode (is the file UTF-8?)")
-    return value
 
 
 def _parse_texts(value: object, what: str) -> tuple[str, ...]:

@@ -309,7 +309,10 @@ class ParquetWriter:
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]
         row["regions"] = schema.fields_from_sample(replace(sample, extra={})).get("regions", [])
-        row |= {"label": sample.label, "extra": json.dumps(dict(sample.extra)) if sample.extra else None}
+        row |= {
+            "label": sample.label,
+            "extra": schema.json_text(dict(sample.extra)) if sample.extra else None,
+        }
         self._rows.append(row)
         self._bytes += len(data or b"")
         if len(self._rows) >= _ROW_GROUP_SAMPLES or self._bytes >= _ROW_GROUP_BYTES:
