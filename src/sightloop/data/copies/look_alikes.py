@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from sightloop.data.copies.clusters import Clusters
-from sightloop.types import Floats32
+from sightloop.types import Floats32, Integers
 
 QUANTILE = 1e-6  # share of unrelated pairs that reach the threshold
 MIN_IMAGES = 200  # fewer have too few pairs to know the tail
 
 _SAMPLE = 3000  # images whose pairs are the null
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 1024, 16_384
+_DIRECTIONS = 32
+_PAIRS = 16_384  # whose cosines are computed at once
 
 
 def look_alike_threshold(vectors: Floats32, clusters: Clusters, seed: int = 0) -> float | None:
@@ -51,18 +53,50 @@ def look_alike_pairs(
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs with at least this cosine that are not in one cluster, the closest of each block first.
 
-    All pairs are compared, blocks of 1,024 rows at a time: 100,000 vectors of 512 numbers take 5e12 products.
+    No such pair is missed, and few others are compared: a projection onto the 32 directions in which a sample varies
+    most brings no two vectors further apart than they are, so pairs that stay far apart there are left out. 100,000
+    vectors take 3e11 products instead of 5e12 for 512 numbers, whose blocks need 100 MB.
     """
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        block = vectors[start : start + _ROWS_AT_ONCE]
-        cosines = block @ vectors[start:].T
-        first, second = np.nonzero(cosines >= threshold)
-        first, second, values = (
-            first[later := second > first],
-            second[later],
-            cosines[first[later], second[later]],
-        )
+    near = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+    projected = _projected(vectors[near])  # [m, p]
+    # |a - b|^2 = 2 - 2 cosine; a little more, for rounding.
+    reach = np.float32(max(0.0, 2 - 2 * threshold) + 1e-4)
+    lengths = np.einsum("np,np->n", projected, projected)
+    for start in range(0, len(near), _ROWS_AT_ONCE):
+        end = min(start + _ROWS_AT_ONCE, len(near))
+        block: list[tuple[Integers, Integers, Floats32]] = []
+        for low in range(start, len(near), _COLUMNS_AT_ONCE):
+            high = min(low + _COLUMNS_AT_ONCE, len(near))
+            # Squared distance <= reach, as a bound on twice the product of two vectors.
+            bounds = lengths[start:end, None] + (lengths[low:high] - reach)
+            rows, columns = np.nonzero(2 * projected[start:end] @ projected[low:high].T >= bounds)
+            later = columns + low > rows + start
+            rows, columns = near[rows[later] + start], near[columns[later] + low]
+            cosines = _cosines(vectors, rows, columns)
+            close = cosines >= threshold
+            block.append((rows[close], columns[close], cosines[close]))
+        first, second, values = (np.concatenate(column) for column in zip(*block, strict=True))
         order = np.argsort(-values, kind="stable")
-        first, second, values = first[order] + start, second[order] + start, values[order]
+        first, second, values = first[order], second[order], values[order]
         apart = ~clusters.joined(first, second)
         yield from zip(first[apart].tolist(), second[apart].tolist(), values[apart].tolist(), strict=True)
+
+
+def _projected(vectors: Floats32) -> Floats32:
+    """Vectors `[n, d]` along the `_DIRECTIONS` directions in which a sample of them varies most, `[n, p]`."""
+    if vectors.shape[1] <= _DIRECTIONS or not len(vectors):
+        return vectors
+    sample = vectors[np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(np.int64)]
+    mean = sample.mean(axis=0)
+    _, directions = np.linalg.eigh(np.cov(sample - mean, rowvar=False))  # ascending
+    chosen = directions[:, -_DIRECTIONS:].astype(np.float32)
+    return (vectors - mean) @ chosen
+
+
+def _cosines(vectors: Floats32, first: Integers, second: Integers) -> Floats32:
+    """Cosines `[p]` of pairs of rows, `[p]` each."""
+    parts = [
+        np.einsum("pd,pd->p", vectors[first[low : low + _PAIRS]], vectors[second[low : low + _PAIRS]])
+        for low in range(0, len(first), _PAIRS)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
