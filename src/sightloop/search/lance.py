@@ -34,7 +34,7 @@ _TABLE: Final = "images"
 EXACT_ROWS: Final = 65_536
 # Of IVF. An index is built with small partitions and made anew when they have grown to four times that: LanceDB splits
 # partitions of some 12,000 rows whenever it adds rows, which costs more than to make the whole index.
-_ROWS_PER_PARTITION: Final = 1_000
+_ROWS_PER_PARTITION: Final = 1_250
 _GROWTH: Final = 4
 # Rows whose real distances are computed, by rows of the table: this decides recall, and most of the time.
 _MIN_REFINED: Final = 200
@@ -42,8 +42,10 @@ _MAX_REFINED: Final = 500
 _ROWS_PER_REFINED: Final = 2_000
 # Of the codes of IVF_RQ, a number of a vector: with 2 a fourth of the refined rows gives the recall of 1.
 _CODE_BITS: Final = 2
-_ITERATIONS: Final = 10
-_SAMPLED_PER_PARTITION: Final = 64
+# Half of the partitions are read, or all, so k-means need not be exact. LanceDB's is slow: 450 partitions of 64 vectors
+# and 10 iterations take a minute, these a few seconds.
+_ITERATIONS: Final = 6
+_SAMPLED_PER_PARTITION: Final = 24
 _PARTITIONS_MARK: Final = "_partitions_"  # in the name of an index, before their number
 _UNINDEXED_SHARE: Final = 0.05  # of the rows may be left to a scan before indexes are brought up to date
 _MIN_UNINDEXED: Final = 4_096
@@ -252,7 +254,6 @@ class LanceStore:
             distance_type="cosine",
             num_partitions=partitions,
             num_bits=_CODE_BITS,
-            # Half of the partitions are read, or all: k-means need not be exact, and takes most of the build.
             max_iterations=_ITERATIONS,
             sample_rate=_SAMPLED_PER_PARTITION,
         )
