@@ -33,7 +33,7 @@ _COMMIT_SECONDS = 5.0
 _FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
 _WAITING_EVENTS = 1_024
 _TEXT_FIELDS = ("captions", "texts", "labels", "regions", "extra")
-_DERIVED = ("caption_keys", "label_keys", "words", "grams")
+_DERIVED = ("caption_keys", "label_keys", "extra_keys", "words", "grams")
 
 
 class Indexed(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,14 @@ def normalize(text: str) -> str:
     "Café au LAIT, E16" -> "cafe au lait e16"
     """
     return " ".join(words_of(text))
+
+
+def extra_key(name: str, value: object) -> str:
+    """A field of `extra` and its value as they are compared: "color=dark red", "rating=4", "sold=true"."""
+    text = json.dumps(value) if isinstance(value, bool) else str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        text = str(int(value))
+    return f"{normalize(name)}={normalize(text)}"
 
 
 def words_of(text: str) -> list[str]:
