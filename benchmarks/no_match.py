@@ -84,7 +84,12 @@ class Split:
         null = NullScores(kind, np.sort(absent), np.sort(present), len(self.own), "")
         false = [float((null.p_values(queries) <= cut).mean()) for cut in CUTS]
         missed = [float((null.p_values(present) > cut).mean()) for cut in CUTS]
-        return [*false, *missed, area(present, absent), area(np.array(present_cosines), np.array(absent_cosines))]
+        return [
+            *false,
+            *missed,
+            area(present, absent),
+            area(np.array(present_cosines), np.array(absent_cosines)),
+        ]
 
 
 def embed(model: Model, data: str, *, with_odds: bool) -> tuple[Floats32, Floats32, Floats32 | None]:
@@ -109,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--itm", action="store_true", help="the ITM score (48 pairs a caption), not the ITC score"
     )
     parser.add_argument("--splits", type=int, default=20)
-    parser.add_argument("--vectors", help="an .npz with images and texts, unit vectors, in place of a model's")
+    parser.add_argument(
+        "--vectors", help="an .npz with images and texts, unit vectors, in place of a model's"
+    )
     options = parser.parse_args(arguments)
     odds, name = None, options.vectors or options.model
     if options.vectors:
@@ -122,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = np.array([Split(images, texts, odds, seed).measure() for seed in range(options.splits)])
     mean, spread = results.mean(axis=0), results.std(axis=0)
     kind = "ITM" if options.itm else "ITC"
-    print(
-        f"{kind}, {name}: {len(texts):,} captions, half of the images indexed, {options.splits} splits"
-    )
+    print(f"{kind}, {name}: {len(texts):,} captions, half of the images indexed, {options.splits} splits")
     for i, cut in enumerate(CUTS):
         print(
             f"promised {100 * cut:4.0f} %   false finds {100 * mean[i]:5.1f} % +- {100 * spread[i]:.1f}   "

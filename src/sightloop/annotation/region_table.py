@@ -58,7 +58,7 @@ class RegionTable:
         return os.path.abspath(image) in self._written or image in self._offsets
 
     def entry(self, image: str) -> JsonDict:
-        """The "rows" of an image, that is its regions as JSON, which an earlier, unfinished run has found; else none."""
+        """The "rows" of an image: its regions as JSON, if an earlier, unfinished run has found them."""
         start = self._offsets.get(image)
         return {"rows": [] if start is None else self._journal.read(start)["regions"]}
 

@@ -53,7 +53,7 @@ def best_mean(scores: Floats | Floats32) -> Floats:
 
 
 class Background:
-    """Background texts: vectors, the image that each describes, and a sample of the index that they are compared with."""
+    """Background texts: vectors, the image that each describes, and a sample of the index."""
 
     def __init__(self, vectors: Floats32, owners: Sequence[str], images: Floats32) -> None:
         """Background texts.

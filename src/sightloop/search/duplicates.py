@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sightloop.data.atomic import atomic_write
+from sightloop.data.copies.colors import CELLS, CHANNELS, SIZE
 from sightloop.data.copies.duplicates import (
     KINDS,
     DuplicateCluster,
@@ -23,7 +24,6 @@ from sightloop.data.copies.duplicates import (
     KeepDuplicate,
     find_duplicates,
 )
-from sightloop.data.copies.colors import CELLS, CHANNELS, SIZE
 from sightloop.data.copies.image_hash import SPECTRUM, draft_hashes, phash, pixels_digest
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.images.decode import decode

@@ -173,7 +173,9 @@ def _conditions(text: str) -> list[Condition]:
         raise ValueError("no operator" if text else "a condition is empty")
     name = text[: operator.start()].strip().lower()
     if name.startswith(_EXTRA):
-        return [_extra_condition(text[: operator.start()].strip(), operator[1], negated, text[operator.end() :])]
+        return [
+            _extra_condition(text[: operator.start()].strip(), operator[1], negated, text[operator.end() :])
+        ]
     if name not in FIELDS:
         close = get_close_matches(name, FIELDS, 1)
         fields = f"did you mean {close[0]}" if close else f"there are {', '.join(FIELDS)}, extra.NAME"

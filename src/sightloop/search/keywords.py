@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 _MAX_WORD = 64  # characters; longer ones are cut, in texts and queries alike
 # Scripts that are written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han; Hangul has long words.
@@ -30,11 +30,12 @@ def normalize(text: str) -> str:
     return " ".join(words_of(text))
 
 
-def extra_key(name: str, value: object) -> str:
-    """A field of `extra` and its value as they are compared: "color=dark red", "rating=4", "sold=true"."""
-    text = json.dumps(value) if isinstance(value, bool) else str(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        text = str(int(value))
+def extra_key(name: str, value: str | int | float) -> str:
+    """A field of `extra` and its value as they are compared: "color=dark red", "rating=4" (also of 4.0 and "4")."""
+    text = str(value)
+    with suppress(ValueError, OverflowError):
+        if not isinstance(value, bool) and float(text) == int(float(text)):
+            text = str(int(float(text)))
     return f"{normalize(name)}={normalize(text)}"
 
 

@@ -155,7 +155,9 @@ class NoMatch:
         parts: list[Floats32] = []
         for low in range(0, len(owners), _IDS_AT_ONCE):
             chosen = ids_filter(owners[low : low + _IDS_AT_ONCE])
-            parts += [vectors_of(part[column], self.space.width) for part in self.store.scan([column], chosen)]
+            parts += [
+                vectors_of(part[column], self.space.width) for part in self.store.scan([column], chosen)
+            ]
         if not owners:
             scan = self.store.scan([column], self.where, MAX_BACKGROUND["itc"])
             parts += [vectors_of(part[column], self.space.width) for part in scan]

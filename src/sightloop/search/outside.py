@@ -131,4 +131,6 @@ def _with_new_ids(taken: Integers, names: Sequence[str]) -> Integers:
         again |= taken[np.searchsorted(taken, hashes).clip(max=len(taken) - 1)] == hashes
     if again.any():
         raise UsageError(f"ids: {names[int(again.argmax())]!r} is in the index already, or comes twice")
-    return np.sort(np.concatenate([taken, np.sort(hashes)]), kind="stable")  # two sorted runs, which it merges
+    return np.sort(
+        np.concatenate([taken, np.sort(hashes)]), kind="stable"
+    )  # two sorted runs, which it merges

@@ -80,7 +80,8 @@ def test_a_stopped_run_resumes_and_a_finished_file_takes_new_images(
         assert run(*words, "--out", whole / name) == 0
         monkeypatch.setattr(model, "detect", stopping)
         assert run(*words, "--out", out / name, "--draw", out / ending) != 0
-        assert (out / f"{name}.partial").exists() and not (out / name).exists()
+        assert (out / f"{name}.partial").exists()
+        assert not (out / name).exists()
         assert run(*words, "--describe", "--out", out / name) == 2  # both cannot be asked for
         assert run("detect", photos, "-m", "M", "--phrases", "dog", "--out", out / name) == 2  # another run
         monkeypatch.setattr(model, "detect", detect)

@@ -80,7 +80,7 @@ class CopySet:
     """Images among which copies are searched.
 
     Attributes:
-        same: rows of images with equal spectra and colors, groups of two or more; only the first of a group is compared.
+        same: rows of images with equal spectra and colors, groups of two or more; the first of each is compared.
     """
 
     def __init__(self, spectra: NDArray[np.int8], colors: NDArray[np.int8] | None = None) -> None:

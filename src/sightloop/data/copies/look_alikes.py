@@ -15,7 +15,9 @@ MIN_IMAGES = 200  # fewer have too few pairs to know the tail
 _SAMPLE = 3000  # images whose pairs are the null
 _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 1024, 16_384
 _PROJECTED_SAMPLE = 1000
-_PAIR_COST = 400  # of a product of two rows that are picked one by one, by that of two rows in a matrix product
+_PAIR_COST = (
+    400  # of a product of two rows that are picked one by one, by that of two rows in a matrix product
+)
 _PAIRS = 16_384  # whose cosines are computed at once
 
 
