@@ -247,16 +247,18 @@ class LanceStore:
 
     def _build(self, space: VectorSpace, rows: int, before: str | None) -> None:
         """Builds IVF_RQ over all rows, in place of an index of another name, which readers use until then."""
-        from lancedb.index import IvfRq
+        from lancedb.index import IvfFlat, IvfRq
 
         partitions = _partitions(rows)
-        config = IvfRq(
-            distance_type="cosine",
-            num_partitions=partitions,
-            num_bits=_CODE_BITS,
-            max_iterations=_ITERATIONS,
-            sample_rate=_SAMPLED_PER_PARTITION,
-        )
+        training = {
+            "distance_type": "cosine",
+            "num_partitions": partitions,
+            "max_iterations": _ITERATIONS,
+            "sample_rate": _SAMPLED_PER_PARTITION,
+        }
+        # RaBitQ packs eight numbers into a byte; other widths, which no usual model has, stay as they are.
+        is_packed = space.width % 8 == 0
+        config = IvfRq(num_bits=_CODE_BITS, **training) if is_packed else IvfFlat(**training)
         name = f"{space.column}{_PARTITIONS_MARK}{partitions}"
         self._table.create_index(space.column, config=config, name=name)
         if before not in (None, name):
