@@ -217,7 +217,12 @@ class LanceStore:
         """Compacts small files, indexes new rows, and builds IVF_RQ once the table is large."""
         rows, stats = self.count(), self._table.stats()
         spaces = [space for space in self.info().spaces if space.queries == 1]
-        indexed = {index.columns[0]: index for index in self._table.list_indices()}
+        indexed: dict[str, Any] = {}
+        for index in sorted(self._table.list_indices(), key=lambda index: _partitions_in(index.name)):
+            before = indexed.get(index.columns[0])
+            if before is not None:  # a build was killed before it had dropped the index that it replaced
+                self._table.drop_index(before.name)
+            indexed[index.columns[0]] = index
         for space in spaces:
             index = indexed.get(space.column)
             partitions = 0 if index is None else _partitions_in(index.name)

@@ -222,8 +222,7 @@ def _run(
     """
     output.check()
     check_model(capability, runtime)
-    from sightloop.annotation.region_files import Drawings
-    from sightloop.annotation.region_table import RegionTable
+    from sightloop.annotation.region_files import Drawings, RegionTable
     from sightloop.data.datasets.schema import fields_from_region
 
     drawings = None if output.draw is None else Drawings(output.draw)

@@ -183,8 +183,7 @@ def embed(
             embedding). Written completely or not at all; replaces an existing file, unless that was made of the same
             model and images. The same command resumes an interrupted run.
     """
-    from sightloop.annotation.embedding_journal import EmbeddingJournal
-    from sightloop.annotation.result_table import EmbeddingFile
+    from sightloop.annotation.result_table import EmbeddingFile, EmbeddingJournal
 
     runtime.names()
     check_model("embed", runtime)
