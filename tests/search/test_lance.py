@@ -1,4 +1,4 @@
-"""Large tables of LanceDB, made small: the index over vectors is built, made anew as it grows, and never stays twice."""
+"""Large tables of LanceDB, made small: the index over vectors is built, made anew as it grows, and is there once."""
 
 from __future__ import annotations
 

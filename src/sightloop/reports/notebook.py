@@ -57,6 +57,4 @@ def _display() -> Any:
     shell = None if ipython is None else ipython.get_ipython()
     if shell is None or not hasattr(shell, "kernel"):
         return None
-    from importlib import import_module
-
-    return import_module("IPython.display").display
+    return getattr(sys.modules.get("IPython.display"), "display", None)
