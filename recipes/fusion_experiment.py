@@ -1,0 +1,201 @@
+"""Where should image and text meet? Late, cross, both ways or early, at equal weights and steps, on rendered scenes.
+
+    nice -n 10 python recipes/fusion_experiment.py RUNS                    4 fusions x 3 seeds
+    python recipes/fusion_experiment.py RUNS --steps 20 --seeds 1          a look at the machinery
+
+Scenes show two things, one above or left of the other. Each model is trained from random weights by ITC, ITM and VQA
+and judged on combinations that no training scene shows. The hard pairs are exact: a wrong text has the same words as
+the true one, with the colors or the two things exchanged. Each run is a folder of its own in RUNS and goes on where it
+was stopped: the same command again. RUNS/table.md and results.json are the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sightloop
+from sightloop.data.atomic import atomic_write
+from sightloop.data.datasets.synthetic import SyntheticWorld, write_synthetic_world
+from sightloop.data.datasets.synthetic_grammar import Combination, Part, combinations
+from sightloop.data.rng import generator
+from sightloop.training.recipes import find_recipe
+from sightloop.training.trainer import train
+from sightloop.types import Sample
+
+FUSIONS = ("late", "cross", "both", "early")
+TRAIN, TEST = 3000, 200
+SHAPES = ("circle", "square", "triangle", "cross")
+SETTINGS = (
+    "model.size=world-32",
+    "model.vocab_size=200",
+    "terms.lm=0",
+    "teacher.momentum=0",
+    "data.augment=null",
+    "data.batch=32",
+    "data.questions=1",
+    "data.workers=1",
+    "precision=bfloat16",
+    "label_smoothing=0",
+    "schedule.warmup_steps=50",
+    "optimizer.lr=1.5e-3",
+)
+# Student's t at 95 %, by the number of seeds.
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def main(runs: Path, seeds: int, steps: int, fusions: Sequence[str] = FUSIONS) -> dict[str, dict[str, list[float]]]:
+    """Does every run that is missing; gives the results by fusion and number, one value a seed."""
+    results: dict[str, dict[str, list[float]]] = {}
+    for seed in range(seeds):
+        for fusion in fusions:
+            for name, value in run(runs / f"{fusion}-{seed}", fusion, seed, steps).items():
+                results.setdefault(fusion, {}).setdefault(name, []).append(value)
+        atomic_write(runs / "results.json", json.dumps(results, indent=1) + "\n")
+        atomic_write(runs / "table.md", table(results))
+    return results
+
+
+def run(folder: Path, fusion: str, seed: int, steps: int) -> dict[str, float]:
+    """One model: trained, judged; a finished one is read."""
+    done = folder / "numbers.json"
+    if done.exists():
+        return json.loads(done.read_text("utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder.parent / f"train-{seed}.tar"
+    if not data.exists():
+        write_synthetic_world(data, scenes("train", TRAIN, seed)[0])
+    recipe = replace(find_recipe("world"), steps=steps, seed=seed)
+    settings = (*SETTINGS, f"model.fusion={fusion}")
+    start = time.process_time()
+    for event in train(recipe, str(data), folder / "run", settings=settings, device="cpu"):
+        if type(event).__name__ in ("WarningRaised", "RunEnded"):
+            print(f"{folder.name}: {event}", flush=True)
+    seconds = time.process_time() - start
+    model = sightloop.load(folder / "run" / "model", device="cpu")
+    tests, shown = scenes("unseen", TEST, seed)
+    numbers = {"training images/s": steps * 32 / seconds} | judged(model, tests, shown) | costs(model, tests)
+    numbers["weights"] = float(sum(weight.numel() for weight in model.module.parameters()))
+    atomic_write(done, json.dumps(numbers, indent=1) + "\n")
+    print(folder.name, {name: round(value, 4) for name, value in numbers.items()}, flush=True)
+    return numbers
+
+
+def scenes(part: Part, count: int, seed: int) -> tuple[Sequence[Sample], list[Combination]]:
+    """Scenes of two different things of different colors, and what they show; no caption of a test occurs twice."""
+    known = [shown for kind in combinations(part).values() for shown in kind if _fits(shown)]
+    random = generator("fusion", part, seed)
+    drawn = [known[i] for i in random.choice(len(known), count, replace=part == "train").tolist()]
+    return SyntheticWorld(part, seed, 32, drawn, range(count)), drawn
+
+
+def _fits(shown: Combination) -> bool:
+    groups = shown.groups
+    one, other = groups[0], groups[-1]
+    return (
+        shown.relation in ("above", "left of")
+        and len(groups) == 2
+        and all(g.count == 1 and g.shape in SHAPES for g in groups)
+        and one.color != other.color
+        and one.shape != other.shape
+    )
+
+
+def swapped(shown: Combination) -> tuple[str, str]:
+    """Two wrong texts of the same words: the colors exchanged, the two things exchanged."""
+    one, other = shown.groups
+    colors = replace(shown, first=replace(one, color=other.color), second=replace(other, color=one.color))
+    return str(colors), str(replace(shown, first=other, second=one))
+
+
+def judged(model: Any, tests: Sequence[Sample], shown: Sequence[Combination]) -> dict[str, float]:
+    """ITM on three kinds of wrong texts (a true text must score higher), answers, recall at 1 in both directions."""
+    images, texts = [sample.image for sample in tests], [str(c) for c in shown]
+    true = model.match(images, texts)
+    wrong = {
+        "ITM, other scene": texts[1:] + texts[:1],
+        "ITM, swapped colors": [swapped(c)[0] for c in shown],
+        "ITM, swapped relation": [swapped(c)[1] for c in shown],
+    }
+    numbers = {name: _better(true, model.match(images, other)) for name, other in wrong.items()}
+    asked = [(s.image, q.question, q.answers[0]) for s in tests for q in s.questions]
+    answers = model.answer([image for image, _, _ in asked], [question for _, question, _ in asked])
+    numbers["VQA"] = statistics.mean(a == answer for a, (_, _, answer) in zip(answers, asked, strict=True))
+    numbers["R@1, ITC"] = _recall(model.similarity(images, texts))
+    numbers["R@1, re-ranked"] = _recall(model.rank(images, texts, k=len(texts)))
+    return numbers
+
+
+def _better(true: Any, wrong: Any) -> float:
+    return float(np.mean((true > wrong) + 0.5 * (true == wrong)))
+
+
+def _recall(scores: Any) -> float:
+    own = np.arange(len(scores))
+    return float(np.mean([(scores.argmax(1) == own).mean(), (scores.argmax(0) == own).mean()]))
+
+
+def costs(model: Any, tests: Sequence[Sample]) -> dict[str, float]:
+    """CPU milliseconds of an image that is encoded once, of a text, and of a pair that the ITM head judges."""
+    pixels = list(model.read([s.image for s in tests[:64]], isolate=False))
+    texts = model.tokenize([sample.captions[0] for sample in tests[:64]])
+    encoded = model.encode(pixels)
+    rows = [np.arange(64)] * 64
+    network = model.network
+    with torch.inference_mode():
+        times = {
+            "ms an image": _seconds(lambda: network.embed_image(model.encode(pixels))) / 64,
+            "ms a text": _seconds(lambda: texts.embed(network)) / 64,
+            "ms a pair": _seconds(lambda: model.match_scores(encoded, texts, rows)) / 64**2,
+        }
+    return {name: 1000 * value for name, value in times.items()}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The best of three, in CPU time."""
+    found: list[float] = []
+    for _ in range(3):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown: a row a number, a column a fusion; mean and half of the 95 % interval over the seeds."""
+    names = list(next(iter(results.values())))
+    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    for name in names:
+        lines.append(f"| {name} | " + " | ".join(_cell(results[fusion][name]) for fusion in results) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float]) -> str:
+    digits = 0 if values[0] > 100 else 3
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    if len(values) not in _T95:
+        return mean
+    return f"{mean} ± {_T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:,.{digits}f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--fusions", nargs="+", choices=FUSIONS, default=FUSIONS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.makedirs(options.runs, exist_ok=True)
+    main(options.runs, options.seeds, options.steps, options.fusions)
+    print((options.runs / "table.md").read_text("utf-8"))
