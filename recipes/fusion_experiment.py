@@ -48,13 +48,15 @@ SETTINGS = (
     "precision=bfloat16",
     "label_smoothing=0",
     "schedule.warmup_steps=50",
-    "optimizer.lr=1.5e-3",
+    "optimizer.lr=2e-3",
 )
 # Student's t at 95 %, by the number of seeds.
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def main(runs: Path, seeds: int, steps: int, fusions: Sequence[str] = FUSIONS) -> dict[str, dict[str, list[float]]]:
+def main(
+    runs: Path, seeds: int, steps: int, fusions: Sequence[str] = FUSIONS
+) -> dict[str, dict[str, list[float]]]:
     """Does every run that is missing; gives the results by fusion and number, one value a seed."""
     results: dict[str, dict[str, list[float]]] = {}
     for seed in range(seeds):
@@ -189,7 +191,9 @@ def _cell(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)

@@ -3,8 +3,8 @@
     nice -n 10 python recipes/unicl_experiment.py RUNS                     3 kinds of data x 3 seeds
     python recipes/unicl_experiment.py RUNS --steps 10 --seeds 1           a look at the machinery
 
-Labels: images of one thing in 48 class folders ("red circle"), ten a class. Captions: scenes of two things, one above or
-left of the other. Three runs a seed by the recipe `unicl_pretrain`, of as many steps: on the labels, on the captions,
+Labels: images of one thing in 48 class folders ("red circle"), ten a class. Captions: scenes of two things, one above
+or left of the other. Three runs a seed by the recipe `unicl_pretrain`, of as many steps: on the labels, on the captions,
 on both in the same batches. Judged by zero-shot accuracy on new images of the 48 classes, and by recall at 10 among
 captions of combinations that no training scene shows. A second stage without the templates follows each first one.
 RUNS/table.md and results.json are the result; a finished run is not run again.
@@ -76,7 +76,8 @@ def run(runs: Path, arm: str, seed: int, steps: int) -> dict[str, float]:
         write_data(data, seed)
     recipe = replace(apply_settings(find_recipe("unicl_pretrain"), SETTINGS), seed=seed)
     second = apply_settings(
-        recipe, ("model.size=", "model.image_size=0", f"model.init_from={folder / 'stage-1' / 'model'}", *STAGE_2)
+        recipe,
+        ("model.size=", "model.image_size=0", f"model.init_from={folder / 'stage-1' / 'model'}", *STAGE_2),
     )
     numbers: dict[str, float] = {}
     for name, stage, count in (("stage-1", recipe, steps), ("stage-2", second, max(1, steps // 5))):
@@ -110,7 +111,9 @@ def write_data(folder: Path, seed: int) -> None:
     for number, sample in enumerate(one_thing(A_CLASS, "train", seed)):
         path = folder / "labels" / CLASSES[number % len(CLASSES)] / f"{sample.key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(sample.image) if isinstance(sample.image, bytes) else sample.image.read_bytes())
+        path.write_bytes(
+            bytes(sample.image) if isinstance(sample.image, bytes) else sample.image.read_bytes()
+        )
     scenes = [replace(s, questions=(), regions=()) for s in two_things(CAPTIONS, "train", seed)]
     write_synthetic_world(folder / "captions.tar", scenes)
 
@@ -152,7 +155,9 @@ def _cell(values: Sequence[float], sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of stage 1; stage 2 has a fifth")

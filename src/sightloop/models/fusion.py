@@ -5,7 +5,7 @@
     both    the words read the image and the image reads the words, layer by layer (Dou et al. 2022, arXiv 2111.02387)
     early   patches and words are one sequence in one stack (Kim et al. 2021, arXiv 2102.03334)
 
-All have the same projections (ITC), ITM head and answer decoder, so that `match`, `rank` and `answer` are those of BLIP.
+All have BLIP's projections (ITC), ITM head and answer decoder, so that `match`, `rank` and `answer` are BLIP's.
 """
 
 from __future__ import annotations
@@ -168,7 +168,11 @@ class FusionBlip(Blip):
             self.decoder = Decoder(text, tied_words=config.tied_words)
         if config.decoder and config.shared:
             tower = self.decoder.text
-            tower.word, tower.position, tower.norm = self.encoder.word, self.encoder.position, self.encoder.norm
+            tower.word, tower.position, tower.norm = (
+                self.encoder.word,
+                self.encoder.position,
+                self.encoder.norm,
+            )
             if config.tied_words:
                 self.decoder.head.words.weight = self.encoder.word_weight
         if config.fusion == "late":

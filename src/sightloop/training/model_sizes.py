@@ -14,9 +14,7 @@ from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict
 
-SizedConfig: TypeAlias = (
-    blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig
-)
+SizedConfig: TypeAlias = blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig
 
 
 def _blip(
@@ -168,8 +166,8 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
     "world-32": (
         "blip",
         _blip(
-            replace(_vit(32, 8, dim=64, layers=3, heads=2), stem=(16, 32)),
-            _bert(dim=64, layers=3, heads=2, positions=24),
+            replace(_vit(32, 8, dim=64, layers=2, heads=2), stem=(16, 32)),
+            _bert(dim=64, layers=2, heads=2, positions=24),
             embed_dim=64,
             answers=True,
         ),
