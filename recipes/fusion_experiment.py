@@ -51,24 +51,23 @@ SETTINGS = (
     "optimizer.lr=2e-3",
 )
 # Student's t at 95 %, by the number of seeds.
-_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+_T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
+Results = dict[str, dict[str, list[list[float]]]]
 
 
-def main(
-    runs: Path, seeds: int, steps: int, fusions: Sequence[str] = FUSIONS
-) -> dict[str, dict[str, list[float]]]:
-    """Does every run that is missing; gives the results by fusion and number, one value a seed."""
-    results: dict[str, dict[str, list[float]]] = {}
+def main(runs: Path, seeds: int, steps: int, fusions: Sequence[str] = FUSIONS) -> Results:
+    """Does every run that is missing; gives the results by fusion and number: of each seed the values of its scenes."""
+    results: Results = {fusion: {} for fusion in fusions}
     for seed in range(seeds):
         for fusion in fusions:
-            for name, value in run(runs / f"{fusion}-{seed}", fusion, seed, steps).items():
-                results.setdefault(fusion, {}).setdefault(name, []).append(value)
-        atomic_write(runs / "results.json", json.dumps(results, indent=1) + "\n")
-        atomic_write(runs / "table.md", table(results))
+            for name, values in run(runs / f"{fusion}-{seed}", fusion, seed, steps).items():
+                results[fusion].setdefault(name, []).append(values)
+            atomic_write(runs / "results.json", json.dumps(results) + "\n")
+            atomic_write(runs / "table.md", table(results))
     return results
 
 
-def run(folder: Path, fusion: str, seed: int, steps: int) -> dict[str, float]:
+def run(folder: Path, fusion: str, seed: int, steps: int) -> dict[str, list[float]]:
     """One model: trained, judged; a finished one is read."""
     done = folder / "numbers.json"
     if done.exists():
@@ -86,10 +85,13 @@ def run(folder: Path, fusion: str, seed: int, steps: int) -> dict[str, float]:
     seconds = time.process_time() - start
     model = sightloop.load(folder / "run" / "model", device="cpu")
     tests, shown = scenes("unseen", TEST, seed)
-    numbers = {"training images/s": steps * 32 / seconds} | judged(model, tests, shown) | costs(model, tests)
-    numbers["weights"] = float(sum(weight.numel() for weight in model.module.parameters()))
-    atomic_write(done, json.dumps(numbers, indent=1) + "\n")
-    print(folder.name, {name: round(value, 4) for name, value in numbers.items()}, flush=True)
+    weights = sum(weight.numel() for weight in model.module.parameters())
+    single = {"training images/s": steps * 32 / seconds, "weights": float(weights)} | costs(model, tests)
+    numbers = judged(model, tests, shown) | {name: [value] for name, value in single.items()}
+    atomic_write(done, json.dumps(numbers) + "\n")
+    print(
+        folder.name, {name: round(statistics.mean(values), 4) for name, values in numbers.items()}, flush=True
+    )
     return numbers
 
 
@@ -120,8 +122,9 @@ def swapped(shown: Combination) -> tuple[str, str]:
     return str(colors), str(replace(shown, first=other, second=one))
 
 
-def judged(model: Any, tests: Sequence[Sample], shown: Sequence[Combination]) -> dict[str, float]:
-    """ITM on three kinds of wrong texts (a true text must score higher), answers, recall at 1 in both directions."""
+def judged(model: Any, tests: Sequence[Sample], shown: Sequence[Combination]) -> dict[str, list[float]]:
+    """A value a scene: ITM on three kinds of wrong texts (the true one must score higher), answers, both directions of
+    recall at 1: by ITC, and with the 16 best re-ranked by ITM."""
     images, texts = [sample.image for sample in tests], [str(c) for c in shown]
     true = model.match(images, texts)
     wrong = {
@@ -130,35 +133,38 @@ def judged(model: Any, tests: Sequence[Sample], shown: Sequence[Combination]) ->
         "ITM, swapped relation": [swapped(c)[1] for c in shown],
     }
     numbers = {name: _better(true, model.match(images, other)) for name, other in wrong.items()}
-    asked = [(s.image, q.question, q.answers[0]) for s in tests for q in s.questions]
-    answers = model.answer([image for image, _, _ in asked], [question for _, question, _ in asked])
-    numbers["VQA"] = statistics.mean(a == answer for a, (_, _, answer) in zip(answers, asked, strict=True))
+    asked = [(n, q.question, q.answers[0]) for n, s in enumerate(tests) for q in s.questions]
+    answers = model.answer([images[n] for n, _, _ in asked], [question for _, question, _ in asked])
+    right: list[list[bool]] = [[] for _ in tests]
+    for (n, _, true_answer), answer in zip(asked, answers, strict=True):
+        right[n].append(answer == true_answer)
+    numbers["VQA"] = [statistics.mean(each) for each in right]
     numbers["R@1, ITC"] = _recall(model.similarity(images, texts))
-    numbers["R@1, re-ranked"] = _recall(model.rank(images, texts, k=len(texts)))
+    numbers["R@1, re-ranked"] = _recall(model.rank(images, texts, k=16))
     return numbers
 
 
-def _better(true: Any, wrong: Any) -> float:
-    return float(np.mean((true > wrong) + 0.5 * (true == wrong)))
+def _better(true: Any, wrong: Any) -> list[float]:
+    return ((true > wrong) + 0.5 * (true == wrong)).tolist()
 
 
-def _recall(scores: Any) -> float:
+def _recall(scores: Any) -> list[float]:
     own = np.arange(len(scores))
-    return float(np.mean([(scores.argmax(1) == own).mean(), (scores.argmax(0) == own).mean()]))
+    return (((scores.argmax(1) == own) + 1.0 * (scores.argmax(0) == own)) / 2).tolist()
 
 
 def costs(model: Any, tests: Sequence[Sample]) -> dict[str, float]:
     """CPU milliseconds of an image that is encoded once, of a text, and of a pair that the ITM head judges."""
-    pixels = list(model.read([s.image for s in tests[:64]], isolate=False))
-    texts = model.tokenize([sample.captions[0] for sample in tests[:64]])
-    encoded = model.encode(pixels)
-    rows = [np.arange(64)] * 64
-    network = model.network
+    few = [tests[n] for n in range(min(64, len(tests)))]
+    pixels = list(model.read([sample.image for sample in few], isolate=False))
+    texts, count = model.tokenize([sample.captions[0] for sample in few]), len(few)
+    encoded, network = model.encode(pixels), model.network
+    rows = [np.arange(count)] * count
     with torch.inference_mode():
         times = {
-            "ms an image": _seconds(lambda: network.embed_image(model.encode(pixels))) / 64,
-            "ms a text": _seconds(lambda: texts.embed(network)) / 64,
-            "ms a pair": _seconds(lambda: model.match_scores(encoded, texts, rows)) / 64**2,
+            "ms an image": _seconds(lambda: network.embed_image(model.encode(pixels))) / count,
+            "ms a text": _seconds(lambda: texts.embed(network)) / count,
+            "ms a pair": _seconds(lambda: model.match_scores(encoded, texts, rows)) / count**2,
         }
     return {name: 1000 * value for name, value in times.items()}
 
@@ -173,21 +179,27 @@ def _seconds(work: Callable[[], object]) -> float:
     return min(found)
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: a row a number, a column a fusion; mean and half of the 95 % interval over the seeds."""
-    names = list(next(iter(results.values())))
-    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
-    for name in names:
-        lines.append(f"| {name} | " + " | ".join(_cell(results[fusion][name]) for fusion in results) + " |")
+def table(results: Results) -> str:
+    """Markdown: a row a number, a column a fusion: the mean with its 95 % interval over the seeds, or over the scenes
+    of fewer than three."""
+    shown = {fusion: numbers for fusion, numbers in results.items() if numbers}
+    lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
+    for name in next(iter(shown.values())):
+        lines.append(f"| {name} | " + " | ".join(_cell(numbers[name]) for numbers in shown.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: Sequence[float]) -> str:
-    digits = 0 if values[0] > 100 else 3
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    if len(values) not in _T95:
-        return mean
-    return f"{mean} ± {_T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:,.{digits}f}"
+def _cell(seeds: Sequence[Sequence[float]]) -> str:
+    values = [statistics.mean(scenes) for scenes in seeds]
+    mean, digits = statistics.mean(values), 0 if values[0] > 100 else 3
+    if len(values) < 3 and len(seeds[0]) == 1:
+        return f"{mean:,.{digits}f}"
+    if len(values) < 3:
+        scenes = [value for own in seeds for value in own]
+        half = 1.96 * statistics.stdev(scenes) / len(scenes) ** 0.5
+    else:
+        half = _T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
 
 
 if __name__ == "__main__":
@@ -195,8 +207,8 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 7))
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--fusions", nargs="+", choices=FUSIONS, default=FUSIONS)
     options = parser.parse_args()
     torch.set_num_threads(1)

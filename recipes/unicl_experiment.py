@@ -4,9 +4,9 @@
     python recipes/unicl_experiment.py RUNS --steps 10 --seeds 1           a look at the machinery
 
 Labels: images of one thing in 48 class folders ("red circle"), ten a class. Captions: scenes of two things, one above
-or left of the other. Three runs a seed by the recipe `unicl_pretrain`, of as many steps: on the labels, on the captions,
-on both in the same batches. Judged by zero-shot accuracy on new images of the 48 classes, and by recall at 10 among
-captions of combinations that no training scene shows. A second stage without the templates follows each first one.
+or left of the other. Three runs a seed by the recipe `unicl_pretrain`, of as many steps: on the labels, on the
+captions, on both in the same batches; each goes on with a second stage without the templates. Judged by zero-shot
+accuracy on new images of the 48 classes, and by recall at 10 among captions of combinations that no training scene has.
 RUNS/table.md and results.json are the result; a finished run is not run again.
 """
 
@@ -44,7 +44,8 @@ SETTINGS = (
     "data.workers=1",
     "data.augment=null",
     "optimizer.lr=1e-3",
-    "schedule.warmup_steps=30",
+    "optimizer.clip_norm=1",
+    "schedule.warmup_steps=15",
     "precision=bfloat16",
 )
 STAGE_2 = ('data.label_texts=["{}"]', "optimizer.lr=2e-4", "schedule.warmup_steps=5")
@@ -160,7 +161,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="of stage 1; stage 2 has a fifth")
+    parser.add_argument("--steps", type=int, default=100, help="of stage 1; stage 2 has a fifth")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.runs.mkdir(parents=True, exist_ok=True)
