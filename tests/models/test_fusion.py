@@ -16,7 +16,7 @@ import sightloop
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.models.blip import Blip, BlipConfig
-from sightloop.models.fusion import CoAttention, FusionBlip, FusionConfig, FusionKind
+from sightloop.models.fusion import EarlyFusion, FusionKind, LateFusion, MutualFusion
 from sightloop.nn.init import initialize
 from sightloop.protocols import DecoderNetwork, Embedder, Matcher
 from sightloop.training.config import apply_settings
@@ -35,8 +35,8 @@ def base(size: str = "world-32") -> BlipConfig:
     return config
 
 
-def build(kind: FusionKind) -> FusionBlip:
-    network = FusionBlip(with_fusion(base(), kind))
+def build(kind: FusionKind) -> Blip:
+    network = Blip(with_fusion(base(), kind))
     initialize(network, 1)
     return network.double().eval()
 
@@ -47,7 +47,7 @@ def texts(rows: int, length: int = 7) -> tuple[Tensor, Tensor]:
     return ids, torch.randint(3, length + 1, (rows,), generator=generator)
 
 
-def images(network: FusionBlip, count: int) -> Encoded:
+def images(network: Blip, count: int) -> Encoded:
     generator = torch.Generator().manual_seed(count)
     return network.encode_image(torch.randn(count, 3, 32, 32, generator=generator, dtype=torch.float64))
 
@@ -60,7 +60,7 @@ def test_as_many_weights_as_blip(size: str, kind: FusionKind) -> None:
     with torch.device("meta"):
         ours, theirs = (
             sum(p.numel() for p in network.parameters())
-            for network in (FusionBlip(with_fusion(config, kind)), Blip(config))
+            for network in (Blip(with_fusion(config, kind)), Blip(config))
         )
     assert abs(ours - theirs) < 0.01 * theirs
 
@@ -108,23 +108,26 @@ def test_late_needs_the_vectors_of_an_index_alone() -> None:
     network, (ids, lengths) = build("late"), texts(4)
     image = images(network, 2)
     u, v = network.embed_image(image).repeat_interleave(2, 0) * 8, network.embed_text(ids, lengths) * 8
-    hidden = nn.functional.gelu(network.late.fc1(torch.cat([u, v, u * v, (u - v).abs()], 1)))
-    wanted = network.match_head(network.late.fc2(hidden))
+    late = network.fusion
+    assert isinstance(late, LateFusion)
+    wanted = network.match_head(
+        late.fc2(nn.functional.gelu(late.fc1(torch.cat([u, v, u * v, (u - v).abs()], 1))))
+    )
     torch.testing.assert_close(network.match_logits(image, ids, lengths), wanted)
 
 
 def test_both_streams_read_the_layer_before() -> None:
     """One co-attention layer, by hand: each stream attends to what the other was before it."""
     network, (ids, lengths) = build("both"), texts(2)
-    fusion, image = network.both, images(network, 2)
-    assert isinstance(fusion, CoAttention)
+    fusion, image = network.fusion, images(network, 2)
+    assert isinstance(fusion, MutualFusion)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     x, y = network.encoder(ids, lengths=lengths).tokens, fusion.image_in(image.tokens)
     (reader,), (viewer,) = fusion.text_layers, fusion.image_layers
     valid = mask[:, None, None]
     words = reader(x, mask=valid, memory=reader.cross.memory(y))
     patches = viewer(y, memory=viewer.cross.memory(x), memory_mask=valid)
-    made = fusion(image.tokens, x, mask)
+    made = fusion(network.encoder, image.tokens, ids, mask)
     torch.testing.assert_close(made.tokens, words)
     pooled = torch.tanh(fusion.pool(torch.cat([words[:, 0], patches[:, 0]], 1)))
     torch.testing.assert_close(made.pooled, pooled)
@@ -133,24 +136,26 @@ def test_both_streams_read_the_layer_before() -> None:
 def test_early_tells_patches_from_words() -> None:
     network, (ids, lengths) = build("early"), texts(2)
     image = images(network, 2)
-    before = network.match_logits(image, ids, lengths)
+    before, fusion = network.match_logits(image, ids, lengths), network.fusion
+    assert isinstance(fusion, EarlyFusion)
     with torch.no_grad():
-        network.early.types.copy_(network.early.types.flip(0))
+        fusion.types.copy_(fusion.types.flip(0))
     assert not torch.allclose(before, network.match_logits(image, ids, lengths))
     assert not network.embeds_first_token
 
 
-WRONG: list[Callable[[FusionConfig], Any]] = [
+WRONG: list[Callable[[BlipConfig], Any]] = [
     lambda c: replace(c, encoder=False),
     lambda c: replace(c, text=replace(c.text, memory_dim=64)),
     lambda c: replace(c, fusion_layers=0),
     lambda c: replace(c, fusion="late"),
+    lambda c: replace(c, fusion="cross"),
     lambda c: replace(c, fusion="early", fusion_layers=0),
 ]
 
 
 @pytest.mark.parametrize("make", WRONG)
-def test_sizes_that_do_not_fit(make: Callable[[FusionConfig], Any]) -> None:
+def test_sizes_that_do_not_fit(make: Callable[[BlipConfig], Any]) -> None:
     with pytest.raises(ValueError, match=r"fusion|early|answers"):
         make(with_fusion(base(), "both"))
 
@@ -176,7 +181,7 @@ def test_trained_saved_and_used(kind: FusionKind, tmp_path: Path) -> None:
     for _ in train("world", str(tmp_path / "train.tar"), tmp_path / "run", settings=settings, device="cpu"):
         pass
     model = sightloop.load(tmp_path / "run" / "model", device="cpu")
-    assert model.family == "fusion"
+    assert (model.family, model.network.config.fusion) == ("blip", kind)
     image, told = scenes[0].image, [scene.captions[0] for scene in scenes[:5]]
     matched, ranked = model.match(image, told), model.rank(image, told, k=3)
     assert matched.shape == (5,)

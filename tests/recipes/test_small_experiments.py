@@ -58,7 +58,6 @@ def test_labels_and_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {"A_CLASS": 1, "TEST_CLASS": 1, "CAPTIONS": 20, "TEST_CAPTIONS": 12}.items():
         monkeypatch.setitem(names, name, value)
     monkeypatch.setitem(names, "SETTINGS", (*names["SETTINGS"], "data.batch=16", "schedule.warmup_steps=1"))
-    monkeypatch.setitem(names, "STAGE_2", (*names["STAGE_2"], "schedule.warmup_steps=0"))
     found = main(tmp_path, 1, 2)
     assert set(found) == {"labels", "captions", "both"}
     assert {len(values) for numbers in found.values() for values in numbers.values()} == {1}

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, fusion, llava, paligemma, siglip
+from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
 from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
@@ -26,7 +26,6 @@ FAMILIES: Mapping[str, Family] = {
         clip_resnet.FAMILY,
         blip2.FAMILY,
         blip.FAMILY,
-        fusion.FAMILY,
         siglip.FAMILY,
         florence.FAMILY,
         llava.FAMILY,

@@ -20,7 +20,6 @@ from sightloop.data.text.train_tokenizer import train_bpe, train_sentencepiece, 
 from sightloop.errors import SightloopError, UsageError
 from sightloop.inference.load import load
 from sightloop.models.blip import BlipConfig
-from sightloop.models.fusion import FusionConfig
 from sightloop.nn.attention import Linear
 from sightloop.nn.init import initialize
 from sightloop.nn.prepack import unpack, use_training_kernels
@@ -146,7 +145,7 @@ def _from_random(
         raise UsageError(f"model.size={settings.size}: no such size; choose from {', '.join(SIZES)}")
     family, config = SIZES[settings.size]
     if settings.fusion != "cross":
-        family, config = "fusion", _with_fusion(config, settings)
+        config = _with_fusion(config, settings)
     if settings.image_size:
         config = _with_image_size(config, settings.image_size)
     kind, texts = FAMILIES[family].tokenizer_of(config), _texts(dataset, LabelTexts(recipe.data.label_texts))
@@ -163,8 +162,8 @@ def _from_random(
     return network, family, tokenizer, ImageSpec(resize=(side, side), mean=mean, std=std)
 
 
-def _with_fusion(config: SizedConfig, settings: ModelSettings) -> FusionConfig:
-    if settings.fusion == "cross" or not isinstance(config, BlipConfig):
+def _with_fusion(config: SizedConfig, settings: ModelSettings) -> BlipConfig:
+    if not isinstance(config, BlipConfig):
         raise UsageError(
             f"model.fusion={settings.fusion}: {settings.size} is no BLIP; choose a model.size of BLIP, or "
             "model.fusion=cross"

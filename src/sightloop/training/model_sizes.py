@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from sightloop.models import blip, blip2, clip, fusion, siglip
+from sightloop.models import blip, blip2, clip, siglip
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict
@@ -203,7 +203,7 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
 }
 
 
-def with_fusion(config: blip.BlipConfig, kind: fusion.FusionKind) -> fusion.FusionConfig:
+def with_fusion(config: blip.BlipConfig, fusion: blip.FusionKind) -> blip.BlipConfig:
     """A BLIP of as many weights, within a percent, whose image and text meet in another way.
 
     What cross-attention has in BLIP becomes further layers of the text encoder ("late"), of both streams ("both": half
@@ -213,18 +213,20 @@ def with_fusion(config: blip.BlipConfig, kind: fusion.FusionKind) -> fusion.Fusi
 
     Args:
         config: of BLIP, all parts.
-        kind: the fusion.
+        fusion: how image and text meet; "cross" changes nothing.
     """
+    if fusion == "cross":
+        return config
     vision, text, width = config.vision, config.text, config.embed_dim or 0
     own = 4 * text.dim**2  # weights of one attention layer
     seeing, reading = (4 * t.dim**2 + 2 * t.dim * t.mlp_dim for t in (vision, text))  # of one block
     total = vision.layers * seeing + text.layers * (reading + own)
     decoder_layers = max(1, round(text.layers * own / (reading + own))) if config.shared else text.layers
     fusion_layers = 0
-    if kind == "late":
+    if fusion == "late":
         mlp = text.mlp_dim * (4 * width + text.dim)
         layers = (total - vision.layers * seeing - mlp) / reading
-    elif kind == "early":
+    elif fusion == "early":
         vision = replace(vision, dim=text.dim, heads=text.heads, mlp_dim=text.mlp_dim, layers=0)
         layers = total / reading
     else:
@@ -232,18 +234,18 @@ def with_fusion(config: blip.BlipConfig, kind: fusion.FusionKind) -> fusion.Fusi
         rest = total - 2 * fusion_layers * (reading + own) - text.dim * (vision.dim + 2 * text.dim)
         before = max(1, round(vision.layers * rest / (vision.layers * seeing + text.layers * reading)))
         vision, layers = replace(vision, layers=before), (rest - before * seeing) / reading
-    values: JsonDict = {f.name: getattr(config, f.name) for f in fields(config)}
-    values |= {"vision": vision, "text": replace(text, memory_dim=None, layers=max(1, round(layers)))}
-    if config.answers or kind == "early":
-        values["decoder_memory_dim"] = text.dim
-    made = fusion.FusionConfig(
-        **values, fusion=kind, fusion_layers=fusion_layers, decoder_layers=decoder_layers
+    made = replace(
+        config,
+        vision=vision,
+        text=replace(text, memory_dim=None, layers=max(1, round(layers))),
+        decoder_memory_dim=text.dim if config.answers or fusion == "early" else config.decoder_memory_dim,
+        fusion=fusion,
+        fusion_layers=fusion_layers,
+        decoder_layers=decoder_layers,
     )
     wider = replace(made, text=replace(made.text, mlp_dim=text.mlp_dim + 8))
     with torch.device("meta"):
-        wanted, weights, more = map(
-            _count_weights, (blip.Blip(config), fusion.FusionBlip(made), fusion.FusionBlip(wider))
-        )
+        wanted, weights, more = (_count_weights(blip.Blip(each)) for each in (config, made, wider))
     steps = max(1 - text.mlp_dim // 8, round((wanted - weights) / (more - weights)))
     return replace(made, text=replace(made.text, mlp_dim=text.mlp_dim + 8 * steps))
 
