@@ -288,7 +288,7 @@ def _valid(ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _share(encoder: TextTower, writer: Decoder, *, blocks: bool) -> None:
-    """Gives the decoder the encoder's embeddings and, with `blocks`, all but self-attention (the paper, section 3.1)."""
+    """Gives the decoder the encoder's embeddings and, with `blocks`, all but self-attention (paper, section 3.1)."""
     decoder = writer.text
     head: LmHead = writer.head
     if head.words.weight is decoder.word.weight:  # stays tied, to the embedding that both now have
