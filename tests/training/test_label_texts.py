@@ -19,11 +19,11 @@ from sightloop.training.build import build_model
 from sightloop.training.config import apply_settings
 from sightloop.training.dataloader import BatchLoader, on_device
 from sightloop.training.grad_cache import GradCache
+from sightloop.training.label_texts import LabelTexts, text_id
 from sightloop.training.loss_context import LossContext
 from sightloop.training.loss_terms import LOSS_TERMS
 from sightloop.training.recipes import find_recipe
 from sightloop.training.requirements import check_data
-from sightloop.training.text_ids import LabelTexts, text_id
 from sightloop.training.trainer import train
 from sightloop.types import Sample
 from tests.objectives.unicl import reference

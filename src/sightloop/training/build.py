@@ -38,8 +38,8 @@ from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import PromptFormat
 from sightloop.training.heads import WordHead
+from sightloop.training.label_texts import LabelTexts
 from sightloop.training.model_sizes import SIZES, SizedConfig, fit_to_tokenizer, with_fusion
-from sightloop.training.text_ids import LabelTexts
 from sightloop.types import IMAGE_PLACEHOLDER, ImageSpec, TokenizerKind
 
 ConfigT = TypeVar("ConfigT", bound=NetworkConfig)

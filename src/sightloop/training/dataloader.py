@@ -28,8 +28,9 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.prompting import check_special_tokens
 from sightloop.tasks.region_parser import FORMATTERS, plain_label
 from sightloop.training.config import DataSettings
+from sightloop.training.label_texts import LabelTexts
 from sightloop.training.masking import mask_words
-from sightloop.training.text_ids import LabelTexts, pad_caption_ids
+from sightloop.training.text_ids import pad_caption_ids
 from sightloop.types import Box, ImageSpec, JsonDict, Limits, Sample, Size
 
 _PREFETCH = 2  # batches prepared ahead of the one in use

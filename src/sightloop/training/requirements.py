@@ -11,8 +11,8 @@ from pathlib import Path
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import ImageError, UsageError
 from sightloop.training.config import DataSettings, Recipe, apply_settings, from_json, to_json
+from sightloop.training.label_texts import LabelTexts
 from sightloop.training.recipes import find_recipe
-from sightloop.training.text_ids import LabelTexts
 from sightloop.types import JsonDict, JsonMapping, Sample
 
 RECIPE_FILE = "recipe.json"
