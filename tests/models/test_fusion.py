@@ -114,6 +114,11 @@ def test_late_needs_the_vectors_of_an_index_alone() -> None:
         late.fc2(nn.functional.gelu(late.fc1(torch.cat([u, v, u * v, (u - v).abs()], 1))))
     )
     torch.testing.assert_close(network.match_logits(image, ids, lengths), wanted)
+    network.calibrate_match(0.5, 2.0)
+    u, v = network.embed_image(image), network.embed_text(ids, lengths)
+    wanted[:, 1] += 2 * (u.repeat_interleave(2, 0) * v).sum(1) - 0.5
+    torch.testing.assert_close(network.match_embeddings(u, v), wanted)
+    torch.testing.assert_close(network.match_logits(image, ids, lengths), wanted)
 
 
 def test_both_streams_read_the_layer_before() -> None:
@@ -184,6 +189,11 @@ def test_trained_saved_and_used(kind: FusionKind, tmp_path: Path) -> None:
     assert (model.family, model.network.config.fusion) == ("blip", kind)
     image, told = scenes[0].image, [scene.captions[0] for scene in scenes[:5]]
     matched, ranked = model.match(image, told), model.rank(image, told, k=3)
+    with torch.inference_mode():
+        tokens = model.tokenize(told)
+        encoded = model.encode(list(model.read([image], isolate=False)))  # pyright: ignore[reportArgumentType]
+        logits = model.network.match_logits(encoded, tokens.ids, tokens.device_lengths)
+    np.testing.assert_allclose(matched, logits.softmax(1)[:, 1].numpy(), atol=1e-5)
     assert matched.shape == (5,)
     assert (ranked > -100).sum() == 3
     question = scenes[0].questions[0].question

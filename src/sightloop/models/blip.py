@@ -1,7 +1,7 @@
 """BLIP: an image tower, a text encoder that embeds (ITC) and matches (ITM), and a text decoder that writes (LM).
 
-Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hold any of the parts. Image and text may
-also meet in other ways than by BLIP's cross-attention (`models.fusion`), under the same heads.
+Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hold any of the parts. `models.fusion` has
+other ways in which image and text may meet.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sightloop.models.fusion import EarlyFusion, FusionKind, LateFusion, build_fusion
+from sightloop.models.fusion import EarlyFusion, FusionKind, LateFusion, build_fusion, fits
 from sightloop.models.text_decoder import Decoder, LmHead
-from sightloop.nn.attention import Linear
+from sightloop.nn.attention import Linear, mask_from_lengths
 from sightloop.protocols import PatchAttention
 from sightloop.towers.text import TextConfig, TextTower
 from sightloop.towers.vit import Vit, VitConfig
@@ -46,8 +46,7 @@ class BlipConfig:
         labels: names of fine-tuned classes; a linear head on the class token's state tells them apart.
         match_cosine: weight of the ITC cosine that is added to the ITM logit of "match"; 0 in the paper, set by
             `training.calibration`.
-        fusion: how image and text meet; "cross" is BLIP's. Of the others the text encoder has no cross-attention, and
-            `shared` means the embeddings alone.
+        fusion: how image and text meet; "cross" is BLIP's. For the others `shared` means the embeddings alone.
         fusion_layers: co-attention layers of "both", 0 for the others.
         decoder_layers: layers of the text decoder, 0 for as many as the encoder's.
 
@@ -82,14 +81,9 @@ class BlipConfig:
             here = f"{self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
             raise ValueError(f"answers: needs an encoder, a decoder and one width of all, not {here}")
         towers = self.encoder and self.embed_dim is not None and self.text.memory_dim is None
-        if self.fusion != "cross" and not towers:
-            raise ValueError(
-                f"fusion {self.fusion}: needs projections and an encoder without cross-attention"
-            )
-        if (self.fusion == "both") != (self.fusion_layers > 0):
-            raise ValueError(f"fusion {self.fusion}: does not have {self.fusion_layers} fusion_layers")
-        if self.fusion == "early" and (self.vision.layers or self.vision.dim != self.text.dim):
-            raise ValueError("fusion early: the image tower must be patches alone, of the text's width")
+        is_patches = not self.vision.layers and self.vision.dim == self.text.dim
+        if not fits(self.fusion, self.fusion_layers, towers=towers, is_patches=is_patches):
+            raise ValueError(f"fusion {self.fusion}: does not fit the other parts")
 
 
 class Blip(nn.Module):
@@ -109,8 +103,8 @@ class Blip(nn.Module):
             self.decoder = Decoder(reads, tied_words=config.tied_words)
         if config.shared:
             _share(self.encoder, self.decoder, blocks=config.fusion == "cross")
-        widths = config.vision.dim, config.embed_dim or 0
-        self.fusion = build_fusion(config.fusion, config.text, *widths, config.fusion_layers)
+        sizes = config.vision.dim, config.embed_dim or 0, config.fusion_layers
+        self.fusion = build_fusion(config.fusion, config.text, *sizes)
         if config.embed_dim is not None:
             self.image_projection = Linear(config.vision.dim, config.embed_dim)
             self.text_projection = Linear(config.text.dim, config.embed_dim)
@@ -126,16 +120,15 @@ class Blip(nn.Module):
         """Verbs that this checkpoint's parts allow."""
         config = self.config
         embeds = config.encoder and config.embed_dim is not None
+        # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
+        writes = config.decoder and (config.answers or not config.encoder or config.matching)
         parts = {
             "embed": embeds,
             "similarity": embeds,
             "classify": (embeds and config.temperature) or bool(config.labels),
             "match": config.matching,
             "rank": config.matching and embeds,
-            # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
-            "caption": config.decoder
-            and config.fusion != "early"  # whose image tokens have not seen each other
-            and (config.answers or not config.encoder or config.matching),
+            "caption": writes and config.fusion != "early",  # whose image tokens have not seen each other
             "answer": config.answers or (config.decoder and config.encoder and not config.matching),
         }
         return frozenset(name for name in parts if parts[name])
@@ -163,6 +156,11 @@ class Blip(nn.Module):
         return self.config.fusion != "early"
 
     @property
+    def matches_embeddings(self) -> bool:
+        """Whether ITM judges from the vectors of ITC alone."""
+        return self.config.fusion == "late"
+
+    @property
     def embed_dim(self) -> int:
         """Width of the ITC space, 0 without the projections."""
         return self.config.embed_dim or 0
@@ -188,7 +186,7 @@ class Blip(nn.Module):
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length (ITC)."""
         if isinstance(self.fusion, EarlyFusion):
-            first = self.fusion.text_state(self.encoder, ids, _valid(ids, lengths))
+            first = self.fusion.text_state(self.encoder, ids, lengths)
         else:
             first = self.encoder(ids, lengths=lengths).tokens[:, 0]
         return nn.functional.normalize(self.text_projection(first), dim=-1)
@@ -218,9 +216,9 @@ class Blip(nn.Module):
         Returns:
             tokens `[R, L, D]`, of "late" `[R, 1, D]`; pooled `[R, D]`, from which ITM judges; mask `[R, L]` or None.
         """
-        if isinstance(self.fusion, LateFusion):  # needs the vectors of an index alone
+        if isinstance(self.fusion, LateFusion):
             return self.fusion(self.embed_image(image), self.embed_text(ids, lengths))
-        mask = _valid(ids, lengths)
+        mask = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
         if self.config.encoder_start is not None:
             ids = ids.clone()
             ids[:, 0] = self.config.encoder_start
@@ -232,21 +230,30 @@ class Blip(nn.Module):
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
         """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together."""
-        logits = self.match_head(self.encode_text(image, ids, lengths).pooled)
-        if self.config.match_cosine:
-            texts = self.embed_text(ids, lengths).unflatten(0, (len(image.tokens), -1))
-            cosines = (texts @ self.embed_image(image)[..., None]).flatten()
-            logits[:, 1] += self.config.match_cosine * cosines
+        if self.matches_embeddings:
+            return self.match_embeddings(self.embed_image(image), self.embed_text(ids, lengths))
+        states = self.encode_text(image, ids, lengths)
+        if not self.config.match_cosine:
+            return self.match_head(states.pooled)
+        return self._judge(states, self.embed_image(image), self.embed_text(ids, lengths))
+
+    def match_embeddings(self, image: Tensor, text: Tensor) -> Tensor:
+        """ITM logits `[R, 2]` of "late" fusion: unit vectors of B images `[B, P]` and their texts `[R, P]`."""
+        assert isinstance(self.fusion, LateFusion)
+        return self._judge(self.fusion(image, text), image, text)
+
+    def _judge(self, states: Encoded, image: Tensor, text: Tensor) -> Tensor:
+        logits = self.match_head(states.pooled)
+        cosines = (text.unflatten(0, (len(image), -1)) @ image[..., None]).flatten()
+        logits[:, 1] += self.config.match_cosine * cosines
         return logits
 
     def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
         """The words' cross-attention (ITM), or the image tower's attention (ITC); None where a fusion has neither."""
-        if isinstance(self.fusion, EarlyFusion):
+        if isinstance(self.fusion, EarlyFusion) or (score == "match" and self.matches_embeddings):
             return None
-        if score == "similarity":
+        if score == "similarity" or isinstance(self.fusion, LateFusion):
             return self.vision.patch_attention()
-        if isinstance(self.fusion, LateFusion):
-            return None
         layers = self.encoder.layers if self.fusion is None else self.fusion.text_layers
         skip = int(self.config.vision.has_class_token)
         return PatchAttention([block.cross for block in layers], "text", skip)
@@ -276,15 +283,8 @@ class Blip(nn.Module):
         return self.decoder.head(states)
 
     def _image_state(self, image: Encoded) -> Tensor:
-        """State of the first token of B images `[B, D]`."""
-        if isinstance(self.fusion, EarlyFusion):
-            return self.fusion.image_state(self.encoder, image.tokens)
-        return image.tokens[:, 0]
-
-
-def _valid(ids: Tensor, lengths: Tensor) -> Tensor:
-    """bool `[R, L]`, False for padding."""
-    return torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        early = self.fusion if isinstance(self.fusion, EarlyFusion) else None
+        return image.tokens[:, 0] if early is None else early.image_state(self.encoder, image.tokens)
 
 
 def _share(encoder: TextTower, writer: Decoder, *, blocks: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sightloop.nn.attention import Linear
+from sightloop.nn.attention import Linear, mask_from_lengths
 from sightloop.nn.blocks import ACTIVATIONS, Block
 from sightloop.towers.text import TextConfig, TextTower
 from sightloop.types import Encoded
@@ -109,13 +109,27 @@ class EarlyFusion(nn.Module):
         """Patches alone: `[B, N, D]` -> state of the first one `[B, D]`."""
         return _run(encoder, image + self.types[0], None)[:, 0]
 
-    def text_state(self, encoder: TextTower, ids: Tensor, mask: Tensor) -> Tensor:
-        """Words alone: ids `[R, L]` -> state of the first one `[R, D]`."""
+    def text_state(self, encoder: TextTower, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Words alone: ids `[R, L]`, lengths `[R]` -> state of the first one `[R, D]`."""
+        mask = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
         return _run(encoder, self._words(encoder, ids), mask)[:, 0]
 
     def _words(self, encoder: TextTower, ids: Tensor) -> Tensor:
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         return encoder.add_positions(encoder.embed_tokens(ids), positions) + self.types[1]
+
+
+def fits(kind: FusionKind, layers: int, *, towers: bool, is_patches: bool) -> bool:
+    """Whether the parts of a BLIP fit a fusion.
+
+    Args:
+        kind: the fusion.
+        layers: co-attention layers.
+        towers: there are projections and a text encoder without cross-attention.
+        is_patches: the image tower cuts patches of the text's width, and no more.
+    """
+    parts = towers or kind == "cross"
+    return parts and (kind == "both") == (layers > 0) and (is_patches or kind != "early")
 
 
 def build_fusion(
