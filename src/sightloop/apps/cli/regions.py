@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 from cyclopts import Group, Parameter
 
 from sightloop.apps.cli.checks import read_ahead
-from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
+from sightloop.apps.cli.common import (
+    Paths,
+    check_model,
+    model_for,
+    report_without_images,
+    run_verb,
+    start_reading,
+)
 from sightloop.apps.cli.options import (
     DecodingOptions,
     NamedModelOptions,
@@ -208,6 +215,7 @@ def _run(
     inputs = read_ahead(paths)
     if inputs.images is None:
         return report_without_images(activity, inputs)
+    start_reading()
     model = model_for(capability, runtime)
     from sightloop.annotation.region_files import Drawings, write_regions
     from sightloop.data.datasets.schema import fields_from_region

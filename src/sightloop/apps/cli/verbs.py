@@ -18,6 +18,7 @@ from sightloop.apps.cli.common import (
     models_for,
     report_without_images,
     run_verb,
+    start_reading,
 )
 from sightloop.apps.cli.options import (
     DecodingOptions,
@@ -186,6 +187,7 @@ def embed(
             progress.message(f"{out}: holds the embeddings of these images by {runtime.source} already.")
         return progress.status
     with ExitStack() as stack:
+        start_reading()
         model = models_for(stack, "embed", runtime)
 
         def verb(images: list[Pixels]) -> list[Floats32]:

@@ -26,7 +26,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import ftfy
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -455,6 +454,8 @@ def _openai_clean(text: str) -> str:
     plain = text.strip(" \t\r\n")
     if plain.isascii() and plain.isprintable() and "&" not in plain:
         return " ".join(plain.split()).lower()  # nothing to mend: the same result, much sooner
+    import ftfy  # takes as long to import as all of this package, and few texts need it
+
     mended = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return _OPENAI_SPACE.sub(" ", mended).strip().lower()
 
