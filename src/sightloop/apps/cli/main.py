@@ -174,6 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_verbose():
             traceback.print_exc()
         return _report(error)
+    finally:
+        if reader := sys.modules.get("sightloop.data.images.reader"):
+            reader.stop_early()
 
 
 def _without_far_suggestion(message: str) -> str:

@@ -12,8 +12,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-import ftfy
-
 # CLIP's words: special tokens, English clitics, runs of letters, single numbers, runs of anything else.
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # The original pattern ignores case. Its texts are lower case by then, so that only adds the long s (U+017F), and
@@ -50,6 +48,8 @@ class ClipRules:
         plain = text.strip(" \t\r\n")
         if plain.isascii() and plain.isprintable() and "&" not in plain:
             return " ".join(plain.split()).lower()  # nothing to mend: the same result, much sooner
+        import ftfy  # takes as long to import as all of this package, and few texts need it
+
         mended = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
         single = " ".join(mended.split()) if self.is_space_wide else _SPACE.sub(" ", mended)
         return single.strip().lower()
