@@ -11,6 +11,7 @@ import numpy as np
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, over_images
+from sightloop.evaluation.writing import write_captions
 from sightloop.metrics import (
     CaptionScores,
     bleu,
@@ -69,8 +70,7 @@ class CaptioningTask:
         return phases
 
     def _caption(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
-        captions = model.caption(images, self.options.prompt, **self.options.decoding)
-        return [{"caption": caption} for caption in captions]
+        return write_captions(model, images, self.options)
 
     def _embed(self, work: TaskContext, samples: list[Sample]) -> Events:
         """Cosines of each caption with its image, and with the nearest reference."""
