@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -11,7 +12,7 @@ import numpy as np
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, TaskPhase, object_labels, over_images
 from sightloop.evaluation.writing import write_answers
 from sightloop.metrics import matching_curves, pope_counts, pope_metrics, pope_question, roc_auc, says_yes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Choice: TypeAlias = Literal["random", "popular", "adversarial"]
 
+_YES = re.compile(r"\byes\b", re.IGNORECASE)
 _MOST = 3  # objects that are there, for each image; as many that are not, for each way of choosing them
 _STATEMENT = "there is {} in the image"
 _CHOICES: dict[Choice, str] = {
@@ -123,6 +125,8 @@ class PopeTask:
             if name != "ROC AUC"
             for choice, own in counts.items()
         ]
+        if self.options.score_by is None:
+            tables.append(self._unclear_table(samples, records))
         if self.options.score_by == "itm":
             tables += [self._roc_table(choice, samples, records) for choice in _CHOICES]
         cases = tuple(self._case(sample, self._said(sample, records)) for sample in samples)
@@ -140,6 +144,16 @@ class PopeTask:
             f"an image's boxes and as many labels without a box there: {_CHOICES[choice]}; the answer is "
             f"{_JUDGED[self.options.score_by]}"
         )
+
+    def _unclear_table(self, samples: Sequence[Sample], records: Records) -> MetricTable:
+        """Answers that are no answer to the question, which POPE counts as yes."""
+        rows = np.zeros((len(samples), 2))
+        for row, sample in zip(rows, samples, strict=True):
+            answers = self._said(sample, records).values()
+            row[:] = sum(says_yes(text) and not _YES.search(text) for text in answers), len(answers)
+        protocol = "share of answers, to all questions, with neither yes nor no in them, which count as yes"
+        keys = [sample.key for sample in samples]
+        return MetricTable("neither", protocol, "images", keys, rows, of_means=ratio_of_means)
 
     def _roc_table(self, choice: Choice, samples: Sequence[Sample], records: Records) -> MetricTable:
         """Rows: an image's probabilities, first of objects that are there, then of others; NaN fills them up."""
