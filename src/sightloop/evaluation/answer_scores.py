@@ -6,8 +6,8 @@ itm          logit that the image matches "a dog on a beach. is it sunny? yes. a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from sightloop.tasks.text_scores import text_log_likelihoods
 from sightloop.types import Dialogue, Encoded, Floats32, Message, Pixels
 
 if TYPE_CHECKING:
+    from sightloop.data.text.tokenizer import Tokenizer
     from sightloop.inference.model import Model
 
 ScoreBy: TypeAlias = Literal["likelihood", "itm"]
@@ -67,21 +68,36 @@ def score_dialogues(
     return score(model, images, dialogues, history)
 
 
-def context_texts(dialogue: Dialogue, index: int, history: int | None = None) -> list[str]:
-    """What is said up to the question of a round: the caption, then each round, then the question, one text each.
+class Reading(NamedTuple):
+    """What is read with the question of a round.
 
-    ["a dog on a beach.", "is it sunny? yes.", "any people?"]
+    Attributes:
+        first: index of the first round.
+        captioned: whether the caption is read before it.
     """
-    question = _ended(dialogue.rounds[index].question, "?")
+
+    first: int
+    captioned: bool
+
+
+def readings(dialogue: Dialogue, index: int, history: int | None = None) -> list[Reading]:
+    """What may be read with the question of a round, from the most to the question alone."""
+    alone = Reading(index, False)
     if history == 0:
-        return [question]
+        return [alone]
     first = 0 if history is None else max(0, index - history)
+    captioned = bool(dialogue.caption.strip())
+    return list(dict.fromkeys([*(Reading(i, captioned) for i in range(first, index + 1)), alone]))
+
+
+def context_text(dialogue: Dialogue, index: int, reading: Reading) -> str:
+    """What is said up to the question of a round: "a dog on a beach. is it sunny? yes. any people?"."""
+    caption = [_ended(dialogue.caption, ".")] if reading.captioned else []
     said = [
         f"{_ended(one.question, '?')} {_ended(one.answer or '', '.')}".strip()
-        for one in dialogue.rounds[first:index]
+        for one in dialogue.rounds[reading.first : index]
     ]
-    caption = [_ended(dialogue.caption, ".")] if dialogue.caption.strip() else []
-    return [*caption, *said, question]
+    return " ".join([*caption, *said, _ended(dialogue.rounds[index].question, "?")])
 
 
 def _ended(text: str, mark: str) -> str:
@@ -89,30 +105,31 @@ def _ended(text: str, mark: str) -> str:
     return text if not text or text[-1] in ".?!" else text + mark
 
 
-def _fitting_context(
-    dialogue: Dialogue, index: int, history: int | None, longest: str, fits: Callable[[str], bool]
+def _fitting(
+    texts: Iterable[str], tokenizer: Tokenizer, limit: int, longest: str = "", tokens: int = 0
 ) -> str:
-    """`context_texts` as one text; the oldest rounds are left out until the longest answer has room behind it."""
-    parts = context_texts(dialogue, index, history)
-    has_caption = bool(dialogue.caption.strip()) and history != 0
-    while len(parts) > 1 and not fits(f"{' '.join(parts)} {longest}"):
-        del parts[int(has_caption and len(parts) > 2)]
-    return " ".join(parts)
+    """The first of some texts, each shorter than the one before, that has room; the last one if none has.
 
-
-def _room(model: Model) -> Callable[[str], bool]:
-    """Whether the text encoder of a model has room for a text."""
-    tokenizer = model.tokenizer
-    return lambda text: (
-        int(tokenizer.encode([text], max_length=_NEVER_CUT).lengths[0]) <= tokenizer.max_length
-    )
+    Args:
+        texts: at least one.
+        tokenizer: the model's.
+        limit: most tokens; 0 for any number.
+        longest: a text that follows.
+        tokens: that come beside the text's own.
+    """
+    text = ""
+    for text in texts:
+        length = int(tokenizer.encode([f"{text} {longest}".strip()], max_length=_NEVER_CUT).lengths[0])
+        if not limit or length + tokens <= limit:
+            break
+    return text
 
 
 def _itm_scores(
     model: Model, images: Sequence[Pixels], dialogues: Sequence[Sequence[Dialogue]], history: int | None
 ) -> list[list[Floats32]]:
     """ITM log-odds of "caption history question answer"."""
-    fits = _room(model)
+    tokenizer = model.tokenizer
     counts: list[list[int]] = []  # of candidates, by image and round
     texts: list[str] = []
     for own in dialogues:
@@ -121,8 +138,10 @@ def _itm_scores(
             for index, one in enumerate(dialogue.rounds):
                 counts[-1].append(len(one.candidates))
                 if one.candidates:
-                    longest = max(one.candidates, key=len)
-                    context = _fitting_context(dialogue, index, history, longest, fits)
+                    contexts = _contexts(dialogue, index, history)
+                    context = _fitting(
+                        contexts, tokenizer, tokenizer.max_length, max(one.candidates, key=len)
+                    )
                     texts += [f"{context} {candidate}" for candidate in one.candidates]
     ends = np.cumsum([0, *(sum(own) for own in counts)])
     rows_of = [np.arange(ends[i], ends[i + 1]) for i in range(len(images))]
@@ -147,10 +166,14 @@ def _likelihood_scores(
                 if not one.candidates:
                     scores[-1].append(np.zeros(0, np.float32))
                 elif isinstance(model.network, DecoderNetwork):
-                    context = _fitting_context(dialogue, index, history, "", _room(model))
+                    contexts = _contexts(dialogue, index, history)
+                    context = _fitting(contexts, model.tokenizer, model.tokenizer.max_length)
                     scores[-1].append(_decoder_scores(model, encoded.tokens, context, one.candidates))
                 else:
-                    prompt = _prompt(model, encoded.pixels, dialogue, index, history)
+                    prompts = _prompts(model, encoded.pixels, dialogue, index, history)
+                    limit = require(model.network, PromptedNetwork).config.text.positions
+                    longest, tokens = max(one.candidates, key=len), len(encoded.tokens)
+                    prompt = _fitting(prompts, model.tokenizer, limit, longest, tokens)
                     prefix, _ = model.generator.build_prefix([[encoded]], [prompt])
                     scores[-1].append(_prompted_scores(model, prefix, one.candidates))
     return scores
@@ -175,23 +198,32 @@ def _prompted_scores(model: Model, prefix: Encoded, candidates: Sequence[str]) -
     return text_log_likelihoods(network.language, prefix, ids, lengths, after_prefix=not start).cpu().numpy()
 
 
-def _prompt(model: Model, pixels: Pixels, dialogue: Dialogue, index: int, history: int | None) -> str:
-    """The dialogue in the network's chat template, or as a question."""
-    if isinstance(model.network, ChatNetwork):
-        return model.network.render_chat(_as_messages(pixels, dialogue, index, history))
-    return model.generator.format_prompt("answer", " ".join(context_texts(dialogue, index, history)))
+def _contexts(dialogue: Dialogue, index: int, history: int | None) -> Iterator[str]:
+    """The dialogue up to a question, from its whole to the question alone."""
+    return (context_text(dialogue, index, reading) for reading in readings(dialogue, index, history))
 
 
-def _as_messages(pixels: Pixels, dialogue: Dialogue, index: int, history: int | None) -> list[Message]:
+def _prompts(
+    model: Model, pixels: Pixels, dialogue: Dialogue, index: int, history: int | None
+) -> Iterator[str]:
+    """The dialogue up to a question in the network's chat template, or as a question, likewise."""
+    if "chat" not in model.capabilities:
+        return (model.generator.format_prompt("answer", text) for text in _contexts(dialogue, index, history))
+    network = require(model.network, ChatNetwork)
+    return (
+        network.render_chat(_as_messages(pixels, dialogue, index, reading))
+        for reading in readings(dialogue, index, history)
+    )
+
+
+def _as_messages(pixels: Pixels, dialogue: Dialogue, index: int, reading: Reading) -> list[Message]:
     """The dialogue as a conversation; the caption stands before the first question."""
-    first = index if history == 0 else 0 if history is None else max(0, index - history)
     messages: list[Message] = []
-    for number in range(first, index + 1):
+    for number in range(reading.first, index + 1):
         one = dialogue.rounds[number]
-        text = _ended(one.question, "?")
-        if number == first and history != 0 and dialogue.caption.strip():
-            text = f"{_ended(dialogue.caption, '.')} {text}"
-        messages.append(Message("user", text, (pixels,) if number == first else ()))
+        is_first = number == reading.first
+        caption = f"{_ended(dialogue.caption, '.')} " if is_first and reading.captioned else ""
+        messages.append(Message("user", caption + _ended(one.question, "?"), (pixels,) * is_first))
         if number < index:
             messages.append(Message("assistant", one.answer or ""))
     return messages
