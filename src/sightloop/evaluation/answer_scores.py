@@ -234,12 +234,14 @@ def _answer_ids(
 ) -> tuple[Tensor, Tensor]:
     """Ids `[R, L]` and lengths `[R]` of answers between what every answer begins with and EOS, as in training."""
     tokenizer = model.tokenizer
-    has_bos, has_eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
     read = tokenizer.encode(list(candidates), max_length=_NEVER_CUT)
-    rows = [
-        [*begin, *ids[int(has_bos) : length - has_eos].tolist(), end_id]
-        for ids, length in zip(read.ids, read.lengths.tolist(), strict=True)
-    ]
+    rows: list[list[int]] = []
+    for ids, length in zip(read.ids, read.lengths.tolist(), strict=True):
+        words: list[int] = ids[:length].tolist()
+        # OPT's tokenizer puts a first token, T5's a last one.
+        words = words[words[:1] == [tokenizer.bos_id] :]
+        words = words[: len(words) - (words[-1:] == [tokenizer.eos_id])]
+        rows.append([*begin, *words, end_id])
     ids = torch.full((len(rows), max(2, *map(len, rows))), tokenizer.pad_id)
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = torch.tensor(row)
