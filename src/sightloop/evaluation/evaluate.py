@@ -305,7 +305,7 @@ def _score(task: EvalTask, dataset: EvalDataset, header: JsonMapping, records: R
     finite = tuple(number for number in numbers if math.isfinite(number.value))
     missing_numbers = {n.name: "no sample has what it is computed of" for n in numbers if n not in finite}
     return EvalRun(
-        header, finite, replace(scores, not_computed={**scores.not_computed, **missing_numbers}), failed
+        header, finite, replace(scores, not_computed={**missing_numbers, **scores.not_computed}), failed
     )
 
 

@@ -129,9 +129,11 @@ class PopeTask:
             tables.append(self._unclear_table(samples, records))
         if self.options.score_by == "itm":
             tables += [self._roc_table(choice, samples, records) for choice in _CHOICES]
+        silent = [choice for choice, own in counts.items() if not own[:, :2].any()]
+        not_computed = {f"precision ({choice})": "no answer is yes" for choice in silent}
         cases = tuple(self._case(sample, self._said(sample, records)) for sample in samples)
         ranked = "share of right answers to all questions of an image; disputed: half of them are yes"
-        return TaskScores(tuple(tables), cases=cases, ranked=ranked)
+        return TaskScores(tuple(tables), not_computed, cases, ranked)
 
     def _said(self, sample: Sample, records: Records) -> dict[str, str]:
         """Answers by object."""
