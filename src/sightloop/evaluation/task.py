@@ -55,6 +55,8 @@ class EvalOptions:
             answers, else by ITM (dialogue), or the answer is written freely (pope).
         history: rounds before a question that are read with it; None for all, 0 for the question alone (dialogue).
         objects: what to look for in captions, one line an object, "dog: puppy, hound"; None for COCO's (chair).
+        rank_samples: answers drawn for each question and ranked, beside the one of greedy search; None for none (vqa).
+        rank_by: source of the model that judges them; None for the evaluated one (vqa).
 
     Raises:
         UsageError: a value that is not allowed.
@@ -80,6 +82,8 @@ class EvalOptions:
     score_by: Literal["likelihood", "itm"] | None = None
     history: int | None = None
     objects: Sequence[str] | None = None
+    rank_samples: int | None = None
+    rank_by: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -89,6 +93,10 @@ class EvalOptions:
             refuse_string(name, getattr(self, name))
         if self.history is not None and self.history < 0:
             raise UsageError(f"history={self.history}: must be at least 0")
+        if self.rank_samples is not None and not 2 <= self.rank_samples <= 256:
+            raise UsageError(f"rank_samples={self.rank_samples}: must be 2 to 256")
+        if self.rank_by is not None and self.rank_samples is None:
+            raise UsageError(f"rank_by={self.rank_by!r}: goes with rank_samples")
         if isinstance(self.rerank, int):
             raise UsageError(f"rerank={self.rerank}: give a list, rerank=[{self.rerank}]")
         if any(k < 1 for k in self.rerank):
