@@ -19,7 +19,6 @@ from sightloop.tasks.text_scores import text_log_likelihoods
 from sightloop.types import Dialogue, Encoded, Floats32, Message, Pixels
 
 if TYPE_CHECKING:
-    from sightloop.data.text.tokenizer import Tokenizer
     from sightloop.inference.model import Model
 
 ScoreBy: TypeAlias = Literal["likelihood", "itm"]
@@ -105,21 +104,19 @@ def _ended(text: str, mark: str) -> str:
     return text if not text or text[-1] in ".?!" else text + mark
 
 
-def _fitting(
-    texts: Iterable[str], tokenizer: Tokenizer, limit: int, longest: str = "", tokens: int = 0
-) -> str:
+def _fitting(texts: Iterable[str], model: Model, limit: int, longest: str = "", tokens: int = 0) -> str:
     """The first of some texts, each shorter than the one before, that has room; the last one if none has.
 
     Args:
         texts: at least one.
-        tokenizer: the model's.
+        model: whose tokenizer counts.
         limit: most tokens; 0 for any number.
         longest: a text that follows.
         tokens: that come beside the text's own.
     """
     text = ""
     for text in texts:
-        length = int(tokenizer.encode([f"{text} {longest}".strip()], max_length=_NEVER_CUT).lengths[0])
+        length = int(model.tokenizer.encode([f"{text} {longest}".strip()], max_length=_NEVER_CUT).lengths[0])
         if not limit or length + tokens <= limit:
             break
     return text
@@ -129,7 +126,6 @@ def _itm_scores(
     model: Model, images: Sequence[Pixels], dialogues: Sequence[Sequence[Dialogue]], history: int | None
 ) -> list[list[Floats32]]:
     """ITM log-odds of "caption history question answer"."""
-    tokenizer = model.tokenizer
     counts: list[list[int]] = []  # of candidates, by image and round
     texts: list[str] = []
     for own in dialogues:
@@ -167,13 +163,13 @@ def _likelihood_scores(
                     scores[-1].append(np.zeros(0, np.float32))
                 elif isinstance(model.network, DecoderNetwork):
                     contexts = _contexts(dialogue, index, history)
-                    context = _fitting(contexts, model.tokenizer, model.tokenizer.max_length)
+                    context = _fitting(contexts, model, model.tokenizer.max_length)
                     scores[-1].append(_decoder_scores(model, encoded.tokens, context, one.candidates))
                 else:
                     prompts = _prompts(model, encoded.pixels, dialogue, index, history)
                     limit = require(model.network, PromptedNetwork).config.text.positions
                     longest, tokens = max(one.candidates, key=len), len(encoded.tokens)
-                    prompt = _fitting(prompts, model.tokenizer, limit, longest, tokens)
+                    prompt = _fitting(prompts, model, limit, longest, tokens)
                     prefix, _ = model.generator.build_prefix([[encoded]], [prompt])
                     scores[-1].append(_prompted_scores(model, prefix, one.candidates))
     return scores

@@ -12,6 +12,7 @@ from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, TaskPhase, object_labels
+from sightloop.evaluation.writing import how_written
 from sightloop.metrics import ObjectNames, chair_counts, coco_objects, present_objects
 from sightloop.types import Floats, JsonDict, Sample
 
@@ -34,7 +35,7 @@ class ChairTask:
         Raises:
             UsageError: a list of another form, or one that names nothing in these images.
         """
-        self._captioning = CaptioningTask(options)
+        self._options, self._captioning = options, CaptioningTask(options)
         self.settings: JsonDict = self._captioning.settings
         self.names = coco_objects() if options.objects is None else ObjectNames(options.objects)
         self._present = {
@@ -86,6 +87,7 @@ class ChairTask:
         return (
             f"CHAIR (Rohrbach et al. 2018), {len(self.names.names)} objects; there is what a box ({boxes:,} of "
             f"{len(samples):,} images have any) or a caption by people ({texts:,} have any) names"
+            f"{how_written(self._options)}"
         )
 
     def _by_object(self, keys: Sequence[str], captions: dict[str, str]) -> list[MetricTable]:

@@ -14,7 +14,7 @@ from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, TaskPhase, object_labels, over_images
-from sightloop.evaluation.writing import write_answers
+from sightloop.evaluation.writing import how_written, ranking_settings, write_answers
 from sightloop.metrics import matching_curves, pope_counts, pope_metrics, pope_question, roc_auc, says_yes
 from sightloop.types import Floats, JsonDict, Pixels, Sample
 
@@ -75,6 +75,7 @@ class PopeTask:
             "seed": options.seed,
             "score_by": options.score_by,
             "decoding": dict(options.decoding),
+            **ranking_settings(options),
         }
 
     def wants(self, sample: Sample) -> bool:
@@ -92,7 +93,7 @@ class PopeTask:
     def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
         questions = [[pope_question(name) for name in self.objects[sample.key].asked] for sample in samples]
         candidates = None if self.options.score_by is None else ["yes", "no"]
-        return write_answers(model, images, questions, self.options, candidates)
+        return write_answers(model, images, questions, self.options, candidates, ranked=True)
 
     def _judge(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
         records: list[JsonDict] = []
@@ -145,6 +146,7 @@ class PopeTask:
             f'POPE (Li et al. 2023): {questions:,} questions "Is there a ... in the image?", up to {_MOST} labels of '
             f"an image's boxes and as many labels without a box there: {_CHOICES[choice]}; the answer is "
             f"{_JUDGED[self.options.score_by]}"
+            f"{how_written(self.options) if self.options.score_by is None else ''}"
         )
 
     def _unclear_table(self, samples: Sequence[Sample], records: Records) -> MetricTable:

@@ -104,10 +104,10 @@ class EvaluateOptions:
 
     rank_samples: Annotated[int | None, Parameter(converter=integer)] = None
     """vqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for `ask`,
-    `caption` and `chat`. Default: off."""
+    `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. Default: off."""
 
     rank_by: Annotated[str | None, Parameter(metavar="MODEL")] = None
-    """vqa with --rank-samples: the model that judges. Default: the evaluated one."""
+    """With --rank-samples: the model that judges. Default: the evaluated one."""
 
     clip: str | None = None
     """captions: embedding model for CLIPScore and RefCLIPScore, such as openai/clip-vit-base-patch32. Default:
@@ -154,8 +154,8 @@ class EvaluateOptions:
                 check_at_least(option_name(name), value, 1)
         if self.history is not None:
             check_at_least("--history", self.history, 0)
-        names = "samples seed answer_by match_by score_by history rank_samples rank_by clip prompt device dtype quantize"
-        unchanged = [*names.split(), "batch_size", "workers"]
+        names = "samples seed answer_by match_by score_by history rank_samples rank_by clip prompt"
+        unchanged = [*names.split(), "device", "dtype", "quantize", "batch_size", "workers"]
         decoding = {name: getattr(self, name) for name in ("num_beams", "max_new_tokens")}
         options = {name: getattr(self, name) for name in unchanged} | {
             "rerank": None if self.rerank is None else [k for k in self.rerank if k],
