@@ -92,11 +92,11 @@ def readings(dialogue: Dialogue, index: int, history: int | None = None) -> list
 def context_text(dialogue: Dialogue, index: int, reading: Reading) -> str:
     """What is said up to the question of a round: "a dog on a beach. is it sunny? yes. any people?"."""
     caption = [_ended(dialogue.caption, ".")] if reading.captioned else []
-    said = [
+    earlier = [
         f"{_ended(one.question, '?')} {_ended(one.answer or '', '.')}".strip()
         for one in dialogue.rounds[reading.first : index]
     ]
-    return " ".join([*caption, *said, _ended(dialogue.rounds[index].question, "?")])
+    return " ".join([*caption, *earlier, _ended(dialogue.rounds[index].question, "?")])
 
 
 def _ended(text: str, mark: str) -> str:
@@ -136,7 +136,7 @@ def _itm_scores(
                 if one.candidates:
                     contexts = _contexts(dialogue, index, history)
                     context = _fitting(
-                        contexts, tokenizer, tokenizer.max_length, max(one.candidates, key=len)
+                        contexts, model, model.tokenizer.max_length, max(one.candidates, key=len)
                     )
                     texts += [f"{context} {candidate}" for candidate in one.candidates]
     ends = np.cumsum([0, *(sum(own) for own in counts)])

@@ -115,14 +115,14 @@ class ChairTask:
         ]
         counts = chair_counts(caption, present, self.names)
         boxed = present_objects(object_labels(sample), (), self.names)
-        told = present_objects((), sample.captions, self.names)
-        doubtful = len((boxed ^ told) & {m.name for m in mentions}) if boxed and told else 0
+        captioned = present_objects((), sample.captions, self.names)
+        doubtful = len((boxed ^ captioned) & {m.name for m in mentions}) if boxed and captioned else 0
         lines = [("model", caption)]
         lines += [("not there", ", ".join(wrong))] if wrong else []
         lines += [("there", ", ".join(sorted(present)))] if present else []
         lines += [("people", text) for text in sample.captions[:2]]
         marks = tuple(("people", region) for region in sample.regions)
-        quality = counts.found / (counts.present + 1) - counts.hallucinated
+        quality = counts.recalled / (counts.present + 1) - counts.hallucinated
         return ExampleCase(sample.key, quality, doubtful, tuple(lines), marks)
 
 

@@ -21,12 +21,12 @@ from sightloop.types import Floats, JsonDict, Pixels, Sample
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
-Choice: TypeAlias = Literal["random", "popular", "adversarial"]
+AbsentChoice: TypeAlias = Literal["random", "popular", "adversarial"]
 
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 _MOST = 3  # objects that are there, for each image; as many that are not, for each way of choosing them
 _STATEMENT = "there is {} in the image"
-_CHOICES: dict[Choice, str] = {
+_CHOICES: dict[AbsentChoice, str] = {
     "random": "drawn by the seed among all labels",
     "popular": "the labels of most images",
     "adversarial": "the labels that most often occur together with the objects that are there",
@@ -55,7 +55,7 @@ class PopeObjects(NamedTuple):
     """
 
     present: tuple[str, ...]
-    absent: Mapping[Choice, tuple[str, ...]]
+    absent: Mapping[AbsentChoice, tuple[str, ...]]
 
     @property
     def asked(self) -> list[str]:
@@ -108,11 +108,11 @@ class PopeTask:
         """Each metric for each way of choosing absent objects; images are resampled with all of their questions."""
         keys = [sample.key for sample in samples]
         # [images, 4] for each way: hits, false alarms, misses, correct rejections
-        counts: dict[Choice, Floats] = {choice: np.zeros((len(samples), 4)) for choice in _CHOICES}
+        counts: dict[AbsentChoice, Floats] = {choice: np.zeros((len(samples), 4)) for choice in _CHOICES}
         for row, sample in enumerate(samples):
-            said = self._said(sample, records)
+            answer_of = self._answers(sample, records)
             for choice, own in counts.items():
-                own[row] = pope_counts(*_pairs(self.objects[sample.key], choice, said)).sum(0)
+                own[row] = pope_counts(*_pairs(self.objects[sample.key], choice, answer_of)).sum(0)
         tables = [
             MetricTable(
                 f"{name} ({choice})",
@@ -132,16 +132,16 @@ class PopeTask:
             tables += [self._roc_table(choice, samples, records) for choice in _CHOICES]
         silent = [choice for choice, own in counts.items() if not own[:, :2].any()]
         not_computed = {f"precision ({choice})": "no answer is yes" for choice in silent}
-        cases = tuple(self._case(sample, self._said(sample, records)) for sample in samples)
+        cases = tuple(self._case(sample, self._answers(sample, records)) for sample in samples)
         ranked = "share of right answers to all questions of an image; disputed: half of them are yes"
         return TaskScores(tuple(tables), not_computed, cases, ranked)
 
-    def _said(self, sample: Sample, records: Records) -> dict[str, str]:
+    def _answers(self, sample: Sample, records: Records) -> dict[str, str]:
         """Answers by object."""
         answers = records[sample.key]["answers"]
         return dict(zip(self.objects[sample.key].asked, map(str, answers), strict=True))
 
-    def _protocol(self, choice: Choice, questions: int) -> str:
+    def _protocol(self, choice: AbsentChoice, questions: int) -> str:
         return (
             f'POPE (Li et al. 2023): {questions:,} questions "Is there a ... in the image?", up to {_MOST} labels of '
             f"an image's boxes and as many labels without a box there: {_CHOICES[choice]}; the answer is "
@@ -153,13 +153,13 @@ class PopeTask:
         """Answers that are no answer to the question, which POPE counts as yes."""
         rows = np.zeros((len(samples), 2))
         for row, sample in zip(rows, samples, strict=True):
-            answers = self._said(sample, records).values()
+            answers = self._answers(sample, records).values()
             row[:] = sum(says_yes(text) and not _YES.search(text) for text in answers), len(answers)
         protocol = "share of answers, to all questions, with neither yes nor no in them, which count as yes"
         keys = [sample.key for sample in samples]
         return MetricTable("neither", protocol, "images", keys, rows, of_means=ratio_of_means)
 
-    def _roc_table(self, choice: Choice, samples: Sequence[Sample], records: Records) -> MetricTable:
+    def _roc_table(self, choice: AbsentChoice, samples: Sequence[Sample], records: Records) -> MetricTable:
         """Rows: an image's probabilities, first of objects that are there, then of others; NaN fills them up."""
         rows = np.full((len(samples), 2 * _MOST), np.nan)
         for row, sample in zip(rows, samples, strict=True):
@@ -171,18 +171,18 @@ class PopeTask:
         keys = [sample.key for sample in samples]
         return MetricTable(f"ROC AUC ({choice})", protocol, "images", keys, rows, of_rows=_roc_auc)
 
-    def _case(self, sample: Sample, said: Mapping[str, str]) -> ExampleCase:
+    def _case(self, sample: Sample, answer_of: Mapping[str, str]) -> ExampleCase:
         present = self.objects[sample.key].present
-        right = [name for name, text in said.items() if says_yes(text) == (name in present)]
+        right = [name for name, text in answer_of.items() if says_yes(text) == (name in present)]
         wrong = {
-            "says yes to": [n for n, text in said.items() if n not in present and says_yes(text)],
-            "says no to": [n for n, text in said.items() if n in present and not says_yes(text)],
+            "says yes to": [n for n, text in answer_of.items() if n not in present and says_yes(text)],
+            "says no to": [n for n, text in answer_of.items() if n in present and not says_yes(text)],
             "right about": right,
         }
         lines = tuple((what, ", ".join(names)) for what, names in wrong.items() if names)
-        yes = sum(map(says_yes, said.values())) / len(said)
+        yes = sum(map(says_yes, answer_of.values())) / len(answer_of)
         marks = tuple(("people", region) for region in sample.regions)
-        return ExampleCase(sample.key, len(right) / len(said), -abs(yes - 0.5), lines, marks)
+        return ExampleCase(sample.key, len(right) / len(answer_of), -abs(yes - 0.5), lines, marks)
 
 
 def draw_objects(samples: Sequence[Sample], seed: int) -> dict[str, PopeObjects]:
@@ -211,13 +211,13 @@ def draw_objects(samples: Sequence[Sample], seed: int) -> dict[str, PopeObjects]
         random = generator("evaluate", "pope", seed, key)
         present = [sorted(own)[i] for i in random.permutation(len(own))[: min(_MOST, len(others))].tolist()]
         shuffled = [others[i] for i in random.permutation(len(others)).tolist()]
-        orders: dict[Choice, list[list[str]]] = {
+        orders: dict[AbsentChoice, list[list[str]]] = {
             "random": [shuffled] * len(present),
             "popular": [popular] * len(present),
             "adversarial": [companions[name] for name in present],
         }
         if present:
-            absent: dict[Choice, tuple[str, ...]] = {
+            absent: dict[AbsentChoice, tuple[str, ...]] = {
                 choice: _first_absent(order, own, shuffled) for choice, order in orders.items()
             }
             drawn[key] = PopeObjects(tuple(present), absent)
@@ -236,10 +236,12 @@ def _first_absent(orders: Sequence[Sequence[str]], own: set[str], spare: Sequenc
     return tuple(chosen)
 
 
-def _pairs(objects: PopeObjects, choice: Choice, said: Mapping[str, str]) -> tuple[list[str], list[bool]]:
+def _pairs(
+    objects: PopeObjects, choice: AbsentChoice, answer_of: Mapping[str, str]
+) -> tuple[list[str], list[bool]]:
     """Answers to the questions of one way of choosing, and whether the object is there."""
     names = (*objects.present, *objects.absent[choice])
-    return [said[name] for name in names], [name in objects.present for name in names]
+    return [answer_of[name] for name in names], [name in objects.present for name in names]
 
 
 def _name(label: str) -> str:

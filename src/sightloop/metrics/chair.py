@@ -44,13 +44,13 @@ class ChairCounts(NamedTuple):
     Attributes:
         mentions: objects that it names, each as often as it is named.
         hallucinated: those of them that are not in the image.
-        found: different objects of the image that it names.
+        recalled: different objects of the image that it names.
         present: different objects of the image.
     """
 
     mentions: int
     hallucinated: int
-    found: int
+    recalled: int
     present: int
 
 
@@ -187,11 +187,11 @@ def chair_scores(
         chair_counts(caption, present_objects(own, people, known), known)
         for caption, own, people in zip(captions, labels, texts, strict=True)
     ]
-    mentions, wrong, found, present = (sum(column) for column in zip(*counts, strict=True))
+    mentions, wrong, recalled, present = (sum(column) for column in zip(*counts, strict=True))
     return {
         "CHAIRs": sum(each.hallucinated > 0 for each in counts) / len(counts),
         "CHAIRi": wrong / mentions if mentions else float("nan"),
-        "object recall": found / present if present else float("nan"),
+        "object recall": recalled / present if present else float("nan"),
     }
 
 

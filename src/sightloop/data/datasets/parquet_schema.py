@@ -15,8 +15,8 @@ def parquet_schema() -> Any:  # pyarrow has no type hints
     mask = pa.struct([("size", pa.list_(pa.int64())), ("counts", text)])
     shape = [("label", text), ("box", numbers), ("polygons", pa.list_(numbers))]
     region = pa.struct([*shape, ("score", pa.float64()), ("mask", mask)])
-    said = [("question", text), ("answer", text), ("candidates", texts)]
-    one_round = pa.struct([*said, ("truth", pa.int64()), ("relevance", numbers)])
+    texts_of_round = [("question", text), ("answer", text), ("candidates", texts)]
+    one_round = pa.struct([*texts_of_round, ("truth", pa.int64()), ("relevance", numbers)])
     dialogue = pa.struct([("caption", text), ("rounds", pa.list_(one_round))])
     image = pa.struct([("bytes", pa.binary()), ("path", text)])  # as Hugging Face `datasets` has it
     # `datasets` then decodes the column as images; it infers the other features from their types.
