@@ -123,6 +123,7 @@ class CocoSource:
             (*base.regions, *regions),
             base.label,
             {"image_id": number, **base.extra} | ({"crowd": crowd} if crowd else {}),
+            base.dialogues,
         )
 
     def digest(self) -> str:

@@ -28,6 +28,7 @@ from sightloop.data.datasets.annotation_files import (
 from sightloop.data.datasets.coco import CocoSource
 from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
+from sightloop.data.datasets.visdial import VisDialKind, open_visdial, visdial_kind
 from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
 from sightloop.data.datasets.yolo_yaml import open_yolo_file
@@ -277,10 +278,11 @@ def open_dataset(
             * the .yaml file of a YOLO data set: all images of its `train`, `val` and `test`;
             * .json in COCO's format; several files about the same images merge;
             * .json of LabelMe and .xml of Pascal VOC, a file per image; a list of VOC's `ImageSets`;
+            * .json of Visual Dialog (v0.9, v1.0), also together with its dense annotations;
             * .tar shards as WebDataset and img2dataset write them;
             * .tar.gz, a named pipe, or "-" for a tar on standard input: read once, in order.
-        images: folder that image paths in a table or in COCO JSON start from, or YOLO's images; by default found from
-            the location of the file.
+        images: folder that image paths in a table or in COCO JSON start from, or YOLO's or Visual Dialog's images; by
+            default found from the location of the file.
         classes: whether subfolders are classes; None to decide (see `FolderSource`).
 
     Raises:
@@ -293,11 +295,14 @@ def open_dataset(
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
     annotated: list[Path] = []
+    visdial: dict[VisDialKind, list[Path]] = {"dialogues": [], "relevance": []}
     for name in _expand_all(names):
         if name == "-":
             sources.append(StreamSource(None))
         elif is_annotation_file(name):
             annotated.append(Path(name))
+        elif Path(name).suffix.lower() == ".json" and (kind := visdial_kind(Path(name))):
+            visdial[kind].append(Path(name))
         elif Path(name).suffix.lower() == ".json" and _is_json_object(Path(name)):
             coco.append(Path(name))
         else:
@@ -306,6 +311,7 @@ def open_dataset(
         sources.append(CocoSource(coco, image_folder))
     if annotated:
         sources.append(AnnotationFilesSource(annotated, image_folder))
+    sources += open_visdial(visdial["dialogues"], visdial["relevance"], image_folder)
     dataset = Dataset(sources)
     if not isinstance(sources[0], StreamSource) and not len(dataset):
         notes = "".join(f" {note}." for note in dataset.notes)
