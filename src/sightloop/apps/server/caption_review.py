@@ -86,6 +86,7 @@ class _Record:
     proposal: Proposal | None = None
     state: ReviewState = "none"
     fits: dict[str, float] = field(default_factory=dict[str, float])  # ETag of the text -> fit
+    refused: str | None = None  # ETag of the text on disk that was rejected
     edits: list[Edit] = field(default_factory=list[Edit])
 
 
@@ -177,6 +178,28 @@ class CaptionReview:
         with self._lock:
             self._add({"op": "reject", "image": image, "time": time.time()})
             self._journal.sync()
+
+    def refuse(self, image: str, etag: str, refused: bool) -> None:
+        """Marks the text on disk as rejected, or takes that back; the file stays as it is.
+
+        Raises:
+            EditConflict: the caption file has another ETag now.
+        """
+        with self._lock:
+            current = self.read(image)
+            if current.etag != etag or current.text is None:
+                raise EditConflict(current)
+            self._add({"op": "refuse", "image": image, "etag": etag if refused else "", "time": time.time()})
+            self._journal.sync()
+
+    def is_refused(self, image: str, etag: str) -> bool:
+        """Whether the text with this ETag was rejected."""
+        return self._record(image).refused == etag
+
+    def refused(self) -> Sequence[str]:
+        """Images of which a text was rejected; it may have been edited since."""
+        with self._lock:
+            return [image for image, record in self._records.items() if record.refused]
 
     def edit(
         self, image: str, text: str | None, etag: str, origin: Origin = "typed", batch: str = ""
@@ -302,6 +325,8 @@ class CaptionReview:
             record.fits = {str(entry.get("etag")): _number(entry, "fit") or 0.0}
         elif op == "reject":
             record.state = "rejected"
+        elif op == "refuse":
+            record.refused = _text(entry, "etag") or None
         elif op == "edit":
             edit = Edit(
                 number,

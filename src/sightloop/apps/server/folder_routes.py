@@ -49,6 +49,13 @@ class EditRequest(BaseModel):
     origin: Literal["typed", "accepted", "undone"] = "typed"
 
 
+class RejectRequest(BaseModel):
+    """What is rejected: the caption on disk with this ETag, or the latest proposal; false takes the former back."""
+
+    caption: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] | None = None
+    rejected: bool = True
+
+
 class ShownFilter(BaseModel):
     """Which captions a replacement looks at."""
 
@@ -94,6 +101,7 @@ async def info(request: Request) -> JsonResponse:
         "name": library.folder.name if library else "sightloop",
         "images": len(entries),
         "captioned": sum(entry.sidecar is not None for entry in entries),
+        "rejected": await asyncio.to_thread(library.rejected) if library else 0,
         "version": sightloop.__version__,
         "default_model": service.pool.default,
         "models": [
@@ -212,23 +220,27 @@ async def edit(
     try:
         return JsonResponse(await asyncio.to_thread(write))
     except EditConflict as conflict:
-        message = "the caption was changed meanwhile: look at it, then save again"
-        body_of_error = error_body(412, message, None, "changed")
-        current = {"text": conflict.current.text, "etag": conflict.current.etag}
-        return JsonResponse({**body_of_error, "current": current}, 412)
+        return _conflict(conflict)
 
 
 @router.post("/images/{image_id}/reject")
-async def reject(request: Request, image_id: str) -> JsonResponse:
-    """Rejects the latest proposal; the caption on disk stays."""
+async def reject(request: Request, image_id: str, body: RejectRequest) -> JsonResponse:
+    """Rejects the latest proposal, or the caption on disk, which leaves the image out of trainings; no file changes."""
     library = library_of(service_of(request))
 
     def write() -> JsonDict:
         entry = library.entry(image_id)
-        library.review.reject(entry.path)
-        return {"state": library.state(entry)}
+        if body.caption is None:
+            library.review.reject(entry.path)
+        else:
+            library.review.refuse(entry.path, body.caption, body.rejected)
+        library.caption(entry)
+        return {"state": library.state(entry), "rejected": library.is_rejected(entry)}
 
-    return JsonResponse(await asyncio.to_thread(write))
+    try:
+        return JsonResponse(await asyncio.to_thread(write))
+    except EditConflict as conflict:
+        return _conflict(conflict)
 
 
 @router.post("/captions/replace")
@@ -249,6 +261,13 @@ async def undo(request: Request, body: UndoRequest) -> JsonResponse:
         return {"undone": undone, "changed_since": [entry.id for entry in entries if entry]}
 
     return JsonResponse(await asyncio.to_thread(write))
+
+
+def _conflict(conflict: EditConflict) -> JsonResponse:
+    """The refusal of an edit of a text that is not on disk any more, with what is."""
+    message = "the caption was changed meanwhile: look at it, then save again"
+    current = {"text": conflict.current.text, "etag": conflict.current.etag}
+    return JsonResponse({**error_body(412, message, None, "changed"), "current": current}, 412)
 
 
 def _modified(library: Library, entry: LibraryImage) -> int:

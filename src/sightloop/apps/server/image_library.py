@@ -172,6 +172,17 @@ class Library:
             return None
         return self._review.fit(entry.path, entry.caption.etag)
 
+    def is_rejected(self, entry: LibraryImage) -> bool:
+        """Whether the caption on disk was rejected, which leaves the image out of trainings."""
+        if self._review is None or entry.caption is None:
+            return False
+        return self._review.is_refused(entry.path, entry.caption.etag)
+
+    def rejected(self) -> int:
+        """Number of captions on disk that were rejected."""
+        refused = [] if self._review is None else [self.by_path(path) for path in self._review.refused()]
+        return sum(self.is_rejected(entry) for entry in refused if entry and self.caption(entry).text)
+
     def state(self, entry: LibraryImage) -> ReviewState:
         """What was decided about the latest proposal."""
         return "none" if self._review is None else self._review.state(entry.path)
@@ -186,6 +197,7 @@ class Library:
             "caption": {"text": caption.text, "etag": caption.etag},
             "proposal": proposal and {"text": proposal.text, "model": proposal.model, "fit": proposal.fit},
             "state": self.state(entry),
+            "rejected": self.is_rejected(entry),
             "fit": self.fit(entry),
         }
 
@@ -193,7 +205,7 @@ class Library:
         has_caption = bool(_text(entry).strip())
         if state in ("captioned", "uncaptioned"):
             return has_caption == (state == "captioned")
-        return self.state(entry) == state
+        return self.state(entry) == state or (state == "rejected" and self.is_rejected(entry))
 
     def _read_captions(self, entries: Sequence[LibraryImage]) -> None:
         with self._lock:
