@@ -26,9 +26,21 @@ import pytest
 
 from sightloop.apps.server.caption_review import CaptionReview
 from sightloop.data.atomic import exchange_paths
-from tests.apps.server.running import jpeg, wait_for
+from tests.apps.fake_model import FakeModel
+from tests.apps.server.running import jpeg, running, wait_for
 from tests.apps.web.browser import needs_chromium, opened_page
+from tests.rules import REPOSITORY
 
+# Without a model: no edit needs one, and the server is there sooner.
+_SERVE = """
+import sys
+from pathlib import Path
+from sightloop.apps.server.serve import serve
+from sightloop.apps.server.settings import ServerSettings
+from tests.apps.fake_model import FakeModel
+settings = ServerSettings(models={"fake": "fake"}, folder=Path(sys.argv[1]), port=int(sys.argv[2]), workers=1)
+serve(settings, lambda _source: FakeModel())
+"""
 EDITS = int(os.environ.get("SIGHTLOOP_EDITS", "90"))
 KILLS = max(2, EDITS // 100)
 IMAGES = 12
@@ -47,17 +59,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "sightloop",
-            "serve",
-            str(self.folder),
-            "--port",
-            str(self.port),
-            "--no-index",
-        ]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-c", _SERVE, str(self.folder), str(self.port)]
+        paths = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)])
+        with (self.folder.parent / "server.log").open("ab") as log:
+            environment = {**os.environ, "PYTHONPATH": paths}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         wait_for(self.answers)
 
     def answers(self) -> bool:
@@ -227,20 +233,26 @@ def test_nothing_is_lost_and_nothing_is_overwritten_unseen(server: Server) -> No
 
 
 @needs_chromium
-def test_what_was_typed_outlives_the_server(server: Server) -> None:
-    with opened_page(server.address) as page:
+def test_what_was_typed_outlives_the_connection(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg())
+    sidecar = tmp_path / "0.txt"
+    sidecar.write_text("first\n")
+    with (
+        running(lambda _source: FakeModel(), folder=tmp_path) as server,
+        opened_page(server.address) as page,
+    ):
         page.keyboard.press("2")
         page.wait_for_selector(".editor")
-        server.kill()
+        page.context.set_offline(True)
         page.keyboard.press("e")
         page.keyboard.press("Control+A")
         page.keyboard.type("typed meanwhile")
         page.keyboard.press("Control+Enter")
         page.wait_for_selector(".banner")
         assert page.input_value(".editor textarea") == "typed meanwhile"
-        server.start()
+        assert sidecar.read_text() == "first\n"
+        page.context.set_offline(False)
         page.wait_for_selector(".banner", state="detached", timeout=20_000)
-        assert (server.folder / "00.txt").read_text() == "first 0\n"
         page.focus(".editor textarea")
         page.keyboard.press("Control+Enter")
-        wait_for(lambda: (server.folder / "00.txt").read_text() == "typed meanwhile\n", 10)
+        wait_for(lambda: sidecar.read_text() == "typed meanwhile\n", 10)

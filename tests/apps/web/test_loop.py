@@ -134,7 +134,8 @@ def review(page: Any, paths: list[str], true: dict[str, str]) -> tuple[list[str]
     """Goes down the ranking: types the true caption of every second spoilt image, rejects the others' captions."""
     mended: list[str] = []
     rejected: list[str] = []
-    for looked_at, path in enumerate(paths, 1):
+    looked_at = 0
+    for looked_at, path in enumerate(paths, 1):  # noqa: B007
         name = Path(path).stem
         wait_for(lambda path=path: page.inner_text(".editor h2") == path, 10)
         if name not in true:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.image_library import Library, LibraryImage
 from sightloop.apps.server.model_pool import ModelPool
-from sightloop.search.index import Index, is_index, open_index
+from sightloop.search.opening import is_index
 from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
+    from sightloop.search.index import Index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,8 @@ class FolderIndex:
         return {"clusters": clusters, "summary": report.summary}
 
     def _opened(self) -> Index:
+        from sightloop.search.index import open_index  # loads torch
+
         with self._lock:
             if self._index is None:
                 self._index = open_index(self.store)
