@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -103,18 +103,26 @@ class CaptionReview:
 
     Args:
         folder: the images' folder. Images are named by their path relative to it, with `/`.
+        home: folder of the review; that of the images by default.
+        given: the caption that a dataset has for an image, shown while it has no caption file; None for none.
 
     Raises:
         UsageError: another process has the review open, or the journal cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        home: str | os.PathLike[str] | None = None,
+        given: Callable[[str], str | None] = lambda _image: None,
+    ) -> None:
         self.folder = Path(folder)
+        self._given = given
         self._lock = threading.RLock()
         self._records: dict[str, _Record] = {}
         self._sinks: dict[str, tuple[int, SidecarSink]] = {}
         self._lines = 0
-        place = self._scratch = self.folder / REVIEW_FOLDER
+        place = self._scratch = Path(home or folder) / REVIEW_FOLDER
         try:
             place.mkdir(exist_ok=True)
             self._journal = Journal(place / "review.jsonl", self._load, checksum=True)
@@ -126,7 +134,12 @@ class CaptionReview:
 
     def read(self, image: str) -> CaptionOnDisk:
         """The caption of an image as readers of the folder see it."""
-        return caption_on_disk(self._sink(image).current(str(self.folder / image)))
+        return self.with_given(image, caption_on_disk(self._sink(image).current(str(self.folder / image))))
+
+    def with_given(self, image: str, caption: CaptionOnDisk) -> CaptionOnDisk:
+        """The caption of an image; that of the dataset if there is no caption file."""
+        given = self._given(image) if caption.etag == ABSENT else None
+        return caption if given is None else given_caption(given)
 
     def proposal(self, image: str) -> Proposal | None:
         """The latest proposal, whatever was decided about it."""
@@ -304,7 +317,7 @@ class CaptionReview:
         self._lines = line.number
         if line.entry is None:
             raise UsageError(
-                f"{self.folder / REVIEW_FOLDER / 'review.jsonl'}: line {line.number} is damaged: move the file away"
+                f"{self._scratch / 'review.jsonl'}: line {line.number} is damaged: move the file away"
             )
         self._apply(line.entry, line.number)
 
@@ -367,6 +380,11 @@ def caption_on_disk(path: str | None) -> CaptionOnDisk:
         return _on_disk(read_or_none(path) if path is not None else None)
     except OSError:
         return CaptionOnDisk(None, "unreadable")
+
+
+def given_caption(text: str) -> CaptionOnDisk:
+    """A dataset's caption, as something to edit; its ETag is no file's."""
+    return CaptionOnDisk(text, "given-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16])
 
 
 def _on_disk(data: bytes | None) -> CaptionOnDisk:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sightloop.apps.server.caption_review import REVIEW_FOLDER
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.image_library import Library, LibraryImage
 from sightloop.apps.server.model_pool import ModelPool
@@ -141,8 +142,13 @@ class FolderIndex:
         )
 
 
+def index_of_library(library: Library) -> Path:
+    """Where the index of a library is: what is served itself, or below its home."""
+    is_one = library.image_set is not None and library.image_set.dataset is None
+    return library.source if is_one else library.home / REVIEW_FOLDER / "index"
+
+
 def _entry_of(name: str, library: Library) -> LibraryImage | None:
     """The image of the library that a path of the index is; None if it is not below the folder."""
-    real = os.path.realpath(name)
-    relative = os.path.relpath(real, library.folder)
+    relative = os.path.relpath(os.path.realpath(name), library.folder)
     return None if relative.startswith("..") else library.by_path(relative.replace(os.sep, "/"))

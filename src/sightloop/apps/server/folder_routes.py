@@ -98,9 +98,9 @@ async def info(request: Request) -> JsonResponse:
     library, index = service.image_library, service.index
     entries = await asyncio.to_thread(library.entries) if library else ()
     answer: JsonDict = {
-        "name": library.folder.name if library else "sightloop",
+        "name": library.source.name if library else "sightloop",
         "images": len(entries),
-        "captioned": sum(entry.sidecar is not None for entry in entries),
+        "captioned": await asyncio.to_thread(_captioned, library) if library else 0,
         "rejected": await asyncio.to_thread(library.rejected) if library else 0,
         "version": sightloop.__version__,
         "default_model": service.pool.default,
@@ -110,6 +110,9 @@ async def info(request: Request) -> JsonResponse:
         ],
         "index": None if index is None else await asyncio.to_thread(index.describe),
         "editable": bool(library and library.is_editable),
+        "obstacle": library.obstacle if library else "",
+        "given": bool(library and library.has_given_captions),
+        "left_out": library.image_set.left_out if library and library.image_set else 0,
     }
     return JsonResponse(answer)
 
@@ -170,16 +173,21 @@ async def thumb(request: Request, image_id: str, size: int = 256) -> Response:
 @router.get("/images/{image_id}/info")
 async def image_info(request: Request, image_id: str) -> JsonResponse:
     """All that is known about an image."""
-    library = library_of(service_of(request))
+    service = service_of(request)
+    library = library_of(service)
+    found = await asyncio.to_thread(library.entry, image_id)
+    try:
+        data = await service.images.path(found.path, "id")
+    except ApiError:  # listed, but cannot be read: its captions can be looked at all the same
+        data = b""
 
     def read() -> JsonDict:
         entry = library.entry(image_id)
-        path = library.folder / entry.path
         row = library.row(entry)
         try:
-            height, width = upright_size(path)
-            row |= {"width": width, "height": height, "size": os.path.getsize(path)}
-        except (ImageError, OSError):
+            height, width = upright_size(data)
+            row |= {"width": width, "height": height, "size": len(data)}
+        except ImageError:
             row |= {"width": None, "height": None, "size": None}
         history = library.review.history(entry.path) if library.is_editable else ()
         return row | {
@@ -263,6 +271,13 @@ async def undo(request: Request, body: UndoRequest) -> JsonResponse:
     return JsonResponse(await asyncio.to_thread(write))
 
 
+def _captioned(library: Library) -> int:
+    """Images with a caption, on disk or in the dataset."""
+    if library.has_given_captions:
+        return len(library.captioned())
+    return sum(entry.sidecar is not None for entry in library.entries())
+
+
 def _conflict(conflict: EditConflict) -> JsonResponse:
     """The refusal of an edit of a text that is not on disk any more, with what is."""
     message = "the caption was changed meanwhile: look at it, then save again"
@@ -271,6 +286,8 @@ def _conflict(conflict: EditConflict) -> JsonResponse:
 
 
 def _modified(library: Library, entry: LibraryImage) -> int:
+    if library.image_set is not None and not library.image_set.files:
+        return 0  # in an archive, which does not change
     try:
         return os.stat(library.folder / entry.path).st_mtime_ns
     except OSError:

@@ -65,7 +65,11 @@ async def run_command(
         job.on_pause = None
         errors.cancel()
     if status:
-        cause = message.replace(f"{library.folder}", library.folder.name).removeprefix("sightloop: ")
+        cause = (
+            message.replace(f"{library.home}", library.home.name)
+            .replace(f"{library.folder}", library.folder.name)
+            .removeprefix("sightloop: ")
+        )
         raise ApiError(400, cause or f"the command ended with status {status}")
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sightloop.apps.server import work
 from sightloop.apps.server.caption_review import REVIEW_FOLDER, Proposal
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.folder_index import index_of_library
 from sightloop.apps.server.image_library import Library, LibraryImage, Listing, image_id
 from sightloop.apps.server.job_commands import run_command
 from sightloop.apps.server.job_list import ServerJob
@@ -105,7 +106,7 @@ def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
     source = service.pool.source(model_id)
     return Plan(
         f"Propose captions for images without one ({model_id})",
-        _shell("caption", library.folder.name, "-m", source, *(["--prompt", prompt] if prompt else [])),
+        _shell("caption", library.source.name, "-m", source, *(["--prompt", prompt] if prompt else [])),
         run,
     )
 
@@ -140,7 +141,7 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
     source = service.pool.source(model_id)
     return Plan(
         f"Score captions against their images ({model_id})",
-        _shell("match", library.folder.name, "-m", source, "--out", "scores.csv"),
+        _shell("match", library.source.name, "-m", source, "--out", "scores.csv"),
         run,
     )
 
@@ -170,8 +171,8 @@ async def _each_batch(
 
 def _use(service: Service, library: Library, options: JsonMapping) -> Plan:
     """Serves the result of a training as a further model."""
-    name = find_run(library.folder, _name(options, "run") or "").name
-    model = model_of(library.folder, name)
+    name = find_run(library.home, _name(options, "run") or "").name
+    model = model_of(library.home, name)
 
     async def run(job: ServerJob) -> None:
         service.pool.add(name, str(model))
@@ -179,17 +180,21 @@ def _use(service: Service, library: Library, options: JsonMapping) -> Plan:
             job.result = {"model": name}
             job.message = f"{name} can be chosen as model now"
 
-    place = f"{library.folder.name}/{model.relative_to(library.folder)}"
-    return Plan(f"Use {name}", _shell("serve", library.folder.name, "-m", place), run)
+    place = f"{library.home.name}/{model.relative_to(library.home)}"
+    return Plan(f"Use {name}", _shell("serve", library.source.name, "-m", place), run)
 
 
 # Commands in a child process.
 
 
 def _index(service: Service, library: Library, options: JsonMapping) -> Plan:
-    store = library.folder / REVIEW_FOLDER / "index"
+    store = index_of_library(library)
+    if store == library.source:
+        raise ApiError(
+            409, "the server shows this index: add images to it with sightloop index", code="index_served"
+        )
     model = service.pool.source(service.pool.find(_name(options, "model")))
-    command = ["index", str(library.folder), "--store", str(store), "-m", model, "--prune", "--json"]
+    command = ["index", str(library.source), "--store", str(store), "-m", model, "--prune", "--json"]
 
     async def run(job: ServerJob) -> None:
         job.total = len(await asyncio.to_thread(library.entries))
@@ -201,9 +206,9 @@ def _index(service: Service, library: Library, options: JsonMapping) -> Plan:
 
     shown = (
         "index",
-        library.folder.name,
+        library.source.name,
         "--store",
-        f"{library.folder.name}/{REVIEW_FOLDER}/index",
+        f"{library.home.name}/{REVIEW_FOLDER}/index",
         "-m",
         model,
     )
@@ -216,7 +221,7 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
     steps = _integer(options, "steps", 100, 1, 100_000)
     held_out = _fraction(options, "held_out", 0.2)
     name = time.strftime("run-%Y%m%d-%H%M%S")
-    folder = run_folder(library.folder, name)
+    folder = run_folder(library.home, name)
     data, rest = folder / "train.jsonl", folder / "held-out.jsonl"
     settings = [
         f"model.init_from={model}",
@@ -237,7 +242,7 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
 
     async def run(job: ServerJob) -> None:
         counts = await asyncio.to_thread(_write_split, library, data, rest, held_out)
-        save_run(library.folder, TrainingRun(name, model, steps, *counts))
+        save_run(library.home, TrainingRun(name, model, steps, *counts))
         job.total = steps
         job.result = {"name": name, "images": counts[0], "held_out": counts[1]}
 
@@ -250,16 +255,16 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
 
         await run_command(job, command, library, line)
 
-    shown = ("train", "captioner", "--data", library.folder.name, "--out", name, "--set", *settings)
+    shown = ("train", "captioner", "--data", library.source.name, "--out", name, "--set", *settings)
     return Plan(f"Fine-tune {model}", _shell(*shown), run)
 
 
 def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
     """Captions the held-out images with the model of before and of after: metrics with intervals of the difference."""
-    trained = find_run(library.folder, _name(options, "run") or "")
+    trained = find_run(library.home, _name(options, "run") or "")
     name, model = trained.name, trained.model
-    place = run_folder(library.folder, name)
-    folder, held_out = model_of(library.folder, name), place / "held-out.jsonl"
+    place = run_folder(library.home, name)
+    folder, held_out = model_of(library.home, name), place / "held-out.jsonl"
     command = ["evaluate", "captions", "--data", str(held_out), "-m", str(folder), "-m", model, "--json"]
 
     async def run(job: ServerJob) -> None:
@@ -275,10 +280,10 @@ def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
 
         await run_command(job, command, library, line)
         metrics = _compared(values, differences)
-        await asyncio.to_thread(save_comparison, library.folder, name, metrics)
+        await asyncio.to_thread(save_comparison, library.home, name, metrics)
         job.result = {"name": name, "metrics": metrics}
 
-    run_place = f"{library.folder.name}/{place.relative_to(library.folder)}"
+    run_place = f"{library.home.name}/{place.relative_to(library.home)}"
     shown = (
         "evaluate",
         "captions",
@@ -295,14 +300,14 @@ def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
 def _bootstrap(service: Service, library: Library, options: JsonMapping) -> Plan:
     """CapFilt over the folder into a new data set."""
     model = service.pool.source(service.pool.find(_name(options, "model")))
-    out = library.folder / REVIEW_FOLDER / time.strftime("bootstrap-%Y%m%d-%H%M%S")
-    command = ["bootstrap", str(library.folder), "--out", str(out), "--captioner", model, "--filter", model]
+    out = library.home / REVIEW_FOLDER / time.strftime("bootstrap-%Y%m%d-%H%M%S")
+    command = ["bootstrap", str(library.source), "--out", str(out), "--captioner", model, "--filter", model]
 
     async def run(job: ServerJob) -> None:
         await run_command(job, command, library, lambda _event: None)
         job.result = {"folder": f"{REVIEW_FOLDER}/{out.name}"}
 
-    shown = ("bootstrap", library.folder.name, "--out", out.name, "--captioner", model, "--filter", model)
+    shown = ("bootstrap", library.source.name, "--out", out.name, "--captioner", model, "--filter", model)
     return Plan("Bootstrap the captions (CapFilt)", _shell(*shown), run)
 
 

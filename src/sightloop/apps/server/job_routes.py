@@ -46,7 +46,7 @@ async def jobs(request: Request) -> JsonResponse:
 @runs_router.get("")
 async def runs(request: Request) -> JsonResponse:
     """The trainings of the folder that ended well, the latest first, with how they compared."""
-    folder = library_of(service_of(request)).folder
+    folder = library_of(service_of(request)).home
     return JsonResponse(await asyncio.to_thread(list_runs, folder))
 
 

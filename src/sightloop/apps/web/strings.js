@@ -99,6 +99,8 @@ const STRINGS = {
   "caption.undone": "The text of before is back.",
   "caption.nothingtoundo": "Nothing to undo for this image.",
   "caption.conflict": "The file was changed meanwhile. It now says: {text}. Your text is kept in the field; save again to replace it.",
+  "caption.given": "Captions come from {name}; an edit is written to a text file beside the image, which then counts.",
+  "images.leftout": "{n} more of {name} are not files on this machine and are left out.",
   "caption.history": "History",
   "caption.length": "{words} words, {letters} letters",
   "caption.fit": "fit {fit}",

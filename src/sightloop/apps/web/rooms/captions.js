@@ -284,6 +284,7 @@ export function Captions() {
     <h1 class="hidden">${text("room.captions")}</h1>
     <div class="bar"><${ListFilter} states=${STATES} />${canEdit.value && html`<${Work} />`}</div>
     ${!canEdit.value && html`<p class="note">${text("caption.readonly", { why: info.value.obstacle ?? "" })}</p>`}
+    ${canEdit.value && info.value.given && html`<p class="note">${text("caption.given", { name: info.value.name })}</p>`}
     ${canEdit.value && html`<${Replace} onDone=${() => (version.value += 1)} />`}
     <p class="count">${total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}</p>
     <div class="split"><${List} rows=${rows} active=${active} onPick=${setActive} />

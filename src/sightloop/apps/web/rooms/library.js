@@ -186,6 +186,7 @@ export function Library() {
       : found ? text(total < info.value.images ? "search.best" : "search.all", { n: total.toLocaleString("en"), all: info.value.images.toLocaleString("en") })
       : total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}
       ${found?.note && html` <span class="note">${found.note}</span>`}</p>
+    ${!found && info.value.left_out > 0 && html`<p class="note">${text("images.leftout", { n: info.value.left_out.toLocaleString("en"), name: info.value.name })}</p>`}
     <${Selection} />
     ${!(found && total === 0) && html`<${Grid} rows=${rows} describe=${found ? describeHit : (row) => row.caption?.text ?? row.path} />`}
   </section>`;
