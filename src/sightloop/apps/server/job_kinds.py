@@ -126,12 +126,12 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
             async def score(batch: Sequence[tuple[LibraryImage, Pixels]]) -> None:
                 captions = [library.caption(entry) for entry, _ in batch]
                 rows = [
-                    (pixels, (caption.text or "",))
+                    (pixels, tuple(_lines(caption.text)) or ("",))
                     for (_, pixels), caption in zip(batch, captions, strict=True)
                 ]
                 fits = await service.run(_CLIENT, kind, rows)
                 scored = [
-                    (entry.path, caption.etag, own[0])
+                    (entry.path, caption.etag, min(own))  # the worst of several captions
                     for (entry, _), caption, own in zip(batch, captions, fits, strict=True)
                 ]
                 await asyncio.to_thread(library.review.set_fits, scored)
@@ -322,8 +322,7 @@ def _write_split(library: Library, data: Path, rest: Path, held_out: float) -> t
         if library.is_rejected(entry):
             continue
         share = int(image_id("split " + entry.path), 16) / float(1 << 64)
-        captions = [line for line in (library.caption(entry).text or "").split("\n") if line.strip()]
-        row = {"image": str(library.folder / entry.path), "captions": captions}
+        row = {"image": str(library.folder / entry.path), "captions": _lines(library.caption(entry).text)}
         parts[share < held_out].append(json.dumps(row, ensure_ascii=False) + "\n")
     if min(map(len, parts)) < 2:
         raise ApiError(400, "too few captions: accept or write at least a dozen first")
@@ -352,6 +351,11 @@ def _verdict(low: float, high: float, direction: int) -> str:
     if low <= 0 <= high:
         return "unclear"
     return "better" if (low > 0) == (direction > 0) else "worse"
+
+
+def _lines(text: str | None) -> list[str]:
+    """The captions of a caption file, one a line."""
+    return [line for line in (text or "").split("\n") if line.strip()]
 
 
 def _shell(*arguments: str) -> str:
