@@ -61,7 +61,8 @@ export function Improve() {
       event.preventDefault();
       start("train", { model, steps: form.steps, held_out: form.heldout / 100 });
     }}><h2>${text("improve.train")}</h2>
-      <p>${text("improve.train.hint", { n: info.value.captioned, rejected: info.value.rejected })}</p>
+      <p>${text("improve.train.hint", { n: info.value.captioned.toLocaleString("en") })}
+        ${info.value.rejected > 0 && text("improve.train.rejected", { n: info.value.rejected })}</p>
       ${models.length > 1 && html`<label>${text("image.model")}<select value=${model} onChange=${(event) => set({ model: event.target.value })}>${models.map((each) => html`<option value=${each.id}>${each.id}</option>`)}</select></label>`}
       <label>${text("improve.steps")}<input type="number" min="1" max="100000" value=${form.steps} onInput=${(event) => set({ steps: Number(event.target.value) })} /></label>
       <label>${text("improve.heldout")}<input type="number" min="5" max="50" value=${form.heldout} onInput=${(event) => set({ heldout: Number(event.target.value) })} /></label>
