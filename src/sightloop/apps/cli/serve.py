@@ -121,8 +121,8 @@ def serve(
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         raise UsageError(f"serve needs more packages: {install_command('serve')}")
     settings = _settings(source, server, served)
-    for source in settings.models.values():
-        check_checkpoint(source)
+    for checkpoint in settings.models.values():
+        check_checkpoint(checkpoint)
     if served.model is None and BUNDLED in settings.models:
         print_bundled_notice("caption")
     from sightloop.apps.server.serve import serve as run

@@ -104,7 +104,7 @@ class CaptionReview:
     Args:
         folder: the images' folder. Images are named by their path relative to it, with `/`.
         home: folder of the review; that of the images by default.
-        given: the caption that a dataset has for an image, shown while it has no caption file; None for none.
+        dataset_caption: the caption that a dataset has for an image, shown while it has no caption file; None for none.
 
     Raises:
         UsageError: another process has the review open, or the journal cannot be written.
@@ -114,10 +114,10 @@ class CaptionReview:
         self,
         folder: str | os.PathLike[str],
         home: str | os.PathLike[str] | None = None,
-        given: Callable[[str], str | None] = lambda _image: None,
+        dataset_caption: Callable[[str], str | None] = lambda _image: None,
     ) -> None:
         self.folder = Path(folder)
-        self._given = given
+        self._dataset_caption = dataset_caption
         self._lock = threading.RLock()
         self._records: dict[str, _Record] = {}
         self._sinks: dict[str, tuple[int, SidecarSink]] = {}
@@ -138,8 +138,8 @@ class CaptionReview:
 
     def with_given(self, image: str, caption: CaptionOnDisk) -> CaptionOnDisk:
         """The caption of an image; that of the dataset if there is no caption file."""
-        given = self._given(image) if caption.etag == ABSENT else None
-        return caption if given is None else given_caption(given)
+        text = self._dataset_caption(image) if caption.etag == ABSENT else None
+        return caption if text is None else caption_of_dataset(text)
 
     def proposal(self, image: str) -> Proposal | None:
         """The latest proposal, whatever was decided about it."""
@@ -382,7 +382,7 @@ def caption_on_disk(path: str | None) -> CaptionOnDisk:
         return CaptionOnDisk(None, "unreadable")
 
 
-def given_caption(text: str) -> CaptionOnDisk:
+def caption_of_dataset(text: str) -> CaptionOnDisk:
     """A dataset's caption, as something to edit; its ETag is no file's."""
     return CaptionOnDisk(text, "given-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16])
 

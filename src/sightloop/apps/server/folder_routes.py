@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
@@ -29,6 +29,7 @@ router = new_router("/api", "folder")
 
 _MAX_ROWS = 500
 _SHOWN_CHANGES = 1000
+_OTHER_MEDIA = "application/octet-stream"
 _MEDIA = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -40,6 +41,15 @@ _MEDIA = {
 CaptionText = Annotated[str, Field(max_length=65_536)]
 Term = Annotated[str, Field(max_length=1_000)]
 ImageId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+
+
+def _image_answers(*media: str) -> dict[int | str, dict[str, Any]]:
+    """Answers of a route that sends an image, for the OpenAPI document."""
+    content = {name: {"schema": {"type": "string", "format": "binary"}} for name in media}
+    return {
+        200: {"description": "The image", "content": content},
+        304: {"description": "The image with this ETag"},
+    }
 
 
 class EditRequest(BaseModel):
@@ -138,17 +148,19 @@ async def images(
     return JsonResponse(await asyncio.to_thread(read))
 
 
-@router.get("/images/{image_id}")
+@router.get(
+    "/images/{image_id}", response_class=Response, responses=_image_answers(*_MEDIA.values(), _OTHER_MEDIA)
+)
 async def image(request: Request, image_id: str) -> Response:
     """The file of an image."""
     service = service_of(request)
     entry = await asyncio.to_thread(library_of(service).entry, image_id)
     data = await service.images.path(entry.path, "id")
-    media = _MEDIA.get(image_format(data), "application/octet-stream")
+    media = _MEDIA.get(image_format(data), _OTHER_MEDIA)
     return Response(data, media_type=media, headers={"Cache-Control": "private, no-cache"})
 
 
-@router.get("/images/{image_id}/thumb")
+@router.get("/images/{image_id}/thumb", response_class=Response, responses=_image_answers("image/jpeg"))
 async def thumb(request: Request, image_id: str, size: int = 256) -> Response:
     """A small JPEG of an image; size: 96, 256 or 640."""
     if size not in SIZES:
@@ -175,14 +187,13 @@ async def image_info(request: Request, image_id: str) -> JsonResponse:
     """All that is known about an image."""
     service = service_of(request)
     library = library_of(service)
-    found = await asyncio.to_thread(library.entry, image_id)
+    entry = await asyncio.to_thread(library.entry, image_id)
     try:
-        data = await service.images.path(found.path, "id")
+        data = await service.images.path(entry.path, "id")
     except ApiError:  # listed, but cannot be read: its captions can be looked at all the same
         data = b""
 
     def read() -> JsonDict:
-        entry = library.entry(image_id)
         row = library.row(entry)
         try:
             height, width = upright_size(data)

@@ -19,8 +19,8 @@ from sightloop.apps.server.caption_review import (
     CaptionOnDisk,
     CaptionReview,
     ReviewState,
+    caption_of_dataset,
     caption_on_disk,
-    given_caption,
 )
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.image_sets import ImageSet
@@ -173,8 +173,8 @@ class Library:
             if entry.caption is None or stamp != entry.stamp:
                 entry.caption = caption_on_disk(entry.sidecar)
                 entry.stamp = stamp
-                if entry.caption.text is None and (given := self._given(entry.path)) is not None:
-                    entry.caption = given_caption(given)
+                if entry.caption.text is None and (text := self._given(entry.path)) is not None:
+                    entry.caption = caption_of_dataset(text)
             return entry.caption
 
     def _given(self, path: str) -> str | None:
