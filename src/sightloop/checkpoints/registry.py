@@ -163,7 +163,11 @@ def config_from_dict(
             part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)
         ]
         if parts and value is not None:
-            value = config_from_dict(typing.cast(type[Any], parts[0]), value)
+            # Of several kinds of tower the one that knows all of these names; the first one says what it lacks.
+            known = [
+                part for part in parts if set(value) <= {field.name for field in dataclasses.fields(part)}
+            ]
+            value = config_from_dict(typing.cast(type[Any], [*known, *parts][0]), value)
         values[name] = as_tuples(value)
     return kind(**values)
 

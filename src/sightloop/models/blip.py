@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import ACTIVATIONS
 from sightloop.protocols import PatchAttention
+from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import DecodeState, TextConfig, TextTower
-from sightloop.towers.vit import Vit, VitConfig
+from sightloop.towers.vit import VitConfig
 from sightloop.types import Encoded, LogitActivation
 
 
@@ -24,7 +25,7 @@ class BlipConfig:
     """Sizes of BLIP's towers, which parts there are, and the special tokens.
 
     Args:
-        vision: the image tower's config.
+        vision: the image tower's config: a vision transformer, or an EfficientNet-Lite0.
         text: config of the text encoder and, with another memory, of the text decoder.
         decoder_memory_dim: width of the decoder's memory: image tokens, or in VQA the question's states.
         encoder: whether there is a text encoder.
@@ -49,7 +50,7 @@ class BlipConfig:
         ValueError: `answers` without encoder and decoder of one width.
     """
 
-    vision: VitConfig
+    vision: VitConfig | EfficientNetConfig
     text: TextConfig
     decoder_memory_dim: int | None
     encoder: bool
@@ -120,7 +121,7 @@ class Blip(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = Vit(config.vision)
+        self.vision = config.vision.build()
         if config.encoder:
             self.encoder = TextTower(config.text)
         if config.decoder:
@@ -166,7 +167,7 @@ class Blip(nn.Module):
             "lm": config.decoder and config.decoder_memory_dim == config.vision.dim,
             "vqa": config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
             "mlm": config.encoder,
-            "mim": config.vision.has_class_token,
+            "mim": isinstance(config.vision, VitConfig) and config.vision.has_class_token,
             "classes": True,
         }
         return frozenset(name for name in parts if parts[name])

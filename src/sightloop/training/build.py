@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from sightloop.checkpoints.efficientnet import read_efficientnet
 from sightloop.checkpoints.hub import locate
 from sightloop.checkpoints.registry import FAMILIES
 from sightloop.data.datasets.dataset import Dataset
@@ -32,6 +33,7 @@ from sightloop.protocols import (
     RegionNetwork,
     require,
 )
+from sightloop.towers.efficientnet import EfficientNet
 from sightloop.towers.text import TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
@@ -233,6 +235,9 @@ def _labels(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _load_vision(network: nn.Module, source: str) -> None:
+    if isinstance(tower := network.get_submodule("vision"), EfficientNet) and source.endswith(".pth"):
+        tower.load_state_dict(tower.state_dict() | read_efficientnet(source))
+        return
     other = load(source, device="cpu").module
     unpack(other)
     tower, config = require(other, Network).config.vision, require(network, Network).config.vision

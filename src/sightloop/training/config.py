@@ -77,6 +77,8 @@ class DataSettings:
         augment: random crops, flips, RandAugment; None for the resize of evaluation. Boxes are mapped with the image.
         cache: decoded images are kept in memory at this length of the shorter side in pixels; 0 for no cache.
         workers: decoding threads, at least 1.
+        features: folders of cached features of a frozen trunk, which are read instead of images
+            (`training.features`); () to read images.
     """
 
     batch: int = 64
@@ -91,6 +93,7 @@ class DataSettings:
     augment: Augment | None = field(default_factory=Augment)
     cache: int = 0
     workers: int = 2
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
