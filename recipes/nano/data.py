@@ -8,7 +8,9 @@ Writes a WebDataset for each source, with texts and questions made from labels, 
     mini=FOLDER        mini-ImageNet (Deo0330/split_minidataset)
     clothing=FOLDER    clothing-dataset-small; every second photograph, the others are for tests
     coco128=FOLDER     128 photographs of COCO with labeled polygons
-    coco2014=FOLDER    photographs of COCO train2014 without captions
+    coco2014=FOLDER    photographs of COCO train2014 without captions, all of them
+    guessed=FOLDER     those of them that EfficientNet-Lite0's own classifier is sure of, with texts made from its class;
+                       needs weights=FILE (efficientnet-lite0-57934424.pth), features=FOLDER and samples=FOLDER
 """
 
 from __future__ import annotations
@@ -24,10 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from words import ANIMALS, EVERYDAY, an, captions, questions
 
 import sightloop
+from sightloop.checkpoints.efficientnet import read_efficientnet
+from sightloop.checkpoints.tensors import read_tensors
+from sightloop.training.features import FeatureStore
+from sightloop.types import Sample
 
+SURE = 0.5  # least chance of the classifier's class
 NETTE_EACH, MINI_EACH = 120, 10  # photographs of a class
 COLORS = "red orange yellow green blue purple pink brown black white gray".split()
 NUMBERS = "one two three four five six seven eight".split()
@@ -45,6 +53,8 @@ def main(out: str, *sources: str) -> None:
     Path(out).mkdir(parents=True, exist_ok=True)
     for source in sources:
         name, _, folder = source.partition("=")
+        if name in ("weights", "features") or (name == "samples" and "guessed" in SETTINGS):
+            continue
         target = Path(out, f"{name}.tar")
         with tarfile.open(target.with_suffix(".part"), "w") as tar:
             count = 0
@@ -201,9 +211,29 @@ def coco2014(folder: Path) -> Iterator[Row]:
         yield file.stem, file.read_bytes(), {}
 
 
+def guessed(folder: Path) -> Iterator[Row]:
+    """Photographs of which the classifier is sure, if their class has an everyday word."""
+    weights, features = SETTINGS["weights"], FeatureStore([SETTINGS["features"]])
+    layers, tensors = read_efficientnet(weights), read_tensors([Path(weights)])
+    names = [name for _, name in sorted(_classes(SAMPLES).values())]
+    random = np.random.default_rng(4)
+    for file in sorted(folder.glob("*.jpg")):
+        trunk = torch.from_numpy(features.get(Sample(file.stem, str(file)), 0).astype(np.float32))
+        head = torch.nn.functional.conv2d(trunk[None], layers["head.weight"], layers["head.bias"])
+        pooled = torch.nn.functional.relu6(head).mean((2, 3))
+        logits = torch.nn.functional.linear(pooled, tensors["_fc.weight"], tensors["_fc.bias"])[0]
+        chances, number = logits.softmax(0), int(logits.argmax())
+        word = EVERYDAY.get(number)
+        sure = sum(float(p) for n, p in enumerate(chances) if word is not None and EVERYDAY.get(n) == word)
+        if word is not None and sure > SURE:
+            about = _class_row("", b"", number, names[number] if chances[number] > SURE else word, random)[2]
+            yield file.stem, file.read_bytes(), about
+
+
 SOURCES = {"flickr": flickr, "samples": samples, "nette": nette, "mini": mini, "clothing": clothing, "coco128": coco128,
-           "coco2014": coco2014}  # fmt: skip
-SAMPLES = Path(next((s.partition("=")[2] for s in sys.argv if s.startswith("samples=")), "."))
+           "coco2014": coco2014, "guessed": guessed}  # fmt: skip
+SETTINGS = dict(each.partition("=")[::2] for each in sys.argv[2:])
+SAMPLES = Path(SETTINGS.get("samples", "."))
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

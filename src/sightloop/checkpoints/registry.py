@@ -163,13 +163,18 @@ def config_from_dict(
             part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)
         ]
         if parts and value is not None:
-            # Of several kinds of tower the one that knows all of these names; the first one says what it lacks.
-            known = [
-                part for part in parts if set(value) <= {field.name for field in dataclasses.fields(part)}
-            ]
-            value = config_from_dict(typing.cast(type[Any], [*known, *parts][0]), value)
+            # Of several kinds of tower the one with these names; else the first, which says what it lacks.
+            fitting = [part for part in parts if _fits(typing.cast(type[Any], part), value)]
+            value = config_from_dict(typing.cast(type[Any], [*fitting, *parts][0]), value)
         values[name] = as_tuples(value)
     return kind(**values)
+
+
+def _fits(kind: type[Any], data: JsonMapping) -> bool:
+    """Whether the dataclass knows all of these names, and lacks none that it needs."""
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    return needed <= set(data) <= {f.name for f in fields}
 
 
 def as_tuples(value: Any) -> Any:

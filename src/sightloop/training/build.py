@@ -33,7 +33,7 @@ from sightloop.protocols import (
     RegionNetwork,
     require,
 )
-from sightloop.towers.efficientnet import EfficientNet
+from sightloop.towers.efficientnet import EfficientNet, EfficientNetConfig
 from sightloop.towers.text import TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
@@ -163,8 +163,8 @@ def _from_random(
 
 def _with_image_size(config: ConfigT, side: int) -> ConfigT:
     vision = config.vision
-    if not isinstance(vision, VitConfig):
-        raise UsageError(f"model.image_size={side}: only a ViT can be resized; set model.image_size=0")
+    if not isinstance(vision, (VitConfig, EfficientNetConfig)):
+        raise UsageError(f"model.image_size={side}: this image tower has one size; set model.image_size=0")
     if side % vision.patch:
         raise UsageError(f"model.image_size={side}: must be a multiple of {vision.patch}, the patch size")
     return replace(config, vision=replace(vision, image_size=side))

@@ -99,7 +99,6 @@ def cache_features(
         UsageError: the folder has features with another number of views.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"views": views}
     if (folder / _ABOUT).is_file():
         found = json.loads((folder / _ABOUT).read_text("utf-8"))
         if found["views"] != views:
@@ -119,7 +118,8 @@ def cache_features(
             if waiting and (len(waiting) == _BATCH or number == len(dataset)):
                 pixels = torch.from_numpy(np.concatenate([each for _, each in waiting]))
                 features = trunk(normalize(pixels, spec)).to(torch.float16).contiguous()
-                write_json(about | {"shape": list(features.shape[1:])}, folder / _ABOUT)
+                if not (folder / _ABOUT).is_file():
+                    write_json({"views": views, "shape": list(features.shape[1:])}, folder / _ABOUT)
                 data.write(features.numpy().tobytes())
                 data.flush()
                 index.write(b"".join(digest for digest, _ in waiting))
