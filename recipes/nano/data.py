@@ -9,7 +9,7 @@ Writes a WebDataset for each source, with texts and questions made from labels, 
     clothing=FOLDER    clothing-dataset-small; every second photograph, the others are for tests
     coco128=FOLDER     128 photographs of COCO with labeled polygons
     coco2014=FOLDER    photographs of COCO train2014 without captions, all of them
-    guessed=FOLDER     those of them that EfficientNet-Lite0's own classifier is sure of, with texts made from its class;
+    guessed=FOLDER     those of whose class the classifier of EfficientNet-Lite0 is sure, with texts made from it;
                        needs weights=FILE (efficientnet-lite0-57934424.pth), features=FOLDER and samples=FOLDER
 """
 
@@ -218,7 +218,7 @@ def guessed(folder: Path) -> Iterator[Row]:
     names = [name for _, name in sorted(_classes(SAMPLES).values())]
     random = np.random.default_rng(4)
     for file in sorted(folder.glob("*.jpg")):
-        trunk = torch.from_numpy(features.get(Sample(file.stem, str(file)), 0).astype(np.float32))
+        trunk = torch.from_numpy(features.get(Sample(file.stem, file), 0).astype(np.float32))
         head = torch.nn.functional.conv2d(trunk[None], layers["head.weight"], layers["head.bias"])
         pooled = torch.nn.functional.relu6(head).mean((2, 3))
         logits = torch.nn.functional.linear(pooled, tensors["_fc.weight"], tensors["_fc.bias"])[0]

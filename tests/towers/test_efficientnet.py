@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: equal to a reference with batch norms that are not folded, on weights in the public file's form."""
+"""EfficientNet-Lite0: equal to a reference whose batch norms are not folded, on weights in the public form."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sightloop.towers.efficientnet import STAGES
 
 EPS = 1e-3  # of its batch norms
 # Its training read (v - 127) / 128, v from 0 to 255.
-IMAGE_MEAN, IMAGE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+IMAGE_MEAN, IMAGE_STD = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)
 
 
 def read_efficientnet(path: str | PathLike[str]) -> dict[str, Tensor]:
