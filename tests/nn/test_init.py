@@ -47,14 +47,15 @@ def test_the_seed_alone_decides() -> None:
 def test_deviations() -> None:
     net = network("blip-nano")
     cut = 0.8796  # the deviation of a unit normal that is cut at two
-    block, head = net.vision.blocks[0], net.vision.head
+    block, stem = net.vision.blocks[0], net.vision.embed.stem
     assert block.attn.qkv.weight.std().item() == pytest.approx(cut * (0.4 / 256) ** 0.5, rel=0.02)
     assert net.encoder.word.weight.std().item() == pytest.approx(0.02 * cut, rel=0.02)
     additions = 2 * len(net.vision.blocks)
     fc2, std = block.mlp.fc2.weight, cut * (0.4 / block.mlp.fc2.weight.shape[1]) ** 0.5
     assert fc2.std().item() == pytest.approx(std / additions**0.5, rel=0.02)
     assert net.encoder.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(std, rel=0.02)
-    assert head.weight.std().item() == pytest.approx(cut * head.weight.shape[1] ** -0.5, rel=0.02)
+    conv = stem[-3].conv1.weight  # the last two are a norm and an activation
+    assert conv.std().item() == pytest.approx(cut * (9 * conv.shape[1]) ** -0.5, rel=0.02)
     assert net.temperature.item() == pytest.approx(0.07)
     assert net.decoder.head.words.weight is net.encoder.word.weight
     assert network("clip-vit-b-32").logit_scale.exp().item() == pytest.approx(1 / 0.07)

