@@ -119,7 +119,7 @@ def test_chunks_are_refused_where_batch_norm_would_see_them(
                 "world",
                 str(tmp_path / "train.tar"),
                 tmp_path / "out",
-                settings=["data.micro_batch=2", "data.batch=4", "model.vocab_size=300"],
+                settings=["data.micro_batch=2", "data.batch=4", "model.vocab_size=300", "steps=300"],
                 device="cpu",
             )
         )
