@@ -178,7 +178,8 @@ def clothing(folder: Path) -> Iterator[Row]:
                 for start in ("a photo of", "a close up of")
                 for name in (word, part.name)
             ]
-            yield f"clothing-{part.name}-{file.stem}", file.read_bytes(), {"captions": texts, "qa": asked}
+            about = {"captions": texts, "qa": asked, "label": part.name}
+            yield f"clothing-{part.name}-{file.stem}", file.read_bytes(), about
 
 
 def coco128(folder: Path) -> Iterator[Row]:

@@ -79,6 +79,7 @@ class DataSettings:
         workers: decoding threads, at least 1.
         features: folders of cached features of a frozen trunk, which are read instead of images
             (`training.features`); () to read images.
+        write_labeled: LM learns the captions of images with a class label too; false where they are made from it.
     """
 
     batch: int = 64
@@ -94,6 +95,7 @@ class DataSettings:
     cache: int = 0
     workers: int = 2
     features: tuple[str, ...] = ()
+    write_labeled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ class _Row(NamedTuple):
     regions: list[LabeledBox]
     size: Size  # of the augmented image, in the pixels of the boxes
     label: int
+    writes: bool  # whether LM learns its captions
 
 
 class _Skip(NamedTuple):
@@ -258,7 +259,8 @@ class BatchLoader:
         except ImageError as error:
             return _Skip(key, str(error))
         ids = [text_id(text) for text in texts]
-        return _Row(number, index, key, values, captions, ids, questions, regions, size, label)
+        writes = self.settings.write_labeled or sample.label is None
+        return _Row(number, index, key, values, captions, ids, questions, regions, size, label, writes)
 
     def _regions(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
         """Up to `regions` regions of the classes to learn, drawn at random, in the sample's order."""
@@ -305,8 +307,10 @@ class BatchLoader:
         row_indices = torch.tensor([row.number for row in rows], dtype=torch.int64)
         plain = self._mask(self._texts(captions), step, row_indices)
         behind_prompt = plain
-        if prompt:
-            texts = self._texts([[f"{prompt} {text}" for text in row] for row in captions], prompt)
+        written = [row.captions if row.writes else [] for row in rows]
+        if prompt or written != captions:
+            start = f"{prompt} " if prompt else ""
+            texts = self._texts([[start + text for text in row] for row in written], prompt)
             behind_prompt = self._mask(texts, step, row_indices)
         return Batch(
             step=step,
