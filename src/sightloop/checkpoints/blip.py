@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sightloop.checkpoints.clip import CLIP_MEAN, CLIP_STD
-from sightloop.checkpoints.efficientnet import IMAGE_MEAN, IMAGE_STD
+from sightloop.checkpoints.efficientnet import IMAGE_MEAN, IMAGE_STD, read_efficientnet
 from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, to_hf_config
 from sightloop.checkpoints.key_map import (
     KeyMap,
@@ -297,6 +297,8 @@ FAMILY = Family(
     network=Blip,
     config=BlipConfig,
     model_types=("blip",),
+    towers={"vision": VitConfig | EfficientNetConfig},
+    read_vision=read_efficientnet,
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

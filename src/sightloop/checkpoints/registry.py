@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any, cast
 
 import torch
@@ -150,7 +151,7 @@ def key_map_of(layout: Layout, config: Any) -> KeyMap:
 
 
 def config_from_dict(
-    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any]] | None = None
+    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any] | UnionType] | None = None
 ) -> Any:
     """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError.
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
 from sightloop.nn.blocks import ACTIVATIONS
-from sightloop.protocols import PatchAttention
-from sightloop.towers.efficientnet import EfficientNetConfig
+from sightloop.protocols import AttentiveTower, ImageTowerConfig, PatchAttention, require
 from sightloop.towers.text import DecodeState, TextConfig, TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.types import Encoded, LogitActivation
@@ -50,7 +49,7 @@ class BlipConfig:
         ValueError: `answers` without encoder and decoder of one width.
     """
 
-    vision: VitConfig | EfficientNetConfig
+    vision: ImageTowerConfig
     text: TextConfig
     decoder_memory_dim: int | None
     encoder: bool
@@ -245,7 +244,7 @@ class Blip(nn.Module):
     def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
         """The text encoder's cross-attention (ITM), or the image tower's attention (ITC)."""
         if score == "similarity":
-            return self.vision.patch_attention()
+            return require(self.vision, AttentiveTower).patch_attention()
         skip = int(self.config.vision.has_class_token)
         return PatchAttention([block.cross for block in self.encoder.layers], "text", skip)
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from sightloop.checkpoints.efficientnet import read_efficientnet
 from sightloop.checkpoints.hub import locate
 from sightloop.checkpoints.registry import FAMILIES
 from sightloop.data.datasets.dataset import Dataset
@@ -105,7 +104,7 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     if settings.language:
         network, tokenizer = _add_language(network, family, settings, recipe.seed)
     if settings.vision:
-        _load_vision(network, settings.vision)
+        _load_vision(network, family, settings.vision)
     _check_objectives(recipe, network)
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
     if labels and require(network, Network).config.labels != labels:
@@ -234,9 +233,10 @@ def _labels(dataset: Dataset) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-def _load_vision(network: nn.Module, source: str) -> None:
-    if isinstance(tower := network.get_submodule("vision"), EfficientNet) and source.endswith(".pth"):
-        tower.load_state_dict(tower.state_dict() | read_efficientnet(source))
+def _load_vision(network: nn.Module, family: str, source: str) -> None:
+    tower, read = network.get_submodule("vision"), FAMILIES[family].read_vision
+    if isinstance(tower, EfficientNet) and read is not None and source.endswith(".pth"):
+        tower.load_state_dict(tower.state_dict() | read(source))
         return
     other = load(source, device="cpu").module
     unpack(other)

@@ -100,10 +100,10 @@ def cache_features(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / _ABOUT).is_file():
-        found = json.loads((folder / _ABOUT).read_text("utf-8"))
-        if found["views"] != views:
+        known_views = json.loads((folder / _ABOUT).read_text("utf-8"))["views"]
+        if known_views != views:
             raise UsageError(
-                f"{folder}: has {found['views']} views of each image; use another folder for {views}"
+                f"{folder}: has {known_views} views of each image; use another folder for {views}"
             )
     known = _read_digests(folder)
     done = set(known)
