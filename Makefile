@@ -10,6 +10,8 @@ BENCH := $(VENV)/.installed-bench
 DOCS := $(VENV)/.installed-docs
 APP := $(VENV)/.installed-app
 PHOTOGRAPHS := $(VENV)/photographs
+# A test process a core; a file's tests stay in one process, which shares its fixtures. ARGS="-n 0" runs them in one.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The interpreter of the venv: the first of these that runs and is new enough. `make PYTHON=...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -31,7 +33,7 @@ setup: $(DEV)  ## make .venv with everything that the tests need
 test: lint types unit  ## lint, types, tests: what must pass before a change goes in
 
 quick: lint  ## lint and the tests that are not marked slow: under two minutes
-	$(PY) -m pytest -m "not slow" --durations=10 --durations-min=2 $(ARGS)
+	$(PYTEST) -m "not slow" --durations=10 --durations-min=2 $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and formatting
 	$(PY) -m ruff check .
@@ -41,7 +43,7 @@ types: $(DEV)  ## pyright, strict, over src
 	$(PY) -m pyright
 
 unit: $(DEV)  ## pytest; ARGS="-k name" narrows it
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 format: $(DEV)  ## put every file into the house's form
 	$(PY) -m ruff check --fix .

@@ -42,6 +42,7 @@ ROOM_CONTENTS = {
     "models": "the families: CLIP, SigLIP, BLIP, BLIP-2, Florence-2, PaliGemma, LLaVA",
     "objectives": "tensors to `Loss`, without parameters: contrastive, matching, language, masked",
     "tasks": "single acts over protocols: generate, embed, match, parse regions, filter captions",
+    "ranking": "candidates and their scores, statements of answers, the policy of what may be said",
     "reports": "the page of every report: frame, tiles, tables, plots",
     "checkpoints": "where files are, how tensors are read, key maps of every family, the catalog",
     "inference": "`load`, `Model` and its verbs, prompting, chat, re-ranking, saving",

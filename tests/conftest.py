@@ -12,6 +12,8 @@ from tests.slow_tests import SLOW_FILES
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a test process on each core already
 os.environ["SIGHTLOOP_KERNELS"] = (
     "packed"  # the same numbers in each run, and nothing in this account's cache folder
 )

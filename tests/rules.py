@@ -30,13 +30,25 @@ ROOMS: dict[str, set[str]] = {
     "models": CONTRACTS | {"nn", "towers"},
     "objectives": CONTRACTS,
     "tasks": CONTRACTS,
+    "ranking": CONTRACTS,
     "reports": CONTRACTS,
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
-    "inference": CONTRACTS | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "tasks"},
+    "inference": CONTRACTS
+    | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "ranking", "tasks"},
     "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
     "metrics": CONTRACTS,
     "evaluation": CONTRACTS
-    | {"data", "data.copies", "data.datasets", "data.images", "inference", "metrics", "reports", "tasks"},
+    | {
+        "data",
+        "data.copies",
+        "data.datasets",
+        "data.images",
+        "inference",
+        "metrics",
+        "ranking",
+        "reports",
+        "tasks",
+    },
     "training": CONTRACTS
     | DATA - {"data.copies"}
     | NETWORKS
@@ -71,6 +83,7 @@ ROOMS: dict[str, set[str]] = {
         "data.images",
         "evaluation",
         "inference",
+        "ranking",
         "search",
         "tasks",
         "training",

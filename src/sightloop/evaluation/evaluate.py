@@ -107,9 +107,18 @@ def evaluate(
     leaks = None if train_data is None else _find_leaks(train_data, dataset)
     result = Evaluation(about, tuple(runs), _differences(runs, settings.seed), leaks, notes, tuple(warnings))
     if folder is not None:
-        atomic_write(folder / "report.json", as_json(result))
-        atomic_write(folder / "report.html", as_html(result, dataset))
+        _write_reports(folder, result, dataset)
     return result
+
+
+def _write_reports(folder: Path, result: Evaluation, dataset: EvalDataset) -> None:
+    """report.json, report.html, and weights.json where they were fitted."""
+    atomic_write(folder / "report.json", as_json(result))
+    atomic_write(folder / "report.html", as_html(result, dataset))
+    for number, run in enumerate(result.runs, 1):
+        if run.scored.weights:
+            text = json.dumps(dict(run.scored.weights), indent=2) + "\n"
+            atomic_write(folder / f"weights{f'-{number}' if number > 1 else ''}.json", text)
 
 
 def _output_folder(out: str | Path | None) -> Path | None:

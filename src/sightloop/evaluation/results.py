@@ -146,6 +146,7 @@ class TaskScores:
         ranked: what `quality` and `disputed` of the cases mean, for people.
         confusion: class names, and counts `[true, predicted]`.
         curves: name -> (x label, y label, points `[P, 2]`).
+        weights: of the signals of sample and rank, for weights.json; {} for none.
     """
 
     metrics: tuple[MetricTable, ...]
@@ -154,6 +155,7 @@ class TaskScores:
     ranked: str = ""
     confusion: tuple[tuple[str, ...], Integers] | None = None
     curves: Mapping[str, tuple[str, str, Floats]] = field(default_factory=JsonDict)
+    weights: JsonMapping = field(default_factory=JsonDict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class EvalOptions:
         answer_by: answers are generated, or ranked among `candidates` (vqa).
         candidates: answers to rank; None for all answers of the data (vqa).
         match_by: score of a pair: the ITM probability, or the ITC cosine (matching).
+        rank_samples: answers drawn for each question and ranked, beside the one of greedy search; None for none (vqa).
+        rank_by: source of the model that judges them; None for the evaluated one (vqa).
 
     Raises:
         UsageError: a value that is not allowed.
@@ -66,6 +68,8 @@ class EvalOptions:
     answer_by: Literal["generate", "rank"] = "generate"
     candidates: Sequence[str] | None = None
     match_by: Literal["itm", "itc"] = "itm"
+    rank_samples: int | None = None
+    rank_by: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("answer_by", ("generate", "rank")), ("match_by", ("itm", "itc"))):
@@ -73,6 +77,10 @@ class EvalOptions:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
         for name in ("labels", "candidates"):
             refuse_string(name, getattr(self, name))
+        if self.rank_samples is not None and not 2 <= self.rank_samples <= 256:
+            raise UsageError(f"rank_samples={self.rank_samples}: must be 2 to 256")
+        if self.rank_by is not None and self.rank_samples is None:
+            raise UsageError(f"rank_by={self.rank_by!r}: goes with rank_samples")
         if isinstance(self.rerank, int):
             raise UsageError(f"rerank={self.rerank}: give a list, rerank=[{self.rerank}]")
         if any(k < 1 for k in self.rerank):

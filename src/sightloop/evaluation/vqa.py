@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from sightloop.evaluation.predictions import Records
+from sightloop.evaluation.ranked_answers import RankedQuestion, as_record, ranked_question, ranking_metrics
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
+from sightloop.ranking.options import RankedText
 from sightloop.types import Floats, JsonDict, Pixels, Question, Sample
 
 if TYPE_CHECKING:
@@ -51,14 +53,29 @@ class VqaTask:
             "candidates": self.candidates,
             "decoding": dict(options.decoding),
         }
+        if options.rank_samples is not None:
+            self.settings |= {"rank_samples": options.rank_samples, "rank_by": options.rank_by}
 
     def wants(self, sample: Sample) -> bool:
         """It needs questions with answers."""
         return any(question.answers for question in sample.questions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One: all questions of an image together."""
-        return [TaskPhase("answering", "answers", over_images(self._answer), "answer")]
+        """All questions of an image together: greedy, and where asked for drawn and ranked."""
+        phases = [TaskPhase("answering", "answers", over_images(self._answer), "answer")]
+        if self.options.rank_samples is not None:
+            phases.append(TaskPhase("drawing and ranking", "ranked", over_images(self._rank), "answer"))
+        return phases
+
+    def _rank(self, model: Model, batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        counts = [len(sample.questions) for sample in batch]
+        questions = [question.question for sample in batch for question in sample.questions]
+        repeated = [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
+        samples, judge = self.options.rank_samples, self.options.rank_by
+        ranked = model.answer(repeated, questions, samples=samples, judge=judge, details=True)
+        records = [as_record(one.as_json()["candidates"]) for one in ranked if isinstance(one, RankedText)]
+        ends = np.cumsum(counts)
+        return [{"ranked": records[end - n : end]} for n, end in zip(counts, ends, strict=True)]
 
     def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
         # Images with 2 and 1 questions: counts [2, 1], images [a, a, b], ends [2, 3].
@@ -105,14 +122,35 @@ class VqaTask:
                 scores = np.array([wups([a], [b], threshold) for a, b in zip(texts, references, strict=True)])
                 protocol = f"WUPS at {threshold:g} over WordNet's nouns (Malinowski and Fritz 2014)"
                 add(f"WUPS@{threshold:g}", protocol, scores)
+        weights: JsonDict = {}
+        if self.options.rank_samples is not None:
+            ranked = _ranked_questions(samples, records, exact)
+            tables, weights = ranking_metrics(ranked, self.options.rank_samples)
+            metrics += tables
         main = metrics[0]
         for question_type, indices in _question_types(answered).items():
             type_keys = [row_keys[i] for i in indices]
             name = f"{main.name}[{question_type}]"
             metrics.append(MetricTable(name, main.protocol, "questions", type_keys, main.rows[indices]))
         cases = _answer_cases(samples, answered, main.rows)
-        ranked = f"mean {main.name} of the questions of an image, the worst shown; disputed: people answer differently"
-        return TaskScores(tuple(metrics), not_computed, cases, ranked)
+        ranked_by = f"mean {main.name} of the questions of an image, the worst shown; disputed: people differ"
+        return TaskScores(tuple(metrics), not_computed, cases, ranked_by, weights=weights)
+
+
+def _ranked_questions(samples: Sequence[Sample], records: Records, exact: Floats) -> list[RankedQuestion]:
+    """The questions with their candidates; exact: `[questions]`, whether the answer of greedy search is right."""
+    rows = [
+        (sample, i, question)
+        for sample in samples
+        for i, question in enumerate(sample.questions)
+        if question.answers
+    ]
+    return [
+        ranked_question(
+            row(sample.key, i), sample.key, records[sample.key]["ranked"][i], question.answers, float(greedy)
+        )
+        for (sample, i, question), greedy in zip(rows, exact, strict=True)
+    ]
 
 
 def _question_types(answered: Sequence[_Answered]) -> dict[str, list[int]]:

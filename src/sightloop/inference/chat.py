@@ -12,10 +12,10 @@ from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.prompting import check_special_tokens, escape_special_tokens
 from sightloop.inference.text_generation import TextGenerator
 from sightloop.protocols import ChatNetwork, require
-from sightloop.types import JsonMapping, Message
+from sightloop.types import JsonMapping, Message, Pixels
 
 # An answer may be long; it ends where the model ends it.
-_DEFAULTS = {"max_new_tokens": 512}
+CHAT_DEFAULTS = {"max_new_tokens": 512}
 
 
 def chat_stream(
@@ -38,9 +38,23 @@ def chat_stream(
         UsageError: the messages are out of order, or have special tokens.
         ImageError: an image cannot be read.
     """
-    options = generator.options(decoding, _DEFAULTS)
+    options = generator.options(decoding, CHAT_DEFAULTS)
     if options.num_return > 1:
         raise UsageError(f"num_return={options.num_return}: a conversation continues from one answer")
+    prompt, pixels, key = reply_parts(encoder, generator, messages)
+    texts = generator.stream(encoder.encode_each(pixels), prompt, options, key)
+    return _pieces(generator.tokenizer, texts)
+
+
+def reply_parts(
+    encoder: ImageEncoder, generator: TextGenerator, messages: Sequence[Message]
+) -> tuple[str, list[Pixels], int]:
+    """The prompt of a conversation, its images, and the integer that names it for sampling.
+
+    Raises:
+        UsageError: the messages are out of order, or have special tokens.
+        ImageError: an image cannot be read.
+    """
     for i, message in enumerate(messages):
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"messages: {message!r} is no sightloop.Message")
@@ -59,7 +73,7 @@ def chat_stream(
     images = [image for message in messages for image in message.images]
     pixels = encoder.preprocessor.read_distinct(images)
     key = digest(b"".join(one.values.tobytes() for one in pixels) + prompt.encode("utf-8", "replace"))
-    return _pieces(tokenizer, generator.stream(encoder.encode_each(pixels), prompt, options, key))
+    return prompt, pixels, key
 
 
 def _pieces(tokenizer: Tokenizer, texts: Iterator[list[int]]) -> Iterator[str]:

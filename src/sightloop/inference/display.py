@@ -7,6 +7,7 @@ from dataclasses import fields
 from html import escape
 from typing import Protocol
 
+from sightloop.ranking.options import Ranking
 from sightloop.tasks.generate import Decoding
 from sightloop.types import ImageSpec
 
@@ -60,22 +61,23 @@ def public_names(model: ShownModel) -> list[str]:
 def show_decoding_options(kind: type) -> None:
     """Puts the fields of `Decoding` in place of `**decoding` into the signatures that `help` and shells show.
 
-    Their default reads as None, which means the checkpoint's own.
+    In place of `**options` come those of sample and rank too. A default reads as None: the checkpoint's own.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
-    options = [
-        inspect.Parameter(
-            field.name, keyword, default=None, annotation=f"{str(field.type).removesuffix(' | None')} | None"
-        )
-        for field in fields(Decoding)
-    ]
+    decoding = [_shown(field.name, str(field.type)) for field in fields(Decoding)]
+    ranking = [_shown(field.name, str(field.type)) for field in fields(Ranking)]
+    shown = {"decoding": decoding, "options": [*ranking, _shown("details", "bool"), *decoding]}
     for verb in vars(kind).values():
         if not inspect.isfunction(verb) or verb.__name__.startswith("_"):
             continue
         signature = inspect.signature(verb)
-        if (
-            "decoding" in signature.parameters
-            and signature.parameters["decoding"].kind is keyword.VAR_KEYWORD
-        ):
-            own = [parameter for name, parameter in signature.parameters.items() if name != "decoding"]
-            verb.__signature__ = signature.replace(parameters=[*own, *options])  # pyright: ignore
+        for name, options in shown.items():
+            parameter = signature.parameters.get(name)
+            if parameter is not None and parameter.kind is keyword.VAR_KEYWORD:
+                own = [each for each in signature.parameters.values() if each.name != name]
+                verb.__signature__ = signature.replace(parameters=[*own, *options])  # pyright: ignore
+
+
+def _shown(name: str, annotation: str) -> inspect.Parameter:
+    text = f"{annotation.removesuffix(' | None')} | None"
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=text)

@@ -35,6 +35,7 @@ from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches
 from sightloop.inference.model import Model
 from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
+from sightloop.inference.sample_rank import Judges
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.lora import merge_lora
@@ -105,6 +106,7 @@ def load(
         device=where,
         dtype=kind,
         batch_size=8 if where.type == "cpu" else 32,
+        judges=Judges(lambda name: load(name, device=str(where))),
         decoding=config.get("decoding", {})
         if config.get("format") == FORMAT
         else _decoding(located, family, network_config, layout),

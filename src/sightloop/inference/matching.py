@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sightloop.data.text.tokenizer import Tokenizer
+from sightloop.inference.rerank import NOT_RANKED
 from sightloop.protocols import Embedder, Matcher
 from sightloop.tasks.embed import embed_texts
 from sightloop.tasks.finite import require_finite
@@ -99,6 +100,29 @@ def match_scores(
         for i, b in enumerate(images):
             logits_of[b][part] = logits[i * len(part) : (i + 1) * len(part)]
     return logits_of
+
+
+def rank_scores(
+    network: Matcher, image: Encoded, texts: TokenizedTexts, similarity: Tensor, k: int
+) -> Floats32:
+    """Retrieval scores of B images with all n texts, float32 `[B, n]`.
+
+    Args:
+        network: with an ITM head.
+        image: B encoded images.
+        texts: n texts.
+        similarity: ITC, `[B, n]`.
+        k: texts of each image that ITM scores too.
+
+    Returns:
+        ITM logit of "match" plus ITC of the k best of each image, `NOT_RANKED` for the others.
+    """
+    best, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
+    columns = list(index.cpu().numpy())
+    scores = np.full(tuple(similarity.shape), NOT_RANKED, np.float32)
+    for b, logits in enumerate(match_scores(network, image, texts, columns)):
+        scores[b, columns[b]] = logits[:, 1] + best[b].float().cpu().numpy()
+    return scores
 
 
 def text_batches(

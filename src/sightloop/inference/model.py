@@ -16,23 +16,27 @@ from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UnsupportedError, UsageError
 from sightloop.inference.answering import answer_questions
-from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings, prompts_from
+from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
-from sightloop.inference.chat import chat_stream
+from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
 from sightloop.inference.device_memory import Sizers
 from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
-from sightloop.inference.matching import TokenizedTexts, match_scores
+from sightloop.inference.matching import TokenizedTexts, match_scores, rank_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery
-from sightloop.inference.save import save
-from sightloop.inference.text_generation import (
-    TextGenerator,
-    flatten,
-    sampling_key,
+from sightloop.inference.sample_rank import Judges
+from sightloop.inference.sampled_verbs import (
+    SampledVerbs,
+    results,
+    split_options,
+    write_all_captions,
 )
+from sightloop.inference.save import save
+from sightloop.inference.text_generation import TextGenerator, flatten
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
+from sightloop.ranking.options import Ranking
 from sightloop.tasks import embed
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.finite import require_finite
@@ -51,9 +55,6 @@ from sightloop.types import (
     Pixels,
     Region,
 )
-
-# The score of a pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its matrix.
-NOT_RANKED = -100.0
 
 # Answers are short: BLIP's own evaluation decodes them greedily.
 _ANSWER_DEFAULTS = {"num_beams": 1}
@@ -78,6 +79,7 @@ class Model:
         batch_size: images at once, or "auto": as many as fit the memory; results do not depend on it.
         decoding: the checkpoint's decoding options (generation_config.json).
         masks: decoder of segmentation tokens (PaliGemma), None without.
+        judges: models that rank this one's texts.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Model:
     batch_size: BatchSize = 8
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
+    judges: Judges = field(default_factory=Judges, repr=False)
     _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
     _sizers: Sizers = field(default_factory=Sizers, repr=False)
 
@@ -305,18 +308,12 @@ class Model:
             raise UsageError(f"k={k}: must be at least 1")
         strings = as_strings(texts, "texts")
         tokens, network = self.tokenize(strings), require(self.network, Embedder)
-        embedded = tokens.embed(network)
+        matcher, embedded = require(self.network, Matcher), tokens.embed(network)
         scores: list[Floats32] = []
         for batch in self.preprocessor.batches(images):
             image = self.encode(batch)
             similarity = embed.similarities(embed.embed_images(network, image), embedded)  # [B, n]
-            best, index = similarity.topk(min(k, len(strings)), dim=1)
-            columns = list(index.cpu().numpy())
-            rows = np.full((len(batch), len(strings)), NOT_RANKED, np.float32)
-            logits_of = self.match_scores(image, tokens, columns)
-            for b, (column, logits) in enumerate(zip(columns, logits_of, strict=True)):
-                rows[b, column] = logits[:, 1] + as_numpy(best[b])
-            scores.append(rows)
+            scores.append(rank_scores(matcher, image, tokens, similarity, k))
         return stack(scores, len(strings))
 
     def caption(
@@ -326,7 +323,7 @@ class Model:
         *,
         length: Literal["short", "detailed", "long"] | None = None,
         region: Box | None = None,
-        **decoding: Any,
+        **options: Any,
     ) -> list[str]:
         """Captions, one an image (`num_return` of them, together).
 
@@ -335,30 +332,23 @@ class Model:
             prompt: words that the caption starts with, one for all images or one an image.
             length: how detailed, for models that were trained for it (Florence-2), in place of a prompt.
             region: box in pixels whose content is described, likewise.
-            decoding: fields of `tasks.decoding.Decoding`; the checkpoint's own where left out.
+            options: fields of `tasks.decoding.Decoding`, the checkpoint's own where left out; with `samples=16` so
+                many are drawn and ranked, which has options too (`ranking.options.Ranking`), and with
+                `details=True` each string is a `RankedText`, which has every candidate with its scores.
         """
         self._need("caption")
         if (prompt is not None) + (length is not None) + (region is not None) > 1:
             raise UsageError("prompt, length and region exclude each other; give one")
-        options = self.options(decoding)
+        ranking, details, own = split_options(options)
+        decoding = self.options(own)
+        if ranking is not None and (length is not None or region is not None):
+            raise UsageError("samples: goes without length and region")
         if length is not None or region is not None:
-            return self._regions.caption(images, length=length, region=region, options=options)
+            return self._regions.caption(images, length=length, region=region, options=decoding)
         prompts = None if prompt is None else as_strings(prompt, "prompt")
-        encoder, generator = self.encoder, self.generator
-        captions: list[list[str]] = []
-        for batch in self.preprocessor.batches(images):
-            own = None if prompts is None else prompts_from(prompts, len(captions), len(batch))
-            keys = [sampling_key(pixels) for pixels in batch]
-            if generator.is_prompted:
-                forms = [generator.format_prompt("caption", text) for text in own or [None] * len(batch)]
-                captions += generator.answer_prompts(encoder.encode_each(batch), forms, options, keys)
-            else:
-                captions += generator.continue_texts(encoder.encode(batch), own, keys, options)
-        if prompts is not None and len(prompts) not in (1, len(captions)):
-            raise UsageError(
-                f"prompt: {len(prompts)} prompts for {len(captions)} images; give one, or one an image"
-            )
-        return flatten(captions)
+        if ranking is not None:
+            return results(self._sampled(ranking).caption(images, prompts, decoding), details=details)
+        return flatten(write_all_captions(self.encoder, self.generator, images, prompts, decoding))
 
     def answer(
         self,
@@ -367,7 +357,7 @@ class Model:
         candidates: Sequence[str] | None = None,
         *,
         top_candidates: int = 128,
-        **decoding: Any,
+        **options: Any,
     ) -> list[str]:
         """Answers to questions about images: pairs, or one of either with all of the other.
 
@@ -376,15 +366,19 @@ class Model:
             questions: one or many.
             candidates: answers to choose among, by likelihood (Li et al. 2022, section 5.3); None to write freely.
             top_candidates: how many, by the likelihood of their first word, are scored whole.
-            decoding: as for `caption`.
+            options: as for `caption`.
         """
         self._need("answer")
-        generator = self.generator
-        options = self.options(decoding, {} if generator.is_prompted else _ANSWER_DEFAULTS)
+        generator, (ranking, details, own) = self.generator, split_options(options)
+        decoding = self.options(own, {} if generator.is_prompted else _ANSWER_DEFAULTS)
         choices = None if candidates is None else as_list(candidates, "candidates")
         sources, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
+        if ranking is not None:
+            if choices is not None:
+                raise UsageError("samples: draws answers; leave candidates out")
+            return results(self._sampled(ranking).answer(sources, strings, decoding), details=details)
         return flatten(
-            answer_questions(self.encoder, generator, sources, strings, choices, options, top=top_candidates)
+            answer_questions(self.encoder, generator, sources, strings, choices, decoding, top=top_candidates)
         )
 
     def detect(
@@ -431,19 +425,23 @@ class Model:
         self._need("read")
         return self._regions.read_text(images, region, decoding)
 
-    def chat(self, messages: Sequence[Message], stream: bool = False, **decoding: Any) -> Any:
+    def chat(self, messages: Sequence[Message], stream: bool = False, **options: Any) -> Any:
         """The answer to the last message, in the model's own chat template; images are part of the messages.
 
         Args:
             messages: the conversation; the last message is the user's.
-            stream: return an iterator over pieces as they are generated (with beams: all at the end).
-            decoding: as for `caption`; 512 new tokens unless said.
+            stream: return an iterator over pieces as they are generated (with beams or samples: all at the end).
+            options: as for `caption`; 512 new tokens unless said.
 
         Returns:
             str, or an iterator of str.
         """
         self._need("chat")
-        pieces = chat_stream(self.encoder, self.generator, messages, decoding)
+        ranking, details, own = split_options(options)
+        if ranking is not None:
+            best = self._sampled(ranking).reply(messages, self.options(own, CHAT_DEFAULTS))
+            return iter([str(best)]) if stream else results([best], details=details)[0]
+        pieces = chat_stream(self.encoder, self.generator, messages, own)
         return pieces if stream else "".join(pieces)
 
     def save(
@@ -469,6 +467,10 @@ class Model:
             raise UnsupportedError(
                 f"{self.name} cannot {capability}; it can: {own}. For {capability}, load {others}"
             )
+
+    def _sampled(self, ranking: Ranking) -> SampledVerbs:
+        judge = self.judges.choose(ranking.judge, self)
+        return SampledVerbs(self, judge, self.encoder, self.generator, ranking)
 
     @property
     def _regions(self) -> RegionFinder:

@@ -22,7 +22,7 @@ from sightloop.errors import UnsupportedError, UsageError
 from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_list, as_strings
 from sightloop.inference.image_encoding import EncodedImage, ImageEncoder
 from sightloop.inference.masks import decode_masks
-from sightloop.inference.text_generation import TextGenerator, flatten, sampling_keys
+from sightloop.inference.text_generation import TextGenerator, WrittenText, flatten, sampling_keys
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import PromptedNetwork, RegionNetwork
 from sightloop.tasks.decoding_options import Decoding
@@ -124,11 +124,11 @@ class RegionFinder:
         if not isinstance(network, PromptedNetwork) or task not in network.prompts:
             raise UnsupportedError(f"{self.name} was not trained for captions of a length or of a region")
         sources, box = list(as_images(images)), _checked_box(region)
-        captions: list[list[str]] = [[] for _ in sources]
+        captions: list[list[WrittenText]] = [[] for _ in sources]
         for rows, encoded in self.encoder.batches_by_image(sources):
             prompts = [self._prompt(task, box, image) for image in encoded]
             keys = sampling_keys(encoded, prompts)
-            texts = self.generator.answer_prompts(encoded, prompts, options, keys)
+            texts = self.generator.answer_prompts([[image] for image in encoded], prompts, options, keys)
             for i, own in zip(rows, texts, strict=True):
                 captions[i] = own
         return flatten(captions)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from sightloop.types import Encoded, Floats32, Integers
 
+# The score of a pair that ITC did not bring into the top k, as the evaluation of the BLIP code fills its matrix.
+NOT_RANKED = -100.0
+
 _SIMILARITIES_AT_ONCE = 1 << 24
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ from sightloop.tasks import generate
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import Generation
 from sightloop.types import Encoded, JsonDict, JsonMapping, Pixels
+
+
+class WrittenText(NamedTuple):
+    """A text as a caller sees it.
+
+    Attributes:
+        text: without space around it.
+        log_prob: mean log-probability of its tokens in nats, at most 0; NaN unless asked for.
+    """
+
+    text: str
+    log_prob: float = math.nan
 
 
 @dataclass(eq=False)
@@ -50,8 +63,14 @@ class TextGenerator:
     # Networks with their own decoder (BLIP).
 
     def continue_texts(
-        self, memory: Encoded, prompts: Sequence[str] | None, keys: Sequence[int], options: Decoding
-    ) -> list[list[str]]:
+        self,
+        memory: Encoded,
+        prompts: Sequence[str] | None,
+        keys: Sequence[int],
+        options: Decoding,
+        *,
+        scored: bool = False,
+    ) -> list[list[WrittenText]]:
         """Texts for B memories, each continuing its prompt.
 
         Prompts of one length go through the decoder together.
@@ -61,6 +80,7 @@ class TextGenerator:
             prompts: B texts, None to start from nothing.
             keys: B integers that name the rows for sampling.
             options: how text is chosen.
+            scored: whether log-probabilities are wanted.
 
         Returns:
             For each memory `num_return` texts, prompt included.
@@ -76,7 +96,7 @@ class TextGenerator:
             ids[:, 0] = config.start_id
             lengths = lengths - 1  # without EOS
         _check_room(options, config.text.positions - int(lengths.max()))
-        texts: list[list[str]] = [[] for _ in keys]
+        texts: list[list[WrittenText]] = [[] for _ in keys]
         for length in sorted(set(lengths.tolist())):
             rows = (lengths == length).nonzero().squeeze(1)
             generations = generate.generate(
@@ -86,6 +106,7 @@ class TextGenerator:
                 options,
                 end_id=config.end_id,
                 keys=[keys[row] for row in rows.tolist()],
+                scored=scored,
             )
             decoded = self._decode(generations, options.num_return)
             for row, own in zip(rows.tolist(), decoded, strict=True):
@@ -99,10 +120,16 @@ class TextGenerator:
         return format_prompt(require(self.network, PromptedNetwork).prompts, self.tokenizer, task, text)
 
     def answer_prompts(
-        self, images: Sequence[EncodedImage], prompts: Sequence[str], options: Decoding, keys: Sequence[int]
-    ) -> list[list[str]]:
-        """`num_return` texts for each of R pairs of an image and a prompt; keys: R integers that name them."""
-        generations, start = self.generate([[image] for image in images], prompts, options, keys)
+        self,
+        images: Sequence[Sequence[EncodedImage]],
+        prompts: Sequence[str],
+        options: Decoding,
+        keys: Sequence[int],
+        *,
+        scored: bool = False,
+    ) -> list[list[WrittenText]]:
+        """`num_return` texts for each of R prompts with their images; see `generate`."""
+        generations, start = self.generate(images, prompts, options, keys, scored=scored)
         without = [Generation(text.ids[start:], text.log_probs) for text in generations]
         return self._decode(without, options.num_return)
 
@@ -193,9 +220,13 @@ class TextGenerator:
             start = torch.where(prefix.mask, ids, first).clamp(max=config.text.vocab - 1)
         return prefix, start
 
-    def _decode(self, generations: Sequence[Generation], each: int) -> list[list[str]]:
+    def _decode(self, generations: Sequence[Generation], each: int) -> list[list[WrittenText]]:
         """Texts of generations, `each` of them a row."""
-        texts = [text.strip() for text in self.tokenizer.decode([text.ids for text in generations])]
+        decoded = self.tokenizer.decode([text.ids for text in generations])
+        texts = [
+            WrittenText(text.strip(), sum(one.log_probs) / len(one.log_probs) if one.log_probs else math.nan)
+            for text, one in zip(decoded, generations, strict=True)
+        ]
         return [texts[i : i + each] for i in range(0, len(texts), each)]
 
 
@@ -215,9 +246,9 @@ def sampling_key(pixels: Pixels, text: str = "") -> int:
     return digest(pixels.values.tobytes() + text.encode("utf-8", "replace"))
 
 
-def flatten(texts: Sequence[Sequence[str]]) -> list[str]:
+def flatten(rows: Sequence[Sequence[WrittenText]]) -> list[str]:
     """The texts of all rows in one list."""
-    return list(chain(*texts))
+    return [one.text for row in rows for one in row]
 
 
 def _check_room(options: Decoding, room: int) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sightloop.errors import ImageError
-from sightloop.inference.model import NOT_RANKED, Model
+from sightloop.inference.model import Model
+from sightloop.inference.rerank import NOT_RANKED
 from sightloop.search.sources import read_entry
 from sightloop.types import Encoded, Floats32, ImageSource, JsonDict
 

@@ -17,7 +17,6 @@ from sightloop.apps.cli.common import (
     require_capability,
 )
 from sightloop.apps.cli.options import (
-    DecodingOptions,
     DeviceListOptions,
     FilterOptions,
     RegionOption,
@@ -26,6 +25,7 @@ from sightloop.apps.cli.options import (
     parse_region,
 )
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter, print_message
+from sightloop.apps.cli.ranking_options import WritingOptions
 from sightloop.checkpoints.hub import weights_identity
 from sightloop.errors import UsageError
 from sightloop.types import Done, Failed, JsonDict, Skipped
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # The captioner, and the model that scores its captions.
 _Models: TypeAlias = "tuple[Model | DevicePool, Model | DevicePool | None]"
 _OUTPUT, _FILTER = WriteOptions(), FilterOptions()
-_DECODING, _RUNTIME = DecodingOptions(), DeviceListOptions()
+_DECODING, _RUNTIME = WritingOptions(), DeviceListOptions()
 
 _EPILOGUE = (
     "Examples:\n"
@@ -60,7 +60,7 @@ def caption(
     region: RegionOption = None,
     output: WriteOptions = _OUTPUT,
     filtering: FilterOptions = _FILTER,
-    decoding: DecodingOptions = _DECODING,
+    decoding: WritingOptions = _DECODING,
     runtime: DeviceListOptions = _RUNTIME,
 ) -> int:
     """Write a caption for every image.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sightloop.apps.cli.common import check_model, model_for
-from sightloop.apps.cli.options import DecodingOptions, NamedModelOptions
+from sightloop.apps.cli.options import NamedModelOptions
 from sightloop.apps.cli.output import print_error, print_message
+from sightloop.apps.cli.ranking_options import WritingOptions
 from sightloop.errors import SightloopError, UsageError
 from sightloop.types import JsonMapping, Message
 
@@ -25,7 +26,7 @@ _EPILOGUE = (
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
     "  printf 'what is this?\\nwhat color is it?\\n' | sightloop chat photo.jpg -m M --json"
 )
-_DECODING, _RUNTIME = DecodingOptions(), NamedModelOptions()
+_DECODING, _RUNTIME = WritingOptions(), NamedModelOptions()
 _HELP = (
     "Ask about the images. /image FILE adds an image, /new starts a new conversation, //TEXT sends /TEXT, Ctrl-C stops "
     "an answer, an empty line or Ctrl-D exits."
@@ -35,7 +36,7 @@ _HELP = (
 def chat(
     *images: Annotated[str, Parameter(name="IMAGES")],
     system: str | None = None,
-    decoding: DecodingOptions = _DECODING,
+    decoding: WritingOptions = _DECODING,
     runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
     """Chat with a model about images.

@@ -90,6 +90,13 @@ class EvaluateOptions:
     match_by: Literal["itm", "itc"] | None = None
     """matching: score pairs by ITM probability, or by the cosine of their embeddings (ITC). Default: itm."""
 
+    rank_samples: Annotated[int | None, Parameter(converter=integer)] = None
+    """vqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for `ask`,
+    `caption` and `chat`. Default: off."""
+
+    rank_by: Annotated[str | None, Parameter(metavar="MODEL")] = None
+    """vqa with --rank-samples: the model that judges. Default: the evaluated one."""
+
     clip: str | None = None
     """captions: embedding model for CLIPScore and RefCLIPScore, such as openai/clip-vit-base-patch32. Default:
     neither is computed."""
@@ -134,7 +141,8 @@ class EvaluateOptions:
             if isinstance(value := getattr(self, name), int):
                 check_at_least(option_name(name), value, 1)
         unchanged = (
-            "samples seed answer_by match_by clip prompt device dtype quantize batch_size workers".split()
+            "samples seed answer_by match_by rank_samples rank_by clip prompt device dtype quantize batch_size "
+            "workers".split()
         )
         decoding = {name: getattr(self, name) for name in ("num_beams", "max_new_tokens")}
         options = {name: getattr(self, name) for name in unchanged} | {

@@ -20,15 +20,16 @@ from sightloop.apps.cli.common import (
     run_verb,
 )
 from sightloop.apps.cli.options import (
-    DecodingOptions,
     DeviceListOptions,
     RuntimeOptions,
     integer,
     parse_entries,
 )
 from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
+from sightloop.apps.cli.ranking_options import WritingOptions
 from sightloop.apps.cli.tables import RowMaker, TableOptions, TableRun, Verb
 from sightloop.errors import UsageError
+from sightloop.ranking.options import RankedText
 from sightloop.types import Failed, JsonDict, Pixels, Skipped
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sightloop.types import Floats32
 
 _DECODING, _RUNTIME, _TABLE, _DEVICES = (
-    DecodingOptions(),
+    WritingOptions(),
     RuntimeOptions(),
     TableOptions(),
     DeviceListOptions(),
@@ -70,7 +71,7 @@ def ask(
     ],
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
     output: TableOptions = _TABLE,
-    decoding: DecodingOptions = _DECODING,
+    decoding: WritingOptions = _DECODING,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
     """Answer questions about every image (visual question answering).
@@ -81,6 +82,8 @@ def ask(
             Default: generate.
     """
     options = decoding.as_kwargs()
+    if decoding.samples is not None and candidates is not None:
+        raise UsageError("--candidates and --samples: answers are chosen from a list or drawn, not both.")
     choices = None if candidates is None else parse_entries("--candidates", candidates)
     check_texts("--questions", questions)
     check_model("answer", runtime)
@@ -89,12 +92,19 @@ def ask(
         def verb(images: list[Pixels]) -> list[list[str]]:
             # Every image with every question; the model encodes each distinct image of a batch once.
             pairs = [image for image in images for _ in questions]
-            answers = model.answer(pairs, questions * len(images), candidates=choices, **options)
+            ranked = {"details": True} if decoding.samples is not None and runtime.json else {}
+            answers = model.answer(pairs, questions * len(images), candidates=choices, **options, **ranked)
             return [answers[i : i + len(questions)] for i in range(0, len(answers), len(questions))]
 
         def shown(_name: str, answers: list[str]) -> tuple[list[JsonDict], list[JsonDict]]:
-            rows = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
-            return rows, rows
+            rows: list[JsonDict] = [
+                {"question": q, "answer": str(a)} for q, a in zip(questions, answers, strict=True)
+            ]
+            if not runtime.json:
+                return rows, rows
+            details = [a.as_json() if isinstance(a, RankedText) else {} for a in answers]
+            shown = [{**own, **row} for row, own in zip(rows, details, strict=True)]
+            return rows, [{name: value for name, value in row.items() if name != "text"} for row in shown]
 
         return verb, shown
 

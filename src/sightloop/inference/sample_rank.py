@@ -1,0 +1,208 @@
+"""Sample and rank: several texts are drawn for an image, filtered, and ranked by likelihood and by a judge.
+
+LaMDA (Thoppilan et al. 2022, sections 3 and 5) draws 16 answers, drops those that a classifier finds unsafe and ranks
+the others. Here the judge is an image-text model: ITM and ITC say how well a statement fits the image, which marks
+made-up objects better than likelihood does (Deng et al. 2024, arXiv 2402.15300).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
+from typing import Protocol
+
+import numpy as np
+
+from sightloop.errors import UsageError
+from sightloop.inference.arrays import as_numpy
+from sightloop.inference.image_encoding import Preprocessor
+from sightloop.inference.matching import TokenizedTexts
+from sightloop.inference.text_generation import WrittenText
+from sightloop.protocols import Embedder, Network
+from sightloop.ranking.options import ABSTENTION, Candidate, RankedText, Ranking
+from sightloop.ranking.policy import Policy
+from sightloop.tasks import embed
+from sightloop.types import Encoded, Floats32, Integers, Pixels
+
+_JUDGING = {"match", "similarity"}
+TOP_K = 40  # of sampling (LaMDA, section 3)
+
+
+class Judge(Protocol):
+    """What of a model reads images and compares statements with them; `Model` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def network(self) -> Network: ...
+    @property
+    def capabilities(self) -> frozenset[str]: ...
+    @property
+    def preprocessor(self) -> Preprocessor: ...
+    def encode(self, batch: Sequence[Pixels]) -> Encoded: ...
+    def tokenize(self, texts: Sequence[str], *, first_id: int | None = None) -> TokenizedTexts: ...
+    def match_scores(
+        self, image: Encoded, texts: TokenizedTexts, rows_of: Sequence[Integers]
+    ) -> list[Floats32]: ...
+
+
+@dataclass(eq=False)
+class Judges:
+    """Models that judge the texts of another, loaded once.
+
+    Args:
+        load: loads one by its name, None where names are refused.
+    """
+
+    load: Callable[[str], Judge] | None = None
+    _loaded: dict[str, Judge] = field(default_factory=dict[str, Judge])
+
+    def choose(self, source: object, own: Judge) -> Judge | None:
+        """The model that judges.
+
+        Args:
+            source: a loaded model, what `load` takes, or None for the model that writes.
+            own: the model that writes.
+
+        Returns:
+            None where the model that writes must judge and cannot.
+
+        Raises:
+            UsageError: the source is no model, or one that compares no text with an image.
+        """
+        judge = source
+        if isinstance(source, (str, PathLike)) and self.load is not None:
+            name = fspath(source)
+            judge = self._loaded.get(name) or self._loaded.setdefault(name, self.load(name))
+        if judge is None or judge is own:
+            return own if own.capabilities & _JUDGING else None
+        if not hasattr(judge, "match_scores"):
+            raise UsageError(f"judge={source!r}: give a loaded model, a folder or a hub id")
+        chosen: Judge = judge  # pyright: ignore[reportAssignmentType]
+        if not chosen.capabilities & _JUDGING:
+            raise UsageError(
+                f"judge: {chosen.name} compares no text with an image; load a model that can match"
+            )
+        return chosen
+
+
+def rank_texts(
+    ranking: Ranking,
+    judge: Judge | None,
+    image: Encoded | None,
+    written: Sequence[Sequence[WrittenText]],
+    statements: Sequence[Sequence[str]],
+    earlier: Iterable[str] = (),
+) -> list[RankedText]:
+    """The best of the texts of B images.
+
+    Args:
+        ranking: options.
+        judge: as of `Judges.choose`.
+        image: B images as the judge encodes them, tokens `[B, N, D]`; None without a judge.
+        written: for each image its samples.
+        statements: what each sample says of its image.
+        earlier: texts of a conversation so far, which are not to be repeated.
+    """
+    earlier_texts = {_normalized(text) for text in earlier}
+    candidates: list[list[Candidate]] = []
+    for texts, claims in zip(written, statements, strict=True):
+        merged: dict[str, Candidate] = {}
+        for draw, (one, claim) in enumerate(zip(texts, claims, strict=True)):
+            known = merged.get(name := _normalized(one.text))
+            best = known
+            if known is None or best is None or one.log_prob > known.signals.get("log_prob", 0.0):
+                # An empty text has no tokens, so no likelihood.
+                signals = {} if math.isnan(one.log_prob) else {"log_prob": one.log_prob}
+                best = Candidate(one.text, claim, (), signals)
+            merged[name] = replace(best, draws=(*(known.draws if known else ()), draw))
+        candidates.append(
+            [
+                _with_votes(one, len(texts), _reason(one.text, earlier_texts, ranking.policy))
+                for one in merged.values()
+            ]
+        )
+    if judge is not None and image is not None:
+        candidates = _judged(judge, image, candidates)
+    return [_ranked(ranking, own) for own in candidates]
+
+
+def _with_votes(one: Candidate, drawn: int, reason: str) -> Candidate:
+    return replace(one, signals={**one.signals, "votes": math.log(one.count / drawn)}, dropped=reason)
+
+
+def _judged(judge: Judge, image: Encoded, candidates: list[list[Candidate]]) -> list[list[Candidate]]:
+    """The candidates with the judge's signals; dropped ones are not judged."""
+    open_rows = [[i for i, one in enumerate(own) if not one.dropped] for own in candidates]
+    texts = [own[i].statement for own, rows in zip(candidates, open_rows, strict=True) for i in rows]
+    if not texts:
+        return candidates
+    tokens = judge.tokenize(texts)
+    ends = np.cumsum([len(rows) for rows in open_rows])
+    rows_of = [np.arange(end - len(rows), end) for end, rows in zip(ends, open_rows, strict=True)]
+    signals: list[dict[str, float]] = [{} for _ in texts]
+    if "match" in judge.capabilities:
+        logits = np.concatenate(judge.match_scores(image, tokens, rows_of))
+        for signal, (no, yes) in zip(signals, logits.tolist(), strict=True):
+            signal["itm"] = yes - no
+    if isinstance(judge.network, Embedder) and "similarity" in judge.capabilities:
+        cosines = as_numpy(
+            embed.similarities(embed.embed_images(judge.network, image), tokens.embed(judge.network))
+        )
+        for b, rows in enumerate(rows_of):
+            for row in rows:
+                signals[row]["itc"] = float(cosines[b, row])
+    judged = [list(own) for own in candidates]
+    for b, (rows, where) in enumerate(zip(open_rows, rows_of, strict=True)):
+        for i, row in zip(rows, where.tolist(), strict=True):
+            judged[b][i] = replace(judged[b][i], signals={**judged[b][i].signals, **signals[row]})
+    return judged
+
+
+def _ranked(ranking: Ranking, candidates: Sequence[Candidate]) -> RankedText:
+    kept = [replace(one, score=ranking.weights.score(one.signals)) for one in candidates if not one.dropped]
+    kept.sort(key=lambda one: -one.score)
+    ordered = (*kept, *(one for one in candidates if one.dropped))
+    if not kept:
+        return RankedText.of(ABSTENTION, ordered, abstained=True)
+    best = kept[0]
+    if ranking.weights.bias is None:
+        return RankedText.of(best.text, ordered, abstained=False)
+    probability = 1 / (1 + math.exp(-max(-700.0, min(700.0, best.score))))
+    abstained = ranking.abstain is not None and probability < ranking.abstain
+    text = ABSTENTION if abstained else best.text
+    return RankedText.of(text, ordered, probability, abstained=abstained)
+
+
+def _reason(text: str, earlier_texts: set[str], policy: Policy) -> str:
+    """Why a text is dropped, "" if it is not."""
+    name = _normalized(text)
+    if not name:
+        return "it is empty"
+    if name in earlier_texts:
+        return "it repeats what was said before"
+    if loop := repeated_words(text):
+        return f'it repeats "{loop}"'
+    return policy.refuse_text(text)
+
+
+def repeated_words(text: str) -> str:
+    """Words that follow on themselves so often that a text loops: three times a word, twice two to eight; "" for none.
+
+    "a man and a man and a man" loops; "a man and a woman" does not.
+    """
+    words = re.findall(r"\w+", text.lower())
+    for size in range(1, 9):
+        times = 3 if size == 1 else 2
+        for start in range(len(words) - size * times + 1):
+            unit = words[start : start + size]
+            if unit * times == words[start : start + size * times]:
+                return " ".join(unit)
+    return ""
+
+
+def _normalized(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
