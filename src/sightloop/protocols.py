@@ -210,6 +210,13 @@ class PatchAttention(NamedTuple):
 
 
 @runtime_checkable
+class AttentiveTower(Protocol):
+    """Image tower whose pooled state reads patches by attention."""
+
+    def patch_attention(self) -> PatchAttention | None: ...
+
+
+@runtime_checkable
 class Explainable(Protocol):
     """Network whose scores can be traced to patches.
 

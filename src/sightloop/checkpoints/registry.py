@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any, cast
 
 import torch
@@ -165,7 +166,7 @@ def key_map_of(layout: Layout, config: Any) -> KeyMap:
 
 
 def config_from_dict(
-    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any]] | None = None
+    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any] | UnionType] | None = None
 ) -> Any:
     """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError.
 
@@ -178,9 +179,18 @@ def config_from_dict(
             part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)
         ]
         if parts and value is not None:
-            value = config_from_dict(typing.cast(type[Any], parts[0]), value)
+            # Of several kinds of tower the one with these names; else the first, which says what it lacks.
+            fitting = [part for part in parts if _fits(typing.cast(type[Any], part), value)]
+            value = config_from_dict(typing.cast(type[Any], [*fitting, *parts][0]), value)
         values[name] = as_tuples(value)
     return kind(**values)
+
+
+def _fits(kind: type[Any], data: JsonMapping) -> bool:
+    """Whether the dataclass knows all of these names, and lacks none that it needs."""
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    return needed <= set(data) <= {f.name for f in fields}
 
 
 def as_tuples(value: Any) -> Any:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sightloop.models.fusion import EarlyFusion, FusionKind, LateFusion, build_fusion, fits
 from sightloop.models.text_decoder import Decoder, LmHead
 from sightloop.nn.attention import Linear, mask_from_lengths
-from sightloop.protocols import PatchAttention
+from sightloop.protocols import AttentiveTower, ImageTowerConfig, PatchAttention, require
 from sightloop.towers.text import TextConfig, TextTower
-from sightloop.towers.vit import Vit, VitConfig
+from sightloop.towers.vit import VitConfig
 from sightloop.types import Encoded, LogitActivation
 
 
@@ -26,7 +26,7 @@ class BlipConfig:
     """Sizes of BLIP's towers, which parts there are, and the special tokens.
 
     Args:
-        vision: the image tower's config.
+        vision: the image tower's config: a vision transformer, or an EfficientNet-Lite0.
         text: config of the text encoder and, with another memory, of the text decoder.
         decoder_memory_dim: width of the decoder's memory: image tokens, or in VQA the question's states.
         encoder: whether there is a text encoder.
@@ -54,7 +54,7 @@ class BlipConfig:
         ValueError: `answers` without encoder and decoder of one width; parts that do not fit the fusion.
     """
 
-    vision: VitConfig
+    vision: ImageTowerConfig
     text: TextConfig
     decoder_memory_dim: int | None
     encoder: bool
@@ -94,7 +94,7 @@ class Blip(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = Vit(config.vision)
+        self.vision = config.vision.build()
         if config.encoder:
             self.encoder = TextTower(config.text)
         if config.decoder:
@@ -145,7 +145,7 @@ class Blip(nn.Module):
             "lm": config.decoder and config.decoder_memory_dim == config.vision.dim and not early,
             "vqa": config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
             "mlm": config.encoder and config.fusion != "late",
-            "mim": config.vision.has_class_token and not early,
+            "mim": isinstance(config.vision, VitConfig) and config.vision.has_class_token and not early,
             "classes": True,
         }
         return frozenset(name for name in parts if parts[name])
@@ -253,7 +253,7 @@ class Blip(nn.Module):
         if isinstance(self.fusion, EarlyFusion) or (score == "match" and self.matches_embeddings):
             return None
         if score == "similarity" or isinstance(self.fusion, LateFusion):
-            return self.vision.patch_attention()
+            return require(self.vision, AttentiveTower).patch_attention()
         layers = self.encoder.layers if self.fusion is None else self.fusion.text_layers
         skip = int(self.config.vision.has_class_token)
         return PatchAttention([block.cross for block in layers], "text", skip)

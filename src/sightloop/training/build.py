@@ -33,6 +33,7 @@ from sightloop.protocols import (
     RegionNetwork,
     require,
 )
+from sightloop.towers.efficientnet import EfficientNet, EfficientNetConfig
 from sightloop.towers.text import TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
@@ -105,7 +106,7 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     if settings.language:
         network, tokenizer = _add_language(network, family, settings, recipe.seed)
     if settings.vision:
-        _load_vision(network, settings.vision)
+        _load_vision(network, family, settings.vision)
     _check_objectives(recipe, network)
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
     if labels and require(network, Network).config.labels != labels:
@@ -173,8 +174,8 @@ def _with_fusion(config: SizedConfig, settings: ModelSettings) -> BlipConfig:
 
 def _with_image_size(config: ConfigT, side: int) -> ConfigT:
     vision = config.vision
-    if not isinstance(vision, VitConfig):
-        raise UsageError(f"model.image_size={side}: only a ViT can be resized; set model.image_size=0")
+    if not isinstance(vision, (VitConfig, EfficientNetConfig)):
+        raise UsageError(f"model.image_size={side}: this image tower has one size; set model.image_size=0")
     if side % vision.patch:
         raise UsageError(f"model.image_size={side}: must be a multiple of {vision.patch}, the patch size")
     return replace(config, vision=replace(vision, image_size=side))
@@ -244,7 +245,11 @@ def _labels(dataset: Dataset) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-def _load_vision(network: nn.Module, source: str) -> None:
+def _load_vision(network: nn.Module, family: str, source: str) -> None:
+    tower, read = network.get_submodule("vision"), FAMILIES[family].read_vision
+    if isinstance(tower, EfficientNet) and read is not None and source.endswith(".pth"):
+        tower.load_state_dict(tower.state_dict() | read(source))
+        return
     other = load(source, device="cpu").module
     unpack(other)
     tower, config = require(other, Network).config.vision, require(network, Network).config.vision

@@ -82,6 +82,9 @@ class DataSettings:
         augment: random crops, flips, RandAugment; None for the resize of evaluation. Boxes are mapped with the image.
         cache: decoded images are kept in memory at this length of the shorter side in pixels; 0 for no cache.
         workers: decoding threads, at least 1.
+        features: folders of cached features of a frozen trunk, which are read instead of images
+            (`training.features`); () to read images.
+        write_labeled: LM learns the captions of images with a class label too; false where they are made from it.
     """
 
     batch: int = 64
@@ -97,6 +100,8 @@ class DataSettings:
     augment: Augment | None = field(default_factory=Augment)
     cache: int = 0
     workers: int = 2
+    features: tuple[str, ...] = ()
+    write_labeled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.prompting import check_special_tokens
 from sightloop.tasks.region_parser import FORMATTERS, plain_label
 from sightloop.training.config import DataSettings
+from sightloop.training.features import FeatureStore
 from sightloop.training.label_texts import LabelTexts
 from sightloop.training.masking import mask_words
 from sightloop.training.text_ids import pad_caption_ids
@@ -128,7 +129,7 @@ class Batch:
         keys: of the b samples.
         row_indices: row of each sample in the global batch, int64 `[b]`.
         sample_indices: index of each sample in the dataset, int64 `[b]`.
-        pixels: uint8 `[b, 3, S, S]`.
+        pixels: uint8 `[b, 3, S, S]`; with `data.features` float16 `[b, C, h, w]`, the trunk's.
         captions: as written, or made of labels.
         text_ids: id of each of these captions, int64 `[R]`.
         caption_ids: ids of all captions of each sample, int64 `[b, M]`, padded.
@@ -161,7 +162,7 @@ class _Row(NamedTuple):
     number: int  # row of the global batch
     sample: int
     key: str
-    values: NDArray[np.uint8]  # [3, S, S]
+    values: NDArray[np.uint8] | NDArray[np.float16]  # [3, S, S], or the features of a trunk [C, h, w]
     captions: list[str]
     text_ids: list[int]  # of these
     caption_ids: list[int]  # of all texts that are true of the sample
@@ -169,6 +170,7 @@ class _Row(NamedTuple):
     regions: list[LabeledBox]
     size: Size  # of the augmented image, in the pixels of the boxes
     label: int
+    writes: bool  # whether LM learns its captions
 
 
 class _Skip(NamedTuple):
@@ -204,7 +206,7 @@ class BatchLoader:
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of the steps `first` to `last - 1`, prepared by threads."""
-        cache = _Cache(self.settings.cache)
+        cache = _Cache(self.settings.cache, self.settings.features)
         with ThreadPoolExecutor(self.settings.workers) as pool:
             waiting: deque[tuple[int, list[Future[_Row | _Skip]]]] = deque()
             try:
@@ -252,11 +254,15 @@ class BatchLoader:
             regions = self._regions(sample, epoch, index)
             if self.prompts is not None:
                 _check_texts(self.tokenizer, key, [*captions, *chain(*questions), *(n for n, _ in regions)])
-            values, regions, size = self._pixels(cache, index, sample, epoch, regions)
+            if cache.features is not None:
+                values, size = cache.features.get(sample, epoch + index), (0, 0)
+            else:
+                values, regions, size = self._pixels(cache, index, sample, epoch, regions)
         except ImageError as error:
             return _Skip(key, str(error))
         ids = source.ids(sample, captions), source.all_ids(sample)
-        return _Row(number, index, key, values, captions, *ids, questions, regions, size, label)
+        writes = self.settings.write_labeled or sample.label is None
+        return _Row(number, index, key, values, captions, *ids, questions, regions, size, label, writes)
 
     def _regions(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
         """Up to `regions` regions of the classes to learn, drawn at random, in the sample's order."""
@@ -303,8 +309,10 @@ class BatchLoader:
         row_indices = torch.tensor([row.number for row in rows], dtype=torch.int64)
         plain = self._mask(self._texts(captions), step, row_indices)
         behind_prompt = plain
-        if prompt:
-            texts = self._texts([[f"{prompt} {text}" for text in row] for row in captions], prompt)
+        written = [row.captions if row.writes else [] for row in rows]
+        if prompt or written != captions:
+            start = f"{prompt} " if prompt else ""
+            texts = self._texts([[start + text for text in row] for row in written], prompt)
             behind_prompt = self._mask(texts, step, row_indices)
         return Batch(
             step=step,
@@ -400,10 +408,14 @@ class BatchLoader:
 
 
 class _Cache:
-    """Cache of decoded images and their sizes by index, shared by threads; with side 0 it stays empty."""
+    """Cache of decoded images and their sizes by index, shared by threads; with side 0 it stays empty.
 
-    def __init__(self, side: int) -> None:
+    features: what is read instead of images, or None.
+    """
+
+    def __init__(self, side: int, features: Sequence[str]) -> None:
         self.side = side
+        self.features = FeatureStore(features) if features else None
         self._images: dict[int, tuple[NDArray[np.uint8], Size]] = {}
         self._lock = threading.Lock()
 
@@ -483,4 +495,6 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         answers=None if batch.answers is None else batch.answers.to(device),
         prompted=None if batch.prompted is None else batch.prompted.to(device),
     )
+    if batch.pixels.dtype == torch.float16:  # features, not pixels
+        return moved, batch.pixels.to(device, torch.float32)
     return moved, normalize(batch.pixels, spec, device)

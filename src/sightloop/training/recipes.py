@@ -274,16 +274,14 @@ RECIPES: dict[str, Recipe] = {
         # The bundled model; recipes/nano/LOG.md has the settings of its runs and the experiments.
         Recipe(
             "nano",
-            {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 0.5},
-            model=ModelSettings(size="blip-nano", vocab_size=4000, dropout=0.1, drop_path=0.05),
-            data=DataSettings(
-                batch=128, texts=2, questions=4, max_tokens=24, cache=128, workers=1, augment=_STRONG
-            ),
+            {"itc": 1.0, "itm": 1.0, "lm": 1.0, "vqa": 1.0},
+            model=ModelSettings(size="blip-lite0", vocab_size=4000, dropout=0.1),
+            data=DataSettings(batch=128, texts=2, max_tokens=24, workers=1, augment=_STRONG),
             teacher=TeacherSettings(momentum=0.0, queue=0, alpha_epochs=4.0),
-            optimizer=OptimizerConfig(lr=7e-4, betas=(0.9, 0.98), clip_norm=1.0),
-            schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
+            optimizer=OptimizerConfig(lr=9e-4, betas=(0.9, 0.98), clip_norm=1.0, weight_decay=0.1),
+            schedule=ScheduleConfig("cosine", warmup_steps=20, final=0.1),
             precision="bfloat16",
-            ema=0.998,
+            ema=0.97,
             match_weight=2.0,
             hard_negatives=0.5,
             epochs=50,
