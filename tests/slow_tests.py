@@ -51,6 +51,7 @@ SLOW_FILES = frozenset(
         "inference/test_explanation.py",
         "inference/test_florence.py",
         "inference/test_generation_config.py",
+        "inference/test_llava_original.py",
         "inference/test_load.py",
         "inference/test_malloc.py",
         "inference/test_model.py",

@@ -25,11 +25,13 @@ function Overlay({ regions, hidden, size, heat, strength }) {
     if (!heat || !canvas.current) return;
     const height = heat.length;
     const width = heat[0].length;
-    const top = Math.max(...heat.flat(), 1e-12);
+    // A single patch may have many times the heat of the rest: what one cell of a hundred exceeds is full.
+    const sorted = heat.flat().sort((a, b) => a - b);
+    const top = Math.max(sorted[Math.floor(0.99 * (sorted.length - 1))], 1e-3 * sorted[sorted.length - 1], 1e-12);
     const pixels = new ImageData(width, height);
     heat.flat().forEach((value, i) => {
-      const level = value / top;
-      pixels.data.set([255, 80 * (1 - level), 0, 230 * level], 4 * i);
+      const level = Math.min(1, value / top);
+      pixels.data.set([255, 160 * (1 - level), 0, 255 * level ** 0.7], 4 * i);
     });
     canvas.current.width = width;
     canvas.current.height = height;
@@ -198,7 +200,7 @@ export function ImageRoom() {
   const [regions, setRegions] = useState([]);
   const [hidden, setHidden] = useState(new Set());
   const [heat, setHeat] = useState(null);
-  const [strength, setStrength] = useState(0.6);
+  const [strength, setStrength] = useState(0.8);
   useEffect(() => {
     setImage(null);
     setRegions([]);
