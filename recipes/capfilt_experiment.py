@@ -101,7 +101,10 @@ SCALES = {
         3,
         # A temperature that learns runs away at first (nano's LOG.md).
         (
+            "model.size=blip-nano",
+            "model.drop_path=0.05",
             "data.texts=1",
+            "data.cache=128",
             "model.image_size=80",
             'model.frozen=["temperature"]',
             "optimizer.lr=1e-3",

@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 import sightloop
 from sightloop.data.copies.learned_images import write_digests
 from sightloop.models.blip import Blip
 from sightloop.nn.prepack import unpack
+from sightloop.protocols import require
 from sightloop.training.calibration import calibrate
 
 KEPT = (
@@ -42,7 +40,7 @@ def main(
         pairs = sightloop.open_dataset(unseen)
         calibration = calibrate(model, pairs, len(pairs), (0, unseen))
         print(calibration.summary() if calibration else f"{unseen}: too few images to calibrate on")
-    model.network = fixed(model.network).half()
+    require(model.network, Blip).half()
     model.save(whole)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -51,24 +49,6 @@ def main(
     if learned is not None:
         write_digests(folder, {*sightloop.open_dataset(learned).image_digests()})
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
-
-
-def fixed(network: Blip) -> Blip:
-    """The same function of an image, with the scale and shift that each batch norm of the stem has come to."""
-    state = network.state_dict()
-    for name, norm in network.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for part in norm.state_dict():
-                del state[f"{name}.{part}"]
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            state[f"{name}.weight"] = scale.view(-1, 1, 1, 1)
-            state[f"{name}.bias"] = norm.bias - norm.running_mean * scale
-    vision = replace(network.config.vision, stem_norm="fixed")
-    result = Blip(replace(network.config, vision=vision))
-    result.load_state_dict(state)
-    return result.eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from sightloop.checkpoints.catalog import (
 from sightloop.checkpoints.florence import config_from_transformers as florence_config
 from sightloop.checkpoints.llava import config_from_transformers as llava_config
 from sightloop.checkpoints.paligemma import config_from_transformers as paligemma_config
-from sightloop.checkpoints.registry import config_from_dict
+from sightloop.checkpoints.registry import FAMILIES, config_from_dict
 from sightloop.checkpoints.siglip import config_from_transformers as siglip_config
 from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.blip2 import Blip2
@@ -298,7 +298,8 @@ def test_the_bundled_model_is_what_its_entry_says() -> None:
     if not path.is_file():
         pytest.skip("this source tree has no bundled model")
     with torch.device("meta"):
-        network = Blip(config_from_dict(BlipConfig, json.loads(path.read_text("utf-8"))["config"]))
+        config = json.loads(path.read_text("utf-8"))["config"]
+        network = Blip(config_from_dict(BlipConfig, config, FAMILIES["blip"].towers))
     entry = CATALOG[0]
     assert entry.parameters == round(sum(p.numel() for p in network.parameters()) / 1e6, 1)
     assert set(entry.capabilities) == network.capabilities

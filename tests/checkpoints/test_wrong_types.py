@@ -75,7 +75,7 @@ def test_every_bundled_value_is_right_and_any_other_type_is_named() -> None:
     family = FAMILIES[config["family"]]
     check_config(config_from_dict(family.config, config["config"], family.towers), "nano")
     vision = config["config"]["vision"]
-    for name, value in (("patch", 0), ("heads", 0), ("eps", [1]), ("layers", True), ("activation", 3)):
+    for name, value in (("mlp_dim", 0), ("heads", 0), ("eps", [1]), ("layers", True), ("activation", 3)):
         changed = config["config"] | {"vision": vision | {name: value}}
         with pytest.raises(CheckpointError, match=rf"nano: its config says vision\.{name}="):
             check_config(config_from_dict(family.config, changed, family.towers), "nano")

@@ -70,7 +70,7 @@ def test_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
         images, "what is it?"
     )
     size = sum(path.stat().st_size for path in hub.BUNDLED_FOLDER.iterdir())
-    assert size <= 16 * 2**20
+    assert size <= 24e6
 
 
 def test_processors_saved_as_one_file(tmp_path: Path) -> None:

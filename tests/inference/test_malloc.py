@@ -153,7 +153,7 @@ def write_blip(folder: Path) -> int:
         ("float32", "-", "plain", 1.0),
         ("float32", "-", "auto", 1.0),
         ("bfloat16", "-", "packed", 0.5),
-        ("float32", "int8", "packed", 0.35),
+        ("float32", "int8", "packed", 0.38),  # convolutions keep their dtype
     ],
 )
 def test_loading_a_blip_takes_little_more_than_its_weights(

@@ -76,9 +76,10 @@ def test_one_decoder_captions_and_answers() -> None:
     assert len(rank_answers(net.decoder, states, candidates, torch.tensor([3, 3, 3]), top=2)) == 4
 
 
-def test_a_stem_is_not_written_for_transformers() -> None:
+@pytest.mark.parametrize("name", ["blip-nano", "blip-lite0"])
+def test_a_convolutional_tower_is_not_written_for_transformers(name: str) -> None:
     with pytest.raises(UnsupportedError, match="our own layout"):
-        to_transformers(blip("blip-nano"))
+        to_transformers(blip(name))
 
 
 def test_answers_need_one_width() -> None:

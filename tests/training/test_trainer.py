@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_w
 from sightloop.errors import UsageError
 from sightloop.training.config import EvaluationSettings, apply_settings, from_json, to_json
 from sightloop.training.events import Evaluated, RunEnded, SampleSkipped, StepDone
+from sightloop.training.model_sizes import SIZES
 from sightloop.training.recipes import RECIPES, find_recipe
 from sightloop.training.trainer import train
 from sightloop.training.validation import validate
@@ -97,10 +99,15 @@ def test_a_killed_run_resumes_bit_equal(whole: tuple[Path, list[Any]], shard: Pa
     assert losses(out) == losses(whole[0])
 
 
-def test_running_statistics_are_resumed_too(shard: Path, tmp_path: Path) -> None:
-    """nano's stem has batch norm, whose means and variances are buffers."""
+def test_running_statistics_are_resumed_too(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stem with batch norm has means and variances, which are buffers."""
+    family, config = SIZES["world"]
+    vision = replace(config.vision, stem_norm="batch")
+    monkeypatch.setitem(SIZES, "world", (family, replace(config, vision=vision)))
     small = (
-        "model.image_size=32",
+        "ema=0.9",
         "model.vocab_size=300",
         "data.batch=6",
         "data.cache=0",
@@ -109,7 +116,7 @@ def test_running_statistics_are_resumed_too(shard: Path, tmp_path: Path) -> None
     )
 
     def learn(out: Path, last: int) -> None:
-        for event in train("nano", str(shard), out, settings=list(small), device="cpu"):
+        for event in train("world", str(shard), out, settings=list(small), device="cpu"):
             if isinstance(event, StepDone) and event.step == last:
                 return
 

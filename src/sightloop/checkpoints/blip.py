@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sightloop.checkpoints.clip import CLIP_MEAN, CLIP_STD
+from sightloop.checkpoints.efficientnet import IMAGE_MEAN, IMAGE_STD, read_efficientnet
 from sightloop.checkpoints.hf_config import TEXT, VISION, from_hf_config, to_hf_config
 from sightloop.checkpoints.key_map import (
     KeyMap,
@@ -23,6 +24,7 @@ from sightloop.checkpoints.key_map import (
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import UnsupportedError
 from sightloop.models.blip import Blip, BlipConfig
+from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict, JsonMapping
@@ -143,11 +145,18 @@ def _build_config(
 def to_transformers(config: BlipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
 
-    Raises UnsupportedError for a convolutional stem, or a judge that counts ITC too: no model there has them.
+    Raises UnsupportedError for another fusion, a convolutional stem, or a judge that counts ITC too: no model there has
+    them.
     """
-    if config.vision.stem or config.vision.pooling == "mean":
+    if config.fusion != "cross":
         raise UnsupportedError(
-            "transformers has no BLIP with a convolutional stem; save it in our own layout instead"
+            f"transformers has no BLIP with fusion {config.fusion}; save it in our own layout instead, or train it "
+            "with --set model.fusion=cross"
+        )
+    vision = config.vision
+    if not isinstance(vision, VitConfig) or vision.stem or vision.pooling == "mean":
+        raise UnsupportedError(
+            "transformers has no BLIP with a convolutional image tower; save it in our own layout instead"
         )
     if config.match_cosine:
         raise UnsupportedError(
@@ -166,12 +175,14 @@ def to_transformers(config: BlipConfig) -> dict[str, tuple[JsonDict, tuple[str, 
 
 
 def _config_to_transformers(config: BlipConfig, architecture: str) -> JsonDict:
+    vision = config.vision
+    assert isinstance(vision, VitConfig)
     return {
         "architectures": [architecture],
         "model_type": "blip",
         "image_text_hidden_size": config.embed_dim or 256,
         "tie_word_embeddings": config.tied_words,
-        "vision_config": {"model_type": "blip_vision_model", **to_hf_config(config.vision, VISION)},
+        "vision_config": {"model_type": "blip_vision_model", **to_hf_config(vision, VISION)},
         "text_config": {
             "model_type": "blip_text_model",
             **to_hf_config(config.text, TEXT),
@@ -277,12 +288,13 @@ IGNORED = (
 def default_image(config: Any) -> JsonDict:
     """The processor settings that the models were trained with: stretched to a square, CLIP's mean and std."""
     side = config.vision.image_size
+    of_trunk = isinstance(config.vision, EfficientNetConfig)
     return {
         "size": {"height": side, "width": side},
         "do_center_crop": False,
         "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
+        "image_mean": list(IMAGE_MEAN) if of_trunk else CLIP_MEAN,
+        "image_std": list(IMAGE_STD) if of_trunk else CLIP_STD,
     }
 
 
@@ -291,6 +303,8 @@ FAMILY = Family(
     network=Blip,
     config=BlipConfig,
     model_types=("blip",),
+    towers={"vision": VitConfig | EfficientNetConfig},
+    read_vision=read_efficientnet,
     layouts={
         "transformers": Layout(
             keys=TRANSFORMERS_KEYS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,7 +55,9 @@ class Family:
     model_types: tuple[str, ...] = ()
 
     # Types of those fields of the config that its class declares by a protocol.
-    towers: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
+    towers: Mapping[str, type[Any] | UnionType] = field(default_factory=dict[str, "type[Any] | UnionType"])
+    # Our image tower's weights from another's file: its path -> names below `vision.`, tensors.
+    read_vision: Callable[[str], dict[str, Tensor]] | None = None
     # Whether the reference reads how it writes in generation_config.json.
     generation: bool = False
     # The network with a language model behind it: from the network of a first stage, the files of the language model

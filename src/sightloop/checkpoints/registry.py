@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any, cast
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
 from sightloop.checkpoints.config_types import check_config
+from sightloop.checkpoints.hub import CheckpointFiles
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
+from sightloop.checkpoints.llava_original import as_hub_layout, is_original
+from sightloop.checkpoints.tensors import read_tensors
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
 from sightloop.types import JsonDict, JsonMapping
@@ -34,6 +38,17 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+def read_checkpoint(located: CheckpointFiles, dtype: torch.dtype) -> tuple[JsonMapping, Mapping[str, Tensor]]:
+    """A checkpoint's config ({} without one) and tensors, each read when it is asked for.
+
+    LLaVA in the layout of its original code comes as the hub has it, with its image tower. Raises CheckpointError.
+    """
+    config, tensors = located.config or {}, read_tensors(located.weights, dtype)
+    return (
+        as_hub_layout(located, config, tensors, dtype) if is_original(config, tensors) else (config, tensors)
+    )
+
+
 def recognize(tensors: Mapping[str, Tensor], source: str, model_type: object = None) -> tuple[Family, str]:
     """The family and layout of a checkpoint, by the names of its tensors.
 
@@ -49,8 +64,9 @@ def recognize(tensors: Mapping[str, Tensor], source: str, model_type: object = N
     known = _recognize(tensors)
     if known is None and any(".mm_projector." in name for name in tensors):
         raise CheckpointError(
-            f"{source}: is LLaVA in the layout of its original code, which leaves out the image tower; load the same "
-            "weights with it from the hub, such as llava-hf/llava-1.5-7b-hf"
+            f"{source}: is LLaVA in the layout of its original code, without a config.json that names its image tower "
+            "(mm_vision_tower); put the checkpoint's own beside its weights, or load the same model from the hub, such "
+            "as llava-hf/llava-1.5-7b-hf"
         )
     types = [kind for family in FAMILIES.values() for kind in family.model_types]
     if isinstance(model_type, str) and model_type not in (
@@ -150,7 +166,7 @@ def key_map_of(layout: Layout, config: Any) -> KeyMap:
 
 
 def config_from_dict(
-    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any]] | None = None
+    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any] | UnionType] | None = None
 ) -> Any:
     """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError.
 
@@ -163,9 +179,18 @@ def config_from_dict(
             part for part in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(part)
         ]
         if parts and value is not None:
-            value = config_from_dict(typing.cast(type[Any], parts[0]), value)
+            # Of several kinds of tower the one with these names; else the first, which says what it lacks.
+            fitting = [part for part in parts if _fits(typing.cast(type[Any], part), value)]
+            value = config_from_dict(typing.cast(type[Any], [*fitting, *parts][0]), value)
         values[name] = as_tuples(value)
     return kind(**values)
+
+
+def _fits(kind: type[Any], data: JsonMapping) -> bool:
+    """Whether the dataclass knows all of these names, and lacks none that it needs."""
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    return needed <= set(data) <= {f.name for f in fields}
 
 
 def as_tuples(value: Any) -> Any:

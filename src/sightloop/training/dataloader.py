@@ -28,8 +28,10 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.prompting import check_special_tokens
 from sightloop.tasks.region_parser import FORMATTERS, plain_label
 from sightloop.training.config import DataSettings
+from sightloop.training.features import FeatureStore
+from sightloop.training.label_texts import LabelTexts
 from sightloop.training.masking import mask_words
-from sightloop.training.text_ids import pad_caption_ids, text_id
+from sightloop.training.text_ids import pad_caption_ids
 from sightloop.types import Box, ImageSpec, JsonDict, Limits, Sample, Size
 
 _PREFETCH = 2  # batches prepared ahead of the one in use
@@ -127,8 +129,8 @@ class Batch:
         keys: of the b samples.
         row_indices: row of each sample in the global batch, int64 `[b]`.
         sample_indices: index of each sample in the dataset, int64 `[b]`.
-        pixels: uint8 `[b, 3, S, S]`.
-        captions: as written.
+        pixels: uint8 `[b, 3, S, S]`; with `data.features` float16 `[b, C, h, w]`, the trunk's.
+        captions: as written, or made of labels.
         text_ids: id of each of these captions, int64 `[R]`.
         caption_ids: ids of all captions of each sample, int64 `[b, M]`, padded.
         lm_captions: the same, each after the recipe's prompt.
@@ -160,13 +162,15 @@ class _Row(NamedTuple):
     number: int  # row of the global batch
     sample: int
     key: str
-    values: NDArray[np.uint8]  # [3, S, S]
+    values: NDArray[np.uint8] | NDArray[np.float16]  # [3, S, S], or the features of a trunk [C, h, w]
     captions: list[str]
-    caption_ids: list[int]  # of all captions of the sample
+    text_ids: list[int]  # of these
+    caption_ids: list[int]  # of all texts that are true of the sample
     questions: list[tuple[str, str]]
     regions: list[LabeledBox]
     size: Size  # of the augmented image, in the pixels of the boxes
     label: int
+    writes: bool  # whether LM learns its captions
 
 
 class _Skip(NamedTuple):
@@ -202,7 +206,7 @@ class BatchLoader:
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of the steps `first` to `last - 1`, prepared by threads."""
-        cache = _Cache(self.settings.cache)
+        cache = _Cache(self.settings.cache, self.settings.features)
         with ThreadPoolExecutor(self.settings.workers) as pool:
             waiting: deque[tuple[int, list[Future[_Row | _Skip]]]] = deque()
             try:
@@ -242,19 +246,23 @@ class BatchLoader:
             sample = self.dataset[index]
             key = sample.key
             random = generator("texts", self.seed, epoch, index)
-            texts = [c for c in sample.captions if c.strip()]
-            captions = _draw(random, texts, self.settings.texts)
+            source = LabelTexts(self.settings.label_texts)
+            captions = _draw(random, source.texts(sample), self.settings.texts)
             drawn = _draw(random, sample.questions, self.settings.questions)
             questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in drawn]
             label = -1 if sample.label is None else self.labels.get(sample.label, -1)
             regions = self._regions(sample, epoch, index)
             if self.prompts is not None:
                 _check_texts(self.tokenizer, key, [*captions, *chain(*questions), *(n for n, _ in regions)])
-            values, regions, size = self._pixels(cache, index, sample, epoch, regions)
+            if cache.features is not None:
+                values, size = cache.features.get(sample, epoch + index), (0, 0)
+            else:
+                values, regions, size = self._pixels(cache, index, sample, epoch, regions)
         except ImageError as error:
             return _Skip(key, str(error))
-        ids = [text_id(text) for text in texts]
-        return _Row(number, index, key, values, captions, ids, questions, regions, size, label)
+        ids = source.ids(sample, captions), source.all_ids(sample)
+        writes = self.settings.write_labeled or sample.label is None
+        return _Row(number, index, key, values, captions, *ids, questions, regions, size, label, writes)
 
     def _regions(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
         """Up to `regions` regions of the classes to learn, drawn at random, in the sample's order."""
@@ -301,8 +309,10 @@ class BatchLoader:
         row_indices = torch.tensor([row.number for row in rows], dtype=torch.int64)
         plain = self._mask(self._texts(captions), step, row_indices)
         behind_prompt = plain
-        if prompt:
-            texts = self._texts([[f"{prompt} {text}" for text in row] for row in captions], prompt)
+        written = [row.captions if row.writes else [] for row in rows]
+        if prompt or written != captions:
+            start = f"{prompt} " if prompt else ""
+            texts = self._texts([[start + text for text in row] for row in written], prompt)
             behind_prompt = self._mask(texts, step, row_indices)
         return Batch(
             step=step,
@@ -312,7 +322,7 @@ class BatchLoader:
             sample_indices=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
-            text_ids=torch.tensor([text_id(text) for row in captions for text in row], dtype=torch.int64),
+            text_ids=torch.tensor([each for row in rows for each in row.text_ids], dtype=torch.int64),
             caption_ids=pad_caption_ids([row.caption_ids for row in rows]),
             lm_captions=behind_prompt,
             questions=self._texts([[question for question, _ in row.questions] for row in rows]),
@@ -398,10 +408,14 @@ class BatchLoader:
 
 
 class _Cache:
-    """Cache of decoded images and their sizes by index, shared by threads; with side 0 it stays empty."""
+    """Cache of decoded images and their sizes by index, shared by threads; with side 0 it stays empty.
 
-    def __init__(self, side: int) -> None:
+    features: what is read instead of images, or None.
+    """
+
+    def __init__(self, side: int, features: Sequence[str]) -> None:
         self.side = side
+        self.features = FeatureStore(features) if features else None
         self._images: dict[int, tuple[NDArray[np.uint8], Size]] = {}
         self._lock = threading.Lock()
 
@@ -481,4 +495,6 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         answers=None if batch.answers is None else batch.answers.to(device),
         prompted=None if batch.prompted is None else batch.prompted.to(device),
     )
+    if batch.pixels.dtype == torch.float16:  # features, not pixels
+        return moved, batch.pixels.to(device, torch.float32)
     return moved, normalize(batch.pixels, spec, device)

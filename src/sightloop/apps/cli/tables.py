@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import ImageInputs
-from sightloop.apps.cli.common import list_images, model_for, run_verb
+from sightloop.apps.cli.common import list_images, model_for, run_verb, start_reading
 from sightloop.apps.cli.options import WRITE_GROUP, RuntimeOptions
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter
 from sightloop.checkpoints.hub import weights_identity
@@ -117,6 +117,7 @@ class TableRun:
                 if table is not None:
                     table.finish()
                 return progress.status if progress.counts.total() and not progress.counts["failed"] else 1
+            start_reading()
             model = model_for(self.capability, runtime)
             verb, shown = process(model)
             progress.start_clock()

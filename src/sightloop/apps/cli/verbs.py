@@ -19,6 +19,7 @@ from sightloop.apps.cli.common import (
     models_for,
     report_without_images,
     run_verb,
+    start_reading,
 )
 from sightloop.apps.cli.options import (
     DeviceListOptions,
@@ -199,6 +200,7 @@ def embed(
         return progress.status
     with ExitStack() as stack:
         journal = stack.enter_context(closing(EmbeddingJournal(out, repr(_settings(runtime)))))
+        start_reading()
         model = models_for(stack, "embed", runtime)
 
         def verb(images: list[Pixels]) -> list[Floats32]:

@@ -264,7 +264,7 @@ def _finish(run: DemoRun, title: str, seconds: float, out: Path) -> None:
         capabilities = ("caption", "match", "answer", "classify")
         better = ", ".join(dict.fromkeys(catalog.RECOMMENDED[each] for each in capabilities))
         warning = (
-            f"{catalog.BUNDLED} is trained on some 7,000 photographs and is often wrong. It is bundled so that "
+            f"{catalog.BUNDLED} is trained on some 13,000 photographs and is often wrong. It is bundled so that "
             f"everything works at once, without a network. Better models: {better}."
         )
     page = write_page(out / "index.html", title, run.results, run.searches, notes, warning)
