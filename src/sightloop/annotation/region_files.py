@@ -273,7 +273,8 @@ class RegionTable:
             raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
         if os.path.lexists(path) and kind != "jsonl":
             raise UsageError(f"--out {path}: exists already; give another name.")
-        self.path, self._kind, self._drawings = path, kind, drawings
+        self._kind: RegionFile = kind
+        self.path, self._drawings = path, drawings
         self._before = path.read_bytes() if path.exists() else b""
         self._written = {os.path.abspath(path.parent / name) for name in _images_of(path, self._before)}
         self._settings: JsonDict = json.loads(json.dumps(settings, default=str))

@@ -255,15 +255,23 @@ class LanceStore:
         from lancedb.index import IvfFlat, IvfRq
 
         partitions = _partitions(rows)
-        training = {
-            "distance_type": "cosine",
-            "num_partitions": partitions,
-            "max_iterations": _ITERATIONS,
-            "sample_rate": _SAMPLED_PER_PARTITION,
-        }
         # RaBitQ packs eight numbers into a byte; other widths, which no usual model has, stay as they are.
-        is_packed = space.width % 8 == 0
-        config = IvfRq(num_bits=_CODE_BITS, **training) if is_packed else IvfFlat(**training)
+        config = (
+            IvfRq(
+                distance_type="cosine",
+                num_partitions=partitions,
+                num_bits=_CODE_BITS,
+                max_iterations=_ITERATIONS,
+                sample_rate=_SAMPLED_PER_PARTITION,
+            )
+            if space.width % 8 == 0
+            else IvfFlat(
+                distance_type="cosine",
+                num_partitions=partitions,
+                max_iterations=_ITERATIONS,
+                sample_rate=_SAMPLED_PER_PARTITION,
+            )
+        )
         name = f"{space.column}{_PARTITIONS_MARK}{partitions}"
         self._table.create_index(space.column, config=config, name=name)
         if before not in (None, name):

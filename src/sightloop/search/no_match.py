@@ -132,9 +132,12 @@ class NoMatch:
             if self.notify is not None:
                 self.notify(number + 1, len(texts))
         without = np.stack(absent)
-        weights, *scores = learn_scores(self.kind, without, np.stack(present) if present else without[:0])
+        with_own = np.stack(present) if present else without[:0]
+        weights, null_scores, own_scores = learn_scores(self.kind, without, with_own)
         source = "captions of the index" if self.background is None else str(self.background)
-        null = NullScores(self.kind, *map(np.sort, scores), count, source, self._key(), weights)
+        null_scores.sort()
+        own_scores.sort()
+        null = NullScores(self.kind, null_scores, own_scores, count, source, self._key(), weights)
         self._write(null, bank)
         return null, bank
 

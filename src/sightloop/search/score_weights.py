@@ -52,7 +52,7 @@ class ScoreWeights:
 
     def scores(self, signals: Floats) -> Floats:
         """Scores `[n]` of signals `[n, s]`; `NOTHING` where one is not finite."""
-        is_known = np.isfinite(signals).all(axis=1)
+        is_known = np.atleast_1d(np.isfinite(signals).all(axis=1))
         return np.where(is_known, np.where(is_known[:, None], signals, 0) @ self.values + self.bias, NOTHING)
 
 
