@@ -13,7 +13,7 @@ from sightloop.dialogue.plan import (
     DescribeImage,
     FindImages,
     FindSimilar,
-    Plan,
+    MessagePlan,
     plan_of,
 )
 
@@ -48,7 +48,7 @@ from sightloop.dialogue.plan import (
         ("", None, None),
     ],
 )
-def test_rules(message: str, fresh: Plan | None, after_an_image: Plan | None) -> None:
+def test_rules(message: str, fresh: MessagePlan | None, after_an_image: MessagePlan | None) -> None:
     assert plan_of(message, has_image=False) == fresh
     assert plan_of(message, has_image=True) == after_an_image
 

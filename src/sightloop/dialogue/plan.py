@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
-_IMAGES = r"(?:images?|photos?|pictures?|photographs?|pics?)"
+_IMAGES = r"(?:images?|photos?|pic(?:ture)?s?|photographs?)"
 _OF = (
     r"(?:(?:that|which) )?"
     r"(?:shows?|showing|has|have|having|with|of|contains?|containing|depicts?|(?:is|are) of)"
@@ -18,7 +18,9 @@ _THIS = r"(?:this|that|it|he|she|they|him|her|them|these|those)"
 _MINE = r"(?:of (?:the|my|these) )?"
 _I_HAVE = r"(?:do (?:i|we|you) have|have (?:i|we|you) got)"
 _I_SEE = r"(?:can (?:i|you|one) see|do (?:i|you|we) see)"
-_HERE = r"(?:here|(?:my|the|these|this) (?:images?|photos?|pictures?|photographs?|index|collection|folder))"
+_HERE = (
+    r"(?:here|(?:my|the|these|this) (?:images?|photos?|pic(?:ture)?s?|photographs?|index|collection|folder))"
+)
 _BE = r"(?:is|are|was|were|does|do|did|has|have|can)"
 _WH = r"(?:what|which|who|whose|where|why|when|how)"
 _POLITE = re.compile(r"^(?:(?:please|can you|could you|would you|tell me|let me know|and|so|ok|now)[, ]+)+")
@@ -117,10 +119,10 @@ class AskImage:
     number: int | None = None
 
 
-Plan: TypeAlias = "CountImages | CompareCounts | FindImages | FindSimilar | DescribeImage | AskImage"
+MessagePlan: TypeAlias = "CountImages | CompareCounts | FindImages | FindSimilar | DescribeImage | AskImage"
 
 
-def plan_of(message: str, *, has_image: bool) -> Plan | None:
+def plan_of(message: str, *, has_image: bool) -> MessagePlan | None:
     """What a message asks for; None if it asks for nothing that images can answer.
 
     Args:
@@ -149,7 +151,7 @@ def _numbered(text: str) -> tuple[int | None, str]:
     return int(match[1] or match[2]), f"{text[: match.start()]} {text[match.end() :]}".strip()
 
 
-def _searched(text: str, *, has_image: bool) -> Plan | None:
+def _searched(text: str, *, has_image: bool) -> MessagePlan | None:
     """A request for images or for their number."""
     if match := _COMPARED.fullmatch(text):
         return CompareCounts(_thing(match["first"]), _thing(match["second"]))
@@ -170,7 +172,7 @@ def _searched(text: str, *, has_image: bool) -> Plan | None:
     return None
 
 
-def _asked(text: str, *, has_image: bool) -> Plan | None:
+def _asked(text: str, *, has_image: bool) -> MessagePlan | None:
     """A question about the last image where it refers to it, else about the image that shows what it names."""
     refers = re.search(rf"\b(?:{_THIS}|there)\b|\bthe (?:first )?{_IMAGES}\b", text) is not None
     if has_image and refers:

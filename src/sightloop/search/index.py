@@ -426,8 +426,12 @@ class Index:
     def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
         """The calibration of a query's cut."""
         progress = NotebookProgress("calibrating the cut", "texts")
-        notify = self.on_calibration or (lambda done, total: progress.add(total=total))
-        return NoMatch.of_query(query, self.store, space, self.encoder(space), notify)
+
+        def count(done: int, total: int) -> None:
+            del done
+            progress.add(total=total)
+
+        return NoMatch.of_query(query, self.store, space, self.encoder(space), self.on_calibration or count)
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)

@@ -230,6 +230,8 @@ def with_fusion(config: blip.BlipConfig, fusion: blip.FusionKind) -> blip.BlipCo
     if fusion == "cross":
         return config
     vision, text, width = config.vision, config.text, config.embed_dim or 0
+    if not isinstance(vision, VitConfig):
+        raise ValueError(f"fusion {fusion}: needs an image tower of transformer blocks alone")
     own = 4 * text.dim**2  # weights of one attention layer
     seeing, reading = (4 * t.dim**2 + 2 * t.dim * t.mlp_dim for t in (vision, text))  # of one block
     total = vision.layers * seeing + text.layers * (reading + own)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sightloop.apps.cli.chat_index import chat_with_index, input_lines, is_index_name
+from sightloop.apps.cli.chat_index import chat_with_index, input_lines, is_index_name, without_messages
 from sightloop.apps.cli.common import check_model, model_for
 from sightloop.apps.cli.options import NamedModelOptions
 from sightloop.apps.cli.output import print_error, print_message
@@ -64,8 +64,8 @@ def chat(
     model = model_for("chat", runtime)
     system_messages = [] if system is None else [Message("system", system)]
     history, new_images, status = list(system_messages), list(images), 0
-    is_terminal, lines = sys.stdin.isatty(), 0
-    if is_terminal:
+    lines = 0
+    if sys.stdin.isatty():
         print_message(_HELP)
     for line in input_lines():
         lines += 1
@@ -93,10 +93,7 @@ def chat(
                 continue
             history = [*messages, Message("assistant", answer)]
             new_images = []
-    if not lines and not is_terminal:
-        print_error("sightloop", "standard input has no message; write one on each line.")
-        return 1
-    return status
+    return status if lines else without_messages()
 
 
 def _check_image(image: str) -> str:

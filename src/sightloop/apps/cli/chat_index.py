@@ -58,10 +58,15 @@ def chat_with_index(name: str, cut: float, runtime: RuntimeOptions) -> int:
         except SightloopError as error:
             print_error("sightloop", error)
             status = 1
-    if not lines and not sys.stdin.isatty():
-        print_error("sightloop", "standard input has no message; write one on each line.")
-        return 1
-    return status
+    return status if lines else without_messages()
+
+
+def without_messages() -> int:
+    """The exit status where no line was read: 1, with a reason, unless somebody sat at the terminal."""
+    if sys.stdin.isatty():
+        return 0
+    print_error("sightloop", "standard input has no message; write one on each line.")
+    return 1
 
 
 def _print(question: str, answer: GroundedAnswer, *, as_json: bool) -> None:
