@@ -9,6 +9,8 @@ Writes a WebDataset for each source, with texts and questions made from labels, 
     clothing=FOLDER    clothing-dataset-small; every second photograph, the others are for tests
     coco128=FOLDER     128 photographs of COCO with labeled polygons
     coco2014=FOLDER    photographs of COCO train2014 without captions, all of them
+    said=FOLDER        the photographs of samples.tar, nette.tar, mini.tar, guessed.tar and clothing.tar there that show no dog,
+                       without their labels and with short captions for LM (Flickr8k has its own dogs)
     guessed=FOLDER     those of whose class the classifier of EfficientNet-Lite0 is sure, with texts made from it;
                        needs weights=FILE (efficientnet-lite0-57934424.pth), features=FOLDER and samples=FOLDER
 """
@@ -75,6 +77,19 @@ def flickr(folder: Path) -> Iterator[Row]:
         assert isinstance(sample.image, bytes)
         asked = [{"question": q, "answer": a} for q, a in from_captions(list(sample.captions), random)]
         yield sample.key, sample.image, {"captions": list(sample.captions)} | ({"qa": asked} if asked else {})
+
+
+def said(folder: Path) -> Iterator[Row]:
+    """Labeled photographs with captions that LM may learn: what it is, in Flickr8k's manner."""
+    for name in ("samples", "nette", "mini", "guessed", "clothing"):
+        for sample in sightloop.open_dataset(str(folder / f"{name}.tar")):
+            words = [question.answers[0] for question in sample.questions if question.question == "what is this?"]
+            if not words or words[0] == "dog":
+                continue
+            assert isinstance(sample.image, bytes)
+            thing = an(words[0])
+            texts = [f"{thing}.", f"{thing} is shown in the picture.", f"a close up of {thing}."]
+            yield f"said-{sample.key}", sample.image, {"captions": texts}
 
 
 def from_captions(texts: list[str], random: np.random.Generator) -> list[tuple[str, str]]:
@@ -232,7 +247,7 @@ def guessed(folder: Path) -> Iterator[Row]:
 
 
 SOURCES = {"flickr": flickr, "samples": samples, "nette": nette, "mini": mini, "clothing": clothing, "coco128": coco128,
-           "coco2014": coco2014, "guessed": guessed}  # fmt: skip
+           "coco2014": coco2014, "guessed": guessed, "said": said}  # fmt: skip
 SETTINGS = dict(each.partition("=")[::2] for each in sys.argv[2:])
 SAMPLES = Path(SETTINGS.get("samples", "."))
 
