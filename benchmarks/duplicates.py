@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 import sightloop
 from sightloop.data.copies.copies import CopySet
-from sightloop.data.copies.image_hash import draft_spectrum
+from sightloop.data.copies.image_hash import draft_hashes
 from sightloop.data.images.decode import decode
 
 
@@ -41,6 +41,13 @@ def _cropped(
     return crop
 
 
+def _recolored(image: Image.Image) -> bytes:
+    """The image with each hue turned by a third of the circle: as a shirt of the same shape in another color."""
+    hsv = np.array(image.convert("HSV"))
+    hsv[..., 0] += np.uint8(85)
+    return _encoded(Image.fromarray(hsv, "HSV").convert("RGB"))
+
+
 def _transposed(method: Image.Transpose) -> Callable[[Image.Image], bytes]:
     return lambda image: _encoded(image.transpose(method))
 
@@ -63,8 +70,16 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
     "quarter turn": _transposed(Image.Transpose.ROTATE_90),
     "half turn": _transposed(Image.Transpose.ROTATE_180),
     "three quarters": _transposed(Image.Transpose.ROTATE_270),
+    "half as saturated": lambda im: _encoded(ImageEnhance.Color(im).enhance(0.5)),
+    "another hue (no copy)": lambda im: _recolored(im),
     "turned by 3 degrees": lambda im: _encoded(im.rotate(3, Image.Resampling.BICUBIC)),
 }
+
+
+def copy_set_of(encoded: Iterable[bytes]) -> CopySet:
+    """Encoded images as a set in which copies are searched."""
+    spectra, colors = zip(*map(draft_hashes, encoded), strict=True)
+    return CopySet(np.stack(spectra), np.stack(colors))
 
 
 def pairs_of(first: CopySet, second: CopySet | None = None) -> set[tuple[int, int]]:
@@ -88,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = sightloop.open_dataset(options.data)
     dataset = dataset.select(range(min(options.images, len(dataset))))
     images = [decode(sample.image) for sample in dataset]
-    originals = CopySet(np.stack([draft_spectrum(_encoded(image)) for image in images]))
+    originals = copy_set_of(_encoded(image) for image in images)
     start = time.perf_counter()
     false = pairs_of(originals)
     seconds = time.perf_counter() - start
@@ -96,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(images):,} photographs, {count:,} pairs in {seconds:.1f} s: {len(false)} called copies")
     print("".join(f"  {dataset.key(a)} = {dataset.key(b)}\n" for a, b in sorted(false)), end="")
     for name, change in CHANGES.items():
-        changed = CopySet(np.stack([draft_spectrum(change(image)) for image in images]))
+        changed = copy_set_of(change(image) for image in images)
         pairs = pairs_of(changed, originals)
         right = {a for a, b in pairs if a == b}
         others = {(a, b) for a, b in pairs if a != b and (min(a, b), max(a, b)) not in false}

@@ -18,17 +18,11 @@ import torch
 import sightloop
 from sightloop.inference.model import Model
 from sightloop.search.calibration import JUDGED, POOL, Background, NullScores, best_mean
+from sightloop.search.score_weights import area, learn_scores
 from sightloop.types import Floats, Floats32, Integers, Sample
 
 CUTS = (0.05, 0.1, 0.2)
 _JUDGED_OF_ALL = 3 * JUDGED  # in each half there are then 16 of them, but for a few texts
-
-
-def area(present: Floats, absent: Floats) -> float:
-    """Area under the ROC curve: probability that a present text scores higher than an absent one."""
-    order = np.sort(absent)
-    below = np.searchsorted(order, present, "left") + np.searchsorted(order, present, "right")
-    return float(below.mean() / 2 / len(absent))
 
 
 def itm_log_odds(model: Model, samples: Sequence[Sample], texts: list[str], ranked: Integers) -> Floats32:
@@ -65,31 +59,48 @@ class Split:
         self.own, self.others = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
         self._images, self._texts, self._odds = images, texts, odds
         self._ids = [str(i) for i in self.own]
-        self._bank = Background(texts[self.own], self._ids)
+        self._bank = Background(texts[self.own], self._ids, images[self.own])
 
-    def score(self, text: int, *, masked: bool = False) -> tuple[float, float]:
-        """Score and best cosine of a text with the index, or with all of it but the text's own image."""
+    def signals(self, text: int, *, masked: bool = False) -> tuple[Floats, float]:
+        """Signals and best cosine of a text with the index, or with all of it but the text's own image."""
         rows = self.own[self.own != text] if masked else self.own
         cosines = self._images[rows] @ self._texts[text]
         order = np.argsort(-cosines, kind="stable")[: POOL if self._odds is None else JUDGED]
         chosen = rows[order]
+        own, ids = str(text) if text in self.own else "", [str(i) for i in chosen]
+        values = self._bank.signals(self._texts[text], cosines[order], self._images[chosen], ids, own)
         if self._odds is not None:
-            values = np.nan_to_num(self._odds[text, chosen], nan=-np.inf)
-        else:
-            own = str(text) if text in self.own else ""
-            ids = [str(i) for i in chosen]
-            values = self._bank.normalized(cosines[order], self._images[chosen], ids, own)
-        return float(best_mean(values[None])[0]), float(cosines.max())
+            odds = np.nan_to_num(self._odds[text, chosen], nan=-np.inf)
+            values = np.array([best_mean(odds[None])[0], odds.max(), *values])
+        return values, float(cosines.max())
 
     def measure(self) -> list[float]:
         """Rates of false finds and shares missed for each cut, areas of the score and of the cosine."""
-        absent, absent_cosines = np.array([self.score(i, masked=True) for i in self.own]).T
-        present, present_cosines = np.array([self.score(i) for i in self.own]).T
-        queries = np.array([self.score(i)[0] for i in self.others])
-        null = NullScores("itc", np.sort(absent), np.sort(present), len(self.own), "")
+        without, absent_cosines = zip(*(self.signals(i, masked=True) for i in self.own), strict=True)
+        with_own, present_cosines = zip(*(self.signals(i) for i in self.own), strict=True)
+        kind = "itc" if self._odds is None else "itm"
+        weights, absent, present = learn_scores(kind, np.stack(without), np.stack(with_own))
+        queries = weights.scores(np.stack([self.signals(i)[0] for i in self.others]))
+        null = NullScores(kind, np.sort(absent), np.sort(present), len(self.own), "")
         false = [float((null.p_values(queries) <= cut).mean()) for cut in CUTS]
         missed = [float((null.p_values(present) > cut).mean()) for cut in CUTS]
-        return [*false, *missed, area(present, absent), area(present_cosines, absent_cosines)]
+        return [
+            *false,
+            *missed,
+            area(present, absent),
+            area(np.array(present_cosines), np.array(absent_cosines)),
+        ]
+
+
+def embed(model: Model, data: str, *, with_odds: bool) -> tuple[Floats32, Floats32, Floats32 | None]:
+    """Unit vectors of images and of one caption each, and ITM log odds if they are asked for."""
+    samples = [sample for sample in sightloop.open_dataset(data) if sample.captions]
+    captions = [sample.captions[0] for sample in samples]
+    images, texts = model.embed_images([s.image for s in samples]), model.embed_texts(captions)
+    if not with_odds:
+        return images, texts, None
+    ranked = np.argsort(-(texts @ images.T), axis=1, kind="stable")[:, :_JUDGED_OF_ALL]
+    return images, texts, itm_log_odds(model, samples, captions, ranked)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,27 +108,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-d", "--data", required=True, help="images with captions")
+    parser.add_argument("-d", "--data", help="images with captions")
     parser.add_argument("-m", "--model", default="nano")
     parser.add_argument(
         "--itm", action="store_true", help="the ITM score (48 pairs a caption), not the ITC score"
     )
     parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument(
+        "--vectors", help="an .npz with images and texts, unit vectors, in place of a model's"
+    )
     options = parser.parse_args(arguments)
-    model: Model = sightloop.load(options.model)
-    samples = [sample for sample in sightloop.open_dataset(options.data) if sample.captions]
-    captions = [sample.captions[0] for sample in samples]
-    images, texts = model.embed_images([s.image for s in samples]), model.embed_texts(captions)
-    odds = None
-    if options.itm:
-        ranked = np.argsort(-(texts @ images.T), axis=1, kind="stable")[:, :_JUDGED_OF_ALL]
-        odds = itm_log_odds(model, samples, captions, ranked)
+    odds, name = None, options.vectors or options.model
+    if options.vectors:
+        with np.load(options.vectors) as file:
+            images, texts = file["images"], file["texts"]
+    elif options.data:
+        images, texts, odds = embed(sightloop.load(options.model), options.data, with_odds=options.itm)
+    else:
+        parser.error("--data or --vectors: give one of them")
     results = np.array([Split(images, texts, odds, seed).measure() for seed in range(options.splits)])
     mean, spread = results.mean(axis=0), results.std(axis=0)
     kind = "ITM" if options.itm else "ITC"
-    print(
-        f"{kind}, {model.name}: {len(samples):,} captions, half of the images indexed, {options.splits} splits"
-    )
+    print(f"{kind}, {name}: {len(texts):,} captions, half of the images indexed, {options.splits} splits")
     for i, cut in enumerate(CUTS):
         print(
             f"promised {100 * cut:4.0f} %   false finds {100 * mean[i]:5.1f} % +- {100 * spread[i]:.1f}   "

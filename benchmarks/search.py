@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,23 +55,44 @@ def anonymous_megabytes() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
+class Watch(threading.Thread):
+    """Watches the anonymous memory of this process, less that of the vectors which it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.held, self.peak = 0.0, 0.0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.05):
+            self.peak = max(self.peak, anonymous_megabytes() - self.held)
+
+    def end(self) -> float:
+        """Stops; the highest figure in MB."""
+        self._ended.set()
+        self.join()
+        return self.peak
+
+
 def build(place: Path, rows: int, dtype: str) -> dict[str, object]:
-    """Builds the index; its figures."""
+    """Builds the index; its figures. The memory is the highest while it builds, without the vectors given to it."""
     from sightloop.search.index import Index
 
-    groups, spent = groups_of(rows), 0.0
+    groups, spent, watch = groups_of(rows), 0.0, Watch()
     index = Index.create(place, dim=_WIDTH, dtype="float32" if dtype == "float32" else "float16")
+    watch.start()
     for start, vectors in parts_of(rows):
         columns = {"id": [f"i{start + i}" for i in range(len(vectors))]}
-        before = time.process_time()
+        before, watch.held = time.process_time(), vectors.nbytes / 2**20
         index.add_vectors(vectors, columns | {"width": groups[start : start + len(vectors)]})
         spent += time.process_time() - before
+        watch.held = 5 * _AT_ONCE * _WIDTH * 4 / 2**20  # while the next vectors are made
     before = time.process_time()
     with index.store.writing():
         index.store.maintain(whole=True)
     spent += time.process_time() - before
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    return {"build CPU s": round(spent, 1), "disk MB": size >> 20, "build MB": round(anonymous_megabytes())}
+    return {"build CPU s": round(spent, 1), "disk MB": size >> 20, "build MB": round(watch.end())}
 
 
 def nearest_of(queries: NDArray[np.float32], rows: int, group: int | None) -> list[set[str]]:

@@ -52,6 +52,7 @@ ROOM_CONTENTS = {
     "training": "recipes, data loader, loss terms, step, trainer, checkpoint, monitor, report",
     "capfilt": "caption, filter, write the new dataset: shards, manifest, workers, report",
     "search": "an index over images: build, filters, keywords, queries, hits; stores of LanceDB and Qdrant",
+    "dialogue": "conversations over an index: plans of questions, typed tools, answers that cite images",
     "": "`sightloop/__init__.py`: the public names",
     "apps.web": "the page: static modules, styles and vendored libraries, sent as they are",
     "apps.server": "`sightloop serve`: routes, their gate, the scheduler, the models in memory",

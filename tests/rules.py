@@ -57,8 +57,11 @@ ROOMS: dict[str, set[str]] = {
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.
     "search": CONTRACTS | DATA - {"data.text"} | {"data.copies", "inference", "reports"},
+    # dialogue/ sees an index and a model through protocols of its own.
+    "dialogue": CONTRACTS,
     # sightloop/__init__.py, which hands out what the rooms make.
-    "": CONTRACTS | {"capfilt", "data.datasets", "evaluation", "inference", "metrics", "search", "training"},
+    "": CONTRACTS
+    | {"capfilt", "data.datasets", "dialogue", "evaluation", "inference", "metrics", "search", "training"},
     "apps.web": set(),
     "apps.server": CONTRACTS
     | {
@@ -81,6 +84,7 @@ ROOMS: dict[str, set[str]] = {
         "checkpoints",
         "data.datasets",
         "data.images",
+        "dialogue",
         "evaluation",
         "inference",
         "ranking",

@@ -62,7 +62,7 @@ def test_what_is_imported_before_the_handler_is_light() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
-    assert not {"typing", "dataclasses", "inspect", "cyclopts", "numpy"} & set(done.stdout.split())
+    assert not {"enum", "typing", "dataclasses", "inspect", "cyclopts", "numpy"} & set(done.stdout.split())
 
 
 def test_termination_removes_temporary_files(tmp_path: Path) -> None:

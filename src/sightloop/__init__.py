@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sightloop import metrics
     from sightloop.capfilt.bootstrap import bootstrap
     from sightloop.data.datasets.dataset import Dataset, open_dataset
+    from sightloop.dialogue.collection_chat import CollectionChat
     from sightloop.errors import (
         CheckpointError,
         ImageError,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "CollectionChat",
     "Dataset",
     "Evaluation",
     "ImageError",
@@ -65,6 +67,7 @@ _MODULES = {
         ),
         "sightloop.errors",
     ),
+    "CollectionChat": "sightloop.dialogue.collection_chat",
     "Dataset": "sightloop.data.datasets.dataset",
     "Evaluation": "sightloop.evaluation.results",
     "Index": "sightloop.search.index",

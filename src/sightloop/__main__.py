@@ -1,26 +1,32 @@
 """The command `sightloop`, also as `python -m sightloop`. Ctrl-C ends it in one line, also while it is still starting.
 
-The command line itself is imported by `main`, after the handler of SIGINT is in place.
+The command line itself is imported by `main`, after the handler of SIGINT is in place. What Python does before it runs
+this file (its `site` module) is out of reach.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the import
+if TYPE_CHECKING:
+    import signal as signals
+else:  # built into Python: `signal` imports `enum` first, and an interrupt in between would print a traceback
+    import _signal as signals
 
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_default = signals.getsignal(signals.SIGINT) is signals.default_int_handler
     if is_default:  # a background job ignores SIGINT
-        signal.signal(signal.SIGINT, _end_at_once)
+        signals.signal(signals.SIGINT, _end_at_once)
     from sightloop.apps.cli.main import main as run
 
     if is_default:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signals.signal(signals.SIGINT, signals.default_int_handler)
     # Unwinds, so that temporary files are removed. A process of torchrun may wait for others: it ends at once.
-    if "LOCAL_RANK" not in os.environ and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _end)
+    if "LOCAL_RANK" not in os.environ and signals.getsignal(signals.SIGTERM) == signals.SIG_DFL:
+        signals.signal(signals.SIGTERM, _end)
     try:
         return run()
     except KeyboardInterrupt:  # between two lines of this function

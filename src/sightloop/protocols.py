@@ -168,6 +168,23 @@ class Matcher(Protocol):
     def calibrate_match(self, threshold: float, match_cosine: float) -> None: ...
 
 
+@runtime_checkable
+class EmbeddingMatcher(Protocol):
+    """Embedder and matcher whose ITM head may judge from the vectors of ITC alone (late fusion).
+
+    Attributes:
+        matches_embeddings: whether it does.
+
+    Methods:
+        match_embeddings: unit vectors of B images `[B, P]` and of their texts `[R, P]`, those of one image together ->
+            `[R, 2]`, as `match_logits`.
+    """
+
+    @property
+    def matches_embeddings(self) -> bool: ...
+    def match_embeddings(self, image: Tensor, text: Tensor) -> Tensor: ...
+
+
 class WatchedAttention(Protocol):
     """Attention layer whose weights can be seen.
 

@@ -181,6 +181,33 @@ class Question:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round of a visual dialogue: a question, its answer, and answers among which the true one is to be found.
+
+    Args:
+        question: what was asked.
+        answer: what a person said; None where the set keeps it secret (the last round of a test set).
+        candidates: C answers to rank, 100 in VisDial; () without.
+        truth: index of the true answer among the candidates; None if it is not known.
+        relevance: for each candidate how right people found it, 0..1; () without.
+    """
+
+    question: str
+    answer: str | None = None
+    candidates: tuple[str, ...] = ()
+    truth: int | None = None
+    relevance: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A dialogue about an image (Das et al. 2017): what both sides read first, and the rounds in order."""
+
+    rounds: tuple[Round, ...]
+    caption: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskRuns:
     """A mask as run lengths, as files hold it; NumPy takes it for bool `[H, W]`, which is decoded on each use.
@@ -232,6 +259,7 @@ class Sample:
         regions: boxes and outlines.
         label: class.
         extra: further fields of the source, as JSON values; conversions keep them.
+        dialogues: conversations about the image.
     """
 
     key: str
@@ -241,6 +269,7 @@ class Sample:
     regions: tuple[Region, ...] = ()
     label: str | None = None
     extra: JsonMapping = field(default_factory=JsonDict)
+    dialogues: tuple[Dialogue, ...] = ()
 
 
 # Events of a job over many images.

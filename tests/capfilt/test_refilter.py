@@ -94,3 +94,21 @@ def test_what_the_evidence_cannot_say_is_refused(place: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match="seed: 0, now 1"):
         run(place, tmp_path / "out", **ranked, top=1, seed=1)
     assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("file", "rule"),
+    [("evidence/000001.jsonl", {}), ("000001.tar", {}), ("manifest.jsonl", {}),
+     ("evidence/000001.jsonl", {"threshold": 0.6})],
+)  # fmt: skip
+def test_a_flipped_byte_is_named_and_its_shard_done_again(
+    place: Path, tmp_path: Path, file: str, rule: dict[str, Any]
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(place / "out", again)
+    data = bytearray((again / file).read_bytes())
+    data[len(data) // 2 - 1] ^= 1
+    (again / file).write_bytes(bytes(data))
+    assert any(file in note for note in run(place, again, **rule).notes)
+    if not rule:
+        assert content(again) == content(place / "out")

@@ -20,6 +20,7 @@ from sightloop.inference.explanation import HeatMap, enlarge
 from sightloop.inference.model import Model
 from sightloop.nn.attention import Attention
 from sightloop.nn.prepack import pack, unpack
+from sightloop.nn.quantize import can_multiply_int8
 from sightloop.tasks.text_scores import grad_cam
 from sightloop.types import Encoded, ImageSpec
 from tests.tiny_checkpoints.clip_and_blip import write_clip
@@ -51,6 +52,14 @@ def test_a_map_is_a_distribution_over_the_image(model: Model, image: Image.Image
     assert sum(share for _, share in one.views) == pytest.approx(1, abs=1e-5)
     assert one.mass((0, 0, 130, 90)) == pytest.approx(1, abs=1e-4)
     assert one.mass((0, 0, 65, 90)) + one.mass((65, 0, 130, 90)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_model_in_int8_has_nearly_the_map_of_float32(model: Model, image: Image.Image) -> None:
+    if not can_multiply_int8():
+        pytest.skip("this torch multiplies no bytes")
+    wanted = model.explain(image, TEXTS[0], crops=False).grid.ravel()
+    got = sightloop.load(device="cpu", quantize="int8").explain(image, TEXTS[0], crops=False).grid.ravel()
+    assert np.corrcoef(wanted, got)[0, 1] > 0.98
 
 
 def test_several_texts_have_the_maps_that_each_has_alone(model: Model, image: Image.Image) -> None:

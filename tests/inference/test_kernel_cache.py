@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,13 +52,13 @@ def test_what_one_process_timed_the_next_one_reads(folder: Path) -> None:
         b"",
         b"\xff\xfe",
         b"[]",
-        b'{"format": 1}',
+        b'{"format": 2}',
         b'{"format": 0, "times": {}}',
-        b'{"format": 1, "times": {"float32 96x64": {"plain": [1, 1, 1]}}}',
-        b'{"format": 1, "times": {"float32 96x64": {"plain": [1, 1, 1, "1"]}}}',
-        b'{"format": 1, "times": {"float32 96x64": {"plain": [1, 1, 1, NaN]}}}',
-        b'{"format": 1, "times": {"float32 96x64": {"onednn": [1, 1, 1, 1]}}}',
-        b'{"format": 1, "times": {"float32 96x64": 3}}',
+        b'{"format": 2, "times": {"float32 96x64": {"plain": [1, 1, 1]}}}',
+        b'{"format": 2, "times": {"float32 96x64": {"plain": [1, 1, 1, "1"]}}}',
+        b'{"format": 2, "times": {"float32 96x64": {"plain": [1, 1, 1, NaN]}}}',
+        b'{"format": 2, "times": {"float32 96x64": {"onednn": [1, 1, 1, 1]}}}',
+        b'{"format": 2, "times": {"float32 96x64": 3}}',
     ],
 )
 def test_a_damaged_file_is_replaced(folder: Path, content: bytes) -> None:
@@ -68,6 +69,32 @@ def test_a_damaged_file_is_replaced(folder: Path, content: bytes) -> None:
     kernels.forget_times()
     time_shapes({SHAPE: {MANY}})
     assert json.loads(file.read_text())["times"].keys() == {SHAPE.key}
+
+
+@needs_onednn
+def test_what_was_timed_on_a_busy_machine_is_timed_again_once_it_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    measure = kernel_cache.measure
+
+    def watched(*args: Any, **kwargs: Any) -> dict[str, kernels.Times]:
+        threads.append(torch.get_num_threads())
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(kernel_cache, "measure", watched)
+    for busy, timed in ((True, 1), (True, 1), (False, 2), (False, 2), (True, 2)):
+        monkeypatch.setattr(kernel_cache, "is_busy", lambda busy=busy: busy)
+        time_shapes({SHAPE: {MANY}})
+        kernels.forget_times()
+        assert len(threads) == timed
+    assert threads == [1, torch.get_num_threads()]
+    [file] = folder.iterdir()
+    assert kernel_cache.read_rough(file) == set()
+    monkeypatch.setattr(kernel_cache, "is_busy", lambda: True)
+    other = Shape(64, 64, torch.float32)
+    time_shapes({other: {MANY}})
+    assert kernel_cache.read_rough(file) == {other.key}
 
 
 @needs_onednn

@@ -65,7 +65,7 @@ def test_each_layer_chooses_for_the_row_counts_that_it_sees() -> None:
 
 @needs_onednn
 @given(st.lists(st.floats(1e-6, 1), min_size=12, max_size=12), st.sets(st.sampled_from(range(4)), min_size=1))
-def test_no_choice_is_slower_than_torch_over_the_row_counts(seconds: list[float], seen: set[int]) -> None:
+def test_no_choice_is_slower_than_torch_at_any_row_count(seconds: list[float], seen: set[int]) -> None:
     kernels.forget_times()
     known = {"plain": seconds[:4], "onednn": seconds[4:8], "packed": seconds[8:]}
     kernels.add_times({SHAPE.key: known})
@@ -73,8 +73,7 @@ def test_no_choice_is_slower_than_torch_over_the_row_counts(seconds: list[float]
     chosen = ["packed"] * 4 if choice.packed else choice.by_rows
     ratios = [known[chosen[c]][c] / known["plain"][c] for c in seen]
     assert sum(ratios) <= len(seen) * (1 + 1e-9)
-    if not choice.packed:
-        assert max(ratios) <= 1
+    assert max(ratios) <= (1.02 if choice.packed else 1)
 
 
 @needs_onednn

@@ -209,3 +209,23 @@ def test_int8_products_of_nothing_and_of_what_is_no_number() -> None:
         x = torch.ones(rows, 16)
         x[0, 3] = torch.nan
         assert not kernel(x, torch.empty(0), None)[0].isfinite().any()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+@pytest.mark.parametrize("kind", [Int8Weight, Int4Weight, Int8Product])
+def test_the_gradient_of_the_input_is_that_of_the_weight(
+    kind: type[Int8Weight | Int4Weight | Int8Product], rows: int
+) -> None:
+    if kind is Int8Product and not can_multiply_int8():
+        pytest.skip("this torch multiplies no bytes")
+    torch.manual_seed(0)
+    weight, grad = torch.randn(192, 128), torch.randn(2, rows, 192)
+    kernel = Int4Weight(weight, packed=True) if kind is Int4Weight else kind(weight)
+    x = torch.randn(2, rows, 128, requires_grad=True)
+    y = kernel(x, torch.empty(0), torch.randn(192))
+    assert y.requires_grad
+    y.backward(grad)
+    expected = grad @ weight
+    assert x.grad is not None
+    off = float((x.grad - expected).norm() / expected.norm())
+    assert off < (0.12 if kind is Int4Weight else 0.02)

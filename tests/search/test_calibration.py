@@ -17,6 +17,7 @@ from sightloop.search.calibration import (
     log_odds,
     verdict,
 )
+from sightloop.search.score_weights import NOTHING, ScoreWeights, area, learn_scores
 from sightloop.types import Floats, Floats32, JsonDict
 
 
@@ -76,7 +77,7 @@ def test_the_normalized_cosine_is_qb_norm_without_own_images() -> None:
 
     texts, images, query = unit(6), unit(3), unit(1)[0]
     owners = ["i0", "i0", "i1", "", "x", "x"]
-    bank = Background(texts, owners)
+    bank = Background(texts, owners, images)
     for own in ("", "x"):
         cosines = images @ query
         values = bank.normalized(cosines, images, ["i0", "i1", "i2"], own)
@@ -91,6 +92,51 @@ def test_the_normalized_cosine_is_qb_norm_without_own_images() -> None:
     nearest = bank.normalized(images @ query, several, ["a", "b", "c"])
     powers = np.exp(20 * np.abs(texts @ images.T))
     assert np.exp(nearest) == pytest.approx(np.exp(20 * (images @ query)) / powers.mean(axis=0), rel=1e-4)
+
+
+def test_the_signals_of_a_query() -> None:
+    rng = np.random.default_rng(0)
+    texts, images, query = (0.3 * rng.normal(size=shape).astype(np.float32) for shape in ((9, 8), (7, 8), 8))
+    bank = Background(texts, [""] * 9, images)
+    cosines, ids = images @ query, list("abcdefg")
+    values = np.sort(bank.normalized(cosines, images, ids))
+    expected = [values[-1], values[-5:].mean(), cosines.mean(), cosines.std()]
+    assert bank.signals(query, cosines, images, ids) == pytest.approx(expected, rel=1e-5)
+    nothing = bank.signals(query, cosines[:0], images[:0], [])
+    assert nothing[:2].tolist() == [-np.inf, -np.inf]
+    assert ScoreWeights.plain("itc").scores(nothing[None])[0] == NOTHING
+
+
+def test_learned_weights_find_the_signal_that_tells_and_the_promise_holds() -> None:
+    rng = np.random.default_rng(0)
+    false: list[float] = []
+    for _ in range(40):
+        # The plain score says little, the fourth signal all but hides behind the third, which all texts have.
+        absent, present, queries = (rng.normal(size=(count, 4)) for count in (600, 600, 600))
+        for signals, shift in ((absent, 0), (present, 1), (queries, 0)):
+            signals[:, 1] += 0.1 * shift
+            signals[:, 3] = 5 * signals[:, 2] + signals[:, 3] + shift
+        weights, null, found = learn_scores("itc", absent, present)
+        assert area(found, null) > 0.7 > 0.6 > area(present[:, 1], absent[:, 1])
+        p = null_of(null).p_values(weights.scores(queries))
+        false.append(float((p <= 0.1).mean()))
+    assert np.mean(false) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", ["noise", "few", "without images", "constant"])
+def test_nothing_is_learned_where_nothing_tells(shape: str) -> None:
+    rng = np.random.default_rng(1)
+    absent, present = rng.normal(size=(2, 40 if shape == "few" else 300, 4))
+    present[:, 1] += 2 if shape == "few" else 0
+    if shape == "without images":
+        present = present[:0]
+    if shape == "constant":
+        absent[:], present[:] = 1, 1
+    weights, null, found = learn_scores("itc", absent, present)
+    if area(found, null) <= 0.5 if len(found) else True:
+        assert weights.values.tolist() == [0, 1, 0, 0]
+        assert null.tolist() == absent[:, 1].tolist()
+    assert np.isfinite(null).all()
 
 
 def test_the_best_five_are_averaged() -> None:

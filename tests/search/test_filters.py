@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -104,6 +105,7 @@ ROWS: list[dict[str, Any]] = [
         "latitude": None if i % 5 else i - 30.5,
         "captions": CAPTIONS[i % 4],
         "labels": LABELS[i % 3],
+        "extra": json.dumps({"Color": ["Dark red", "blue"][i % 2], "rating": i % 3, "tags": ["a", i]}),
     }
     for i in range(60)
 ]
@@ -128,6 +130,11 @@ CASES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
     ("caption~'car and a'", lambda r: r["captions"] == CAPTIONS[0]),
     ("caption=''", lambda r: not r["captions"]),
     ("caption='two DOGS'", lambda r: "two dogs" in r["captions"]),
+    ("extra.color='dark RED'", lambda r: r["extra"]["Color"] == "Dark red"),
+    ("extra.Color=red or extra.rating=2.0", lambda r: r["extra"]["rating"] == 2),
+    ("extra.rating!=1", lambda r: r["extra"]["rating"] != 1),
+    ("not extra.tags=7 and width<=180", lambda r: r["width"] <= 180 and 7 not in r["extra"]["tags"]),
+    ("extra.none=1", lambda r: False),
     ('root="/b\'s"', lambda r: r["root"] == "/b's"),
     ("id=i7 or id=i9", lambda r: r["id"] in ("i7", "i9")),
 ]
@@ -152,7 +159,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_a_filter_takes_the_rows_that_it_describes(
     index: Index, text: str, takes: Callable[[dict[str, Any]], bool]
 ) -> None:
-    expected = {row["id"] for row in ROWS if takes(row)}
+    expected = {row["id"] for row in ROWS if takes(row | {"extra": json.loads(row["extra"])})}
     assert {row["id"] for row in index.rows(["id"], text)} == expected
     hits = index.search(vector=np.ones(8), k=len(ROWS), where=text)
     assert set(hits.ids) == expected

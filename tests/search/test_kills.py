@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,42 +11,24 @@ from pathlib import Path
 import numpy as np
 
 import sightloop
-from sightloop.search.index import Index, open_index
-from tests.search.test_index import OPTIONS, write_images
+from sightloop.search.index import Index
+from tests.rules import REPOSITORY
 from tests.tiny_checkpoints.clip_and_blip import write_clip
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(sightloop.__file__).parents[1])}
 
 
 def test_killed_runs_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    write_images(tmp_path / "photos", 30)
+    """The short form of `python -m benchmarks.kills`, which kills 50 runs over 5,000 images."""
     write_clip(tmp_path / "clip")
-    clip = sightloop.load(tmp_path / "clip")
-    whole = Index.create(tmp_path / "whole", model=clip)
-    whole.add(tmp_path / "photos", options=OPTIONS)
-    script = (
-        "import sys; from sightloop.search.index import *; import sightloop\n"
-        "place, photos, model = sys.argv[1:]\n"
-        "model = sightloop.load(model)\n"
-        "index = open_index(place, model=model) if is_index(place) else Index.create(place, model=model)\n"
-        "for event in index.build([photos], options=BuildOptions(isolate=False, workers=1, commit_images=4)):\n"
-        "    print(event.value.id if hasattr(event, 'value') else '', flush=True)\n"
-    )
-    command = [sys.executable, "-c", script, tmp_path / "killed", tmp_path / "photos", tmp_path / "clip"]
-    seen: list[str] = []
-    for kills in (1, 9, 0):  # after so many lines
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-        assert process.stdout is not None
-        for line in process.stdout:
-            seen += [line.strip()] if line.strip() else []
-            kills -= bool(line.strip())
-            if kills == 0:
-                process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        process.wait()
-    index = open_index(tmp_path / "killed")
-    assert index.to_arrow(vectors=True).equals(whole.to_arrow(vectors=True))
-    assert set(seen) <= set(index.to_arrow(["id"])["id"].to_pylist())
+    command = [sys.executable, "-m", "benchmarks.kills", "--model", tmp_path / "clip", "--images", "150"]
+    command += ["--kills", "5", "--commits", "2"]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["twice"], found["lost"], found["ghosts"]) == (150, 0, 0, 0)
+    assert found["equal"]
+    assert found["at commits"] > 0
 
 
 def test_readers_beside_a_writer_see_whole_commits(tmp_path: Path) -> None:

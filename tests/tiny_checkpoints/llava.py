@@ -57,7 +57,7 @@ def pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {piece: i for i, piece in enumerate(vocab)}, merges
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
+def llama_tokenizer(*, with_image: bool = True) -> PreTrainedTokenizerFast:
     """As the tokenizer.json of llava-1.5-7b-hf has it, <image> and <pad> added."""
     vocab, merges = pieces()
     backend = Tokenizer(BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -71,7 +71,8 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", padding_side="left"
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    if with_image:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
     return tokenizer
 
 
@@ -136,3 +137,54 @@ def as_older_files(folder: Path) -> None:
     if "image_processor" in processor:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor.pop("image_processor")))
     (folder / "processor_config.json").write_text(json.dumps(processor))
+
+
+def as_original(folder: Path, to: Path, *, tiled: bool, tower: str = "someone/tiny-tower") -> None:
+    """The same weights in the layout of LLaVA's original code; 1.5 with its image tower in a folder beside it."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    text, vision = config["text_config"], config["vision_config"]
+    kept = text["vocab_size"] - 2  # without <image> and <pad>, which the original code's vocabulary lacks
+    names = {
+        "multi_modal_projector.linear_1.": "model.mm_projector.0.",
+        "multi_modal_projector.linear_2.": "model.mm_projector.2.",
+        "language_model.model.": "model.",
+        "language_model.lm_head.": "lm_head.",
+        "image_newline": "model.image_newline",
+        "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+    }
+    original: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        new = names[prefix] + name.removeprefix(prefix)
+        is_vocabulary = new in ("model.embed_tokens.weight", "lm_head.weight")
+        original[new] = tensor[:kept].clone() if is_vocabulary else tensor
+    own = "model.vision_tower.vision_tower."
+    outside = (
+        {} if tiled else {n.removeprefix(own): original.pop(n) for n in list(original) if n.startswith(own)}
+    )
+    to.mkdir(parents=True)
+    save_file(original, to / "model.safetensors", metadata={"format": "pt"})
+    about = {"vocab_size": kept, "mm_vision_tower": tower, "mm_projector_type": "mlp2x_gelu"}
+    about |= {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_use_im_start_end": False}
+    about |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"} if tiled else {}
+    about |= {"image_grid_pinpoints": config["image_grid_pinpoints"]} if tiled else {}
+    kind = "llava_mistral" if text["model_type"] == "mistral" else "llava"
+    (to / "config.json").write_text(json.dumps({**text, **about, "model_type": kind}))
+    tokenizer = llama_tokenizer(with_image=False)
+    tokenizer.save_pretrained(to)
+    beside = to.parent / tower.rpartition("/")[2]
+    beside.mkdir(exist_ok=True)
+    clip = {f"text_model.{name}": tensor.clone() for name, tensor in outside.items()}  # a whole CLIP has more
+    save_file(
+        {**outside, **clip} or {"x": torch.zeros(1)}, beside / "model.safetensors", metadata={"format": "pt"}
+    )
+    (beside / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
+    side = {"size": {"shortest_edge": 14}, "crop_size": {"height": 14, "width": 14}}
+    (beside / "preprocessor_config.json").write_text(
+        json.dumps(
+            {**side, "image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "resample": 3}
+        )
+    )

@@ -59,3 +59,17 @@ def test_channel_norm_is_layer_norm_of_each_position() -> None:
 def test_a_stem_has_the_epsilon_of_its_config() -> None:
     net = Vit(replace(PLAIN, stem=(8, 16), eps=1e-3))
     assert {module.eps for module in net.embed.stem.modules() if isinstance(module, ChannelNorm)} == {1e-3}
+
+
+@pytest.mark.parametrize(("size", "patch"), [(32, 8), (35, 8), (30, 7)])
+@pytest.mark.parametrize("stem", [(), (8,)])
+def test_without_gradients_the_patches_are_projected_alike(
+    size: int, patch: int, stem: tuple[int, ...]
+) -> None:
+    if stem and patch % 2:
+        pytest.skip("the stem does not divide the patch")
+    embed = tower(replace(PLAIN, image_size=size, patch=patch, stem=stem)).embed
+    pixels = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        quick = embed(pixels)
+    torch.testing.assert_close(quick, embed(pixels).detach(), rtol=1e-5, atol=1e-5)

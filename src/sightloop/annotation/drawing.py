@@ -27,6 +27,8 @@ _COLORS: tuple[_Color, ...] = (
     (97, 82, 63),
 )
 _OPACITY = 0.4  # of a mask's fill
+_HEAT_OPACITY = 0.6  # of the red of a heat map
+_DIMMED, _GRAYED = 0.65, 0.6  # brightness and lost saturation of the image where a heat map is 0
 
 
 def draw_regions(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
@@ -71,18 +73,24 @@ def draw_regions(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
 
 
 def draw_heat_map(image: Image.Image, heat: Floats32) -> Image.Image:
-    """Draws a heat map over an image: untouched where there is nothing, then green, yellow and red for the most.
+    """Draws a heat map over an image: dim and gray where there is nothing, then green, yellow and red for the most.
 
     Args:
         image: The upright image.
-        heat: float32 `[H, W]` of the image's size, at least 0; the largest value is red.
+        heat: float32 `[H, W]` of the image's size, at least 0; what only one pixel of 200 exceeds is red.
     """
     pixels = np.asarray(image.convert("RGB"), np.float32)  # [H, W, 3]
-    share = np.asarray(heat, np.float32)[..., None] / max(float(heat.max()), 1e-30)  # [H, W, 1], 0..1
+    heat = np.asarray(heat, np.float32)
+    # A single patch may have many times the heat of the rest, which would stay invisible beside it.
+    top = max(float(np.quantile(heat, 0.995)), 1e-3 * float(heat.max()), 1e-30)
+    share = (heat / top).clip(max=1)[..., None]  # [H, W, 1], 0..1
     # Each channel is a triangle of width 1.5 around its peak: blue 0.25, green 0.5, red 0.75 ("jet").
     color = 255 * (1.5 - np.abs(4 * share - np.array([3.0, 2.0, 1.0], np.float32))).clip(0, 1)  # [H, W, 3]
-    opacity = 0.7 * share**0.5
-    return Image.fromarray(((1 - opacity) * pixels + opacity * color).round().astype(np.uint8))
+    gray = pixels.mean(axis=2, keepdims=True)
+    ground = _DIMMED * (_GRAYED * gray + (1 - _GRAYED) * pixels)
+    ground += (pixels - ground) * share  # the image itself where the heat is
+    opacity = _HEAT_OPACITY * share**0.7
+    return Image.fromarray(((1 - opacity) * ground + opacity * color).round().astype(np.uint8))
 
 
 def _area(region: Region) -> float:

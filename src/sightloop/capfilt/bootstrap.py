@@ -114,6 +114,11 @@ def bootstrap(
     except OSError as error:
         raise _write_error(folder, error) from error
     notes = list(about["notes"])
+    if damaged := list(dict.fromkeys(manifest.damaged)):
+        files = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
+        notes.append(
+            f"{files}: not as they were written (their checksums differ); their shards were done again"
+        )
     if manifest.outdated:
         rule = ", ".join(f"{name} {value}" for name, value in run_options.rule.items())
         notes.append(

@@ -42,6 +42,7 @@ class Manifest:
     Attributes:
         done: Manifest entries of the shards that are done, by index; filled by `verify` and `commit`.
         outdated: Indices of the shards that are done with another rule and have whole evidence; filled by `verify`.
+        damaged: Names of files that differ from their checksums, or are gone; their shards are done again.
 
     Args:
         out: The output folder.
@@ -57,6 +58,7 @@ class Manifest:
         self.out = out
         self.done: dict[int, JsonDict] = {}
         self.outdated: list[int] = []
+        self.damaged: list[str] = []
         self._rule: JsonDict = {name: job["settings"].get(name) for name in RULE}
         self._stored: dict[int, JsonDict] = {}  # the last manifest line of each shard
         self._fatal: dict[str, str] = {}  # key -> reason
@@ -79,12 +81,16 @@ class Manifest:
         """Entries of the shards that are done: with a manifest line, and files that match it byte for byte."""
         for index in range(shards):
             entry = self._stored.get(index)
-            if entry is None or not self._has_evidence(entry):
+            if entry is None:
                 continue
-            if entry.get("rule") != self._rule:
+            if not self._has_evidence(entry):
+                self.damaged.append(f"evidence/{index:06}.jsonl")
+            elif entry.get("rule") != self._rule:
                 self.outdated.append(index)
             elif _matches(self.out / entry["shard"], entry["bytes"], entry["sha256"]):
                 self.done[index] = entry
+            else:
+                self.damaged.append(str(entry["shard"]))
         return self.done
 
     def quarantined(self) -> dict[str, str]:
@@ -122,10 +128,11 @@ class Manifest:
         self._opened.close()
 
     def _load_record(self, line: JournalLine) -> None:
-        if line.entry is not None:  # a damaged line only means that its shard is done again
-            unit = line.entry.get("unit")
-            if isinstance(unit, int):
-                self._stored[unit] = line.entry
+        unit = None if line.entry is None else line.entry.get("unit")
+        if line.entry is not None and isinstance(unit, int):
+            self._stored[unit] = line.entry
+        else:  # its shard is done again
+            self.damaged.append("manifest.jsonl")
 
     def _load_quarantined(self, line: JournalLine) -> None:
         if line.entry is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sightloop.capfilt.filtering import DECIDED_BY_SCORE, CandidateText, decide
@@ -43,7 +44,7 @@ def check_scores(out: Path, rule: JsonMapping) -> None:
     """
     field = "itc" if rule["keep"] == "top-k-itc" else "itm"
     for path in sorted((out / "evidence").glob("[!.]*.jsonl")):
-        for line in _evidence(path):
+        for line in _whole_lines(path):
             if line.get("reason") in DECIDED_BY_SCORE:  # the scores of all texts come from the same models
                 if line.get(field) is None:
                     raise UsageError(
@@ -76,6 +77,14 @@ def _text(line: Mapping[str, object]) -> CandidateText:
     itm, itc = (score if isinstance(score, float | int) else None for score in (line["itm"], line["itc"]))
     source = "synthetic" if line["source"] == "synthetic" else "web"
     return CandidateText(source, str(line["text"]), itm, itc, line["verdict"] == "kept", str(line["reason"]))
+
+
+def _whole_lines(path: Path) -> Iterator[JsonDict]:
+    """The lines of a file whose checksum is not compared yet, without damaged ones."""
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):
+            if isinstance(entry := json.loads(line), dict):
+                yield entry
 
 
 def _evidence(path: Path) -> list[JsonDict]:

@@ -211,7 +211,8 @@ def _output_sample(item: ShardItem, writer: writers.DatasetWriter) -> Sample | N
     if item.sample is None or item.reason:
         return None
     sample = replace(item.sample, captions=tuple(text.text for text in item.texts if text.kept))
-    if not (sample.captions or sample.questions or sample.regions or sample.label is not None):
+    texts = sample.captions or sample.questions or sample.dialogues
+    if not (texts or sample.regions or sample.label is not None):
         return None
     try:
         writer.check(sample)

@@ -145,8 +145,14 @@ def _build_config(
 def to_transformers(config: BlipConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """The models of `transformers` that hold this checkpoint's parts; two where no single one holds them all.
 
-    Raises UnsupportedError for a convolutional stem, or a judge that counts ITC too: no model there has them.
+    Raises UnsupportedError for another fusion, a convolutional stem, or a judge that counts ITC too: no model there has
+    them.
     """
+    if config.fusion != "cross":
+        raise UnsupportedError(
+            f"transformers has no BLIP with fusion {config.fusion}; save it in our own layout instead, or train it "
+            "with --set model.fusion=cross"
+        )
     vision = config.vision
     if not isinstance(vision, VitConfig) or vision.stem or vision.pooling == "mean":
         raise UnsupportedError(

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
 from sightloop.checkpoints.config_types import check_config
+from sightloop.checkpoints.hub import CheckpointFiles
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import Family, Layout, WeightHook
+from sightloop.checkpoints.llava_original import as_hub_layout, is_original
+from sightloop.checkpoints.tensors import read_tensors
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
 from sightloop.types import JsonDict, JsonMapping
@@ -35,6 +38,17 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+def read_checkpoint(located: CheckpointFiles, dtype: torch.dtype) -> tuple[JsonMapping, Mapping[str, Tensor]]:
+    """A checkpoint's config ({} without one) and tensors, each read when it is asked for.
+
+    LLaVA in the layout of its original code comes as the hub has it, with its image tower. Raises CheckpointError.
+    """
+    config, tensors = located.config or {}, read_tensors(located.weights, dtype)
+    return (
+        as_hub_layout(located, config, tensors, dtype) if is_original(config, tensors) else (config, tensors)
+    )
+
+
 def recognize(tensors: Mapping[str, Tensor], source: str, model_type: object = None) -> tuple[Family, str]:
     """The family and layout of a checkpoint, by the names of its tensors.
 
@@ -50,8 +64,9 @@ def recognize(tensors: Mapping[str, Tensor], source: str, model_type: object = N
     known = _recognize(tensors)
     if known is None and any(".mm_projector." in name for name in tensors):
         raise CheckpointError(
-            f"{source}: is LLaVA in the layout of its original code, which leaves out the image tower; load the same "
-            "weights with it from the hub, such as llava-hf/llava-1.5-7b-hf"
+            f"{source}: is LLaVA in the layout of its original code, without a config.json that names its image tower "
+            "(mm_vision_tower); put the checkpoint's own beside its weights, or load the same model from the hub, such "
+            "as llava-hf/llava-1.5-7b-hf"
         )
     types = [kind for family in FAMILIES.values() for kind in family.model_types]
     if isinstance(model_type, str) and model_type not in (

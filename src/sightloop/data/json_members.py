@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TypeAlias
 
 JsonPairs: TypeAlias = "list[tuple[str, object]]"
@@ -21,14 +22,25 @@ class RepeatedNames(dict[str, object]):
     repeated: str
 
 
-def parse_strict(data: bytes | str) -> object:
+def parse_strict(
+    data: bytes | str, finish: Callable[[dict[str, object]], dict[str, object]] | None = None
+) -> object:
     """The value of a JSON text.
+
+    Args:
+        data: the text.
+        finish: gives each object what stands in its place, as soon as it is read.
 
     Raises:
         ValueError: not JSON, nested too deeply, an integer of more than 4,300 digits, or an object with a name twice.
     """
+
+    def hook(pairs: JsonPairs) -> dict[str, object]:
+        members = _unique_members(pairs)
+        return members if finish is None else finish(members)
+
     try:
-        return json.loads(data, object_pairs_hook=_unique_members)
+        return json.loads(data, object_pairs_hook=_unique_members if finish is None else hook)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError):

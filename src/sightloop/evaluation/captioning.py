@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, over_images
+from sightloop.evaluation.writing import how_written, ranking_settings, write_captions
 from sightloop.metrics import (
     CaptionScores,
     bleu,
@@ -48,6 +50,7 @@ class CaptioningTask:
             "prompt": options.prompt,
             "decoding": dict(options.decoding),
             "clip": options.clip,
+            **ranking_settings(options),
         }
 
     @cached_property
@@ -69,8 +72,7 @@ class CaptioningTask:
         return phases
 
     def _caption(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
-        captions = model.caption(images, self.options.prompt, **self.options.decoding)
-        return [{"caption": caption} for caption in captions]
+        return write_captions(model, images, self.options)
 
     def _embed(self, work: TaskContext, samples: list[Sample]) -> Events:
         """Cosines of each caption with its image, and with the nearest reference."""
@@ -110,6 +112,8 @@ class CaptioningTask:
             )
         metrics += _corpus_numbers(keys, captions, scores)
         cases = _caption_cases(samples, captions, scores.per_sample["CIDEr"], scores.per_sample["ROUGE-L"])
+        ending = how_written(self.options)
+        metrics = [replace(metric, protocol=metric.protocol + ending) for metric in metrics]
         return TaskScores(
             tuple(metrics),
             not_computed,

@@ -22,10 +22,13 @@ from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
+from sightloop.evaluation.chair import ChairTask
 from sightloop.evaluation.classification import ClassificationTask
 from sightloop.evaluation.dataset import DataSource, EvalDataset
 from sightloop.evaluation.detection import DetectionTask
+from sightloop.evaluation.dialogue import DialogueTask
 from sightloop.evaluation.matching import MatchingTask
+from sightloop.evaluation.pope import PopeTask
 from sightloop.evaluation.predictions import (
     MARK,
     PredictionFile,
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 
 # (description of the phase, number of samples, what became of one of them)
 OnSample: TypeAlias = "Callable[[str, int, Event[JsonDict]], None]"
+
+# Task -> another one whose predictions it scores too.
+_SAME_PREDICTIONS: dict[TaskName, TaskName] = {"chair": "captions", "captions": "chair"}
 
 
 def evaluate(
@@ -101,7 +107,9 @@ def evaluate(
         header, records = _predict(source, eval_task, dataset, settings, about, file, on_sample)
         runs.append(_score(eval_task, dataset, header, records, settings.seed))
     for file, (header, records) in zip(files, contents, strict=True):
-        check_compatible(header, about | {"settings": eval_task.settings}, file)
+        made_for = header.get("task")
+        same = {"task": made_for} if made_for == _SAME_PREDICTIONS.get(task) else {}
+        check_compatible(header, about | {"settings": eval_task.settings} | same, file)
         runs.append(_score(eval_task, dataset, header or {"model": file.name}, records, settings.seed))
     warnings = [text for source in models if (text := _trained_on(source, dataset))]
     leaks = None if train_data is None else _find_leaks(train_data, dataset)
@@ -185,6 +193,9 @@ def _make_task(
         "detect": lambda: DetectionTask("detect", options),
         "locate": lambda: DetectionTask("locate", options),
         "segment": lambda: DetectionTask("segment", options),
+        "dialogue": lambda: DialogueTask(options),
+        "pope": lambda: PopeTask(options, dataset.samples),
+        "chair": lambda: ChairTask(options, dataset.samples),
     }
     return makers[name]()
 
@@ -303,7 +314,7 @@ def _score(task: EvalTask, dataset: EvalDataset, header: JsonMapping, records: R
     finite = tuple(number for number in numbers if math.isfinite(number.value))
     missing_numbers = {n.name: "no sample has what it is computed of" for n in numbers if n not in finite}
     return EvalRun(
-        header, finite, replace(scores, not_computed={**scores.not_computed, **missing_numbers}), failed
+        header, finite, replace(scores, not_computed={**missing_numbers, **scores.not_computed}), failed
     )
 
 

@@ -239,3 +239,9 @@ def memoize_rows(function: Callable[[Floats], T]) -> Callable[[Floats], T]:
         return results[digest]
 
     return cached
+
+
+def ratio_of_means(means: Floats) -> Floats:
+    """Means `[R, 2]` of numerators and denominators -> ratios `[R]`; NaN where the denominator is 0."""
+    whole = means[:, 1]
+    return np.divide(means[:, 0], whole, out=np.full(len(whole), np.nan), where=whole > 0)

@@ -22,6 +22,13 @@ Events: TypeAlias = PredictionEvents
 RunPhase: TypeAlias = "Callable[[TaskContext, list[Sample]], Events]"
 
 
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "answer_by": ("generate", "rank"),
+    "match_by": ("itm", "itc"),
+    "score_by": ("likelihood", "itm", None),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
     """Options of `evaluate`. Options that a task does not use are ignored.
@@ -44,8 +51,13 @@ class EvalOptions:
         answer_by: answers are generated, or ranked among `candidates` (vqa).
         candidates: answers to rank; None for all answers of the data (vqa).
         match_by: score of a pair: the ITM probability, or the ITC cosine (matching).
-        rank_samples: answers drawn for each question and ranked, beside the one of greedy search; None for none (vqa).
-        rank_by: source of the model that judges them; None for the evaluated one (vqa).
+        score_by: an answer is scored by its likelihood, or by ITM (dialogue, pope); None: by likelihood if the model
+            answers, else by ITM (dialogue), or the answer is written freely (pope).
+        history: rounds before a question that are read with it; None for all, 0 for the question alone (dialogue).
+        objects: what to look for in captions, one line an object, "dog: puppy, hound"; None for COCO's (chair).
+        rank_samples: answers drawn for each question and ranked, beside the one of greedy search (vqa), or texts of
+            which the best is kept (captions, chair, pope); None for none.
+        rank_by: source of the model that judges them; None for the evaluated one.
 
     Raises:
         UsageError: a value that is not allowed.
@@ -68,15 +80,20 @@ class EvalOptions:
     answer_by: Literal["generate", "rank"] = "generate"
     candidates: Sequence[str] | None = None
     match_by: Literal["itm", "itc"] = "itm"
+    score_by: Literal["likelihood", "itm"] | None = None
+    history: int | None = None
+    objects: Sequence[str] | None = None
     rank_samples: int | None = None
     rank_by: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("answer_by", ("generate", "rank")), ("match_by", ("itm", "itc"))):
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}")
-        for name in ("labels", "candidates"):
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(str, allowed))}")
+        for name in ("labels", "candidates", "objects"):
             refuse_string(name, getattr(self, name))
+        if self.history is not None and self.history < 0:
+            raise UsageError(f"history={self.history}: must be at least 0")
         if self.rank_samples is not None and not 2 <= self.rank_samples <= 256:
             raise UsageError(f"rank_samples={self.rank_samples}: must be 2 to 256")
         if self.rank_by is not None and self.rank_samples is None:
@@ -178,6 +195,14 @@ def over_images(predict: PredictBatch) -> RunPhase:
         return work.dataset.map_images(work.model, samples, predict)
 
     return run
+
+
+def object_labels(sample: Sample) -> list[str]:
+    """Labels of what is in an image by its boxes, crowd regions (COCO's `iscrowd`) included."""
+    crowd = sample.extra.get("crowd")
+    members = crowd if isinstance(crowd, list) else []
+    labels = [item.get("label") for item in members if isinstance(item, dict)]
+    return [region.label for region in sample.regions] + [label for label in labels if isinstance(label, str)]
 
 
 def row(key: str, index: int) -> str:

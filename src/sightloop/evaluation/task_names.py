@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 TaskName: TypeAlias = Literal[
-    "captions", "retrieval", "classify", "vqa", "matching", "features", "detect", "locate", "segment"
+    "captions",
+    "retrieval",
+    "classify",
+    "vqa",
+    "matching",
+    "features",
+    "detect",
+    "locate",
+    "segment",
+    "dialogue",
+    "pope",
+    "chair",
 ]
 
 TASK_DESCRIPTIONS: dict[TaskName, str] = {
@@ -18,4 +29,7 @@ TASK_DESCRIPTIONS: dict[TaskName, str] = {
     "detect": "boxes of objects: COCO mAP",
     "locate": "the box that a phrase refers to: accuracy@0.5",
     "segment": "the outline that a phrase refers to: mIoU",
+    "dialogue": "candidate answers of a dialogue: MRR, R@k, mean rank, NDCG",
+    "pope": "is there a ... in the image? accuracy, precision, recall, F1",
+    "chair": "objects in captions that are not there: CHAIRs, CHAIRi",
 }

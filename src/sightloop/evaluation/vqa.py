@@ -12,6 +12,7 @@ from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.ranked_answers import RankedQuestion, as_record, ranked_question, ranking_metrics
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
+from sightloop.evaluation.writing import write_answers
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
 from sightloop.ranking.options import RankedText
 from sightloop.types import Floats, JsonDict, Pixels, Question, Sample
@@ -78,13 +79,8 @@ class VqaTask:
         return [{"ranked": records[end - n : end]} for n, end in zip(counts, ends, strict=True)]
 
     def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
-        # Images with 2 and 1 questions: counts [2, 1], images [a, a, b], ends [2, 3].
-        counts = [len(sample.questions) for sample in samples]
-        questions = [question.question for sample in samples for question in sample.questions]
-        repeated = [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
-        answers = model.answer(repeated, questions, candidates=self.candidates, **self.options.decoding)
-        ends = np.cumsum(counts)
-        return [{"answers": answers[end - n : end]} for n, end in zip(counts, ends, strict=True)]
+        questions = [[question.question for question in sample.questions] for sample in samples]
+        return write_answers(model, images, questions, self.options, self.candidates)
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """The official accuracy, exact match and WUPS; the first of them also by type of question."""

@@ -22,10 +22,10 @@ from sightloop.checkpoints.registry import (
     build_network,
     check_config,
     config_from_dict,
+    read_checkpoint,
     recognize,
     unwrap,
 )
-from sightloop.checkpoints.tensors import read_tensors
 from sightloop.data.images.processor_config import spec_from_open_clip, spec_from_transformers
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
@@ -121,10 +121,10 @@ def _load_network(
     lora: str | PathLike[str] | None,
 ) -> _Parts:
     """The network with its weights on the device, each layer with its kernel."""
-    config = located.config or {}
     hook = weight_hook_for(quantize, device, dtype) if lora is None else None
+    config, tensors = read_checkpoint(located, dtype)
     load_parts = _load_own if config.get("format") == FORMAT else _load_foreign
-    parts = load_parts(located, config, read_tensors(located.weights, dtype), hook)
+    parts = load_parts(located, config, tensors, hook)
     if lora is not None:
         load_lora(parts.network, lora)
         merge_lora(parts.network)
@@ -243,7 +243,8 @@ def _load_foreign(
         raise CheckpointError(f"{located.name}: its config cannot be understood ({error!r})") from error
     network = build_network(family, settings, tensors, layout, source=located.name, weight_hook=hook)
     try:
-        spec = _image_spec(located.folder, family, settings, open_clip if name == "open_clip" else {})
+        described = open_clip if name == "open_clip" else {}
+        spec = _image_spec(located.folder, family, settings, described, config.get("image_processor"))
     except SightloopError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -255,15 +256,17 @@ def _load_foreign(
     return _Parts(family, network, spec, name)
 
 
-def _image_spec(folder: Path, family: Family, settings: Any, open_clip: JsonMapping) -> ImageSpec:
-    """The preprocessing, of open_clip_config.json, of the processor's files, or of the family.
+def _image_spec(
+    folder: Path, family: Family, settings: Any, open_clip: JsonMapping, own: JsonMapping | None
+) -> ImageSpec:
+    """The preprocessing, of open_clip_config.json, of the processor's files, of config.json (`own`), or of the family.
 
     Since transformers 5 the processors of images and text are saved in one file, which then comes first.
     """
     if open_clip:
         return spec_from_open_clip(open_clip.get("preprocess_cfg", {}), settings.vision.image_size)
     both = _json(folder / "processor_config.json").get("image_processor")
-    if described := both or _json(folder / "preprocessor_config.json"):
+    if described := both or _json(folder / "preprocessor_config.json") or own:
         return spec_from_transformers(described, family.image_processor)
     return spec_from_transformers(family.default_image(settings))
 

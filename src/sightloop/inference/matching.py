@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.inference.rerank import NOT_RANKED
-from sightloop.protocols import Embedder, Matcher
-from sightloop.tasks.embed import embed_texts
+from sightloop.protocols import Embedder, EmbeddingMatcher, Matcher, require
+from sightloop.tasks.embed import embed_images, embed_texts
 from sightloop.tasks.finite import require_finite
 from sightloop.tasks.text_scores import match_logits
 from sightloop.types import Encoded, Floats32, Integers
@@ -44,6 +44,7 @@ class TokenizedTexts:
             self.ids[:, 0] = first_id
         self.device_lengths = torch.from_numpy(tokens.lengths).to(device)
         self.lengths: Integers = tokens.lengths
+        self._embedded: tuple[Embedder, Tensor] | None = None
 
     def rows(self, index: Integers) -> tuple[Tensor, Tensor]:
         """ids `[r, L]`, cut to the longest of these texts, and lengths `[r]`; index: int64 `[r]`."""
@@ -51,11 +52,13 @@ class TokenizedTexts:
         return self.ids[where, : int(self.lengths[index].max())], self.device_lengths[where]
 
     def embed(self, network: Embedder) -> Tensor:
-        """Embeddings `[n, P]` of all texts, in the passes of like length that cost least (`_passes`).
+        """Embeddings `[n, P]` of all texts, in the passes of like length that cost least (`_passes`); once a network.
 
         Raises:
             CheckpointError: NaN or infinity among them.
         """
+        if self._embedded is not None and self._embedded[0] is network:
+            return self._embedded[1]
         embedded: Tensor | None = None
         for rows in _passes(self.lengths, _PASS_COST):
             part = require_finite(
@@ -65,6 +68,7 @@ class TokenizedTexts:
                 embedded = part.new_empty(len(self.lengths), part.shape[1])
             embedded[torch.from_numpy(rows).to(part.device)] = part
         assert embedded is not None  # the tokenizer refuses no texts
+        self._embedded = network, embedded
         return embedded
 
 
@@ -92,6 +96,8 @@ def match_scores(
         CheckpointError: NaN or infinity among them.
     """
     tokens = image.tokens.to(texts.ids.device)
+    if isinstance(network, EmbeddingMatcher) and network.matches_embeddings:
+        return _embedding_scores(network, Encoded(tokens), texts, rows_of)
     logits_of = [np.zeros((len(rows), 2), np.float32) for rows in rows_of]
     for images, part in text_batches(texts, rows_of, tokens.shape[1]):
         rows = np.concatenate([rows_of[b][part] for b in images])
@@ -122,6 +128,20 @@ def rank_scores(
     scores = np.full(tuple(similarity.shape), NOT_RANKED, np.float32)
     for b, logits in enumerate(match_scores(network, image, texts, columns)):
         scores[b, columns[b]] = logits[:, 1] + best[b].float().cpu().numpy()
+    return scores
+
+
+def _embedding_scores(
+    network: EmbeddingMatcher, image: Encoded, texts: TokenizedTexts, rows_of: Sequence[Integers]
+) -> list[Floats32]:
+    """`match_scores` of late fusion: each image and each text is embedded once, whatever the number of pairs."""
+    embedder, scores = require(network, Embedder), list[Floats32]()
+    vectors = texts.embed(embedder)
+    with torch.inference_mode():
+        for own, rows in zip(embed_images(embedder, image), rows_of, strict=True):
+            chosen = vectors[torch.from_numpy(rows).to(vectors.device)]
+            logits = network.match_embeddings(own[None], chosen)
+            scores.append(require_finite(logits, "ITM logits", vectors.dtype).float().cpu().numpy())
     return scores
 
 

@@ -22,6 +22,15 @@ from sightloop.metrics.bootstrap_ci import (
     paired_bootstrap_rows,
 )
 from sightloop.metrics.captions import CaptionScores, bleu, caption_scores, caption_statistics, score_captions
+from sightloop.metrics.chair import (
+    ChairCounts,
+    Mention,
+    ObjectNames,
+    chair_counts,
+    chair_scores,
+    coco_objects,
+    present_objects,
+)
 from sightloop.metrics.detection import (
     detection_not_computed,
     detection_scores,
@@ -30,6 +39,13 @@ from sightloop.metrics.detection import (
     mask_intersection_union,
     mask_scores,
     paired_iou,
+)
+from sightloop.metrics.dialogue import (
+    answer_ranks,
+    dialogue_ndcg,
+    dialogue_scores,
+    rank_metrics,
+    truth_rank,
 )
 from sightloop.metrics.matching import (
     MatchingCurves,
@@ -41,6 +57,7 @@ from sightloop.metrics.matching import (
     roc_auc,
 )
 from sightloop.metrics.meteor_spice import meteor_spice_not_computed
+from sightloop.metrics.pope import pope_counts, pope_metrics, pope_question, pope_scores, says_yes
 from sightloop.metrics.ptb_tokenizer import ptb_tokenize
 from sightloop.metrics.retrieval import RetrievalScores, retrieval_scores, score_retrieval
 from sightloop.metrics.vqa import (
@@ -54,20 +71,29 @@ from sightloop.metrics.vqa import (
 
 __all__ = [
     "CaptionScores",
+    "ChairCounts",
     "Difference",
     "Interval",
     "MatchingCurves",
+    "Mention",
+    "ObjectNames",
     "RetrievalScores",
     "RowStatistic",
     "Statistic",
+    "answer_ranks",
     "bleu",
     "bootstrap_interval",
     "bootstrap_rows",
     "calibration_error",
     "caption_scores",
     "caption_statistics",
+    "chair_counts",
+    "chair_scores",
+    "coco_objects",
     "detection_not_computed",
     "detection_scores",
+    "dialogue_ndcg",
+    "dialogue_scores",
     "equal_error_threshold",
     "exact_match",
     "fit_temperature",
@@ -82,11 +108,19 @@ __all__ = [
     "paired_bootstrap",
     "paired_bootstrap_rows",
     "paired_iou",
+    "pope_counts",
+    "pope_metrics",
+    "pope_question",
+    "pope_scores",
+    "present_objects",
     "ptb_tokenize",
+    "rank_metrics",
     "retrieval_scores",
     "roc_auc",
+    "says_yes",
     "score_captions",
     "score_retrieval",
+    "truth_rank",
     "vqa_accuracies",
     "vqa_accuracy",
     "wups",

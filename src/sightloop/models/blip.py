@@ -1,6 +1,7 @@
 """BLIP: an image tower, a text encoder that embeds (ITC) and matches (ITM), and a text decoder that writes (LM).
 
-Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hold any of the parts.
+Li et al. 2022, arXiv 2201.12086, section 3.1 and figure 2. A checkpoint may hold any of the parts. `models.fusion` has
+other ways in which image and text may meet.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sightloop.nn.attention import Linear
-from sightloop.nn.blocks import ACTIVATIONS
+from sightloop.models.fusion import EarlyFusion, FusionKind, LateFusion, build_fusion, fits
+from sightloop.models.text_decoder import Decoder, LmHead
+from sightloop.nn.attention import Linear, mask_from_lengths
 from sightloop.protocols import AttentiveTower, ImageTowerConfig, PatchAttention, require
-from sightloop.towers.text import DecodeState, TextConfig, TextTower
+from sightloop.towers.text import TextConfig, TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.types import Encoded, LogitActivation
 
@@ -44,9 +46,12 @@ class BlipConfig:
         labels: names of fine-tuned classes; a linear head on the class token's state tells them apart.
         match_cosine: weight of the ITC cosine that is added to the ITM logit of "match"; 0 in the paper, set by
             `training.calibration`.
+        fusion: how image and text meet; "cross" is BLIP's. For the others `shared` means the embeddings alone.
+        fusion_layers: co-attention layers of "both", 0 for the others.
+        decoder_layers: layers of the text decoder, 0 for as many as the encoder's.
 
     Raises:
-        ValueError: `answers` without encoder and decoder of one width.
+        ValueError: `answers` without encoder and decoder of one width; parts that do not fit the fusion.
     """
 
     vision: ImageTowerConfig
@@ -66,56 +71,25 @@ class BlipConfig:
     answers: bool = False
     labels: tuple[str, ...] = ()
     match_cosine: float = 0.0
+    fusion: FusionKind = "cross"
+    fusion_layers: int = 0
+    decoder_layers: int = 0
 
     def __post_init__(self) -> None:
         widths = {self.vision.dim, self.text.dim, self.decoder_memory_dim}
         if self.answers and (len(widths) > 1 or not (self.encoder and self.decoder)):
             here = f"{self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
             raise ValueError(f"answers: needs an encoder, a decoder and one width of all, not {here}")
-
-
-class LmHead(nn.Module):
-    """BERT's language modeling head: dense, activation, norm, then a logit for every word: `[..., D]` -> `[..., V]`."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.dense = Linear(config.dim, config.dim)
-        self.norm = nn.LayerNorm(config.dim, eps=config.eps)
-        self.words = Linear(config.dim, config.vocab)
-        self.activation = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.words(self.norm(self.activation(self.dense(x))))
-
-
-class Decoder(nn.Module):
-    """Text decoder over a memory (image tokens, or the states of a question): text tower and LM head."""
-
-    def __init__(self, config: TextConfig, *, tied_words: bool) -> None:
-        super().__init__()
-        self.text = TextTower(config)
-        self.head = LmHead(config)
-        if tied_words:
-            self.head.words.weight = self.text.word_weight
-
-    def start(self, memory: Encoded, capacity: int) -> DecodeState:
-        """Decoder state with one row a memory, tokens `[B, N, D]`, for up to `capacity` tokens a row."""
-        return self.text.start(memory, capacity)
-
-    def next_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Appends ids `[R, L]` -> logits `[R, V]` of the token after them."""
-        return self.head(self.text.step(ids, state)[:, -1])
-
-    def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Appends ids `[R, L]` -> logits `[R, L, V]` of the token after each of them."""
-        return self.head(self.text.step(ids, state))
+        towers = self.encoder and self.embed_dim is not None and self.text.memory_dim is None
+        is_patches = not self.vision.layers and self.vision.dim == self.text.dim
+        if not fits(self.fusion, self.fusion_layers, towers=towers, is_patches=is_patches):
+            raise ValueError(f"fusion {self.fusion}: does not fit the other parts")
 
 
 class Blip(nn.Module):
     """BLIP: all heads over one image tower; parts that a checkpoint lacks are absent."""
 
     activation: LogitActivation = "softmax"
-    embeds_first_token = True
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -124,10 +98,13 @@ class Blip(nn.Module):
         if config.encoder:
             self.encoder = TextTower(config.text)
         if config.decoder:
-            reads = replace(config.text, memory_dim=config.decoder_memory_dim)
+            layers = config.decoder_layers or config.text.layers
+            reads = replace(config.text, memory_dim=config.decoder_memory_dim, layers=layers)
             self.decoder = Decoder(reads, tied_words=config.tied_words)
         if config.shared:
-            _share(self.encoder, self.decoder)
+            _share(self.encoder, self.decoder, blocks=config.fusion == "cross")
+        sizes = config.vision.dim, config.embed_dim or 0, config.fusion_layers
+        self.fusion = build_fusion(config.fusion, config.text, *sizes)
         if config.embed_dim is not None:
             self.image_projection = Linear(config.vision.dim, config.embed_dim)
             self.text_projection = Linear(config.text.dim, config.embed_dim)
@@ -143,14 +120,15 @@ class Blip(nn.Module):
         """Verbs that this checkpoint's parts allow."""
         config = self.config
         embeds = config.encoder and config.embed_dim is not None
+        # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
+        writes = config.decoder and (config.answers or not config.encoder or config.matching)
         parts = {
             "embed": embeds,
             "similarity": embeds,
             "classify": (embeds and config.temperature) or bool(config.labels),
             "match": config.matching,
             "rank": config.matching and embeds,
-            # Unless it says so, one with encoder and decoder but no matching head was fine-tuned for questions.
-            "caption": config.decoder and (config.answers or not config.encoder or config.matching),
+            "caption": writes and config.fusion != "early",  # whose image tokens have not seen each other
             "answer": config.answers or (config.decoder and config.encoder and not config.matching),
         }
         return frozenset(name for name in parts if parts[name])
@@ -160,16 +138,27 @@ class Blip(nn.Module):
         """Training objectives that its parts allow."""
         config = self.config
         embeds = config.embed_dim is not None and config.temperature
+        early = config.fusion == "early"
         parts = {
             "itc": embeds and config.encoder,
             "itm": embeds and config.matching,
-            "lm": config.decoder and config.decoder_memory_dim == config.vision.dim,
+            "lm": config.decoder and config.decoder_memory_dim == config.vision.dim and not early,
             "vqa": config.decoder and config.encoder and config.decoder_memory_dim == config.text.dim,
-            "mlm": config.encoder,
-            "mim": isinstance(config.vision, VitConfig) and config.vision.has_class_token,
+            "mlm": config.encoder and config.fusion != "late",
+            "mim": isinstance(config.vision, VitConfig) and config.vision.has_class_token and not early,
             "classes": True,
         }
         return frozenset(name for name in parts if parts[name])
+
+    @property
+    def embeds_first_token(self) -> bool:
+        """Whether an image's embedding depends on its first token alone."""
+        return self.config.fusion != "early"
+
+    @property
+    def matches_embeddings(self) -> bool:
+        """Whether ITM judges from the vectors of ITC alone."""
+        return self.config.fusion == "late"
 
     @property
     def embed_dim(self) -> int:
@@ -192,11 +181,14 @@ class Blip(nn.Module):
 
     def embed_image(self, image: Encoded) -> Tensor:
         """B encoded images -> `[B, P]`, unit length (ITC)."""
-        return nn.functional.normalize(self.image_projection(image.tokens[:, 0]), dim=-1)
+        return nn.functional.normalize(self.image_projection(self._image_state(image)), dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids `[R, L]`, lengths `[R]` -> `[R, P]`, unit length (ITC)."""
-        first = self.encoder(ids, lengths=lengths).tokens[:, 0]
+        if isinstance(self.fusion, EarlyFusion):
+            first = self.fusion.text_state(self.encoder, ids, lengths)
+        else:
+            first = self.encoder(ids, lengths=lengths).tokens[:, 0]
         return nn.functional.normalize(self.text_projection(first), dim=-1)
 
     def class_logits(self, similarity: Tensor) -> Tensor:
@@ -205,7 +197,7 @@ class Blip(nn.Module):
 
     def label_logits(self, image: Encoded) -> Tensor:
         """B encoded images -> logits `[B, C]` of the fine-tuned classes."""
-        return self.classes(image.pooled)
+        return self.classes(self._image_state(image) if self.config.fusion == "early" else image.pooled)
 
     def add_label_head(self, labels: tuple[str, ...]) -> nn.Module:
         """Replaces the head for fine-tuned classes and returns it, to be initialized."""
@@ -214,7 +206,7 @@ class Blip(nn.Module):
         return self.classes
 
     def encode_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
-        """Text encoder with cross-attention to the image (the image-grounded encoder of figure 2).
+        """Text read with its image (the image-grounded encoder of figure 2, or another fusion).
 
         Args:
             image: B encoded images.
@@ -222,31 +214,49 @@ class Blip(nn.Module):
             lengths: `[R]`, tokens without padding.
 
         Returns:
-            tokens `[R, L, D]`, pooled `[R, D]` (the first token's state), mask `[R, L]`.
+            tokens `[R, L, D]`, of "late" `[R, 1, D]`; pooled `[R, D]`, from which ITM judges; mask `[R, L]` or None.
         """
+        if isinstance(self.fusion, LateFusion):
+            return self.fusion(self.embed_image(image), self.embed_text(ids, lengths))
+        mask = mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]
         if self.config.encoder_start is not None:
             ids = ids.clone()
             ids[:, 0] = self.config.encoder_start
+        if self.fusion is not None:
+            return self.fusion(self.encoder, image.tokens, ids, mask)
         memory = self.encoder.memory(image.tokens)
         tokens = self.encoder(ids, lengths=lengths, memory=memory).tokens
-        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         return Encoded(tokens, tokens[:, 0], mask)
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
         """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together."""
-        logits = self.match_head(self.encode_text(image, ids, lengths).pooled)
-        if self.config.match_cosine:
-            texts = self.embed_text(ids, lengths).unflatten(0, (len(image.tokens), -1))
-            cosines = (texts @ self.embed_image(image)[..., None]).flatten()
-            logits[:, 1] += self.config.match_cosine * cosines
+        if self.matches_embeddings:
+            return self.match_embeddings(self.embed_image(image), self.embed_text(ids, lengths))
+        states = self.encode_text(image, ids, lengths)
+        if not self.config.match_cosine:
+            return self.match_head(states.pooled)
+        return self._judge(states, self.embed_image(image), self.embed_text(ids, lengths))
+
+    def match_embeddings(self, image: Tensor, text: Tensor) -> Tensor:
+        """ITM logits `[R, 2]` of "late" fusion: unit vectors of B images `[B, P]` and their texts `[R, P]`."""
+        assert isinstance(self.fusion, LateFusion)
+        return self._judge(self.fusion(image, text), image, text)
+
+    def _judge(self, states: Encoded, image: Tensor, text: Tensor) -> Tensor:
+        logits = self.match_head(states.pooled)
+        cosines = (text.unflatten(0, (len(image), -1)) @ image[..., None]).flatten()
+        logits[:, 1] += self.config.match_cosine * cosines
         return logits
 
     def patch_attention(self, score: Literal["match", "similarity"]) -> PatchAttention | None:
-        """The text encoder's cross-attention (ITM), or the image tower's attention (ITC)."""
-        if score == "similarity":
+        """The words' cross-attention (ITM), or the image tower's attention (ITC); None where a fusion has neither."""
+        if isinstance(self.fusion, EarlyFusion) or (score == "match" and self.matches_embeddings):
+            return None
+        if score == "similarity" or isinstance(self.fusion, LateFusion):
             return require(self.vision, AttentiveTower).patch_attention()
+        layers = self.encoder.layers if self.fusion is None else self.fusion.text_layers
         skip = int(self.config.vision.has_class_token)
-        return PatchAttention([block.cross for block in self.encoder.layers], "text", skip)
+        return PatchAttention([block.cross for block in layers], "text", skip)
 
     def calibrate_match(self, threshold: float, match_cosine: float) -> None:
         """Subtracts a threshold from the logit of "match", and sets the weight of the ITC cosine."""
@@ -272,13 +282,19 @@ class Blip(nn.Module):
         """The decoder's states `[..., D]` -> next-token logits `[..., V]`."""
         return self.decoder.head(states)
 
+    def _image_state(self, image: Encoded) -> Tensor:
+        early = self.fusion if isinstance(self.fusion, EarlyFusion) else None
+        return image.tokens[:, 0] if early is None else early.image_state(self.encoder, image.tokens)
 
-def _share(encoder: TextTower, writer: Decoder) -> None:
-    """Gives the decoder the encoder's modules, all but self-attention and its norm (the paper, section 3.1)."""
+
+def _share(encoder: TextTower, writer: Decoder, *, blocks: bool) -> None:
+    """Gives the decoder the encoder's embeddings and, with `blocks`, all but self-attention (paper, section 3.1)."""
     decoder = writer.text
-    if writer.head.words.weight is decoder.word.weight:  # stays tied, to the embedding that both now have
-        writer.head.words.weight = encoder.word_weight
+    head: LmHead = writer.head
+    if head.words.weight is decoder.word.weight:  # stays tied, to the embedding that both now have
+        head.words.weight = encoder.word_weight
     decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
-    for source, target in zip(encoder.blocks, decoder.blocks, strict=True):
-        for name in ("cross", "norm_cross", "mlp", "norm2"):
-            setattr(target, name, getattr(source, name))
+    if blocks:
+        for source, target in zip(encoder.blocks, decoder.blocks, strict=True):
+            for name in ("cross", "norm_cross", "mlp", "norm2"):
+                setattr(target, name, getattr(source, name))

@@ -159,6 +159,7 @@ class Llava(nn.Module):
         Returns:
             tokens `[R, L, D]`, mask `valid_mask`.
         """
-        words = self.language.text.embed_tokens(ids)
+        # The original code's vocabulary has no row for an image token.
+        words = self.language.text.embed_tokens(ids.masked_fill(ids == self.config.image_id, 0))
         x = insert_image_tokens(words, image_tokens, ids, self.config.image_id, valid_mask)
         return Encoded(x, mask=valid_mask)

@@ -32,7 +32,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), `[...]` -> `[...]`: the GELU approximation of OpenAI's CLIP (Hendrycks and Gimpel 2016)."""
     if x.requires_grad:
         return _QuickGeluFunction.apply(x)  # pyright: ignore[reportReturnType]
-    return x * torch.sigmoid(1.702 * x)
+    return (1.702 * x).sigmoid_().mul_(x)  # in place: a third of the time is memory otherwise
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ _MIN_ROUNDS, _MAX_ROUNDS, _MANY_ROUNDS = 2, 8, 3
 _MAX_WEIGHTS = 1 << 23  # of the matrix that is timed; a larger one, such as a vocabulary's, is cut
 _MAX_PRODUCTS = 1 << 28
 _MIN_GAIN = 0.97  # share of torch's time below which another kernel counts as quicker
+_MAX_LOSS = 1.02  # of a packed weight, over torch's time at any row count
 _ATTENTION = "bfloat16 attention"
 _MIN_SCORES = 1024  # of attention, from which products can be quicker
 
@@ -186,8 +187,9 @@ def best_seconds(shape: Shape, row_class: int) -> float:
 def choose(shape: Shape, classes: Iterable[int], *, packable: bool = True) -> Choice:
     """The layout and kernels of a layer.
 
-    The weight is packed if that is quicker than with its plain weight, each row count weighing the same: an image
-    tower sees one, a decoder several. Ties go to torch's kernel.
+    The weight is packed if that is nowhere slower than torch's kernel (by 2 %) and quicker than the best kernels with
+    the plain weight, each row count weighing the same: an image tower sees one, a decoder several. Ties go to torch's
+    kernel.
 
     Args:
         shape: of its weight.
@@ -213,7 +215,7 @@ def choose(shape: Shape, classes: Iterable[int], *, packable: bool = True) -> Ch
     if packed and packable and seen:
         ratios = [packed[c] / times["plain"][c] for c in seen]
         best = [times[by_rows[c]][c] / times["plain"][c] for c in seen]
-        if sum(ratios) < _MIN_GAIN * sum(best):
+        if max(ratios) <= _MAX_LOSS and sum(ratios) < _MIN_GAIN * sum(best):
             return Choice(True)
     return Choice(False, by_rows)
 
@@ -240,11 +242,7 @@ def measure(
     if pinned() is not None:
         return {}
     clock = clock or (time.thread_time if torch.get_num_threads() == 1 else time.perf_counter)
-    missing = {
-        shape: sorted(c for c in classes if not _is_timed(shape.key, c))
-        for shape, classes in wanted.items()
-        if can_pack(shape.dtype)
-    }
+    missing = _missing(wanted)
     kernels: tuple[KernelName, ...] = ("plain", "onednn", "packed")
     trials = [
         trial
@@ -253,9 +251,28 @@ def measure(
         for trial in _linear_trials(shape, name, missing[shape])
     ]
     trials.sort(key=lambda trial: (kernels.index(trial.kernel), trial.row_class))
-    if any(shape.dtype == torch.bfloat16 for shape in missing) and not _is_timed(_ATTENTION, MANY):
+    if _needs_attention(missing):
         trials += _attention_trials()
     return _time(trials, clock, budget) if trials else {}
+
+
+def is_known(wanted: Mapping[Shape, Iterable[int]]) -> bool:
+    """Whether `measure` has nothing to time for these shapes and row counts."""
+    missing = _missing(wanted)
+    return not any(missing.values()) and not _needs_attention(missing)
+
+
+def _missing(wanted: Mapping[Shape, Iterable[int]]) -> dict[Shape, list[int]]:
+    """The row counts of each shape that are not timed yet, of shapes with several kernels."""
+    return {
+        shape: sorted(c for c in classes if not _is_timed(shape.key, c))
+        for shape, classes in wanted.items()
+        if can_pack(shape.dtype)
+    }
+
+
+def _needs_attention(shapes: Iterable[Shape]) -> bool:
+    return any(shape.dtype == torch.bfloat16 for shape in shapes) and not _is_timed(_ATTENTION, MANY)
 
 
 def _time(trials: Sequence[_Trial], clock: Callable[[], float], budget: float) -> dict[str, Times]:

@@ -29,6 +29,7 @@ from sightloop.nn.kernels import (
     best_seconds,
     can_pack,
     choose,
+    is_known,
     kernel_of,
     measure,
     onednn_linear,
@@ -41,8 +42,8 @@ from sightloop.nn.kernels import (
 from sightloop.nn.quantize import is_quantized
 
 __all__ = [
-    "MANY", "ONE", "ROW_COUNTS", "Shape", "Times", "add_times", "best_seconds", "measure", "pack", "pack_hook", "pin",
-    "pinned", "timed_shapes", "unpack", "use_training_kernels",
+    "MANY", "ONE", "ROW_COUNTS", "Shape", "Times", "add_times", "best_seconds", "is_known", "measure", "pack",
+    "pack_hook", "pin", "pinned", "timed_shapes", "unpack", "use_training_kernels",
 ]  # fmt: skip
 
 # Multiplications (rows * in * out) from which oneDNN is faster in training; below, its call costs more than it saves.

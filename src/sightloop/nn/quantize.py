@@ -21,9 +21,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sightloop.errors import UsageError
 from sightloop.nn.attention import Linear
@@ -47,6 +49,43 @@ _PACK4 = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
 _MIN_ROWS_DEQUANTIZED_INT8, _MIN_ROWS_DEQUANTIZED_INT4 = 32, 128
 
 
+class _GradientContext(Protocol):
+    """The part of autograd's context object that `_GradientFunction` uses."""
+
+    kernel: nn.Module
+    width: int
+
+
+class _GradientFunction(torch.autograd.Function):
+    """A product with a quantized weight, differentiable in its input alone: the gradient is that of the weight's
+    values, as if nothing were rounded (straight through, Bengio et al. 2013, arXiv 1308.3432).
+    """
+
+    @staticmethod
+    def forward(x: Tensor, kernel: nn.Module, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return kernel(x.detach(), x, bias)
+
+    @staticmethod
+    def setup_context(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: _GradientContext, inputs: tuple[Tensor, nn.Module, Tensor | None], output: Tensor
+    ) -> None:
+        ctx.kernel, ctx.width = inputs[1], inputs[0].shape[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: _GradientContext, grad: Tensor
+    ) -> tuple[Tensor, None, None]:
+        # Rows of the identity are multiplied without an error: they yield the weight, in any layout.
+        identity = torch.eye(ctx.width, dtype=grad.dtype, device=grad.device)
+        weight = ctx.kernel(identity, identity, None)  # [in, out]
+        return grad @ weight.t(), None, None
+
+
+def _with_gradient(kernel: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+    return _GradientFunction.apply(x, kernel, bias)  # pyright: ignore[reportReturnType]
+
+
 class Int8Weight(nn.Module):
     """Weight `[out, in]` in 8 bits, used as the `kernel` of a `Linear`: x `[..., in]` -> `[..., out]`.
 
@@ -65,6 +104,8 @@ class Int8Weight(nn.Module):
             self.q[block], self.scale[block] = _quantize_int8(weight[block])
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
+        if x.requires_grad:
+            return _with_gradient(self, x, bias)
         rows = x.reshape(-1, x.shape[-1])  # [R, in]
         if rows.device.type != "cpu" or _INT8 is None:
             out = _blockwise_linear(rows, self.q.shape, self._dequantize)
@@ -105,6 +146,8 @@ class Int8Product(nn.Module):
         self.packed = torch.ops.onednn.qlinear_prepack(q, None) if self.onednn else _pack_fbgemm(q, scale)
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
+        if x.requires_grad:
+            return _with_gradient(self, x, bias)
         rows = x.reshape(-1, x.shape[-1]).float()  # [R, in]
         if len(rows) == 1 and not self.onednn:  # one token: the scale is a number, and each call counts
             peak = float(rows.abs().max())
@@ -193,6 +236,8 @@ class Int4Weight(nn.Module):
             self.q[block], self.scale_zero[:, block] = _quantize_int4(weight[block], self.packed)
 
     def forward(self, x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
+        if x.requires_grad:
+            return _with_gradient(self, x, bias)
         rows = x.reshape(-1, x.shape[-1])  # [R, in]
         shape = torch.Size((len(self.q), x.shape[-1]))
         if not self.packed or _INT4 is None:

@@ -107,6 +107,8 @@ def clip_loss(
 ) -> Loss:
     """CLIP's symmetric cross-entropy over all pairs of the global batch (Radford et al. 2021, figure 3).
 
+    With `ids` it is UniCL (Yang et al. 2022, equations 2 to 4; Florence, equation 1): the mean over rows and directions
+    of -1/|P(i)| sum_k ln p(k | i), k in the row's positives P(i).
     image, text `[b, P]`; scale: scalar factor of the similarities (1 / temperature). Each process computes its rows
     against all columns; the gradient reaches the columns' owners. chunk: rows whose logits `[chunk, B]` are held at
     once. Chance: ln B. Facts: accuracy, the share of rows whose best candidate in the batch matches.

@@ -33,7 +33,11 @@ _COMMIT_SECONDS = 5.0
 _FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
 _WAITING_EVENTS = 1_024
 _TEXT_FIELDS = ("captions", "texts", "labels", "regions", "extra")
-_DERIVED = ("caption_keys", "label_keys", "words", "grams")
+_DERIVED = ("caption_keys", "label_keys", "extra_keys", "words", "grams")
+
+
+# Id, root, path, size, mtime, sha256 and stamp of a row.
+_Columns: TypeAlias = tuple[str, str, str, int, int, str, int]
 
 
 class Indexed(NamedTuple):
@@ -87,51 +91,70 @@ class _Work:
 
 
 class KnownRows:
-    """What an index holds, by name, by content and by id.
+    """What an index holds, by name, by content and by id. Rows become objects when they are asked for.
 
     Args:
         store: of the index.
     """
 
     def __init__(self, store: Store) -> None:
-        self._by_name: dict[str, _Known] = {}
-        self._by_content: dict[str, list[_Known]] = {}
+        self._by_name: dict[str, _Known | _Columns] = {}
+        self._by_content: dict[str, list[str]] | None = None  # names; made when it is asked for
         self._ids: set[str] = set()
         columns = ("id", "root", "path", "size", "mtime", "sha256", "stamp")
         for part in store.scan(columns):
-            for values in zip(*(part[name].to_pylist() for name in columns), strict=True):
-                if values[2]:  # vectors from outside may have no path
-                    self.put(_Known(*values))
-                else:
-                    self._ids.add(values[0])
+            # Much faster than `to_pylist`, which makes a Python object of each Arrow scalar first. Numbers that are not
+            # known become -1, because NumPy would make floats of a column with nulls.
+            numbers = {name: part[name].fill_null(-1) for name in ("size", "mtime", "stamp")}
+            values = [numbers.get(name, part[name]).to_numpy().tolist() for name in columns]
+            self._ids.update(values[0])
+            names = map(os.path.join, (root or "" for root in values[1]), (path or "" for path in values[2]))
+            # Vectors from outside may have no path.
+            self._by_name |= {
+                name: row for name, row in zip(names, zip(*values, strict=True), strict=True) if row[2]
+            }
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[_Known]:
-        return iter(list(self._by_name.values()))
+        return iter([row for name in list(self._by_name) if (row := self._row(name)) is not None])
 
     def named(self, entry: Entry) -> _Known | None:
         """The row of an entry."""
-        return self._by_name.get(entry.name)
+        return self._row(entry.name)
 
     def moved(self, sha256: str) -> _Known | None:
         """A row with this content whose file is gone."""
-        for row in self._by_content.get(sha256, ()):
-            if self._by_name.get(os.path.join(row.root, row.path)) is row and not is_there(
-                row.root, row.path
-            ):
+        if self._by_content is None:
+            self._by_content = {}
+            for name, row in self._by_name.items():
+                content = row.sha256 if isinstance(row, _Known) else row[5]
+                self._by_content.setdefault(content, []).append(name)
+        for name in self._by_content.get(sha256, ()):
+            row = self._row(name)
+            if row is not None and not is_there(row.root, row.path):
                 return row
         return None
 
     def put(self, row: _Known, before: _Known | None = None) -> None:
         """Takes in a row, in place of an earlier state."""
+        name = os.path.join(row.root, row.path)
         if before is not None:
-            self._by_name.pop(os.path.join(before.root, before.path), None)
-            self._by_content[before.sha256].remove(before)
-        self._by_name[os.path.join(row.root, row.path)] = row
-        self._by_content.setdefault(row.sha256, []).append(row)
+            old = os.path.join(before.root, before.path)
+            self._by_name.pop(old, None)
+            if self._by_content is not None:
+                self._by_content[before.sha256].remove(old)
+        self._by_name[name] = row
+        if self._by_content is not None:
+            self._by_content.setdefault(row.sha256, []).append(name)
         self._ids.add(row.id)
+
+    def _row(self, name: str) -> _Known | None:
+        row = self._by_name.get(name)
+        if isinstance(row, tuple):
+            row = self._by_name[name] = _Known(*row)
+        return row
 
     def new_id(self, path: str, sha256: str) -> str:
         """16 hex digits of a path and a content; the same in every run that finds the same rows before."""

@@ -9,12 +9,13 @@ This is a conformal p-value (Vovk et al. 2005): for queries like the background 
 p <= 0.1 happens in at most 10 % of cases, whatever the model is worth. What a bad model costs is what it misses, which
 is estimated too: the share of background texts that are refused although their own image is there.
 
-Two scores:
+Signals of which the score is made (see `score_weights`):
 
-* ITM: the mean of the 5 best ITM log odds (logit of match - logit of no match) among the 16 images that ITC ranks
-  first.
-* ITC: the mean of the 5 best cosines, each normalized by what background texts reach with that image (the inverted
-  softmax of QB-Norm, Bogolin et al. 2022), so that images that are close to every text do not count.
+* ITC: the best cosine and the mean of the 5 best, each normalized by what background texts reach with that image (the
+  inverted softmax of QB-Norm, Bogolin et al. 2022), so that images that are close to every text do not count; mean and
+  spread of the text's cosines with the index, so that texts that are close to every image do not count.
+* ITM: beside these, the best ITM log odds (logit of match - logit of no match) among the 16 images that ITC ranks
+  first, and the mean of the 5 best.
 
 A background text is scored as a query is: without itself, and without the texts of its own image.
 """
@@ -23,14 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from sightloop.errors import UsageError
+from sightloop.search.score_weights import ScoreKind, ScoreWeights
 from sightloop.types import Floats, Floats32, Integers, JsonDict, JsonMapping
-
-ScoreKind: TypeAlias = Literal["itm", "itc"]
 
 BEST = 5  # scores that are averaged
 JUDGED = 16  # images that ITM sees for a query
@@ -40,7 +39,7 @@ MAX_BACKGROUND = {"itm": 500, "itc": 1000}
 GROWTH = 0.1  # share by which an index may change before its null is made anew
 
 _INVERSE_TEMPERATURE = 20.0  # of the inverted softmax, as in QB-Norm
-_FORMAT = 1
+_FORMAT = 2
 
 
 def best_mean(scores: Floats | Floats32) -> Floats:
@@ -54,16 +53,18 @@ def best_mean(scores: Floats | Floats32) -> Floats:
 
 
 class Background:
-    """Background texts: vectors, and the image that each describes."""
+    """Background texts: vectors, the image that each describes, and a sample of the index."""
 
-    def __init__(self, vectors: Floats32, owners: Sequence[str]) -> None:
+    def __init__(self, vectors: Floats32, owners: Sequence[str], images: Floats32) -> None:
         """Background texts.
 
         Args:
             vectors: unit vectors `[m, d]`.
             owners: id of each text's own image; "" for none.
+            images: of a sample of the index, unit vectors `[n, d]`, or `[n, q, d]`: the nearest counts.
         """
         self.vectors, self.owners = vectors, tuple(owners)
+        self.images = images if images.ndim == 3 else images[:, None]
         self._numbers: dict[str, int] = {}
         for owner in self.owners:
             if owner:
@@ -72,6 +73,23 @@ class Background:
 
     def __len__(self) -> int:
         return len(self.owners)
+
+    def signals(
+        self, query: Floats32, cosines: Floats32, images: Floats32, ids: Sequence[str], own: str = ""
+    ) -> Floats:
+        """The ITC signals of a query, float64 `[4]`, as `score_weights.ITC_SIGNALS` names them.
+
+        Args:
+            query: its unit vector `[d]`.
+            cosines: with the k images that ITC ranks first, `[k]`.
+            images: see `normalized`.
+            ids: see `normalized`.
+            own: see `normalized`.
+        """
+        values = self.normalized(cosines, images, ids, own)[None]
+        others = (self.images @ query).max(axis=1)  # [n]
+        mean, spread = (others.mean(), others.std()) if len(others) else (0.0, 0.0)
+        return np.array([values.max(initial=-np.inf), best_mean(values)[0], mean, spread], np.float64)
 
     def normalized(self, cosines: Floats32, images: Floats32, ids: Sequence[str], own: str = "") -> Floats:
         """Cosines of one query, normalized by what the background texts reach with each image.
@@ -131,6 +149,7 @@ class NullScores:
         images: number of rows of the index when it was made.
         source: where the texts are from, for people: "captions of the index".
         key: of what else the scores depend on: model, judge, filter, background file.
+        weights: of the signals; the plain score by default.
     """
 
     kind: ScoreKind
@@ -139,6 +158,11 @@ class NullScores:
     images: int
     source: str
     key: str = ""
+    weights: ScoreWeights | None = field(default=None, repr=False)
+
+    def score(self, signals: Floats) -> float:
+        """Score of a query by its signals `[s]`."""
+        return float((self.weights or ScoreWeights.plain(self.kind)).scores(signals[None])[0])
 
     def p_value(self, score: float) -> float:
         """Conformal p-value of a query's score, above 0 and at most 1."""
@@ -163,7 +187,8 @@ class NullScores:
         """The object that `from_json` reads."""
         scores = {name: np.round(getattr(self, name), 6).tolist() for name in ("absent", "present")}
         facts = {"kind": self.kind, "images": self.images, "source": self.source, "key": self.key}
-        return {"format": _FORMAT, **facts, **scores}
+        used = self.weights or ScoreWeights.plain(self.kind)
+        return {"format": _FORMAT, **facts, **scores, "weights": used.values.tolist(), "bias": used.bias}
 
     @classmethod
     def from_json(cls, value: JsonMapping) -> NullScores:
@@ -172,9 +197,9 @@ class NullScores:
             if value["format"] != _FORMAT or value["kind"] not in ("itm", "itc"):
                 raise ValueError("another format")
             absent, present = (np.sort(np.array(value[name], np.float64)) for name in ("absent", "present"))
-            return cls(
-                value["kind"], absent, present, int(value["images"]), str(value["source"]), str(value["key"])
-            )
+            weights = ScoreWeights(np.array(value["weights"], np.float64), float(value["bias"]))
+            facts = int(value["images"]), str(value["source"]), str(value["key"])
+            return cls(value["kind"], absent, present, *facts, weights)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a calibration: {error}") from error
 

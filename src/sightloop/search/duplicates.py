@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sightloop.data.atomic import atomic_write
+from sightloop.data.copies.colors import CELLS, CHANNELS, SIZE
 from sightloop.data.copies.duplicates import (
     KINDS,
     DuplicateCluster,
@@ -23,7 +24,7 @@ from sightloop.data.copies.duplicates import (
     KeepDuplicate,
     find_duplicates,
 )
-from sightloop.data.copies.image_hash import SPECTRUM, draft_spectrum, phash, pixels_digest
+from sightloop.data.copies.image_hash import SPECTRUM, draft_hashes, phash, pixels_digest
 from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError, UsageError
@@ -59,10 +60,10 @@ def check_kinds(kinds: Sequence[str]) -> tuple[DuplicateKind, ...]:
 
 
 def hash_columns(data: bytes) -> JsonDict:
-    """Columns `spectrum` and `phash` of an index, from encoded bytes. Raises ImageError."""
-    spectrum = draft_spectrum(data)
+    """Columns `spectrum` (with the colors behind it) and `phash` of an index, from encoded bytes. Raises ImageError."""
+    spectrum, colors = draft_hashes(data)
     return {
-        "spectrum": base64.b64encode(spectrum.tobytes()).decode(),
+        "spectrum": base64.b64encode(spectrum.tobytes() + colors.tobytes()).decode(),
         "phash": int(phash(spectrum[None]).astype(np.int64)[0]),
     }
 
@@ -319,13 +320,17 @@ def duplicates_in_index(
 
 
 def _facts_of_row(row: JsonDict) -> ImageFacts:
-    spectrum = np.zeros((SPECTRUM, SPECTRUM), np.int8)
+    # Rows without hashes, and those without colors, have zeros, which resemble nothing and agree with every color.
+    hashes = np.zeros(SPECTRUM * SPECTRUM + SIZE, np.int8)
     if row["spectrum"]:
-        spectrum = np.frombuffer(base64.b64decode(row["spectrum"]), np.int8).reshape(SPECTRUM, SPECTRUM)
+        stored = np.frombuffer(base64.b64decode(row["spectrum"]), np.int8)[: len(hashes)]
+        hashes[: len(stored)] = stored
+    spectrum = hashes[:-SIZE].reshape(SPECTRUM, SPECTRUM)
+    colors = hashes[-SIZE:].reshape(CELLS, CELLS, CHANNELS)
     name = os.path.join(row["root"] or "", row["path"] or "") or row["id"]
     time = row["mtime"] / 1e9 if row["mtime"] else None
     size = (row["width"] or 0, row["height"] or 0, row["size"] or 0)
-    return ImageFacts(name, row["sha256"] or row["id"], *size, time, spectrum)
+    return ImageFacts(name, row["sha256"] or row["id"], *size, time, spectrum, colors)
 
 
 def read_places(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str | bytes]:

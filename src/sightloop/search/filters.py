@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import Final, Literal, TypeAlias
 
 from sightloop.errors import UsageError
-from sightloop.search.keywords import normalize
+from sightloop.search.keywords import extra_key, normalize
 
 FieldKind: TypeAlias = Literal["integer", "number", "time", "name", "list", "words"]
 Comparison: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">=", "~", "!~", "in"]
@@ -28,6 +28,7 @@ _NEGATED: Final[dict[Comparison, Comparison]] = {
 _OPERATOR = re.compile(r"\s*(!=|!~|<=|>=|==|=|<|>|~)\s*")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _TIME = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:[T ](\d{1,2}):(\d{2})(?::(\d{2}))?)?)?)?")
+_EXTRA = "extra."  # before the name of a further field of a dataset
 _EPOCH = datetime(1970, 1, 1)
 _LARGEST = 2**62
 
@@ -171,9 +172,13 @@ def _conditions(text: str) -> list[Condition]:
     if operator is None:
         raise ValueError("no operator" if text else "a condition is empty")
     name = text[: operator.start()].strip().lower()
+    if name.startswith(_EXTRA):
+        return [
+            _extra_condition(text[: operator.start()].strip(), operator[1], negated, text[operator.end() :])
+        ]
     if name not in FIELDS:
         close = get_close_matches(name, FIELDS, 1)
-        fields = f"did you mean {close[0]}" if close else f"there are {', '.join(FIELDS)}"
+        fields = f"did you mean {close[0]}" if close else f"there are {', '.join(FIELDS)}, extra.NAME"
         raise ValueError(f"no field {name[:40]!r}; {fields}")
     sign: Comparison = "=" if operator[1] == "==" else operator[1]  # pyright: ignore[reportAssignmentType]
     sign = _NEGATED[sign] if negated else sign
@@ -183,6 +188,22 @@ def _conditions(text: str) -> list[Condition]:
     elif not value:
         raise ValueError("no value behind the operator ('' is an empty one)")
     return _typed(name, FIELDS[name], sign, value)
+
+
+def _extra_condition(name: str, operator: str, negated: bool, value: str) -> Condition:
+    """`extra.color=red`: whether a further field of the dataset has a value."""
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1]
+    if operator not in ("=", "==", "!="):
+        raise ValueError(f"{name[:40]}: fields of datasets are compared as wholes: use = or !=")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in name + value):
+        raise ValueError("the value is not valid Unicode")
+    key = extra_key(name[len(_EXTRA) :], value)
+    if key.startswith("=") or key.endswith("="):
+        raise ValueError("the name or the value has no letter and no digit")
+    part: Comparison = "~" if (operator != "!=") != negated else "!~"
+    return Condition("extra_keys", part, f"\n{key}\n")
 
 
 def _typed(name: str, field: Field, sign: Comparison, value: str) -> list[Condition]:

@@ -14,6 +14,7 @@ import numpy as np
 from sightloop.data.copies.duplicates import KINDS, DuplicateKind
 from sightloop.errors import UnsupportedError, UsageError
 from sightloop.reports import html
+from sightloop.reports.notebook import NotebookProgress
 from sightloop.search.build import Builder, BuildOptions, Indexed
 from sightloop.search.duplicates import DuplicateReport, check_kinds, duplicates_in_index, hash_columns
 from sightloop.search.fill import fill_space
@@ -208,10 +209,13 @@ class Index:
         """
         counts: Counter[str] = Counter()
         sources = [images] if isinstance(images, str | PathLike) else list(images)
+        progress = NotebookProgress("indexing", "images")
         with closing(self.build(sources, prune=prune, options=options)) as events:
             for event in events:
                 value = getattr(event, "value", None)
                 counts[value.action if isinstance(value, Indexed) else type(event).__name__.lower()] += 1
+                progress.add()
+        progress.end()
         return counts
 
     def build(
@@ -421,7 +425,9 @@ class Index:
 
     def _no_match(self, query: Query, space: VectorSpace) -> NoMatch:
         """The calibration of a query's cut."""
-        return NoMatch.of_query(query, self.store, space, self.encoder(space), self.on_calibration)
+        progress = NotebookProgress("calibrating the cut", "texts")
+        notify = self.on_calibration or (lambda done, total: progress.add(total=total))
+        return NoMatch.of_query(query, self.store, space, self.encoder(space), notify)
 
     def _sample(self, space: VectorSpace) -> SpaceSample:
         kept = self._samples.get(space.column)

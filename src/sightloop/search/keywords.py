@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 _MAX_WORD = 64  # characters; longer ones are cut, in texts and queries alike
 # Scripts that are written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han; Hangul has long words.
@@ -27,6 +28,15 @@ def normalize(text: str) -> str:
     "Café au LAIT, E16" -> "cafe au lait e16"
     """
     return " ".join(words_of(text))
+
+
+def extra_key(name: str, value: str | int | float) -> str:
+    """A field of `extra` and its value as they are compared: "color=dark red", "rating=4" (also of 4.0 and "4")."""
+    text = str(value)
+    with suppress(ValueError, OverflowError):
+        if not isinstance(value, bool) and float(text) == int(float(text)):
+            text = str(int(float(text)))
+    return f"{normalize(name)}={normalize(text)}"
 
 
 def words_of(text: str) -> list[str]:

@@ -32,15 +32,21 @@ _TABLE: Final = "images"
 
 # Rows up to which vectors are searched exactly, from memory; beyond, IVF_RQ is built.
 EXACT_ROWS: Final = 65_536
-_ROWS_PER_PARTITION: Final = 4_000  # of IVF
+# Of IVF. An index is built with small partitions and made anew when they have grown to four times that: LanceDB splits
+# partitions of some 12,000 rows whenever it adds rows, which costs more than to make the whole index.
+_ROWS_PER_PARTITION: Final = 1_250
+_GROWTH: Final = 4
 # Rows whose real distances are computed, by rows of the table: this decides recall, and most of the time.
 _MIN_REFINED: Final = 200
 _MAX_REFINED: Final = 500
 _ROWS_PER_REFINED: Final = 2_000
 # Of the codes of IVF_RQ, a number of a vector: with 2 a fourth of the refined rows gives the recall of 1.
 _CODE_BITS: Final = 2
-_ITERATIONS: Final = 15
-_SAMPLED_PER_PARTITION: Final = 128
+# Half of the partitions are read, or all, so k-means need not be exact. LanceDB's is slow: 450 partitions of 64 vectors
+# and 10 iterations take a minute, these a few seconds.
+_ITERATIONS: Final = 6
+_SAMPLED_PER_PARTITION: Final = 24
+_PARTITIONS_MARK: Final = "_partitions_"  # in the name of an index, before their number
 _UNINDEXED_SHARE: Final = 0.05  # of the rows may be left to a scan before indexes are brought up to date
 _MIN_UNINDEXED: Final = 4_096
 _SMALL_FRAGMENTS: Final = 64
@@ -71,6 +77,7 @@ class LanceStore:
                 f"{folder}: of an earlier version, without {', '.join(sorted(missing))}; make it again"
             )
         self._snapshot: Snapshot | None = None
+        self._partitions_seen: dict[str, tuple[int, int]] = {}  # column -> version and partitions
         self._lock = threading.Lock()
 
     @classmethod
@@ -178,7 +185,7 @@ class LanceStore:
         refined = max(_MIN_REFINED, min(_MAX_REFINED, rows // _ROWS_PER_REFINED))
         builder = self._table.search(query, vector_column_name=space.column).distance_type("cosine")
         builder = builder.select(wanted).limit(limit).refine_factor(max(4, -(-refined // limit)))
-        partitions = _partitions(rows)
+        partitions = self._partitions_of(space) or _partitions(rows)
         # With a filter all partitions are read, because few of them may hold a row that it takes.
         least = partitions if where else max(1, partitions // 2)
         builder = builder.minimum_nprobes(least).maximum_nprobes(partitions)
@@ -210,11 +217,17 @@ class LanceStore:
         """Compacts small files, indexes new rows, and builds IVF_RQ once the table is large."""
         rows, stats = self.count(), self._table.stats()
         spaces = [space for space in self.info().spaces if space.queries == 1]
-        indexed = {index.columns[0]: index for index in self._table.list_indices()}
+        indexed: dict[str, Any] = {}
+        for index in sorted(self._table.list_indices(), key=lambda index: _partitions_in(index.name)):
+            before = indexed.get(index.columns[0])
+            if before is not None:  # a build was killed before it had dropped the index that it replaced
+                self._table.drop_index(before.name)
+            indexed[index.columns[0]] = index
         for space in spaces:
             index = indexed.get(space.column)
-            if rows > EXACT_ROWS and (index is None or rows > 4 * index.num_indexed_rows + _MIN_UNINDEXED):
-                self._build(space, rows)
+            partitions = 0 if index is None else _partitions_in(index.name)
+            if rows > EXACT_ROWS and _partitions(rows) > _GROWTH * partitions:
+                self._build(space, rows, None if index is None else index.name)
                 indexed.pop(space.column, None)
         waiting = max((index.num_unindexed_rows for index in indexed.values()), default=0)
         many = waiting > max(_MIN_UNINDEXED, _UNINDEXED_SHARE * rows)
@@ -237,18 +250,40 @@ class LanceStore:
         ]
         return pa.table(columns, schema=schema)
 
-    def _build(self, space: VectorSpace, rows: int) -> None:
-        from lancedb.index import IvfRq
+    def _build(self, space: VectorSpace, rows: int, before: str | None) -> None:
+        """Builds IVF_RQ over all rows, in place of an index of another name, which readers use until then."""
+        from lancedb.index import IvfFlat, IvfRq
 
-        config = IvfRq(
-            distance_type="cosine",
-            num_partitions=_partitions(rows),
-            num_bits=_CODE_BITS,
-            # Half of the partitions are read, or all: k-means need not be exact, and takes most of the build.
-            max_iterations=_ITERATIONS,
-            sample_rate=_SAMPLED_PER_PARTITION,
+        partitions = _partitions(rows)
+        # RaBitQ packs eight numbers into a byte; other widths, which no usual model has, stay as they are.
+        config = (
+            IvfRq(
+                distance_type="cosine",
+                num_partitions=partitions,
+                num_bits=_CODE_BITS,
+                max_iterations=_ITERATIONS,
+                sample_rate=_SAMPLED_PER_PARTITION,
+            )
+            if space.width % 8 == 0
+            else IvfFlat(
+                distance_type="cosine",
+                num_partitions=partitions,
+                max_iterations=_ITERATIONS,
+                sample_rate=_SAMPLED_PER_PARTITION,
+            )
         )
-        self._table.create_index(space.column, config=config)
+        name = f"{space.column}{_PARTITIONS_MARK}{partitions}"
+        self._table.create_index(space.column, config=config, name=name)
+        if before not in (None, name):
+            self._table.drop_index(before)
+
+    def _partitions_of(self, space: VectorSpace) -> int:
+        """Partitions of the space's index; 0 where there is none."""
+        version = self._table.version
+        if self._partitions_seen.get(space.column, (-1, 0))[0] != version:
+            names = [index.name for index in self._table.list_indices() if index.columns == [space.column]]
+            self._partitions_seen[space.column] = (version, max(map(_partitions_in, names), default=0))
+        return self._partitions_seen[space.column][1]
 
     def _snapshot_of(self, space: VectorSpace) -> Snapshot:
         """All rows of the current version in memory."""
@@ -288,6 +323,12 @@ class LanceStore:
 
 def _partitions(rows: int) -> int:
     return max(16, min(4_096, rows // _ROWS_PER_PARTITION))
+
+
+def _partitions_in(name: str) -> int:
+    """Partitions of an index by its name; 1 for a name that does not tell, so that it is made anew."""
+    digits = name.rpartition(_PARTITIONS_MARK)[2]
+    return int(digits) if digits.isdecimal() else 1
 
 
 def _connect(folder: Path) -> Any:

@@ -21,23 +21,23 @@ from sightloop.search.calibration import (
     POOL,
     Background,
     NullScores,
-    ScoreKind,
     best_mean,
     choose_background,
     log_odds,
     verdict,
 )
 from sightloop.search.encoder import ModelEncoder
-from sightloop.search.filters import Filter
+from sightloop.search.filters import Filter, ids_filter
 from sightloop.search.hits import Hits
 from sightloop.search.query import Query
 from sightloop.search.rows import vectors_of
+from sightloop.search.score_weights import ITC_SIGNALS, ITM_SIGNALS, ScoreKind, learn_scores
 from sightloop.search.store import Found, Store, VectorSpace
-from sightloop.types import Floats32, JsonDict
+from sightloop.types import Floats, Floats32, JsonDict
 
 _COLUMNS = ("id", "root", "path", "sha256")
 _PREFIX = "calibration-"
-_NOTHING = -1e9  # score of a text for which there is no image
+_IDS_AT_ONCE = 500
 _CAPTION_IMAGES = 20_000  # rows whose captions are looked at
 
 
@@ -121,37 +121,58 @@ class NoMatch:
             return None
         vectors = self.embed_texts([text for _, text in texts])
         # As they are kept, so that a later process scores alike.
-        bank = Background(vectors.astype(np.float16).astype(np.float32), [own for own, _ in texts])
-        absent: list[float] = []
-        present: list[float] = []
+        bank = Background(_rounded(vectors), [own for own, _ in texts], _rounded(self._sample(texts)))
+        absent: list[Floats] = []
+        present: list[Floats] = []
         for number, (own, text) in enumerate(texts):
             pool = self._pool(bank.vectors[number], bool(own))
-            absent.append(self._score(pool, text, bank.vectors[number], bank, own, masked=bool(own)))
+            absent.append(self._signals(pool, text, bank.vectors[number], bank, own, masked=bool(own)))
             if own:
-                present.append(self._score(pool, text, bank.vectors[number], bank, own))
+                present.append(self._signals(pool, text, bank.vectors[number], bank, own))
             if self.notify is not None:
                 self.notify(number + 1, len(texts))
+        without = np.stack(absent)
+        with_own = np.stack(present) if present else without[:0]
+        weights, null_scores, own_scores = learn_scores(self.kind, without, with_own)
         source = "captions of the index" if self.background is None else str(self.background)
-        null = NullScores(self.kind, np.sort(absent), np.sort(present), count, source, self._key())
+        null_scores.sort()
+        own_scores.sort()
+        null = NullScores(self.kind, null_scores, own_scores, count, source, self._key(), weights)
         self._write(null, bank)
         return null, bank
 
-    def score(self, text: str, vector: Floats32, bank: Background) -> float:
-        """Score of a query, see `calibration`.
+    def signals(self, text: str, vector: Floats32, bank: Background) -> Floats:
+        """Signals of a query `[s]`, see `calibration`.
 
         Args:
             text: the query.
             vector: its unit vector `[d]`.
             bank: background texts.
         """
-        return self._score(self._pool(vector, False), text, vector, bank)
+        return self._signals(self._pool(vector, False), text, vector, bank)
+
+    def _sample(self, texts: Sequence[tuple[str, str]]) -> Floats32:
+        """Vectors `[n, q, d]` of the images that background texts describe, else of some rows."""
+        owners = sorted({own for own, _ in texts if own})
+        column = self.space.column
+        parts: list[Floats32] = []
+        for low in range(0, len(owners), _IDS_AT_ONCE):
+            chosen = ids_filter(owners[low : low + _IDS_AT_ONCE])
+            parts += [
+                vectors_of(part[column], self.space.width) for part in self.store.scan([column], chosen)
+            ]
+        if not owners:
+            scan = self.store.scan([column], self.where, MAX_BACKGROUND["itc"])
+            parts += [vectors_of(part[column], self.space.width) for part in scan]
+        images = np.concatenate([np.zeros((0, self.space.width), np.float32), *parts])
+        return _unit(images[images.any(axis=1)].reshape(-1, self.space.queries, self.space.dim))
 
     def _pool(self, vector: Floats32, one_more: bool) -> Found:
         """The rows that ITC ranks first, with their vectors."""
         wanted = (POOL if self.match is None else JUDGED) + one_more
         return self.store.nearest(self.space, vector, wanted, self.where, [*_COLUMNS, self.space.column])
 
-    def _score(
+    def _signals(
         self,
         pool: Found,
         text: str,
@@ -160,8 +181,8 @@ class NoMatch:
         own: str = "",
         *,
         masked: bool = False,
-    ) -> float:
-        """Score of a text over a pool.
+    ) -> Floats:
+        """Signals of a text over a pool, `[s]`; NaN where there is no image.
 
         Args:
             pool: of `_pool`.
@@ -175,17 +196,16 @@ class NoMatch:
         ids: list[str] = table["id"].to_pylist()
         rows = [i for i, identity in enumerate(ids) if not masked or identity != own][:wanted]
         if not rows:
-            return _NOTHING
-        if self.match is not None:
-            records = table.select(list(_COLUMNS)).to_pylist()
-            odds = log_odds(self.match(text, [records[i] for i in rows]))
-            return max(_NOTHING, float(best_mean(odds[None])[0]))
+            return np.full(len(ITC_SIGNALS if self.match is None else ITM_SIGNALS), np.nan)
         images = vectors_of(table[self.space.column], self.space.width)[rows]
-        images = images.reshape(len(rows), -1, self.space.dim)  # [k, q, d]
-        images = images / np.maximum(np.linalg.norm(images, axis=2, keepdims=True), 1e-12)
+        images = _unit(images.reshape(len(rows), -1, self.space.dim))  # [k, q, d]
         cosines = (images @ vector).max(axis=1)
-        normalized = bank.normalized(cosines, images, [ids[i] for i in rows], own)
-        return max(_NOTHING, float(best_mean(normalized[None])[0]))
+        by_vectors = bank.signals(vector, cosines, images, [ids[i] for i in rows], own)
+        if self.match is None:
+            return by_vectors
+        records = table.select(list(_COLUMNS)).to_pylist()
+        odds = log_odds(self.match(text, [records[i] for i in rows]))
+        return np.array([best_mean(odds[None])[0], odds.max(), *by_vectors])
 
     def _key(self) -> str:
         """What the scores depend on beside the rows."""
@@ -210,7 +230,9 @@ class NoMatch:
             value = json.loads(file.read_text("utf-8"))
             null, owners = NullScores.from_json(value), list(map(str, value["owners"]))
             vectors = np.frombuffer(base64.b64decode(value["vectors"]), np.float16).astype(np.float32)
-            bank = Background(vectors.reshape(len(owners), self.space.dim), owners)
+            images = np.frombuffer(base64.b64decode(value["sample"]), np.float16).astype(np.float32)
+            images = images.reshape(-1, self.space.queries, self.space.dim)
+            bank = Background(vectors.reshape(len(owners), self.space.dim), owners, images)
         except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: it is made anew
             return None
         return (null, bank) if null.key == self._key() else None
@@ -218,9 +240,13 @@ class NoMatch:
     def _write(self, null: NullScores, bank: Background) -> None:
         if (file := self._file()) is None:
             return
-        vectors = base64.b64encode(bank.vectors.astype(np.float16).tobytes()).decode()
+        vectors, sample = (
+            base64.b64encode(array.astype(np.float16).tobytes()).decode()
+            for array in (bank.vectors, bank.images)
+        )
+        texts = {"owners": list(bank.owners), "vectors": vectors, "sample": sample}
         with suppress(OSError):  # a folder that may only be read: it is made again next time
-            write_json(null.as_json() | {"owners": list(bank.owners), "vectors": vectors}, file)
+            write_json(null.as_json() | texts, file)
 
 
 def apply_cut(hits: Hits, text: str, vector: Floats32, cut: float, no_match: NoMatch) -> Hits:
@@ -238,8 +264,17 @@ def apply_cut(hits: Hits, text: str, vector: Floats32, cut: float, no_match: NoM
             "name a file with --background",
         )
     null, bank = calibrated
-    is_found, words = verdict(null, no_match.score(text, vector, bank), cut)
+    is_found, words = verdict(null, null.score(no_match.signals(text, vector, bank)), cut)
     return replace(hits, hits=hits.hits if is_found else (), note=words)
+
+
+def _rounded(vectors: Floats32) -> Floats32:
+    return vectors.astype(np.float16).astype(np.float32)
+
+
+def _unit(images: Floats32) -> Floats32:
+    """Vectors `[..., d]` of unit length again, which rounding took away."""
+    return images / np.maximum(np.linalg.norm(images, axis=-1, keepdims=True), 1e-12)
 
 
 def _lines(file: Path) -> list[str]:

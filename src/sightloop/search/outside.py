@@ -127,7 +127,10 @@ def _with_new_ids(taken: Integers, names: Sequence[str]) -> Integers:
     _, first = np.unique(hashes, return_index=True)
     again = np.ones(len(names), bool)
     again[first] = False
-    again |= np.isin(hashes, taken)
+    if len(taken):
+        again |= taken[np.searchsorted(taken, hashes).clip(max=len(taken) - 1)] == hashes
     if again.any():
         raise UsageError(f"ids: {names[int(again.argmax())]!r} is in the index already, or comes twice")
-    return np.sort(np.concatenate([taken, hashes]))
+    return np.sort(
+        np.concatenate([taken, np.sort(hashes)]), kind="stable"
+    )  # two sorted runs, which it merges

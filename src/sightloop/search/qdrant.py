@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _WORDS: Final = "keywords"  # name of the sparse vector
-_LABELS: Final = "label_list"  # payload: the normalized labels, for an index of the server
+# Columns of several entries -> the list of them in the payload, for an index of the server.
+_LISTS: Final = {"label_keys": "label_list", "extra_keys": "extra_list"}
 _POINTS_AT_ONCE: Final = 256
 _NEIGHBORS_READ: Final = 300  # ef of HNSW: recall of text queries
 _NAMESPACE: Final = uuid.UUID("5f6b2c1e-6d0a-4f65-9a63-0f3b1f1f7e55")
@@ -71,7 +72,7 @@ class QdrantStore:
         )
         for column in ("width", "height", "size", "mtime", "time"):
             client.create_payload_index(collection, column, models.PayloadSchemaType.INTEGER)
-        for column in (_LABELS, "id", "root"):
+        for column in (*_LISTS.values(), "id", "root"):
             client.create_payload_index(collection, column, models.PayloadSchemaType.KEYWORD)
         return cls(client, collection, name)
 
@@ -124,7 +125,7 @@ class QdrantStore:
                     id=_point_id(payload["id"]),
                     vector={_WORDS: _word_vector(payload)}
                     | {column: own[i] for column, own in vectors.items()},
-                    payload=_with_labels(payload),
+                    payload=_with_lists(payload),
                 )
                 for i, payload in enumerate(payloads)
             ]
@@ -137,7 +138,7 @@ class QdrantStore:
         operations: list[Any] = []
         for payload in rows.to_pylist():
             points: list[Any] = [_point_id(payload["id"])]
-            payload = _with_labels(payload)
+            payload = _with_lists(payload)
             operations.append(
                 models.SetPayloadOperation(set_payload=models.SetPayload(payload=payload, points=points))
             )
@@ -279,9 +280,13 @@ def _payload_columns(columns: Sequence[str]) -> list[str]:
     return [name for name in columns if name in row_schema().names]
 
 
-def _with_labels(payload: JsonDict) -> JsonDict:
-    keys = payload.get("label_keys")
-    return payload if keys is None else payload | {_LABELS: [key for key in keys.split("\n") if key]}
+def _with_lists(payload: JsonDict) -> JsonDict:
+    lists = {
+        name: [key for key in payload[column].split("\n") if key]
+        for column, name in _LISTS.items()
+        if payload.get(column) is not None
+    }
+    return payload | lists
 
 
 def _by_row(part: Table, space: VectorSpace) -> list[Any]:
@@ -365,6 +370,6 @@ def _condition(condition: Condition) -> Any:
     if condition.operator == "=":
         return models.FieldCondition(key=key, match=models.MatchValue(value=str(value)))
     text = str(value)
-    if key == "label_keys" and text.startswith("\n"):
-        return models.FieldCondition(key=_LABELS, match=models.MatchValue(value=text.strip("\n")))
+    if key in _LISTS and text.startswith("\n"):
+        return models.FieldCondition(key=_LISTS[key], match=models.MatchValue(value=text.strip("\n")))
     return models.FieldCondition(key=key, match=models.MatchText(text=text))

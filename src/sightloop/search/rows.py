@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from sightloop.errors import UsageError
-from sightloop.search.keywords import normalize, searchable
+from sightloop.search.keywords import extra_key, normalize, searchable
 from sightloop.types import Floats32, JsonDict, JsonMapping
 
 # pyarrow has no type hints: a pyarrow.Table, and a column of one or a type or schema of it.
@@ -41,10 +42,11 @@ COLUMNS: Final[dict[str, str]] = {
     "path_key": "string",
     "caption_keys": "string",
     "label_keys": "string",
+    "extra_keys": "string",
     "words": "string",
     "grams": "string",
 }
-_DERIVED = ("stamp", "path_key", "caption_keys", "label_keys", "words", "grams")
+_DERIVED = ("stamp", "path_key", "caption_keys", "label_keys", "extra_keys", "words", "grams")
 PUBLIC_COLUMNS: Final = tuple(name for name in COLUMNS if name not in (*_DERIVED, "spectrum"))
 _LISTS = ("captions", "texts", "labels")
 _STRINGS = ("id", "root", "path", "sha256")
@@ -72,6 +74,7 @@ def with_derived(row: JsonMapping) -> JsonDict:
     full["path_key"] = str(full.get("path") or "").lower()
     full["caption_keys"] = _keys(captions)
     full["label_keys"] = _keys(labels)
+    full["extra_keys"] = _extra_keys(full.get("extra"))
     full["words"], full["grams"] = searchable([*captions, *texts, *labels])
     return full
 
@@ -79,6 +82,21 @@ def with_derived(row: JsonMapping) -> JsonDict:
 def _keys(texts: Sequence[str]) -> str:
     """Texts as one string in which each stands between line ends."""
     return "".join(f"\n{normalize(text)}" for text in texts) + "\n" if texts else ""
+
+
+def _extra_keys(extra: object) -> str:
+    """The fields of a JSON object as `_keys` has texts, each as "name=value"; those of lists one by one."""
+    try:
+        fields = json.loads(extra) if isinstance(extra, str) else {}
+    except (ValueError, RecursionError):
+        return ""
+    pairs = [
+        extra_key(str(name), each)
+        for name, value in (fields.items() if isinstance(fields, dict) else ())
+        for each in (value if isinstance(value, list) else [value])
+        if isinstance(each, str | int | float)
+    ]
+    return "".join(f"\n{pair}" for pair in dict.fromkeys(pairs)) + "\n" if pairs else ""
 
 
 def table_of(rows: Sequence[JsonMapping]) -> Table:

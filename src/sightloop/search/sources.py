@@ -13,12 +13,7 @@ from pathlib import Path
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.schema import fields_from_region, json_text, portable_name, sample_from_fields
-from sightloop.data.datasets.sidecar_files import (
-    CAPTION_EXTENSIONS,
-    FIELD_EXTENSIONS,
-    fields_of_sidecars,
-    find_sidecar,
-)
+from sightloop.data.datasets.sidecar_files import fields_of_sidecars, sidecars_beside
 from sightloop.data.image_names import is_image_name
 from sightloop.data.images.decode import read_file
 from sightloop.errors import ImageError, UsageError, os_error_reason, similar_path
@@ -173,8 +168,7 @@ def _file_entry(root: str, path: str, fields: JsonDict) -> Entry | Failed:
 
 def _fields_beside(path: str) -> JsonDict:
     """Fields of an image file from the sidecars beside it. Raises ValueError for one that cannot be read."""
-    text, json_name = find_sidecar(path, CAPTION_EXTENSIONS, {}), find_sidecar(path, FIELD_EXTENSIONS, {})
-    return _fields_of(sample_from_fields(path, Path(path), fields_of_sidecars(text, json_name)))
+    return _fields_of(sample_from_fields(path, Path(path), fields_of_sidecars(*sidecars_beside(path))))
 
 
 def _fields_of(sample: Sample) -> JsonDict:

@@ -67,15 +67,57 @@ def rank_answers(
     return chosen
 
 
-def _log_likelihood(decoder: TextDecoder[S], memory: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Sum of the log-probabilities of each text's tokens after the first: ids `[R, L]` over one memory -> `[R]`."""
+@torch.inference_mode()
+def text_log_likelihoods(
+    decoder: TextDecoder[S],
+    memory: Encoded,
+    ids: Tensor,
+    lengths: Tensor,
+    *,
+    after_prefix: bool = False,
+    chunk: int = 128,
+) -> Tensor:
+    """Log-likelihoods of R texts over one memory.
+
+    Args:
+        decoder: the network's text decoder.
+        memory: what it reads, tokens `[1, N, D]`.
+        ids: int64 `[R, L]`: the token that a text starts from, words, EOS, padding.
+        lengths: int64 `[R]`, tokens without padding, at least 2.
+        after_prefix: the memory is the prefix that the texts continue, so that their first token counts too.
+        chunk: texts at a time.
+
+    Returns:
+        float32 `[R]`: sums over all tokens that count.
+
+    Raises:
+        CheckpointError: logits that are NaN or infinite.
+    """
+    parts = [
+        _log_likelihood(decoder, memory, ids[rows], lengths[rows], after_prefix=after_prefix)
+        for rows in torch.arange(len(ids), device=ids.device).split(chunk)
+    ]
+    return require_finite(torch.cat(parts), "scores of answers", memory.tokens.dtype)
+
+
+def _log_likelihood(
+    decoder: TextDecoder[S], memory: Encoded, ids: Tensor, lengths: Tensor, *, after_prefix: bool = False
+) -> Tensor:
+    """Sum of the log-probabilities of each text's tokens after the first: ids `[R, L]` over one memory -> `[R]`.
+
+    `after_prefix`: of all its tokens; the memory is the prefix before them.
+    """
     ids = ids[:, : int(lengths.max())]
     state = decoder.start(memory, ids.shape[1] - 1)
+    before = [decoder.next_logits(ids[:1, :0], state)] if after_prefix else []  # [1, V]
     state.select(torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device))
     logits = decoder.all_logits(ids[:, :-1], state).float()  # [R, L - 1, V]
-    tokens = ids[:, 1:]
+    first = 0 if after_prefix else 1
+    for row in before:
+        logits = torch.cat([row.float().expand(len(ids), 1, -1), logits], dim=1)  # [R, L, V]
+    tokens = ids[:, first:]
     log_p = logits.gather(2, tokens[:, :, None]).squeeze(2) - logits.logsumexp(dim=-1)
-    valid_mask = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+    valid_mask = torch.arange(first, ids.shape[1], device=ids.device) < lengths[:, None]
     return (log_p * valid_mask).sum(dim=1)
 
 

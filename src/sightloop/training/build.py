@@ -19,6 +19,7 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.data.text.train_tokenizer import train_bpe, train_sentencepiece, train_wordpiece
 from sightloop.errors import SightloopError, UsageError
 from sightloop.inference.load import load
+from sightloop.models.blip import BlipConfig
 from sightloop.nn.attention import Linear
 from sightloop.nn.init import initialize
 from sightloop.nn.prepack import unpack, use_training_kernels
@@ -38,7 +39,8 @@ from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import PromptFormat
 from sightloop.training.heads import WordHead
-from sightloop.training.model_sizes import SIZES, fit_to_tokenizer
+from sightloop.training.label_texts import LabelTexts
+from sightloop.training.model_sizes import SIZES, SizedConfig, fit_to_tokenizer, with_fusion
 from sightloop.types import IMAGE_PLACEHOLDER, ImageSpec, TokenizerKind
 
 ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
@@ -143,11 +145,12 @@ def _from_random(
     if settings.size not in SIZES:
         raise UsageError(f"model.size={settings.size}: no such size; choose from {', '.join(SIZES)}")
     family, config = SIZES[settings.size]
+    if settings.fusion != "cross":
+        config = _with_fusion(config, settings)
     if settings.image_size:
         config = _with_image_size(config, settings.image_size)
-    tokenizer = _tokenizer(
-        FAMILIES[family].tokenizer_of(config), settings, dataset, folder, config.text.positions
-    )
+    kind, texts = FAMILIES[family].tokenizer_of(config), _texts(dataset, LabelTexts(recipe.data.label_texts))
+    tokenizer = _tokenizer(kind, settings, texts, folder, config.text.positions)
     config = fit_to_tokenizer(config, tokenizer.vocab_size, tokenizer.token_id)
     network = FAMILIES[family].network(config)
     initialize(network, recipe.seed)
@@ -158,6 +161,15 @@ def _from_random(
     image = FAMILIES[family].default_image(config)
     mean, std = tuple(image["image_mean"]), tuple(image["image_std"])
     return network, family, tokenizer, ImageSpec(resize=(side, side), mean=mean, std=std)
+
+
+def _with_fusion(config: SizedConfig, settings: ModelSettings) -> BlipConfig:
+    if not isinstance(config, BlipConfig):
+        raise UsageError(
+            f"model.fusion={settings.fusion}: {settings.size} is no BLIP; choose a model.size of BLIP, or "
+            "model.fusion=cross"
+        )
+    return with_fusion(config, settings.fusion)
 
 
 def _with_image_size(config: ConfigT, side: int) -> ConfigT:
@@ -189,29 +201,29 @@ def _resized(network: nn.Module, family: str, spec: ImageSpec, side: int) -> tup
 
 
 def _tokenizer(
-    kind: TokenizerKind, settings: ModelSettings, dataset: Dataset, folder: Path, positions: int
+    kind: TokenizerKind, settings: ModelSettings, texts: Iterator[str], folder: Path, positions: int
 ) -> Tokenizer:
     path = Path(settings.vocabulary) if settings.vocabulary else folder / "vocabulary"
     if not settings.vocabulary and not path.exists():
         path.mkdir(parents=True)
         if kind == "clip":
-            train_bpe(_texts(dataset), settings.vocab_size, path)
+            train_bpe(texts, settings.vocab_size, path)
         elif kind == "pieces":
-            train_sentencepiece(_texts(dataset), settings.vocab_size, path)
+            train_sentencepiece(texts, settings.vocab_size, path)
         else:
-            train_wordpiece(_texts(dataset), settings.vocab_size, path / "vocab.txt")
+            train_wordpiece(texts, settings.vocab_size, path / "vocab.txt")
     if not path.exists():
         raise UsageError(f"model.vocabulary={settings.vocabulary}: no such file or folder")
     return load_tokenizer_of_kind(path, kind, max_length=positions)
 
 
-def _texts(dataset: Dataset) -> Iterator[str]:
+def _texts(dataset: Dataset, source: LabelTexts) -> Iterator[str]:
     for index in range(len(dataset)):
         try:
             sample = dataset[index]
         except SightloopError:
             continue  # reported when a batch needs it
-        yield from sample.captions
+        yield from source.texts(sample)
         for question in sample.questions:
             yield question.question
             yield from question.answers

@@ -29,6 +29,8 @@ class ModelSettings:
     Args:
         init_from: checkpoint that `sightloop.load` reads; "" for random weights.
         size: name in `training.model_sizes.SIZES`, for random weights.
+        fusion: where image and text of a BLIP `size` meet: "late", two towers and an MLP on their vectors; "cross",
+            BLIP's; "both", co-attention (METER); "early", one stack (ViLT). Each has as many weights as BLIP.
         vision: checkpoint of an image tower of the same shape, loaded over the first weights; "" for none.
         language: OPT or T5 in the layout of `transformers`, appended to a BLIP-2 of stage 1 (stage 2); "" for none.
         vocabulary: `vocab.txt` or folder with tokenizer files, for random weights; "" to learn a vocabulary from the
@@ -45,6 +47,7 @@ class ModelSettings:
 
     init_from: str = ""
     size: str = ""
+    fusion: Literal["late", "cross", "both", "early"] = "cross"
     vision: str = ""
     language: str = ""
     vocabulary: str = ""
@@ -66,6 +69,8 @@ class DataSettings:
         batch: images a step, over all processes and micro-batches; at least 2.
         micro_batch: images in one forward pass on a device, 0 for all. The gradient is that of the whole batch.
         texts: captions drawn from each image, at least 1 (0 with `regions`). ITM and MLM read the first one only.
+        label_texts: templates with "{}" that make texts of the label of an image without captions (UniCL), such as
+            "a photo of a {}."; images and texts of one label match, in whatever template. () if labels are no texts.
         questions: questions drawn from each image, at least 1 (0 with `regions`).
         regions: regions drawn from each image, written with label and box as the answer to a detection prompt, as many
             as `max_tokens` holds (Florence-2, PaliGemma); 0 for none.
@@ -85,6 +90,7 @@ class DataSettings:
     batch: int = 64
     micro_batch: int = 0
     texts: int = 1
+    label_texts: tuple[str, ...] = ()
     questions: int = 1
     regions: int = 0
     classes: tuple[str, ...] = ()
@@ -244,10 +250,16 @@ def _check(recipe: Recipe) -> None:
         "model.init_from, model.size: one of them is needed": not (
             recipe.model.init_from or recipe.model.size
         ),
+        f"model.fusion={recipe.model.fusion}: a checkpoint has its own; set model.init_from= and a BLIP model.size": (
+            recipe.model.fusion != "cross" and bool(recipe.model.init_from)
+        ),
         "data.batch: must be at least 2, as a contrast needs negatives": recipe.data.batch < 2,
         "data.micro_batch: must not be below 0": recipe.data.micro_batch < 0,
         "data.texts, data.questions: must be at least 1, or 0 with data.regions": (
             min(recipe.data.texts, recipe.data.questions) < (not recipe.data.regions)
+        ),
+        'data.label_texts: each template needs one {}, such as ["a photo of a {}."]': any(
+            template.count("{}") != 1 for template in recipe.data.label_texts
         ),
         "data.regions: must not be below 0": recipe.data.regions < 0,
         "data.regions: only the objective `prompted` learns boxes; give it a weight": (

@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,30 +38,74 @@ def set_option(
         UsageError: unknown name (the message gives the nearest one), or a value has settings below it.
     """
     *names, last = path.split(".")
+    root = data
     for depth, name in enumerate(names, start=1):
         where = ".".join(names[:depth])
         if data.get(name) is None and where in defaults:
             data[name] = defaults[where]()
-        data = _child(data, name, where)
+        if name not in data:
+            raise UsageError(
+                f"--set {path}: no such setting{_suggest_path(path, data, where, root, defaults)}"
+            )
+        if not isinstance(data[name], dict):
+            raise UsageError(f"--set {where}: is one value and has no settings below it")
+        data = data[name]
     if last not in data and ".".join(names) not in free:
-        raise UsageError(f"--set {path}: no such setting{_suggest(last, data)}")
+        raise UsageError(f"--set {path}: no such setting{_suggest_path(path, data, path, root, defaults)}")
     try:
         data[last] = json.loads(text)
     except ValueError:
         data[last] = text
 
 
-def _child(data: JsonDict, name: str, path: str) -> JsonDict:
-    if name not in data:
-        raise UsageError(f"--set {path}: no such setting{_suggest(name, data)}")
-    if not isinstance(data[name], dict):
-        raise UsageError(f"--set {path}: is one value and has no settings below it")
-    return data[name]
+def _suggest_path(
+    path: str,
+    siblings: JsonMapping,
+    where: str,
+    root: JsonMapping,
+    defaults: Mapping[str, Callable[[], JsonDict]],
+) -> str:
+    """The setting that a wrong path stands for, by its whole name; else the names that there are at this place.
+
+    Args:
+        path: the whole path.
+        siblings: settings at the place of its first wrong name.
+        where: the path up to that name.
+        root: all settings.
+        defaults: as in `set_option`.
+    """
+    paths = list(_all_paths(root, defaults))
+    last = path.rpartition(".")[2]
+    ends = [known for known in paths if known.rpartition(".")[2] == last]
+    names = [name.rpartition(".")[2] for name in paths]
+    prefix = where[: where.rfind(".") + 1]
+    close = (
+        difflib.get_close_matches(path, ends, n=1, cutoff=0)
+        or [prefix + name for name in difflib.get_close_matches(where.removeprefix(prefix), siblings, n=1)]
+        or [paths[names.index(name)] for name in difflib.get_close_matches(last, names, n=1, cutoff=0.76)]
+    )
+    if close:
+        return f"; did you mean {close[0]}?"
+    return "; choose from " + ", ".join(f"{prefix}{name}" for name in siblings)
 
 
-def _suggest(name: str, names: Iterable[str]) -> str:
+def _all_paths(
+    data: JsonMapping, defaults: Mapping[str, Callable[[], JsonDict]], prefix: str = ""
+) -> Iterator[str]:
+    for name, value in data.items():
+        path = f"{prefix}{name}"
+        yield path
+        inner = defaults[path]() if value is None and path in defaults else value
+        if isinstance(inner, dict):
+            yield from _all_paths(inner, defaults, f"{path}.")
+
+
+def _suggest(name: str, names: Iterable[str], path: str) -> str:
+    prefix = path.rpartition(" ")[2]  # without the name of a file before it
     close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(names)}"
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    return "; choose from " + ", ".join(f"{prefix}{name}" for name in names)
 
 
 def from_dict(kind: Callable[..., T], data: JsonMapping, path: str) -> T:
@@ -77,7 +121,7 @@ def from_dict(kind: Callable[..., T], data: JsonMapping, path: str) -> T:
     """
     hints = get_type_hints(kind)
     if unknown := sorted(set(data) - set(hints)):
-        raise UsageError(f"{path}{unknown[0]}: no such setting{_suggest(unknown[0], hints)}")
+        raise UsageError(f"{path}{unknown[0]}: no such setting{_suggest(unknown[0], hints, path)}")
     values = {name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()}
     for name, parameter in signature(kind).parameters.items():
         if name not in values and parameter.default is parameter.empty:

@@ -29,8 +29,9 @@ from sightloop.inference.prompting import check_special_tokens
 from sightloop.tasks.region_parser import FORMATTERS, plain_label
 from sightloop.training.config import DataSettings
 from sightloop.training.features import FeatureStore
+from sightloop.training.label_texts import LabelTexts
 from sightloop.training.masking import mask_words
-from sightloop.training.text_ids import pad_caption_ids, text_id
+from sightloop.training.text_ids import pad_caption_ids
 from sightloop.types import Box, ImageSpec, JsonDict, Limits, Sample, Size
 
 _PREFETCH = 2  # batches prepared ahead of the one in use
@@ -129,7 +130,7 @@ class Batch:
         row_indices: row of each sample in the global batch, int64 `[b]`.
         sample_indices: index of each sample in the dataset, int64 `[b]`.
         pixels: uint8 `[b, 3, S, S]`; with `data.features` float16 `[b, C, h, w]`, the trunk's.
-        captions: as written.
+        captions: as written, or made of labels.
         text_ids: id of each of these captions, int64 `[R]`.
         caption_ids: ids of all captions of each sample, int64 `[b, M]`, padded.
         lm_captions: the same, each after the recipe's prompt.
@@ -163,7 +164,8 @@ class _Row(NamedTuple):
     key: str
     values: NDArray[np.uint8] | NDArray[np.float16]  # [3, S, S], or the features of a trunk [C, h, w]
     captions: list[str]
-    caption_ids: list[int]  # of all captions of the sample
+    text_ids: list[int]  # of these
+    caption_ids: list[int]  # of all texts that are true of the sample
     questions: list[tuple[str, str]]
     regions: list[LabeledBox]
     size: Size  # of the augmented image, in the pixels of the boxes
@@ -244,8 +246,8 @@ class BatchLoader:
             sample = self.dataset[index]
             key = sample.key
             random = generator("texts", self.seed, epoch, index)
-            texts = [c for c in sample.captions if c.strip()]
-            captions = _draw(random, texts, self.settings.texts)
+            source = LabelTexts(self.settings.label_texts)
+            captions = _draw(random, source.texts(sample), self.settings.texts)
             drawn = _draw(random, sample.questions, self.settings.questions)
             questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in drawn]
             label = -1 if sample.label is None else self.labels.get(sample.label, -1)
@@ -258,9 +260,9 @@ class BatchLoader:
                 values, regions, size = self._pixels(cache, index, sample, epoch, regions)
         except ImageError as error:
             return _Skip(key, str(error))
-        ids = [text_id(text) for text in texts]
+        ids = source.ids(sample, captions), source.all_ids(sample)
         writes = self.settings.write_labeled or sample.label is None
-        return _Row(number, index, key, values, captions, ids, questions, regions, size, label, writes)
+        return _Row(number, index, key, values, captions, *ids, questions, regions, size, label, writes)
 
     def _regions(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
         """Up to `regions` regions of the classes to learn, drawn at random, in the sample's order."""
@@ -320,7 +322,7 @@ class BatchLoader:
             sample_indices=torch.tensor([row.sample for row in rows], dtype=torch.int64),
             pixels=torch.from_numpy(pixels),
             captions=plain,
-            text_ids=torch.tensor([text_id(text) for row in captions for text in row], dtype=torch.int64),
+            text_ids=torch.tensor([each for row in rows for each in row.text_ids], dtype=torch.int64),
             caption_ids=pad_caption_ids([row.caption_ids for row in rows]),
             lm_captions=behind_prompt,
             questions=self._texts([[question for question, _ in row.questions] for row in rows]),

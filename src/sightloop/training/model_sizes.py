@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
+import torch
+from torch import nn
+
 from sightloop.models import blip, blip2, clip, siglip
 from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import TextConfig
@@ -171,6 +174,16 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
             embed_dim=256,
         ),
     ),
+    # For rendered scenes of 32 pixels: experiments of many runs.
+    "world-32": (
+        "blip",
+        _blip(
+            replace(_vit(32, 8, dim=64, layers=2, heads=2), stem=(16, 32)),
+            _bert(dim=64, layers=2, heads=2, positions=24),
+            embed_dim=64,
+            answers=True,
+        ),
+    ),
     # For rendered scenes of 64 pixels, in minutes on two cores.
     "world-clip": ("clip", _SMALL_CLIP),
     "world-siglip": (
@@ -200,6 +213,57 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
         ),
     ),
 }
+
+
+def with_fusion(config: blip.BlipConfig, fusion: blip.FusionKind) -> blip.BlipConfig:
+    """A BLIP of as many weights, within a percent, whose image and text meet in another way.
+
+    What cross-attention has in BLIP becomes further layers of the text encoder ("late"), of both streams ("both": half
+    as many co-attention layers as BLIP's text layers, fewer layers before), or of the one stack ("early"). A decoder
+    that shared the encoder's weights becomes one of its own, of as many layers as were its own. The width of the MLPs
+    makes up for the rest.
+
+    Args:
+        config: of BLIP, all parts.
+        fusion: how image and text meet; "cross" changes nothing.
+    """
+    if fusion == "cross":
+        return config
+    vision, text, width = config.vision, config.text, config.embed_dim or 0
+    own = 4 * text.dim**2  # weights of one attention layer
+    seeing, reading = (4 * t.dim**2 + 2 * t.dim * t.mlp_dim for t in (vision, text))  # of one block
+    total = vision.layers * seeing + text.layers * (reading + own)
+    decoder_layers = max(1, round(text.layers * own / (reading + own))) if config.shared else text.layers
+    fusion_layers = 0
+    if fusion == "late":
+        mlp = text.mlp_dim * (4 * width + text.dim)
+        layers = (total - vision.layers * seeing - mlp) / reading
+    elif fusion == "early":
+        vision = replace(vision, dim=text.dim, heads=text.heads, mlp_dim=text.mlp_dim, layers=0)
+        layers = total / reading
+    else:
+        fusion_layers = max(1, text.layers // 2)
+        rest = total - 2 * fusion_layers * (reading + own) - text.dim * (vision.dim + 2 * text.dim)
+        before = max(1, round(vision.layers * rest / (vision.layers * seeing + text.layers * reading)))
+        vision, layers = replace(vision, layers=before), (rest - before * seeing) / reading
+    made = replace(
+        config,
+        vision=vision,
+        text=replace(text, memory_dim=None, layers=max(1, round(layers))),
+        decoder_memory_dim=text.dim if config.answers or fusion == "early" else config.decoder_memory_dim,
+        fusion=fusion,
+        fusion_layers=fusion_layers,
+        decoder_layers=decoder_layers,
+    )
+    wider = replace(made, text=replace(made.text, mlp_dim=text.mlp_dim + 8))
+    with torch.device("meta"):
+        wanted, weights, more = (_count_weights(blip.Blip(each)) for each in (config, made, wider))
+    steps = max(1 - text.mlp_dim // 8, round((wanted - weights) / (more - weights)))
+    return replace(made, text=replace(made.text, mlp_dim=text.mlp_dim + 8 * steps))
+
+
+def _count_weights(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def fit_to_tokenizer(config: SizedConfig, vocab: int, token_id: Callable[[str], int]) -> SizedConfig:

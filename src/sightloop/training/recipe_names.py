@@ -20,6 +20,7 @@ RECIPE_DESCRIPTIONS: dict[str, str] = {
     "blip_pretrain": "BLIP from scratch: ITC, ITM and LM (Li et al. 2022)",
     "clip_pretrain": "CLIP from scratch (Radford et al. 2021)",
     "siglip_pretrain": "SigLIP from scratch (Zhai et al. 2023)",
+    "unicl_pretrain": "CLIP's towers on labels and captions (UniCL; Florence)",
     "masked_pretrain": "BLIP's towers on masked patches and tokens (MIM, MLM)",
     "captioner": "fine-tune a captioner (LM)",
     "filter": "fine-tune an image-text filter (ITC, ITM), calibrated",

@@ -45,6 +45,16 @@ _PALIGEMMA, _FLORENCE = "google/paligemma-3b-pt-224", "florence-community/Floren
 _PROJECTOR_ADAM, _LLAVA_ADAM = (OptimizerConfig(lr=lr, weight_decay=0.0) for lr in (1e-3, 2e-5))
 _LLAVA, _LLAVA_TOWERS = "llava-hf/llava-1.5-7b-hf", ("vision.*", "language.*")
 _QUERIES_ADAM = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
+# Prompts of UniCL's labels: the two that Florence's paper names (section 3.1), and others of CLIP's.
+_LABEL_TEXTS = (
+    "a photo of the {}.",
+    "a cropped photo of the {}.",
+    "a photo of a {}.",
+    "a cropped photo of a {}.",
+    "a good photo of the {}.",
+    "a close-up photo of the {}.",
+    "a photo of one {}.",
+)
 _CROP_ONLY, _FINE_TUNING = Augment(scale=(0.9, 1.0), flip=0.0, randaugment=None), Augment(scale=(0.5, 1.0))
 _STRONG = Augment(scale=(0.4, 1.0), randaugment=(1, 5))
 
@@ -107,6 +117,18 @@ RECIPES: dict[str, Recipe] = {
             data=DataSettings(batch=1024, max_tokens=64, augment=_CROP_ONLY),
             teacher=_NO_TEACHER,
             optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
+            schedule=ScheduleConfig("cosine", warmup_steps=2000),
+            epochs=32,
+        ),
+        # Yuan et al. 2021 (Florence), sections 2.2 and 3.1, on CLIP's towers: images with labels and with captions.
+        # Stage 2 goes on without the templates: --set model.init_from=RUN/model 'data.label_texts=["{}"]'.
+        Recipe(
+            "unicl_pretrain",
+            {"clip": 1.0},
+            model=ModelSettings(size="clip-vit-b-16", vocab_size=49_408),
+            data=DataSettings(batch=1024, max_tokens=76, label_texts=_LABEL_TEXTS, augment=_CROP_ONLY),
+            teacher=_NO_TEACHER,
+            optimizer=_CLIP_ADAM,
             schedule=ScheduleConfig("cosine", warmup_steps=2000),
             epochs=32,
         ),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import ImageError, UsageError
-from sightloop.training.config import Recipe, apply_settings, from_json, to_json
+from sightloop.training.config import DataSettings, Recipe, apply_settings, from_json, to_json
+from sightloop.training.label_texts import LabelTexts
 from sightloop.training.recipes import find_recipe
 from sightloop.types import JsonDict, JsonMapping, Sample
 
@@ -59,14 +60,14 @@ class AnnotationCounts:
     captions: set[str] = field(default_factory=set[str])
     labels: set[str] = field(default_factory=set[str])
 
-    def add(self, sample: Sample | None, classes: Sequence[str]) -> None:
-        """Counts a sample; None for a record that cannot be read. `classes` are those of the regions to learn."""
+    def add(self, sample: Sample | None, data: DataSettings) -> None:
+        """Counts a sample; None for a record that cannot be read."""
         self.samples += 1
         if sample is None:
             self.unreadable += 1
             return
-        captions = [text for text in sample.captions if text.strip()]
-        regions = [r for r in sample.regions if r.label and (not classes or r.label in classes)]
+        captions = LabelTexts(data.label_texts).texts(sample)
+        regions = [r for r in sample.regions if r.label and (not data.classes or r.label in data.classes)]
         present = {
             CAPTION: captions,
             QUESTION: sample.questions,
@@ -146,7 +147,7 @@ def check_data(recipe: Recipe, dataset: Dataset, data: str | Sequence[str]) -> l
         UsageError: no objective finds anything, or a run whose length follows from `epochs` ends within its warm-up.
     """
     needs = _needs(recipe)
-    counts = _count(dataset, needs, recipe.data.classes)
+    counts = _count(dataset, needs, recipe.data)
     if counts.unreadable == counts.samples:
         raise UsageError(
             f"{_names(data)}: none of its {counts.samples:,} samples can be read; {_first_error(dataset)}"
@@ -176,17 +177,17 @@ def _needs(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     return needs
 
 
-def _count(dataset: Dataset, needs: Mapping[str, Sequence[str]], classes: Sequence[str]) -> AnnotationCounts:
+def _count(dataset: Dataset, needs: Mapping[str, Sequence[str]], data: DataSettings) -> AnnotationCounts:
     """Counts of at most `_COUNTED` samples; of all samples while an objective has not found what it needs."""
     counts = AnnotationCounts(len(dataset))
     step = max(1, len(dataset) // _COUNTED)
     for index in range(0, len(dataset), step):
-        counts.add(_read(dataset, index), classes)
+        counts.add(_read(dataset, index), data)
     if step == 1 or all(_has_enough(term, kinds, counts) for term, kinds in needs.items()):
         return counts
     every = AnnotationCounts(len(dataset))
     for index in range(len(dataset)):
-        every.add(_read(dataset, index), classes)
+        every.add(_read(dataset, index), data)
     return every
 
 

@@ -196,6 +196,32 @@ def test_embed(model: FakeModel, photos: Path, tmp_path: Path, capsys) -> None:
     assert run("embed", photos, "-m", "M") == 2
 
 
+def test_a_stopped_embedding_resumes(
+    model: FakeModel, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("embed", photos, "-m", "M", "--batch-size", 1, "--out")
+    assert run(*words, tmp_path / "whole.npy") == 0
+    embed, calls = model.embed_images, 0
+
+    def stopping(images):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return embed(images)
+
+    monkeypatch.setattr(model, "embed_images", stopping)
+    out = tmp_path / "stopped.npy"
+    assert run(*words, out) != 0
+    assert not out.exists()
+    model.read_names.clear()
+    assert run(*words, out) == 0
+    assert len(set(model.read_names)) == 2
+    assert np.load(out).tolist() == np.load(tmp_path / "whole.npy").tolist()
+    assert (tmp_path / "stopped.names.txt").read_text() == (tmp_path / "whole.names.txt").read_text()
+    assert not list(tmp_path.glob("*.partial"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "better"),
     [

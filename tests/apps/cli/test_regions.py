@@ -11,6 +11,7 @@ from PIL import Image
 import sightloop
 from sightloop.apps.cli import common, main
 from sightloop.data.images.decode import decode
+from sightloop.types import Pixels, Region
 from tests.apps.fake_model import FakeModel
 
 
@@ -55,8 +56,54 @@ def test_detect_writes_rows_files_and_drawings(
         {"a.jpg": (20, 40), "a-2.jpg": (60, 30)},
         {"a.jpg": (60, 30), "a-2.jpg": (20, 40)},
     )
-    assert run("detect", photos, "-m", "M", "--out", out) == 2
     assert run("detect", photos, "-m", "M", "--draw", drawn) == 2
+
+
+def test_a_stopped_run_resumes_and_a_finished_file_takes_new_images(
+    model: FakeModel, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "b.jpg").unlink()
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, out):
+        folder.mkdir()
+    words = ("detect", photos, "-m", "M", "--phrases", "cat", "--batch-size", 1)
+    detect = model.detect
+
+    def stopping(images: list[Pixels], *rest: object, **options: object) -> list[list[Region]]:
+        if images[0].size == (30, 60):  # the second image
+            raise KeyboardInterrupt
+        return detect(images, *rest, **options)
+
+    for ending in ("json", "jsonl", "yolo"):
+        name = f"regions.{ending}".removesuffix(".yolo")
+        monkeypatch.setattr(model, "detect", detect)
+        assert run(*words, "--out", whole / name) == 0
+        monkeypatch.setattr(model, "detect", stopping)
+        assert run(*words, "--out", out / name, "--draw", out / ending) != 0
+        assert (out / f"{name}.partial").exists()
+        assert not (out / name).exists()
+        assert run(*words, "--describe", "--out", out / name) == 2  # both cannot be asked for
+        assert run("detect", photos, "-m", "M", "--phrases", "dog", "--out", out / name) == 2  # another run
+        monkeypatch.setattr(model, "detect", detect)
+        before = len(model.calls)
+        assert run(*words, "--out", out / name, "--draw", out / ending) == 0
+        assert len(model.calls) == before + 1
+        assert len(list((out / ending).iterdir())) == 2
+        assert not (out / f"{name}.partial").exists()
+        if ending != "yolo":
+            assert (out / name).read_text() == (whole / name).read_text()
+    Image.new("RGB", (8, 8)).save(photos / "z.png")
+    lines = (out / "regions.jsonl").read_text()
+    (out / "regions.jsonl").write_text(lines.replace("cat", "my cat").rstrip())
+    before = len(model.calls)
+    assert run(*words, "--out", out / "regions.jsonl") == 0
+    assert len(model.calls) == before + 1
+    now = (out / "regions.jsonl").read_text().splitlines()
+    assert now[:2] == lines.replace("cat", "my cat").splitlines()
+    assert json.loads(now[2])["image"].endswith("z.png")
+    assert run(*words, "--out", out / "regions.jsonl") == 0
+    assert len(model.calls) == before + 1
+    assert run(*words, "--out", out / "regions.json") == 2
 
 
 def test_tab_separated_rows(model: FakeModel, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

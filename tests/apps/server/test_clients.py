@@ -6,6 +6,7 @@ import base64
 import io
 import struct
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import cohere
@@ -278,3 +279,22 @@ def test_images_are_reranked_by_their_match(server: Running, nano: Any) -> None:
             assert [each["index"] for each in answer["results"]] == list(np.argsort(-expected, kind="stable"))
             scores = [each["relevance_score"] for each in answer["results"]]
             np.testing.assert_allclose(scores, np.sort(expected)[::-1], atol=1e-6)
+
+
+# Gradio, whose chat loader goes through OpenAI's client.
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_chat_loader_of_gradio(server: Running, nano: Any, tmp_path: Path, streaming: bool) -> None:
+    gradio = pytest.importorskip("gradio")
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    chat = gradio.load_chat(
+        f"{server.address}/v1/",
+        model="nano",
+        token="none",
+        streaming=streaming,
+        file_types=["image"],
+    )
+    message = {"text": "what is it?", "files": [str(tmp_path / "a.jpg")]}
+    answer = chat.fn(message, [])
+    assert (list(answer)[-1] if streaming else answer) == nano.answer(jpeg(), "what is it?")[0]

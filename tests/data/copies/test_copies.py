@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from sightloop.data.copies import hash_neighbors
 from sightloop.data.copies.clusters import Clusters
 from sightloop.data.copies.copies import COPY_THRESHOLD, CopySet
 from sightloop.data.copies.hash_neighbors import HashNeighbors
-from sightloop.data.copies.image_hash import draft_spectrum, spectrum
+from sightloop.data.copies.image_hash import draft_hashes, draft_spectrum, spectrum
 from sightloop.data.copies.look_alikes import MIN_IMAGES, look_alike_pairs, look_alike_threshold
-from tests.data.copies.scenes import COPIES, scene
+from tests.data.copies.scenes import COPIES, encoded, scene
 
 
 @pytest.mark.parametrize("radius", [0, 3, 8])
@@ -96,6 +96,31 @@ def test_images_with_equal_spectra_are_one_group() -> None:
     assert not list(CopySet(np.stack([flat, flat])).copies())
 
 
+def recolored(image: Image.Image) -> Image.Image:
+    """The image with the same brightness everywhere and its hues turned by half of the circle."""
+    channels = np.array(image.convert("YCbCr"))
+    channels[..., 1:] = 255 - channels[..., 1:]
+    return Image.fromarray(channels, "YCbCr").convert("RGB")
+
+
+def test_images_that_differ_in_hue_alone_are_no_copies() -> None:
+    images = [scene(seed) for seed in range(8)]
+    columns = zip(*(draft_hashes(encoded(image)) for image in images), strict=True)
+    originals = CopySet(*map(np.stack, columns))
+    for change, is_copy in (
+        (recolored, False),
+        (lambda image: recolored(image).transpose(Image.Transpose.ROTATE_90), False),
+        (lambda image: image.transpose(Image.Transpose.ROTATE_90), True),
+        (lambda image: image.convert("L"), True),
+        (lambda image: ImageEnhance.Color(image).enhance(0.5), True),
+        (lambda image: ImageEnhance.Brightness(image).enhance(1.25), True),
+    ):
+        changed = zip(*(draft_hashes(encoded(change(image))) for image in images), strict=True)
+        found = CopySet(*map(np.stack, changed)).copies_in(originals)
+        rows = {int(row) for copies in found for row in copies.first}
+        assert rows == (set(range(8)) if is_copy else set())
+
+
 def test_unrelated_vectors_are_no_look_alikes_and_planted_ones_are() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(600, 16)).astype(np.float32)
@@ -112,6 +137,25 @@ def test_unrelated_vectors_are_no_look_alikes_and_planted_ones_are() -> None:
     pairs = {(first, second) for first, second, _ in look_alike_pairs(vectors, threshold, Clusters(600))}
     assert pairs >= {(n, 595 + n) for n in range(5)}
     assert len(pairs) <= 7
+
+
+@pytest.mark.parametrize("width", [8, 96])
+def test_no_look_alike_is_missed(width: int) -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(2500, width)).astype(np.float32)
+    vectors[2000:] = vectors[:500] + rng.normal(size=(500, width)) * rng.uniform(0, 1, (500, 1))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    clusters = Clusters(2500)
+    clusters.join(0, 2000)
+    found = {(a, b): value for a, b, value in look_alike_pairs(vectors, 0.8, clusters)}
+    cosines = vectors.astype(np.float64) @ vectors.T
+    sure, maybe = (
+        set(zip(*(rows.tolist() for rows in np.nonzero(np.triu(cosines, 1) >= least)), strict=True))
+        for least in (0.8 + 1e-5, 0.8 - 1e-5)
+    )
+    assert sure - {(0, 2000)} <= set(found) <= maybe - {(0, 2000)}
+    assert len(sure) > 100
+    assert all(value == pytest.approx(cosines[pair], abs=1e-5) for pair, value in found.items())
 
 
 def test_few_images_have_no_null() -> None:

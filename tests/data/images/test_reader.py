@@ -302,3 +302,30 @@ def test_real_photographs(shared_data: Path) -> None:
         assert isinstance(other, Pixels)
         assert (one.name, one.size) == (other.name, other.size)
         assert np.array_equal(one.values, other.values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_process_that_was_started_early_is_taken_once(tmp_path: Path) -> None:
+    reader.start_early()
+    reader.start_early()
+    [early] = children()
+    paths = [save(tmp_path / f"{shade}.png", shade) for shade in range(4)]
+    stream = read_images(paths, SPEC, workers=1, isolate=True)
+    assert isinstance(next(stream), Pixels)
+    assert children() == [early]
+    stream.close()  # type: ignore[attr-defined]
+    reader.stop_early()
+    assert not children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_process_that_was_started_early_may_have_ended(tmp_path: Path) -> None:
+    reader.start_early()
+    [early] = children()
+    os.kill(early, signal.SIGKILL)
+    os.waitid(os.P_PID, early, os.WEXITED | os.WNOWAIT)
+    [result] = read_images([save(tmp_path / "a.png", 3)], SPEC, isolate=True)
+    assert isinstance(result, Pixels)
+    reader.start_early()
+    reader.stop_early()
+    assert not children()

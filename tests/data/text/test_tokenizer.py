@@ -304,18 +304,33 @@ def clean_slowly(text: str) -> str:
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
-def original_clip(bpe_file: Path) -> Callable[[str], list[int]]:
+# open_clip's: other special tokens, and white space as Python has it.
+OPEN_CLIP_ENDS = ("<start_of_text>", "<end_of_text>")
+OPEN_CLIP_WORDS = regex.compile(
+    "<start_of_text>|<end_of_text>" + r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+
+
+def open_clip_clean(text: str) -> str:
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).strip().lower()
+
+
+def original_clip(bpe_file: Path, *, is_open_clip: bool = False) -> Callable[[str], list[int]]:
+    ends, pattern, clean = (START, END), WORDS, clean_slowly
+    if is_open_clip:
+        ends, pattern, clean = OPEN_CLIP_ENDS, OPEN_CLIP_WORDS, open_clip_clean
     lines = gzip.decompress(bpe_file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines if line]
     table = byte_letters()
     letters = list(table.values())
-    vocabulary = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), START, END]
+    vocabulary = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), *ends]
     ids = {word: n for n, word in enumerate(vocabulary)}
     rank = {merge: n for n, merge in enumerate(merges)}
 
     @cache
     def word_ids(word: str) -> list[int]:
-        if word in (START, END):
+        if word in ends:
             return [ids[word]]
         spelt = [table[byte] for byte in word.encode()]
         spelt[-1] += "</w>"
@@ -331,9 +346,9 @@ def original_clip(bpe_file: Path) -> Callable[[str], list[int]]:
             spelt = merged
 
     return lambda text: [
-        ids[START],
-        *(i for w in WORDS.findall(clean_slowly(text)) for i in word_ids(w)),
-        ids[END],
+        ids[ends[0]],
+        *(i for w in pattern.findall(clean(text)) for i in word_ids(w)),
+        ids[ends[1]],
     ]
 
 
@@ -363,6 +378,52 @@ def test_any_text(text: str, tiny: tuple[Tokenizer, Callable[[str], list[int]], 
     assert rows_of(hub, [text])[0] == reference(text)["input_ids"]
     if known_to_all(text):
         assert rows_of(original, [text])[0] == slow(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([*BITS, *OPEN_CLIP_ENDS]) | st.text(max_size=4), max_size=8).map("".join)
+)
+@example(text="!<end_of_text><end_of_text>")
+@example(text="dog<end_of_text><|endoftext|>dog <start_of_text>!<start_of_text>")
+@example(text="<\u017ftart_of_text><end_of_text>'\u017fs\u0345<end_of_text>")
+@example(text="a\x1cb<START_OF_TEXT>")
+def test_any_text_as_open_clip_has_it(
+    text: str, open_clip: tuple[Callable[[str], list[int]], list[Tokenizer]]
+) -> None:
+    slow, tokenizers = open_clip
+    if known_to_all(text):
+        for tokenizer in tokenizers:
+            assert rows_of(tokenizer, [text])[0] == slow(text)
+
+
+@pytest.fixture(scope="module")
+def open_clip(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Callable[[str], list[int]], list[Tokenizer]]:
+    """From the original file, from the hub's files of it, and saved and read again."""
+    folder = tmp_path_factory.mktemp("open_clip")
+    path = write_tiny_bpe(folder)
+    hub = clip_folder(path, folder, "transformers 5")
+    original = clip_tokenizer_from_bpe(path, rules="open_clip")
+    original.save(folder / "saved")
+    made = [
+        original,
+        load_tokenizer(hub, kind="clip", max_length=77, rules="open_clip"),
+        load_tokenizer(folder / "saved", kind="clip", max_length=77),
+    ]
+    return original_clip(path, is_open_clip=True), made
+
+
+def test_a_vocabulary_in_the_spelling_of_open_clip(tmp_path: Path) -> None:
+    path = write_tiny_bpe(tmp_path)
+    clip_tokenizer_from_bpe(path, rules="open_clip").save(tmp_path / "files")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "files" / name).unlink()
+    hub = load_tokenizer(tmp_path / "files", kind="clip", max_length=77)
+    plain = clip_tokenizer_from_bpe(path)
+    assert rows_of(hub, ["a dog <end_of_text>"]) == rows_of(plain, ["a dog <|endoftext|>"])
+    assert hub.eos_id == plain.eos_id
 
 
 @pytest.fixture(scope="module")
@@ -570,7 +631,7 @@ def test_original_file_in_a_folder_and_stated_length(bpe_file: Path, tmp_path: P
     write(config, {key: value for key, value in settings.items() if not key.startswith("sightloop")})
     texts = ["caf&eacute; &amp;lt;3", "caf\u00c3\u00a9", "\u201cA\u201d\u00a0b <|endoftext|>!<|endoftext|>"]
     by_hub, original = (
-        load_tokenizer(config.parent, kind="clip", max_length=77, original=o) for o in (False, True)
+        load_tokenizer(config.parent, kind="clip", max_length=77, rules=rules) for rules in (None, "openai")
     )
     assert rows_of(original, texts) == rows_of(ours, texts) != rows_of(by_hub, texts)
     original.save(tmp_path / "again")

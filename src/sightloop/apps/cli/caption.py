@@ -15,6 +15,7 @@ from sightloop.apps.cli.common import (
     loader_config,
     models_for,
     require_capability,
+    start_reading,
 )
 from sightloop.apps.cli.options import (
     DeviceListOptions,
@@ -170,6 +171,7 @@ def _check_judge(runtime: RuntimeOptions, filtering: FilterOptions) -> None:
 
 def _captioner_and_judge(stack: ExitStack, runtime: DeviceListOptions, filtering: FilterOptions) -> _Models:
     """The captioning model, and the ITM model for --min-match."""
+    start_reading()
     model = models_for(stack, "caption", runtime)
     if filtering.min_match is None:
         return model, None

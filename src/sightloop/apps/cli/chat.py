@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from sightloop.apps.cli.chat_index import chat_with_index, input_lines, is_index_name
 from sightloop.apps.cli.common import check_model, model_for
 from sightloop.apps.cli.options import NamedModelOptions
 from sightloop.apps.cli.output import print_error, print_message
@@ -24,6 +24,7 @@ _EPILOGUE = (
     "Examples:\n"
     "  sightloop chat photo.jpg -m llava-hf/llava-1.5-7b-hf --quantize int4 --dtype bfloat16\n"
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
+    "  sightloop chat photos.index\n"
     "  printf 'what is this?\\nwhat color is it?\\n' | sightloop chat photo.jpg -m M --json"
 )
 _DECODING, _RUNTIME = WritingOptions(), NamedModelOptions()
@@ -36,19 +37,26 @@ _HELP = (
 def chat(
     *images: Annotated[str, Parameter(name="IMAGES")],
     system: str | None = None,
+    cut: float = 0.1,
     decoding: WritingOptions = _DECODING,
     runtime: NamedModelOptions = _RUNTIME,
 ) -> int:
-    """Chat with a model about images.
+    """Chat with a model about images, or with an index about its images.
 
     Each line of standard input is a message; its answer is printed while it is generated. All earlier messages are
     part of the prompt. /image FILE adds an image to the next message, /new starts a new conversation about the images
     of the command line, //TEXT sends a message that starts with a slash. In a file or a pipe, blank lines are ignored.
 
+    In place of images, an index of `sightloop index`: its images are searched, looked at and cited ("find a red car",
+    "how many photos show a dog?", "what color is it?"), and what none of them shows is declined.
+
     Args:
-        images: Images of the first message; none for a conversation about text.
+        images: Images of the first message, none for a conversation about text; or one index.
         system: System message: instructions at the start of the conversation. Default: none.
+        cut: With an index: promised rate of finds that are none, above 0 and below 1; smaller declines more.
     """
+    if len(images) == 1 and is_index_name(images[0]):
+        return chat_with_index(images[0], cut, runtime)
     options = decoding.as_kwargs()
     check_model("chat", runtime)
     for image in images:
@@ -59,7 +67,7 @@ def chat(
     is_terminal, lines = sys.stdin.isatty(), 0
     if is_terminal:
         print_message(_HELP)
-    for line in _input_lines():
+    for line in input_lines():
         lines += 1
         if line == "/new":
             history, new_images = list(system_messages), list(images)
@@ -116,21 +124,6 @@ def _print_answer(model: Model, messages: list[Message], options: JsonMapping, *
     row = {"question": messages[-1].text, "answer": answer}
     print(json.dumps(row, ensure_ascii=False) if as_json else "", flush=True)
     return answer
-
-
-def _input_lines() -> Iterator[str]:
-    """The lines of standard input that are not blank; on a terminal, with a prompt and up to a blank one."""
-    if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
-        return
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            return
-        if not line:
-            return
-        yield line
 
 
 COMMANDS = {chat: _EPILOGUE}

@@ -83,6 +83,13 @@ def check_model(capability: str, runtime: RuntimeOptions) -> None:
     check_checkpoint(runtime.source)
 
 
+def start_reading() -> None:
+    """Starts the process that decodes the first image, while the model is loaded. For commands that read images."""
+    from sightloop.data.images.reader import start_early
+
+    start_early()
+
+
 def model_for(capability: str, runtime: RuntimeOptions, source: str | None = None) -> Model:
     """The model that the options name, checked for a capability.
 

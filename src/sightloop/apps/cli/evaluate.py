@@ -24,6 +24,7 @@ from sightloop.apps.cli.options import (
     integer,
     option_name,
     parse_entries,
+    read_lines,
 )
 from sightloop.apps.cli.output import (
     RESUME_HINT,
@@ -36,7 +37,7 @@ from sightloop.apps.cli.output import (
     say_if_slow,
 )
 from sightloop.checkpoints.catalog import BUNDLED
-from sightloop.errors import UsageError
+from sightloop.errors import UnsupportedError, UsageError
 from sightloop.evaluation.task_names import TASK_DESCRIPTIONS, TaskName
 from sightloop.types import Bits, Event, JsonDict
 
@@ -87,28 +88,39 @@ class EvaluateOptions:
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None
     """vqa with --answer-by rank: the answers to rank. Default: all answers of the data."""
 
+    score_by: Literal["likelihood", "itm"] | None = None
+    """dialogue, pope: score an answer by its likelihood, or by ITM of a text with it. Default: dialogue: by likelihood
+    if the model answers, else by ITM; pope: answers are written."""
+
+    history: Annotated[int | None, Parameter(converter=integer)] = None
+    """dialogue: how many of the rounds before a question are read with it, after the caption; 0 for the question alone.
+    Default: all."""
+
+    objects: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """chair: what to look for in captions, one line an object: dog: puppy, hound. Default: the 80 objects of COCO."""
+
     match_by: Literal["itm", "itc"] | None = None
     """matching: score pairs by ITM probability, or by the cosine of their embeddings (ITC). Default: itm."""
 
     rank_samples: Annotated[int | None, Parameter(converter=integer)] = None
     """vqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for `ask`,
-    `caption` and `chat`. Default: off."""
+    `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. Default: off."""
 
     rank_by: Annotated[str | None, Parameter(metavar="MODEL")] = None
-    """vqa with --rank-samples: the model that judges. Default: the evaluated one."""
+    """With --rank-samples: the model that judges. Default: the evaluated one."""
 
     clip: str | None = None
     """captions: embedding model for CLIPScore and RefCLIPScore, such as openai/clip-vit-base-patch32. Default:
     neither is computed."""
 
     prompt: str | None = None
-    """captions: beginning of every caption. Default: none."""
+    """captions, chair: beginning of every caption. Default: none."""
 
     num_beams: Annotated[int | None, Parameter(converter=integer)] = None
-    """captions, vqa: number of beams; 1 is greedy decoding. Default: the checkpoint's setting."""
+    """captions, chair, pope, vqa: number of beams; 1 is greedy decoding. Default: the checkpoint's setting."""
 
     max_new_tokens: Annotated[int | None, Parameter(converter=integer)] = None
-    """captions, vqa: maximum length of a text in tokens. Default: the checkpoint's setting."""
+    """captions, chair, pope, vqa: maximum length of a text in tokens. Default: the checkpoint's setting."""
 
     device: str = "auto"
     """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
@@ -140,14 +152,15 @@ class EvaluateOptions:
         for name in ("samples", "batch_size", "workers", "num_beams", "max_new_tokens"):
             if isinstance(value := getattr(self, name), int):
                 check_at_least(option_name(name), value, 1)
-        unchanged = (
-            "samples seed answer_by match_by rank_samples rank_by clip prompt device dtype quantize batch_size "
-            "workers".split()
-        )
+        if self.history is not None:
+            check_at_least("--history", self.history, 0)
+        names = "samples seed answer_by match_by score_by history rank_samples rank_by clip prompt"
+        unchanged = [*names.split(), "device", "dtype", "quantize", "batch_size", "workers"]
         decoding = {name: getattr(self, name) for name in ("num_beams", "max_new_tokens")}
         options = {name: getattr(self, name) for name in unchanged} | {
             "rerank": None if self.rerank is None else [k for k in self.rerank if k],
             "labels": None if self.labels is None else parse_entries("--labels", self.labels),
+            "objects": None if self.objects is None else read_lines("--objects", self.objects),
             "templates": self._templates(),
             "candidates": None if self.candidates is None else parse_entries("--candidates", self.candidates),
             "decoding": {name: value for name, value in decoding.items() if value is not None} or None,
@@ -173,6 +186,9 @@ _CAPABILITIES: dict[TaskName, str] = {
     "detect": "detect",
     "locate": "locate",
     "segment": "segment",
+    "dialogue": "answer",
+    "pope": "answer",
+    "chair": "caption",
 }
 
 
@@ -267,13 +283,25 @@ def _check_sources(
     check_data("--data", data)
     check_data("--train-data", train_data or ())
     if not predictions:
-        # `matching` by ITC needs no ITM head, and `retrieval` without re-ranking neither.
-        capability = {"matching": "embed", "retrieval": "embed"}.get(task, _CAPABILITIES[task])
         for source in models or (None,):
-            check_capability(source, capability)
+            _check_model(task, source, options)
             check_checkpoint(source or BUNDLED)
         if options.clip is not None:
             check_checkpoint(options.clip)
+
+
+def _check_model(task: TaskName, source: str | None, options: EvaluateOptions) -> None:
+    """Raises UnsupportedError if a model is known to lack what the task needs with these options."""
+    # `matching` by ITC needs no ITM head, and `retrieval` without re-ranking neither.
+    capability = {"matching": "embed", "retrieval": "embed"}.get(task, _CAPABILITIES[task])
+    if task in ("dialogue", "pope") and options.score_by == "itm":
+        capability = "match"
+    try:
+        check_capability(source, capability)
+    except UnsupportedError:
+        if task != "dialogue" or options.score_by is not None:
+            raise
+        check_capability(source, "match")  # a model that judges scores dialogues too
 
 
 def _bundled_model(task: TaskName) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 import sightloop
 from sightloop.apps.cli import (
@@ -172,12 +174,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_verbose():
             traceback.print_exc()
         return _report(error)
+    finally:
+        if reader := sys.modules.get("sightloop.data.images.reader"):
+            reader.stop_early()
+
+
+def _without_far_suggestion(message: str) -> str:
+    """A message about an unknown option, without "Did you mean" an option that shares little more than the dashes."""
+    given = re.search(r"Unknown option: \W*([\w-]+)", message)
+    meant = re.search(r" Did you mean \W*([\w-]+)\W*$", message)
+    if given and meant:
+        close = difflib.SequenceMatcher(None, given[1].strip("-"), meant[1].strip("-")).ratio() >= 0.6
+        return message if close else message[: meant.start()]
+    return message
 
 
 def _report(error: Exception) -> int:
     """Prints an error in one line; returns the exit status. Raises it again if it is a fault of this program."""
     if isinstance(error, CycloptsError):
-        print_error("sightloop", " ".join(str(error).split()))
+        message = _without_far_suggestion(" ".join(str(error).split()))
+        if isinstance(error, UnusedCliTokensError):
+            message = f"{' '.join(error.unused_tokens or ())}: this command takes no such argument."
+        print_error("sightloop", message)
         print_message("`sightloop --help` lists the commands, `sightloop COMMAND --help` the options of one.")
         return 2
     if isinstance(error, SightloopError):

@@ -255,6 +255,14 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def read_lines(option: str, path: Path) -> list[str]:
+    """The lines of a UTF-8 text file. Raises UsageError, with the option, if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option} {path}: cannot be read as UTF-8 text: {error}.") from error
+
+
 def parse_entries(option: str, value: str) -> list[str]:
     """The entries of `a,b,c`, or the lines of the file `value`, stripped and without blank ones.
 
@@ -271,10 +279,7 @@ def parse_entries(option: str, value: str) -> list[str]:
     except (OSError, ValueError):
         is_file = False
     if is_file:
-        try:
-            entries = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{option} {value}: cannot be read as UTF-8 text: {error}.") from error
+        entries = read_lines(option, path)
     elif "," not in value and (path.suffix.lower() in (".txt", ".csv", ".lst") or "/" in value):
         raise UsageError(f"{option} {value}: no such file; name one, or give the entries as a,b,c.")
     else:

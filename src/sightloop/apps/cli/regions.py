@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from cyclopts import Group, Parameter
 
-from sightloop.apps.cli.checks import read_ahead
-from sightloop.apps.cli.common import Paths, check_model, model_for, report_without_images, run_verb
+from sightloop.apps.cli.common import Paths, check_model
 from sightloop.apps.cli.options import (
     DecodingOptions,
     NamedModelOptions,
@@ -19,9 +18,11 @@ from sightloop.apps.cli.options import (
     parse_entries,
     parse_region,
 )
-from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
+from sightloop.apps.cli.output import Column, OutputTable, print_message
+from sightloop.apps.cli.tables import RowMaker, TableRun, Verb
+from sightloop.checkpoints.hub import weights_identity
 from sightloop.errors import UsageError
-from sightloop.types import Pixels, Region
+from sightloop.types import JsonDict, JsonMapping, Pixels, Region
 
 if TYPE_CHECKING:
     from sightloop.annotation.region_files import RegionFile
@@ -59,7 +60,8 @@ QueryT = TypeVar("QueryT")
 @Parameter(name="*", group=Group("Output", sort_key=10))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionOutput:
-    """Files written besides the rows on standard output. Existing files are not replaced."""
+    """Files written besides the rows on standard output. The same command resumes an interrupted run; existing files
+    are not replaced, but FILE.jsonl takes new images."""
 
     draw: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
     """Draw the regions on a copy of each image, in this new folder. Default: no drawings."""
@@ -79,10 +81,11 @@ class RegionOutput:
 
     def check(self) -> None:
         """Raises `UsageError`, before any model is loaded, if an output has a wrong name or exists already."""
-        if self.out is not None and self.kind and self.out.exists():
+        is_begun = self.out is not None and self.out.with_name(f"{self.out.name}.partial").exists()
+        if self.out is not None and self.kind != "jsonl" and self.out.exists():
             raise UsageError(f"--out {self.out}: exists already; give another name.")
         if self.draw is not None and (
-            self.draw.is_file() or (self.draw.is_dir() and any(self.draw.iterdir()))
+            self.draw.is_file() or (self.draw.is_dir() and any(self.draw.iterdir()) and not is_begun)
         ):
             raise UsageError(f"--draw {self.draw}: exists already; name a new folder.")
 
@@ -120,7 +123,8 @@ def detect(
     def verb(model: Model, images: list[Pixels]) -> list[Regions]:
         return model.detect(images, names, describe=describe, **options)
 
-    return _run("detect", "detecting", paths, verb, output, runtime)
+    settings = {"phrases": names, "describe": describe, "options": options}
+    return _run("detect", "detecting", paths, verb, output, runtime, settings)
 
 
 def locate(
@@ -142,7 +146,8 @@ def locate(
     def verb(model: Model, images: list[Pixels]) -> list[Regions]:
         return _each_query(lambda pairs, texts: model.locate(pairs, texts, **options), images, queries)
 
-    return _run("locate", "locating", paths, verb, output, runtime)
+    settings = {"phrases": queries, "options": options}
+    return _run("locate", "locating", paths, verb, output, runtime, settings)
 
 
 def segment(
@@ -169,7 +174,8 @@ def segment(
     def verb(model: Model, images: list[Pixels]) -> list[Regions]:
         return _each_query(lambda pairs, texts: model.segment(pairs, texts, **options), images, queries)
 
-    return _run("segment", "segmenting", paths, verb, output, runtime)
+    settings = {"phrases": queries, "options": options}
+    return _run("segment", "segmenting", paths, verb, output, runtime, settings)
 
 
 def read(
@@ -191,7 +197,7 @@ def read(
     def verb(model: Model, images: list[Pixels]) -> list[Regions]:
         return model.read_text(images, **options)
 
-    return _run("read", "reading", paths, verb, output, runtime)
+    return _run("read", "reading", paths, verb, output, runtime, {"options": options})
 
 
 def _run(
@@ -201,42 +207,53 @@ def _run(
     verb: Callable[[Model, list[Pixels]], list[Regions]],
     output: RegionOutput,
     runtime: RuntimeOptions,
+    settings: JsonMapping,
 ) -> int:
-    """Runs a verb over the images, prints a row per region and writes the files of `output`."""
+    """Runs a verb over the images, prints a row per region and writes the files of `output`.
+
+    Args:
+        capability: of the model.
+        activity: for the progress bar.
+        paths: files, folders and globs.
+        verb: the regions of each image.
+        output: files.
+        runtime: model and loading.
+        settings: what decides the regions beside the model.
+    """
     output.check()
     check_model(capability, runtime)
-    inputs = read_ahead(paths)
-    if inputs.images is None:
-        return report_without_images(activity, inputs)
-    model = model_for(capability, runtime)
-    from sightloop.annotation.region_files import Drawings, write_regions
+    from sightloop.annotation.region_files import Drawings, RegionTable
     from sightloop.data.datasets.schema import fields_from_region
 
     drawings = None if output.draw is None else Drawings(output.draw)
+
+    def opened() -> RegionTable:
+        assert output.out is not None
+        about = {"verb": capability, **settings, "model": weights_identity(runtime.source, runtime.lora)}
+        return RegionTable(output.out, output.kind, about, drawings)
+
+    def shown(name: str, regions: Regions) -> tuple[list[JsonDict], list[JsonDict]]:
+        if drawings is not None:
+            drawings.add(name, regions)
+        fields = [fields_from_region(region) for region in regions]
+        return fields, [{"regions": fields}] if runtime.json else [_cells(region) for region in regions]
+
+    def process(model: Model) -> tuple[Verb[Regions], RowMaker[Regions]]:
+        return lambda images: verb(model, images), shown
+
     columns = [Column("name"), Column("label"), Column("box", 22), Column("score", 5, True)]
-    rows_to_write: list[tuple[str, Regions]] = []
-    with ProgressReporter(activity, OutputTable(columns, as_json=runtime.json)) as progress:
-        for event in run_verb(progress, runtime, model, inputs, lambda images: verb(model, images)):
-            regions = event.value
-            if output.out is not None:
-                rows_to_write.append((event.name, regions))
-            if drawings is not None:
-                drawings.add(event.name, regions)
-            if runtime.json:
-                progress.row(
-                    {"name": event.name, "regions": [fields_from_region(region) for region in regions]}
-                )
-                continue
-            for region in regions:
-                box = " ".join(f"{edge:.0f}" for edge in region.box)
-                score = "" if region.score is None else region.score
-                progress.row({"name": event.name, "label": region.label, "box": box, "score": score})
-        if output.out is not None and rows_to_write:
-            write_regions(output.out, output.kind, rows_to_write)
-            progress.message(f"{output.out}: the regions of {len(rows_to_write):,} images.")
-        if drawings is not None and drawings.count:
-            progress.message(f"{output.draw}: {drawings.count:,} images with their regions drawn.")
-    return progress.status
+    run = TableRun(capability, activity, (), settings, lambda rows: True)
+    opener = None if output.out is None else opened
+    status = run.run_into(opener, paths, runtime, OutputTable(columns, as_json=runtime.json), process)
+    if drawings is not None and drawings.count:
+        print_message(f"{output.draw}: {drawings.count:,} images with their regions drawn.")
+    return status
+
+
+def _cells(region: Region) -> JsonDict:
+    """A region as a row for people."""
+    box = " ".join(f"{edge:.0f}" for edge in region.box)
+    return {"label": region.label, "box": box, "score": "" if region.score is None else region.score}
 
 
 def _each_query(

@@ -30,6 +30,7 @@ _SERVER_GROUP = Group("Server", sort_key=10)
 _EPILOGUE = (
     "Examples:\n"
     "  sightloop serve photos/ --open\n"
+    "  sightloop serve captions.json -m openai/clip-vit-base-patch32\n"
     "  sightloop serve -m openai/clip-vit-base-patch32 -m Salesforce/blip-image-captioning-base --max-memory 4G\n"
     "  sightloop serve -m M --host 0.0.0.0 --allow-host photos.example.org\n"
     "  curl http://127.0.0.1:8000/v1/embeddings -H 'Content-Type: application/json' -d '{\"input\": \"a dog\"}'"
@@ -64,8 +65,8 @@ class ServerOptions:
     """Open the server's page in a browser."""
 
     no_index: Annotated[bool, Parameter(negative=(), show_default=False)] = False
-    """Do not build the search index of FOLDER at the start. Default: it is built in the background where there is none
-    (in FOLDER/.sightloop), if the extra search is installed."""
+    """Do not build the search index of SOURCE at the start. Default: it is built in the background where there is none
+    (in .sightloop beside the images), if the extra search is installed."""
 
 
 @Parameter(name="*", group=RUNTIME_GROUP)
@@ -102,7 +103,7 @@ _SERVER, _SERVED = ServerOptions(), ServedOptions()
 
 
 def serve(
-    folder: Annotated[Path | None, Parameter(name="FOLDER")] = None,
+    source: Annotated[Path | None, Parameter(name="SOURCE")] = None,
     /,
     *,
     server: ServerOptions = _SERVER,
@@ -113,14 +114,16 @@ def serve(
     Requests of one kind are computed together. The requests and answers are in /openapi.json.
 
     Args:
-        folder: Folder of images that requests may name by path; no others of this machine are read. Default: none.
+        source: Folder of images, index of `sightloop index`, or dataset (COCO .json, .csv, .jsonl, .tar, .parquet). The
+            page shows its images, and requests may name them by path; nothing else of this machine is read. Default:
+            none.
     """
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         raise UsageError(f"serve needs more packages: {install_command('serve')}")
-    settings = _settings(folder, server, served)
-    for source in settings.models.values():
-        check_checkpoint(source)
-    if served.model is None:
+    settings = _settings(source, server, served)
+    for checkpoint in settings.models.values():
+        check_checkpoint(checkpoint)
+    if served.model is None and BUNDLED in settings.models:
         print_bundled_notice("caption")
     from sightloop.apps.server.serve import serve as run
 
@@ -133,13 +136,12 @@ def serve(
     return 0
 
 
-def _settings(folder: Path | None, server: ServerOptions, served: ServedOptions) -> ServerSettings:
+def _settings(source: Path | None, server: ServerOptions, served: ServedOptions) -> ServerSettings:
     """The settings, checked. Raises UsageError."""
     from sightloop.apps.server.settings import ServerSettings, is_loopback, model_ids, parse_bytes
 
-    if folder is not None and not folder.is_dir():
-        reason = "is no folder" if folder.exists() else f"no such folder{similar_path(os.fspath(folder))}"
-        raise UsageError(f"{folder}: {reason}.")
+    if source is not None and not source.exists():
+        raise UsageError(f"{source}: no such folder or file{similar_path(os.fspath(source))}.")
     if not 0 <= server.port <= 65535:
         raise UsageError(f"--port {server.port}: must be from 0 to 65535.")
     check_at_least("--workers", served.workers, 1)
@@ -153,20 +155,29 @@ def _settings(folder: Path | None, server: ServerOptions, served: ServedOptions)
     if not keys and not is_loopback(server.host):
         keys = (secrets.token_urlsafe(24),)
     return ServerSettings(
-        models=model_ids(served.model or [BUNDLED]),
+        models=model_ids(served.model or [_default_model(source)]),
         host=server.host,
         port=server.port,
         keys=keys,
-        folder=folder,
+        folder=source,
         allow_urls=server.allow_urls,
         hosts=tuple(server.allow_host or ()),
         max_memory=None if served.max_memory is None else parse_bytes("--max-memory", served.max_memory),
         idle_seconds=served.idle,
         workers=served.workers,
-        build_index=folder is not None
+        build_index=source is not None
         and not server.no_index
         and importlib.util.find_spec("lancedb") is not None,
     )
+
+
+def _default_model(source: Path | None) -> str:
+    """The model that made an index, as a search needs it; else the bundled one."""
+    if source is None or importlib.util.find_spec("lancedb") is None:
+        return BUNDLED
+    from sightloop.search.opening import is_index, open_store
+
+    return open_store(os.fspath(source)).info().space().model or BUNDLED if is_index(source) else BUNDLED
 
 
 def _say_where(address: str, settings: ServerSettings, server: ServerOptions) -> None:

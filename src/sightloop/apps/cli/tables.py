@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import ImageInputs
-from sightloop.apps.cli.common import list_images, model_for, run_verb
+from sightloop.apps.cli.common import list_images, model_for, run_verb, start_reading
 from sightloop.apps.cli.options import WRITE_GROUP, RuntimeOptions
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter
 from sightloop.checkpoints.hub import weights_identity
@@ -38,6 +38,24 @@ class TableOptions:
 
     write: Literal["skip", "overwrite"] = "skip"
     """Of a FILE that exists: skip its images, or overwrite it."""
+
+
+class ResultSink(Protocol):
+    """Table of results that resumes: `annotation.result_table.ResultTable`, or one of regions.
+
+    Attributes:
+        path: Where it is written.
+    """
+
+    path: Path
+
+    def __contains__(self, image: str) -> bool: ...
+    def entry(self, image: str) -> JsonDict: ...
+    def add(self, image: str, rows: Iterable[JsonMapping]) -> None: ...
+    def note_skipped(self, image: str) -> None: ...
+    def commit(self) -> None: ...
+    def finish(self) -> object: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +94,22 @@ class TableRun:
             process: Called with the loaded model, if any image needs it; returns the verb, and what makes of a result
                 the rows of the table and those to print.
         """
+        opener = None if output.out is None else lambda: self._open(output, runtime)
+        return self.run_into(opener, paths, runtime, rows, process)
+
+    def run_into(
+        self,
+        opener: Callable[[], ResultSink] | None,
+        paths: Sequence[str],
+        runtime: RuntimeOptions,
+        rows: OutputTable,
+        process: Callable[[Model], tuple[Verb[T], RowMaker[T]]],
+    ) -> int:
+        """`run` for another kind of table than `ResultTable`, which `opener` opens; None: rows are printed alone."""
         with ExitStack() as stack:
-            table = None if output.out is None else stack.enter_context(closing(self._open(output, runtime)))
+            table = None if opener is None else stack.enter_context(closing(opener()))
             progress = stack.enter_context(
-                ProgressReporter(self.activity, rows, RESUME_HINT if output.out else "")
+                ProgressReporter(self.activity, rows, "" if table is None else RESUME_HINT)
             )
             inputs = self._inputs(paths, table)
             first = next((item for item in _reported(inputs, progress, table) if isinstance(item, str)), None)
@@ -87,6 +117,7 @@ class TableRun:
                 if table is not None:
                     table.finish()
                 return progress.status if progress.counts.total() and not progress.counts["failed"] else 1
+            start_reading()
             model = model_for(self.capability, runtime)
             verb, shown = process(model)
             progress.start_clock()
@@ -106,7 +137,7 @@ class TableRun:
                     progress.row({"name": event.name, **row})
             if table is not None:
                 table.finish()
-                progress.message(f"{output.out}: written.")
+                progress.message(f"{table.path}: written.")
         return progress.status
 
     def _open(self, output: TableOptions, runtime: RuntimeOptions) -> ResultTable:
@@ -116,14 +147,14 @@ class TableRun:
         settings = {**self.settings, "model": weights_identity(runtime.source, runtime.lora)}
         return ResultTable(output.out, output.write, settings, self.columns)
 
-    def _inputs(self, paths: Sequence[str], table: ResultTable | None) -> Iterator[str | Skipped | Failed]:
+    def _inputs(self, paths: Sequence[str], table: ResultSink | None) -> Iterator[str | Skipped | Failed]:
         for item in list_images(paths):
             if table is not None and isinstance(item, str) and self._is_done(table, item):
                 yield Skipped(item, "it has rows already")
             else:
                 yield item
 
-    def _is_done(self, table: ResultTable, image: str) -> bool:
+    def _is_done(self, table: ResultSink, image: str) -> bool:
         return image in table and self.done(table.entry(image)["rows"])
 
 
@@ -132,7 +163,7 @@ RowMaker = Callable[[str, T], tuple[Sequence[JsonMapping], Sequence[JsonMapping]
 
 
 def _reported(
-    inputs: Iterator[str | Skipped | Failed], progress: ProgressReporter, table: ResultTable | None
+    inputs: Iterator[str | Skipped | Failed], progress: ProgressReporter, table: ResultSink | None
 ) -> Iterator[str | Skipped | Failed]:
     """The inputs, each event reported; a file that does not start like an image is one that failed."""
     from sightloop.annotation.inputs import not_an_image

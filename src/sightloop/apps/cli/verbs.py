@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,7 @@ from sightloop.apps.cli.common import (
     models_for,
     report_without_images,
     run_verb,
+    start_reading,
 )
 from sightloop.apps.cli.options import (
     DeviceListOptions,
@@ -25,9 +27,10 @@ from sightloop.apps.cli.options import (
     integer,
     parse_entries,
 )
-from sightloop.apps.cli.output import Column, OutputTable, ProgressReporter
+from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter
 from sightloop.apps.cli.ranking_options import WritingOptions
 from sightloop.apps.cli.tables import RowMaker, TableOptions, TableRun, Verb
+from sightloop.checkpoints.hub import weights_identity
 from sightloop.errors import UsageError
 from sightloop.ranking.options import RankedText
 from sightloop.types import Failed, JsonDict, Pixels, Skipped
@@ -179,9 +182,9 @@ def embed(
     Args:
         out: FILE.npy (float32, one row per image; the names go to FILE.names.txt) or FILE.parquet (columns name and
             embedding). Written completely or not at all; replaces an existing file, unless that was made of the same
-            model and images.
+            model and images. The same command resumes an interrupted run.
     """
-    from sightloop.annotation.result_table import EmbeddingFile
+    from sightloop.annotation.result_table import EmbeddingFile, EmbeddingJournal
 
     runtime.names()
     check_model("embed", runtime)
@@ -196,17 +199,27 @@ def embed(
             progress.message(f"{out}: holds the embeddings of these images by {runtime.source} already.")
         return progress.status
     with ExitStack() as stack:
+        journal = stack.enter_context(closing(EmbeddingJournal(out, repr(_settings(runtime)))))
+        start_reading()
         model = models_for(stack, "embed", runtime)
 
         def verb(images: list[Pixels]) -> list[Floats32]:
             return list(model.embed_images(images))  # n rows [d]; [q, d] of a BLIP-2
 
-        progress = stack.enter_context(ProgressReporter("embedding", OutputTable([])))
+        progress = stack.enter_context(ProgressReporter("embedding", OutputTable([]), RESUME_HINT))
+        waiting = (
+            Skipped(item, "it is embedded already") if isinstance(item, str) and item in journal else item
+            for item in inputs.images
+        )
+        remaining = replace(inputs, images=waiting)
+        for event in run_verb(progress, runtime, model, remaining, verb, journal.note_skipped):
+            journal.add(event.name, event.value)
         with file:
-            for event in run_verb(progress, runtime, model, inputs, verb):
-                file.add([event.name], event.value[None])  # [1, d]
+            for name in journal.images:
+                file.add([name], journal.vectors(name)[None])  # [1, d]
             if progress.counts["failed"]:
                 file.forget()
+        journal.remove()
         if file.rows:
             progress.message(f"{out}: {file.rows:,} rows.")
         elif progress.counts.total():
@@ -243,7 +256,7 @@ def _origin(paths: Sequence[str], runtime: RuntimeOptions) -> str:
     from sightloop.annotation.result_table import digest_of_files
 
     folders = [] if runtime.lora is None else [runtime.lora]
-    settings = (runtime.source, runtime.dtype, runtime.quantize, runtime.max_pixels)
+    settings = _settings(runtime)[:4]
     try:
         files = [
             *checkpoint_files(runtime.source),
@@ -255,6 +268,12 @@ def _origin(paths: Sequence[str], runtime: RuntimeOptions) -> str:
         return digest_of_files(settings, [*files, *(item for item in items if isinstance(item, str))])
     except OSError:
         return ""
+
+
+def _settings(runtime: RuntimeOptions) -> tuple[object, ...]:
+    """What decides the embedding of an image."""
+    weights = weights_identity(runtime.source, runtime.lora)
+    return runtime.source, runtime.dtype, runtime.quantize, runtime.max_pixels, weights
 
 
 def _check_labels(

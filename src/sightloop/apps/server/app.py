@@ -66,6 +66,7 @@ def create_app(service: Service, on_failure: Callable[[], None] = lambda: None) 
         page_routes,
     ):
         app.include_router(module.router)
+    app.include_router(job_routes.runs_router)
     for kind in (HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)
     build = app.openapi

@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -86,6 +86,7 @@ class _Record:
     proposal: Proposal | None = None
     state: ReviewState = "none"
     fits: dict[str, float] = field(default_factory=dict[str, float])  # ETag of the text -> fit
+    refused: str | None = None  # ETag of the text on disk that was rejected
     edits: list[Edit] = field(default_factory=list[Edit])
 
 
@@ -102,18 +103,26 @@ class CaptionReview:
 
     Args:
         folder: the images' folder. Images are named by their path relative to it, with `/`.
+        home: folder of the review; that of the images by default.
+        dataset_caption: the caption that a dataset has for an image, shown while it has no caption file; None for none.
 
     Raises:
         UsageError: another process has the review open, or the journal cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        home: str | os.PathLike[str] | None = None,
+        dataset_caption: Callable[[str], str | None] = lambda _image: None,
+    ) -> None:
         self.folder = Path(folder)
+        self._dataset_caption = dataset_caption
         self._lock = threading.RLock()
         self._records: dict[str, _Record] = {}
         self._sinks: dict[str, tuple[int, SidecarSink]] = {}
         self._lines = 0
-        place = self._scratch = self.folder / REVIEW_FOLDER
+        place = self._scratch = Path(home or folder) / REVIEW_FOLDER
         try:
             place.mkdir(exist_ok=True)
             self._journal = Journal(place / "review.jsonl", self._load, checksum=True)
@@ -125,7 +134,12 @@ class CaptionReview:
 
     def read(self, image: str) -> CaptionOnDisk:
         """The caption of an image as readers of the folder see it."""
-        return caption_on_disk(self._sink(image).current(str(self.folder / image)))
+        return self.with_given(image, caption_on_disk(self._sink(image).current(str(self.folder / image))))
+
+    def with_given(self, image: str, caption: CaptionOnDisk) -> CaptionOnDisk:
+        """The caption of an image; that of the dataset if there is no caption file."""
+        text = self._dataset_caption(image) if caption.etag == ABSENT else None
+        return caption if text is None else caption_of_dataset(text)
 
     def proposal(self, image: str) -> Proposal | None:
         """The latest proposal, whatever was decided about it."""
@@ -177,6 +191,28 @@ class CaptionReview:
         with self._lock:
             self._add({"op": "reject", "image": image, "time": time.time()})
             self._journal.sync()
+
+    def refuse(self, image: str, etag: str, refused: bool) -> None:
+        """Marks the text on disk as rejected, or takes that back; the file stays as it is.
+
+        Raises:
+            EditConflict: the caption file has another ETag now.
+        """
+        with self._lock:
+            current = self.read(image)
+            if current.etag != etag or current.text is None:
+                raise EditConflict(current)
+            self._add({"op": "refuse", "image": image, "etag": etag if refused else "", "time": time.time()})
+            self._journal.sync()
+
+    def is_refused(self, image: str, etag: str) -> bool:
+        """Whether the text with this ETag was rejected."""
+        return self._record(image).refused == etag
+
+    def refused(self) -> Sequence[str]:
+        """Images of which a text was rejected; it may have been edited since."""
+        with self._lock:
+            return [image for image, record in self._records.items() if record.refused]
 
     def edit(
         self, image: str, text: str | None, etag: str, origin: Origin = "typed", batch: str = ""
@@ -281,7 +317,7 @@ class CaptionReview:
         self._lines = line.number
         if line.entry is None:
             raise UsageError(
-                f"{self.folder / REVIEW_FOLDER / 'review.jsonl'}: line {line.number} is damaged: move the file away"
+                f"{self._scratch / 'review.jsonl'}: line {line.number} is damaged: move the file away"
             )
         self._apply(line.entry, line.number)
 
@@ -302,6 +338,8 @@ class CaptionReview:
             record.fits = {str(entry.get("etag")): _number(entry, "fit") or 0.0}
         elif op == "reject":
             record.state = "rejected"
+        elif op == "refuse":
+            record.refused = _text(entry, "etag") or None
         elif op == "edit":
             edit = Edit(
                 number,
@@ -342,6 +380,11 @@ def caption_on_disk(path: str | None) -> CaptionOnDisk:
         return _on_disk(read_or_none(path) if path is not None else None)
     except OSError:
         return CaptionOnDisk(None, "unreadable")
+
+
+def caption_of_dataset(text: str) -> CaptionOnDisk:
+    """A dataset's caption, as something to edit; its ETag is no file's."""
+    return CaptionOnDisk(text, "given-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16])
 
 
 def _on_disk(data: bytes | None) -> CaptionOnDisk:

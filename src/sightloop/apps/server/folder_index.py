@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sightloop.apps.server.caption_review import REVIEW_FOLDER
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.image_library import Library, LibraryImage
 from sightloop.apps.server.model_pool import ModelPool
-from sightloop.search.index import Index, is_index, open_index
+from sightloop.search.opening import is_index
 from sightloop.types import JsonDict
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
+    from sightloop.search.index import Index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,8 @@ class FolderIndex:
         return {"clusters": clusters, "summary": report.summary}
 
     def _opened(self) -> Index:
+        from sightloop.search.index import open_index  # loads torch
+
         with self._lock:
             if self._index is None:
                 self._index = open_index(self.store)
@@ -138,8 +142,13 @@ class FolderIndex:
         )
 
 
+def index_of_library(library: Library) -> Path:
+    """Where the index of a library is: what is served itself, or below its home."""
+    is_one = library.image_set is not None and library.image_set.dataset is None
+    return library.source if is_one else library.home / REVIEW_FOLDER / "index"
+
+
 def _entry_of(name: str, library: Library) -> LibraryImage | None:
     """The image of the library that a path of the index is; None if it is not below the folder."""
-    real = os.path.realpath(name)
-    relative = os.path.relpath(real, library.folder)
+    relative = os.path.relpath(os.path.realpath(name), library.folder)
     return None if relative.startswith("..") else library.by_path(relative.replace(os.sep, "/"))

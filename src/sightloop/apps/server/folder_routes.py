@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
@@ -29,6 +29,7 @@ router = new_router("/api", "folder")
 
 _MAX_ROWS = 500
 _SHOWN_CHANGES = 1000
+_OTHER_MEDIA = "application/octet-stream"
 _MEDIA = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -42,11 +43,27 @@ Term = Annotated[str, Field(max_length=1_000)]
 ImageId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
+def _image_answers(*media: str) -> dict[int | str, dict[str, Any]]:
+    """Answers of a route that sends an image, for the OpenAPI document."""
+    content = {name: {"schema": {"type": "string", "format": "binary"}} for name in media}
+    return {
+        200: {"description": "The image", "content": content},
+        304: {"description": "The image with this ETag"},
+    }
+
+
 class EditRequest(BaseModel):
     """A new caption; null deletes the file, which only an undo does."""
 
     text: CaptionText | None
     origin: Literal["typed", "accepted", "undone"] = "typed"
+
+
+class RejectRequest(BaseModel):
+    """What is rejected: the caption on disk with this ETag, or the latest proposal; false takes the former back."""
+
+    caption: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] | None = None
+    rejected: bool = True
 
 
 class ShownFilter(BaseModel):
@@ -91,9 +108,10 @@ async def info(request: Request) -> JsonResponse:
     library, index = service.image_library, service.index
     entries = await asyncio.to_thread(library.entries) if library else ()
     answer: JsonDict = {
-        "name": library.folder.name if library else "sightloop",
+        "name": library.source.name if library else "sightloop",
         "images": len(entries),
-        "captioned": sum(entry.sidecar is not None for entry in entries),
+        "captioned": await asyncio.to_thread(_captioned, library) if library else 0,
+        "rejected": await asyncio.to_thread(library.rejected) if library else 0,
         "version": sightloop.__version__,
         "default_model": service.pool.default,
         "models": [
@@ -102,6 +120,9 @@ async def info(request: Request) -> JsonResponse:
         ],
         "index": None if index is None else await asyncio.to_thread(index.describe),
         "editable": bool(library and library.is_editable),
+        "obstacle": library.obstacle if library else "",
+        "given": bool(library and library.has_given_captions),
+        "left_out": library.image_set.left_out if library and library.image_set else 0,
     }
     return JsonResponse(answer)
 
@@ -127,17 +148,19 @@ async def images(
     return JsonResponse(await asyncio.to_thread(read))
 
 
-@router.get("/images/{image_id}")
+@router.get(
+    "/images/{image_id}", response_class=Response, responses=_image_answers(*_MEDIA.values(), _OTHER_MEDIA)
+)
 async def image(request: Request, image_id: str) -> Response:
     """The file of an image."""
     service = service_of(request)
     entry = await asyncio.to_thread(library_of(service).entry, image_id)
     data = await service.images.path(entry.path, "id")
-    media = _MEDIA.get(image_format(data), "application/octet-stream")
+    media = _MEDIA.get(image_format(data), _OTHER_MEDIA)
     return Response(data, media_type=media, headers={"Cache-Control": "private, no-cache"})
 
 
-@router.get("/images/{image_id}/thumb")
+@router.get("/images/{image_id}/thumb", response_class=Response, responses=_image_answers("image/jpeg"))
 async def thumb(request: Request, image_id: str, size: int = 256) -> Response:
     """A small JPEG of an image; size: 96, 256 or 640."""
     if size not in SIZES:
@@ -162,16 +185,20 @@ async def thumb(request: Request, image_id: str, size: int = 256) -> Response:
 @router.get("/images/{image_id}/info")
 async def image_info(request: Request, image_id: str) -> JsonResponse:
     """All that is known about an image."""
-    library = library_of(service_of(request))
+    service = service_of(request)
+    library = library_of(service)
+    entry = await asyncio.to_thread(library.entry, image_id)
+    try:
+        data = await service.images.path(entry.path, "id")
+    except ApiError:  # listed, but cannot be read: its captions can be looked at all the same
+        data = b""
 
     def read() -> JsonDict:
-        entry = library.entry(image_id)
-        path = library.folder / entry.path
         row = library.row(entry)
         try:
-            height, width = upright_size(path)
-            row |= {"width": width, "height": height, "size": os.path.getsize(path)}
-        except (ImageError, OSError):
+            height, width = upright_size(data)
+            row |= {"width": width, "height": height, "size": len(data)}
+        except ImageError:
             row |= {"width": None, "height": None, "size": None}
         history = library.review.history(entry.path) if library.is_editable else ()
         return row | {
@@ -212,23 +239,27 @@ async def edit(
     try:
         return JsonResponse(await asyncio.to_thread(write))
     except EditConflict as conflict:
-        message = "the caption was changed meanwhile: look at it, then save again"
-        body_of_error = error_body(412, message, None, "changed")
-        current = {"text": conflict.current.text, "etag": conflict.current.etag}
-        return JsonResponse({**body_of_error, "current": current}, 412)
+        return _conflict(conflict)
 
 
 @router.post("/images/{image_id}/reject")
-async def reject(request: Request, image_id: str) -> JsonResponse:
-    """Rejects the latest proposal; the caption on disk stays."""
+async def reject(request: Request, image_id: str, body: RejectRequest) -> JsonResponse:
+    """Rejects the latest proposal, or the caption on disk, which leaves the image out of trainings; no file changes."""
     library = library_of(service_of(request))
 
     def write() -> JsonDict:
         entry = library.entry(image_id)
-        library.review.reject(entry.path)
-        return {"state": library.state(entry)}
+        if body.caption is None:
+            library.review.reject(entry.path)
+        else:
+            library.review.refuse(entry.path, body.caption, body.rejected)
+        library.caption(entry)
+        return {"state": library.state(entry), "rejected": library.is_rejected(entry)}
 
-    return JsonResponse(await asyncio.to_thread(write))
+    try:
+        return JsonResponse(await asyncio.to_thread(write))
+    except EditConflict as conflict:
+        return _conflict(conflict)
 
 
 @router.post("/captions/replace")
@@ -251,7 +282,23 @@ async def undo(request: Request, body: UndoRequest) -> JsonResponse:
     return JsonResponse(await asyncio.to_thread(write))
 
 
+def _captioned(library: Library) -> int:
+    """Images with a caption, on disk or in the dataset."""
+    if library.has_given_captions:
+        return len(library.captioned())
+    return sum(entry.sidecar is not None for entry in library.entries())
+
+
+def _conflict(conflict: EditConflict) -> JsonResponse:
+    """The refusal of an edit of a text that is not on disk any more, with what is."""
+    message = "the caption was changed meanwhile: look at it, then save again"
+    current = {"text": conflict.current.text, "etag": conflict.current.etag}
+    return JsonResponse({**error_body(412, message, None, "changed"), "current": current}, 412)
+
+
 def _modified(library: Library, entry: LibraryImage) -> int:
+    if library.image_set is not None and not library.image_set.files:
+        return 0  # in an archive, which does not change
     try:
         return os.stat(library.folder / entry.path).st_mtime_ns
     except OSError:

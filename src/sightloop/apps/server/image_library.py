@@ -15,8 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from sightloop.apps.server.caption_review import CaptionOnDisk, CaptionReview, ReviewState, caption_on_disk
+from sightloop.apps.server.caption_review import (
+    CaptionOnDisk,
+    CaptionReview,
+    ReviewState,
+    caption_of_dataset,
+    caption_on_disk,
+)
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.image_sets import ImageSet
 from sightloop.data.datasets.sidecar_files import CAPTION_EXTENSIONS, find_sidecar, unusual_sidecars
 from sightloop.data.image_names import is_image_name
 from sightloop.errors import UsageError
@@ -73,10 +80,16 @@ class Library:
 
     Args:
         folder: the images' folder, resolved.
+        image_set: images of an index or a dataset, in place of all that are in the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, image_set: ImageSet | None = None) -> None:
         self.folder = folder
+        self.image_set = image_set
+        self.source = folder if image_set is None else image_set.source
+        """What is served."""
+        self.home = folder if image_set is None else image_set.home
+        """Where the review, the index and the trainings are kept."""
         self.obstacle = ""
         """Why captions cannot be edited; "" if they can."""
         self._review: CaptionReview | None = None
@@ -85,10 +98,13 @@ class Library:
         self._entries: list[LibraryImage] = []
         self._by_id: dict[str, LibraryImage] = {}
         self._listed_at = self._captions_at = 0.0
+        if image_set is not None and image_set.obstacle:
+            self.obstacle = image_set.obstacle
+            return
         try:
-            self._review = CaptionReview(folder)
+            self._review = CaptionReview(folder, self.home, self._given)
         except UsageError as error:
-            self.obstacle = str(error).replace(f"{folder}", folder.name)
+            self.obstacle = str(error).replace(f"{self.home}", self.home.name)
 
     @property
     def review(self) -> CaptionReview:
@@ -157,7 +173,18 @@ class Library:
             if entry.caption is None or stamp != entry.stamp:
                 entry.caption = caption_on_disk(entry.sidecar)
                 entry.stamp = stamp
+                if entry.caption.text is None and (text := self._given(entry.path)) is not None:
+                    entry.caption = caption_of_dataset(text)
             return entry.caption
+
+    def _given(self, path: str) -> str | None:
+        """The dataset's caption of an image."""
+        return None if self.image_set is None else self.image_set.given(path)
+
+    @property
+    def has_given_captions(self) -> bool:
+        """Whether captions come from a dataset until they are edited."""
+        return self.image_set is not None and self.image_set.dataset is not None
 
     def note_edit(self, entry: LibraryImage, caption: CaptionOnDisk) -> None:
         """Takes over what an edit wrote."""
@@ -171,6 +198,17 @@ class Library:
         if self._review is None or entry.caption is None:
             return None
         return self._review.fit(entry.path, entry.caption.etag)
+
+    def is_rejected(self, entry: LibraryImage) -> bool:
+        """Whether the caption on disk was rejected, which leaves the image out of trainings."""
+        if self._review is None or entry.caption is None:
+            return False
+        return self._review.is_refused(entry.path, entry.caption.etag)
+
+    def rejected(self) -> int:
+        """Number of captions on disk that were rejected."""
+        refused = [] if self._review is None else [self.by_path(path) for path in self._review.refused()]
+        return sum(self.is_rejected(entry) for entry in refused if entry and self.caption(entry).text)
 
     def state(self, entry: LibraryImage) -> ReviewState:
         """What was decided about the latest proposal."""
@@ -186,6 +224,7 @@ class Library:
             "caption": {"text": caption.text, "etag": caption.etag},
             "proposal": proposal and {"text": proposal.text, "model": proposal.model, "fit": proposal.fit},
             "state": self.state(entry),
+            "rejected": self.is_rejected(entry),
             "fit": self.fit(entry),
         }
 
@@ -193,7 +232,7 @@ class Library:
         has_caption = bool(_text(entry).strip())
         if state in ("captioned", "uncaptioned"):
             return has_caption == (state == "captioned")
-        return self.state(entry) == state
+        return self.state(entry) == state or (state == "rejected" and self.is_rejected(entry))
 
     def _read_captions(self, entries: Sequence[LibraryImage]) -> None:
         with self._lock:
@@ -209,6 +248,14 @@ class Library:
         before = self._folders
         after: dict[str, tuple[int, list[LibraryImage], list[str]]] = {}
         pending, changed = [("", 0)], False
+        if self.image_set is not None:
+            if not self.image_set.files and self._entries:
+                return  # archives do not change
+            if not self.image_set.files:
+                self._take_over([LibraryImage(image_id(path), path, None) for path in self.image_set.paths])
+                return
+            folders = {os.path.dirname(path) for path in self.image_set.paths}
+            pending = [(folder, _MAX_DEPTH) for folder in folders]
         while pending:
             relative, depth = pending.pop()
             try:
@@ -224,10 +271,12 @@ class Library:
                 pending += [(name, depth + 1) for name in known[2]]
         if changed or len(after) != len(before):
             self._folders = after
-            entries = [entry for _, own, _ in after.values() for entry in own]
-            entries.sort(key=lambda entry: entry.path)
-            self._entries = entries
-            self._by_id = {entry.id: entry for entry in entries}
+            self._take_over([entry for _, own, _ in after.values() for entry in own])
+
+    def _take_over(self, entries: list[LibraryImage]) -> None:
+        entries.sort(key=lambda entry: entry.path)
+        self._entries = entries
+        self._by_id = {entry.id: entry for entry in entries}
 
     def _list_folder(
         self, relative: str, known: Sequence[LibraryImage]
@@ -255,6 +304,8 @@ class Library:
         entries: list[LibraryImage] = []
         for name in sorted(images):
             path = f"{relative}/{name}" if relative else name
+            if self.image_set is not None and path not in self.image_set.files:
+                continue
             entry = present.get(path) or LibraryImage(image_id(path), path, None)
             entry.sidecar = find_sidecar(os.path.join(prefix, name), CAPTION_EXTENSIONS, unusual, listed)
             entries.append(entry)

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.image_sets import ImageSet
 from sightloop.apps.server.limits import IMAGE_LIMITS
 from sightloop.apps.server.remote_images import RemoteImages
 from sightloop.data.image_names import is_image_name
@@ -24,11 +25,15 @@ class ImageSources:
 
     Args:
         folder: where images may be named by their path; None for nowhere.
+        image_set: the only images of the folder that may be read; None for all.
         remote: fetches remote images; None if they are refused.
     """
 
-    def __init__(self, folder: Path | None, remote: RemoteImages | None) -> None:
+    def __init__(
+        self, folder: Path | None, remote: RemoteImages | None, image_set: ImageSet | None = None
+    ) -> None:
         self._folder = None if folder is None else Path(os.path.realpath(folder))
+        self._image_set = image_set
         self._remote = remote
 
     async def text(self, source: str, param: str) -> bytes:
@@ -65,6 +70,8 @@ class ImageSources:
         """
         if self._folder is None:
             raise ApiError(400, "the server has no folder of images: send the image itself", param=param)
+        if self._image_set is not None:
+            return await asyncio.to_thread(_read_member, self._image_set, name, param)
         return await asyncio.to_thread(_read_inside, self._folder, name, param)
 
 
@@ -90,6 +97,16 @@ def _base64(text: str, param: str) -> bytes:
 def to_base64(data: bytes) -> str:
     """Bytes as base64."""
     return base64.b64encode(data).decode("ascii")
+
+
+def _read_member(image_set: ImageSet, name: str, param: str) -> bytes:
+    """An image of an index or a dataset."""
+    try:
+        return image_set.read(name, lambda path: read_file(path, IMAGE_LIMITS))
+    except (KeyError, OSError):
+        raise ApiError(404, "there is no such image here", param=param, code="image_not_found") from None
+    except ImageError as error:
+        raise ApiError(400, f"the image cannot be read: {error.reason}", param=param) from None
 
 
 def _read_inside(folder: Path, name: str, param: str) -> bytes:

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
-import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from sightloop.apps.server import work
 from sightloop.apps.server.caption_review import REVIEW_FOLDER, Proposal
 from sightloop.apps.server.errors import ApiError
+from sightloop.apps.server.folder_index import index_of_library
 from sightloop.apps.server.image_library import Library, LibraryImage, Listing, image_id
+from sightloop.apps.server.job_commands import run_command
 from sightloop.apps.server.job_list import ServerJob
 from sightloop.apps.server.model_pool import LoadedModel
 from sightloop.apps.server.service import Service
+from sightloop.apps.server.training_runs import (
+    TrainingRun,
+    find_run,
+    model_of,
+    run_folder,
+    save_comparison,
+    save_run,
+)
 from sightloop.data.atomic import atomic_write
 from sightloop.types import JsonDict, JsonMapping, Pixels
 
 _CLIENT = "jobs"  # takes turns with the clients
 _BATCH = 8
-_STOP_SECONDS = 10.0
 _STEP_CURVES = ("loss",)
+_DIRECTIONS = {"length": 0, "repetition": -1}  # of metrics of which more is not better
 _DIFFERENCE = (
     ", A - B"  # end of a metric's name in the lines of `sightloop evaluate --json` that compare two models
 )
@@ -73,14 +79,15 @@ async def start_index(service: Service) -> None:
 
 
 def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
-    """Proposes captions for images that have neither a caption nor an open proposal."""
+    """Proposes captions for images without one, or whose caption was rejected, and without a proposal to decide."""
     model_id = service.pool.find(_name(options, "model"))
     prompt = _name(options, "prompt")
 
     async def run(job: ServerJob) -> None:
         def wanted() -> Sequence[LibraryImage]:
             bare = library.select(Listing(state="uncaptioned"))
-            return [entry for entry in bare if library.state(entry) in ("none", "accepted")]
+            rejected = [entry for entry in library.captioned() if library.is_rejected(entry)]
+            return [entry for entry in (*bare, *rejected) if library.state(entry) in ("none", "accepted")]
 
         entries = await asyncio.to_thread(wanted)
         async with service.pool.lease(model_id) as served:
@@ -98,8 +105,8 @@ def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
 
     source = service.pool.source(model_id)
     return Plan(
-        f"Caption images without a caption ({model_id})",
-        _shell("caption", library.folder.name, "-m", source, *(["--prompt", prompt] if prompt else [])),
+        f"Propose captions for images without one ({model_id})",
+        _shell("caption", library.source.name, "-m", source, *(["--prompt", prompt] if prompt else [])),
         run,
     )
 
@@ -119,12 +126,12 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
             async def score(batch: Sequence[tuple[LibraryImage, Pixels]]) -> None:
                 captions = [library.caption(entry) for entry, _ in batch]
                 rows = [
-                    (pixels, (caption.text or "",))
+                    (pixels, tuple(_lines(caption.text)) or ("",))
                     for (_, pixels), caption in zip(batch, captions, strict=True)
                 ]
                 fits = await service.run(_CLIENT, kind, rows)
                 scored = [
-                    (entry.path, caption.etag, own[0])
+                    (entry.path, caption.etag, min(own))  # the worst of several captions
                     for (entry, _), caption, own in zip(batch, captions, fits, strict=True)
                 ]
                 await asyncio.to_thread(library.review.set_fits, scored)
@@ -134,7 +141,7 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
     source = service.pool.source(model_id)
     return Plan(
         f"Score captions against their images ({model_id})",
-        _shell("match", library.folder.name, "-m", source, "--out", "scores.csv"),
+        _shell("match", library.source.name, "-m", source, "--out", "scores.csv"),
         run,
     )
 
@@ -164,25 +171,30 @@ async def _each_batch(
 
 def _use(service: Service, library: Library, options: JsonMapping) -> Plan:
     """Serves the result of a training as a further model."""
-    name, folder = _trained(service, library, options)
+    name = find_run(library.home, _name(options, "run") or "").name
+    model = model_of(library.home, name)
 
     async def run(job: ServerJob) -> None:
-        service.pool.add(name, str(folder))
+        service.pool.add(name, str(model))
         async with service.pool.lease(name):
+            job.result = {"model": name}
             job.message = f"{name} can be chosen as model now"
 
-    return Plan(
-        f"Use {name}", _shell("serve", library.folder.name, "-m", f"{REVIEW_FOLDER}/runs/{name}/model"), run
-    )
+    place = f"{library.home.name}/{model.relative_to(library.home)}"
+    return Plan(f"Use {name}", _shell("serve", library.source.name, "-m", place), run)
 
 
 # Commands in a child process.
 
 
 def _index(service: Service, library: Library, options: JsonMapping) -> Plan:
-    store = library.folder / REVIEW_FOLDER / "index"
+    store = index_of_library(library)
+    if store == library.source:
+        raise ApiError(
+            409, "the server shows this index: add images to it with sightloop index", code="index_served"
+        )
     model = service.pool.source(service.pool.find(_name(options, "model")))
-    command = ["index", str(library.folder), "--store", str(store), "-m", model, "--prune", "--json"]
+    command = ["index", str(library.source), "--store", str(store), "-m", model, "--prune", "--json"]
 
     async def run(job: ServerJob) -> None:
         job.total = len(await asyncio.to_thread(library.entries))
@@ -190,13 +202,13 @@ def _index(service: Service, library: Library, options: JsonMapping) -> Plan:
         def line(event: JsonDict) -> None:
             job.done += 1
 
-        await _command(job, command, library, line)
+        await run_command(job, command, library, line)
 
     shown = (
         "index",
-        library.folder.name,
+        library.source.name,
         "--store",
-        f"{library.folder.name}/{REVIEW_FOLDER}/index",
+        f"{library.home.name}/{REVIEW_FOLDER}/index",
         "-m",
         model,
     )
@@ -209,7 +221,7 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
     steps = _integer(options, "steps", 100, 1, 100_000)
     held_out = _fraction(options, "held_out", 0.2)
     name = time.strftime("run-%Y%m%d-%H%M%S")
-    folder = library.folder / REVIEW_FOLDER / "runs" / name
+    folder = run_folder(library.home, name)
     data, rest = folder / "train.jsonl", folder / "held-out.jsonl"
     settings = [
         f"model.init_from={model}",
@@ -230,6 +242,7 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
 
     async def run(job: ServerJob) -> None:
         counts = await asyncio.to_thread(_write_split, library, data, rest, held_out)
+        save_run(library.home, TrainingRun(name, model, steps, *counts))
         job.total = steps
         job.result = {"name": name, "images": counts[0], "held_out": counts[1]}
 
@@ -240,17 +253,18 @@ def _train(service: Service, library: Library, options: JsonMapping) -> Plan:
                     job.curves.setdefault(curve, []).append((job.done, float(event[curve])))
                 job.message = f"loss {float(event['loss']):.3f}"
 
-        await _command(job, command, library, line)
+        await run_command(job, command, library, line)
 
-    shown = ("train", "captioner", "--data", library.folder.name, "--out", name, "--set", *settings)
+    shown = ("train", "captioner", "--data", library.source.name, "--out", name, "--set", *settings)
     return Plan(f"Fine-tune {model}", _shell(*shown), run)
 
 
 def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
     """Captions the held-out images with the model of before and of after: metrics with intervals of the difference."""
-    name, folder = _trained(service, library, options)
-    model = service.pool.source(service.pool.find(_name(options, "model")))
-    held_out = folder.parent.parent / "held-out.jsonl"
+    trained = find_run(library.home, _name(options, "run") or "")
+    name, model = trained.name, trained.model
+    place = run_folder(library.home, name)
+    folder, held_out = model_of(library.home, name), place / "held-out.jsonl"
     command = ["evaluate", "captions", "--data", str(held_out), "-m", str(folder), "-m", model, "--json"]
 
     async def run(job: ServerJob) -> None:
@@ -264,19 +278,21 @@ def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
             elif isinstance(value, float | int):
                 values.setdefault(metric, []).append(float(value))
 
-        await _command(job, command, library, line)
-        job.result = {"metrics": _compared(values, differences)}
+        await run_command(job, command, library, line)
+        metrics = _compared(values, differences)
+        await asyncio.to_thread(save_comparison, library.home, name, metrics)
+        job.result = {"name": name, "metrics": metrics}
 
-    run_folder = f"{REVIEW_FOLDER}/runs/{name}"
+    run_place = f"{library.home.name}/{place.relative_to(library.home)}"
     shown = (
         "evaluate",
         "captions",
         "--data",
-        f"{run_folder}/held-out.jsonl",
+        f"{run_place}/held-out.jsonl",
         "-m",
         model,
         "-m",
-        f"{run_folder}/run/model",
+        f"{run_place}/run/model",
     )
     return Plan(f"Compare {model} with {name}", _shell(*shown), run)
 
@@ -284,96 +300,29 @@ def _compare(service: Service, library: Library, options: JsonMapping) -> Plan:
 def _bootstrap(service: Service, library: Library, options: JsonMapping) -> Plan:
     """CapFilt over the folder into a new data set."""
     model = service.pool.source(service.pool.find(_name(options, "model")))
-    out = library.folder / REVIEW_FOLDER / time.strftime("bootstrap-%Y%m%d-%H%M%S")
-    command = ["bootstrap", str(library.folder), "--out", str(out), "--captioner", model, "--filter", model]
+    out = library.home / REVIEW_FOLDER / time.strftime("bootstrap-%Y%m%d-%H%M%S")
+    command = ["bootstrap", str(library.source), "--out", str(out), "--captioner", model, "--filter", model]
 
     async def run(job: ServerJob) -> None:
-        await _command(job, command, library, lambda _event: None)
+        await run_command(job, command, library, lambda _event: None)
         job.result = {"folder": f"{REVIEW_FOLDER}/{out.name}"}
 
-    shown = ("bootstrap", library.folder.name, "--out", out.name, "--captioner", model, "--filter", model)
+    shown = ("bootstrap", library.source.name, "--out", out.name, "--captioner", model, "--filter", model)
     return Plan("Bootstrap the captions (CapFilt)", _shell(*shown), run)
 
 
-async def _command(
-    job: ServerJob, arguments: Sequence[str], library: Library, line: Callable[[JsonDict], None]
-) -> None:
-    """Runs `sightloop ARGUMENTS` as a child process; JSON lines of its output go to `line`.
+def _write_split(library: Library, data: Path, rest: Path, held_out: float) -> tuple[int, int]:
+    """Writes the images whose captions nobody rejected as two lists; an image is on the same side in every run.
 
     Raises:
-        ApiError: it failed, with the last line of its messages.
+        ApiError: there are too few (400).
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "sightloop",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=1 << 24,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-
-    def pause(paused: bool) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
-
-    async def read_errors(stream: asyncio.StreamReader) -> str:
-        last = ""
-        async for raw in stream:
-            last = raw.decode("utf-8", "replace").strip() or last
-        return last
-
-    job.on_pause = pause
-    errors = asyncio.create_task(read_errors(process.stderr))
-    try:
-        async for raw in process.stdout:
-            if (event := _json_object(raw)) is not None:
-                line(event)
-        status = await process.wait()
-        message = await errors
-    except asyncio.CancelledError:
-        await _stop(process, pause)
-        raise
-    finally:
-        job.on_pause = None
-        errors.cancel()
-    if status:
-        cause = message.replace(f"{library.folder}", library.folder.name).removeprefix("sightloop: ")
-        raise ApiError(400, cause or f"the command ended with status {status}")
-
-
-def _json_object(raw: bytes) -> JsonDict | None:
-    """The JSON object of a line of output; None for a line that is none, such as a message."""
-    try:
-        event = json.loads(raw)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
-
-
-async def _stop(process: asyncio.subprocess.Process, pause: Callable[[bool], None]) -> None:
-    """Interrupts a command, so that it leaves a state to resume from; kills it if it does not end."""
-    pause(False)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-        except TimeoutError:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-
-
-def _write_split(library: Library, data: Path, rest: Path, held_out: float) -> tuple[int, int]:
-    """Writes the captioned images as two lists; an image is on the same side in every run. Raises ApiError (400)."""
     parts: tuple[list[str], list[str]] = ([], [])
     for entry in library.captioned():
+        if library.is_rejected(entry):
+            continue
         share = int(image_id("split " + entry.path), 16) / float(1 << 64)
-        captions = [line for line in (library.caption(entry).text or "").split("\n") if line.strip()]
-        row = {"image": str(library.folder / entry.path), "captions": captions}
+        row = {"image": str(library.folder / entry.path), "captions": _lines(library.caption(entry).text)}
         parts[share < held_out].append(json.dumps(row, ensure_ascii=False) + "\n")
     if min(map(len, parts)) < 2:
         raise ApiError(400, "too few captions: accept or write at least a dozen first")
@@ -389,17 +338,24 @@ def _compared(values: JsonMapping, differences: Mapping[str, JsonMapping]) -> li
     for name, gap in differences.items():
         after, before = values[name]
         interval = {key: gap[key] for key in ("low", "high", "p")}
-        rows.append({"name": name, "before": before, "after": after, "difference": gap["value"]} | interval)
+        verdict = _verdict(gap["low"], gap["high"], _DIRECTIONS.get(name, 1))
+        row = {"name": name, "before": before, "after": after, "difference": gap["value"], "verdict": verdict}
+        rows.append(row | interval)
     return rows
 
 
-def _trained(service: Service, library: Library, options: JsonMapping) -> tuple[str, Path]:
-    """Name and model folder of a finished training. Raises ApiError."""
-    job = service.jobs.find(str(options.get("train_job", "")))
-    if job.kind != "train" or job.state != "done" or job.result is None:
-        raise ApiError(400, "train_job: not a training that has ended well", param="train_job")
-    name = str(job.result["name"])
-    return name, library.folder / REVIEW_FOLDER / "runs" / name / "run" / "model"
+def _verdict(low: float, high: float, direction: int) -> str:
+    """What the interval of a difference says; "" for a metric of which neither more nor less is better."""
+    if not direction:
+        return ""
+    if low <= 0 <= high:
+        return "unclear"
+    return "better" if (low > 0) == (direction > 0) else "worse"
+
+
+def _lines(text: str | None) -> list[str]:
+    """The captions of a caption file, one a line."""
+    return [line for line in (text or "").split("\n") if line.strip()]
 
 
 def _shell(*arguments: str) -> str:

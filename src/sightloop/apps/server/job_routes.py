@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 from fastapi import Request
@@ -12,8 +13,10 @@ from sightloop.apps.server.folder_routes import library_of
 from sightloop.apps.server.job_kinds import plan
 from sightloop.apps.server.routing import new_router
 from sightloop.apps.server.service import service_of
+from sightloop.apps.server.training_runs import list_runs
 
 router = new_router("/api/jobs", "jobs")
+runs_router = new_router("/api/runs", "jobs")
 
 OptionValue = str | int | float | bool | None
 
@@ -38,6 +41,13 @@ async def start(request: Request, body: JobRequest) -> JsonResponse:
 async def jobs(request: Request) -> JsonResponse:
     """All jobs, in the order in which they were started."""
     return JsonResponse([job.as_json() for job in service_of(request).jobs.jobs.values()])
+
+
+@runs_router.get("")
+async def runs(request: Request) -> JsonResponse:
+    """The trainings of the folder that ended well, the latest first, with how they compared."""
+    folder = library_of(service_of(request)).home
+    return JsonResponse(await asyncio.to_thread(list_runs, folder))
 
 
 @router.get("/{job_id}")

@@ -14,10 +14,10 @@ from fastapi import Request
 
 from sightloop.apps.server.access import Access
 from sightloop.apps.server.admission import Admission
-from sightloop.apps.server.caption_review import REVIEW_FOLDER
 from sightloop.apps.server.errors import ApiError
-from sightloop.apps.server.folder_index import FolderIndex
+from sightloop.apps.server.folder_index import FolderIndex, index_of_library
 from sightloop.apps.server.image_library import Library
+from sightloop.apps.server.image_sets import open_image_set
 from sightloop.apps.server.image_sources import ImageSources
 from sightloop.apps.server.job_list import JobList
 from sightloop.apps.server.limits import QUEUE, RESERVE
@@ -68,12 +68,14 @@ class Service:
             lambda: self.admission.count, lambda: sum(state.is_loaded for state in self.pool.states())
         )
         self.scheduler = Scheduler(lambda: self.admission.count, self.metrics.batch)
-        self.images = ImageSources(settings.folder, RemoteImages() if settings.allow_urls else None)
+        image_set = None if settings.folder is None else open_image_set(settings.folder)
+        folder = None if settings.folder is None else Path(os.path.realpath(settings.folder))
+        folder = folder if image_set is None else image_set.folder
+        self.images = ImageSources(folder, RemoteImages() if settings.allow_urls else None, image_set)
         self.jobs = JobList()
         self.thumbnails = Thumbnails(settings.workers)
-        folder = None if settings.folder is None else Path(os.path.realpath(settings.folder))
-        self.image_library = None if folder is None else Library(folder)
-        self.index = None if folder is None else FolderIndex(folder / REVIEW_FOLDER / "index")
+        self.image_library = None if folder is None else Library(folder, image_set)
+        self.index = None if self.image_library is None else FolderIndex(index_of_library(self.image_library))
 
     def stop(self) -> None:
         """Refuses new requests and those that wait; what runs goes on."""

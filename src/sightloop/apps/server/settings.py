@@ -19,13 +19,13 @@ class ServerSettings:
         host: address to bind.
         port: TCP port; 0 for a free one.
         keys: one of them must come with every request but that of /health; () for none.
-        folder: where images may be read by path; None for nowhere.
+        folder: folder, index or dataset whose images may be read by path; None for nowhere.
         allow_urls: whether remote images are fetched.
         hosts: further names under which the server may be called.
         max_memory: bytes of weights that may be loaded at a time; None for no bound.
         idle_seconds: after which a model that is not the default is unloaded; 0 for never.
         workers: processes that decode images, for each loaded model.
-        build_index: whether the index of the folder is built at the start, where there is none.
+        build_index: whether the index of these images is built at the start, where there is none.
     """
 
     models: dict[str, str]

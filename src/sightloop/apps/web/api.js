@@ -1,5 +1,6 @@
 // Requests to the server that sent the page.
 import { signal } from "./html.js";
+import { text } from "./strings.js";
 
 export const needsKey = signal(false);
 export const isLost = signal(false);
@@ -24,8 +25,9 @@ export async function call(method, path, body, headers = {}) {
   try {
     answer = await fetch(path, options);
   } catch (error) {
-    if (error.name !== "AbortError") isLost.value = true;
-    throw error;
+    if (error.name === "AbortError") throw error;
+    isLost.value = true;
+    throw new ApiError(undefined, { error: { message: text("app.lost") } });
   }
   isLost.value = false;
   let parsed = null;

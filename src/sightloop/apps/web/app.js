@@ -1,7 +1,7 @@
 // The page's frame: rooms, keyboard, key dialog.
 import { html, render, useEffect, useRef, useState } from "./html.js";
 import { isLost, needsKey, post } from "./api.js";
-import { go, info, isTyping, loadInfo, message, route } from "./state.js";
+import { go, info, isTyping, loadInfo, message, route, searchAsked } from "./state.js";
 import { text } from "./strings.js";
 import { Library } from "./rooms/library.js";
 import { Captions } from "./rooms/captions.js";
@@ -19,6 +19,7 @@ const KEYS = [
   ["Space", "help.select"],
   ["Enter", "help.open"],
   ["n", "help.next"],
+  ["j, k", "help.step"],
   ["a", "help.accept"],
   ["e", "help.edit"],
   ["Ctrl+Enter", "help.save"],
@@ -82,6 +83,12 @@ function App() {
   }, []);
 
   useEffect(() => {
+    if (!isLost.value) return;
+    const timer = setInterval(() => loadInfo().catch(() => {}), 3000);
+    return () => clearInterval(timer);
+  }, [isLost.value]);
+
+  useEffect(() => {
     function onKey(event) {
       if (event.key === "Escape" && event.target.matches?.("input, textarea, select")) event.target.blur();
       if (isTyping(event)) return;
@@ -90,7 +97,7 @@ function App() {
       else if (event.key === "?") setHelp(true);
       else if (event.key === "/") {
         if (room !== "library") go("library");
-        requestAnimationFrame(() => document.querySelector("#search-text")?.focus());
+        searchAsked.value += 1;
       } else return;
       event.preventDefault();
     }

@@ -1,7 +1,7 @@
 // A grid of images that renders only what is in view: 100,000 images are as quick as 100.
 import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
 import { thumb } from "./api.js";
-import { go, selected, toggleSelected } from "./state.js";
+import { go, opened, selected, toggleSelected } from "./state.js";
 import { text } from "./strings.js";
 
 const CELL = 176; // px, least width of a cell
@@ -12,7 +12,7 @@ const OVERSCAN = 3; // rows above and below the view
 export function Grid({ rows, describe, label }) {
   const box = useRef(null);
   const [view, setView] = useState({ width: 0, height: 0, top: 0 });
-  const [active, setActive] = useState(0);
+  const [active, setActive] = useState(rows.active ?? 0);
   const total = rows.total.value ?? 0;
   rows.changed.value; // a change draws the grid again
   const chosen = selected.value;
@@ -39,9 +39,15 @@ export function Grid({ rows, describe, label }) {
 
   useEffect(() => {
     rows.at(0);
-    setActive(0);
-    if (box.current) box.current.scrollTop = 0;
+    setActive(rows.active ?? 0);
+    if (box.current) box.current.scrollTop = rows.scrollTop ?? 0;
   }, [rows]);
+
+  function open(index, row) {
+    Object.assign(rows, { active: index, scrollTop: box.current.scrollTop }); // for the way back
+    Object.assign(opened, { rows, index });
+    go("image", row.id);
+  }
 
   function show(index) {
     const top = Math.floor(index / columns) * rowHeight;
@@ -65,7 +71,7 @@ export function Grid({ rows, describe, label }) {
     const row = rows.at(active);
     if (event.key in steps) show(Math.min(total - 1, Math.max(0, active + steps[event.key])));
     else if (event.key === " " && row) toggleSelected(row.id);
-    else if (event.key === "Enter" && row) go("image", row.id);
+    else if (event.key === "Enter" && row) open(active, row);
     else return;
     event.preventDefault();
   }
@@ -86,7 +92,7 @@ export function Grid({ rows, describe, label }) {
         if (!row) return;
         setActive(index);
         if (event.ctrlKey || event.metaKey || event.shiftKey) toggleSelected(row.id);
-        else go("image", row.id);
+        else open(index, row);
       }}>
       ${row && html`<img src=${thumb(row.id)} alt="" loading="lazy" decoding="async" draggable=${false} />`}
       <span class="line">${row ? describe(row) : ""}</span>

@@ -8,6 +8,9 @@ export const message = signal(""); // read out by screen readers
 export const selected = signal(new Set());
 export const filters = signal({ text: "", not: "", state: "all", sort: "path" });
 export const version = signal(0); // raised when rows may have changed
+export const preferred = signal(""); // id of the model that the rooms begin with; "": the server's default
+export const searchAsked = signal(0); // raised when the field of the search is to have the keyboard
+export const opened = { rows: null, index: 0 }; // where the image that is shown was opened
 
 export const canEdit = computed(() => info.value?.editable ?? false);
 
@@ -26,6 +29,7 @@ addEventListener("hashchange", () => {
 
 export function go(room, id = "") {
   location.hash = id ? `#/${room}/${id}` : `#/${room}`;
+  route.value = parseRoute(); // before the next key can come
 }
 
 export function say(words) {
@@ -39,7 +43,8 @@ export async function loadInfo() {
 
 /** Models that have a capability. */
 export function modelsFor(capability) {
-  return (info.value?.models ?? []).filter((model) => model.capabilities.includes(capability));
+  const able = (info.value?.models ?? []).filter((model) => model.capabilities.includes(capability));
+  return able.sort((a, b) => (b.id === preferred.value) - (a.id === preferred.value));
 }
 
 /** Rows of a listing, fetched in pages as they come into view. */

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sightloop.data.copies import image_hash
 from sightloop.data.copies.clusters import Clusters
+from sightloop.data.copies.colors import CELLS, CHANNELS
 from sightloop.data.copies.copies import COPY_THRESHOLD, Copies, CopySet
 from sightloop.data.copies.look_alikes import look_alike_pairs, look_alike_threshold
 from sightloop.data.images.decode import upright_size
@@ -44,6 +45,7 @@ class ImageFacts:
         file_bytes: size of the encoded image.
         time: when the file was last written, in seconds since 1970; None where unknown.
         spectrum: int8 `[16, 16]`, see `image_hash.spectrum`.
+        colors: int8 `[4, 4, 2]`, see `colors.color_cells`; all 0 agrees with every color.
     """
 
     name: str
@@ -53,13 +55,16 @@ class ImageFacts:
     file_bytes: int
     time: float | None
     spectrum: NDArray[np.int8] = field(repr=False)
+    colors: NDArray[np.int8] = field(
+        repr=False, default_factory=lambda: np.zeros((CELLS, CELLS, CHANNELS), np.int8)
+    )
 
     @classmethod
     def of(cls, name: str, data: bytes, time: float | None = None) -> ImageFacts:
         """The facts of an encoded image. Raises ImageError if it cannot be read."""
-        spectrum = image_hash.draft_spectrum(data)
+        spectrum, colors = image_hash.draft_hashes(data)
         height, width = upright_size(data, name)
-        return cls(name, sha256(data).hexdigest(), width, height, len(data), time, spectrum)
+        return cls(name, sha256(data).hexdigest(), width, height, len(data), time, spectrum, colors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +210,10 @@ class _DuplicateSearch:
         Returns:
             The edges of which both images may have the same pixels.
         """
-        copy_set = CopySet(np.stack([image.spectrum for image in self.images]))
+        images = self.images
+        copy_set = CopySet(
+            np.stack([image.spectrum for image in images]), np.stack([image.colors for image in images])
+        )
 
         def apart(first: Integers, second: Integers) -> NDArray[np.bool_]:
             return ~self.clusters.joined(first, second)

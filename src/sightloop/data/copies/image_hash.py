@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from sightloop.data.copies.colors import color_cells
 from sightloop.data.images import headers
 from sightloop.data.images.decode import decode
 from sightloop.types import Floats, Floats32
@@ -80,7 +81,14 @@ def spectrum(image: Image.Image) -> NDArray[np.int8]:
 
 
 def draft_spectrum(data: bytes) -> NDArray[np.int8]:
-    """Spectrum `[16, 16]` of an encoded image. A baseline JPEG is decoded at reduced size, several times as fast.
+    """Spectrum `[16, 16]` of an encoded image. Raises ImageError if it cannot be read."""
+    return draft_hashes(data)[0]
+
+
+def draft_hashes(data: bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Spectrum `[16, 16]` and colors `[4, 4, 2]` (see `colors`) of an encoded image.
+
+    A baseline JPEG is decoded at reduced size, several times as fast.
 
     Raises:
         ImageError: the image cannot be read.
@@ -89,11 +97,13 @@ def draft_spectrum(data: bytes) -> NDArray[np.int8]:
         jpeg = headers.check_header(data, _MAX_DRAFT_PIXELS)
         if jpeg is not None and jpeg.is_standard and jpeg.width * jpeg.height <= _MAX_DRAFT_PIXELS:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                image.draft("L", (_SIDE, _SIDE))
-                return spectrum(ImageOps.exif_transpose(image))
+                image.draft("YCbCr" if image.mode == "RGB" else "L", (_SIDE, _SIDE))
+                small = ImageOps.exif_transpose(image)
+                return spectrum(small), color_cells(small)
     except (OSError, ValueError, SyntaxError):
         pass  # `decode` reads it nevertheless, or raises ImageError
-    return spectrum(decode(data))
+    image = decode(data)
+    return spectrum(image), color_cells(image)
 
 
 def phash(spectra: NDArray[np.int8], window: CropWindow = FULL) -> NDArray[np.uint64]:

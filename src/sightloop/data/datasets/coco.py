@@ -15,6 +15,7 @@ from pathlib import Path
 from sightloop.data.datasets import coco_file, schema
 from sightloop.data.datasets.coco_file import CocoId, is_id
 from sightloop.data.datasets.image_paths import find_image
+from sightloop.data.datasets.values import check_text
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, Question, Region, Sample
 
@@ -94,9 +95,9 @@ class CocoSource:
             try:
                 kind = coco_file.annotation_kind(annotation)
                 if kind == "caption":
-                    captions.append(schema.check_text(annotation["caption"], "caption"))
+                    captions.append(check_text(annotation["caption"], "caption"))
                 elif kind == "question":
-                    text = schema.check_text(annotation["question"], "question")
+                    text = check_text(annotation["question"], "question")
                     questions.append(Question(text, coco_file.answers(annotation)))
                 elif kind == "label":
                     labels.append(self._label(annotation))
@@ -122,6 +123,7 @@ class CocoSource:
             (*base.regions, *regions),
             base.label,
             {"image_id": number, **base.extra} | ({"crowd": crowd} if crowd else {}),
+            base.dialogues,
         )
 
     def digest(self) -> str:
@@ -238,7 +240,7 @@ class CocoSource:
         number = annotation.get("category_id")
         if not is_id(number) or number not in self._category_names:
             raise ValueError(f"its category {number!r} is not listed in categories")
-        return schema.check_text(self._category_names[number], "category")
+        return check_text(self._category_names[number], "category")
 
     def _find_folders(self, paths: Sequence[Path], images: Path | None) -> list[Path]:
         """Folders of the images; the first one has one of the first 100."""

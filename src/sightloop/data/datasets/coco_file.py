@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from sightloop.data.datasets import schema
 from sightloop.data.datasets.rle import decode_rle, mask_box
+from sightloop.data.datasets.values import check_corners, check_text, finite_numbers
 from sightloop.data.json_members import RepeatedNames, parse_tolerant, repeated_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict, JsonMapping, MaskRuns, Region
@@ -101,17 +101,18 @@ def region_from_annotation(annotation: JsonMapping, label: str) -> Region:
     bbox = annotation.get("bbox")
     score = annotation.get("score")
     if bbox:
-        numbers = schema.finite_numbers(bbox, "its bbox")
+        numbers = finite_numbers(bbox, "its bbox")
         if len(numbers) != 4:
             raise ValueError(f"its bbox has {len(numbers)} numbers, not four")
         left, top, width, height = numbers
         box = (left, top, left + width, top + height)
+        check_corners(box, "its bbox")
     elif mask is not None:
         box = mask_box(mask)
     else:
         xs, ys = [x for o in outlines for x in o[0::2]], [y for o in outlines for y in o[1::2]]
         box = (min(xs), min(ys), max(xs), max(ys))
-    confidence = None if score is None else schema.finite_numbers([score], "its score")[0]
+    confidence = None if score is None else finite_numbers([score], "its score")[0]
     return Region(label, box, outlines, confidence, mask)
 
 
@@ -121,7 +122,7 @@ def answers(annotation: JsonMapping) -> tuple[str, ...]:
     items = value if isinstance(value, list) else [value]
     texts = [item.get("answer") if isinstance(item, Mapping) else item for item in items]
     texts = [str(text) if isinstance(text, int | float) else text for text in texts if text is not None]
-    return tuple(schema.check_text(text, "answer") for text in texts)
+    return tuple(check_text(text, "answer") for text in texts)
 
 
 def _read_segmentation(value: object) -> tuple[tuple[tuple[float, ...], ...], MaskRuns | None]:
@@ -136,7 +137,7 @@ def _read_segmentation(value: object) -> tuple[tuple[tuple[float, ...], ...], Ma
     if not isinstance(value, list):
         raise ValueError("its segmentation is neither a list of outlines nor a run-length encoding")
     outlines = value if isinstance(value[0], list) else [value]
-    polygons = tuple(schema.finite_numbers(outline, "an outline of its segmentation") for outline in outlines)
+    polygons = tuple(finite_numbers(outline, "an outline of its segmentation") for outline in outlines)
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(

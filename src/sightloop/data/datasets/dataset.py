@@ -19,9 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.copies.learned_images import digest_of_image
+from sightloop.data.datasets.annotated_folder import AnnotatedFolderSource, find_annotated_folders, find_split
+from sightloop.data.datasets.annotation_files import (
+    AnnotationFilesSource,
+    annotation_files,
+    is_annotation_file,
+)
 from sightloop.data.datasets.coco import CocoSource
 from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.tables import TableSource
+from sightloop.data.datasets.visdial import VisDialKind, open_visdial, visdial_kind
 from sightloop.data.datasets.webdataset import ShardSource, StreamSource
 from sightloop.data.datasets.yolo import YoloSource
 from sightloop.data.datasets.yolo_yaml import open_yolo_file
@@ -31,7 +38,10 @@ from sightloop.types import Sample
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _MAX_PATHS = 100_000  # of a brace range, or of all sources together
-_KINDS = "a folder, .csv, .tsv, .jsonl, .json, .parquet, .yaml (YOLO), .tar, .tar.gz, or - for a tar on standard input"
+_KINDS = (
+    "a folder, .csv, .tsv, .jsonl, .json, .xml (Pascal VOC), .parquet, .yaml (YOLO), .tar, .tar.gz, or - for a tar on "
+    "standard input"
+)
 
 
 class SampleSource(Protocol):
@@ -263,14 +273,16 @@ def open_dataset(
         source: paths, globs and brace ranges (`{000..005}`, `{a,b}`) of
 
             * a folder: of images with sidecars (.txt, .json) or with a subfolder per class (see `FolderSource`), with
-              YOLO's `labels`, or of .tar or .parquet files;
+              YOLO's `labels`, with Pascal VOC's `Annotations`, or of .tar or .parquet files;
             * .csv, .tsv, .jsonl, .parquet, or .json with a list of objects (columns: see `schema`);
             * the .yaml file of a YOLO data set: all images of its `train`, `val` and `test`;
             * .json in COCO's format; several files about the same images merge;
+            * .json of LabelMe and .xml of Pascal VOC, a file per image; a list of VOC's `ImageSets`;
+            * .json of Visual Dialog (v0.9, v1.0), also together with its dense annotations;
             * .tar shards as WebDataset and img2dataset write them;
             * .tar.gz, a named pipe, or "-" for a tar on standard input: read once, in order.
-        images: folder that image paths in a table or in COCO JSON start from, or YOLO's images; by default found from
-            the location of the file.
+        images: folder that image paths in a table or in COCO JSON start from, or YOLO's or Visual Dialog's images; by
+            default found from the location of the file.
         classes: whether subfolders are classes; None to decide (see `FolderSource`).
 
     Raises:
@@ -282,15 +294,24 @@ def open_dataset(
     image_folder = None if images is None else Path(images)
     sources: list[SampleSource | StreamSource] = []
     coco: list[Path] = []
+    annotated: list[Path] = []
+    visdial: dict[VisDialKind, list[Path]] = {"dialogues": [], "relevance": []}
     for name in _expand_all(names):
         if name == "-":
             sources.append(StreamSource(None))
+        elif is_annotation_file(name):
+            annotated.append(Path(name))
+        elif Path(name).suffix.lower() == ".json" and (kind := visdial_kind(Path(name))):
+            visdial[kind].append(Path(name))
         elif Path(name).suffix.lower() == ".json" and _is_json_object(Path(name)):
             coco.append(Path(name))
         else:
             sources += _open_path(Path(name), image_folder, classes)
     if coco:
         sources.append(CocoSource(coco, image_folder))
+    if annotated:
+        sources.append(AnnotationFilesSource(annotated, image_folder))
+    sources += open_visdial(visdial["dialogues"], visdial["relevance"], image_folder)
     dataset = Dataset(sources)
     if not isinstance(sources[0], StreamSource) and not len(dataset):
         notes = "".join(f" {note}." for note in dataset.notes)
@@ -310,11 +331,17 @@ def _open_path(
     if stat.S_ISDIR(mode):
         if files := _coco_files(path):
             return [CocoSource([file], image_folder) for file in files]
+        if files := _createml_files(path):
+            return [TableSource(file, image_folder) for file in files]
         if folders := YoloSource.find(path):
             return [YoloSource.open_folder(folder, image_folder) for folder in folders]
+        if folders := find_annotated_folders(path):
+            return [AnnotatedFolderSource(folder, image_folder) for folder in folders]
         folder = FolderSource(path, classes)
         if len(folder):
             return [folder]
+        if files := annotation_files(path):
+            return [AnnotationFilesSource(files, image_folder)]
         for ending in (".tar", ".parquet"):
             if files := sorted(path.glob(f"*{ending}")):
                 return [source for file in files for source in _open_path(file, image_folder, classes)]
@@ -332,6 +359,8 @@ def _open_path(
         return [TableSource(path, image_folder)]
     if path.suffix.lower() in (".yaml", ".yml"):
         return [*open_yolo_file(path, image_folder)]
+    if (folder := find_split(path)) is not None:
+        return [AnnotatedFolderSource(folder, image_folder, split=path)]
     raise UsageError(f"{path}: unknown kind of source; it must be {_KINDS}.")
 
 
@@ -340,6 +369,12 @@ def _coco_files(folder: Path) -> list[Path]:
     files = [folder / "labels.json"] if (folder / "data").is_dir() else []
     files += [folder / split / "_annotations.coco.json" for split in ("", "train", "valid", "test")]
     return [file for file in files if _is_json_object(file) and b'"images"' in file.read_bytes()]
+
+
+def _createml_files(folder: Path) -> list[Path]:
+    """CreateML files of a folder as Roboflow writes it: train/_annotations.createml.json."""
+    files = (folder / split / "_annotations.createml.json" for split in ("", "train", "valid", "test"))
+    return [file for file in files if file.is_file()]
 
 
 def _expand_all(patterns: Iterable[str | Path]) -> list[str]:

@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from pathlib import Path
 
 from sightloop.data.datasets import schema
+from sightloop.data.datasets.annotation_files import has_annotation_files, is_annotation_file, notes_on_files
 from sightloop.data.datasets.class_folders import CLASS_NAMES_FILE, ClassFolders
 from sightloop.data.datasets.sidecar_files import (
+    BOX_EXTENSIONS,
     CAPTION_EXTENSIONS,
     FIELD_EXTENSIONS,
     SIDECAR_EXTENSIONS,
@@ -29,7 +31,7 @@ from sightloop.types import Sample
 MARKER_NAME = ".sightloop.json"  # file in a folder written by `convert`, whose labels are in sidecars
 # Tables with a row per image of their folder, as Hugging Face's ImageFolder has them.
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_ANNOTATION_EXTENSIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_ANNOTATION_EXTENSIONS = (".json", ".xml", ".jsonl", ".csv", ".tsv", ".parquet")
 _IGNORED_NAMES = frozenset(("thumbs.db", "desktop.ini", CLASS_NAMES_FILE, "license", "readme"))
 
 
@@ -67,9 +69,20 @@ class FolderSource:
         # Numbers of tables and of records in them, by path of the image.
         self._rows: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         notes: list[str] = []
+        self._has_fields = False  # whether there is a .json or .xml file that is no table
         others: list[str] = []  # names of files that are neither images nor their sidecars
+        strangers: list[str] = []  # names of .xml files that are no annotation files
         tables: list[tuple[str, str]] = []  # folder and name of each metadata table
         for prefix, images, files in self._walk():
+            foreign = {name for name in files if name.lower().endswith(BOX_EXTENSIONS)}
+            foreign = {
+                name for name in foreign if not is_annotation_file(os.path.join(self._root, prefix + name))
+            }
+            files = [name for name in files if name not in foreign]
+            strangers += foreign
+            self._has_fields |= any(
+                name.lower().endswith((*FIELD_EXTENSIONS, *BOX_EXTENSIONS)) for name in files
+            )
             self._names += [name for name in images if listed is None or name in listed]
             self._unusual |= unusual_sidecars(os.path.join(self._root, prefix + name) for name in files)
             tables += [(prefix, name) for name in METADATA_NAMES if name in files]
@@ -81,9 +94,9 @@ class FolderSource:
         self._classes = ClassFolders(self._root, self._names, classes, self._has_sidecar, is_written)
         stems = Counter(os.path.splitext(name)[0] for name in self._names)
         self._ambiguous_stems = frozenset(stem for stem, count in stems.items() if count > 1)
-        if others:
-            notes.append(f"{self.name}: {_count_kinds(others)}")
-        self.notes = (*self._classes.notes, *notes, *self._shared_captions())
+        if others or strangers:
+            notes.append(f"{self.name}: {_count_kinds(others, strangers)}")
+        self.notes = (*self._classes.notes, *notes, *self._shared_captions(), *self._notes_on_annotations())
 
     def __len__(self) -> int:
         return len(self._names) + len(self._unlistable)
@@ -141,10 +154,22 @@ class FolderSource:
             if text is not None:
                 yield text
 
-    def _sidecars(self, path: str) -> tuple[str | None, str | None]:
-        """Paths of the caption file and of the .json file of an image."""
+    def _sidecars(self, path: str) -> tuple[str | None, str | None, str | None]:
+        """Paths of the caption file, the .json file and the .xml file of an image."""
         text = find_sidecar(path, CAPTION_EXTENSIONS, self._unusual) if self._has_captions else None
-        return text, find_sidecar(path, FIELD_EXTENSIONS, self._unusual)
+        boxes = find_sidecar(path, BOX_EXTENSIONS, self._unusual) if self._unusual else None
+        return text, find_sidecar(path, FIELD_EXTENSIONS, self._unusual), boxes
+
+    def _notes_on_annotations(self) -> Iterator[str]:
+        """Notes on what LabelMe's and Pascal VOC's files beside the images hold that is no region."""
+        if self._has_fields and has_annotation_files(self._field_files()):
+            yield from notes_on_files(self._field_files(), self.name)
+
+    def _field_files(self) -> Iterator[str]:
+        """Paths of the .json and .xml files of the images, in their order."""
+        for name in self._names:
+            _, *files = self._sidecars(os.path.join(self._root, name))
+            yield from (file for file in files if file is not None)
 
     def _has_sidecar(self, name: str) -> bool:
         row = unicodedata.normalize("NFC", name) in self._rows
@@ -227,9 +252,9 @@ def _why_no_file(path: str) -> str:
     return f"{path} is a broken link" if os.path.islink(path) else f"there is no file {path}"
 
 
-def _count_kinds(names: list[str]) -> str:
-    """What is left out, by extension, and what to do about annotation files."""
-    kinds = Counter(os.path.splitext(name)[1].lower() or "without an extension" for name in names)
+def _count_kinds(names: list[str], strangers: list[str]) -> str:
+    """What is left out, by extension, and what to do about annotation files, of which none is among the strangers."""
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without an extension" for name in names + strangers)
     text = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     annotations = [name for name in names if os.path.splitext(name)[1].lower() in _ANNOTATION_EXTENSIONS]
     remedy = "; annotations are read where their file is named, not its folder: " if annotations else ""

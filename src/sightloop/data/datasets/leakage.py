@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightloop.data.copies.copies import COPY_THRESHOLD, CopySet
-from sightloop.data.copies.image_hash import draft_spectrum
+from sightloop.data.copies.image_hash import draft_hashes
 from sightloop.data.images.decode import read_file
 from sightloop.errors import ImageError
 from sightloop.types import Sample
@@ -147,6 +147,7 @@ def find_leaks(
 class _ImageFingerprint(NamedTuple):
     digest: bytes  # of the encoded image
     spectrum: NDArray[np.int8]  # [16, 16]
+    colors: NDArray[np.int8]  # [4, 4, 2]
 
 
 def _read_fingerprints(
@@ -156,7 +157,7 @@ def _read_fingerprints(
     for sample in samples:
         try:
             data = sample.image if isinstance(sample.image, bytes) else read_file(str(sample.image))
-            yield sample, _ImageFingerprint(sha256(data).digest(), draft_spectrum(data))
+            yield sample, _ImageFingerprint(sha256(data).digest(), *draft_hashes(data))
         except ImageError:
             unreadable.append(sample.key)
             yield sample, None
@@ -168,6 +169,7 @@ class _ImageMatcher:
 
     keys: list[str] = field(default_factory=list[str])
     _spectra: list[NDArray[np.int8]] = field(default_factory=list[NDArray[np.int8]])
+    _colors: list[NDArray[np.int8]] = field(default_factory=list[NDArray[np.int8]])
     _rows_by_digest: dict[bytes, list[int]] = field(default_factory=dict[bytes, "list[int]"])
     _exact: dict[int, str] = field(default_factory=dict[int, str])  # row -> key of the training image
     _best: dict[int, tuple[float, str]] = field(default_factory=dict[int, "tuple[float, str]"])
@@ -177,6 +179,7 @@ class _ImageMatcher:
         self._rows_by_digest.setdefault(fingerprint.digest, []).append(len(self.keys))
         self.keys.append(key)
         self._spectra.append(fingerprint.spectrum)
+        self._colors.append(fingerprint.colors)
 
     def compare(self, train: Sequence[tuple[str, _ImageFingerprint]], threshold: float) -> None:
         """Notes exact copies and the most similar ones among some training images."""
@@ -186,8 +189,11 @@ class _ImageMatcher:
             for row in self._rows_by_digest.get(fingerprint.digest, ()):
                 self._exact.setdefault(row, key)
         if self._set is None:
-            self._set = CopySet(np.stack(self._spectra))
-        others = CopySet(np.stack([fingerprint.spectrum for _, fingerprint in train]))
+            self._set = CopySet(np.stack(self._spectra), np.stack(self._colors))
+        others = CopySet(
+            np.stack([fingerprint.spectrum for _, fingerprint in train]),
+            np.stack([fingerprint.colors for _, fingerprint in train]),
+        )
         for copies in self._set.copies_in(others, threshold):
             pairs = zip(
                 copies.first.tolist(), copies.second.tolist(), copies.similarity.tolist(), strict=True

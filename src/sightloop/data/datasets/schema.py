@@ -7,6 +7,8 @@
     regions                                 [{"label": ..., "box": [left, top, right, bottom], "polygons": [...],
                                             "score": 0.9, "mask": COCO's run-length encoding}]
     label, class, category                  a string or an integer
+    dialogues                               [{"caption": ..., "rounds": [{"question": ..., "answer": ...,
+                                            "candidates": [...], "truth": 0, "relevance": [...]}]}]
     extra                                   an object; its members and all other fields become `Sample.extra`
 
 Names are case-insensitive. All functions raise ValueError with the reason, as the end of a sentence.
@@ -23,21 +25,24 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
+from sightloop.data.datasets.foreign_fields import own_fields
 from sightloop.data.datasets.rle import decode_rle, encode_rle
+from sightloop.data.datasets.values import check_corners, check_text, finite_numbers
 from sightloop.data.image_names import is_image_name
 from sightloop.data.json_members import parse_strict
-from sightloop.types import JsonDict, JsonMapping, Question, Region, Sample
+from sightloop.types import Dialogue, JsonDict, JsonMapping, Question, Region, Round, Sample
 
 IMAGE_FIELDS = tuple(
-    "image picture filepath file_path file file_name filename path image_path image_name img_path img_name img "
+    "image picture filepath file_path file file_name filename path image_path imagepath image_name imagefilename "
+    "img_path img_name img "
     "jpg jpeg png webp name".split()
 )
 CAPTION_FIELDS = ("captions", "caption", "texts", "text", "title", "comment")
 _QUESTION_FIELDS, _LABEL_FIELDS = ("qa", "questions"), ("label", "class", "category")
-_OTHER_FIELDS = ("key", "question", "answer", "answers", "regions", "extra")
+_OTHER_FIELDS = ("key", "question", "answer", "answers", "regions", "dialogues", "extra")
 _KNOWN_FIELDS = frozenset((*IMAGE_FIELDS, *CAPTION_FIELDS, *_QUESTION_FIELDS, *_LABEL_FIELDS, *_OTHER_FIELDS))
 # Fields whose cell in a text table may hold JSON.
-_JSON_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTION_FIELDS, "answers", "regions", "extra")) - {
+_JSON_CELLS = frozenset((*CAPTION_FIELDS, *_QUESTION_FIELDS, "answers", "regions", "dialogues", "extra")) - {
     "caption",
     "text",
     "title",
@@ -62,7 +67,7 @@ def key_hash(key: str) -> int:
 
 def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sample:
     """A sample from its fields, without those of the image and the key, which are arguments."""
-    rest = dict(fields)
+    rest = own_fields(fields)
 
     def pop(names: tuple[str, ...], default: object = None) -> object:
         field = first_field(rest, names)
@@ -76,6 +81,9 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
         answers = pop(("answers", "answer"))
         questions += _parse_questions([{"question": question, "answers": answers}])
     regions = tuple(region_from_fields(region) for region in _parse_objects(pop(("regions",), ()), "regions"))
+    for region in regions:
+        check_corners(region.box, "a region's box")
+    dialogues = tuple(map(dialogue_from_fields, _parse_objects(pop(("dialogues",), ()), "dialogues")))
     label = pop(_LABEL_FIELDS)
     if label is not None and not isinstance(label, str | int):
         raise ValueError("its label is neither a string nor an integer")
@@ -87,7 +95,7 @@ def sample_from_fields(key: str, image: bytes | Path, fields: JsonMapping) -> Sa
             extra = json_object(extra.encode("utf-8", "surrogatepass"), "extra")
     rest.update(extra if isinstance(extra, Mapping) else {"extra": extra})
     label = None if label in (None, "") else check_text(str(label), "label")
-    return Sample(key, image, captions, questions, regions, label, rest | titles)
+    return Sample(key, image, captions, questions, regions, label, rest | titles, dialogues)
 
 
 def _pop_file_title(fields: JsonDict) -> JsonDict:
@@ -119,6 +127,8 @@ def fields_from_sample(sample: Sample) -> JsonDict:
         fields["regions"] = [fields_from_region(region) for region in sample.regions]
     if sample.label is not None:
         fields["label"] = sample.label
+    if sample.dialogues:
+        fields["dialogues"] = [fields_from_dialogue(dialogue) for dialogue in sample.dialogues]
     # What would be read as something else goes below "extra".
     nested = {
         name: value for name, value in sample.extra.items() if name.lower() in _KNOWN_FIELDS or value is None
@@ -148,25 +158,68 @@ def region_from_fields(fields: JsonMapping) -> Region:
     )
 
 
-def finite_numbers(value: object, what: str) -> tuple[float, ...]:
-    """A list of numbers as finite floats. what: for messages ("a region's box")."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{what} is missing or no list of numbers")
-    try:
-        numbers = tuple(float(number) for number in value if not isinstance(number, bool | str))
-    except (TypeError, OverflowError):
-        numbers = ()
-    if len(numbers) < len(value) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{what} holds something else than finite numbers")
-    return numbers
-
-
 def fields_from_region(region: Region) -> JsonDict:
     """The inverse of `region_from_fields`; empty fields are omitted."""
     fields: JsonDict = {"label": region.label, "box": list(region.box)}
     fields |= {"polygons": [list(p) for p in region.polygons]} if region.polygons else {}
     fields |= {"score": region.score} if region.score is not None else {}
     return fields if region.mask is None else fields | {"mask": encode_rle(region.mask)}
+
+
+def dialogue_from_fields(fields: JsonMapping) -> Dialogue:
+    """A dialogue from its `rounds` and, optionally, its `caption`."""
+    rounds = _parse_objects(fields.get("rounds"), "dialogue's rounds")
+    caption = fields.get("caption")
+    read: list[Round] = []
+    for number, item in enumerate(rounds, 1):
+        try:
+            read.append(_round_from_fields(item))
+        except ValueError as error:
+            raise ValueError(f"round {number} of a dialogue: {error}") from None
+    return Dialogue(tuple(read), "" if caption is None else check_text(caption, "dialogue's caption"))
+
+
+def _round_from_fields(fields: JsonMapping) -> Round:
+    answer, truth = fields.get("answer"), fields.get("truth")
+    candidates, relevance = fields.get("candidates"), fields.get("relevance")
+    if not isinstance(candidates, list | tuple | None):
+        raise ValueError("its candidates are not a list")
+    if truth is not None and (isinstance(truth, bool) or not isinstance(truth, int)):
+        raise ValueError(f"its truth is no index of a candidate: {truth!r}")
+    return checked_round(
+        Round(
+            check_text(fields.get("question"), "question"),
+            None if answer is None else check_text(answer, "answer"),
+            tuple(check_text(text, "candidate") for text in candidates or ()),
+            truth,
+            () if relevance is None else finite_numbers(relevance, "its relevance"),
+        )
+    )
+
+
+def checked_round(one: Round) -> Round:
+    """The round, if its truth is one of its candidates and its relevance is one of each. Raises ValueError."""
+    count = len(one.candidates)
+    if one.truth is not None and not 0 <= one.truth < count:
+        raise ValueError(f"its true answer is number {one.truth} (from 0) of {count} candidates")
+    if one.relevance and len(one.relevance) != count:
+        raise ValueError(f"it has relevance for {len(one.relevance)} of {count} candidates")
+    if one.relevance and min(one.relevance) < 0:
+        raise ValueError(f"a relevance is negative: {min(one.relevance):g}")
+    return one
+
+
+def fields_from_dialogue(dialogue: Dialogue) -> JsonDict:
+    """The inverse of `dialogue_from_fields`; empty fields are omitted."""
+    rounds: list[JsonDict] = []
+    for one in dialogue.rounds:
+        fields: JsonDict = {"question": one.question}
+        fields |= {} if one.answer is None else {"answer": one.answer}
+        fields |= {"candidates": list(one.candidates)} if one.candidates else {}
+        fields |= {} if one.truth is None else {"truth": one.truth}
+        fields |= {"relevance": list(one.relevance)} if one.relevance else {}
+        rounds.append(fields)
+    return ({"caption": dialogue.caption} if dialogue.caption else {}) | {"rounds": rounds}
 
 
 def merge_samples(first: Sample, second: Sample) -> Sample:
@@ -185,6 +238,7 @@ def merge_samples(first: Sample, second: Sample) -> Sample:
         regions=first.regions + second.regions,
         label=first.label if first.label is not None else second.label,
         extra={**second.extra, **first.extra},
+        dialogues=first.dialogues + second.dialogues,
     )
 
 
@@ -225,10 +279,25 @@ def json_object(data: bytes, name: str) -> JsonDict:
 
 
 def json_text(value: object) -> str:
-    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped."""
-    text = json.dumps(value, ensure_ascii=False)
+    """JSON on one line, also for `str.splitlines`, and valid UTF-8: lone surrogates and line separators are escaped.
+
+    Numbers that are not finite become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity; Python reads and writes both
+        value = _without_nan(value)
+        text = json.dumps(value, ensure_ascii=False)
     is_safe = text.isascii() or not re.search("[\x85\u2028\u2029\ud800-\udfff]", text)
     return text if is_safe else json.dumps(value)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def portable_name(name: str) -> str:
@@ -241,15 +310,6 @@ def valid_key(key: str) -> str:
     if key.isascii():
         return key
     return re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", key)
-
-
-def check_text(value: object, what: str) -> str:
-    """A value that must be a string of valid Unicode. what: for messages."""
-    if not isinstance(value, str):
-        raise ValueError(f"a {what} is not a string: {value!r}")
-    if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"a {what} is not valid Unicode (is the file UTF-8?)")
-    return value
 
 
 def _parse_texts(value: object, what: str) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ import os
 import stat
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.csv_rows import CsvRows, file_digest, image_column
+from sightloop.data.datasets.foreign_fields import FOREIGN_NAMES, own_fields
 from sightloop.data.datasets.image_paths import find_image
 from sightloop.data.json_members import parse_tolerant, repeated_name
 from sightloop.errors import UsageError
@@ -53,8 +55,6 @@ class TableRows(Protocol):
 class TableSource:
     """Source of the samples of a table, one per image, in the order of their first rows."""
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, path: Path, images: Path | None = None) -> None:
         """Scans the table once.
 
@@ -73,14 +73,19 @@ class TableSource:
                 raise UsageError(f"{path}: neither a regular file nor a link to one.")
             self._rows = _open(path)
             image_hashes, key_hashes = array("q"), array("q")
+            aside = Counter[str]()
             for row, fields in enumerate(self._rows.scan()):
                 name = None if fields is None else _image_name(fields)
                 image_hashes.append(hash((row,) if name is None else name))
                 key_hashes.append(schema.key_hash(self._key(row, fields)))
+                if fields is not None and not FOREIGN_NAMES.isdisjoint(fields):
+                    with suppress(ValueError):  # a wrong row is named when it is read
+                        own_fields(fields, aside)
         except (OSError, ValueError, csv.Error, RecursionError) as error:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"{path} cannot be read as a table: {error}") from error
+        self.notes = tuple(f"{self.name}: {count:,} {what}" for what, count in aside.items() if count)
         # Rows grouped by image, groups in the order of their first rows. Images a, b, a, c, b of rows 0..4:
         # first rows of a, b, c = 0, 1, 3; order 0, 2, 1, 4, 3; counts 2, 2, 1; starts 0, 2, 4, 5.
         _, first, group = np.unique(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from sightloop.data.datasets import schema
 from sightloop.data.datasets.folder import escape_key
+from sightloop.data.datasets.parquet_schema import parquet_schema
 from sightloop.data.datasets.rle import encode_rle, mask_area
 from sightloop.data.images.decode import upright_size
 from sightloop.errors import ImageError
@@ -219,7 +220,7 @@ class CsvWriter:
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._image_folder = image_folder
         # "\r\n": every version of the csv module quotes the characters of the line terminator.
-        columns: list[str] = ["key", "image", "caption", "label", "qa", "regions", "extra"]
+        columns: list[str] = ["key", "image", "caption", "label", "qa", "regions", "dialogues", "extra"]
         self._table = csv.DictWriter(self._file, columns, "", delimiter=delimiter, lineterminator="\r\n")
         self._table.writeheader()
         self.dropped = Counter[str]()
@@ -259,32 +260,10 @@ class ParquetWriter:
             path: of the file.
             refer: write paths relative to the folder of the file instead of image bytes; all images must be files.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._base = path.parent if refer else None
-        texts, numbers = pa.list_(pa.string()), pa.list_(pa.float64())
-        question = pa.struct([("question", pa.string()), ("answers", texts)])
-        mask = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
-        shape = [("label", pa.string()), ("box", numbers), ("polygons", pa.list_(numbers))]
-        region = pa.struct([*shape, ("score", pa.float64()), ("mask", mask)])
-        image = pa.struct(
-            [("bytes", pa.binary()), ("path", pa.string())]
-        )  # as Hugging Face `datasets` has it
-        # `datasets` then decodes the column as images; it infers the other features from their types.
-        features = {"info": {"features": {"image": {"_type": "Image"}}}}
-        self._schema = pa.schema(
-            [
-                ("key", pa.string()),
-                ("image", image),
-                ("captions", texts),
-                ("qa", pa.list_(question)),
-                ("regions", pa.list_(region)),
-                ("label", pa.string()),
-                ("extra", pa.string()),
-            ],
-            metadata={"huggingface": json.dumps(features)},
-        )
+        self._schema = parquet_schema()
         self._file = pq.ParquetWriter(path, self._schema)
         self._rows: list[JsonDict] = []  # of the next row group
         self._bytes = 0  # of images in them
@@ -308,8 +287,12 @@ class ParquetWriter:
         row: JsonDict = {"key": key, "image": image}
         row["captions"] = list(sample.captions)
         row["qa"] = [{"question": q.question, "answers": list(q.answers)} for q in sample.questions]
-        row["regions"] = schema.fields_from_sample(replace(sample, extra={})).get("regions", [])
-        row |= {"label": sample.label, "extra": json.dumps(dict(sample.extra)) if sample.extra else None}
+        fields = schema.fields_from_sample(replace(sample, extra={}))
+        row |= {name: fields.get(name, []) for name in ("regions", "dialogues")}
+        row |= {
+            "label": sample.label,
+            "extra": schema.json_text(dict(sample.extra)) if sample.extra else None,
+        }
         self._rows.append(row)
         self._bytes += len(data or b"")
         if len(self._rows) >= _ROW_GROUP_SAMPLES or self._bytes >= _ROW_GROUP_BYTES:

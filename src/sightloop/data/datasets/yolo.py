@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sightloop.data.datasets.folder import FolderSource
 from sightloop.data.datasets.sidecar_files import read_plain_file
+from sightloop.data.datasets.values import check_corners
 from sightloop.data.datasets.yolo_names import (
     class_names_file,
     has_keypoints,
@@ -169,6 +170,7 @@ class YoloSource:
                 (x + box_width / 2) * width,
                 (y + box_height / 2) * height,
             )
+            check_corners(box, f"{where}: its box")
             return Region(label, box, score=values[4] if len(values) == 5 else None)
         if len(values) < 6 or len(values) % 2:
             raise ValueError(

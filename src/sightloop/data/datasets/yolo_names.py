@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sightloop.data.datasets.schema import check_text
 from sightloop.data.datasets.sidecar_files import read_plain_file
+from sightloop.data.datasets.values import check_text
 from sightloop.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Worker process that decodes images, run as `python -m sightloop.data.images.decode_worker SETTINGS`.
+"""Worker process that decodes images, run as `python -m sightloop.data.images.decode_worker`.
 
-SETTINGS is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits"; under "shared" the
-"descriptor" and "size" of memory for decoded images that the parent resizes (-1: none). Messages on the pipes,
-big-endian:
+The first line of its input is JSON: the fields of an ImageSpec under "spec" and of Limits under "limits"; under
+"shared" the "descriptor" and "size" of memory for decoded images that the parent resizes (-1 or 0: none). Messages on
+the pipes follow, big-endian:
 
     request   kind (1 byte: 0 path, 1 encoded bytes), length (8), payload
     started   1 byte: a request was received and work begins; one more is sent when the worker is ready for the first
@@ -38,10 +38,6 @@ FAILED, SHARED = 1, 2
 
 def main() -> None:
     """Serve requests until the pipe is closed."""
-    settings: dict[str, JsonDict] = json.loads(sys.argv[1])
-    limits = Limits(**settings["limits"])
-    fields: JsonDict = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["spec"].items()}
-    spec = ImageSpec(**fields)
     # The pipes move to new descriptors, so that a C library that prints to 1 does not write between the messages.
     requests, responses = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     devnull = os.open(os.devnull, os.O_RDWR)
@@ -49,6 +45,12 @@ def main() -> None:
     os.dup2(devnull, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _exit_with_parent()
+    if not (line := requests.readline()):
+        return  # no image came
+    settings: dict[str, JsonDict] = json.loads(line)
+    limits = Limits(**settings["limits"])
+    fields: JsonDict = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["spec"].items()}
+    spec = ImageSpec(**fields)
     place = settings.get("shared", {"descriptor": -1, "size": 0})
     shared = _open_shared(int(place["descriptor"]), int(place["size"]))
     _limit_memory(limits.max_memory_bytes)
@@ -92,7 +94,7 @@ def _response(
 def _open_shared(descriptor: int, size: int) -> mmap.mmap | None:
     if descriptor < 0:
         return None
-    shared = mmap.mmap(descriptor, size)
+    shared = mmap.mmap(descriptor, size) if size else None
     os.close(descriptor)
     return shared
 

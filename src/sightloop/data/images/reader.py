@@ -8,18 +8,15 @@ leave in shared memory, to the same bits in half of the time. Imports no torch i
 from __future__ import annotations
 
 import io
-import json
 import math
-import mmap
 import os
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from typing import IO, Final, Literal, Protocol
@@ -32,6 +29,9 @@ from sightloop.data.images.batch_size import BatchSize as BatchSize
 from sightloop.data.images.batch_size import BatchSizer as BatchSizer
 from sightloop.data.images.batch_size import Memory as Memory
 from sightloop.data.images.batch_size import ProcessMemory as ProcessMemory
+from sightloop.data.images.worker_process import SHARED_BYTES, start_worker
+from sightloop.data.images.worker_process import start_early as start_early
+from sightloop.data.images.worker_process import stop_early as stop_early
 from sightloop.errors import ImageError, UsageError
 from sightloop.types import ImageSource, ImageSpec, JsonDict, Limits, Pixels
 
@@ -43,7 +43,6 @@ _WALL_CLOCK_FACTOR: Final = 30.0  # wall-clock seconds allowed per second of CPU
 _SIGPROF_STATUS: Final = -27  # exit status of a worker that used up its CPU time
 _WATCH_SECONDS: Final = 0.2  # between two looks at the clock
 _AHEAD_BYTES: Final = 1 << 28  # of results that wait
-_SHARED_BYTES: Final = 1 << 24  # of a worker's decoded image; larger ones are resized by the worker
 
 
 def read_images(
@@ -280,25 +279,7 @@ class _Worker:
         self.stopped = False
         self._timed_out = False
         self._deadline = math.inf
-        descriptor = _shared_memory() if share else -1
-        self._shared = None if descriptor < 0 else mmap.mmap(descriptor, _SHARED_BYTES)
-        # The parent's import path without the working directory: a numpy.py among the images must not be imported.
-        path = os.pathsep.join(item for item in sys.path if item)
-        # One thread: the thread pools that numpy's BLAS reserves would count against the memory limit.
-        environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "sightloop.data.images.decode_worker"),
-                json.dumps({**settings, "shared": {"descriptor": descriptor, "size": _SHARED_BYTES}}),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            pass_fds=() if descriptor < 0 else (descriptor,),
-        )
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._process, self._shared, _ = start_worker(settings, share=share)
         self._ready = False
 
     def request(self, name: str, kind: int, payload: bytes) -> Pixels | NDArray[np.uint8] | ImageError:
@@ -335,7 +316,7 @@ class _Worker:
         if (
             status == decode_worker.SHARED
             and self._shared is not None
-            and 0 < height * width * 4 <= _SHARED_BYTES
+            and 0 < height * width * 4 <= SHARED_BYTES
         ):
             return np.frombuffer(self._shared, np.uint8, height * width * 4).reshape(height, width, 4)
         values = np.frombuffer(body, np.uint8).reshape(3, height, width)
@@ -374,15 +355,6 @@ class _Worker:
         if time.monotonic() > self._deadline:
             self._timed_out = True
             self.stop()
-
-
-def _shared_memory() -> int:
-    """Descriptor of `_SHARED_BYTES` of memory for a child, of which only what is used is taken; -1 without any."""
-    with suppress(AttributeError, OSError):  # not Linux, or forbidden
-        descriptor = os.memfd_create("sightloop")
-        os.truncate(descriptor, _SHARED_BYTES)
-        return descriptor
-    return -1
 
 
 def _read_exactly(pipe: IO[bytes], length: int) -> bytearray:

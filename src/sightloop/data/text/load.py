@@ -36,8 +36,8 @@ def load_tokenizer_of_kind(
         kind: of the tokenizer.
         max_length: tokens a text; 0 for no limit.
         lowercase: lower-case the texts ("pieces" alone).
-        cleaning: name of open_clip's text cleaning, a key of `sentencepiece.CLEANINGS` ("pieces"), or "lower", that of
-            CLIP's original code ("clip"); None for what the files say.
+        cleaning: name of open_clip's text cleaning, a key of `sentencepiece.CLEANINGS` ("pieces"), or "lower" ("clip");
+            None for what the files say.
 
     Raises:
         TokenizerError: what is missing or damaged.
@@ -80,9 +80,12 @@ def _load(
     if kind == "bert" and vocab.is_file() and not from_hub:
         return bert_tokenizer_from_vocab(vocab, max_length=max_length)
     if kind == "clip" and merges.is_file() and not from_hub and not (source / "vocab.json").is_file():
-        return clip_tokenizer_from_bpe(merges, max_length=max_length)
+        return clip_tokenizer_from_bpe(
+            merges, max_length=max_length, rules="openai" if cleaning is None else "open_clip"
+        )
     if kind == "clip" and cleaning not in (None, "lower"):
         raise TokenizerError(
             f"{source}: cleaning {cleaning!r} is not supported for CLIP's tokenizer, only 'lower' is"
         )
-    return load_tokenizer(source, kind=kind, max_length=max_length, original=cleaning is not None)
+    rules = None if cleaning is None else "open_clip"
+    return load_tokenizer(source, kind=kind, max_length=max_length, rules=rules)

@@ -15,7 +15,6 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
-import ftfy
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -370,6 +369,8 @@ def _siglip_cleaning(model: PieceModel, names: list[str], lower: bool, end: str)
 
 
 def _mended(text: str) -> str:
+    import ftfy  # few models need it
+
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 

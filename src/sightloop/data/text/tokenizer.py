@@ -8,17 +8,13 @@ CLIP has two sets of rules, and the files say which one holds:
 * hub files (`tokenizer.json`, or `vocab.json` and `merges.txt`): NFC, white space, lower case, as the hub's own
   tokenizer has it; special tokens are found anywhere in a text;
 * the original `bpe_simple_vocab_16e6.txt.gz`, and any files beside weights in open_clip's layout: what CLIP was
-  trained with (Radford et al. 2021, released code):
-  ftfy, HTML unescaped twice, white space, lower case. Plain captions get the same ids under both.
+  trained with, see `clip_rules`. Plain captions get the same ids under both.
 """
 
 from __future__ import annotations
 
 import gzip
-import html
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,10 +22,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import ftfy
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from sightloop.data.text.clip_rules import CLIP_RULES, CLIP_WORDS, ClipRules
 from sightloop.data.text.padding import Padding, check_texts, pad
 from sightloop.errors import TokenizerError, UsageError
 from sightloop.types import JsonDict, JsonMapping, Tokens
@@ -38,7 +34,8 @@ PipelineKind = Literal["clip", "bert", "pieces"]  # the last: data/pieces.py
 Merges = list[tuple[str, str]]
 Vocabulary = tuple[dict[str, int], Merges | None, list[JsonDict]]  # and the added tokens that a file lists
 
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+_START, _END = CLIP_RULES["openai"].ends
+_OPEN_CLIP_ENDS = CLIP_RULES["open_clip"].ends
 _NAMES: dict[PipelineKind, dict[str, str]] = {
     "clip": dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), _END) | {"bos_token": _START},
     "bert": {f"{role.lower()}_token": f"[{role}]" for role in ("UNK", "SEP", "PAD", "CLS", "MASK")},
@@ -51,20 +48,11 @@ _FRAME: dict[PipelineKind, tuple[str, str]] = {
 }
 _CLASS: dict[PipelineKind, str] = {"clip": "CLIPTokenizer", "bert": "BertTokenizer"}
 _BERT_SWITCHES: JsonDict = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
-_CLEANING = "sightloop_cleaning"  # "openai" or absent in tokenizer_config.json; other readers ignore it
+_CLEANING = (
+    "sightloop_cleaning"  # a name of CLIP_RULES or absent in tokenizer_config.json; other readers ignore it
+)
 _JOINED = "sightloop_joined"  # marks such as "_" that decoded texts have without spaces around them
 
-# CLIP's words: special tokens, English clitics, runs of letters, single numbers, runs of anything else.
-_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# The original pattern ignores case. Its texts are lower case by then, so that only adds the long s (U+017F), and
-# drops U+0345: a mark whose upper case is a letter, so it is neither "a letter" nor "not a letter".
-_OPENAI_WORDS = (
-    _CLIP_WORDS.replace("startoftext", "[s\u017f]tartoftext")
-    .replace("'s", "'[s\u017f]")
-    .replace(r"[^\s", "[^\\s\u0345")
-)
-_OPENAI_SPECIAL = re.compile("<\\|(?:[s\u017f]tartoftext|endoftext)\\|>")
-_OPENAI_SPACE = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode White_Space; `re` alone counts 1C to 1F as space too
 _OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _OPENAI_MERGES = 49152 - 256 - 2  # the file has more merges than CLIP was trained with
 
@@ -147,7 +135,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         added = dict(sorted(self.backend.get_added_tokens_decoder().items()))
         backend = self.backend
-        if self._openai:  # in tokenizer.json the hub's rules, the only ones that other tools can run
+        if self._rules:  # in tokenizer.json the hub's rules, the only ones that other tools can run
             backend = _clip_pipeline(backend.model, {})
             backend.add_tokens(list(added.values()))
             backend.post_processor = self.backend.post_processor
@@ -168,8 +156,8 @@ class Tokenizer:
             (folder / name).write_text(text + "\n", "utf-8")
 
     @property
-    def _openai(self) -> bool:
-        return self.settings.get(_CLEANING) == "openai"
+    def _rules(self) -> ClipRules | None:
+        return CLIP_RULES.get(self.settings.get(_CLEANING, ""))
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text with its first and last token, uncut."""
@@ -177,31 +165,35 @@ class Tokenizer:
             texts = [self.clean(text) for text in texts]
         rows = [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
         # The library finds special tokens anywhere, the original only where a word begins.
-        for row in [row for row, text in enumerate(texts) if self._openai and _OPENAI_SPECIAL.search(text)]:
-            parts = [self._part(part) for part in _openai_parts(texts[row])]
+        rules = self._rules
+        for row in [row for row, text in enumerate(texts) if rules and rules.special.search(text)]:
+            parts = [self._part(part) for part in (rules.parts(texts[row]) if rules else ())]
             rows[row] = [cast(int, self.bos_id), *chain.from_iterable(parts), cast(int, self.eos_id)]
         return rows
 
     def _part(self, part: str) -> list[int]:
-        known = part in (_START, _END)
+        known = self._rules is not None and part in self._rules.ends
         return [self.token_id(part)] if known else self.backend.encode(part, add_special_tokens=False).ids
 
 
-def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int, original: bool = False) -> Tokenizer:
+def load_tokenizer(
+    folder: Path, *, kind: PipelineKind, max_length: int, rules: Literal["openai", "open_clip"] | None = None
+) -> Tokenizer:
     """The tokenizer of a checkpoint folder in the hub's layout; ids equal to the hub's own tokenizer of `kind`.
 
     Reads tokenizer.json, else vocab.json and merges.txt ("clip") or vocab.txt ("bert"), else, for "clip", the
     original bpe_simple_vocab_16e6.txt.gz; and tokenizer_config.json, special_tokens_map.json, added_tokens.json
     where present. As at the hub, `kind` and the switches in tokenizer_config.json (`do_lower_case`, ...) decide
     how text is normalized, not tokenizer.json. Rows get `max_length` tokens at most (what the network takes), or
-    `model_max_length` if that is less. `original`: texts are cleaned and cut into words as CLIP's original code does
-    (ftfy, HTML), whatever the files are. Raises `TokenizerError`, naming the file and where it belongs.
+    `model_max_length` if that is less. `rules`: texts are cleaned and cut into words as CLIP's original code or
+    open_clip does (ftfy, HTML, how special tokens are spelled), whatever the files are. Raises `TokenizerError`,
+    naming the file and where it belongs.
     """
     if kind not in _NAMES:
         raise UsageError(f"kind={kind!r}: must be one of {', '.join(map(repr, _NAMES))}.")
     whole, plain = folder / "tokenizer.json", folder / ("vocab.json" if kind == "clip" else "vocab.txt")
     if kind == "clip" and not whole.is_file() and not plain.is_file() and (folder / _OPENAI_FILE).is_file():
-        return clip_tokenizer_from_bpe(folder / _OPENAI_FILE, max_length=max_length)
+        return clip_tokenizer_from_bpe(folder / _OPENAI_FILE, max_length=max_length, rules=rules or "openai")
     config = _read_json(folder / "tokenizer_config.json", optional=True)
     for key, usual in {"truncation_side": "right", "split_special_tokens": False}.items():
         if config.get(key, usual) != usual:
@@ -210,12 +202,20 @@ def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int, origina
         wanted = "vocab.json and merges.txt" if kind == "clip" else "vocab.txt"
         _require(plain, f"Copy tokenizer.json, or {wanted}, of the checkpoint into that folder.")
     vocabulary, merges, listed = _read_whole(whole, kind) if whole.is_file() else _read_plain(plain, kind)
+    usual = _NAMES[kind]
+    if kind == "clip" and _START not in vocabulary and _OPEN_CLIP_ENDS[0] in vocabulary:
+        usual = {role: _respelled(name) for role, name in usual.items()}
     with _reading(folder):
-        stated, names, tokens = _read_special(folder, kind, config, listed)
+        stated, names, tokens = _read_special(folder, usual, config, listed)
+        if rules == "open_clip" and kind == "clip":
+            vocabulary = {_respelled(word): index for word, index in vocabulary.items()}
+            names = {role: _respelled(name) for role, name in names.items()}
+            stated = {index: _respelled_token(token) for index, token in stated.items()}
+            tokens = [_respelled_token(token) for token in tokens]
     _require_frame(folder, kind, names, {*vocabulary, *(token.content for token in stated.values())})
     kept = ("clean_up_tokenization_spaces", "processor_class", _CLEANING, _JOINED, *_BERT_SWITCHES)
     settings = {key: config[key] for key in kept if key in config} | names
-    settings |= {_CLEANING: "openai"} if original and kind == "clip" else {}
+    settings |= {_CLEANING: rules} if rules and kind == "clip" else {}
     if isinstance(limit := config.get("model_max_length"), (int, float)) and limit > 0:
         max_length = int(min(max_length, limit))
     model = _model(plain, vocabulary, merges, names["unk_token"])
@@ -229,11 +229,13 @@ def load_tokenizer(folder: Path, *, kind: PipelineKind, max_length: int, origina
     return tokenizer
 
 
-def clip_tokenizer_from_bpe(path: Path, *, max_length: int = 77) -> Tokenizer:
+def clip_tokenizer_from_bpe(
+    path: Path, *, max_length: int = 77, rules: Literal["openai", "open_clip"] = "openai"
+) -> Tokenizer:
     """CLIP's tokenizer from its original file, bpe_simple_vocab_16e6.txt.gz: 49,408 ids, equal to the original's.
 
-    Only the padding differs: "<|endoftext|>" as in hub files, where the original fills with 0. Raises
-    `TokenizerError` if the file is absent or not what it should be.
+    Only the padding differs: "<|endoftext|>" as in hub files, where the original fills with 0. `rules`: see
+    `clip_rules`. Raises `TokenizerError` if the file is absent or not what it should be.
     """
     _require(path, f"Copy {_OPENAI_FILE} from the CLIP repository (folder clip/) there.")
     with _reading(path):
@@ -242,11 +244,12 @@ def clip_tokenizer_from_bpe(path: Path, *, max_length: int = 77) -> Tokenizer:
             raise TokenizerError(f"{path} holds no merges; fetch it again.")
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one a byte, in the order of CLIP's first 256 ids
-    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), _START, _END]
+    ends = CLIP_RULES[rules].ends
+    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), *ends]
     vocabulary = {word: index for index, word in enumerate(words)}
-    settings = {_CLEANING: "openai", **_NAMES["clip"]}
-    model = _model(path, vocabulary, merges, _END)
-    return _assemble("clip", model, settings, [_token(_START), _token(_END)], max_length)
+    names = {role: ends[name == _END] for role, name in _NAMES["clip"].items()}
+    model = _model(path, vocabulary, merges, ends[1])
+    return _assemble("clip", model, {_CLEANING: rules, **names}, list(map(_token, ends)), max_length)
 
 
 def bert_tokenizer_from_vocab(
@@ -291,23 +294,23 @@ def _assemble(
         max_length=max_length,
         backend=backend,
         settings=settings,
-        clean=_openai_clean if settings.get(_CLEANING) == "openai" else None,
+        clean=rules.clean if (rules := CLIP_RULES.get(settings.get(_CLEANING, ""))) else None,
     )
 
 
 def _clip_pipeline(model: models.Model, settings: JsonDict) -> tokenizers.Tokenizer:
-    openai = settings.get(_CLEANING) == "openai"
+    rules = CLIP_RULES.get(settings.get(_CLEANING, ""))
     backend = tokenizers.Tokenizer(model)
-    if not openai:
+    if rules is None:
         backend.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
-    words = Regex(_OPENAI_WORDS if openai else _CLIP_WORDS)
+    words = Regex(CLIP_WORDS if rules is None else rules.words)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             # The words are what the pattern matches; what is between them is dropped.
             pre_tokenizers.Split(words, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not openai),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rules is None),
         ]
     )
     backend.decoder = decoders.ByteLevel()
@@ -370,16 +373,16 @@ def _read_plain(path: Path, kind: PipelineKind) -> Vocabulary:
 
 
 def _read_special(
-    folder: Path, kind: PipelineKind, config: JsonDict, listed: list[JsonDict]
+    folder: Path, usual: Mapping[str, str], config: JsonDict, listed: list[JsonDict]
 ) -> tuple[dict[int, AddedToken], dict[str, str], list[AddedToken]]:
-    """Tokens whose ids are stated; names by role; all tokens to add, in the hub's order.
+    """Tokens whose ids are stated; names by role (`usual` without others); all tokens to add, in the hub's order.
 
     Three generations of files: `added_tokens_decoder` in tokenizer_config.json makes the other lists void; else
     special_tokens_map.json overrules the roles, and added_tokens.json and tokenizer.json list what was added.
     """
     current = "added_tokens_decoder" in config
     older = {} if current else _read_json(folder / "special_tokens_map.json", optional=True)
-    every: JsonDict = {**_NAMES[kind], **config, **older}
+    every: JsonDict = {**usual, **config, **older}
     roles = {k: v for k, v in every.items() if k.endswith("_token") and isinstance(v, (str, dict))}
     names = {role: _name(roles[role]) for role in dict.fromkeys((*_ROLES, *roles)) if role in roles}
     special = {*names.values(), *map(_name, _extra(config))}  # as at the hub: `older` comes too late for this
@@ -412,6 +415,16 @@ def _token(token: str | JsonDict, *, special: bool = False) -> AddedToken:
         return AddedToken(token, special=True)
     flags: JsonDict = {key: value for key, value in token.items() if key not in ("id", "__type", "special")}
     return AddedToken(**flags, special=special or bool(token.get("special")))
+
+
+def _respelled(name: str) -> str:
+    """A name of a token, CLIP's two special tokens as open_clip spells them."""
+    return dict(zip((_START, _END), _OPEN_CLIP_ENDS, strict=True)).get(name, name)
+
+
+def _respelled_token(token: AddedToken) -> AddedToken:
+    flags = token.__getstate__()
+    return AddedToken(**{**flags, "content": _respelled(token.content)})
 
 
 @contextmanager
@@ -448,39 +461,6 @@ def _read_json(path: Path, *, optional: bool = False) -> JsonDict:
 
 
 # ------------------------------------------------------------------------------------------------ texts
-
-
-def _openai_clean(text: str) -> str:
-    """What the original does before it looks for words: mend, unescape twice, single spaces, lower case."""
-    plain = text.strip(" \t\r\n")
-    if plain.isascii() and plain.isprintable() and "&" not in plain:
-        return " ".join(plain.split()).lower()  # nothing to mend: the same result, much sooner
-    mended = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return _OPENAI_SPACE.sub(" ", mended).strip().lower()
-
-
-def _openai_parts(text: str) -> list[str]:
-    """A cleaned text cut so that each special token the original sees is one part, and no other part holds one.
-
-    The original looks for words from left to right, so "!<|endoftext|>" begins with the word "!<|" and holds no
-    special token. There the cut falls after "<|", where a word ends anyway.
-    """
-    parts: list[str] = []
-    done, word_end = 0, 0
-    for match in _OPENAI_SPECIAL.finditer(text):
-        start = match.start()
-        if start == word_end or _ends_word(text[start - 1]):
-            parts += [text[done:start], match.group()]
-            done = word_end = match.end()
-        else:
-            parts.append(text[done : start + 2])
-            done = start + 2
-    return [part for part in (*parts, text[done:]) if part]
-
-
-def _ends_word(letter: str) -> bool:
-    """Whether a "<" after this letter begins a new word: after white space, letters, numbers and U+0345."""
-    return bool(_OPENAI_SPACE.match(letter)) or letter == "\u0345" or unicodedata.category(letter)[0] in "LN"
 
 
 def _tidy(text: str) -> str:

@@ -1,10 +1,10 @@
 // Captions: proposed, edited and on-disk text apart; review by keyboard; find and replace with preview and undo.
 import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { call, get, post, thumb } from "../api.js";
-import { canEdit, filters, isTyping, modelsFor, Rows, say, startJob, version } from "../state.js";
+import { canEdit, filters, info, isTyping, modelsFor, Rows, say, startJob, version } from "../state.js";
 import { text } from "../strings.js";
 import { ListFilter } from "./library.js";
-import { watchJob } from "./jobs.js";
+import { ActiveJobs, watchJob } from "./jobs.js";
 
 const LINE = 84; // px, height of a list entry
 const OVERSCAN = 6;
@@ -48,6 +48,7 @@ function List({ rows, active, onPick }) {
       ${row && html`<img src=${thumb(row.id, 96)} alt="" loading="lazy" />
         <span class="texts"><span class="path">${row.path}</span>
           <span class=${row.caption.text === null ? "absent" : ""}>${unsaved.get(row.id) ?? row.caption.text ?? text("caption.none")}</span>
+          ${row.rejected && html`<span class="tag failed">${text("caption.isrejected")}</span>`}
           ${row.state === "open" && html`<span class="proposed">${row.proposal.text}</span>`}</span>
         <${Fit} value=${row.fit} />`}
     </div>`);
@@ -63,7 +64,7 @@ function Fit({ value }) {
   return html`<span class=${`fit ${level}`}>${text("caption.fit", { fit: value.toFixed(2) })}</span>`;
 }
 
-function Editor({ row, rows, onNext }) {
+function Editor({ row, rows, onNext, onStep }) {
   const [typed, setTyped] = useState(unsaved.get(row.id) ?? row.caption.text ?? "");
   const [error, setError] = useState("");
   const [history, setHistory] = useState(null);
@@ -80,7 +81,7 @@ function Editor({ row, rows, onNext }) {
     try {
       const answer = await call("PUT", `api/images/${row.id}/caption`, { text: value, origin }, { "If-Match": `"${row.caption.etag}"` });
       unsaved.delete(row.id);
-      rows.update(row.id, { caption: answer.caption, state: answer.state, fit: null });
+      rows.update(row.id, { caption: answer.caption, state: answer.state, rejected: false, fit: null });
       setTyped(answer.caption.text ?? "");
       setHistory(null);
       say(words);
@@ -88,7 +89,7 @@ function Editor({ row, rows, onNext }) {
     } catch (problem) {
       if (problem.status === 412) {
         const current = problem.body.current;
-        rows.update(row.id, { caption: current });
+        rows.update(row.id, { caption: current, rejected: false, fit: null });
         if (value !== null) unsaved.set(row.id, value);
         setError(text("caption.conflict", { text: current.text ?? text("caption.none") }));
       } else setError(problem.message);
@@ -98,12 +99,22 @@ function Editor({ row, rows, onNext }) {
 
   const save = () => put(typed, "typed", text("caption.saved"));
   const accept = async () => row.proposal && (await put(row.proposal.text, "accepted", text("caption.accepted"))) && onNext();
+  /** Rejects the open proposal; without one, the caption on disk, or takes that back. */
   async function reject() {
-    if (!row.proposal) return;
-    const answer = await post(`api/images/${row.id}/reject`, {});
-    rows.update(row.id, { state: answer.state });
-    say(text("caption.rejected"));
-    onNext();
+    const isProposal = row.state === "open";
+    if (!isProposal && row.caption.text === null) return;
+    setError("");
+    try {
+      const rejected = !row.rejected;
+      const answer = await post(`api/images/${row.id}/reject`, isProposal ? {} : { caption: row.caption.etag, rejected });
+      rows.update(row.id, answer);
+      say(text(isProposal || rejected ? "caption.rejected" : "caption.readmitted"));
+      if (isProposal) onNext();
+      else if (rejected) onStep(1);
+    } catch (problem) {
+      if (problem.status === 412) rows.update(row.id, { caption: problem.body.current, rejected: false, fit: null });
+      setError(problem.message);
+    }
   }
   async function undo() {
     const details = await get(`api/images/${row.id}/info`);
@@ -121,36 +132,46 @@ function Editor({ row, rows, onNext }) {
         event.preventDefault();
       }
       if (isTyping(event)) return;
-      const acts = { a: accept, r: reject, u: undo, e: () => area.current.focus(), n: onNext };
-      if (!(event.key in acts)) return;
+      const moves = { n: onNext, j: () => onStep(1), k: () => onStep(-1) };
+      const acts = { a: accept, r: reject, u: undo, e: () => area.current.focus() };
+      if (!(event.key in acts || event.key in moves)) return;
       event.preventDefault();
-      if (canEdit.value || event.key === "n") acts[event.key]();
+      if (event.key in moves) moves[event.key]();
+      else if (canEdit.value) acts[event.key]();
     }
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   });
 
   const words = typed.split(/\s+/).filter(Boolean).length;
+  const isOpen = row.state === "open";
+  const isChanged = typed !== (row.caption.text ?? "");
   return html`<article class="editor" aria-label=${row.path}>
-    <a href=${`#/image/${row.id}`}><img class="large" src=${thumb(row.id, 640)} alt=${row.caption.text ?? row.path} /></a>
-    <h2>${row.path}</h2>
-    <dl>
-      <dt>${text("caption.disk")} <${Fit} value=${row.fit} /></dt>
-      <dd class="disk">${row.caption.text ?? html`<em>${text("caption.none")}</em>`}</dd>
-      <dt>${row.proposal ? text("caption.proposed", { model: row.proposal.model }) : text("caption.noproposal")}
-        ${row.proposal && html` <span class="tag">${text(`state.${row.state}`)}</span>`}</dt>
-      ${row.proposal && html`<dd>${row.proposal.text}</dd>`}
-    </dl>
-    ${row.proposal && html`<p class="buttons"><button class="primary" onClick=${accept}>${text("caption.accept")} <kbd>a</kbd></button>
-      <button onClick=${reject}>${text("caption.reject")} <kbd>r</kbd></button></p>`}
-    <label>${text("caption.edit")} <kbd>e</kbd>
+    <div class="look">
+      <a href=${`#/image/${row.id}`}><img class="large" src=${thumb(row.id, 640)} alt=${row.caption.text ?? row.path} /></a>
+      <div><h2>${row.path}</h2>
+        <dl>
+          <dt>${text("caption.disk")} <${Fit} value=${row.fit} />
+            ${row.rejected && html` <span class="tag failed">${text("caption.isrejected")}</span>`}</dt>
+          <dd class="disk">${row.caption.text ?? html`<em>${text("caption.none")}</em>`}</dd>
+          <dt>${row.proposal ? text("caption.proposed", { model: row.proposal.model }) : text("caption.noproposal")}
+            ${row.proposal && html` <span class="tag">${text(`state.${row.state}`)}</span>`}</dt>
+          ${row.proposal && html`<dd class="proposed">${row.proposal.text}</dd>`}
+        </dl></div></div>
+    ${canEdit.value && html`<p class="buttons">
+      ${isOpen && html`<button class="primary" onClick=${accept}>${text("caption.accept")} <kbd>a</kbd></button>`}
+      ${(isOpen || row.caption.text !== null) && html`<button onClick=${reject}>
+        ${text(isOpen ? "caption.reject" : row.rejected ? "caption.readmit" : "caption.refuse")} <kbd>r</kbd></button>`}
+      <button onClick=${undo}>${text("caption.undo")} <kbd>u</kbd></button></p>`}
+    <label><span>${text("caption.edit")} <kbd>e</kbd></span>
       <textarea ref=${area} rows="3" value=${typed} readonly=${!canEdit.value} onInput=${(event) => type(event.target.value)} /></label>
-    <p class="note">${text("caption.length", { words, letters: typed.length })}</p>
     <p class="buttons">
-      <button onClick=${save} disabled=${typed === (row.caption.text ?? "")}>${text("caption.save")} <kbd>Ctrl+Enter</kbd></button>
-      <button onClick=${() => type(row.caption.text ?? "")} disabled=${typed === (row.caption.text ?? "")}>${text("caption.cancel")}</button>
-      <button onClick=${undo}>${text("caption.undo")} <kbd>u</kbd></button>
-      <button onClick=${onNext}>${text("caption.next")} <kbd>n</kbd></button></p>
+      ${canEdit.value && html`<button class=${isChanged ? "primary" : ""} onClick=${save} disabled=${!isChanged}>${text("caption.save")} <kbd>Ctrl+Enter</kbd></button>
+      <button onClick=${() => type(row.caption.text ?? "")} disabled=${!isChanged}>${text("caption.cancel")}</button>`}
+      <button onClick=${() => onStep(-1)}>${text("caption.previous")} <kbd>k</kbd></button>
+      <button onClick=${() => onStep(1)}>${text("caption.following")} <kbd>j</kbd></button>
+      <button onClick=${onNext}>${text("caption.next")} <kbd>n</kbd></button>
+      <span class="note">${text("caption.length", { words, letters: typed.length })}</span></p>
     <p class="error" role="alert">${error}</p>
     <details onToggle=${async (event) => {
       if (event.target.open) setHistory((await get(`api/images/${row.id}/info`)).history);
@@ -213,22 +234,31 @@ function Replace({ onDone }) {
   </details>`;
 }
 
-/** Buttons that start the jobs of this room; `models`: those that can. */
+/** Buttons that start the jobs of this room, with a model that can; what runs is shown beside them. */
 function Work() {
   const [error, setError] = useState("");
-  async function start(kind, options) {
+  const [chosen, setChosen] = useState("");
+  const able = { caption: modelsFor("caption"), rank: modelsFor("match") };
+  const models = modelsFor("caption").concat(modelsFor("match").filter((each) => !able.caption.includes(each)));
+  async function start(kind) {
     setError("");
+    const model = able[kind].find((each) => each.id === chosen) ?? able[kind][0];
     try {
-      const job = await startJob(kind, options);
-      watchJob(job.id, () => (version.value += 1));
+      const job = await startJob(kind, { model: model.id });
+      watchJob(job.id, () => {
+        if (kind === "rank") filters.value = { ...filters.value, sort: "fit" };
+        version.value += 1;
+      });
     } catch (problem) {
       setError(problem.message);
     }
   }
-  return html`<p class="buttons">
-    ${modelsFor("caption").length > 0 && html`<button onClick=${() => start("caption", {})}>${text("caption.all")}</button>`}
-    ${modelsFor("match").length > 0 && html`<button onClick=${() => start("rank", {})}>${text("caption.rank")}</button>`}
-    <a href="#/jobs">${text("room.jobs")}</a> <span class="error" role="alert">${error}</span></p>`;
+  return html`<div class="buttons">
+    ${models.length > 1 && html`<label>${text("image.model")}<select value=${chosen || models[0].id} onChange=${(event) => setChosen(event.target.value)}>
+      ${models.map((each) => html`<option value=${each.id}>${each.id}</option>`)}</select></label>`}
+    ${able.caption.length > 0 && html`<button name="caption" onClick=${() => start("caption")}>${text("caption.all")}</button>`}
+    ${able.rank.length > 0 && html`<button name="rank" onClick=${() => start("rank")}>${text("caption.rank")}</button>`}
+    <${ActiveJobs} /><span class="error" role="alert">${error}</span></div>`;
 }
 
 export function Captions() {
@@ -249,13 +279,15 @@ export function Captions() {
     }
     say(text("caption.allseen"));
   }
+  const step = (by) => setActive((at) => Math.min(Math.max(0, total - 1), Math.max(0, at + by)));
   return html`<section class="captions" aria-label=${text("room.captions")}>
     <h1 class="hidden">${text("room.captions")}</h1>
-    <${Work} />
-    <${ListFilter} states=${STATES} />
-    <${Replace} onDone=${() => (version.value += 1)} />
+    <div class="bar"><${ListFilter} states=${STATES} />${canEdit.value && html`<${Work} />`}</div>
+    ${!canEdit.value && html`<p class="note">${text("caption.readonly", { why: info.value.obstacle ?? "" })}</p>`}
+    ${canEdit.value && info.value.given && html`<p class="note">${text("caption.given", { name: info.value.name })}</p>`}
+    ${canEdit.value && html`<${Replace} onDone=${() => (version.value += 1)} />`}
     <p class="count">${total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}</p>
     <div class="split"><${List} rows=${rows} active=${active} onPick=${setActive} />
-      ${row && html`<${Editor} key=${row.id} row=${row} rows=${rows} onNext=${next} />`}</div>
+      ${row && html`<${Editor} key=${row.id} row=${row} rows=${rows} onNext=${next} onStep=${step} />`}</div>
   </section>`;
 }

@@ -1,7 +1,7 @@
 // Image: one image with everything that a model can do with it; boxes and outlines drawn over it.
 import { html, useEffect, useRef, useState } from "../html.js";
 import { get, original, post, streamChat } from "../api.js";
-import { info, route } from "../state.js";
+import { go, info, isTyping, opened, preferred, route } from "../state.js";
 import { text } from "../strings.js";
 import { searchLike } from "./library.js";
 
@@ -15,6 +15,14 @@ const TOOLS = [
   ["caption", ["caption"]],
 ];
 
+/** Color of 0 ... 1: what the match does not depend on is dimmed, what it depends on glows. */
+function heatColor(level) {
+  const stops = [[10, 5, 50, 165], [150, 20, 110, 165], [245, 90, 30, 160], [255, 225, 60, 140]];
+  const at = Math.min(2.999, 3 * level ** 0.8);
+  const [from, to] = stops.slice(Math.floor(at), Math.floor(at) + 2);
+  return from.map((value, i) => value + (at % 1) * (to[i] - value));
+}
+
 function lines(value) {
   return value.split("\n").map((line) => line.trim()).filter(Boolean);
 }
@@ -25,12 +33,10 @@ function Overlay({ regions, hidden, size, heat, strength }) {
     if (!heat || !canvas.current) return;
     const height = heat.length;
     const width = heat[0].length;
-    const top = Math.max(...heat.flat(), 1e-12);
+    const sorted = heat.flat().sort((a, b) => a - b);
+    const top = Math.max(sorted[Math.floor(0.98 * (sorted.length - 1))], 1e-12); // a single peak does not hide the rest
     const pixels = new ImageData(width, height);
-    heat.flat().forEach((value, i) => {
-      const level = value / top;
-      pixels.data.set([255, 80 * (1 - level), 0, 230 * level], 4 * i);
-    });
+    heat.flat().forEach((value, i) => pixels.data.set(heatColor(Math.min(1, value / top)), 4 * i));
     canvas.current.width = width;
     canvas.current.height = height;
     canvas.current.getContext("2d").putImageData(pixels, 0, 0);
@@ -198,32 +204,54 @@ export function ImageRoom() {
   const [regions, setRegions] = useState([]);
   const [hidden, setHidden] = useState(new Set());
   const [heat, setHeat] = useState(null);
-  const [strength, setStrength] = useState(0.6);
+  const [strength, setStrength] = useState(0.9);
   useEffect(() => {
     setImage(null);
+    setError("");
     setRegions([]);
     setHeat(null);
-    get(`api/images/${id}/info`).then(setImage, (problem) => setError(problem.message));
+    get(`api/images/${id}/info`).then(setImage, (problem) => setError(problem.status === 404 ? text("image.missing") : problem.message));
   }, [id]);
-  if (!image) return html`<p role="alert" class="error">${error && text("image.missing")}</p>`;
+  async function step(by) {
+    const index = opened.index + by;
+    const row = opened.rows && index >= 0 && index < opened.rows.total.value && (await opened.rows.row(index));
+    if (!row) return;
+    opened.index = opened.rows.active = index;
+    go("image", row.id);
+  }
+  useEffect(() => {
+    function onKey(event) {
+      if (isTyping(event)) return;
+      const acts = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), Escape: () => go("library"), Backspace: () => go("library") };
+      if (!(event.key in acts)) return;
+      event.preventDefault();
+      acts[event.key]();
+    }
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  });
+  if (!image) return html`<p role="alert" class="error">${error}</p>`;
   const needed = TOOLS.find(([name]) => name === tool)[1];
   const able = info.value.models.filter((model) => needed.some((verb) => model.capabilities.includes(verb)));
-  const model = able.find((each) => each.id === chosen) ?? able[0];
+  const model = able.find((each) => each.id === (chosen || preferred.value)) ?? able[0];
   const shared = { image, model };
   return html`<section class="image-room" aria-label=${text("room.image")}>
+    <p class="buttons"><a class="button" href="#/library">${text("image.back")}</a>
+      ${opened.rows && html`<button onClick=${() => step(-1)} disabled=${opened.index === 0}>${text("image.previous")} <kbd>\u2190</kbd></button>
+        <button onClick=${() => step(1)} disabled=${opened.index + 1 >= opened.rows.total.value}>${text("image.next")} <kbd>\u2192</kbd></button>`}
+      ${info.value.index && html`<button onClick=${() => searchLike(id)}>${text("hit.similar")}</button>`}</p>
     <h1>${image.path}</h1>
     <div class="split">
-      <div><div class="frame"><img src=${original(id)} alt=${image.caption.text ?? image.path}
+      <div><div class="frame" style=${{ aspectRatio: `${size.width} / ${size.height}`, width: `min(100%, ${(66 * size.width) / size.height}vh)` }}><img src=${original(id)} alt=${image.caption.text ?? image.path}
         onLoad=${(event) => setSize({ width: event.target.naturalWidth, height: event.target.naturalHeight })} />
-        <${Overlay} regions=${regions} hidden=${hidden} size=${size} heat=${heat} strength=${strength} /></div>
+        <${Overlay} regions=${tool === "regions" ? regions : []} hidden=${hidden} size=${size} heat=${tool === "explain" && heat} strength=${strength} /></div>
         <p>${image.caption.text ?? html`<em>${text("caption.none")}</em>`}</p>
-        <p class="note">${text("image.size", { width: size.width, height: size.height })}
-          ${info.value.index && html` <button onClick=${() => searchLike(id)}>${text("hit.similar")}</button>`}</p></div>
+        <p class="note">${text("image.size", { width: size.width, height: size.height })}</p></div>
       <div class="tools">
-        <div class="tabs" role="group" aria-label=${text("room.image")}>${TOOLS.map(([name]) => html`<button aria-pressed=${tool === name ? "true" : "false"} onClick=${() => setTool(name)}>${text(`image.${name}`)}</button>`)}</div>
+        <div class="tabs" role="group" aria-label=${text("image.tools")}>${TOOLS.map(([name]) => html`<button aria-pressed=${tool === name ? "true" : "false"} onClick=${() => setTool(name)}>${text(`image.${name}`)}</button>`)}</div>
         ${able.length > 1 && html`<label>${text("image.model")}<select value=${model.id} onChange=${(event) => setChosen(event.target.value)}>
           ${able.map((each) => html`<option value=${each.id}>${each.id}</option>`)}</select></label>`}
-        ${!model && html`<p>${text("image.cannot", { model: info.value.default_model })}</p>`}
+        ${!model && html`<p class="empty">${text("image.cannot", { verbs: needed.join(", "), models: info.value.models.map((each) => each.id).join(", ") })} <code>sightloop models</code></p>`}
         ${model && tool === "ask" && html`<${Ask} ...${shared} key=${id} />`}
         ${model && tool === "judge" && html`<${Scores} key=${`judge ${id}`} label=${text("image.judge.hint")} initial=${image.caption.text}
           run=${async (texts) => (await post("api/match", { model: model.id, images: { path: image.path }, texts })).probabilities} />`}

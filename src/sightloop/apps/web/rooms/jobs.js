@@ -9,7 +9,7 @@ export const jobs = signal([]);
 const watchers = new Map(); // job id -> called when it ends
 let timer = null;
 
-const isActive = (job) => ["queued", "running", "paused"].includes(job.state);
+export const isActive = (job) => ["queued", "running", "paused"].includes(job.state);
 
 /** Calls onEnd(job) when a job ends, in whatever room one is then. */
 export function watchJob(id, onEnd) {
@@ -33,6 +33,19 @@ export async function refreshJobs() {
     onEnd(job);
   }
   if (jobs.value.some(isActive)) timer = setTimeout(refreshJobs, PERIOD);
+}
+
+/** What runs, in a line. */
+export function ActiveJobs() {
+  useEffect(() => {
+    refreshJobs();
+  }, []);
+  const active = jobs.value.filter(isActive);
+  if (!active.length) return null;
+  const { title, done, total } = active[0];
+  return html`<a class="active-jobs" href="#/jobs">${title} ${total > 0 && html`<progress max=${total} value=${done}
+    aria-label=${title}></progress> ${text("jobs.progress", { done, total })}`}
+    ${active.length > 1 && text("jobs.waiting", { n: active.length - 1 })}</a>`;
 }
 
 /** Curves of a training: axes with numbers, one line a name. */

@@ -1,8 +1,8 @@
 // Library: the grid, search by text, image, blend and words, filters, similar images.
-import { html, useEffect, useMemo, useRef, useState } from "../html.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { post } from "../api.js";
 import { Grid } from "../grid.js";
-import { FixedRows, filters, go, info, loadInfo, Rows, say, selected, startJob, version } from "../state.js";
+import { FixedRows, filters, go, info, loadInfo, Rows, say, searchAsked, selected, startJob, version } from "../state.js";
 import { text } from "../strings.js";
 import { signal } from "../html.js";
 import { watchJob } from "./jobs.js";
@@ -11,6 +11,8 @@ const EMPTY = { text: "", words: "", without: "", where: "", image: null, like: 
 const draft = signal({ ...EMPTY });
 const result = signal(null); // {rows, noMatch} of the last search
 const isRunning = signal(false);
+let kept = null;
+let searchSeen = 0;
 
 /** Shows what looks like an image of the folder. */
 export function searchLike(id) {
@@ -59,6 +61,13 @@ function Searching() {
   const set = (fields) => (draft.value = { ...draft.value, ...fields });
   const field = useRef(null);
 
+  const input = useRef(null);
+  useLayoutEffect(() => {
+    if (searchAsked.value === searchSeen) return;
+    searchSeen = searchAsked.value;
+    input.current.focus();
+  }, [searchAsked.value]);
+
   async function takeImage(file) {
     if (!file?.type.startsWith("image/")) return;
     const reader = new FileReader();
@@ -78,7 +87,7 @@ function Searching() {
       takeImage(event.dataTransfer.files[0]);
     }}>
     <label class="wide">${text("search.label")}
-      <input id="search-text" type="search" placeholder=${text("search.placeholder")} value=${q.text}
+      <input id="search-text" ref=${input} type="search" placeholder=${text("search.placeholder")} value=${q.text}
         onInput=${(event) => set({ text: event.target.value })} /></label>
     <button class="primary">${text("search.go")}</button>
     <button type="button" onClick=${() => setMore(!more)} aria-expanded=${more ? "true" : "false"}>
@@ -152,9 +161,16 @@ function describeHit(row) {
   return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
 }
 
+/** Rows of a filter; those of before, with the place in them, when one comes back from an image. */
+function listingOf(filter, at) {
+  const key = JSON.stringify([filter, at]);
+  if (kept?.key !== key) kept = { key, rows: new Rows(filter) };
+  return kept.rows;
+}
+
 export function Library() {
   const { text: words, not, state, sort } = filters.value;
-  const listing = useMemo(() => new Rows({ text: words, not, state, sort }), [words, not, state, sort, version.value]);
+  const listing = useMemo(() => listingOf({ text: words, not, state, sort }, version.value), [words, not, state, sort, version.value]);
   useEffect(() => {
     listing.fetch(0);
   }, [listing]);
@@ -167,9 +183,10 @@ export function Library() {
     ${!found && html`<${ListFilter} states=${["all", "captioned", "uncaptioned", "open", "accepted", "rejected"]} />`}
     <p class="count">${isRunning.value ? text("search.running") : found?.error ? html`<span class="error" role="alert">${found.error}</span>`
       : found && total === 0 ? text("search.nothing")
-      : found ? text("search.found", { n: total })
+      : found ? text(total < info.value.images ? "search.best" : "search.all", { n: total.toLocaleString("en"), all: info.value.images.toLocaleString("en") })
       : total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}
       ${found?.note && html` <span class="note">${found.note}</span>`}</p>
+    ${!found && info.value.left_out > 0 && html`<p class="note">${text("images.leftout", { n: info.value.left_out.toLocaleString("en"), name: info.value.name })}</p>`}
     <${Selection} />
     ${!(found && total === 0) && html`<${Grid} rows=${rows} describe=${found ? describeHit : (row) => row.caption?.text ?? row.path} />`}
   </section>`;

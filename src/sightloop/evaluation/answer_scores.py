@@ -1,0 +1,244 @@
+"""Scores of candidate answers in a dialogue: their log-likelihood under a model that writes, or ITM of the whole.
+
+likelihood   log P("yes" | image, "a dog on a beach. is it sunny? yes. any people?")
+itm          logit that the image matches "a dog on a beach. is it sunny? yes. any people? no"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightloop.errors import UnsupportedError
+from sightloop.protocols import ChatNetwork, DecoderNetwork, PromptedNetwork, require
+from sightloop.tasks.text_scores import text_log_likelihoods
+from sightloop.types import Dialogue, Encoded, Floats32, Message, Pixels
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
+
+ScoreBy: TypeAlias = Literal["likelihood", "itm"]
+
+_NEVER_CUT = 1 << 20  # tokens
+
+
+def score_method(model: Model, wanted: ScoreBy | None) -> ScoreBy:
+    """How a model scores candidates: as wanted, or by likelihood if it answers, else by ITM.
+
+    Raises:
+        UnsupportedError: the model cannot.
+    """
+    needed: dict[ScoreBy, str] = {"likelihood": "answer", "itm": "match"}
+    for method, capability in needed.items():
+        if wanted in (None, method) and capability in model.capabilities:
+            return method
+    what = needed[wanted] if wanted else "answer or match"
+    own = ", ".join(sorted(model.capabilities))
+    other = " Without score_by (--score-by) the model decides how it scores." if wanted else ""
+    raise UnsupportedError(f"{model.name} cannot {what} (it can: {own}).{other}")
+
+
+def score_dialogues(
+    model: Model,
+    images: Sequence[Pixels],
+    dialogues: Sequence[Sequence[Dialogue]],
+    method: ScoreBy,
+    history: int | None = None,
+) -> list[list[Floats32]]:
+    """Scores of the candidates of every round.
+
+    Args:
+        model: that scores.
+        images: B images.
+        dialogues: those about each image.
+        method: see `score_method`.
+        history: how many of the rounds before are read with a question; None for all. The caption comes first; 0: the
+            question alone.
+
+    Returns:
+        For each image the rounds of its dialogues, one after the other: float32 `[C]` each, higher is better; `[0]`
+        for a round without candidates.
+    """
+    score = _itm_scores if method == "itm" else _likelihood_scores
+    return score(model, images, dialogues, history)
+
+
+class Reading(NamedTuple):
+    """What is read with the question of a round.
+
+    Attributes:
+        first: index of the first round.
+        captioned: whether the caption is read before it.
+    """
+
+    first: int
+    captioned: bool
+
+
+def readings(dialogue: Dialogue, index: int, history: int | None = None) -> list[Reading]:
+    """What may be read with the question of a round, from the most to the question alone."""
+    alone = Reading(index, False)
+    if history == 0:
+        return [alone]
+    first = 0 if history is None else max(0, index - history)
+    captioned = bool(dialogue.caption.strip())
+    return list(dict.fromkeys([*(Reading(i, captioned) for i in range(first, index + 1)), alone]))
+
+
+def context_text(dialogue: Dialogue, index: int, reading: Reading) -> str:
+    """What is said up to the question of a round: "a dog on a beach. is it sunny? yes. any people?"."""
+    caption = [_ended(dialogue.caption, ".")] if reading.captioned else []
+    earlier = [
+        f"{_ended(one.question, '?')} {_ended(one.answer or '', '.')}".strip()
+        for one in dialogue.rounds[reading.first : index]
+    ]
+    return " ".join([*caption, *earlier, _ended(dialogue.rounds[index].question, "?")])
+
+
+def _ended(text: str, mark: str) -> str:
+    text = text.strip()
+    return text if not text or text[-1] in ".?!" else text + mark
+
+
+def _fitting(texts: Iterable[str], model: Model, limit: int, longest: str = "", tokens: int = 0) -> str:
+    """The first of some texts, each shorter than the one before, that has room; the last one if none has.
+
+    Args:
+        texts: at least one.
+        model: whose tokenizer counts.
+        limit: most tokens; 0 for any number.
+        longest: a text that follows.
+        tokens: that come beside the text's own.
+    """
+    text = ""
+    for text in texts:
+        length = int(model.tokenizer.encode([f"{text} {longest}".strip()], max_length=_NEVER_CUT).lengths[0])
+        if not limit or length + tokens <= limit:
+            break
+    return text
+
+
+def _itm_scores(
+    model: Model, images: Sequence[Pixels], dialogues: Sequence[Sequence[Dialogue]], history: int | None
+) -> list[list[Floats32]]:
+    """ITM log-odds of "caption history question answer"."""
+    counts: list[list[int]] = []  # of candidates, by image and round
+    texts: list[str] = []
+    for own in dialogues:
+        counts.append([])
+        for dialogue in own:
+            for index, one in enumerate(dialogue.rounds):
+                counts[-1].append(len(one.candidates))
+                if one.candidates:
+                    contexts = _contexts(dialogue, index, history)
+                    context = _fitting(
+                        contexts, model, model.tokenizer.max_length, max(one.candidates, key=len)
+                    )
+                    texts += [f"{context} {candidate}" for candidate in one.candidates]
+    ends = np.cumsum([0, *(sum(own) for own in counts)])
+    rows_of = [np.arange(ends[i], ends[i + 1]) for i in range(len(images))]
+    if not texts:
+        return [[np.zeros(0, np.float32) for _ in own] for own in counts]
+    logits = model.match_scores(model.encode(images), model.tokenize(texts), rows_of)
+    return [
+        np.split(both[:, 1] - both[:, 0], np.cumsum(own)[:-1])
+        for both, own in zip(logits, counts, strict=True)
+    ]
+
+
+def _likelihood_scores(
+    model: Model, images: Sequence[Pixels], dialogues: Sequence[Sequence[Dialogue]], history: int | None
+) -> list[list[Floats32]]:
+    """Log-likelihoods of answers; each image is encoded once."""
+    scores: list[list[Floats32]] = []
+    for encoded, own in zip(model.encoder.encode_each(images), dialogues, strict=True):
+        scores.append([])
+        for dialogue in own:
+            for index, one in enumerate(dialogue.rounds):
+                if not one.candidates:
+                    scores[-1].append(np.zeros(0, np.float32))
+                elif isinstance(model.network, DecoderNetwork):
+                    contexts = _contexts(dialogue, index, history)
+                    context = _fitting(contexts, model, model.tokenizer.max_length)
+                    scores[-1].append(_decoder_scores(model, encoded.tokens, context, one.candidates))
+                else:
+                    prompts = _prompts(model, encoded.pixels, dialogue, index, history)
+                    limit = require(model.network, PromptedNetwork).config.text.positions
+                    longest, tokens = max(one.candidates, key=len), len(encoded.tokens)
+                    prompt = _fitting(prompts, model, limit, longest, tokens)
+                    prefix, _ = model.generator.build_prefix([[encoded]], [prompt])
+                    scores[-1].append(_prompted_scores(model, prefix, one.candidates))
+    return scores
+
+
+@torch.inference_mode()
+def _decoder_scores(model: Model, image: Tensor, context: str, candidates: Sequence[str]) -> Floats32:
+    """BLIP: the encoder reads the dialogue beside the image `[N, D]`; its states are the decoder's memory."""
+    network = require(model.network, DecoderNetwork)
+    states = network.encode_text(Encoded(image[None]), *model.tokenize([context]).rows(np.zeros(1, np.int64)))
+    answers = model.tokenize(list(candidates), first_id=network.config.start_id)
+    scores = text_log_likelihoods(network.decoder, states, answers.ids, answers.device_lengths)
+    return scores.cpu().numpy()
+
+
+@torch.inference_mode()
+def _prompted_scores(model: Model, prefix: Encoded, candidates: Sequence[str]) -> Floats32:
+    """Prompted networks: the answers continue the prompt `[1, N, D]`, or are what a decoder makes of it."""
+    network = require(model.network, PromptedNetwork)
+    start = network.config.start_ids
+    ids, lengths = _answer_ids(model, candidates, (*start, *network.answer_start), network.config.end_id)
+    return text_log_likelihoods(network.language, prefix, ids, lengths, after_prefix=not start).cpu().numpy()
+
+
+def _contexts(dialogue: Dialogue, index: int, history: int | None) -> Iterator[str]:
+    """The dialogue up to a question, from its whole to the question alone."""
+    return (context_text(dialogue, index, reading) for reading in readings(dialogue, index, history))
+
+
+def _prompts(
+    model: Model, pixels: Pixels, dialogue: Dialogue, index: int, history: int | None
+) -> Iterator[str]:
+    """The dialogue up to a question in the network's chat template, or as a question, likewise."""
+    if "chat" not in model.capabilities:
+        return (model.generator.format_prompt("answer", text) for text in _contexts(dialogue, index, history))
+    network = require(model.network, ChatNetwork)
+    return (
+        network.render_chat(_as_messages(pixels, dialogue, index, reading))
+        for reading in readings(dialogue, index, history)
+    )
+
+
+def _as_messages(pixels: Pixels, dialogue: Dialogue, index: int, reading: Reading) -> list[Message]:
+    """The dialogue as a conversation; the caption stands before the first question."""
+    messages: list[Message] = []
+    for number in range(reading.first, index + 1):
+        one = dialogue.rounds[number]
+        is_first = number == reading.first
+        caption = f"{_ended(dialogue.caption, '.')} " if is_first and reading.captioned else ""
+        messages.append(Message("user", caption + _ended(one.question, "?"), (pixels,) * is_first))
+        if number < index:
+            messages.append(Message("assistant", one.answer or ""))
+    return messages
+
+
+def _answer_ids(
+    model: Model, candidates: Sequence[str], begin: tuple[int, ...], end_id: int
+) -> tuple[Tensor, Tensor]:
+    """Ids `[R, L]` and lengths `[R]` of answers between what every answer begins with and EOS, as in training."""
+    tokenizer = model.tokenizer
+    read = tokenizer.encode(list(candidates), max_length=_NEVER_CUT)
+    rows: list[list[int]] = []
+    for ids, length in zip(read.ids, read.lengths.tolist(), strict=True):
+        words: list[int] = ids[:length].tolist()
+        # OPT's tokenizer puts a first token, T5's a last one.
+        words = words[words[:1] == [tokenizer.bos_id] :]
+        words = words[: len(words) - (words[-1:] == [tokenizer.eos_id])]
+        rows.append([*begin, *words, end_id])
+    ids = torch.full((len(rows), max(2, *map(len, rows))), tokenizer.pad_id)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = torch.tensor(row)
+    return ids.to(model.device), torch.tensor([len(row) for row in rows], device=model.device)

@@ -1,0 +1,158 @@
+"""Visual dialogue as an evaluation task: candidates ranked by the model (Das et al. 2017; VisDial's metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sightloop.evaluation.answer_scores import ScoreBy, score_dialogues, score_method
+from sightloop.evaluation.predictions import Records
+from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
+from sightloop.metrics import dialogue_ndcg, rank_metrics, truth_rank
+from sightloop.types import Floats32, JsonDict, Pixels, Round, Sample
+
+_PROTOCOLS = {
+    "MRR": "mean reciprocal rank of the true answer",
+    "R@1": "share of true answers ranked first",
+    "R@5": "share of true answers among the first 5",
+    "R@10": "share of true answers among the first 10",
+    "mean rank": "mean rank of the true answer; lower is better",
+}
+_NDCG = (
+    "normalized discounted cumulative gain by people's relevance, over as many candidates as have any (VisDial "
+    "challenge)"
+)
+_SCORES: dict[ScoreBy, str] = {
+    "likelihood": "the log-likelihood of the answer after image, caption, rounds before and question",
+    "itm": 'the ITM logit of image and "caption rounds question answer"',
+}
+_OTHERS = "the scores of another program"
+_NO_RELEVANCE = (
+    "no round has relevance by people: name the dense annotations beside the dialogues "
+    "(visdial_1.0_val_dense_annotations.json)"
+)
+
+
+class _Scored(NamedTuple):
+    """A round and the scores `[C]` of its candidates."""
+
+    round: Round
+    scores: list[float]
+
+
+class DialogueTask:
+    """Scores of the candidate answers of every round."""
+
+    def __init__(self, options: EvalOptions) -> None:
+        self.options = options
+        self.settings: JsonDict = {"score_by": options.score_by, "history": options.history}
+
+    def wants(self, sample: Sample) -> bool:
+        """It needs rounds with candidates of which one is true, or with relevance."""
+        return any(_is_ranked(one) for dialogue in sample.dialogues for one in dialogue.rounds)
+
+    def phases(self) -> Sequence[TaskPhase]:
+        """One: all rounds of an image together."""
+        capability = {"likelihood": "answer", "itm": "match", None: ""}[self.options.score_by]
+        return [TaskPhase("scoring answers", "scores", self._score, capability)]
+
+    def _score(self, work: TaskContext, samples: list[Sample]) -> Events:
+        method = score_method(work.model, self.options.score_by)
+
+        def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+            dialogues = [sample.dialogues for sample in batch]
+            scored = score_dialogues(work.model, images, dialogues, method, self.options.history)
+            return [{"scores": [_as_numbers(row) for row in own], "scored_by": method} for own in scored]
+
+        return work.map_images(samples, predict)
+
+    def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
+        """VisDial's metrics; images are resampled with all of their rounds."""
+        scored = {sample.key: _scored_rounds(sample, records) for sample in samples}
+        known = {
+            key: own
+            for key, rows in scored.items()
+            if (own := [r for r in rows if r.round.truth is not None])
+        }
+        ranks = {key: np.array([_rank(each) for each in own]) for key, own in known.items()}
+        gains = {key: own for key, rows in scored.items() if (own := _gains(rows))}
+        ending = self._ending(records[samples[0].key], scored)
+        keys = list(ranks)
+        tables: list[MetricTable] = []
+        not_computed: dict[str, str] = {}
+        for name, protocol in _PROTOCOLS.items() if keys else ():
+            rows = np.array([[rank_metrics(ranks[key])[name].sum(), len(ranks[key])] for key in keys])
+            count = f"{int(rows[:, 1].sum()):,} rounds"
+            tables.append(_mean_of_rounds(name, f"{protocol}; {count}; {ending}", keys, rows))
+        if not keys:
+            not_computed |= dict.fromkeys(_PROTOCOLS, "no round says which candidate is the true answer")
+        if gains:
+            rows = np.array([[sum(own), len(own)] for own in gains.values()])
+            protocol = f"{_NDCG}; {int(rows[:, 1].sum()):,} rounds; {ending}"
+            tables.append(_mean_of_rounds("NDCG", protocol, list(gains), rows))
+        else:
+            not_computed["NDCG"] = _NO_RELEVANCE
+        cases = tuple(_case(sample, scored[sample.key]) for sample in samples)
+        ranked = "mean reciprocal rank of an image's true answers, the worst round shown; disputed: NDCG says otherwise"
+        return TaskScores(tuple(tables), not_computed, cases, ranked)
+
+    def _ending(self, record: JsonDict, scored: dict[str, list[_Scored]]) -> str:
+        """The end of every protocol."""
+        sizes = sorted({len(each.scores) for own in scored.values() for each in own})
+        count = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        how = next((text for name, text in _SCORES.items() if name == record.get("scored_by")), _OTHERS)
+        history = self.options.history
+        read = {None: "", 0: ", the question alone"}.get(history, f", the {history} rounds before alone")
+        return f"{count} candidates, ranked by {how}{read}; of equal scores the earlier candidate comes first"
+
+
+def _is_ranked(one: Round) -> bool:
+    return len(one.candidates) > 1 and (one.truth is not None or any(one.relevance))
+
+
+def _as_numbers(scores: Floats32) -> list[float]:
+    """float32 scores as the shortest numbers that give them back."""
+    return [float(f"{score:.9g}") for score in scores.tolist()]
+
+
+def _scored_rounds(sample: Sample, records: Records) -> list[_Scored]:
+    """The rounds that count, with their scores. Raises ValueError for scores of other rounds."""
+    rounds = [one for dialogue in sample.dialogues for one in dialogue.rounds]
+    rows = records[sample.key]["scores"]
+    pairs = [_Scored(one, row) for one, row in zip(rounds, rows, strict=True) if _is_ranked(one)]
+    for one, row in pairs:
+        if len(row) != len(one.candidates):
+            raise ValueError(f"{sample.key}: {len(row)} scores for {len(one.candidates)} candidates")
+    return pairs
+
+
+def _rank(each: _Scored) -> int:
+    assert each.round.truth is not None
+    return truth_rank(each.scores, each.round.truth)
+
+
+def _gains(rows: Sequence[_Scored]) -> list[float]:
+    return [dialogue_ndcg(each.scores, each.round.relevance) for each in rows if any(each.round.relevance)]
+
+
+def _mean_of_rounds(name: str, protocol: str, keys: Sequence[str], rows: object) -> MetricTable:
+    """A mean over rounds: rows `[N, 2]`, an image's sum and its number of rounds."""
+    return MetricTable(name, protocol, "images", keys, np.asarray(rows, np.float64), of_means=ratio_of_means)
+
+
+def _case(sample: Sample, rows: Sequence[_Scored]) -> ExampleCase:
+    """The image with the round whose true answer is ranked last."""
+    known = [each for each in rows if each.round.truth is not None]
+    worst = max(known, key=_rank, default=rows[0])
+    best = worst.round.candidates[int(np.argmax(worst.scores))]
+    lines = [("caption", sample.dialogues[0].caption), ("question", worst.round.question), ("model", best)]
+    if worst.round.truth is not None:
+        answer = worst.round.candidates[worst.round.truth]
+        lines.append(("people", f"{answer} (rank {_rank(worst)} of {len(worst.scores)})"))
+    mean_reciprocal = float(np.mean([1 / _rank(each) for each in known])) if known else 0.0
+    gains = _gains(rows)
+    disputed = abs(float(np.mean(gains)) - mean_reciprocal) if gains else 0.0
+    return ExampleCase(sample.key, mean_reciprocal, disputed, tuple(line for line in lines if line[1]))
