@@ -81,9 +81,8 @@ class BlipConfig:
             here = f"{self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
             raise ValueError(f"answers: needs an encoder, a decoder and one width of all, not {here}")
         towers = self.encoder and self.embed_dim is not None and self.text.memory_dim is None
-        is_patches = (
-            isinstance(self.vision, VitConfig) and not self.vision.layers and self.vision.dim == self.text.dim
-        )
+        is_stem = isinstance(self.vision, VitConfig) and not self.vision.layers
+        is_patches = is_stem and self.vision.dim == self.text.dim
         if not fits(self.fusion, self.fusion_layers, towers=towers, is_patches=is_patches):
             raise ValueError(f"fusion {self.fusion}: does not fit the other parts")
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from sightloop.errors import UsageError
 from sightloop.models import blip, blip2, clip, siglip
 from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import TextConfig
@@ -231,7 +232,9 @@ def with_fusion(config: blip.BlipConfig, fusion: blip.FusionKind) -> blip.BlipCo
         return config
     vision, text, width = config.vision, config.text, config.embed_dim or 0
     if not isinstance(vision, VitConfig):
-        raise ValueError(f"fusion {fusion}: needs an image tower of transformer blocks alone")
+        raise UsageError(
+            f"model.fusion={fusion}: needs a vision transformer; set model.fusion=cross, or another size"
+        )
     own = 4 * text.dim**2  # weights of one attention layer
     seeing, reading = (4 * t.dim**2 + 2 * t.dim * t.mlp_dim for t in (vision, text))  # of one block
     total = vision.layers * seeing + text.layers * (reading + own)
