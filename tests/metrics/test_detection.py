@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sightloop import UsageError, open_dataset
-from sightloop.evaluation.detection import RegionTable, crowd_of
+from sightloop.evaluation.detection import ImageRegions, crowd_of
 from sightloop.metrics import detection as module
 from sightloop.metrics.detection import (
     detection_not_computed,
@@ -32,8 +32,8 @@ needs_evaluator = pytest.mark.skipif(
 )
 
 
-def drawn(seed: int) -> tuple[RegionTable, RegionTable]:
-    """RegionTable, and others near them with few different scores; label "3" is in no reference."""
+def drawn(seed: int) -> tuple[ImageRegions, ImageRegions]:
+    """Regions, and others near them with few different scores; label "3" is in no reference."""
     random = np.random.default_rng(seed)
 
     def region(
@@ -61,7 +61,7 @@ def drawn(seed: int) -> tuple[RegionTable, RegionTable]:
     return predictions, references
 
 
-def official(predictions: RegionTable, references: RegionTable, kind: str) -> list[float]:
+def official(predictions: ImageRegions, references: ImageRegions, kind: str) -> list[float]:
     pytest.importorskip("pycocotools", reason="the official COCO evaluator is not installed")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

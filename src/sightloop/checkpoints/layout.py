@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from sightloop.types import JsonDict, JsonMapping, TokenizerKind
 
 # A network -> what is asked to take each of its weights (see `weights.fill`).
 WeightHook: typing.TypeAlias = "Callable[[nn.Module], Callable[[str, Tensor], bool]]"
+
+
+ConfigType: TypeAlias = "type[Any]"  # a dataclass of sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Family:
 
     name: str
     network: Callable[[Any], nn.Module]
-    config: type[Any]
+    config: ConfigType
     layouts: Mapping[str, Layout]
     # A family with several kinds says which one by its config.
     tokenizer: TokenizerKind | Callable[[Any], TokenizerKind]
@@ -55,7 +58,7 @@ class Family:
     model_types: tuple[str, ...] = ()
 
     # Types of those fields of the config that its class declares by a protocol.
-    towers: Mapping[str, type[Any] | UnionType] = field(default_factory=dict[str, "type[Any] | UnionType"])
+    towers: Mapping[str, ConfigType | UnionType] = field(default_factory=dict[str, "ConfigType | UnionType"])
     # Our image tower's weights from another's file: its path -> names below `vision.`, tensors.
     read_vision: Callable[[str], dict[str, Tensor]] | None = None
     # Whether the reference reads how it writes in generation_config.json.

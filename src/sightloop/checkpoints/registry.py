@@ -15,7 +15,7 @@ from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llav
 from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.hub import CheckpointFiles
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
-from sightloop.checkpoints.layout import Family, Layout, WeightHook
+from sightloop.checkpoints.layout import ConfigType, Family, Layout, WeightHook
 from sightloop.checkpoints.llava_original import as_hub_layout, is_original
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.errors import CheckpointError
@@ -166,7 +166,7 @@ def key_map_of(layout: Layout, config: Any) -> KeyMap:
 
 
 def config_from_dict(
-    kind: type[Any], data: JsonMapping, towers: Mapping[str, type[Any] | UnionType] | None = None
+    kind: ConfigType, data: JsonMapping, towers: Mapping[str, ConfigType | UnionType] | None = None
 ) -> Any:
     """A (nested) frozen dataclass from what `dataclasses.asdict` and JSON made of it. Raises TypeError or KeyError.
 
@@ -180,13 +180,13 @@ def config_from_dict(
         ]
         if parts and value is not None:
             # Of several kinds of tower the one with these names; else the first, which says what it lacks.
-            fitting = [part for part in parts if _fits(typing.cast(type[Any], part), value)]
-            value = config_from_dict(typing.cast(type[Any], [*fitting, *parts][0]), value)
+            fitting = [part for part in parts if _fits(typing.cast(ConfigType, part), value)]
+            value = config_from_dict(typing.cast(ConfigType, [*fitting, *parts][0]), value)
         values[name] = as_tuples(value)
     return kind(**values)
 
 
-def _fits(kind: type[Any], data: JsonMapping) -> bool:
+def _fits(kind: ConfigType, data: JsonMapping) -> bool:
     """Whether the dataclass knows all of these names, and lacks none that it needs."""
     fields = dataclasses.fields(kind)
     needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}

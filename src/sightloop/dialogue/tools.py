@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from sightloop.types import ImageSource, JsonDict
 
@@ -22,8 +22,8 @@ class Writer(Protocol):
     def name(self) -> str: ...
     @property
     def capabilities(self) -> frozenset[str]: ...
-    def caption(self, images: ImageSource, **options: Any) -> list[str]: ...
-    def answer(self, images: ImageSource, questions: str, **options: Any) -> list[str]: ...
+    def caption(self, images: ImageSource) -> list[str]: ...
+    def answer(self, images: ImageSource, questions: str) -> list[str]: ...
 
 
 class SearchHit(Protocol):
@@ -54,7 +54,15 @@ class SearchHits(Protocol):
 class Collection(Protocol):
     """What of an index is searched; `search.index.Index` is one."""
 
-    def search(self, text: str | None = None, k: int = 20, **options: Any) -> SearchHits: ...
+    def search(
+        self,
+        text: str | None = None,
+        k: int = 20,
+        *,
+        like: str | None = ...,
+        rerank: int = ...,
+        cut: float | None = ...,
+    ) -> SearchHits: ...
     def __len__(self) -> int: ...
 
 

@@ -22,7 +22,7 @@ from sightloop.types import Floats, JsonDict, Pixels, Region, Sample
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
-RegionTable: TypeAlias = list[tuple[Region, ...]]  # of every image
+ImageRegions: TypeAlias = list[tuple[Region, ...]]  # of every image
 
 _RESAMPLES = 100  # each is a whole COCO evaluation
 _MAX_RESAMPLED_BOXES = 20_000  # with more, the interval would take minutes
@@ -94,7 +94,7 @@ class DetectionTask:
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """COCO's mAP and mAR (detect); box accuracy (locate); mean and overall IoU of masks (segment)."""
-        predictions: RegionTable = []
+        predictions: ImageRegions = []
         for sample in samples:
             try:
                 predictions.append(
@@ -127,7 +127,7 @@ def _with_label(label: str, regions: Sequence[Region]) -> tuple[Region, ...]:
     return tuple(region for region in regions if region.label == label)
 
 
-def _score_detections(samples: Sequence[Sample], predictions: RegionTable) -> TaskScores:
+def _score_detections(samples: Sequence[Sample], predictions: ImageRegions) -> TaskScores:
     references = [sample.regions for sample in samples]
     crowds = [crowd_of(sample) for sample in samples]
     boxes = sum(map(len, (*predictions, *references)))
@@ -182,7 +182,7 @@ def _score_detections(samples: Sequence[Sample], predictions: RegionTable) -> Ta
 
 
 def crowd_of(sample: Sample) -> tuple[Region, ...]:
-    """RegionTable that COCO marks as a crowd: neither to be detected nor wrong to detect."""
+    """Regions that COCO marks as a crowd: neither to be detected nor wrong to detect."""
     boxes = [(str(each["label"]), *map(float, each["bbox"])) for each in sample.extra.get("crowd", ())]
     return tuple(Region(label, (x, y, x + width, y + height)) for label, x, y, width, height in boxes)
 

@@ -225,8 +225,7 @@ class Blip(nn.Module):
             ids[:, 0] = self.config.encoder_start
         if self.fusion is not None:
             return self.fusion(self.encoder, image.tokens, ids, mask)
-        memory = self.encoder.memory(image.tokens)
-        tokens = self.encoder(ids, lengths=lengths, memory=memory).tokens
+        tokens = self.encoder(ids, lengths=lengths, memory=self.encoder.memory(image.tokens)).tokens
         return Encoded(tokens, tokens[:, 0], mask)
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:

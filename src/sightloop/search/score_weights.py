@@ -57,7 +57,7 @@ class ScoreWeights:
 
 
 def area(present: Floats, absent: Floats) -> float:
-    """Area under the ROC curve: the probability that a present text scores higher than an absent one."""
+    """Area under the ROC curve, of scores `[m]` and `[n]`: the probability that a present text scores higher."""
     order = np.sort(absent)
     below = np.searchsorted(order, present, "left") + np.searchsorted(order, present, "right")
     return float(below.mean() / 2 / len(absent))

@@ -181,10 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _without_far_suggestion(message: str) -> str:
     """A message about an unknown option, without "Did you mean" an option that shares little more than the dashes."""
-    given = re.search(r"Unknown option: \W*([\w-]+)", message)
+    typed = re.search(r"Unknown option: \W*([\w-]+)", message)
     meant = re.search(r" Did you mean \W*([\w-]+)\W*$", message)
-    if given and meant:
-        close = difflib.SequenceMatcher(None, given[1].strip("-"), meant[1].strip("-")).ratio() >= 0.6
+    if typed and meant:
+        close = difflib.SequenceMatcher(None, typed[1].strip("-"), meant[1].strip("-")).ratio() >= 0.6
         return message if close else message[: meant.start()]
     return message
 

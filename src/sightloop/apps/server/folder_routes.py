@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
@@ -43,7 +43,7 @@ Term = Annotated[str, Field(max_length=1_000)]
 ImageId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
-def _image_answers(*media: str) -> dict[int | str, dict[str, Any]]:
+def _image_answers(*media: str) -> dict[int | str, JsonDict]:
     """Answers of a route that sends an image, for the OpenAPI document."""
     content = {name: {"schema": {"type": "string", "format": "binary"}} for name in media}
     return {

@@ -243,7 +243,7 @@ def _pack_options(members: dict[str, object]) -> dict[str, object]:
     return members
 
 
-def _member(path: Path, data: JsonDict, name: str) -> list[Any]:
+def _member(path: Path, data: JsonDict, name: str) -> list[object]:
     value = data.get(name)
     if not isinstance(value, list):
         raise UsageError(f"{path} cannot be read as VisDial JSON: its {name} are missing or not a list")
