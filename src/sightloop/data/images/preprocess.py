@@ -44,8 +44,8 @@ def preprocess(
     Args:
         source: Image; a Pixels is returned as it is.
         spec: Preprocessing.
-        mode: "exact" has the bits of Pillow's resize. "fast" may differ by 1 of 255 in few values (photographs: about
-            0.2 %; 1 % at most; by 2 in one of 100 million, never by more), and imports torch.
+        mode: "exact" has the bits of Pillow's resize. "fast" may differ by 1 of 255 in few values (photographs: under
+            0.1 %; 1 % at most), and imports torch.
         limits: `max_pixels` also holds for the resized image, unless a crop needs only a part of it.
 
     Returns:
@@ -286,14 +286,14 @@ def _resize(name: str, image: Image.Image, spec: ImageSpec, limits: Limits) -> N
 
 
 def _resize_packed(
-    name: str, array: NDArray[np.uint8], spec: ImageSpec, limits: Limits, exact: bool
+    name: str, array: NDArray[np.uint8], spec: ImageSpec, limits: Limits, last_exact: bool
 ) -> NDArray[np.uint8]:
     """Resize and crop by torch where possible: uint8 `[H, W, 4]` to `[3, H, W]`."""
     window = _crop_window((array.shape[1], array.shape[0]), spec)
     values = None
     if not _is_window_only(window, spec):
         _check_resized(name, window, limits)
-        values = resample.resize_torch(array, window, spec.interpolation, exact)
+        values = resample.resize_torch(array, window, spec.interpolation, last_exact)
     if values is None:
         return _resize(name, Image.fromarray(np.ascontiguousarray(array[:, :, :3])), spec, limits)
     return _pad_to_crop(values, spec)

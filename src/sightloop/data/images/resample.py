@@ -50,15 +50,8 @@ _SUPPORT: Final[dict[Interpolation, float]] = {
     "lanczos": 3.0,
 }
 _BITS: Final = 22  # fractional bits of Pillow's integer weights for 8-bit pixels
-_TILE_WORDS: Final = 1 << 18  # pixels of a tile: a megabyte
-_MIN_TILE, _MAX_TILE = 128, 512  # pixels
-# Scale and offset of a row of bytes: a value is scale * byte + offset. With weights that add up to 1, the offset adds
-# the half that truncation turns into rounding.
-_EXACT_ROWS: Final = (1.0, 0.0)
-_ROUNDING_ROWS: Final = (1.0, 0.5)
-# Largest weight with which a value of the first pass that is off by 1, and torch's weights of 16 bits (0.03 at most),
-# add up to less than 1.
-_MAX_WEIGHT: Final = 0.95
+_TILE: Final = 128  # pixels
+_SCALE_AND_OFFSET: Final = (1.0, 0.0)  # of a row of bytes: a value is scale * byte + offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +231,7 @@ def pass_order_is_known() -> bool:
 
 
 def resize_torch(
-    array: NDArray[np.uint8], window: Window, interpolation: Interpolation, exact: bool
+    array: NDArray[np.uint8], window: Window, interpolation: Interpolation, last_exact: bool
 ) -> NDArray[np.uint8] | None:
     """Result of `resize_pillow`, several times faster. Valid where `pass_order_is_known`.
 
@@ -250,11 +243,8 @@ def resize_torch(
         array: uint8 `[H, W, 4]`, contiguous; the fourth channel is ignored.
         window: Part of the result.
         interpolation: Any but "nearest".
-        exact: False computes the second pass by torch's own resize (bicubic) or by float32 sums (others). One
-            rounding in some 500 differs, so that a value is off by 1. Where no weight of the second pass is above
-            `_MAX_WEIGHT`, the first one has float32 sums too, of which one in 100,000 rounds to the other side: alone
-            it leaves a value off by 1, but several in the taps of one value may make 2, measured in one of 100
-            million. More cannot be, as the sizes of bicubic weights add up to 1.3.
+        last_exact: False computes the second pass by torch's own resize (bicubic) or by float32 sums (others). One
+            rounding in some 500 differs, so that a value is off by 1, never by more, as the first pass is exact.
 
     Returns:
         uint8 `[3, h, w]`; None if the image shrinks so much that float32 sums would not be exact.
@@ -266,32 +256,27 @@ def resize_torch(
     row_taps = _torch_taps(height, window.height, window.top, window.bottom, interpolation)
     if column_taps is None or row_taps is None:
         return None
-    plans = (row_taps, column_taps)
-    use_interpolate = not exact and interpolation == "bicubic"
+    use_interpolate = not last_exact and interpolation == "bicubic"
     words = torch.from_numpy(array).view(torch.int32)[:, :, 0]  # [H, W]
-    rows_first = vertical_first((width, height), (window.width, window.height))
-    first_exact = exact or plans[rows_first].largest > _MAX_WEIGHT
     with torch.no_grad():
-        if rows_first:
+        if vertical_first((width, height), (window.width, window.height)):
             # torch's resize needs all columns; the taps need those of the window.
             needed = words if use_interpolate else words[:, column_taps.start : column_taps.stop]
-            words = _apply_torch_taps(
-                needed[row_taps.start : row_taps.stop], row_taps, first_exact
-            )  # [h, W']
+            words = _apply_torch_taps(needed[row_taps.start : row_taps.stop], row_taps, True)  # [h, W']
             if use_interpolate:
                 words = _interpolate(words, (len(words), window.width), interpolation)
                 words = words[:, window.left : window.right]
             else:
-                words = _apply_torch_taps(words.t(), column_taps, exact).t()
+                words = _apply_torch_taps(words.t(), column_taps, last_exact).t()
         else:
             needed = words if use_interpolate else words[row_taps.start : row_taps.stop]
             columns = needed[:, column_taps.start : column_taps.stop].t()
-            words = _apply_torch_taps(columns, column_taps, first_exact).t()  # [H', w]
+            words = _apply_torch_taps(columns, column_taps, True).t()  # [H', w]
             if use_interpolate:
                 words = _interpolate(words, (window.height, words.shape[1]), interpolation)
                 words = words[window.top : window.bottom]
             else:
-                words = _apply_torch_taps(words, row_taps, exact)
+                words = _apply_torch_taps(words, row_taps, last_exact)
     pixels = _as_bytes(words).view(*words.shape, 4)  # [h, w, 4]
     return pixels[:, :, :3].permute(2, 0, 1).contiguous().numpy()
 
@@ -330,7 +315,6 @@ class _TorchTaps:
         weights: float32 `[T]`, w / 2**22.
         high: float32 `[T]`, high / 2**11.
         low: float32 `[T]`, low / 2**11.
-        largest: The largest of them.
         identity: Whether outputs are inputs, so that there is nothing to compute.
     """
 
@@ -341,14 +325,13 @@ class _TorchTaps:
     weights: torch.Tensor
     high: torch.Tensor
     low: torch.Tensor
-    largest: float
     identity: bool
 
 
 def _apply_torch_taps(words: torch.Tensor, plan: _TorchTaps, exact: bool) -> torch.Tensor:
     """One pass over rows of pixels, int32 `[N, M]` of any strides to `[n, M]`, each word four uint8.
 
-    The rows are cut into tiles, whose sums stay in the cache of a core.
+    The rows are cut into tiles of up to `_TILE` pixels, whose sums stay in the cache of a core.
 
     exact: With the bits of Pillow, from two sums of half weights; else from one sum of float32 weights.
     """
@@ -358,11 +341,9 @@ def _apply_torch_taps(words: torch.Tensor, plan: _TorchTaps, exact: bool) -> tor
         return words
     count, width = words.shape
     # Tiles of one width, in steps of 8 pixels: torch compiles a kernel for each width and keeps it.
-    widest = min(_MAX_TILE, max(_MIN_TILE, _TILE_WORDS // count))
-    tile = -(-width // -(-width // widest) // 8) * 8
+    tile = -(-width // -(-width // _TILE) // 8) * 8
     rows = torch.empty(count, tile + 2, dtype=torch.int32)  # [N, tile + 2]
-    scale = _EXACT_ROWS if exact else _ROUNDING_ROWS
-    rows[:, tile:] = torch.tensor(scale, dtype=torch.float32).view(torch.int32)
+    rows[:, tile:] = torch.tensor(_SCALE_AND_OFFSET, dtype=torch.float32).view(torch.int32)
     out = np.empty((len(plan.begins), 4 * width), np.uint8)  # [n, 4 * M]
     for start in range(0, width, tile):
         used = min(tile, width - start)
@@ -371,33 +352,24 @@ def _apply_torch_taps(words: torch.Tensor, plan: _TorchTaps, exact: bool) -> tor
             # Pillow computes floor(H + L + 1/2), with H the sum of high * pixel / 2**11, L of low * pixel / 2**22.
             # H + 1/2 is a multiple of 2**-11, so the part of L below 2**-11 cannot change the result: floor_ drops it.
             low = _weighted_sum(rows, plan, plan.low).floor_()
-            sums = _weighted_sum(rows, plan, plan.high).add_(low, alpha=2.0**-11).add_(0.5)
+            sums = _weighted_sum(rows, plan, plan.high).add_(low, alpha=2.0**-11)
         else:
-            sums = _weighted_sum(rows, plan, plan.weights, 0.5)
-        values = sums.clamp_(0, 255.5).numpy()[:, : 4 * used]
+            sums = _weighted_sum(rows, plan, plan.weights)
+        values = sums.add_(0.5).clamp_(0, 255.5).numpy()[:, : 4 * used]
         # NumPy converts to uint8 four times faster than torch; both truncate.
         np.copyto(out[:, 4 * start : 4 * (start + used)], values, casting="unsafe")
     return torch.from_numpy(out).view(-1).view(torch.int32).view(len(out), -1)
 
 
-def _weighted_sum(
-    rows: torch.Tensor, plan: _TorchTaps, weights: torch.Tensor, offset: float = 0.0
-) -> torch.Tensor:
-    """Weighted sums of rows of bytes, plus an offset, to float32 `[n, 4 * m]`.
-
-    Args:
-        rows: int32 `[N, m + 2]`, the last two words 1.0 and the offset.
-        plan: The taps.
-        weights: `[T]`, which add up to 1 for each output where there is an offset.
-        offset: What is added to each sum.
-    """
+def _weighted_sum(rows: torch.Tensor, plan: _TorchTaps, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sums of rows of bytes: int32 `[N, m + 2]`, the last two words 1.0 and 0.0, to float32 `[n, 4 * m]`."""
     import torch
 
     values = rows.view(torch.uint8)  # [N, 4 * m + 8]
     if sums_bytes():
         return _sum_bytes(values, plan.rows, plan.begins, weights)
     return torch.nn.functional.embedding_bag(
-        plan.rows, values[:, :-8].float() + offset, plan.begins, mode="sum", per_sample_weights=weights
+        plan.rows, values[:, :-8].float(), plan.begins, mode="sum", per_sample_weights=weights
     )
 
 
@@ -420,7 +392,7 @@ def sums_bytes() -> bool:
     import torch
 
     rows = torch.arange(0, 40, dtype=torch.uint8).repeat(8, 1) * 5  # [8, 40]
-    rows[:, -8:] = torch.tensor(_EXACT_ROWS, dtype=torch.float32).view(torch.uint8)
+    rows[:, -8:] = torch.tensor(_SCALE_AND_OFFSET, dtype=torch.float32).view(torch.uint8)
     index, begins = torch.arange(8, dtype=torch.int32), torch.tensor([0, 3], dtype=torch.int32)
     weights = torch.tensor([1024, -37, 2048, 5, 1, -1023, 77, 512], dtype=torch.float32) / 2048
     try:
@@ -469,6 +441,5 @@ def _torch_taps(
         torch.from_numpy((plan.weights[used] / 2.0**22).astype(np.float32)),
         torch.from_numpy((high[used] / 2.0**11).astype(np.float32)),
         torch.from_numpy((low[used] / 2.0**11).astype(np.float32)),
-        int(plan.weights.max()) / 2.0**22,
         size == new_size,
     )
