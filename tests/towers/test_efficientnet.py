@@ -81,7 +81,8 @@ def loaded(path: Path, weights: dict[str, Tensor]) -> EfficientNet:
     torch.save(weights, path)
     torch.manual_seed(1)
     tower = CONFIG.build().double().eval()
-    torch.nn.init.normal_(tower.position)
+    for weight in tower.parameters():  # those that the file lacks
+        torch.nn.init.normal_(weight, std=0.1)
     tower.load_state_dict(tower.state_dict() | read_efficientnet(path))
     return tower
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightloop.evaluation.answer_scores import ScoreBy, score_dialogues, score_method
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
@@ -25,7 +24,7 @@ _NDCG = (
     "normalized discounted cumulative gain by people's relevance, over as many candidates as have any (VisDial "
     "challenge)"
 )
-_SCORES: dict[ScoreBy, str] = {
+_SCORES: dict[str, str] = {
     "likelihood": "the log-likelihood of the answer after image, caption, rounds before and question",
     "itm": 'the ITM logit of image and "caption rounds question answer"',
 }
@@ -60,6 +59,8 @@ class DialogueTask:
         return [TaskPhase("scoring answers", "scores", self._score, capability)]
 
     def _score(self, work: TaskContext, samples: list[Sample]) -> Events:
+        from sightloop.evaluation.answer_scores import score_dialogues, score_method  # imports torch
+
         method = score_method(work.model, self.options.score_by)
 
         def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
