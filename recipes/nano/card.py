@@ -61,8 +61,8 @@ worse. One of the 1,000 is also in the training part.
 LIMITS = """
 ## Limits
 
-* Captions sound like Flickr8k's: people, dogs, grass, water, snow, sports. Outside of that they are short ("a close up of a
-  cat.") and often name a wrong thing.
+* Captions sound like Flickr8k's: people, dogs, grass, water, snow, sports. Outside of that they are short ("a close up
+  of a cat.") and often name a wrong thing.
 * Colors and counts are often wrong; faces, writing and places are never right: it has not learned any.
 * It describes people by what the annotators of Flickr8k wrote, with their habits and mistakes.
 * Questions: it has learned DAQUAR's, and simple ones about animals, vehicles, food, clothes, colors, counts and

@@ -9,8 +9,8 @@ Writes a WebDataset for each source, with texts and questions made from labels, 
     clothing=FOLDER    clothing-dataset-small; every second photograph, the others are for tests
     coco128=FOLDER     128 photographs of COCO with labeled polygons
     coco2014=FOLDER    photographs of COCO train2014 without captions, all of them
-    said=FOLDER        the photographs of samples.tar, nette.tar, mini.tar, guessed.tar and clothing.tar there that show no dog,
-                       without their labels and with short captions for LM (Flickr8k has its own dogs)
+    said=FOLDER        the photographs of samples, nette, mini, guessed and clothing.tar there that show no dog, without
+                       their labels and with short captions for LM (Flickr8k has its own dogs)
     guessed=FOLDER     those of whose class the classifier of EfficientNet-Lite0 is sure, with texts made from it;
                        needs weights=FILE (efficientnet-lite0-57934424.pth), features=FOLDER and samples=FOLDER
 """
@@ -83,7 +83,9 @@ def said(folder: Path) -> Iterator[Row]:
     """Labeled photographs with captions that LM may learn: what it is, in Flickr8k's manner."""
     for name in ("samples", "nette", "mini", "guessed", "clothing"):
         for sample in sightloop.open_dataset(str(folder / f"{name}.tar")):
-            words = [question.answers[0] for question in sample.questions if question.question == "what is this?"]
+            words = [
+                question.answers[0] for question in sample.questions if question.question == "what is this?"
+            ]
             if not words or words[0] == "dog":
                 continue
             assert isinstance(sample.image, bytes)
