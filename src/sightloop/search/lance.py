@@ -225,20 +225,20 @@ class LanceStore:
             if before is not None:  # a build was killed before it had dropped the index that it replaced
                 self._table.drop_index(before.name)
             indexed[index.columns[0]] = index
+        share, is_new = (_NEW_SHARE if whole else _UNINDEXED_SHARE), False
         for space in spaces:
             index = indexed.get(space.column)
             partitions = 0 if index is None else _partitions_in(index.name)
             waiting = rows if index is None else index.num_unindexed_rows
-            share = _NEW_SHARE if whole else _UNINDEXED_SHARE
             is_outgrown = _partitions(rows) > _GROWTH * partitions or waiting > share * rows
             if rows > EXACT_ROWS and is_outgrown:
                 self._build(space, rows, None if index is None else index.name)
                 indexed.pop(space.column, None)
-                whole = False  # compaction would write the new index once more
+                is_new = True
         waiting = max((index.num_unindexed_rows for index in indexed.values()), default=0)
         many = waiting > max(_MIN_UNINDEXED, _UNINDEXED_SHARE * rows)
         small = stats["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS
-        if whole or many or small:
+        if (whole and not is_new) or many or small:  # compaction would write a new index once more
             self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     def close(self) -> None:
