@@ -387,13 +387,13 @@ class BatchLoader:
             return None
         image_rows, *columns = zip(*examples, strict=True)
         prompts, texts = (self.tokenizer.encode([str(text) for text in column]) for column in columns)
-        has_bos, has_eos = self.tokenizer.bos_id is not None, self.tokenizer.eos_id is not None
+        bos, eos, most = self.tokenizer.bos_id, self.tokenizer.eos_id, self.settings.max_tokens - 1
         sequences: list[NDArray[np.int64]] = []
         for prompt, length, text, end in zip(
             prompts.ids, prompts.lengths, texts.ids, texts.lengths, strict=True
         ):
-            kept = text[has_bos : end - has_eos][: self.settings.max_tokens - 1]
-            answer = [*formats.answer_start, *kept, formats.end_id]
+            last = end - int(text[end - 1] == eos)  # OPT names an EOS, and its tokenizer puts none
+            answer = [*formats.answer_start, *text[int(bos is not None) : last][:most], formats.end_id]
             sequences.append(np.array([*prompt[:length], *answer], np.int64))
         lengths = [len(sequence) for sequence in sequences]
         ids = np.full((len(sequences), max(lengths)), self.tokenizer.pad_id, np.int64)  # [R, L]
