@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from sightloop.types import Encoded, LogitActivation, Message
+from sightloop.types import DrawSettings, Encoded, LogitActivation, Message, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ class NetworkConfig(Protocol):
     """Config of a network.
 
     Attributes:
-        vision: the image tower's.
+        vision: the image tower's, or that of the tower that draws.
         text: of the tower that reads what a caller writes.
         labels: names of fine-tuned classes, () if there are none.
     """
@@ -82,9 +82,6 @@ class Network(Protocol):
         config: its sizes.
         capabilities: the verbs that this checkpoint's parts allow; keys of `checkpoints.catalog.CAPABILITIES`.
         objectives: the training objectives that its parts allow; of `training.config.OBJECTIVES`.
-
-    Methods:
-        encode_image: pixels `[B, 3, H, W]` -> tokens `[B, N, D]`, pooled `[B, D]` or None.
     """
 
     @property
@@ -93,6 +90,18 @@ class Network(Protocol):
     def capabilities(self) -> frozenset[str]: ...
     @property
     def objectives(self) -> frozenset[str]: ...
+
+
+@runtime_checkable
+class ImageNetwork(Protocol):
+    """Network that reads images: each one but those that draw.
+
+    Methods:
+        encode_image: pixels `[B, 3, H, W]` -> tokens `[B, N, D]`, pooled `[B, D]` or None.
+    """
+
+    @property
+    def config(self) -> NetworkConfig: ...
     def encode_image(self, pixels: Tensor) -> Encoded: ...
 
 
@@ -353,6 +362,86 @@ class RegionNetwork(Protocol):
     def phrase_separator(self) -> str: ...
     @property
     def ignored_phrases(self) -> Sequence[str] | None: ...
+
+
+# Networks that draw.
+
+
+class Sampler(Protocol):
+    """Solver of one batch of drawings, from noise to latents; what it remembers between steps is its own.
+
+    Attributes:
+        times: time of each evaluation of the network, float `[n]`, as `DrawNetwork.denoise` reads it.
+
+    Methods:
+        begin: noise `[B, C, h, w]`, and the latents of images to start from or None -> latents of the first evaluation.
+        scale: latents -> what the network reads of them at evaluation `index`.
+        step: latents and prediction of evaluation `index`, and what draws further noise `[B, C, h, w]`, from each
+            image's own generator -> latents of the next evaluation, after the last one the result.
+    """
+
+    @property
+    def times(self) -> Tensor: ...
+    def begin(self, noise: Tensor, clean: Tensor | None) -> Tensor: ...
+    def scale(self, latents: Tensor, index: int) -> Tensor: ...
+    def step(
+        self, latents: Tensor, prediction: Tensor, index: int, draw_noise: Callable[[], Tensor]
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class DrawNetwork(Protocol):
+    """Network that draws images of texts, by denoising latents (Ho et al. 2020; Liu et al. 2022).
+
+    Pixels are those of its `ImageSpec`, normalized; latents are the pixels themselves, or an autoencoder's.
+
+    Attributes:
+        draw_defaults: size, steps, guidance and sampler where a caller names none.
+        samplers: names of the samplers it has; other names are refused.
+
+    Methods:
+        encode_prompts: ids `[R, L]`, lengths `[R]` -> tokens `[R, N, D]`, mask `[R, N]`, pooled `[R, D]`, as `denoise`
+            reads them. Guidance leads away from the empty text, or from the caller's `negative`.
+        latent_shape: (height, width) in pixels -> (C, h, w). Raises UsageError for a size that cannot be drawn.
+        denoise: latents `[B, C, h, w]`, times `[B]` and B encoded prompts -> the prediction `[B, C, h, w]` that its
+            samplers expect (noise, velocity or flow).
+        decode_latents: `[B, C, h, w]` -> pixels `[B, 3, H, W]`.
+        encode_pixels: `[B, 3, H, W]` -> latents `[B, C, h, w]`.
+    """
+
+    @property
+    def draw_defaults(self) -> DrawSettings: ...
+    @property
+    def samplers(self) -> tuple[str, ...]: ...
+    def encode_prompts(self, ids: Tensor, lengths: Tensor) -> Encoded: ...
+    def latent_shape(self, size: Size) -> tuple[int, int, int]: ...
+    def denoise(self, latents: Tensor, times: Tensor, prompts: Encoded) -> Tensor: ...
+    def decode_latents(self, latents: Tensor) -> Tensor: ...
+    def encode_pixels(self, pixels: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class FlowNetwork(Protocol):
+    """Drawing network whose prediction is the rectified flow, noise less image, at times from 1 (noise) to 0 (image).
+
+    It is sampled and trained by `tasks.denoise` and `objectives.flow`.
+
+    Methods:
+        time_shift: (height, width) in pixels -> s of Esser et al. 2024, equation 23; 1 for none.
+    """
+
+    def time_shift(self, size: Size) -> float: ...
+
+
+@runtime_checkable
+class ScheduledNetwork(Protocol):
+    """Drawing network with samplers of its own, beside whose noise schedule it was trained.
+
+    Methods:
+        build_sampler: a new sampler for these settings.
+    """
+
+    def build_sampler(self, settings: DrawSettings) -> Sampler: ...
 
 
 # Networks in training.

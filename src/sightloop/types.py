@@ -170,6 +170,32 @@ class ChatTemplate:
     opening: str = ""
 
 
+# Drawing.
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSettings:
+    """How an image is drawn from noise.
+
+    Args:
+        size: (height, width) in pixels.
+        steps: of the sampler, at least 1.
+        guidance: scale of classifier-free guidance (Ho and Salimans 2022); 1 for none.
+        interval: shares of the steps between which guidance acts (Kynkaanniemi et al. 2024): (0, 1) for all.
+        sampler: one of the network's.
+        negative: text that guidance leads away from; "" for the empty text.
+        strength: with an image to start from, how far toward noise it is taken first, above 0 up to 1 (all noise).
+    """
+
+    size: Size
+    steps: int
+    guidance: float
+    interval: tuple[float, float] = (0.0, 1.0)
+    sampler: str = "euler"
+    negative: str = ""
+    strength: float = 1.0
+
+
 # Datasets.
 
 

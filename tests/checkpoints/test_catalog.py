@@ -317,7 +317,7 @@ def test_the_bundled_model_is_what_its_entry_says() -> None:
     assert f"{100 * float(table['accuracy (random)']):.1f} %, ROC area {table['roc_auc (random)']}" in said
 
 
-@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", [e for e in PUBLISHED if e.family in FAMILIES], ids=lambda e: e.name)
 def test_parameters_and_jobs_are_those_of_the_network(entry: CatalogEntry) -> None:
     with torch.device("meta"):
         network = NETWORKS[entry.family](entry)

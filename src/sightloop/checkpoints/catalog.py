@@ -32,6 +32,7 @@ CAPABILITIES: dict[str, str] = {
     "segment": "outline what a phrase refers to",
     "read": "read the texts in an image, and where they stand",
     "chat": "converse about images, with more than one question",
+    "draw": "draw an image of a text",
 }
 
 RECOMMENDED: dict[str, str] = {
@@ -44,6 +45,7 @@ RECOMMENDED: dict[str, str] = {
     "answer": "Salesforce/blip-vqa-base",
     **dict.fromkeys(("detect", "locate", "segment", "read"), "florence-community/Florence-2-base-ft"),
     "chat": "llava-hf/llava-1.5-7b-hf",
+    "draw": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 
 
@@ -426,6 +428,18 @@ CATALOG: tuple[CatalogEntry, ...] = (
     _paligemma("paligemma2-28b-pt-896", 27654.9),
     _paligemma("paligemma2-28b-mix-224", 27650.5),
     _paligemma("paligemma2-28b-mix-448", 27651.4),
+    CatalogEntry(
+        name="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        family="stable_diffusion",
+        layout="transformers",
+        capabilities=("draw",),
+        image_size=512,
+        parameters=1066.2,
+        license="CreativeML OpenRAIL-M",
+        paper="2112.10752",
+        download_mb=None,
+        quality=("GenEval 0.43 overall, zero-shot (table of GenEval's authors)",),
+    ),
 )
 
 

@@ -11,7 +11,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sightloop.checkpoints import blip, blip2, clip, clip_resnet, florence, llava, paligemma, siglip
+from sightloop.checkpoints import (
+    blip,
+    blip2,
+    clip,
+    clip_resnet,
+    florence,
+    llava,
+    painter,
+    paligemma,
+    siglip,
+)
 from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.hub import CheckpointFiles
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
@@ -34,6 +44,7 @@ FAMILIES: Mapping[str, Family] = {
         florence.FAMILY,
         llava.FAMILY,
         paligemma.FAMILY,
+        painter.FAMILY,
     )
 }
 

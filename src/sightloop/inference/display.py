@@ -15,7 +15,7 @@ from sightloop.types import ImageSpec
 _CAPABILITY_OF = {"read_text": "read", "embed_images": "embed", "embed_texts": "embed"}
 _VERBS = frozenset(
     "embed_images embed_texts similarity classify match rank caption answer detect locate segment read_text chat "
-    "explain".split()
+    "explain draw".split()
 )
 
 

@@ -16,8 +16,8 @@ from sightloop.data.images.reader import BatchSizer, read_images
 from sightloop.data.images.tiles import tile_layout
 from sightloop.errors import ImageError
 from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups
-from sightloop.protocols import Network, TiledNetwork, require
-from sightloop.tasks.finite import require_finite
+from sightloop.protocols import ImageNetwork, TiledNetwork, require
+from sightloop.tasks.embed import require_finite
 from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels
 
 _TOKENS_AT_ONCE = 600  # image tokens in one pass on a CPU
@@ -94,7 +94,7 @@ class ImageEncoder:
         remember: keep the tokens of the last batch, for callers that need them twice.
     """
 
-    network: Network
+    network: ImageNetwork
     preprocessor: Preprocessor
     device: torch.device
     dtype: torch.dtype

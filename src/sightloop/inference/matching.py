@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch import Tensor
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.inference.rerank import NOT_RANKED
 from sightloop.protocols import Embedder, EmbeddingMatcher, Matcher, require
-from sightloop.tasks.embed import embed_images, embed_texts
-from sightloop.tasks.finite import require_finite
+from sightloop.tasks.embed import embed_images, embed_texts, require_finite, similarities
 from sightloop.tasks.text_scores import match_logits
 from sightloop.types import Encoded, Floats32, Integers
 
@@ -108,21 +107,39 @@ def match_scores(
     return logits_of
 
 
+def match_probabilities(
+    network: Matcher, batches: Iterable[tuple[Encoded, list[Integers]]], texts: TokenizedTexts
+) -> Floats32:
+    """Probability of "match" of each text with its image, float32 `[n]`.
+
+    Args:
+        network: with an ITM head.
+        batches: encoded images, and for each image the rows of its texts.
+        texts: n texts.
+    """
+    probabilities = np.zeros(len(texts.lengths), dtype=np.float32)
+    for image, rows_of in batches:
+        for rows, logits in zip(rows_of, match_scores(network, image, texts, rows_of), strict=True):
+            probabilities[rows] = torch.from_numpy(logits).softmax(dim=-1)[:, 1].numpy()
+    return probabilities
+
+
 def rank_scores(
-    network: Matcher, image: Encoded, texts: TokenizedTexts, similarity: Tensor, k: int
+    network: Matcher, embedder: Embedder, image: Encoded, texts: TokenizedTexts, k: int
 ) -> Floats32:
     """Retrieval scores of B images with all n texts, float32 `[B, n]`.
 
     Args:
         network: with an ITM head.
+        embedder: the same, for ITC.
         image: B encoded images.
         texts: n texts.
-        similarity: ITC, `[B, n]`.
         k: texts of each image that ITM scores too.
 
     Returns:
         ITM logit of "match" plus ITC of the k best of each image, `NOT_RANKED` for the others.
     """
+    similarity = similarities(embed_images(embedder, image), texts.embed(embedder))  # [B, n]
     best, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
     columns = list(index.cpu().numpy())
     scores = np.full(tuple(similarity.shape), NOT_RANKED, np.float32)

@@ -7,39 +7,35 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from sightloop.checkpoints.catalog import models_for
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
-from sightloop.errors import ImageError, UnsupportedError, UsageError
+from sightloop.errors import ImageError, UsageError
+from sightloop.inference import class_texts, sampled_verbs
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
+from sightloop.inference.capability import need_capability, unsupported
 from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
 from sightloop.inference.device_memory import Sizers
 from sightloop.inference.display import model_html, public_names, show_decoding_options
+from sightloop.inference.drawing import Drawer, draw_images
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
-from sightloop.inference.matching import TokenizedTexts, match_scores, rank_scores
+from sightloop.inference.matching import TokenizedTexts, match_probabilities, match_scores, rank_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery
 from sightloop.inference.sample_rank import Judges
-from sightloop.inference.sampled_verbs import (
-    SampledVerbs,
-    results,
-    split_options,
-    write_all_captions,
-)
 from sightloop.inference.save import save
 from sightloop.inference.text_generation import TextGenerator, flatten
 from sightloop.models.paligemma import MaskDecoder
-from sightloop.protocols import Embedder, LabelClassifier, Matcher, Network, require
+from sightloop.protocols import Embedder, ImageNetwork, LabelClassifier, Matcher, Network, require
 from sightloop.ranking.options import Ranking
 from sightloop.tasks import embed
 from sightloop.tasks.decoding_options import Decoding
-from sightloop.tasks.finite import require_finite
+from sightloop.tasks.embed import require_finite
 from sightloop.types import (
     Box,
     Encoded,
@@ -93,7 +89,7 @@ class Model:
     decoding: JsonMapping = field(default_factory=JsonDict)
     masks: MaskDecoder | None = field(default=None, repr=False)
     judges: Judges = field(default_factory=Judges, repr=False)
-    _classes: tuple[tuple[object, ...], Tensor] | None = field(default=None, repr=False)
+    _classes: class_texts.ClassTexts = field(default_factory=class_texts.ClassTexts, repr=False)
     _sizers: Sizers = field(default_factory=Sizers, repr=False)
 
     @property
@@ -108,8 +104,16 @@ class Model:
 
     @property
     def encoder(self) -> ImageEncoder:
-        """Image tower with its preprocessor."""
+        """Image tower with its preprocessor. Raises UnsupportedError for a network that reads no images."""
+        if not isinstance(self.network, ImageNetwork):
+            raise unsupported(self.name, self.capabilities, "read images")
         return ImageEncoder(self.network, self.preprocessor, self.device, self.dtype)
+
+    @property
+    def drawer(self) -> Drawer:
+        """What draws, of a network that can."""
+        own = self.network, self.tokenizer, self.image_spec, self.device, self.dtype
+        return Drawer(self.name, *own, self.sizer.default)
 
     @property
     def generator(self) -> TextGenerator:
@@ -221,35 +225,20 @@ class Model:
         Returns:
             float32 `[n, len(labels)]`, with its `activation`.
         """
-        if activation not in (None, "softmax", "sigmoid"):
-            raise UsageError(f'activation="{activation}": must be "softmax" or "sigmoid"')
         if labels is None and not self.labels:
             raise UsageError(f"labels: {self.name} was not fine-tuned on classes; give labels")
-        default = "softmax" if labels is None else self.activation
-        if activation == "sigmoid" and default == "softmax":
-            raise UsageError(
-                f'activation="sigmoid": {self.name} was trained to choose; its logits say nothing alone'
-            )
-        activation = activation or default
+        activation = class_texts.choose_activation(
+            self.name, activation, "softmax" if labels is None else self.activation
+        )
         if labels is None:
             head = require(self.network, LabelClassifier)
-            rows = [
-                require_finite(
-                    embed.label_probabilities(head, self.encode(batch)), "label probabilities", self.dtype
-                )
-                for batch in self.preprocessor.batches(images)
-            ]
-            return Probabilities.of(stack(map(as_numpy, rows), len(self.labels)), activation)
+            encoded = map(self.encode, self.preprocessor.batches(images))
+            return class_texts.label_probabilities(head, encoded, len(self.labels), self.dtype)
         self._need("similarity" if self.labels else "classify")
-        classes = self._class_embeddings(as_list(labels, "labels"), as_strings(templates, "templates"))
-        network = require(self.network, Embedder)
-        rows = [
-            require_finite(
-                embed.class_probabilities(network, vectors, classes, activation), "probabilities", self.dtype
-            )
-            for vectors in self._image_embeddings(images)
-        ]
-        return Probabilities.of(stack(map(as_numpy, rows), classes.shape[0]), activation)
+        names, sentences = as_list(labels, "labels"), as_strings(templates, "templates")
+        classes = self._classes.embeddings(names, sentences, self._text_embeddings)
+        vectors = self._image_embeddings(images)
+        return class_texts.class_probabilities(require(self.network, Embedder), vectors, classes, activation)
 
     def match(self, images: ImageInput, texts: TextInput) -> Floats32:
         """Probability that image and text match (ITM), float32 `[n]`: pairs, or one of either with all of the other.
@@ -259,12 +248,8 @@ class Model:
         """
         self._need("match")
         sources, strings = as_pairs(images, as_strings(texts, "texts"), "texts")
-        tokens = self.tokenize(strings)
-        probabilities = np.zeros(len(strings), dtype=np.float32)
-        for _, image, rows_of in self.encoder.distinct_batches(sources):
-            for rows, logits in zip(rows_of, self.match_scores(image, tokens, rows_of), strict=True):
-                probabilities[rows] = torch.from_numpy(logits).softmax(dim=-1)[:, 1].numpy()
-        return probabilities
+        batches = ((image, rows) for _, image, rows in self.encoder.distinct_batches(sources))
+        return match_probabilities(require(self.network, Matcher), batches, self.tokenize(strings))
 
     def explain(
         self,
@@ -306,15 +291,12 @@ class Model:
         self._need("rank")
         if k < 1:
             raise UsageError(f"k={k}: must be at least 1")
-        strings = as_strings(texts, "texts")
-        tokens, network = self.tokenize(strings), require(self.network, Embedder)
-        matcher, embedded = require(self.network, Matcher), tokens.embed(network)
-        scores: list[Floats32] = []
-        for batch in self.preprocessor.batches(images):
-            image = self.encode(batch)
-            similarity = embed.similarities(embed.embed_images(network, image), embedded)  # [B, n]
-            scores.append(rank_scores(matcher, image, tokens, similarity, k))
-        return stack(scores, len(strings))
+        tokens = self.tokenize(as_strings(texts, "texts"))
+        batches = map(self.encode, self.preprocessor.batches(images))
+        matcher, embedder = require(self.network, Matcher), require(self.network, Embedder)
+        return stack(
+            [rank_scores(matcher, embedder, image, tokens, k) for image in batches], len(tokens.lengths)
+        )
 
     def caption(
         self,
@@ -337,18 +319,18 @@ class Model:
                 `details=True` each string is a `RankedText`, which has every candidate with its scores.
         """
         self._need("caption")
-        if (prompt is not None) + (length is not None) + (region is not None) > 1:
-            raise UsageError("prompt, length and region exclude each other; give one")
-        ranking, details, own = split_options(options)
+        ranking, details, own = sampled_verbs.split_options(options)
+        sampled_verbs.check_caption_options(prompt, length, region, ranking)
         decoding = self.options(own)
-        if ranking is not None and (length is not None or region is not None):
-            raise UsageError("samples: goes without length and region")
         if length is not None or region is not None:
             return self._regions.caption(images, length=length, region=region, options=decoding)
         prompts = None if prompt is None else as_strings(prompt, "prompt")
         if ranking is not None:
-            return results(self._sampled(ranking).caption(images, prompts, decoding), details=details)
-        return flatten(write_all_captions(self.encoder, self.generator, images, prompts, decoding))
+            ranked = self._sampled(ranking).caption(images, prompts, decoding)
+            return sampled_verbs.results(ranked, details=details)
+        return flatten(
+            sampled_verbs.write_all_captions(self.encoder, self.generator, images, prompts, decoding)
+        )
 
     def answer(
         self,
@@ -369,14 +351,15 @@ class Model:
             options: as for `caption`.
         """
         self._need("answer")
-        generator, (ranking, details, own) = self.generator, split_options(options)
+        generator, (ranking, details, own) = self.generator, sampled_verbs.split_options(options)
         decoding = self.options(own, {} if generator.is_prompted else _ANSWER_DEFAULTS)
         choices = None if candidates is None else as_list(candidates, "candidates")
         sources, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
         if ranking is not None:
             if choices is not None:
                 raise UsageError("samples: draws answers; leave candidates out")
-            return results(self._sampled(ranking).answer(sources, strings, decoding), details=details)
+            ranked = self._sampled(ranking).answer(sources, strings, decoding)
+            return sampled_verbs.results(ranked, details=details)
         return flatten(
             answer_questions(self.encoder, generator, sources, strings, choices, decoding, top=top_candidates)
         )
@@ -437,12 +420,41 @@ class Model:
             str, or an iterator of str.
         """
         self._need("chat")
-        ranking, details, own = split_options(options)
+        ranking, details, own = sampled_verbs.split_options(options)
         if ranking is not None:
             best = self._sampled(ranking).reply(messages, self.options(own, CHAT_DEFAULTS))
-            return iter([str(best)]) if stream else results([best], details=details)[0]
+            return iter([str(best)]) if stream else sampled_verbs.results([best], details=details)[0]
         pieces = chat_stream(self.encoder, self.generator, messages, own)
         return pieces if stream else "".join(pieces)
+
+    def draw(
+        self,
+        texts: TextInput,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        keep: int | None = None,
+        judge: Any = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Images of texts, the best of each text first: `keep` of the `n` that are drawn.
+
+        An image depends on its text, number, seed and settings, not on its batch (rounding aside). Its `info` has
+        "prompt", "number", "seed", "model" and "settings", with a judge also "judge" and "scores".
+
+        Args:
+            texts: one or many.
+            n: images drawn of each text.
+            seed: of the noise.
+            keep: images kept of each text, None for the best one if there is a judge, else for all.
+            judge: model, or what `load` takes, whose ITM (else ITC) orders the images of a text.
+            settings: fields of `types.DrawSettings`, the checkpoint's own where left out; `init=` an image to start
+                from; `on_step=` a function of the network's evaluations done and their number.
+        """
+        self._need("draw")
+        prompts = as_strings(texts, "texts")
+        chosen = None if judge is None else self.judges.choose(judge, self)
+        return draw_images(self.drawer, prompts, settings, n=n, keep=keep, seed=seed, judge=chosen)
 
     def save(
         self, folder: str | PathLike[str], *, layout: Literal["sightloop", "transformers"] = "sightloop"
@@ -461,16 +473,11 @@ class Model:
         return public_names(self)
 
     def _need(self, capability: str) -> None:
-        if capability not in self.capabilities:
-            own = ", ".join(sorted(self.capabilities)) or "nothing that is known here"
-            others = " or ".join(models_for(capability)[:2])
-            raise UnsupportedError(
-                f"{self.name} cannot {capability}; it can: {own}. For {capability}, load {others}"
-            )
+        need_capability(self.name, self.capabilities, capability)
 
-    def _sampled(self, ranking: Ranking) -> SampledVerbs:
+    def _sampled(self, ranking: Ranking) -> sampled_verbs.SampledVerbs:
         judge = self.judges.choose(ranking.judge, self)
-        return SampledVerbs(self, judge, self.encoder, self.generator, ranking)
+        return sampled_verbs.SampledVerbs(self, judge, self.encoder, self.generator, ranking)
 
     @property
     def _regions(self) -> RegionFinder:
@@ -484,17 +491,6 @@ class Model:
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:
         return self.tokenize(texts).embed(require(self.network, Embedder))
-
-    def _class_embeddings(self, labels: list[str], templates: list[str]) -> Tensor:
-        """`[C, P]`, kept for the next call with the same labels and templates."""
-        for template in templates:
-            if "{}" not in template:
-                raise UsageError(f'template "{template}": must hold {{}} where the label goes')
-        key = (tuple(labels), tuple(templates))
-        if self._classes is None or self._classes[0] != key:
-            texts = [template.replace("{}", label) for label in labels for template in templates]
-            self._classes = (key, embed.ensemble(self._text_embeddings(texts), len(templates)))
-        return self._classes[1]
 
 
 show_decoding_options(Model)

@@ -25,7 +25,7 @@ from sightloop.protocols import Embedder, Network
 from sightloop.ranking.options import ABSTENTION, Candidate, RankedText, Ranking
 from sightloop.ranking.policy import Policy
 from sightloop.tasks import embed
-from sightloop.types import Encoded, Floats32, Integers, Pixels
+from sightloop.types import Encoded, Floats32, ImageSource, Integers, Pixels
 
 _JUDGING = {"match", "similarity"}
 TOP_K = 40  # of sampling (LaMDA, section 3)
@@ -140,10 +140,33 @@ def _judged(judge: Judge, image: Encoded, candidates: list[list[Candidate]]) -> 
     texts = [own[i].statement for own, rows in zip(candidates, open_rows, strict=True) for i in rows]
     if not texts:
         return candidates
-    tokens = judge.tokenize(texts)
     ends = np.cumsum([len(rows) for rows in open_rows])
     rows_of = [np.arange(end - len(rows), end) for end, rows in zip(ends, open_rows, strict=True)]
-    signals: list[dict[str, float]] = [{} for _ in texts]
+    signals = _signals(judge, image, judge.tokenize(texts), rows_of)
+    judged = [list(own) for own in candidates]
+    for b, (rows, where) in enumerate(zip(open_rows, rows_of, strict=True)):
+        for i, row in zip(rows, where.tolist(), strict=True):
+            judged[b][i] = replace(judged[b][i], signals={**judged[b][i].signals, **signals[row]})
+    return judged
+
+
+def judge_signals(
+    judge: Judge, images: Sequence[ImageSource], texts: Sequence[str]
+) -> list[dict[str, float]]:
+    """Signals of pairs of an image and a text: "itm", a logit, and "itc", a cosine, as far as the judge has them."""
+    tokens, signals = judge.tokenize(texts), list[dict[str, float]]()
+    for batch in judge.preprocessor.batches(images):
+        start, encoded = len(signals), judge.encode(batch)
+        rows_of = [np.array([start + b]) for b in range(len(batch))]
+        signals += _signals(judge, encoded, tokens, rows_of)
+    return signals
+
+
+def _signals(
+    judge: Judge, image: Encoded, tokens: TokenizedTexts, rows_of: Sequence[Integers]
+) -> list[dict[str, float]]:
+    """Signals of B encoded images with their own texts, in the order of `rows_of`."""
+    signals: list[dict[str, float]] = [{} for rows in rows_of for _ in rows]
     if "match" in judge.capabilities:
         logits = np.concatenate(judge.match_scores(image, tokens, rows_of))
         for signal, (no, yes) in zip(signals, logits.tolist(), strict=True):
@@ -152,14 +175,10 @@ def _judged(judge: Judge, image: Encoded, candidates: list[list[Candidate]]) -> 
         cosines = as_numpy(
             embed.similarities(embed.embed_images(judge.network, image), tokens.embed(judge.network))
         )
-        for b, rows in enumerate(rows_of):
-            for row in rows:
-                signals[row]["itc"] = float(cosines[b, row])
-    judged = [list(own) for own in candidates]
-    for b, (rows, where) in enumerate(zip(open_rows, rows_of, strict=True)):
-        for i, row in zip(rows, where.tolist(), strict=True):
-            judged[b][i] = replace(judged[b][i], signals={**judged[b][i].signals, **signals[row]})
-    return judged
+        own = [float(cosines[b, row]) for b, rows in enumerate(rows_of) for row in rows]
+        for signal, cosine in zip(signals, own, strict=True):
+            signal["itc"] = cosine
+    return signals
 
 
 def _ranked(ranking: Ranking, candidates: Sequence[Candidate]) -> RankedText:

@@ -60,6 +60,14 @@ def split_options(options: JsonMapping) -> tuple[Ranking | None, bool, JsonDict]
     return ranking, bool(ours.get("details")), decoding | {"num_return": samples}
 
 
+def check_caption_options(prompt: object, length: object, region: object, ranking: Ranking | None) -> None:
+    """Raises UsageError for options of `caption` that exclude each other."""
+    if (prompt is not None) + (length is not None) + (region is not None) > 1:
+        raise UsageError("prompt, length and region exclude each other; give one")
+    if ranking is not None and (length is not None or region is not None):
+        raise UsageError("samples: goes without length and region")
+
+
 class SampledVerbs:
     """The verbs that write, by sample and rank.
 

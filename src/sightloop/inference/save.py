@@ -106,7 +106,7 @@ def _write_own(model: Saveable, folder: Path) -> None:
 
 def _write_transformers(model: Saveable, folder: Path) -> None:
     family = FAMILIES[model.family]
-    parts = family.to_transformers(model.network.config)
+    parts = family.to_transformers(model.network.config)  # UsageError for what it does not know
     tensors = export_state_dict(
         model.module, key_map_of(family.layouts["transformers"], model.network.config)
     )

@@ -83,6 +83,26 @@ def build_norm(kind: NormKind, dim: int, eps: float) -> nn.Module:
     return RmsNorm(dim, eps, 1.0 if kind == "rms_offset" else 0.0)
 
 
+class Modulation(NamedTuple):
+    """What a condition does to the self-attention and MLP branches of a block (adaLN, Peebles and Xie 2023), `[R, D]`.
+
+    A branch f becomes gate * f(norm(x) * (1 + scale) + shift). With all three at zero (adaLN-Zero) a block is the
+    identity, but for its cross-attention.
+    """
+
+    shift1: Tensor
+    scale1: Tensor
+    gate1: Tensor
+    shift2: Tensor
+    scale2: Tensor
+    gate2: Tensor
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift of each row: x `[R, L, D]`, shift and scale `[R, D]` -> `[R, L, D]`."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
 class BlockConfig(NamedTuple):
     """Shape and options of one `Block`.
 
@@ -183,6 +203,7 @@ class Block(nn.Module):
         memory_mask: Tensor | None = None,
         cache: tuple[KeyValueCache, int] | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
         """`[R, L, D]` -> `[R, L, D]`.
 
@@ -191,9 +212,12 @@ class Block(nn.Module):
             mask, causal, cache, rope: of self-attention, see `Attention.forward`.
             memory: keys and values for cross-attention, which is skipped without them.
             memory_mask: mask over the memory, broadcast over `[B, H, R/B * L, N]`.
+            modulation: of a pre-norm block without a cache, the condition of each row; None for none.
         """
 
         def both_halves(x: Tensor) -> Tensor:
+            if modulation is not None:
+                return self._modulated(x, modulation, mask, memory, memory_mask)
             return self.mlp_half(self.self_attention_half(x, mask, causal, cache, rope), memory, memory_mask)
 
         if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
@@ -229,6 +253,24 @@ class Block(nn.Module):
             x = x + drop_branch(cross(self.norm_cross(x), memory=memory, mask=memory_mask), self)
         hidden = mlp(self.norm2(x))
         return x + drop_branch(self.norm2_out(hidden) if self.sandwich else hidden, self)
+
+    def _modulated(
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        mask: Tensor | None,
+        memory: KeyValue | None,
+        memory_mask: Tensor | None,
+    ) -> Tensor:
+        """`forward` with a condition; cross-attention is not modulated (PixArt, Chen et al. 2023, section 2.3)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        mixed = self.attn(modulate(self.norm1(x), shift1, scale1), mask=mask)
+        x = x + gate1[:, None] * drop_branch(mixed, self)
+        if memory is not None:
+            crossed = self.cross(self.norm_cross(x), memory=memory, mask=memory_mask)
+            x = x + drop_branch(crossed, self)
+        hidden = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x + gate2[:, None] * drop_branch(hidden, self)
 
 
 def drop_branch(branch: Tensor, layer: ResidualLayer) -> Tensor:

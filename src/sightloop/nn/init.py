@@ -17,7 +17,8 @@ _SCALARS = {"temperature": _TEMPERATURE, "logit_scale": math.log(1 / _TEMPERATUR
 _SIGMOID_SCALE = math.log(10)
 
 # Factors of the deviation of classification heads: small logits, so that the first loss is near chance.
-_HEAD_SCALES = {"match_head": 0.1, "classes": 0.1}
+# Zero for the modulation of a diffusion transformer's blocks and its last layer (adaLN-Zero, Peebles and Xie 2023).
+_HEAD_SCALES = {"match_head": 0.1, "classes": 0.1, "modulations": 0.0, "last": 0.0}
 
 
 @torch.no_grad()
@@ -42,7 +43,8 @@ def initialize(network: nn.Module, seed: int) -> None:
     scales = _residual_scales(network)
     initialized: set[int] = set()  # ids of parameters: tied matrices and shared modules are visited twice
     for path, module in network.named_modules():
-        head_scale = _HEAD_SCALES.get(path.rpartition(".")[2], 1.0)
+        name_of_part = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
+        head_scale = _HEAD_SCALES.get(name_of_part, 1.0)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
                 raise ValueError(f"{name}: has no memory to set; build the network on a real device")
@@ -58,7 +60,7 @@ def _initialize_parameter(
     if name in _SCALARS:
         sigmoid = name == "logit_scale" and hasattr(module, "logit_bias")
         parameter.fill_(_SIGMOID_SCALE if sigmoid else _SCALARS[name])
-    elif name == "bias":
+    elif name == "bias" or scale == 0:
         parameter.zero_()
     elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)):
         parameter.fill_(1.0)

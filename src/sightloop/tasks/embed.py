@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from sightloop.protocols import Embedder, LabelClassifier
+from sightloop.tasks.finite import (
+    require_finite as require_finite,
+)  # what callers check results of this file with
 from sightloop.types import Encoded, LogitActivation
 
 

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import (
 
 from sightloop.nn.attention import Attention
 from sightloop.nn.blocks import Block
-from sightloop.protocols import Network, require
+from sightloop.protocols import ImageNetwork, require
 from sightloop.training.dataloader import Batch
 from sightloop.training.distributed import World, agree, any_of, full_tensor
 
@@ -151,7 +151,7 @@ class _Root(nn.Module):
 
     def forward(self, device: torch.device) -> None:
         """Encodes an empty image, so that FSDP initializes its units."""
-        network = require(self.network, Network)
+        network = require(self.network, ImageNetwork)
         side = network.config.vision.image_size
         network.encode_image(torch.zeros(1, 3, side, side, device=device))
 

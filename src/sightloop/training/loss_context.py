@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightloop.objectives.gather import gather_rows
 from sightloop.objectives.positives import NO_CAPTION, Positives
-from sightloop.protocols import Embedder, Network, require
+from sightloop.protocols import Embedder, ImageNetwork, require
 from sightloop.training.config import Recipe
 from sightloop.training.dataloader import Batch, TextRows
 from sightloop.training.grad_cache import GradCache
@@ -70,7 +70,7 @@ class LossContext:
     @cached_property
     def tokens(self) -> Tensor:
         """Image tokens of every image `[b, N, D]`."""
-        network = self.net(Network)
+        network = self.net(ImageNetwork)
         return self.cache.encode(partial(_image_tokens, network), self.pixels)
 
     @cached_property
@@ -146,14 +146,14 @@ def gather_pairs(pairs: PairIds) -> PairIds:
     return PairIds(gather_rows(pairs.samples), gather_rows(pairs.texts), gather_rows(captions))
 
 
-def _image_tokens(network: Network, pixels: Tensor) -> Tensor:
+def _image_tokens(network: ImageNetwork, pixels: Tensor) -> Tensor:
     """pixels `[b, 3, S, S]` -> `[b, N, D]`."""
     return network.encode_image(pixels).tokens
 
 
 def embed_pixels(network: nn.Module, pixels: Tensor) -> Tensor:
     """pixels `[b, 3, S, S]` -> `[b, P]`."""
-    return require(network, Embedder).embed_image(require(network, Network).encode_image(pixels))
+    return require(network, Embedder).embed_image(require(network, ImageNetwork).encode_image(pixels))
 
 
 def select_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from sightloop.protocols import (
     BiasNetwork,
     DecoderNetwork,
     Embedder,
+    ImageNetwork,
     LabelClassifier,
     LanguageModelingNetwork,
     Matcher,
-    Network,
     PromptedNetwork,
     ScaleNetwork,
     TemperatureNetwork,
@@ -348,7 +348,7 @@ def mim(context: LossContext) -> None:
 
     Hidden patches are filled with the mean color, which works with any stem.
     """
-    network, recipe, pixels = context.net(Network), context.recipe, context.pixels
+    network, recipe, pixels = context.net(ImageNetwork), context.recipe, context.pixels
     patch, side = network.config.vision.patch, network.config.vision.image_size
     grid = side // patch
     hidden = torch.from_numpy(
@@ -377,7 +377,7 @@ def classes(context: LossContext) -> None:
     count = global_count(len(known))
     if count == 0:
         return
-    network, encoder = context.net(LabelClassifier), context.net(Network)
+    network, encoder = context.net(LabelClassifier), context.net(ImageNetwork)
     labels, pixels = context.batch.labels[known], select_rows(context.pixels, known)
     for part in context.cache.micro_batches(len(known)):
         logits = network.label_logits(encoder.encode_image(pixels[part]))
