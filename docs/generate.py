@@ -35,6 +35,7 @@ ROOM_CONTENTS = {
     "data": "atomic writes, journals, random number generators, shuffling",
     "data.images": "decoding within limits, preprocessing, resampling, augmentation, tiles",
     "data.text": "tokenizers: BPE, WordPiece, SentencePiece; training a tokenizer",
+    "data.video": "frames by time within limits, sampling, scene cuts, writing of clips",
     "data.copies": "hashes of images, copies by multi-index search, look-alikes, clusters of duplicates",
     "data.datasets": "every source as one `Dataset`, every target as one writer, conversion, leakage, rendered scenes",
     "nn": "the primitives: `Linear`, `Attention`, `Block`, LoRA, quantization",

@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "data": CONTRACTS,
     "data.images": CONTRACTS | {"data"},
     "data.text": CONTRACTS | {"data"},
+    "data.video": CONTRACTS | {"data.images"},
     "data.copies": CONTRACTS | {"data", "data.images"},
     "data.datasets": CONTRACTS | {"data", "data.copies", "data.images"},
     "nn": CONTRACTS,

@@ -56,6 +56,7 @@ OWNERS: dict[str, set[str]] = {
     "numpy": DATA
     | {
         "data.copies",
+        "data.video",
         "types",
         "tasks",
         "checkpoints",
@@ -80,6 +81,7 @@ OWNERS: dict[str, set[str]] = {
         "search",
         "apps.demo",
     },
+    "av": {"data.video"},
     "simplejpeg": {"data.images"},
     "pillow_heif": {"data.images"},
     "tokenizers": {"data.text"},

@@ -118,6 +118,91 @@ class Pixels:
     size: Size
 
 
+# Videos.
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video, or a part of one, as an argument of the verbs.
+
+    Args:
+        path: the file.
+        start: where the part begins, in seconds; None for the beginning.
+        end: where it ends, in seconds, exclusive; None for the end.
+    """
+
+    path: str | PathLike[str]
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """Bounds on decoding one video, all held in a child process; a video beyond them raises `ImageError`.
+
+    Args:
+        max_pixels: height times width of a frame; 8K video (33 million) is refused unless this is raised.
+        max_frames: frames decoded in one request; what comes after is left out, with a warning.
+        max_file_bytes: size of the file.
+        max_seconds: processor time in which no frame comes out.
+        max_total_seconds: processor time of one request.
+        max_memory_bytes: memory of the child process.
+    """
+
+    max_pixels: int = 4096 * 4096
+    max_frames: int = 2_000_000
+    max_file_bytes: int = 256 * 1024**3
+    max_seconds: float = 8.0
+    max_total_seconds: float = 4 * 3600.0
+    max_memory_bytes: int = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video is, as its header and its first frame say.
+
+    Args:
+        size: (height, width) of the upright frames, square pixels.
+        duration: in seconds, from the header, or from the last frame where that says none or is wrong.
+        rate: frames a second on average; 0 where unknown.
+        frames: number of frames where it was counted or the header has it, else None.
+        rotation: degrees, clockwise, by which frames are turned to be upright: 0, 90, 180 or 270.
+        container: "mov", "matroska", "avi", ...
+        codec: "h264", "vp9", ...
+        has_audio: whether there is sound, which is never read.
+    """
+
+    size: Size
+    duration: float
+    rate: float
+    frames: int | None
+    rotation: int
+    container: str
+    codec: str
+    has_audio: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoFrame:
+    """A frame of a video.
+
+    Args:
+        time: when it is shown first, in seconds from the beginning of the video.
+        pixels: uint8 `[H, W, 3]`, RGB, upright.
+    """
+
+    time: float
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoScene:
+    """A part of a video between two cuts, in seconds; `end` is exclusive."""
+
+    start: float
+    end: float
+
+
 # Texts.
 
 

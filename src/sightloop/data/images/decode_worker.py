@@ -44,7 +44,7 @@ def main() -> None:
     os.dup2(devnull, 0)
     os.dup2(devnull, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    _exit_with_parent()
+    exit_with_parent()
     if not (line := requests.readline()):
         return  # no image came
     settings: dict[str, JsonDict] = json.loads(line)
@@ -53,7 +53,7 @@ def main() -> None:
     spec = ImageSpec(**fields)
     place = settings.get("shared", {"descriptor": -1, "size": 0})
     shared = _open_shared(int(place["descriptor"]), int(place["size"]))
-    _limit_memory(limits.max_memory_bytes)
+    limit_memory(limits.max_memory_bytes)
     _send(responses, STARTED)
     while (head := requests.read(REQUEST.size)) and len(head) == REQUEST.size:
         kind, length = REQUEST.unpack(head)
@@ -114,13 +114,13 @@ def _limit_cpu_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
     """On Linux, end the process when the parent ends, even during a decode; elsewhere the closed pipe ends it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _limit_memory(budget: int) -> None:
+def limit_memory(budget: int) -> None:
     """Limit address space to `budget` bytes more than now (Linux), and disable core files (not on Windows)."""
     if sys.platform == "win32":
         return
