@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from sightloop.data.datasets.dataset import Dataset, open_dataset
+from sightloop.data.datasets.dataset import Dataset, expand_paths, open_dataset
 from sightloop.data.datasets.schema import fields_from_region, json_text, portable_name, sample_from_fields
 from sightloop.data.datasets.sidecar_files import fields_of_sidecars, sidecars_beside
 from sightloop.data.image_names import is_image_name
@@ -98,6 +98,9 @@ def _list_source(source: str) -> Iterator[Entry | Failed]:
             yield from _list_folder(root)
         elif is_image_name(source):
             yield _file_entry(os.path.dirname(root), os.path.basename(root), _fields_beside(root))
+        elif len(shards := _shards_of(source)) > 1:  # each is a root, so that its images are found again
+            for shard in shards:
+                yield from _list_source(shard)
         else:
             yield from _list_dataset(open_dataset(source), root)
     except (ValueError, OSError) as error:  # UsageError is a ValueError
@@ -105,6 +108,14 @@ def _list_source(source: str) -> Iterator[Entry | Failed]:
             os_error_reason(error) if isinstance(error, OSError) else str(error).removeprefix(f"{source}: ")
         )
         yield Failed(source, reason)
+
+
+def _shards_of(source: str) -> list[str]:
+    """The shards of a brace range; nothing where it is a file, or names others than shards."""
+    if os.path.lexists(source):
+        return []
+    paths = expand_paths([source])
+    return paths if all(Path(path).suffix.lower() in _ARCHIVES for path in paths) else []
 
 
 def _list_folder(root: str) -> Iterator[Entry | Failed]:
@@ -208,7 +219,7 @@ def read_entry(root: str, path: str) -> bytes | str:
     return image if isinstance(image, bytes) else str(image)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _opened(root: str, mtime: int) -> tuple[Dataset, dict[str, int] | None]:
     """A dataset and the numbers of its samples by key, kept while the file does not change."""
     dataset = open_dataset(root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,18 @@ def test_only_the_images_of_the_set_are_read(images: Path) -> None:
         assert server.post("/api/match", {"images": {"path": "a.jpg"}, "texts": ["a"]}).status_code == 404
 
 
-def test_images_in_a_tar_are_shown_and_not_edited(tmp_path: Path) -> None:
-    shard = tmp_path / "part.tar"
-    with tarfile.open(shard, "w") as tar:
-        for number in range(3):
+def write_shard(path: Path, numbers: Iterable[int]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
             for name, data in ((f"{number}.jpg", jpeg(number)), (f"{number}.txt", b"a cap")):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_images_in_a_tar_are_shown_and_not_edited(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "part.tar", range(3))
     with serve(shard) as server:
         rows = listed(server)
         assert sorted(rows) == ["part.tar/0", "part.tar/1", "part.tar/2"]
@@ -132,6 +137,41 @@ def test_an_index_shows_its_images_wherever_they_are(images: Path, nano: Any) ->
         assert (
             server.post("/api/match", {"images": {"path": "images/a.jpg"}, "texts": ["a"]}).status_code == 404
         )
+
+
+def test_an_index_shows_its_images_inside_archives(images: Path, nano: Any) -> None:
+    pytest.importorskip("lancedb")
+    from sightloop.data.datasets.convert import convert
+    from sightloop.search.index import Index
+
+    write_shard(images.parent / "part-0.tar", range(2))
+    write_shard(images.parent / "part-1.tar", range(2, 4))
+    convert([str(images.parent / "part-1.tar")], images.parent / "rows.parquet")
+    index = Index.create(images.parent / "all.index", model=nano)
+    index.add(
+        [str(images / "inner"), str(images.parent / "part-{0..1}.tar"), str(images.parent / "rows.parquet")]
+    )
+    with running(lambda _source: nano, folder=images.parent / "all.index") as server:
+        rows = listed(server)
+        inside = {f"part-{n // 2}.tar/{n}": n for n in range(4)} | {f"rows.parquet/{n}": n for n in (2, 3)}
+        files = {"images/inner/d.jpg": 3, "images/inner/e.jpg": 4}
+        assert set(rows) == {*files, *inside}
+        for name, number in (files | inside).items():
+            assert server.http.get(f"/api/images/{rows[name]['id']}").content == jpeg(number)
+        thumbs = [server.http.get(f"/api/images/{rows[name]['id']}/thumb") for name in inside]
+        assert {thumb.headers["content-type"] for thumb in thumbs} == {"image/jpeg"}
+        assert {rows[name]["caption"]["text"] for name in inside} == {"a cap"}
+
+        hits = server.post("/api/search", {"like": rows["part-0.tar/1"]["id"], "k": 20}).json()["hits"]
+        assert {hit["path"] for hit in hits} | {"part-0.tar/1"} == set(rows)
+        assert server.http.get("/api/info").json()["left_out"] == 0
+
+        def edit(name: str) -> int:
+            headers = {"X-Sightloop": "1", "If-Match": rows[name]["caption"]["etag"]}
+            path = f"/api/images/{rows[name]['id']}/caption"
+            return server.http.put(path, json={"text": "x"}, headers=headers).status_code
+
+        assert [edit("part-0.tar/1"), edit("images/inner/e.jpg")] == [403, 200]
 
 
 def test_what_is_no_source_is_refused(images: Path) -> None:

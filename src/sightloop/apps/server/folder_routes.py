@@ -232,6 +232,10 @@ async def edit(
 
     def write() -> JsonDict:
         entry = library.entry(image_id)
+        if library.is_archived(entry) and library.is_editable:
+            raise ApiError(
+                403, "the image is inside an archive: its caption cannot be edited", code="read_only"
+            )
         written = library.review.edit(entry.path, body.text, match[1], body.origin)
         library.note_edit(entry, written)
         return {"caption": {"text": written.text, "etag": written.etag}, "state": library.state(entry)}
@@ -297,9 +301,9 @@ def _conflict(conflict: EditConflict) -> JsonResponse:
 
 
 def _modified(library: Library, entry: LibraryImage) -> int:
-    if library.image_set is not None and not library.image_set.files:
-        return 0  # in an archive, which does not change
     try:
+        if library.image_set is not None and library.is_archived(entry):
+            return library.image_set.modified(entry.path)
         return os.stat(library.folder / entry.path).st_mtime_ns
     except OSError:
         raise ApiError(404, "the folder has no such image", code="image_not_found") from None
@@ -315,7 +319,7 @@ def _changes(library: Library, body: ReplaceRequest) -> Sequence[tuple[LibraryIm
     changes: list[tuple[LibraryImage, str, str, str]] = []
     for entry in library.select(shown):
         caption = library.caption(entry)
-        if caption.text is not None:
+        if caption.text is not None and not library.is_archived(entry):
             after = regex.sub(lambda _: body.replace, caption.text)
             if after != caption.text:
                 changes.append((entry, caption.text, after, caption.etag))

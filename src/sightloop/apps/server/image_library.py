@@ -96,6 +96,7 @@ class Library:
         self._lock = threading.RLock()
         self._folders: dict[str, tuple[int, list[LibraryImage], list[str]]] = {}
         self._entries: list[LibraryImage] = []
+        self._archived: list[LibraryImage] = []
         self._by_id: dict[str, LibraryImage] = {}
         self._listed_at = self._captions_at = 0.0
         if image_set is not None and image_set.obstacle:
@@ -184,7 +185,11 @@ class Library:
     @property
     def has_given_captions(self) -> bool:
         """Whether captions come from a dataset until they are edited."""
-        return self.image_set is not None and self.image_set.dataset is not None
+        return self.image_set is not None and self.image_set.has_captions
+
+    def is_archived(self, entry: LibraryImage) -> bool:
+        """Whether an image is inside an archive, where no caption file has a place."""
+        return self.image_set is not None and entry.path in self.image_set.in_archives
 
     def note_edit(self, entry: LibraryImage, caption: CaptionOnDisk) -> None:
         """Takes over what an edit wrote."""
@@ -249,12 +254,7 @@ class Library:
         after: dict[str, tuple[int, list[LibraryImage], list[str]]] = {}
         pending, changed = [("", 0)], False
         if self.image_set is not None:
-            if not self.image_set.files and self._entries:
-                return  # archives do not change
-            if not self.image_set.files:
-                self._take_over([LibraryImage(image_id(path), path, None) for path in self.image_set.paths])
-                return
-            folders = {os.path.dirname(path) for path in self.image_set.paths}
+            folders = {os.path.dirname(path) for path in self.image_set.files}
             pending = [(folder, _MAX_DEPTH) for folder in folders]
         while pending:
             relative, depth = pending.pop()
@@ -269,14 +269,16 @@ class Library:
             after[relative] = known
             if depth < _MAX_DEPTH:
                 pending += [(name, depth + 1) for name in known[2]]
-        if changed or len(after) != len(before):
+        if changed or len(after) != len(before) or (self.image_set is not None and not self._entries):
             self._folders = after
-            self._take_over([entry for _, own, _ in after.values() for entry in own])
-
-    def _take_over(self, entries: list[LibraryImage]) -> None:
-        entries.sort(key=lambda entry: entry.path)
-        self._entries = entries
-        self._by_id = {entry.id: entry for entry in entries}
+            if self.image_set is not None and not self._archived:  # archives do not change
+                self._archived = [
+                    LibraryImage(image_id(path), path, None) for path in self.image_set.in_archives
+                ]
+            entries = [entry for _, own, _ in after.values() for entry in own] + self._archived
+            entries.sort(key=lambda entry: entry.path)
+            self._entries = entries
+            self._by_id = {entry.id: entry for entry in entries}
 
     def _list_folder(
         self, relative: str, known: Sequence[LibraryImage]

@@ -2,22 +2,25 @@
 
 Only the images of the set can be read, wherever their files are. The captions of a dataset are shown until an edit
 writes a caption file beside the image; images inside archives (.tar, .parquet) have no place for one and stay as they
-are.
+are. An index may hold both: files, and images of archives, which are read from there.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.schema import portable_name
 from sightloop.data.image_names import is_image_name
 from sightloop.errors import ImageError, UsageError
 from sightloop.search.opening import is_index
+from sightloop.search.sources import read_entry
+from sightloop.types import JsonDict
 
 _ARCHIVES = (".tar", ".parquet")
 
@@ -30,9 +33,10 @@ class ImageSet:
         source: the index or dataset.
         folder: resolved; paths are relative to it, with `/`.
         home: folder of the review; edits are noted there.
-        files: file of each image, resolved, by its path; empty for archives.
+        files: file of each image, resolved, by its path; images of archives have none.
         records: number of each image in `dataset`, by its path; empty for an index.
-        dataset: where captions come from, and the images of archives.
+        archived: archive and key of the images of an index that are inside archives, by their path.
+        dataset: where captions come from, and the images of archives; None for an index.
         obstacle: why captions cannot be edited, or "".
         left_out: images that are not shown.
     """
@@ -42,6 +46,7 @@ class ImageSet:
     home: Path
     files: dict[str, Path] = field(default_factory=dict[str, Path])
     records: dict[str, int] = field(default_factory=dict[str, int])
+    archived: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     dataset: Dataset | None = None
     obstacle: str = ""
     left_out: int = 0
@@ -49,9 +54,19 @@ class ImageSet:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def paths(self) -> Iterable[str]:
-        """Paths of all images."""
-        return self.files or self.records
+    def in_archives(self) -> Collection[str]:
+        """Paths of the images that are inside archives, where no caption can be written beside them."""
+        return self.archived if self.files or self.archived else self.records
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether captions come from the set until they are edited."""
+        return self.dataset is not None or bool(self._captions)
+
+    def modified(self, path: str) -> int:
+        """When the archive that holds an image was changed, in nanoseconds since 1970; 0 for a dataset's."""
+        root, _ = self.archived.get(path, ("", ""))
+        return os.stat(root).st_mtime_ns if root else 0
 
     def read(self, path: str, read_file: Callable[[str], bytes]) -> bytes:
         """The encoded image at a path.
@@ -65,9 +80,12 @@ class ImageSet:
             OSError: its file is gone, or is a link to elsewhere.
             ImageError: it cannot be read.
         """
-        if not self.files:
-            assert self.dataset is not None
-            image = self.dataset[self.records[path]].image
+        if path in self.in_archives:
+            image = (
+                read_entry(*self.archived[path])
+                if self.dataset is None
+                else self.dataset[self.records[path]].image
+            )
             if not isinstance(image, bytes):
                 raise KeyError(path)
             return image
@@ -78,16 +96,26 @@ class ImageSet:
 
     def given(self, path: str) -> str | None:
         """The dataset's captions of an image, one a line; None if it has none, or cannot be read."""
-        if self.dataset is None or path not in self.records:
-            return None
         with self._lock:
             if path not in self._captions:
+                if self.dataset is None or path not in self.records:
+                    return None
                 try:
                     captions = self.dataset[self.records[path]].captions
                 except (ImageError, OSError):
                     captions = ()
-                self._captions[path] = "\n".join(" ".join(caption.split()) for caption in captions)
+                self._captions[path] = _lines(captions)
             return self._captions[path] or None
+
+    def add_archived(self, path: str, archive: str, key: str, captions: Iterable[str]) -> None:
+        """Takes in an image of an index that is inside an archive, with the captions that it has there."""
+        self.archived[path] = (archive, key)
+        if text := _lines(captions):
+            self._captions[path] = text
+
+
+def _lines(captions: Iterable[str]) -> str:
+    return "\n".join(" ".join(caption.split()) for caption in captions)
 
 
 def open_image_set(source: Path) -> ImageSet | None:
@@ -111,21 +139,44 @@ def open_image_set(source: Path) -> ImageSet | None:
 def _index_set(source: Path) -> ImageSet:
     from sightloop.search.index import open_index
 
-    table = open_index(source).to_arrow(["root", "path"])
-    roots, names = table["root"].to_pylist(), table["path"].to_pylist()
-    pairs = [(root or "", name or "") for root, name in zip(roots, names, strict=True)]
-    real: dict[str, Path] = {}
-    for root, name in pairs:
-        if is_image_name(name) and (os.path.isdir(root) or root == name):
-            real.setdefault(os.path.realpath(os.path.join(root, name)), Path())
+    table = open_index(source).to_arrow(["root", "path", "captions"])
+    kinds = {root: _kind_of(root or "") for root in table["root"].unique().to_pylist()}
+    real: dict[str, JsonDict | None] = {}  # by name, the row of an image inside an archive, None for a file
+    places: set[str] = set()
+    for row in table.to_pylist():
+        root, name = row["root"] or "", row["path"] or ""
+        path = os.path.realpath(os.path.join(root, name))
+        if is_image_name(name) and (kinds[row["root"]] == "folder" or root == name):
+            real.setdefault(path, None)
+            places.add(os.path.dirname(path))
+        elif name and root != name and kinds[row["root"]] == "file":
+            real.setdefault(path, row)
+            places.add(os.path.dirname(os.path.realpath(root)))
     if not real:
-        raise UsageError(f"{source}: none of its {len(pairs):,} images is a file that this machine has.")
-    folder = Path(os.path.commonpath([os.path.dirname(path) for path in real]))
-    own_roots = {os.path.realpath(root) for root, _ in pairs if os.path.isdir(root)}
+        raise UsageError(f"{source}: none of its {len(table):,} images is on this machine.")
+    folder = Path(os.path.commonpath(places))
+    own_roots = {os.path.realpath(root) for root, kind in kinds.items() if kind == "folder"}
     home = Path(own_roots.pop()) if len(own_roots) == 1 else Path(os.path.realpath(source)).parent
     folder = home if folder.is_relative_to(home) else folder
-    files = {os.path.relpath(path, folder).replace(os.sep, "/"): Path(path) for path in real}
-    return ImageSet(source, folder, home, files, left_out=len(pairs) - len(files))
+    images = ImageSet(source, folder, home, left_out=len(table) - len(real))
+    for path, row in real.items():
+        relative = os.path.relpath(path, folder).replace(os.sep, "/")
+        if row is None:
+            images.files[relative] = Path(path)
+        else:
+            images.add_archived(relative, row["root"], row["path"], row["captions"] or ())
+    if not images.files:
+        images.obstacle = _obstacle(next(iter(images.archived.values()))[0])
+    return images
+
+
+def _kind_of(root: str) -> Literal["folder", "file", ""]:
+    return "folder" if os.path.isdir(root) else "file" if os.path.isfile(root) else ""
+
+
+def _obstacle(archive: str) -> str:
+    name = Path(archive).name
+    return f"the images are inside an archive: sightloop convert {name} photos makes a folder of them"
 
 
 def _dataset_set(source: Path) -> ImageSet:
@@ -151,7 +202,7 @@ def _dataset_set(source: Path) -> ImageSet:
     places = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in real}
     records = {name: real[path] for name, path in places.items()}
     files = {name: Path(path) for name, path in places.items()}
-    return ImageSet(source, folder, home, files, records, dataset, left_out=len(dataset) - len(files))
+    return ImageSet(source, folder, home, files, records, dataset=dataset, left_out=len(dataset) - len(files))
 
 
 def _archive_set(source: Path, home: Path, dataset: Dataset) -> ImageSet:
@@ -159,7 +210,4 @@ def _archive_set(source: Path, home: Path, dataset: Dataset) -> ImageSet:
         f"{Path(dataset.source_name(number)).name}/{portable_name(dataset.key(number))}": number
         for number in range(len(dataset))
     }
-    obstacle = (
-        f"the images are inside an archive: sightloop convert {source.name} photos makes a folder of them"
-    )
-    return ImageSet(source, home, home, {}, records, dataset, obstacle)
+    return ImageSet(source, home, home, {}, records, dataset=dataset, obstacle=_obstacle(source.name))

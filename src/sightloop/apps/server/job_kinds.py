@@ -87,7 +87,11 @@ def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
         def wanted() -> Sequence[LibraryImage]:
             bare = library.select(Listing(state="uncaptioned"))
             rejected = [entry for entry in library.captioned() if library.is_rejected(entry)]
-            return [entry for entry in (*bare, *rejected) if library.state(entry) in ("none", "accepted")]
+            return [
+                entry
+                for entry in (*bare, *rejected)
+                if library.state(entry) in ("none", "accepted") and not library.is_archived(entry)
+            ]
 
         entries = await asyncio.to_thread(wanted)
         async with service.pool.lease(model_id) as served:
@@ -319,7 +323,7 @@ def _write_split(library: Library, data: Path, rest: Path, held_out: float) -> t
     """
     parts: tuple[list[str], list[str]] = ([], [])
     for entry in library.captioned():
-        if library.is_rejected(entry):
+        if library.is_rejected(entry) or library.is_archived(entry):
             continue
         share = int(image_id("split " + entry.path), 16) / float(1 << 64)
         row = {"image": str(library.folder / entry.path), "captions": _lines(library.caption(entry).text)}

@@ -296,7 +296,7 @@ def open_dataset(
     coco: list[Path] = []
     annotated: list[Path] = []
     visdial: dict[VisDialKind, list[Path]] = {"dialogues": [], "relevance": []}
-    for name in _expand_all(names):
+    for name in expand_paths(names):
         if name == "-":
             sources.append(StreamSource(None))
         elif is_annotation_file(name):
@@ -377,8 +377,8 @@ def _createml_files(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _expand_all(patterns: Iterable[str | Path]) -> list[str]:
-    """Paths of all patterns. Raises `UsageError` for more than `_MAX_PATHS`, or none."""
+def expand_paths(patterns: Iterable[str | Path]) -> list[str]:
+    """Paths of all patterns: globs and brace ranges. Raises `UsageError` for more than `_MAX_PATHS`, or none."""
     paths: list[str] = []
     for pattern in patterns:
         for path in _expand(os.fspath(pattern)):
