@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import sightloop
+from sightloop.data.images.batch_size import BatchSizer
 from sightloop.errors import UsageError
 from sightloop.inference.model import Model
 from sightloop.search.encoder import MemoryCache
 from sightloop.search.index import BuildOptions, Index, open_index
+from sightloop.types import Pixels, Region
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
 
 OPTIONS = BuildOptions(isolate=False, workers=1, commit_images=4)
@@ -116,6 +119,69 @@ def test_two_models(clip: Model, checkpoints: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors, expected, atol=1e-3)
     with pytest.raises(UsageError, match="already"):
         index.add_model(other)
+
+
+@dataclass
+class Reader:
+    """A model that reads "Nr. EN" in an image, N of its pixels' sum; nothing where that is even.
+
+    Args:
+        model: that preprocesses.
+        stop_after: batches after which it breaks.
+    """
+
+    model: Model
+    stop_after: int = 1_000
+    sizer: Any = field(default_factory=lambda: BatchSizer(1))
+    images: int = 0
+
+    def read(self, *sources: Any, **options: Any) -> Any:
+        return self.model.read(*sources, **options)
+
+    def read_text(self, batch: list[Pixels]) -> list[list[Region]]:
+        if self.images == self.stop_after:
+            raise KeyboardInterrupt
+        self.images += len(batch)
+        first = [int(pixels.values.sum()) % 997 for pixels in batch]
+        return [[Region(f"Nr. E{n}", (0, 0, 1, 1))] if n % 2 else [] for n in first]
+
+
+def test_texts_in_images_are_read_once(clip: Model, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_images(photos, 6)
+    (photos / "000.txt").write_text("a red car\n")
+    index = Index.create(tmp_path / "index", model=clip)
+    index.add(photos, options=OPTIONS)
+    assert {str(row["texts"]) for row in index.rows()} == {"None"}
+    options = replace(OPTIONS, commit_images=2)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(photos, reader=cast(Model, Reader(clip, stop_after=3)), options=options)
+    committed = [row for row in index.rows() if row["texts"] is not None]
+    assert len(committed) == 2
+
+    reader = Reader(clip)
+    assert index.add(photos, reader=cast(Model, reader), options=OPTIONS) == Counter(skipped=6, read=4)
+    assert reader.images == 4
+    rows = {row["path"]: row for row in index.rows()}
+    with_text = [path for path, row in rows.items() if row["texts"]]
+    assert 0 < len(with_text) < 6
+    assert {str(row["texts"]) for row in rows.values() if not row["texts"]} == {"[]"}
+    word = rows[with_text[0]]["texts"][0]
+    same = {row["id"] for row in rows.values() if row["texts"] == [word]}
+    assert set(index.search(words=word, k=6).ids) >= same
+
+    # A row that is moved or has new captions keeps its texts, one with another content is read again.
+    (photos / with_text[0]).rename(photos / "moved.png")
+    (photos / with_text[0]).with_suffix(".txt").unlink(missing_ok=True)
+    (photos / "moved.txt").write_text("a blue boat\n")
+    first, second, *_ = sorted(set(rows) - {with_text[0]})
+    shutil.copy(photos / first, photos / second)
+    index.add(photos, options=OPTIONS)
+    after = {row["path"]: row for row in index.rows()}
+    assert after["moved.png"]["texts"] == rows[with_text[0]]["texts"]
+    assert index.search(words="boat").ids == [after["moved.png"]["id"]]
+    assert after["moved.png"]["id"] in index.search(words=word, k=6).ids
+    assert after[second]["texts"] is None
 
 
 def test_search_by_image_text_and_id(clip: Model, tmp_path: Path) -> None:

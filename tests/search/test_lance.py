@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 pytest.importorskip("lancedb")
 
+from sightloop.errors import UsageError
 from sightloop.search import lance
-from sightloop.search.index import Index
+from sightloop.search.index import Index, open_index
 from sightloop.search.lance import LanceStore
 
 
@@ -38,6 +40,30 @@ def test_the_index_of_vectors_grows_with_the_table(
     # 900 rows are compared one by one; of 4,700 more than half are new; of 5,400 few.
     first, last = ["vector_partitions_24"], ["vector_partitions_94"]
     assert names == [[], first, last, last]
+
+
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "index", dim=8)
+    index.add_vectors(np.eye(8), [{"id": str(i), "captions": ["a red car"]} for i in range(8)])
+    messages: list[str] = []
+    for path in sorted((tmp_path / "index").rglob("*")):
+        # Of a truncated manifest LanceDB's own thread prints a panic first.
+        for content in (b"", path.read_bytes()[: path.stat().st_size // 2]) if path.is_file() else ():
+            if path.suffix == ".manifest" and content:
+                continue
+            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+            shutil.copytree(tmp_path / "index", tmp_path / "copy")
+            (tmp_path / "copy" / path.relative_to(tmp_path / "index")).write_bytes(content)
+            try:
+                damaged = open_index(tmp_path / "copy")
+                damaged.rows()
+                damaged.search(vector=np.ones(8))
+                damaged.search(words="red")
+            except UsageError as error:
+                messages.append(str(error))
+    assert len(messages) >= 6
+    assert all(message.startswith(str(tmp_path / "copy")) for message in messages)
+    assert not any("\n" in message for message in messages)
 
 
 def test_an_index_that_a_killed_build_left_is_dropped(

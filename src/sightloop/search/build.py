@@ -19,6 +19,7 @@ import numpy as np
 
 from sightloop.errors import ImageError
 from sightloop.search.exif import read_exif
+from sightloop.search.filters import ids_filter
 from sightloop.search.rows import Table, merge_columns, table_of, unit_vectors, vector_column
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
@@ -27,12 +28,12 @@ from sightloop.types import Done, Event, Failed, Floats32, JsonDict, Limits, Pix
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
-Action: TypeAlias = Literal["added", "changed", "moved", "updated", "removed"]
+Action: TypeAlias = Literal["added", "changed", "moved", "updated", "removed", "read"]
 _COMMIT_IMAGES = 1_024
 _COMMIT_SECONDS = 5.0
 _FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
 _WAITING_EVENTS = 1_024
-_TEXT_FIELDS = ("captions", "texts", "labels", "regions", "extra")
+_TEXT_FIELDS = ("captions", "labels", "regions", "extra")
 _DERIVED = ("caption_keys", "label_keys", "extra_keys", "words", "grams")
 
 
@@ -41,7 +42,8 @@ _Columns: TypeAlias = tuple[str, str, str, int, int, str, int]
 
 
 class Indexed(NamedTuple):
-    """What was done for an image: "added", "changed" (new content), "moved" (found by content) or "updated" (texts)."""
+    """What was done for an image: "added", "changed" (new content), "moved" (found by content), "updated" (captions and
+    the like; vectors of a further model), "read" (the texts in it) or "removed"."""
 
     id: str
     action: Action
@@ -343,12 +345,19 @@ class Builder:
             last = {
                 str(row["id"]): row for row in self._updates
             }  # a row that was updated twice: its last state
-            full = table_of(list(last.values()))
+            full = table_of(self._with_texts(last))
             self._store.update(full.select([*_UPDATED, *_DERIVED, "path_key"]))
             self._updates = []
         self._last_commit = time.monotonic()
         events, self._waiting = self._waiting, []
         yield from events
+
+    def _with_texts(self, rows: dict[str, JsonDict]) -> list[JsonDict]:
+        """Rows by their ids, with the texts that were read in their images, which are searched with the captions."""
+        for part in self._store.scan(["id", "texts"], ids_filter(rows)):
+            for known in part.to_pylist():
+                rows[known["id"]]["texts"] = known["texts"]
+        return list(rows.values())
 
 
 _UPDATED = ("id", "root", "path", "size", "mtime", "sha256", "stamp", *_TEXT_FIELDS)
@@ -368,7 +377,7 @@ def _row(entry: Entry, identity: str, size: int, sha256: str) -> JsonDict:
         "size": size,
         "mtime": entry.mtime,
     }
-    return row | {"sha256": sha256, "stamp": entry.stamp, "texts": []} | entry.fields
+    return row | {"sha256": sha256, "stamp": entry.stamp, "texts": None} | entry.fields
 
 
 def _pixels_or_failure(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -17,19 +17,19 @@ from sightloop.reports import html
 from sightloop.reports.notebook import NotebookProgress
 from sightloop.search.build import Builder, BuildOptions, Indexed
 from sightloop.search.duplicates import DuplicateReport, check_kinds, duplicates_in_index, hash_columns
-from sightloop.search.fill import fill_space
+from sightloop.search.fill import fill_space, fill_texts
 from sightloop.search.filters import parse_filters
 from sightloop.search.hits import Hits
 from sightloop.search.no_match import NoMatch, apply_cut
 from sightloop.search.opening import create_store, is_index, open_store
 from sightloop.search.outside import OutsideRows, add_outside
 from sightloop.search.prune import find_gone
-from sightloop.search.query import Query, Searcher, SpaceSample
+from sightloop.search.query import Query, Searcher, SearchOptions, SpaceSample
 from sightloop.search.rows import PUBLIC_COLUMNS, Table, vectors_of
 from sightloop.search.sources import list_entries
 from sightloop.search.stats import IndexStats
 from sightloop.search.store import IndexInfo, Store, VectorDtype, VectorSpace
-from sightloop.types import Done, Event, Floats32, ImageSource, JsonDict
+from sightloop.types import Done, Event, Floats32, JsonDict
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
@@ -39,20 +39,6 @@ _BACKGROUND = (
     "a photo", "a photo of a person", "a photo of an animal", "a photo of food", "a landscape", "a city street",
     "a room", "a close-up of an object", "a vehicle", "people doing something", "a document", "a drawing",
 )  # fmt: skip
-
-
-class SearchOptions(TypedDict, total=False):
-    """Options of `Index.search`, as fields of `search.query.Query`."""
-
-    image: ImageSource | None
-    like: str | None
-    vector: Any
-    blend: float
-    words: str | None
-    without: str | None
-    rerank: int
-    cut: float | None
-    background: str | PathLike[str] | None
 
 
 class Index:
@@ -192,6 +178,7 @@ class Index:
         images: str | PathLike[str] | Iterable[str | PathLike[str]],
         *,
         prune: bool = False,
+        reader: Model | None = None,
         options: BuildOptions | None = None,
     ) -> Counter[str]:
         """Indexes what is new or changed in folders, files, globs and datasets.
@@ -199,10 +186,11 @@ class Index:
         Args:
             images: one source or several.
             prune: also remove rows below these sources whose files are gone.
+            reader: model that reads the texts in all images of the index that were not read yet, for keywords (OCR).
             options: of reading and committing.
 
         Returns:
-            How many were added, changed, moved, updated, skipped, failed and removed.
+            How many were added, changed, moved, updated, read, skipped, failed and removed.
 
         Raises:
             UsageError: another process writes.
@@ -210,7 +198,7 @@ class Index:
         counts: Counter[str] = Counter()
         sources = [images] if isinstance(images, str | PathLike) else list(images)
         progress = NotebookProgress("indexing", "images")
-        with closing(self.build(sources, prune=prune, options=options)) as events:
+        with closing(self.build(sources, prune=prune, reader=reader, options=options)) as events:
             for event in events:
                 value = getattr(event, "value", None)
                 counts[value.action if isinstance(value, Indexed) else type(event).__name__.lower()] += 1
@@ -223,20 +211,22 @@ class Index:
         sources: Iterable[str | PathLike[str]],
         *,
         prune: bool = False,
+        reader: Model | None = None,
         options: BuildOptions | None = None,
-        prepare: Callable[[bytes], JsonDict] | None = None,
     ) -> Generator[Event[Indexed]]:
         """`add` as a stream: an event for each image, after the commit that holds it."""
         names = [fspath(source) for source in sources]
         with self.store.writing():
             models = [(space, self._model(space)) for space in self.info.spaces]
-            hashes = prepare or hash_columns
-            builder = Builder(self.store, models, options or BuildOptions(), hashes)
+            options = options or BuildOptions()
+            builder = Builder(self.store, models, options, hash_columns)
             yield from builder.run(list_entries(names))
             for space, model in models:
                 if space.column in self.info.notes.get("unfilled", ()):
-                    yield from fill_space(self.store, space, model, options or BuildOptions())
+                    yield from fill_space(self.store, space, model, options)
                     self._note_filled(space)
+            if reader is not None:
+                yield from fill_texts(self.store, reader, options)
             if prune:
                 gone = find_gone(self.store, names, builder.archived)
                 self.store.delete([identity for identity, _ in gone])

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from functools import reduce
+from functools import reduce, wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -55,6 +56,36 @@ _SMALL_FRAGMENTS: Final = 64
 _KEEP_VERSIONS: Final = timedelta(hours=1)  # longer than any reader needs an old version
 _IDS_AT_ONCE: Final = 2_000
 
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
+
+@contextmanager
+def _naming(index: str) -> Generator[None]:
+    """Raises what LanceDB raises about its files (RuntimeError, or a panic) as a UsageError that names the index."""
+    try:
+        yield
+    except BaseException as error:
+        if not str(error).startswith(("lance error", "rust future panicked", "Invalid input")):
+            raise
+        reason = re.sub(r",? \S*/\.cargo/\S+|,? /rustc/\S+", "", str(error).removeprefix("lance error: "))
+        raise UsageError(
+            f"{index}: LanceDB fails ({reason.splitlines()[0][:200]}); if a file of the index is damaged, make it again"
+        ) from error
+
+
+def _named(
+    method: Callable[Concatenate[LanceStore, ParamsT], ResultT],
+) -> Callable[Concatenate[LanceStore, ParamsT], ResultT]:
+    """A method whose failures in LanceDB name the index."""
+
+    @wraps(method)
+    def call(store: LanceStore, *args: ParamsT.args, **options: ParamsT.kwargs) -> ResultT:
+        with _naming(store.name):
+            return method(store, *args, **options)
+
+    return call
+
 
 class LanceStore:
     """Store in a folder.
@@ -71,9 +102,8 @@ class LanceStore:
         self._folder = folder
         self._info_stamp: tuple[int, int] | None = None
         self._info = self.info()
-        self._table: Any = _connect(folder).open_table(
-            _TABLE
-        )  # LanceDB has no type hints for what it returns
+        with _naming(self.name):
+            self._table: Any = _connect(folder).open_table(_TABLE)  # which LanceDB gives no type
         if missing := set(row_schema().names) - set(self._table.schema.names):
             raise UsageError(
                 f"{folder}: of an earlier version, without {', '.join(sorted(missing))}; make it again"
@@ -116,6 +146,7 @@ class LanceStore:
             raise UsageError(f"{path}: cannot be read as the description of an index: {error}") from error
         return self._info
 
+    @_named
     def set_info(self, info: IndexInfo) -> None:
         """Replaces the info; new spaces get their column, without vectors."""
         import pyarrow as pa
@@ -130,6 +161,7 @@ class LanceStore:
         """The version of the table."""
         return self._table.version
 
+    @_named
     def count(self, where: Filter | None = None) -> int:
         """Number of rows."""
         if not where:
@@ -140,19 +172,23 @@ class LanceStore:
         """Lock on a file of the folder, which the kernel releases when the process ends, however it ends."""
         return lock_folder(self._folder, _LOCK_NAME)
 
+    @_named
     def add(self, rows: Table) -> None:
         """Adds rows as one version."""
         self._table.add(self._complete(rows))
 
+    @_named
     def upsert(self, rows: Table) -> None:
         """Adds or replaces rows as one version."""
         merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(self._complete(rows))
 
+    @_named
     def update(self, rows: Table) -> None:
         """Sets some columns as one version."""
         self._table.merge_insert("id").when_matched_update_all().execute(rows)
 
+    @_named
     def delete(self, ids: Sequence[str]) -> None:
         """Removes rows; of many at a time, each group is a version."""
         for start in range(0, len(ids), _IDS_AT_ONCE):
@@ -169,9 +205,11 @@ class LanceStore:
             query = query.where(_expression(where))
         if limit is not None:
             query = query.limit(limit)
-        for batch in query.to_batches():
-            yield pa.Table.from_batches([batch])
+        with _naming(self.name):
+            for batch in query.to_batches():
+                yield pa.Table.from_batches([batch])
 
+    @_named
     def nearest(
         self, space: VectorSpace, query: Floats32, k: int, where: Filter, columns: Sequence[str]
     ) -> Found:
@@ -195,6 +233,7 @@ class LanceStore:
             builder = builder.where(_expression(where))
         return nearest_of(builder.to_arrow(), space, query, k, columns)
 
+    @_named
     def by_words(self, query: str, k: int, where: Filter, columns: Sequence[str]) -> Found:
         """BM25 over words and, for scripts without spaces and codes, over n-grams; the better of both counts."""
         words = normalize(query).split()
@@ -215,6 +254,7 @@ class LanceStore:
         chosen = np.array(list(best.values())[:k], np.int64)
         return Found(both.select(list(columns)).take(chosen), scores[chosen])
 
+    @_named
     def maintain(self, *, whole: bool = False) -> None:
         """Compacts small files, indexes new rows, and builds IVF_RQ once the table is large."""
         rows, stats = self.count(), self._table.stats()

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 _WORDS: Final = "keywords"  # name of the sparse vector
 # Columns of several entries -> the list of them in the payload, for an index of the server.
-_LISTS: Final = {"label_keys": "label_list", "extra_keys": "extra_list"}
+_LISTS: Final = {
+    "label_keys": "label_list",
+    "extra_keys": "extra_list",
+    "caption_keys": "caption_list",
+}
 _POINTS_AT_ONCE: Final = 256
 _NEIGHBORS_READ: Final = 300  # ef of HNSW: recall of text queries
 _NAMESPACE: Final = uuid.UUID("5f6b2c1e-6d0a-4f65-9a63-0f3b1f1f7e55")
@@ -372,4 +376,5 @@ def _condition(condition: Condition) -> Any:
     text = str(value)
     if key in _LISTS and text.startswith("\n"):
         return models.FieldCondition(key=_LISTS[key], match=models.MatchValue(value=text.strip("\n")))
+    # Of parts of texts a server knows whole words alone, in any order.
     return models.FieldCondition(key=key, match=models.MatchText(text=text))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,20 @@ _WITHOUT = re.compile(r"^(.*?)[,;]?\s+(?:without|with no|but no)\s+(?:any\s+)?(.
 _POOL = 500  # candidates of fusion and of negative text
 _TRIES = 4
 _SAMPLE_ROWS = 4_096  # of the index, for its mean and for the spread of cosines
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options of `Index.search`, as fields of `search.query.Query`."""
+
+    image: ImageSource | None
+    like: str | None
+    vector: Any
+    blend: float
+    words: str | None
+    without: str | None
+    rerank: int
+    cut: float | None
+    background: str | PathLike[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

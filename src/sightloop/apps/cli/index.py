@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _RUNTIME = RuntimeOptions()
 DEFAULT_STORE = "sightloop-index"
-_ACTIONS = ("added", "changed", "moved", "updated", "removed")
+_ACTIONS = ("added", "changed", "moved", "updated", "read", "removed")
 
 
 def index(
@@ -37,6 +37,7 @@ def index(
     add_model: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     vectors: Literal["float16", "float32"] = "float16",
     judge: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    read_text: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
     """Build an index over images for `sightloop search`, or update it: only new and changed images are embedded.
@@ -51,21 +52,26 @@ def index(
         add_model: Add the vectors of a second --model to the index; without this another model is refused.
         vectors: Precision of the vectors in a new index.
         judge: Model with an ITM head that `search --rerank` uses. Default: the model itself, if it has one.
+        read_text: Model that reads the texts in images (OCR), which keywords then find, such as
+            florence-community/Florence-2-base-ft. Every image of the index is read once. Default: not read.
     """
     runtime.check()
-    for source in [runtime.model, judge]:
+    for source in [runtime.model, judge, read_text]:
         if source is not None:
             check_checkpoint(source)
     check_capability(runtime.model, "embed")
     if judge is not None:
         check_capability(judge, "match")
+    if read_text is not None:
+        check_capability(read_text, "read")
     if add_model and runtime.model is None:
         raise UsageError("--add-model: name the model to add with --model.")
     opened = _opened(store, vectors, runtime, add_model)
     if judge is not None:
         opened.remember(judge=judge)
     counts: Counter[str] = Counter()
-    events = opened.build(images, prune=prune, options=_options(runtime))
+    reader = None if read_text is None else model_for("read", runtime, read_text)
+    events = opened.build(images, prune=prune, reader=reader, options=_options(runtime))
     table = OutputTable([], as_json=runtime.json)
     with ProgressReporter("indexing", table, RESUME_HINT) as progress, closing(events):
         for event in events:
