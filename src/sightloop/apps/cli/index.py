@@ -56,16 +56,9 @@ def index(
             florence-community/Florence-2-base-ft. Every image of the index is read once. Default: not read.
     """
     runtime.check()
-    for source in [runtime.model, judge, read_text]:
-        if source is not None:
-            check_checkpoint(source)
-    check_capability(runtime.model, "embed")
-    if judge is not None:
-        check_capability(judge, "match")
-    if read_text is not None:
-        check_capability(read_text, "read")
     if add_model and runtime.model is None:
         raise UsageError("--add-model: name the model to add with --model.")
+    _check_models({"embed": runtime.model, "match": judge, "read": read_text})
     opened = _opened(store, vectors, runtime, add_model)
     if judge is not None:
         opened.remember(judge=judge)
@@ -85,6 +78,15 @@ def index(
     )
     print_message(f"{store}: {len(opened):,} images; {done}.")
     return progress.status
+
+
+def _check_models(sources: dict[str, str | None]) -> None:
+    """Checks the model for each capability; without a name, that of "embed" is the bundled one."""
+    for capability, source in sources.items():
+        if source is not None:
+            check_checkpoint(source)
+        if source is not None or capability == "embed":
+            check_capability(source, capability)
 
 
 def _opened(
