@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.
-    "search": CONTRACTS | DATA - {"data.text"} | {"data.copies", "inference", "reports"},
+    "search": CONTRACTS | DATA - {"data.text"} | {"data.copies", "data.video", "inference", "reports"},
     # dialogue/ sees an index and a model through protocols of its own.
     "dialogue": CONTRACTS,
     # sightloop/__init__.py, which hands out what the rooms make.

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -34,7 +34,6 @@ _COMMIT_SECONDS = 5.0
 _FEW_IMAGES, _FEW_SECONDS = 64, 2.0  # that are worth a commit of their own
 _WAITING_EVENTS = 1_024
 _TEXT_FIELDS = ("captions", "labels", "regions", "extra")
-_DERIVED = ("caption_keys", "label_keys", "extra_keys", "words", "grams")
 
 
 # Id, root, path, size, mtime, sha256 and stamp of a row.
@@ -59,6 +58,8 @@ class BuildOptions:
         limits: bounds on each image.
         commit_images: greatest number of images in a batch, which is committed whole.
         commit_seconds: seconds after which a smaller batch is committed; after 2 seconds one of 64 images is.
+        keyframes_only: look at keyframes of videos alone, many times faster.
+        warn: called with what of a damaged video is left out; by default `warnings.warn`.
     """
 
     workers: int = 2
@@ -66,6 +67,8 @@ class BuildOptions:
     limits: Limits = field(default_factory=Limits)
     commit_images: int = _COMMIT_IMAGES
     commit_seconds: float = _COMMIT_SECONDS
+    keyframes_only: bool = False
+    warn: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +107,13 @@ class KnownRows:
         self._by_content: dict[str, list[str]] | None = None  # names; made when it is asked for
         self._ids: set[str] = set()
         columns = ("id", "root", "path", "size", "mtime", "sha256", "stamp")
-        for part in store.scan(columns):
+        for part in store.scan((*columns, "start")):
             # Much faster than `to_pylist`, which makes a Python object of each Arrow scalar first. Numbers that are not
             # known become -1, because NumPy would make floats of a column with nulls.
+            self._ids.update(part["id"].to_numpy().tolist())
+            part = part.filter(part["start"].is_null())  # `search.videos` knows of the scenes of videos
             numbers = {name: part[name].fill_null(-1) for name in ("size", "mtime", "stamp")}
             values = [numbers.get(name, part[name]).to_numpy().tolist() for name in columns]
-            self._ids.update(values[0])
             names = map(os.path.join, (root or "" for root in values[1]), (path or "" for path in values[2]))
             # Vectors from outside may have no path.
             self._by_name |= {
@@ -303,7 +307,7 @@ class Builder:
         return work
 
     def _update(self, entry: Entry, row: _Known, size: int, sha256: str, action: Action) -> Done[Indexed]:
-        self._updates.append(_row(entry, row.id, size, sha256))
+        self._updates.append(row_of(entry, row.id, size, sha256))
         self._known.put(_Known(row.id, entry.root, entry.path, size, entry.mtime, sha256, entry.stamp), row)
         return Done(entry.name, Indexed(row.id, action))
 
@@ -316,7 +320,7 @@ class Builder:
             for i, (space, model) in enumerate(self._models)
         ]
         for i, (work, pixels) in enumerate(batch):
-            row = _row(work.entry, work.id, len(work.data), work.sha256)
+            row = row_of(work.entry, work.id, len(work.data), work.sha256)
             exif = read_exif(work.data)
             height, width = pixels[0].size
             row |= {"width": width, "height": height, "time": exif.time}
@@ -345,22 +349,27 @@ class Builder:
             last = {
                 str(row["id"]): row for row in self._updates
             }  # a row that was updated twice: its last state
-            full = table_of(self._with_texts(last))
-            self._store.update(full.select([*_UPDATED, *_DERIVED, "path_key"]))
+            full = table_of(with_texts(self._store, last))
+            self._store.update(full.select(UPDATED))
             self._updates = []
         self._last_commit = time.monotonic()
         events, self._waiting = self._waiting, []
         yield from events
 
-    def _with_texts(self, rows: dict[str, JsonDict]) -> list[JsonDict]:
-        """Rows by their ids, with the texts that were read in their images, which are searched with the captions."""
-        for part in self._store.scan(["id", "texts"], ids_filter(rows)):
-            for known in part.to_pylist():
-                rows[known["id"]]["texts"] = known["texts"]
-        return list(rows.values())
+
+def with_texts(store: Store, rows: dict[str, JsonDict]) -> list[JsonDict]:
+    """Rows by their ids, with the texts that were read in their images, which are searched with the captions."""
+    for part in store.scan(["id", "texts"], ids_filter(rows)):
+        for known in part.to_pylist():
+            rows[known["id"]]["texts"] = known["texts"]
+    return list(rows.values())
 
 
-_UPDATED = ("id", "root", "path", "size", "mtime", "sha256", "stamp", *_TEXT_FIELDS)
+UPDATED: Final = (
+    *("id", "root", "path", "size", "mtime", "sha256", "stamp", *_TEXT_FIELDS),
+    *("caption_keys", "label_keys", "extra_keys", "words", "grams", "path_key"),
+)
+"""Columns of an entry that change without its pixels."""
 
 
 def unit_rows(vectors: Floats32, space: VectorSpace, names: Sequence[str]) -> Floats32:
@@ -369,7 +378,8 @@ def unit_rows(vectors: Floats32, space: VectorSpace, names: Sequence[str]) -> Fl
     return unit_vectors(vectors.reshape(-1, space.dim), space.dim, "vectors", each).reshape(len(vectors), -1)
 
 
-def _row(entry: Entry, identity: str, size: int, sha256: str) -> JsonDict:
+def row_of(entry: Entry, identity: str, size: int, sha256: str) -> JsonDict:
+    """The record of an image or scene, its pixels aside."""
     row: JsonDict = {
         "id": identity,
         "root": entry.root,

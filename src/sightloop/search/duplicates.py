@@ -292,7 +292,8 @@ def duplicates_in_index(
 ) -> DuplicateReport:
     """Duplicates among the rows of an index that a filter takes.
 
-    Rows without a spectrum, whose images were not indexed from files, are compared by content and vectors alone.
+    Rows without a spectrum, whose images were not indexed from files, are compared by content and vectors alone. Scenes
+    of videos are left out.
     """
     columns = ["id", "root", "path", "sha256", "size", "mtime", "width", "height", "spectrum"]
     own = [space.column] if space is not None and "look-alike" in kinds else []
@@ -300,7 +301,8 @@ def duplicates_in_index(
     places: list[tuple[str, str]] = []
     ids: list[str] = []
     vectors: list[Floats32] = []
-    for part in store.scan([*columns, *own], where):
+    for part in store.scan([*columns, "start", *own], where):
+        part = part.filter(part["start"].is_null())
         if own and space is not None:
             vectors.append(vectors_of(part[space.column], space.width)[:, : space.dim])
         for row in part.select(columns).to_pylist():

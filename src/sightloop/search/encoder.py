@@ -13,7 +13,7 @@ from torch import Tensor
 from sightloop.errors import ImageError
 from sightloop.inference.model import Model
 from sightloop.inference.rerank import NOT_RANKED
-from sightloop.search.sources import read_entry
+from sightloop.search.sources import read_row
 from sightloop.types import Encoded, Floats32, ImageSource, JsonDict
 
 _MEMORY_BYTES = 1 << 30
@@ -100,14 +100,15 @@ class ModelEncoder:
 
     def _memories(self, judge: Model, rows: Sequence[JsonDict]) -> list[Tensor | None]:
         """Tokens `[N, D]` of the image of each row, from the cache or from the image."""
-        keys = [f"{judge.name}\0{row['sha256'] or row['id']}" for row in rows]
+        # Scenes of a video have its hash.
+        keys = [f"{judge.name}\0{row['sha256'] or row['id']}\0{row.get('start')}" for row in rows]
         memories = [self.memories.get(key) for key in keys]
         missing = [i for i, memory in enumerate(memories) if memory is None]
         sources: list[str | bytes] = []
         readable: list[int] = []
         for i in missing:
             try:
-                sources.append(read_entry(rows[i]["root"] or "", rows[i]["path"] or ""))
+                sources.append(read_row(rows[i]))
                 readable.append(i)
             except ImageError:
                 continue

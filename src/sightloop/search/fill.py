@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sightloop.errors import ImageError
 from sightloop.search.build import Action, BuildOptions, Indexed, unit_rows
 from sightloop.search.rows import Table, table_of, vector_column
-from sightloop.search.sources import read_entry
+from sightloop.search.sources import read_row
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Done, Event, Failed, JsonDict, Pixels
 
@@ -66,9 +66,9 @@ def fill_texts(store: Store, reader: Model, options: BuildOptions) -> Iterator[E
 
 
 def _lacking(store: Store, column: str) -> list[JsonDict]:
-    """The rows of files, and of images in archives, that have nothing in a column."""
+    """The rows of files, scenes, and images in archives, that have nothing in a column."""
     lacking: list[JsonDict] = []
-    for part in store.scan(["id", "root", "path", "captions", "labels", column]):
+    for part in store.scan(["id", "root", "path", "start", "end", "captions", "labels", column]):
         lacking += part.filter(part[column].is_null()).drop_columns([column]).to_pylist()
     return sorted((row for row in lacking if row["path"]), key=lambda row: str(row["id"]))
 
@@ -87,7 +87,7 @@ def _fill(
         rows: list[JsonDict] = []
         for row in lacking[start : start + options.commit_images]:
             try:
-                sources.append(read_entry(row["root"], row["path"]))
+                sources.append(read_row(row))
                 rows.append(row)
             except ImageError as error:
                 yield Failed(_name(row), error.reason)

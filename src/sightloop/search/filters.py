@@ -60,6 +60,8 @@ FIELDS: Final[dict[str, Field]] = {
     "time": Field("time", "time", "when the photograph was taken (EXIF)"),
     "latitude": Field("latitude", "number", "degrees north (EXIF)"),
     "longitude": Field("longitude", "number", "degrees east (EXIF)"),
+    "start": Field("start", "number", "second of the video at which the scene starts; images have none"),
+    "end": Field("end", "number", "second of the video at which the scene ends"),
     "label": Field("label_keys", "list", "class or label of a region, any of them"),
     "caption": Field("caption_keys", "list", "any of the captions; ~ finds words in them"),
     "text": Field("words", "words", "captions, texts in the image and labels; ~ finds words in them"),

@@ -12,7 +12,7 @@ from sightloop.data.images.decode import decode
 from sightloop.errors import ImageError
 from sightloop.reports import html
 from sightloop.search.rows import Table
-from sightloop.search.sources import read_entry
+from sightloop.search.sources import read_row
 from sightloop.types import JsonDict
 
 _THUMBNAIL = 224  # pixels
@@ -53,6 +53,17 @@ class Hit:
         return os.path.join(self.row["root"] or "", self.row["path"] or "") or self.id
 
     @property
+    def moment(self) -> str:
+        """Where in its video a scene is, for people: "1:02.5-1:04.0"; "" for an image."""
+        start, end = self.row.get("start"), self.row.get("end")
+        return "" if start is None or end is None else f"{clock(start)}-{clock(end)}"
+
+    @property
+    def label(self) -> str:
+        """Its name, of a scene with its moment."""
+        return f"{self.name} {self.moment}".rstrip()
+
+    @property
     def captions(self) -> list[str]:
         """Its captions."""
         return self.row["captions"] or []
@@ -85,6 +96,8 @@ class Hit:
             "time",
             "latitude",
             "longitude",
+            "start",
+            "end",
             "captions",
             "labels",
             "texts",
@@ -92,8 +105,12 @@ class Hit:
         return values | {name: self.row[name] for name in own if self.row.get(name) not in (None, [], "")}
 
     def image(self) -> str | bytes:
-        """Path of the file, or the encoded bytes from its dataset. Raises ImageError if it is gone."""
-        return read_entry(self.row["root"] or "", self.row["path"] or "")
+        """Path of the file, or the encoded bytes from its dataset; of a scene, the frame in its middle.
+
+        Raises:
+            ImageError: it is gone.
+        """
+        return read_row(self.row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +146,7 @@ class Hits(Sequence[Hit]):
     def __str__(self) -> str:
         lines = [f"{self.query}: {len(self)} of {self.total:,} images{f'; {self.note}' if self.note else ''}"]
         return "\n".join(
-            [*lines, *(f"{hit.rank:>3}  {hit.score:.4f}  {hit.name}  {hit.why}" for hit in self)]
+            [*lines, *(f"{hit.rank:>3}  {hit.score:.4f}  {hit.label}  {hit.why}" for hit in self)]
         )
 
     def to_arrow(self) -> Table:
@@ -147,6 +164,15 @@ class Hits(Sequence[Hit]):
         style = "display:grid;gap:8px;grid-template-columns:repeat(auto-fill,minmax(150px,1fr))"
         heading = html.element("p", str(self).splitlines()[0])
         return html.join([heading, html.element("div", *map(_figure, shown), style=style)])
+
+
+def clock(seconds: float) -> str:
+    """A time of a video as players show it: 62.53 -> "1:02.5"."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{head}:{rest // 10:02}.{rest % 10}"
 
 
 def hits_page(results: Sequence[Hits], title: str = "") -> str:
@@ -177,6 +203,7 @@ def _figure(hit: Hit) -> html.Html:
     return html.figure(
         image,
         html.element("b", f"{hit.rank}. {Path(hit.name).name}"),
+        html.element("span", hit.moment) if hit.moment else "",
         html.element("span", hit.why),
         html.element("span", caption) if caption else "",
         html.element("span", hit.id, class_="note"),

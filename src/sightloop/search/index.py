@@ -26,9 +26,10 @@ from sightloop.search.outside import OutsideRows, add_outside
 from sightloop.search.prune import find_gone
 from sightloop.search.query import Query, Searcher, SearchOptions, SpaceSample
 from sightloop.search.rows import PUBLIC_COLUMNS, Table, vectors_of
-from sightloop.search.sources import list_entries
+from sightloop.search.sources import list_entries, list_videos
 from sightloop.search.stats import IndexStats
 from sightloop.search.store import IndexInfo, Store, VectorDtype, VectorSpace
+from sightloop.search.videos import index_videos
 from sightloop.types import Done, Event, Floats32, JsonDict
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Index:
         reader: Model | None = None,
         options: BuildOptions | None = None,
     ) -> Counter[str]:
-        """Indexes what is new or changed in folders, files, globs and datasets.
+        """Indexes what is new or changed in folders, files, globs and datasets; videos by scene.
 
         Args:
             images: one source or several.
@@ -221,6 +222,7 @@ class Index:
             options = options or BuildOptions()
             builder = Builder(self.store, models, options, hash_columns)
             yield from builder.run(list_entries(names))
+            yield from index_videos(self.store, models, list_videos(names), options)
             for space, model in models:
                 if space.column in self.info.notes.get("unfilled", ()):
                     yield from fill_space(self.store, space, model, options)

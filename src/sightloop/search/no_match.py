@@ -35,7 +35,7 @@ from sightloop.search.score_weights import ITC_SIGNALS, ITM_SIGNALS, ScoreKind, 
 from sightloop.search.store import Found, Store, VectorSpace
 from sightloop.types import Floats, Floats32, JsonDict
 
-_COLUMNS = ("id", "root", "path", "sha256")
+_COLUMNS = ("id", "root", "path", "sha256", "start", "end")
 _PREFIX = "calibration-"
 _IDS_AT_ONCE = 500
 _CAPTION_IMAGES = 20_000  # rows whose captions are looked at

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from sightloop.search.build import KnownRows, is_there
 from sightloop.search.store import Store
+from sightloop.search.videos import known_videos
 
 
 def find_gone(
@@ -31,6 +32,11 @@ def find_gone(
         left_archive = keys is not None and row.path not in keys
         if left_archive or (os.path.isdir(row.root) and not is_there(row.root, row.path)):
             gone.append((row.id, name))
+    for name, video in known_videos(store).items():
+        if places is not None and not any(_is_below(name, place) for place in places):
+            continue
+        if os.path.isdir(video.root) and not is_there(video.root, video.path):
+            gone += [(identity, name) for identity in video.ids]
     return gone
 
 

@@ -17,7 +17,8 @@ from sightloop.types import Floats32, JsonDict, JsonMapping
 Table: TypeAlias = Any
 Arrow: TypeAlias = Any
 
-# Column -> its Arrow type. Times: `mtime` in nanoseconds since 1970, `time` in seconds of the camera's clock.
+# Column -> its Arrow type. Times: `mtime` in nanoseconds since 1970, `time` in seconds of the camera's clock;
+# `start` and `end` of a scene in seconds of its video, null for an image.
 COLUMNS: Final[dict[str, str]] = {
     "id": "string",
     "root": "string",
@@ -33,6 +34,8 @@ COLUMNS: Final[dict[str, str]] = {
     "time": "int64",
     "latitude": "float64",
     "longitude": "float64",
+    "start": "float64",
+    "end": "float64",
     "captions": "list<string>",
     "texts": "list<string>",
     "labels": "list<string>",

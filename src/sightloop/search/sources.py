@@ -14,10 +14,13 @@ from pathlib import Path
 from sightloop.data.datasets.dataset import Dataset, expand_paths, open_dataset
 from sightloop.data.datasets.schema import fields_from_region, json_text, portable_name, sample_from_fields
 from sightloop.data.datasets.sidecar_files import fields_of_sidecars, sidecars_beside
-from sightloop.data.image_names import is_image_name
+from sightloop.data.image_names import is_image_name, is_video_name
 from sightloop.data.images.decode import read_file
-from sightloop.errors import ImageError, UsageError, os_error_reason, similar_path
-from sightloop.types import Failed, JsonDict, Sample
+from sightloop.data.images.preprocess import encode_thumbnail
+from sightloop.data.video.reader import read_frames
+from sightloop.data.video.sampling import at_times
+from sightloop.errors import ImageError, UnsupportedError, UsageError, os_error_reason, similar_path
+from sightloop.types import Failed, JsonDict, JsonMapping, Pixels, Sample
 
 _ARCHIVES = (".tar", ".parquet")
 
@@ -96,6 +99,8 @@ def _list_source(source: str) -> Iterator[Entry | Failed]:
     try:
         if os.path.isdir(source):
             yield from _list_folder(root)
+        elif is_video_name(source):
+            return  # `list_videos` lists it
         elif is_image_name(source):
             yield _file_entry(os.path.dirname(root), os.path.basename(root), _fields_beside(root))
         elif len(shards := _shards_of(source)) > 1:  # each is a root, so that its images are found again
@@ -120,7 +125,12 @@ def _shards_of(source: str) -> list[str]:
 
 def _list_folder(root: str) -> Iterator[Entry | Failed]:
     """A folder of images; one of shards as its shards, so that an image has one name however it is reached."""
-    dataset = open_dataset(root)
+    try:
+        dataset = open_dataset(root)
+    except UsageError:
+        if next(video_files(root), None) is not None:
+            return  # videos alone
+        raise
     first = next(iter(dataset.stream(lambda key, reason: None)), None)
     if first is not None and isinstance(first.image, bytes):
         shards = sorted(
@@ -193,6 +203,70 @@ def _fields_of(sample: Sample) -> JsonDict:
         else None,
         "extra": json_text(dict(sample.extra)) if sample.extra else None,
     }
+
+
+def video_files(root: str) -> Iterator[str]:
+    """Paths of the videos in a folder and its subfolders, from it, in order."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if is_video_name(name) and not name.startswith("."):
+                yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def list_videos(sources: Iterable[str]) -> Iterator[Entry | Failed]:
+    """Entries of the videos among sources: files, globs and folders; `list_entries` leaves them out.
+
+    Their captions, of sidecars, are those of every scene.
+    """
+    seen: set[str] = set()
+    for source in sources:
+        matched = sorted(glob.glob(source, recursive=True)) if not os.path.lexists(source) else [source]
+        for match in matched:
+            root = os.path.abspath(match)
+            if os.path.isdir(match):
+                places = [(root, path) for path in video_files(root)]
+            else:
+                places = [os.path.split(root)] if is_video_name(match) else []
+            for folder, path in places:
+                if (name := os.path.join(folder, path)) not in seen:
+                    seen.add(name)
+                    yield _video_entry(folder, path)
+
+
+def _video_entry(folder: str, path: str) -> Entry | Failed:
+    try:
+        return _file_entry(folder, path, _fields_beside(os.path.join(folder, path)))
+    except (ValueError, OSError) as error:
+        reason = os_error_reason(error) if isinstance(error, OSError) else str(error)
+        return Failed(os.path.join(folder, path), reason)
+
+
+def read_row(row: JsonMapping) -> bytes | str:
+    """The image of a row again, as `read_entry`; of a scene of a video, the frame in its middle.
+
+    Args:
+        row: `root`, `path`, and of a scene `start` and `end`.
+
+    Raises:
+        ImageError: it is gone.
+    """
+    root, path = row["root"] or "", row["path"] or ""
+    if row.get("start") is None:
+        return read_entry(root, path)
+    return video_frame(os.path.join(root, path), (row["start"] + row["end"]) / 2)
+
+
+def video_frame(name: str, time: float) -> bytes:
+    """The frame of a video at a time, as a JPEG. Raises ImageError where there is none."""
+    try:
+        frame = next(read_frames(name, at_times([time]), warn=lambda _: None), None)
+    except UnsupportedError as error:
+        raise ImageError(name, str(error)) from error
+    if frame is None:
+        raise ImageError(name, f"there is no frame at {time:.2f} s")
+    pixels = Pixels(name, frame.pixels.transpose(2, 0, 1), (frame.pixels.shape[0], frame.pixels.shape[1]))
+    return encode_thumbnail(pixels, max(pixels.size))
 
 
 def read_entry(root: str, path: str) -> bytes | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -23,13 +24,29 @@ DEFAULT_STORE = "sightloop-index"
 _ACTIONS = ("added", "changed", "moved", "updated", "read", "removed")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingOptions:
+    """What is read besides the images themselves."""
+
+    read_text: Annotated[str | None, Parameter(metavar="MODEL")] = None
+    """Model that reads the texts in images (OCR), which keywords then find, such as
+    florence-community/Florence-2-base-ft. Every image of the index is read once. Default: not read."""
+
+    keyframes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Look at keyframes of videos alone: many times faster, and scenes begin at keyframes."""
+
+
+_READING = ReadingOptions()
+
+
 def index(
     *images: Annotated[
         str,
         Parameter(
             name="IMAGES",
             required=True,
-            help="Folders (searched recursively), image files, globs and datasets.",
+            help="Folders (searched recursively), image files, videos, globs and datasets.",
         ),
     ],
     store: Annotated[str, Parameter(metavar="PATH")] = DEFAULT_STORE,
@@ -37,14 +54,14 @@ def index(
     add_model: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     vectors: Literal["float16", "float32"] = "float16",
     judge: Annotated[str | None, Parameter(metavar="MODEL")] = None,
-    read_text: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    reading: ReadingOptions = _READING,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
     """Build an index over images for `sightloop search`, or update it: only new and changed images are embedded.
 
-    Images are told by path, size and time, then by content: one that was moved keeps its entry. Captions, labels and
-    regions come from sidecars and datasets. The work is saved batch by batch; after an interruption, run the same
-    command again.
+    Videos are indexed scene by scene. Files are told by path, size and time, then by content: one that was moved keeps
+    its entry. Captions, labels and regions come from sidecars and datasets. The work is saved batch by batch; after an
+    interruption, run the same command again.
 
     Args:
         store: Folder of the index, or qdrant://host:port/collection.
@@ -52,19 +69,17 @@ def index(
         add_model: Add the vectors of a second --model to the index; without this another model is refused.
         vectors: Precision of the vectors in a new index.
         judge: Model with an ITM head that `search --rerank` uses. Default: the model itself, if it has one.
-        read_text: Model that reads the texts in images (OCR), which keywords then find, such as
-            florence-community/Florence-2-base-ft. Every image of the index is read once. Default: not read.
     """
     runtime.check()
     if add_model and runtime.model is None:
         raise UsageError("--add-model: name the model to add with --model.")
-    _check_models({"embed": runtime.model, "match": judge, "read": read_text})
+    _check_models({"embed": runtime.model, "match": judge, "read": reading.read_text})
     opened = _opened(store, vectors, runtime, add_model)
     if judge is not None:
         opened.remember(judge=judge)
     counts: Counter[str] = Counter()
-    reader = None if read_text is None else model_for("read", runtime, read_text)
-    events = opened.build(images, prune=prune, reader=reader, options=_options(runtime))
+    reader = None if reading.read_text is None else model_for("read", runtime, reading.read_text)
+    events = opened.build(images, prune=prune, reader=reader, options=_options(runtime, reading.keyframes))
     table = OutputTable([], as_json=runtime.json)
     with ProgressReporter("indexing", table, RESUME_HINT) as progress, closing(events):
         for event in events:
@@ -111,10 +126,13 @@ def _opened(
     return opened
 
 
-def _options(runtime: RuntimeOptions) -> BuildOptions:
+def _options(runtime: RuntimeOptions, keyframes_only: bool) -> BuildOptions:
     from sightloop.search.index import BuildOptions
 
-    return BuildOptions(workers=runtime.workers, limits=Limits(max_pixels=runtime.max_pixels))
+    limits = Limits(max_pixels=runtime.max_pixels)
+    return BuildOptions(
+        workers=runtime.workers, limits=limits, keyframes_only=keyframes_only, warn=print_message
+    )
 
 
 COMMANDS = {

@@ -188,7 +188,7 @@ def _show(results: list[Hits], page: PageOptions, *, as_json: bool) -> None:
                 table.row({"query": hits.query} | hit.as_json())
                 continue
             caption = hit.captions[0] if hit.captions else ""
-            cells = (hit.rank, hit.score, hit.name, hit.why, caption)
+            cells = (hit.rank, hit.score, hit.label, hit.why, caption)
             table.row({column.key: cell for column, cell in zip(columns, cells, strict=True)})
     if page.out is None and not page.open:
         return
