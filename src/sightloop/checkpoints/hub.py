@@ -24,6 +24,13 @@ from urllib.request import getproxies
 
 from sightloop.checkpoints.catalog import BUNDLED, find_entry, recommended_for, similar_names
 from sightloop.checkpoints.file_lists import PROCESSOR_FILES, SMALL_FILES, TOKENIZER_FILES, expected_files
+from sightloop.checkpoints.pipeline_files import (
+    PIPELINE_FILE,
+    choose_part_weights,
+    files_to_fetch,
+    parts_of,
+    tokenizers_of,
+)
 from sightloop.checkpoints.tensors import MAX_JSON_BYTES
 from sightloop.errors import CheckpointError, SightloopError
 from sightloop.types import JsonDict
@@ -150,6 +157,8 @@ def _from_folder(folder: Path, name: str) -> CheckpointFiles:
         names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
         raise CheckpointError(f"{name}: this folder cannot be read ({error.strerror})") from error
+    if PIPELINE_FILE in names:
+        return _from_parts(folder, name)
     config = folder / "config.json"
     is_timm = _is_ambiguous(names) and _is_timm_config(read_json(config))
     chosen = _choose_weights(names, name, open_clip_first=is_timm)
@@ -159,6 +168,23 @@ def _from_folder(folder: Path, name: str) -> CheckpointFiles:
         some = ", ".join(sorted(entry.name for entry in entries)[:8]) or "nothing"
         raise CheckpointError(f"{name}: no weights in this folder (it holds {some}). {_remedy(folder, name)}")
     return _from_weights_file(folder / chosen, name)
+
+
+def _from_parts(folder: Path, name: str) -> CheckpointFiles:
+    """A checkpoint of parts: the weights of all, and their configs by the part's name beside the index's entries."""
+    index = read_json(folder / PIPELINE_FILE)
+    parts, weights = parts_of(index, name), list[Path]()
+    missing = [f for f in (*parts, *tokenizers_of(index), "scheduler") if not (folder / f).is_dir()]
+    if missing:
+        raise CheckpointError(
+            f"{name}: has no folder {', '.join(missing)}, which {PIPELINE_FILE} asks for; put the checkpoint's own there"
+        )
+    for part in parts:
+        path = folder / part / choose_part_weights(os.listdir(folder / part), f"{name}/{part}")
+        weights += _shard_paths(path) if path.suffix == ".json" else (path,)
+        index[part] = read_json(folder / part / "config.json")
+    index["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    return CheckpointFiles(name, folder, tuple(weights), index)
 
 
 def _remedy(folder: Path, name: str) -> str:
@@ -299,6 +325,8 @@ def _is_complete(files: CheckpointFiles) -> bool:
     """Whether a cached snapshot has a config, a tokenizer and, if it is not in our own layout, a processor config."""
     if files.config is None:
         return False
+    if (files.folder / PIPELINE_FILE).is_file():
+        return True  # its parts were looked at
     needed = [TOKENIZER_FILES, *([] if "format" in files.config else [PROCESSOR_FILES])]
     return all(any((files.folder / name).exists() for name in names) for names in needed)
 
@@ -333,7 +361,15 @@ def _fetch(name: str, revision: str | None) -> CheckpointFiles:
         raise CheckpointError(_offline_message(name, f"{constants.ENDPOINT} cannot be reached"))
     with _hub_errors(name, revision):
         info = HfApi().model_info(name, revision=revision, timeout=REQUEST_SECONDS)
-    names = [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
+    everything = [file.rfilename for file in info.siblings or []]
+    names = [file for file in everything if "/" not in file]
+    if PIPELINE_FILE in names:
+        with _hub_errors(name, revision):
+            index = read_json(Path(hf_hub_download(name, PIPELINE_FILE, revision=info.sha or revision)))
+        wanted = list(files_to_fetch(everything, index, name))
+        with _hub_errors(name, revision):
+            folder = snapshot_download(name, revision=revision, allow_patterns=wanted)
+        return _from_folder(Path(folder), name)
     is_timm = False
     if _is_ambiguous(names):
         with _hub_errors(name, revision):

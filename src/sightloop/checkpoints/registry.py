@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any, cast
 
@@ -21,12 +22,14 @@ from sightloop.checkpoints import (
     painter,
     paligemma,
     siglip,
+    stable_diffusion,
 )
 from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.hub import CheckpointFiles
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import ConfigType, Family, Layout, WeightHook
 from sightloop.checkpoints.llava_original import as_hub_layout, is_original
+from sightloop.checkpoints.pipeline_files import PIPELINE_FILE, PartTensors
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
@@ -45,6 +48,7 @@ FAMILIES: Mapping[str, Family] = {
         llava.FAMILY,
         paligemma.FAMILY,
         painter.FAMILY,
+        stable_diffusion.FAMILY,
     )
 }
 
@@ -54,9 +58,28 @@ def read_checkpoint(located: CheckpointFiles, dtype: torch.dtype) -> tuple[JsonM
 
     LLaVA in the layout of its original code comes as the hub has it, with its image tower. Raises CheckpointError.
     """
-    config, tensors = located.config or {}, read_tensors(located.weights, dtype)
+    config = located.config or {}
+    if (located.folder / PIPELINE_FILE).is_file() and "_class_name" in config:
+        return config, _read_parts(located, config, dtype)
+    tensors = read_tensors(located.weights, dtype)
     return (
         as_hub_layout(located, config, tensors, dtype) if is_original(config, tensors) else (config, tensors)
+    )
+
+
+def _read_parts(
+    located: CheckpointFiles, config: JsonMapping, dtype: torch.dtype
+) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint of parts; an autoencoder whose activations leave float16's range in float32."""
+    files: dict[str, list[Path]] = {}
+    for path in located.weights:
+        files.setdefault(path.parent.name, []).append(path)
+    is_wide = dtype == torch.float16 and config["vae"].get("force_upcast", True)
+    return PartTensors(
+        {
+            part: read_tensors(own, torch.float32 if part == "vae" and is_wide else dtype)
+            for part, own in files.items()
+        }
     )
 
 

@@ -14,6 +14,7 @@ from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
 from sightloop.checkpoints.lora import load_lora
 from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, load_mask_decoder
+from sightloop.checkpoints.pipeline_files import PIPELINE_FILE
 from sightloop.checkpoints.registry import (
     FAMILIES,
     Family,
@@ -278,6 +279,8 @@ def _beside(folder: Path) -> JsonDict:
     (Florence-2).
     """
     processor, values = _json(folder / "processor_config.json"), JsonDict()
+    if (folder / PIPELINE_FILE).is_file():
+        return {"pad_ids": _pad_ids(folder)}
     if isinstance(rules := processor.get("post_processor_config"), dict):
         grounding = rules.get("phrase_grounding")
         banned = grounding.get("banned_grounding_tokens") if isinstance(grounding, dict) else None
@@ -287,6 +290,22 @@ def _beside(folder: Path) -> JsonDict:
         return values | {"chat_template": template.read_text("utf-8", "replace")}
     texts = [file.get("chat_template") for file in (_json(folder / "chat_template.json"), processor)]
     return values | next(({"chat_template": text} for text in texts if isinstance(text, str)), {})
+
+
+def _pad_ids(folder: Path) -> JsonDict:
+    """Ids of the padding of a pipeline's tokenizers, by their folders. Raises CheckpointError if they differ in words.
+
+    Prompts are tokenized once; what fills them up differs between text encoders.
+    """
+    parts = [part for part in ("tokenizer", "tokenizer_2") if (folder / part).is_dir()]
+    own = {part: load_tokenizer_of_kind(folder / part, "clip", max_length=77) for part in parts}
+    words = [tokenizer.backend.get_vocab() for tokenizer in own.values()]
+    if words[1:] and words[1] != words[0]:
+        raise CheckpointError(
+            f"{folder}: tokenizer and tokenizer_2 differ in their words, which is not supported; put the checkpoint's "
+            "own folders there"
+        )
+    return {part: tokenizer.pad_id for part, tokenizer in own.items()}
 
 
 def _check_size(spec: ImageSpec, config: Any, name: str) -> None:
@@ -334,6 +353,10 @@ def _tokenizer(located: CheckpointFiles, family: Family, config: Any, layout: st
     Its default is "lower" for CLIP's tokenizer, "whitespace" for the hub's others.
     """
     kind, cleaning = family.tokenizer_of(config), None
+    if layout == "diffusers":
+        return load_tokenizer_of_kind(
+            located.folder / "tokenizer", kind, max_length=config.text.positions
+        )
     if layout == "open_clip":
         text = _json(located.folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         default = "lower" if kind == "clip" else "whitespace"

@@ -158,6 +158,47 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(hidden))
 
 
+class Convolution(nn.Module):
+    """Convolution over the positions of a feature map: `[B, in, H, W]` -> `[B, out, H', W']`.
+
+    Attributes:
+        weight: `[out, in, k, k]`.
+        bias: `[out]`.
+        stride: positions between neighboring outputs.
+        padding: zeros around the map; None for as many as keep its size at stride 1.
+        kernel: function (x, packed, bias) -> y that replaces torch's (`nn.prepack`), or None.
+        packed: the weight in the memory layout of `kernel`, or None.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, size: int = 3, *, stride: int = 1, padding: int | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, in_channels, size, size))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.stride, self.padding = stride, size // 2 if padding is None else padding
+        self.kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.packed is not None:
+            return self.kernel(x, self.packed, self.bias)
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class UpConvolution(nn.Module):
+    """Nearest neighbors at twice the resolution, then a 3 x 3 convolution: `[B, C, H, W]` -> `[B, C, 2 H, 2 W]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Convolution(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.kernel is not None:
+            return self.conv(x)  # both at once
+        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
 class ResidualLayer(Protocol):
     """A layer with residual branches and the training options of `nn.regularization`: `Block`, DaViT's layers."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sightloop.nn.attention import Linear, use_products_where
+from sightloop.nn.blocks import Convolution, UpConvolution
 from sightloop.nn.kernels import (
     HAS_ONEDNN,
     MANY,
@@ -78,7 +79,12 @@ def pack(net: nn.Module) -> None:
     use_products_where(prefers_products)
     max_copied = sum(p.numel() for p in net.parameters()) / 10
     owner_counts, classes = _owner_counts(net), _classes(net)
+    doubling = _doubling(net)
     for module in net.modules():
+        if isinstance(module, Convolution) and module.packed is None and not module.weight.is_meta:
+            if _packs(module.weight):
+                pack_convolution(module, module.weight.detach(), doubles=module in doubling)
+                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         if not isinstance(module, Linear) or module.packed is not None or is_quantized(module):
             continue
         if not _is_packable(module.weight):
@@ -109,9 +115,14 @@ def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
         for name, module in net.named_modules()
         if isinstance(module, Linear) and owner_counts[id(module.weight)] == 1
     }
-    classes = _classes(net)
+    classes, doubling = _classes(net), _doubling(net)
+    convolutions = {f"{n}.weight": m for n, m in net.named_modules() if isinstance(m, Convolution)}
 
     def hook(name: str, weight: Tensor) -> bool:
+        convolution = convolutions.get(name)
+        if convolution is not None and _packs(weight):
+            pack_convolution(convolution, weight, doubles=convolution in doubling)
+            return True
         layer = layers.get(name)
         if layer is None or not _is_packable(weight):
             return False
@@ -121,6 +132,48 @@ def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
         return packed
 
     return hook
+
+
+def pack_convolution(layer: Convolution, weight: Tensor, *, doubles: bool) -> None:
+    """Give a convolution oneDNN's kernel and layout; `doubles`: with the doubling of resolution before it.
+
+    Of the pixels that share a nearest neighbor each sees two rows and two columns of the smaller map, so that four
+    2 x 2 convolutions there do the work of one of 3 x 3 at twice the resolution, with 16 products for 36.
+    """
+    stride, padding = layer.stride, layer.padding
+    if doubles:
+        seen = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # by even and odd pixels
+        phases = torch.einsum("apk,bql,oikl->aboipq", seen, seen, weight)
+        weight = phases.reshape(-1, weight.shape[1], 2, 2)  # [4 * out, in, 2, 2]
+    layer.packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+        weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1
+    )
+
+    def convolve(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, packed, bias, [padding] * 2, [stride] * 2, [1, 1], 1, "none", [], ""
+        )
+
+    def convolve_doubled(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+        rows, _, height, width = x.shape
+        phases = convolve(x, packed, bias.repeat(4)).chunk(4, dim=1)  # [B, C, H + 1, W + 1] each
+        out = x.new_empty(rows, len(bias), 2 * height, 2 * width).to(memory_format=torch.channels_last)
+        for i, phase in enumerate(phases):
+            row, column = divmod(i, 2)
+            out[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
+        return out
+
+    layer.kernel = convolve_doubled if doubles else convolve
+
+
+def _doubling(net: nn.Module) -> set[nn.Module]:
+    """Convolutions that see their input at twice its resolution."""
+    return {module.conv for module in net.modules() if isinstance(module, UpConvolution)}
+
+
+def _packs(weight: Tensor) -> bool:
+    """Whether oneDNN's layout is used for a convolution: float32 on a CPU."""
+    return HAS_ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32 and pinned() != "plain"
 
 
 def unpack(net: nn.Module) -> None:
