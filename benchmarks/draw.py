@@ -1,9 +1,9 @@
 """Drawing against `diffusers`' own pipeline, at the size of Stable Diffusion 1.5: `python -m benchmarks.draw`.
 
-A folder with random float32 weights is written once (4.3 GB). Each run is a process of its own that loads it and draws
-one image; the sides take turns, and start from the same noise. Seconds are those of drawing alone: the prompt, all steps
-with guidance, the autoencoder. Processor seconds are printed beside those of the clock, so that other work on the machine
-shows; the ratio of either is that of the best runs. Memory is the greatest of the whole process.
+A folder with random float32 weights is written once (4.3 GB). Each run is a process of its own that loads it and
+draws one image; the sides take turns, and start from the same noise. Seconds are those of drawing alone: the prompt,
+all steps with guidance, the autoencoder. Processor seconds are printed beside those of the clock, so that other work on
+the machine shows; the ratio of either is that of the best runs. Memory is the greatest of the whole process.
 """
 
 from __future__ import annotations
@@ -137,8 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     best = {side: [min(column) for column in zip(*rows, strict=True)] for side, rows in figures.items()}
     ours, theirs = (best[side] for side in SIDES)
     images = [np.load(Path(options.folder, f"{side}.npy")).astype(int) for side in SIDES]
-    print(f"{options.size} px, {options.steps} steps, float32, {options.threads} threads, best of {options.rounds}")
-    print(f"  times as fast           {theirs[0] / ours[0]:6.2f}  by processor seconds {theirs[1] / ours[1]:6.2f}")
+    print(
+        f"{options.size} px, {options.steps} steps, float32, {options.threads} threads, best of {options.rounds}"
+    )
+    print(
+        f"  times as fast           {theirs[0] / ours[0]:6.2f}  by processor seconds {theirs[1] / ours[1]:6.2f}"
+    )
     print(f"  memory, share of theirs {ours[2] / theirs[2]:6.2f}")
     print(f"  greatest difference     {np.abs(images[0] - images[1]).max():6d}  of 255, in any pixel")
 

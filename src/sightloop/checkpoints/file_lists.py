@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sightloop.checkpoints.catalog import CatalogEntry
+from sightloop.checkpoints.pipeline_files import PIPELINE_FILE
 
 TOKENIZER_FILES = frozenset(
     {
@@ -53,5 +54,8 @@ def expected_files(entry: CatalogEntry | None) -> tuple[str, ...]:
     """
     if entry is not None and entry.layout == "open_clip":
         return "open_clip_config.json", "tokenizer.json", "open_clip_model.safetensors"
+    if entry is not None and entry.layout == "diffusers":
+        parts = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")
+        return PIPELINE_FILE, *(f"{part}/" for part in parts), "the safetensors in them"
     family = "clip" if entry is None else "siglip2" if "siglip2" in entry.name else entry.family
     return "config.json", "preprocessor_config.json", *_BESIDE[family], "model.safetensors"

@@ -177,7 +177,7 @@ def _from_parts(folder: Path, name: str) -> CheckpointFiles:
     missing = [f for f in (*parts, *tokenizers_of(index), "scheduler") if not (folder / f).is_dir()]
     if missing:
         raise CheckpointError(
-            f"{name}: has no folder {', '.join(missing)}, which {PIPELINE_FILE} asks for; put the checkpoint's own there"
+            f"{name}: has no folder {', '.join(missing)}, which {PIPELINE_FILE} asks for; put the checkpoint's there"
         )
     for part in parts:
         path = folder / part / choose_part_weights(os.listdir(folder / part), f"{name}/{part}")
@@ -449,9 +449,10 @@ def _offline_message(name: str, why: str) -> str:
     files = ", ".join(small).replace(
         "tokenizer.json", f"tokenizer.json{older.get(entry.family if entry else '', '')}"
     )
+    other = "" if entry is not None and entry.layout == "diffusers" else " (or pytorch_model.bin)"
     return (
         f"{name}: not a folder here, not in the Hugging Face cache, and {why}. With a connection, download {files} and "
-        f"{weights} (or pytorch_model.bin) from https://huggingface.co/{name} into one folder, for example with "
+        f"{weights}{other} from https://huggingface.co/{name} into one folder, for example with "
         f"`hf download {name} --local-dir {folder}`; bring it here and load ./{folder}{_suggestion(name)}"
     )
 

@@ -55,6 +55,27 @@ class RenamedTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
+class PartTensors(Mapping[str, Tensor]):
+    """The tensors of several parts in one mapping, "unet.conv_in.weight" of the part "unet"; read when asked for."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> Tensor:
+        part, _, rest = name.partition(".")
+        return self._parts[part][rest]
+
+    def __contains__(self, name: object) -> bool:
+        part, _, rest = str(name).partition(".")
+        return part in self._parts and rest in self._parts[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{part}.{name}" for part, tensors in self._parts.items() for name in tensors)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts.values()))
+
+
 def cat(*names: str) -> Rule:
     """Our tensor is foreign, joined along the first dimension in equal parts (fused projections)."""
     return _concatenate(names, [1] * len(names))

@@ -1,12 +1,10 @@
-"""Files of a checkpoint of parts, each in a folder of its own, as `diffusers` writes them: which ones, and which weights."""
+"""Files of a checkpoint whose parts have folders, as `diffusers` writes it: which parts, and which of their files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import cast
-
-from torch import Tensor
 
 from sightloop.errors import CheckpointError
 from sightloop.types import JsonMapping
@@ -63,9 +61,7 @@ def choose_part_weights(names: Collection[str], where: str) -> str:
     """
     matches = {name: match for name in names if (match := _WEIGHTS.fullmatch(name))}
     for variant in _VARIANTS:
-        chosen = [
-            name for name, match in matches.items() if (match["variant"] or match["late"]) == variant
-        ]
+        chosen = [name for name, match in matches.items() if (match["variant"] or match["late"]) == variant]
         if chosen:
             return min(chosen, key=lambda name: name.endswith(".json"))
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".msgpack")))
@@ -90,33 +86,11 @@ def files_to_fetch(names: Collection[str], index: JsonMapping, where: str) -> It
         chosen = choose_part_weights(inside, f"{where}/{part}")
         yield from (f"{part}/config.json", f"{part}/{chosen}")
         if chosen.endswith(".json"):
-            variant = next((v for v in _VARIANTS[1:] if v is not None and f".{v}" in chosen), "")
-            shards = re.compile(
-                rf"\w+(?:\.{variant})?-\d+-of-\d+(?:\.{variant})?\.safetensors"
-                if variant
-                else r"\w+-\d+-of-\d+\.safetensors"
-            )
+            variant = next((v for v in ("fp16", "bf16") if f".{v}" in chosen), "")
+            mark = rf"(?:\.{variant})?" if variant else ""
+            shards = re.compile(rf"\w+{mark}-\d+-of-\d+{mark}\.safetensors")
             yield from (f"{part}/{name}" for name in inside if shards.fullmatch(name))
     for folder in tokenizers_of(index):
-        yield from (name for name in names if name.startswith(f"{folder}/") and "/" not in name[len(folder) + 1 :])
-
-
-class PartTensors(Mapping[str, Tensor]):
-    """The tensors of several parts in one mapping, "unet.conv_in.weight" of the part "unet"; read when asked for."""
-
-    def __init__(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._parts = parts
-
-    def __getitem__(self, name: str) -> Tensor:
-        part, _, rest = name.partition(".")
-        return self._parts[part][rest]
-
-    def __contains__(self, name: object) -> bool:
-        part, _, rest = str(name).partition(".")
-        return part in self._parts and rest in self._parts[part]
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{part}.{name}" for part, tensors in self._parts.items() for name in tensors)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts.values()))
+        yield from (
+            name for name in names if name.startswith(f"{folder}/") and "/" not in name[len(folder) + 1 :]
+        )

@@ -26,10 +26,10 @@ from sightloop.checkpoints import (
 )
 from sightloop.checkpoints.config_types import check_config
 from sightloop.checkpoints.hub import CheckpointFiles
-from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, load_weights
+from sightloop.checkpoints.key_map import KeyMap, PartTensors, RenamedTensors, load_weights
 from sightloop.checkpoints.layout import ConfigType, Family, Layout, WeightHook
 from sightloop.checkpoints.llava_original import as_hub_layout, is_original
-from sightloop.checkpoints.pipeline_files import PIPELINE_FILE, PartTensors
+from sightloop.checkpoints.pipeline_files import PIPELINE_FILE
 from sightloop.checkpoints.tensors import read_tensors
 from sightloop.errors import CheckpointError
 from sightloop.nn.blocks import ACTIVATIONS
@@ -67,9 +67,7 @@ def read_checkpoint(located: CheckpointFiles, dtype: torch.dtype) -> tuple[JsonM
     )
 
 
-def _read_parts(
-    located: CheckpointFiles, config: JsonMapping, dtype: torch.dtype
-) -> Mapping[str, Tensor]:
+def _read_parts(located: CheckpointFiles, config: JsonMapping, dtype: torch.dtype) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint of parts; an autoencoder whose activations leave float16's range in float32."""
     files: dict[str, list[Path]] = {}
     for path in located.weights:

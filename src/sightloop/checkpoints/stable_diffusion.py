@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from sightloop.checkpoints.hf_config import transformers_block_keys
 from sightloop.checkpoints.key_map import KeyMap, RenamedTensors, Rule, cat
 from sightloop.checkpoints.layout import Family, Layout
 from sightloop.errors import CheckpointError, UsageError
-from sightloop.models.samplers import NoiseSchedule
-from sightloop.models.stable_diffusion import PromptEncoderConfig, StableDiffusion, StableDiffusionConfig
+from sightloop.models.stable_diffusion import (
+    NoiseSchedule,
+    PromptEncoderConfig,
+    StableDiffusion,
+    StableDiffusionConfig,
+)
 from sightloop.towers.unet import AutoencoderConfig, UnetConfig
 from sightloop.types import JsonDict, JsonMapping
 
@@ -97,7 +101,7 @@ def _check(part: str, data: JsonMapping, usual: JsonMapping) -> None:
 
 def _per_level(value: object, levels: int) -> tuple[int, ...]:
     """One number a level, of a list or of one number for all."""
-    values: list[Any] = list(value) if isinstance(value, list | tuple) else [value] * levels
+    values = cast("list[int]", list(value) if isinstance(value, list | tuple) else [value] * levels)
     if len(values) != levels:
         raise ValueError(f"{values} for {levels} levels")
     return tuple(values)
@@ -109,7 +113,9 @@ def _unet(data: JsonMapping, patch: int) -> UnetConfig:
     down = list(data["down_block_types"])
     up = [kind.replace("Up", "Down") for kind in reversed(list(data["up_block_types"]))]
     if down != up or not set(down) <= _ATTENDS | _PLAIN or len(down) != len(dims):
-        raise CheckpointError(f"unet/config.json: down_block_types {down} and up_block_types are not supported")
+        raise CheckpointError(
+            f"unet/config.json: down_block_types {down} and up_block_types are not supported"
+        )
     if data.get("in_channels", 4) != data.get("out_channels", 4):
         raise CheckpointError(
             f"unet/config.json: in_channels={data['in_channels']}: it fills or edits images (inpainting); that is "
@@ -160,7 +166,8 @@ def _encoder(data: JsonMapping, pad_id: int, *, is_xl: bool, pooled: bool) -> Pr
     )
 
 
-def _schedule(data: JsonMapping) -> NoiseSchedule:
+def _schedule(data: JsonMapping, *, is_xl: bool) -> NoiseSchedule:
+    """The schedule; of Stable Diffusion 1 and 2 as `diffusers`' pipeline corrects it: offset 1, latents not clipped."""
     _check("scheduler", data, _SCHEDULER)
     name = data.get("_class_name")
     if name not in _SAMPLERS:
@@ -182,9 +189,9 @@ def _schedule(data: JsonMapping) -> NoiseSchedule:
         curve=data.get("beta_schedule", "linear"),
         prediction=data.get("prediction_type", "epsilon"),
         spacing=data.get("timestep_spacing"),
-        offset=data.get("steps_offset", 0),
+        offset=data.get("steps_offset", 0) if is_xl else 1,
         ends_clean=data.get("set_alpha_to_one"),
-        clips=data.get("clip_sample"),
+        clips=data.get("clip_sample") if is_xl else False,
     )
 
 
@@ -192,7 +199,7 @@ def config_from_parts(data: JsonMapping) -> StableDiffusionConfig:
     """From the configs of all parts by their names, and "pad_ids": the ids of the tokenizers' padding."""
     is_xl = data["_class_name"].startswith("StableDiffusionXL")
     pad_ids: JsonMapping = data["pad_ids"]
-    autoencoder, schedule = _autoencoder(data["vae"]), _schedule(data["scheduler"])
+    autoencoder, schedule = _autoencoder(data["vae"]), _schedule(data["scheduler"], is_xl=is_xl)
     # Turbo has XL's network and is told apart by the times that it was trained at: the last of equal spans.
     is_turbo = schedule.spacing == "trailing"
     return StableDiffusionConfig(
@@ -224,30 +231,30 @@ def _matrix(name: str) -> Rule:
     return Rule((name,), lambda parts: parts[0].flatten(1), lambda ours: [ours])
 
 
-def _residual_keys(ours: str, theirs: str) -> JsonDict:
+def _residual_keys(ours: str, foreign: str) -> JsonDict:
     names = {"time": "time_emb_proj", "shortcut": "conv_shortcut"}
     parts = ("norm1", "conv1", "norm2", "conv2", *names)
-    return {f"{ours}.{part}": f"{theirs}.{names.get(part, part)}" for part in parts}
+    return {f"{ours}.{part}": f"{foreign}.{names.get(part, part)}" for part in parts}
 
 
-def _transformer_keys(ours: str, theirs: str) -> JsonDict:
-    block, foreign = f"{ours}.blocks.{{}}", f"{theirs}.transformer_blocks.{{}}"
+def _transformer_keys(ours: str, foreign: str) -> JsonDict:
+    block, other = f"{ours}.blocks.{{}}", f"{foreign}.transformer_blocks.{{}}"
     return {
-        f"{ours}.norm": f"{theirs}.norm",
-        f"{ours}.proj_in.weight": _matrix(f"{theirs}.proj_in.weight"),
-        f"{ours}.proj_in.bias": f"{theirs}.proj_in.bias",
-        f"{ours}.proj_out.weight": _matrix(f"{theirs}.proj_out.weight"),
-        f"{ours}.proj_out.bias": f"{theirs}.proj_out.bias",
-        f"{block}.norm1": f"{foreign}.norm1",
-        f"{block}.attn.qkv": cat(*(f"{foreign}.attn1.to_{part}" for part in "qkv")),
-        f"{block}.attn.out": f"{foreign}.attn1.to_out.0",
-        f"{block}.norm_cross": f"{foreign}.norm2",
-        f"{block}.cross.q": f"{foreign}.attn2.to_q",
-        f"{block}.cross.kv": cat(*(f"{foreign}.attn2.to_{part}" for part in "kv")),
-        f"{block}.cross.out": f"{foreign}.attn2.to_out.0",
-        f"{block}.norm2": f"{foreign}.norm3",
-        f"{block}.mlp.fc1": _swapped(f"{foreign}.ff.net.0.proj"),
-        f"{block}.mlp.fc2": f"{foreign}.ff.net.2",
+        f"{ours}.norm": f"{foreign}.norm",
+        f"{ours}.proj_in.weight": _matrix(f"{foreign}.proj_in.weight"),
+        f"{ours}.proj_in.bias": f"{foreign}.proj_in.bias",
+        f"{ours}.proj_out.weight": _matrix(f"{foreign}.proj_out.weight"),
+        f"{ours}.proj_out.bias": f"{foreign}.proj_out.bias",
+        f"{block}.norm1": f"{other}.norm1",
+        f"{block}.attn.qkv": cat(*(f"{other}.attn1.to_{part}" for part in "qkv")),
+        f"{block}.attn.out": f"{other}.attn1.to_out.0",
+        f"{block}.norm_cross": f"{other}.norm2",
+        f"{block}.cross.q": f"{other}.attn2.to_q",
+        f"{block}.cross.kv": cat(*(f"{other}.attn2.to_{part}" for part in "kv")),
+        f"{block}.cross.out": f"{other}.attn2.to_out.0",
+        f"{block}.norm2": f"{other}.norm3",
+        f"{block}.mlp.fc1": _swapped(f"{other}.ff.net.0.proj"),
+        f"{block}.mlp.fc2": f"{other}.ff.net.2",
     }
 
 
@@ -263,10 +270,14 @@ def _unet_keys() -> JsonDict:
         "vision.norm_out": "unet.conv_norm_out",
         "vision.conv_out": "unet.conv_out",
     }
-    for ours, theirs in {"down.{}": "down_blocks.{}", "middle": "mid_block", "up.{}": "up_blocks.{}"}.items():
-        ours, theirs = f"vision.{ours}", f"unet.{theirs}"
-        keys |= _residual_keys(f"{ours}.resnets.{{}}", f"{theirs}.resnets.{{}}")
-        keys |= _transformer_keys(f"{ours}.attentions.{{}}", f"{theirs}.attentions.{{}}")
+    for ours, foreign in {
+        "down.{}": "down_blocks.{}",
+        "middle": "mid_block",
+        "up.{}": "up_blocks.{}",
+    }.items():
+        ours, foreign = f"vision.{ours}", f"unet.{foreign}"
+        keys |= _residual_keys(f"{ours}.resnets.{{}}", f"{foreign}.resnets.{{}}")
+        keys |= _transformer_keys(f"{ours}.attentions.{{}}", f"{foreign}.attentions.{{}}")
     return keys
 
 
@@ -278,28 +289,28 @@ def _autoencoder_keys() -> JsonDict:
         "autoencoder.decoder.levels.{}.resample.conv": "vae.decoder.up_blocks.{}.upsamplers.0.conv",
     }
     for part, levels in {"encoder": "down_blocks", "decoder": "up_blocks"}.items():
-        ours, theirs = f"autoencoder.{part}", f"vae.{part}"
-        attention = f"{theirs}.mid_block.attentions.0"
+        ours, foreign = f"autoencoder.{part}", f"vae.{part}"
+        attention = f"{foreign}.mid_block.attentions.0"
         keys |= {
-            f"{ours}.conv_in": f"{theirs}.conv_in",
+            f"{ours}.conv_in": f"{foreign}.conv_in",
             f"{ours}.norm": f"{attention}.group_norm",
             f"{ours}.attention.qkv": cat(*(f"{attention}.to_{part}" for part in "qkv")),
             f"{ours}.attention.out": f"{attention}.to_out.0",
-            f"{ours}.norm_out": f"{theirs}.conv_norm_out",
-            f"{ours}.conv_out": f"{theirs}.conv_out",
-            **_residual_keys(f"{ours}.levels.{{}}.resnets.{{}}", f"{theirs}.{levels}.{{}}.resnets.{{}}"),
-            **_residual_keys(f"{ours}.middle.resnets.{{}}", f"{theirs}.mid_block.resnets.{{}}"),
+            f"{ours}.norm_out": f"{foreign}.conv_norm_out",
+            f"{ours}.conv_out": f"{foreign}.conv_out",
+            **_residual_keys(f"{ours}.levels.{{}}.resnets.{{}}", f"{foreign}.{levels}.{{}}.resnets.{{}}"),
+            **_residual_keys(f"{ours}.middle.resnets.{{}}", f"{foreign}.mid_block.resnets.{{}}"),
         }
     return keys
 
 
-def _encoder_keys(ours: str, theirs: str) -> JsonDict:
+def _encoder_keys(ours: str, foreign: str) -> JsonDict:
     return {
-        f"{ours}.text.word": f"{theirs}.embeddings.token_embedding",
-        f"{ours}.text.position": f"{theirs}.embeddings.position_embedding",
-        f"{ours}.text.norm": f"{theirs}.final_layer_norm",
-        f"{ours}.projection": f"{theirs}.text_projection",
-        **transformers_block_keys(f"{ours}.text", theirs),
+        f"{ours}.text.word": f"{foreign}.embeddings.token_embedding",
+        f"{ours}.text.position": f"{foreign}.embeddings.position_embedding",
+        f"{ours}.text.norm": f"{foreign}.final_layer_norm",
+        f"{ours}.projection": f"{foreign}.text_projection",
+        **transformers_block_keys(f"{ours}.text", foreign),
     }
 
 
@@ -328,12 +339,12 @@ def one_spelling(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return RenamedTensors(tensors, {renamed(name): name for name in tensors})
 
 
-def to_transformers(config: Any) -> dict[str, tuple[JsonDict, Sequence[str]]]:
+def to_transformers(config: StableDiffusionConfig) -> dict[str, tuple[JsonDict, tuple[str, ...]]]:
     """Raises UsageError: there is one layout, that of the folder it was loaded from."""
     raise UsageError("save: Stable Diffusion is not written again; copy the folder that it was loaded from")
 
 
-def default_image(config: Any) -> JsonDict:
+def default_image(config: StableDiffusionConfig) -> JsonDict:
     """Squares, pixels from -1 to 1."""
     side, half = config.vision.image_size, [0.5] * 3
     return {

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.checkpoints.catalog import BUNDLED
-from sightloop.checkpoints.hub import CheckpointFiles, locate, read_json
+from sightloop.checkpoints.hub import PIPELINE_FILE, CheckpointFiles, locate, read_json
 from sightloop.checkpoints.lora import load_lora
 from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE, load_mask_decoder
-from sightloop.checkpoints.pipeline_files import PIPELINE_FILE
 from sightloop.checkpoints.registry import (
     FAMILIES,
     Family,
@@ -33,7 +32,7 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, SightloopError, UsageError
 from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.kernel_cache import time_kernels
-from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches
+from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches, keep_small_tensors
 from sightloop.inference.model import Model
 from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
 from sightloop.inference.sample_rank import Judges
@@ -42,7 +41,7 @@ from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.lora import merge_lora
 from sightloop.nn.prepack import pack, pack_hook
 from sightloop.nn.quantize import quantize_hook, quantize_shared, quantized_names
-from sightloop.protocols import Network, RegionNetwork, require
+from sightloop.protocols import Network, RegionNetwork, ScheduledNetwork, require
 from sightloop.types import Bits, ImageSpec, JsonDict, JsonMapping
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,12 +105,19 @@ def load(
         image_spec=spec,
         device=where,
         dtype=kind,
-        batch_size=8 if where.type == "cpu" else 32,
+        batch_size=_batch_size(network, where),
         judges=Judges(lambda name: load(name, device=str(where))),
         decoding=config.get("decoding", {})
         if config.get("format") == FORMAT
         else _decoding(located, family, network_config, layout),
     )
+
+
+def _batch_size(network: nn.Module, device: torch.device) -> int:
+    """Images at once. What a diffusion model of photographs draws takes much memory, and a CPU gains nothing."""
+    if isinstance(network, ScheduledNetwork):
+        return 1 if device.type == "cpu" else 4
+    return 8 if device.type == "cpu" else 32
 
 
 def _load_network(
@@ -354,9 +360,7 @@ def _tokenizer(located: CheckpointFiles, family: Family, config: Any, layout: st
     """
     kind, cleaning = family.tokenizer_of(config), None
     if layout == "diffusers":
-        return load_tokenizer_of_kind(
-            located.folder / "tokenizer", kind, max_length=config.text.positions
-        )
+        return load_tokenizer_of_kind(located.folder / "tokenizer", kind, max_length=config.text.positions)
     if layout == "open_clip":
         text = _json(located.folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         default = "lower" if kind == "clip" else "whitespace"
@@ -388,7 +392,10 @@ def _json(path: Path) -> JsonDict:
 
 def _prepare_cpu(network: nn.Module) -> None:
     pack(network)
-    keep_between_batches()
+    if isinstance(network, ScheduledNetwork):
+        keep_small_tensors()
+    else:
+        keep_between_batches()
 
 
 def _dtype(name: str) -> torch.dtype:

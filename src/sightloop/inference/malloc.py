@@ -12,6 +12,7 @@ from contextlib import contextmanager
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SMALL, _LARGE = 1 << 20, 1 << 25  # the latter: how far glibc itself raises the limit
 _KEPT = 1 << 30
+_SMALL_KEPT = 1 << 26
 _BETWEEN_BATCHES = 1 << 29  # bytes
 _kept = False
 
@@ -25,6 +26,16 @@ def keep_freed_memory() -> bool:
     whole process, for good.
     """
     return _keep(-1)
+
+
+def keep_small_tensors() -> bool:
+    """Keep up to 64 MB of what is freed of tensors below 32 MB, and give larger ones back; whether that is so.
+
+    For networks whose maps are large: with `keep_between_batches` an autoencoder's, of 270 MB each, leave holes.
+    Measured at Stable Diffusion 1.5's size, 512 px: 1.6 GB beside the weights at most, and 0.7 GB so.
+    """
+    mallopt = _mallopt()
+    return not _kept and mallopt is not None and bool(mallopt(_M_TRIM_THRESHOLD, _SMALL_KEPT))
 
 
 def keep_between_batches() -> bool:

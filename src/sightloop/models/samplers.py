@@ -5,11 +5,11 @@ The settings and the order of the sums are those of `diffusers`' schedulers, who
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,15 +55,15 @@ class NoiseSchedule:
             betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.times) ** 2
         return (1 - betas).cumprod(0)
 
-    def spaced(self, steps: int, usual: Spacing, *, whole: bool) -> np.ndarray:
+    def spaced(self, steps: int, usual: Spacing, *, whole: bool) -> Tensor:
         """Times of the steps, decreasing, float64 `[steps]`; `whole`: rounded to whole numbers."""
-        spacing = self.spacing or usual
+        spacing, index = self.spacing or usual, torch.arange(steps, dtype=torch.float64)
         if spacing == "linspace":
-            times = np.linspace(0, self.times - 1, steps)[::-1]
-            return times.round() if whole else times.astype(np.float32).astype(np.float64)
+            times = (index * ((self.times - 1) / max(1, steps - 1))).flip(0)
+            return times.round() if whole else times
         if spacing == "leading":
-            return (np.arange(steps) * (self.times // steps))[::-1] + float(self.offset)
-        return np.arange(self.times, 0, -self.times / steps).round() - 1.0
+            return (index * (self.times // steps)).flip(0) + self.offset
+        return (self.times - index * (self.times / steps)).round() - 1
 
 
 class _Walk:
@@ -71,19 +71,20 @@ class _Walk:
 
     is_clean = True
 
-    def __init__(self, schedule: NoiseSchedule, times: np.ndarray, first: int) -> None:
+    def __init__(self, schedule: NoiseSchedule, times: Tensor, first: int) -> None:
         self.schedule = schedule
         self.first = first  # of `all_times`, with an image to start from
         self.all_times = times
         self.alphas = schedule.alphas()
-        sigmas = (((1 - self.alphas) / self.alphas) ** 0.5).numpy()  # noise over image (Karras et al. 2022)
-        spaced = np.interp(times, np.arange(len(sigmas)), sigmas).astype(np.float32)
+        sigmas = ((1 - self.alphas) / self.alphas).sqrt().double()  # noise over image (Karras et al. 2022)
+        below = times.long().clamp(max=len(sigmas) - 2)
+        spaced = torch.lerp(sigmas[below], sigmas[below + 1], times - below)
         self.sigmas: list[float] = [*spaced.tolist(), 0.0]
 
     @property
     def times(self) -> Tensor:
         """Time of each evaluation, float32 `[n]`."""
-        return torch.from_numpy(self.all_times[self.first :].copy()).float()
+        return self.all_times[self.first :].float()
 
     def alpha(self, time: float) -> float:
         """Share of the image in the variance at a time; before the first time that of its end."""
@@ -100,7 +101,7 @@ class _Walk:
         """Noise `[B, C, h, w]`, or latents of images with as much noise as the first time has."""
         if clean is None:
             return noise
-        alpha = self.alpha(self.all_times[self.first])
+        alpha = self.alpha(float(self.all_times[self.first]))
         return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
     def scale(self, latents: Tensor, index: int) -> Tensor:
@@ -126,7 +127,7 @@ class DdimSampler(_Walk):
         self, latents: Tensor, prediction: Tensor, index: int, draw_noise: Callable[[], Tensor]
     ) -> Tensor:
         """Latents `[B, C, h, w]` at the next time."""
-        time = self.all_times[self.first + index]
+        time = float(self.all_times[self.first + index])
         before = self.alpha(time - self.span)
         image, noise = self.split(latents, prediction, self.alpha(time))
         if self.schedule.clips is not False:
@@ -144,7 +145,7 @@ class PndmSampler(_Walk):
 
     def __init__(self, schedule: NoiseSchedule, steps: int, first: int) -> None:
         times = schedule.spaced(steps, "leading", whole=True)
-        super().__init__(schedule, np.concatenate([times[:2], times[1:]]), first)
+        super().__init__(schedule, torch.cat([times[:2], times[1:]]), first)
         self.span = schedule.times // steps
         self.noises: list[Tensor] = []  # the last predictions, the newest last
         self.start: Tensor | None = None
@@ -158,7 +159,7 @@ class PndmSampler(_Walk):
         self, latents: Tensor, prediction: Tensor, index: int, draw_noise: Callable[[], Tensor]
     ) -> Tensor:
         """Latents `[B, C, h, w]` at the next time."""
-        time = self.all_times[self.first + index]
+        time = float(self.all_times[self.first + index])
         before = time - self.span
         if index == 1 and self.start is not None:
             time, before, latents = time + self.span, time, self.start
@@ -179,10 +180,10 @@ class PndmSampler(_Walk):
         return (target / alpha) ** 0.5 * latents - (target - alpha) / scale * noise
 
 
-class EulerSampler(_Walk):
-    """Euler's method in sigma (Karras et al. 2022, algorithm 2 without churn); `ancestral`: with fresh noise at each step.
+class SigmaEulerSampler(_Walk):
+    """Euler's method in sigma (Karras et al. 2022, algorithm 2 without churn), or with fresh noise at each step.
 
-    An ancestral step goes below the next sigma and adds noise up to it (k-diffusion, `sample_euler_ancestral`).
+    An `ancestral` step goes below the next sigma and adds noise up to it (k-diffusion, `sample_euler_ancestral`).
     """
 
     def __init__(self, schedule: NoiseSchedule, steps: int, first: int, *, ancestral: bool = False) -> None:
@@ -224,7 +225,9 @@ class DpmSampler(_Walk):
         else:
             times = schedule.spaced(steps + 1, "linspace", whole=True)[:-1]
         super().__init__(schedule, times, first)
-        self.last: tuple[Tensor, float] | None = None  # the image that was predicted before, and its log SNR / 2
+        self.last: tuple[Tensor, float] | None = (
+            None  # the image that was predicted before, and its log SNR / 2
+        )
 
     def begin(self, noise: Tensor, clean: Tensor | None) -> Tensor:
         """Noise `[B, C, h, w]`, or latents of images with as much noise as the first time has."""
@@ -237,21 +240,21 @@ class DpmSampler(_Walk):
         """Latents `[B, C, h, w]` at the next time."""
         sigma, target = self.sigma_at(index), self.sigma_at(index + 1)
         image, _ = self.split(latents, prediction, 1 / (sigma**2 + 1))
-        before, self.last = self.last, (image, -float(np.log(sigma)))
+        before, self.last = self.last, (image, -math.log(sigma))
         if target == 0:
             return image
-        step = float(np.log(sigma / target))  # h
+        step = math.log(sigma / target)  # h
         signal, noise = 1 / (target**2 + 1) ** 0.5, target / (target**2 + 1) ** 0.5
         here = sigma / (sigma**2 + 1) ** 0.5
-        out = noise / here * latents - signal * float(np.expm1(-step)) * image
+        out = noise / here * latents - signal * math.expm1(-step) * image
         if before is None:
             return out
-        ratio = (-float(np.log(sigma)) - before[1]) / step  # r0
-        return out - signal * float(np.expm1(-step)) * (image - before[0]) / (2 * ratio)
+        ratio = (-math.log(sigma) - before[1]) / step  # r0
+        return out - signal * math.expm1(-step) * (image - before[0]) / (2 * ratio)
 
 
 SAMPLERS = ("pndm", "ddim", "euler", "euler_ancestral", "dpm")
-Steps = DdimSampler | PndmSampler | EulerSampler | DpmSampler
+Steps = DdimSampler | PndmSampler | SigmaEulerSampler | DpmSampler
 
 
 def build_sampler(schedule: NoiseSchedule, settings: DrawSettings) -> Steps:
@@ -271,4 +274,4 @@ def build_sampler(schedule: NoiseSchedule, settings: DrawSettings) -> Steps:
         return DpmSampler(schedule, settings.steps, first)
     if settings.sampler not in SAMPLERS:
         raise UsageError(f'sampler="{settings.sampler}": must be one of {", ".join(SAMPLERS)}')
-    return EulerSampler(schedule, settings.steps, first, ancestral=settings.sampler == "euler_ancestral")
+    return SigmaEulerSampler(schedule, settings.steps, first, ancestral=settings.sampler == "euler_ancestral")

@@ -131,7 +131,9 @@ class StableDiffusion(nn.Module):
         super().__init__()
         width = config.encoder.text.dim + (config.second.text.dim if config.second else 0)
         if width != config.vision.memory_dim:
-            raise ValueError(f"text encoders of width {width} for a U-Net that reads {config.vision.memory_dim}")
+            raise ValueError(
+                f"text encoders of width {width} for a U-Net that reads {config.vision.memory_dim}"
+            )
         self.config = config
         self.vision = config.vision.build()
         self.encoder = PromptEncoder(config.encoder)

@@ -81,10 +81,9 @@ def pack(net: nn.Module) -> None:
     owner_counts, classes = _owner_counts(net), _classes(net)
     doubling = _doubling(net)
     for module in net.modules():
-        if isinstance(module, Convolution) and module.packed is None and not module.weight.is_meta:
-            if _packs(module.weight):
-                pack_convolution(module, module.weight.detach(), doubles=module in doubling)
-                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+        if isinstance(module, Convolution) and module.packed is None and _packs(module.weight):
+            pack_convolution(module, module.weight.detach(), doubles=module in doubling)
+            module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         if not isinstance(module, Linear) or module.packed is not None or is_quantized(module):
             continue
         if not _is_packable(module.weight):
@@ -135,10 +134,11 @@ def pack_hook(net: nn.Module) -> Callable[[str, Tensor], bool]:
 
 
 def pack_convolution(layer: Convolution, weight: Tensor, *, doubles: bool) -> None:
-    """Give a convolution oneDNN's kernel and layout; `doubles`: with the doubling of resolution before it.
+    """Give a convolution oneDNN's kernel and layout, of its weight `[out, in, k, k]`.
 
-    Of the pixels that share a nearest neighbor each sees two rows and two columns of the smaller map, so that four
-    2 x 2 convolutions there do the work of one of 3 x 3 at twice the resolution, with 16 products for 36.
+    With `doubles` it does the doubling of resolution before it too: of the pixels that share a nearest neighbor each
+    sees two rows and two columns of the smaller map, so that four 2 x 2 convolutions there do the work of one of 3 x 3
+    at twice the resolution, with 16 products for 36.
     """
     stride, padding = layer.stride, layer.padding
     if doubles:
@@ -157,7 +157,9 @@ def pack_convolution(layer: Convolution, weight: Tensor, *, doubles: bool) -> No
     def convolve_doubled(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
         rows, _, height, width = x.shape
         phases = convolve(x, packed, bias.repeat(4)).chunk(4, dim=1)  # [B, C, H + 1, W + 1] each
-        out = x.new_empty(rows, len(bias), 2 * height, 2 * width).to(memory_format=torch.channels_last)
+        out = torch.empty(
+            (rows, len(bias), 2 * height, 2 * width), dtype=x.dtype, memory_format=torch.channels_last
+        )
         for i, phase in enumerate(phases):
             row, column = divmod(i, 2)
             out[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
@@ -173,7 +175,9 @@ def _doubling(net: nn.Module) -> set[nn.Module]:
 
 def _packs(weight: Tensor) -> bool:
     """Whether oneDNN's layout is used for a convolution: float32 on a CPU."""
-    return HAS_ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32 and pinned() != "plain"
+    return (
+        HAS_ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32 and pinned() != "plain"
+    )
 
 
 def unpack(net: nn.Module) -> None:

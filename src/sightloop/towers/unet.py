@@ -158,7 +158,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Iterator[KeyValue]) -> Tensor:
-        """memory: keys and values of the text for each block, in the order of the network."""
+        """`[B, C, H, W]` -> `[B, C, H, W]`; memory: the text's keys and values of each block, in order."""
         tokens = self.proj_in(_tokens(self.norm(x)))  # [B, H * W, C]
         for block in self.blocks:
             tokens = block(tokens, memory=next(memory))
@@ -177,13 +177,17 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(convolutions)
         self.attentions = nn.ModuleList(transformers)
-        if resample is not None:
-            self.resample = resample
+        self.resample = resample
 
-    def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    def transformers(self) -> list[SpatialTransformer]:
+        """The transformers, in order."""
+        return [module for module in self.attentions if isinstance(module, SpatialTransformer)]
+
+    def layers(self) -> Iterator[tuple[nn.Module, SpatialTransformer | None]]:
         """Each residual convolution with the transformer after it, if there is one."""
+        transformers = self.transformers()
         for i, convolution in enumerate(self.resnets):
-            yield convolution, self.attentions[i] if i < len(self.attentions) else None
+            yield convolution, transformers[i] if i < len(transformers) else None
 
 
 class Unet(nn.Module):
@@ -200,9 +204,7 @@ class Unet(nn.Module):
             self.added = TwoLinear(config.pooled_dim + 6 * config.sizes_dim, time_dim)
 
         def level(at: int, inputs: Sequence[int], depth: int, resample: nn.Module | None = None) -> Level:
-            layers = [
-                ResidualConvolution(c, dims[at], config.groups, config.eps, time_dim) for c in inputs
-            ]
+            layers = [ResidualConvolution(c, dims[at], config.groups, config.eps, time_dim) for c in inputs]
             transformers = [SpatialTransformer(config, at, depth) for _ in inputs] if depth else []
             return Level(layers, transformers, resample)
 
@@ -233,12 +235,12 @@ class Unet(nn.Module):
 
     def memory(self, tokens: Tensor) -> list[KeyValue]:
         """Keys and values of a text's tokens `[B, N, memory_dim]` for each block, in the order of `forward`."""
-        levels = (*self.down, self.middle, *self.up)
         return [
             block.cross.memory(tokens)
-            for level in levels
-            for transformer in level.attentions
+            for level in (*_levels(self.down), self.middle, *_levels(self.up))
+            for transformer in level.transformers()
             for block in transformer.blocks
+            if isinstance(block, Block)
         ]
 
     def forward(
@@ -259,21 +261,21 @@ class Unet(nn.Module):
         time = nn.functional.silu(time)  # [B, time_dim]
         x = self.conv_in(latents.contiguous(memory_format=torch.channels_last))
         skips = [x]
-        for level in self.down:
+        for level in _levels(self.down):
             for convolution, transformer in level.layers():
                 x = convolution(x, time)
                 x = x if transformer is None else transformer(x, keys)
                 skips.append(x)
-            if hasattr(level, "resample"):
+            if level.resample is not None:
                 x = level.resample(x)
                 skips.append(x)
         x = self.middle.resnets[0](x, time)
-        x = self.middle.resnets[1](self.middle.attentions[0](x, keys), time)
-        for level in self.up:
+        x = self.middle.resnets[1](self.middle.transformers()[0](x, keys), time)
+        for level in _levels(self.up):
             for convolution, transformer in level.layers():
                 x = convolution(torch.cat([x, skips.pop()], dim=1), time)
                 x = x if transformer is None else transformer(x, keys)
-            if hasattr(level, "resample"):
+            if level.resample is not None:
                 x = level.resample(x)
         return self.conv_out(_silu(self.norm_out(x)))
 
@@ -306,10 +308,10 @@ class Coder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         x = self._middle(x) if self.decodes else x
-        for level in self.levels:
+        for level in _levels(self.levels):
             for convolution in level.resnets:
                 x = convolution(x)
-            if hasattr(level, "resample"):
+            if level.resample is not None:
                 x = level.resample(x if self.decodes else nn.functional.pad(x, (0, 1, 0, 1)))
         x = x if self.decodes else self._middle(x)
         return self.conv_out(_silu(self.norm_out(x)))
@@ -340,6 +342,10 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `[B, 3, H, W]`, from -1 to 1, of latents `[B, C, h, w]`."""
         return self.decoder(self.post_quant(latents) if self.config.quantized else latents)
+
+
+def _levels(modules: nn.ModuleList) -> list[Level]:
+    return [module for module in modules if isinstance(module, Level)]
 
 
 def _silu(x: Tensor) -> Tensor:

@@ -531,7 +531,8 @@ def test_one_warning_a_call_says_how_much_was_lost(bpe_file: Path) -> None:
     assert [str(warning.message) for warning in caught] == [
         "2 of 4 texts have more than 10 tokens and were cut; 13 tokens are lost. The longest is text 2 (22 tokens): "
         + repr("c " * 20)
-        + "..."
+        + "..., which loses "
+        + repr(" ".join("c" * 12))
     ]
     assert caught[0].filename == __file__
     assert tokens.lengths.tolist() == [10, 10, 10, 3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -49,7 +49,13 @@ def check_texts(texts: Sequence[object]) -> None:
         )
 
 
-def pad(texts: Sequence[str], rows: list[list[int]], limit: int, padding: Padding) -> Tokens:
+def pad(
+    texts: Sequence[str],
+    rows: list[list[int]],
+    limit: int,
+    padding: Padding,
+    decode: Callable[[list[int]], str],
+) -> Tokens:
     """Truncate and pad rows of token ids; one UserWarning reports how many texts and tokens were cut.
 
     Rows [1, 5, 2] and [1, 5, 6, 7, 2] with limit 4, padding 0 and EOS 2 become [[1, 5, 2, 0], [1, 5, 6, 2]].
@@ -59,6 +65,7 @@ def pad(texts: Sequence[str], rows: list[list[int]], limit: int, padding: Paddin
         rows: Their token ids; rows above `limit` are replaced.
         limit: Largest number of tokens in a row.
         padding: Options.
+        decode: The text of ids, for the warning.
 
     Returns:
         Ids int64 `[R, L]` and lengths `[R]`.
@@ -67,10 +74,13 @@ def pad(texts: Sequence[str], rows: list[list[int]], limit: int, padding: Paddin
     kept = np.minimum(lengths, limit)
     truncated = np.flatnonzero(lengths > limit)
     if truncated.size:
+        longest = int(truncated[lengths[truncated].argmax()])
+        lost = decode(rows[longest][limit - padding.keep_eos :])
+        message = _truncation_message(texts, lengths, truncated, limit)
         for row in truncated.tolist():
             ids = rows[row]
             rows[row] = [*ids[: limit - 1], ids[-1]] if padding.keep_eos else ids[:limit]
-        warnings.warn(_truncation_message(texts, lengths, truncated, limit), UserWarning, stacklevel=3)
+        warnings.warn(f"{message}, which loses {lost[-60:]!r}", UserWarning, stacklevel=3)
     width = limit if padding.to_max_length else int(kept.max(initial=0))
     array = np.full((len(rows), width), padding.pad_id, np.int64)  # [R, L]
     column = np.arange(width)

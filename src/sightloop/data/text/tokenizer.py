@@ -97,7 +97,8 @@ class Tokenizer:
         if limit < 2:
             raise UsageError(f"max_length={limit}: at least 2 are needed, for the first and the last token.")
         check_texts(texts)
-        return pad(texts, self._rows(list(texts)), limit, self.padding)
+        rows = self._rows(list(texts))
+        return pad(texts, rows, limit, self.padding, lambda ids: self.decode([ids])[0])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of rows of ids (lists, arrays, tensors), without special tokens and ids that do not exist.
