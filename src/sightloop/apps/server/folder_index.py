@@ -96,7 +96,8 @@ class FolderIndex:
                     "keyword_rank": hit.keyword_rank,
                     "score": hit.score,
                 }
-                rows.append(library.row(entry) | {"scores": scores, "why": hit.why})
+                moment = {"start": hit.row["start"], "end": hit.row["end"]} if hit.moment else {}
+                rows.append(library.row(entry) | {"scores": scores, "why": hit.why} | moment)
         return {"hits": rows, "note": hits.note, "searched": hits.total}
 
     def duplicates(self, library: Library) -> JsonDict:

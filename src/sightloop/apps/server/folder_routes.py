@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 
 from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 import sightloop
 from sightloop.apps.server.caption_review import EditConflict
@@ -23,6 +24,7 @@ from sightloop.apps.server.thumbs import SIZES
 from sightloop.data.images.decode import upright_size
 from sightloop.data.images.headers import image_format
 from sightloop.errors import ImageError, SightloopError
+from sightloop.search.sources import video_frame
 from sightloop.types import JsonDict
 
 router = new_router("/api", "folder")
@@ -152,34 +154,49 @@ async def images(
     "/images/{image_id}", response_class=Response, responses=_image_answers(*_MEDIA.values(), _OTHER_MEDIA)
 )
 async def image(request: Request, image_id: str) -> Response:
-    """The file of an image."""
+    """The file of an image, or of a video, of which parts may be asked for (Range)."""
     service = service_of(request)
     entry = await asyncio.to_thread(library_of(service).entry, image_id)
+    if entry.is_video:
+        file = await service.images.video(entry.path)
+        media = mimetypes.guess_type(file.name)[0] or _OTHER_MEDIA
+        return FileResponse(file, media_type=media, headers={"Cache-Control": "private, no-cache"})
     data = await service.images.path(entry.path, "id")
     media = _MEDIA.get(image_format(data), _OTHER_MEDIA)
     return Response(data, media_type=media, headers={"Cache-Control": "private, no-cache"})
 
 
 @router.get("/images/{image_id}/thumb", response_class=Response, responses=_image_answers("image/jpeg"))
-async def thumb(request: Request, image_id: str, size: int = 256) -> Response:
-    """A small JPEG of an image; size: 96, 256 or 640."""
+async def thumb(
+    request: Request, image_id: str, size: int = 256, at: Annotated[float, Query(ge=0, le=1e6)] = 0.0
+) -> Response:
+    """A small JPEG of an image, or of a video at a second; size: 96, 256 or 640."""
     if size not in SIZES:
         raise ApiError(400, f"size: one of {', '.join(map(str, SIZES))}", param="size")
     service = service_of(request)
     library = library_of(service)
     entry = await asyncio.to_thread(library.entry, image_id)
     modified = await asyncio.to_thread(_modified, library, entry)
-    headers = {"Cache-Control": "private, max-age=60", "ETag": f'"{image_id}-{size}-{modified:x}"'}
+    name = f"{image_id}-{at:g}" if entry.is_video else image_id
+    headers = {"Cache-Control": "private, max-age=60", "ETag": f'"{name}-{size}-{modified:x}"'}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    key = (image_id, size, modified)
+    key = (name, size, modified)
     data = service.thumbnails.cached(key)
     if data is None:
         try:
-            data = await service.thumbnails.make(await service.images.path(entry.path, "id"), key)
+            data = await service.thumbnails.make(await _encoded(service, entry, at), key)
         except ImageError as error:
             raise ApiError(400, f"the image cannot be read: {error.reason}", code="invalid_image") from None
     return Response(data, media_type="image/jpeg", headers=headers)
+
+
+async def _encoded(service: Service, entry: LibraryImage, at: float) -> bytes:
+    """An encoded image, of a video its frame at a second. Raises ApiError, and ImageError for a video."""
+    if not entry.is_video:
+        return await service.images.path(entry.path, "id")
+    file = await service.images.video(entry.path)
+    return await asyncio.to_thread(video_frame, str(file), at)
 
 
 @router.get("/images/{image_id}/info")
@@ -189,15 +206,15 @@ async def image_info(request: Request, image_id: str) -> JsonResponse:
     library = library_of(service)
     entry = await asyncio.to_thread(library.entry, image_id)
     try:
-        data = await service.images.path(entry.path, "id")
-    except ApiError:  # listed, but cannot be read: its captions can be looked at all the same
+        data = await _encoded(service, entry, 0.0)
+    except (ApiError, ImageError):  # listed, but cannot be read: its captions can be looked at all the same
         data = b""
 
     def read() -> JsonDict:
         row = library.row(entry)
         try:
             height, width = upright_size(data)
-            row |= {"width": width, "height": height, "size": len(data)}
+            row |= {"width": width, "height": height, "size": None if entry.is_video else len(data)}
         except ImageError:
             row |= {"width": None, "height": None, "size": None}
         history = library.review.history(entry.path) if library.is_editable else ()

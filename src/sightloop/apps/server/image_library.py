@@ -25,7 +25,7 @@ from sightloop.apps.server.caption_review import (
 from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.image_sets import ImageSet
 from sightloop.data.datasets.sidecar_files import CAPTION_EXTENSIONS, find_sidecar, unusual_sidecars
-from sightloop.data.image_names import is_image_name
+from sightloop.data.image_names import is_image_name, is_video_name
 from sightloop.errors import UsageError
 from sightloop.types import JsonDict
 
@@ -41,7 +41,7 @@ Shown: TypeAlias = Literal["open", "accepted", "rejected", "none", "captioned", 
 
 @dataclass(slots=True)
 class LibraryImage:
-    """An image of the folder.
+    """An image or a video of the folder.
 
     Attributes:
         id: 16 hexadecimal digits, of the path.
@@ -56,6 +56,11 @@ class LibraryImage:
     sidecar: str | None
     stamp: tuple[int, int] = (-1, -1)
     caption: CaptionOnDisk | None = None
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video."""
+        return is_video_name(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +192,10 @@ class Library:
         """Whether captions come from a dataset until they are edited."""
         return self.image_set is not None and self.image_set.has_captions
 
+    def is_plain(self, entry: LibraryImage) -> bool:
+        """Whether it is an image in a file, which jobs read."""
+        return not entry.is_video and not self.is_archived(entry)
+
     def is_archived(self, entry: LibraryImage) -> bool:
         """Whether an image is inside an archive, where no caption file has a place."""
         return self.image_set is not None and entry.path in self.image_set.in_archives
@@ -226,6 +235,7 @@ class Library:
         return {
             "id": entry.id,
             "path": entry.path,
+            "video": entry.is_video,
             "caption": {"text": caption.text, "etag": caption.etag},
             "proposal": proposal and {"text": proposal.text, "model": proposal.model, "fit": proposal.fit},
             "state": self.state(entry),
@@ -297,7 +307,8 @@ class Library:
                         folders.append(f"{relative}/{item.name}" if relative else item.name)
                         continue
                     listed.add(item.path)
-                    if is_image_name(item.name) and (not item.is_symlink() or self._is_inside(item.path)):
+                    is_listed = is_image_name(item.name) or is_video_name(item.name)
+                    if is_listed and (not item.is_symlink() or self._is_inside(item.path)):
                         images.append(item.name)
         except OSError:
             return [], []

@@ -16,7 +16,7 @@ from typing import Literal
 
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.schema import portable_name
-from sightloop.data.image_names import is_image_name
+from sightloop.data.image_names import is_image_name, is_video_name
 from sightloop.errors import ImageError, UsageError
 from sightloop.search.opening import is_index
 from sightloop.search.sources import read_entry
@@ -89,10 +89,19 @@ class ImageSet:
             if not isinstance(image, bytes):
                 raise KeyError(path)
             return image
+        return read_file(str(self.file(path)))
+
+    def file(self, path: str) -> Path:
+        """The file of an image or video that is in none of the archives.
+
+        Raises:
+            KeyError: the set has no such file.
+            OSError: it is gone, or is a link to elsewhere.
+        """
         file = self.files[path]
         if os.path.realpath(file, strict=True) != str(file):
             raise OSError("a link to elsewhere")
-        return read_file(str(file))
+        return file
 
     def given(self, path: str) -> str | None:
         """The dataset's captions of an image, one a line; None if it has none, or cannot be read."""
@@ -146,7 +155,8 @@ def _index_set(source: Path) -> ImageSet:
     for row in table.to_pylist():
         root, name = row["root"] or "", row["path"] or ""
         path = os.path.realpath(os.path.join(root, name))
-        if is_image_name(name) and (kinds[row["root"]] == "folder" or root == name):
+        is_listed = is_image_name(name) or is_video_name(name)
+        if is_listed and (kinds[row["root"]] == "folder" or root == name):
             real.setdefault(path, None)
             places.add(os.path.dirname(path))
         elif name and root != name and kinds[row["root"]] == "file":
@@ -158,7 +168,10 @@ def _index_set(source: Path) -> ImageSet:
     own_roots = {os.path.realpath(root) for root, kind in kinds.items() if kind == "folder"}
     home = Path(own_roots.pop()) if len(own_roots) == 1 else Path(os.path.realpath(source)).parent
     folder = home if folder.is_relative_to(home) else folder
-    images = ImageSet(source, folder, home, left_out=len(table) - len(real))
+    names = {
+        (row["root"], row["path"]) for row in table.select(["root", "path"]).to_pylist()
+    }  # scenes share one
+    images = ImageSet(source, folder, home, left_out=len(names) - len(real))
     for path, row in real.items():
         relative = os.path.relpath(path, folder).replace(os.sep, "/")
         if row is None:

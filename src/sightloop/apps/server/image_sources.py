@@ -13,7 +13,7 @@ from sightloop.apps.server.errors import ApiError
 from sightloop.apps.server.image_sets import ImageSet
 from sightloop.apps.server.limits import IMAGE_LIMITS
 from sightloop.apps.server.remote_images import RemoteImages
-from sightloop.data.image_names import is_image_name
+from sightloop.data.image_names import is_image_name, is_video_name
 from sightloop.data.images.decode import read_file
 from sightloop.errors import ImageError
 
@@ -74,6 +74,25 @@ class ImageSources:
             return await asyncio.to_thread(_read_member, self._image_set, name, param)
         return await asyncio.to_thread(_read_inside, self._folder, name, param)
 
+    async def video(self, name: str) -> Path:
+        """The file of a video of the folder.
+
+        Args:
+            name: path within the folder, with slashes.
+
+        Raises:
+            ApiError: there is no such video, or it is outside (404).
+        """
+        folder, images = self._folder, self._image_set
+        if folder is None or not is_video_name(name):
+            raise ApiError(404, "the folder has no such video", code="image_not_found")
+        if images is None:
+            return Path(await asyncio.to_thread(_path_inside, folder, name, "id"))
+        try:
+            return await asyncio.to_thread(images.file, name)
+        except (KeyError, OSError):
+            raise ApiError(404, "there is no such video here", code="image_not_found") from None
+
 
 def _data_url(source: str, param: str) -> bytes:
     head, comma, data = source.partition(",")
@@ -110,24 +129,27 @@ def _read_member(image_set: ImageSet, name: str, param: str) -> bytes:
 
 
 def _read_inside(folder: Path, name: str, param: str) -> bytes:
-    """The file, if no part of its path leads out of the folder, symbolic links followed."""
+    if not is_image_name(name):
+        raise ApiError(404, "the folder has no such image", param=param, code="image_not_found")
+    path = _path_inside(folder, name, param)
+    try:
+        return read_file(path, IMAGE_LIMITS)
+    except OSError:
+        raise ApiError(404, "the folder has no such image", param=param, code="image_not_found") from None
+    except ImageError as error:
+        raise ApiError(400, f"the image cannot be read: {error.reason}", param=param) from None
+
+
+def _path_inside(folder: Path, name: str, param: str) -> str:
+    """The path of a file, if no part of it leads out of the folder, symbolic links followed."""
     missing = ApiError(404, "the folder has no such image", param=param, code="image_not_found")
     parts = PurePosixPath(name).parts
-    if (
-        not parts
-        or name.startswith("/")
-        or ".." in parts
-        or "\0" in name
-        or "\\" in name
-        or not is_image_name(name)
-    ):
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
         raise missing
     try:
         real = os.path.realpath(folder.joinpath(*parts), strict=True)
         if not Path(real).is_relative_to(folder) or not stat.S_ISREG(os.lstat(real).st_mode):
             raise missing
-        return read_file(real, IMAGE_LIMITS)
+        return real
     except (OSError, ValueError):
         raise missing from None
-    except ImageError as error:
-        raise ApiError(400, f"the image cannot be read: {error.reason}", param=param) from None

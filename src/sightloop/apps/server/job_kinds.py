@@ -90,7 +90,7 @@ def _caption(service: Service, library: Library, options: JsonMapping) -> Plan:
             return [
                 entry
                 for entry in (*bare, *rejected)
-                if library.state(entry) in ("none", "accepted") and not library.is_archived(entry)
+                if library.state(entry) in ("none", "accepted") and library.is_plain(entry)
             ]
 
         entries = await asyncio.to_thread(wanted)
@@ -121,7 +121,8 @@ def _rank(service: Service, library: Library, options: JsonMapping) -> Plan:
 
     async def run(job: ServerJob) -> None:
         def wanted() -> Sequence[LibraryImage]:
-            return [entry for entry in library.captioned() if library.fit(entry) is None]
+            captioned = [entry for entry in library.captioned() if library.is_plain(entry)]
+            return [entry for entry in captioned if library.fit(entry) is None]
 
         entries = await asyncio.to_thread(wanted)
         async with service.pool.lease(model_id) as served:
@@ -323,7 +324,7 @@ def _write_split(library: Library, data: Path, rest: Path, held_out: float) -> t
     """
     parts: tuple[list[str], list[str]] = ([], [])
     for entry in library.captioned():
-        if library.is_rejected(entry) or library.is_archived(entry):
+        if library.is_rejected(entry) or not library.is_plain(entry):
             continue
         share = int(image_id("split " + entry.path), 16) / float(1 << 64)
         row = {"image": str(library.folder / entry.path), "captions": _lines(library.caption(entry).text)}

@@ -56,7 +56,9 @@ export function query(values) {
   return text ? `?${text}` : "";
 }
 
-export const thumb = (id, size = 256) => `api/images/${id}/thumb?size=${size}`;
+export const thumb = (id, size = 256, at) => `api/images/${id}/thumb?size=${size}${at ? `&at=${at}` : ""}`;
+/** Second of a video that stands for a hit: the middle of its scene. */
+export const middle = (row) => (row.start === undefined ? undefined : ((row.start + row.end) / 2).toFixed(2));
 export const original = (id) => `api/images/${id}`;
 
 /** Answer of /v1/chat/completions piece by piece: calls onText(whole text so far). */

@@ -1,6 +1,6 @@
 // A grid of images that renders only what is in view: 100,000 images are as quick as 100.
 import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
-import { thumb } from "./api.js";
+import { middle, thumb } from "./api.js";
 import { go, opened, selected, toggleSelected } from "./state.js";
 import { text } from "./strings.js";
 
@@ -94,7 +94,7 @@ export function Grid({ rows, describe, label }) {
         if (event.ctrlKey || event.metaKey || event.shiftKey) toggleSelected(row.id);
         else open(index, row);
       }}>
-      ${row && html`<img src=${thumb(row.id)} alt="" loading="lazy" decoding="async" draggable=${false} />`}
+      ${row && html`<img src=${thumb(row.id, 256, middle(row))} alt="" loading="lazy" decoding="async" draggable=${false} />`}
       <span class="line">${row ? describe(row) : ""}</span>
     </div>`);
   }

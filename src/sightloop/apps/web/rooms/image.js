@@ -235,6 +235,8 @@ export function ImageRoom() {
   const able = info.value.models.filter((model) => needed.some((verb) => model.capabilities.includes(verb)));
   const model = able.find((each) => each.id === (chosen || preferred.value)) ?? able[0];
   const shared = { image, model };
+  const row = opened.rows?.at(opened.index);
+  const hit = row?.id === id ? row : null; // the scene of a video that was found
   return html`<section class="image-room" aria-label=${text("room.image")}>
     <p class="buttons"><a class="button" href="#/library">${text("image.back")}</a>
       ${opened.rows && html`<button onClick=${() => step(-1)} disabled=${opened.index === 0}>${text("image.previous")} <kbd>\u2190</kbd></button>
@@ -242,12 +244,14 @@ export function ImageRoom() {
       ${info.value.index && html`<button onClick=${() => searchLike(id)}>${text("hit.similar")}</button>`}</p>
     <h1>${image.path}</h1>
     <div class="split">
-      <div><div class="frame" style=${{ aspectRatio: `${size.width} / ${size.height}`, width: `min(100%, ${(66 * size.width) / size.height}vh)` }}><img src=${original(id)} alt=${image.caption.text ?? image.path}
-        onLoad=${(event) => setSize({ width: event.target.naturalWidth, height: event.target.naturalHeight })} />
+      <div><div class="frame" style=${{ aspectRatio: `${size.width} / ${size.height}`, width: `min(100%, ${(66 * size.width) / size.height}vh)` }}>${image.video ? html`<video controls preload="metadata" src=${`${original(id)}#t=${hit?.start ?? 0}`} aria-label=${image.caption.text ?? image.path}
+          onLoadedMetadata=${(event) => setSize({ width: event.target.videoWidth || 1, height: event.target.videoHeight || 1 })}></video>`
+        : html`<img src=${original(id)} alt=${image.caption.text ?? image.path}
+        onLoad=${(event) => setSize({ width: event.target.naturalWidth, height: event.target.naturalHeight })} />`}
         <${Overlay} regions=${tool === "regions" ? regions : []} hidden=${hidden} size=${size} heat=${tool === "explain" && heat} strength=${strength} /></div>
         <p>${image.caption.text ?? html`<em>${text("caption.none")}</em>`}</p>
         <p class="note">${text("image.size", { width: size.width, height: size.height })}</p></div>
-      <div class="tools">
+      ${!image.video && html`<div class="tools">
         <div class="tabs" role="group" aria-label=${text("image.tools")}>${TOOLS.map(([name]) => html`<button aria-pressed=${tool === name ? "true" : "false"} onClick=${() => setTool(name)}>${text(`image.${name}`)}</button>`)}</div>
         ${able.length > 1 && html`<label>${text("image.model")}<select value=${model.id} onChange=${(event) => setChosen(event.target.value)}>
           ${able.map((each) => html`<option value=${each.id}>${each.id}</option>`)}</select></label>`}
@@ -260,5 +264,5 @@ export function ImageRoom() {
         ${model && tool === "regions" && html`<${Regions} ...${shared} regions=${regions} setRegions=${setRegions} hidden=${hidden} setHidden=${setHidden} />`}
         ${model && tool === "explain" && html`<${Explain} ...${shared} setHeat=${setHeat} strength=${strength} setStrength=${setStrength} />`}
         ${model && tool === "caption" && html`<${Caption} ...${shared} key=${id} />`}
-      </div></div></section>`;
+      </div>`}</div></section>`;
 }

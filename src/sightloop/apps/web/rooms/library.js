@@ -158,7 +158,13 @@ function describeHit(row) {
   const { itm, itc } = row.scores ?? {};
   const score = itm !== undefined && itm !== null ? `ITM ${itm.toFixed(2)}` : itc !== undefined && itc !== null ? `${itc.toFixed(3)}` : "";
   const words = row.scores?.keyword_rank ? row.why : "";
-  return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
+  const moment = row.start === undefined ? "" : html`<time>${clock(row.start)}</time> `;
+  return html`${moment}<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
+}
+
+/** A time of a video as players show it. */
+function clock(seconds) {
+  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 }
 
 /** Rows of a filter; those of before, with the place in them, when one comes back from an image. */
