@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "data.text": CONTRACTS | {"data"},
     "data.video": CONTRACTS | {"data.images"},
     "data.copies": CONTRACTS | {"data", "data.images"},
-    "data.datasets": CONTRACTS | {"data", "data.copies", "data.images"},
+    "data.datasets": CONTRACTS | {"data", "data.copies", "data.images", "data.video"},
     "nn": CONTRACTS,
     "towers": CONTRACTS | {"nn"},
     "models": CONTRACTS | {"nn", "towers"},

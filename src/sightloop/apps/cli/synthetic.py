@@ -23,24 +23,34 @@ def synthetic(
     size: Annotated[int, Parameter(converter=integer)] = 64,
     different: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     shuffled: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    video_scenes: Annotated[int, Parameter(converter=integer, show_default=False)] = 0,
 ) -> int:
     """Write a synthetic dataset of rendered scenes with captions, questions, boxes and outlines.
 
     The dataset is one WebDataset shard: KEY.png and KEY.json for each scene, such as "two red circles above a blue
     square". A small model learns it in minutes. The same options give the same bytes.
 
+    With --video-scenes, videos of moving scenes instead, such as "a red circle moves left": MP4 files in a folder, with
+    their captions, times and questions in its clips.jsonl.
+
     Args:
-        dst: The .tar file to write; an existing one is replaced.
-        count: Number of scenes.
+        dst: The .tar file to write; an existing one is replaced. For videos, a folder.
+        count: Number of scenes, or of videos.
         seed: Random seed of the scenes.
         part: train, or unseen: combinations of the same words that do not occur in any train scene.
         size: Width and height of the images in pixels.
         different: Give every scene another caption, so that each image of a retrieval test has one correct caption.
         shuffled: Give every image the caption and answers of another one: a control set that teaches nothing.
+        video_scenes: Write videos, each of so many moving scenes one after another.
     """
     from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 
     check_at_least("--count", count, 1)
+    if video_scenes:
+        check_at_least("--video-scenes", video_scenes, 1)
+        if part != "train" or different or shuffled:
+            raise UsageError("--video-scenes: goes without --part, --different and --shuffled")
+        return _videos(dst, count, seed, video_scenes, size)
     if dst.suffix.lower() != ".tar":
         raise UsageError(f"DST {dst}: must end in .tar; `sightloop convert` makes other formats of it.")
     check_output_folder("DST", dst.parent)
@@ -50,4 +60,15 @@ def synthetic(
     return 0
 
 
-COMMANDS = {synthetic: "Examples:\n  sightloop synthetic world.tar --count 3000 --seed 1"}
+def _videos(folder: Path, count: int, seed: int, scenes: int, size: int) -> int:
+    from sightloop.data.datasets.synthetic_clips import synthetic_videos, write_synthetic_videos
+
+    table = write_synthetic_videos(folder, synthetic_videos(count, seed, scenes=scenes, size=size))
+    print_message(f"{folder}: {count:,} videos; their captions, scenes and questions are in {table}.")
+    return 0
+
+
+COMMANDS = {
+    synthetic: "Examples:\n  sightloop synthetic world.tar --count 3000 --seed 1\n"
+    "  sightloop synthetic clips/ --count 20 --video-scenes 3 --size 96"
+}

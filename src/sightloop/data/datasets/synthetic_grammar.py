@@ -72,7 +72,7 @@ class Group:
         color = "" if without == "color" else self.color
         size = "" if without == "number" else self.size
         words = [word for word in (size, color, _noun(self.shape, self.count)) if word]
-        number = _article(words[0]) if self.count == 1 else NUMBERS[self.count]
+        number = article(words[0]) if self.count == 1 else NUMBERS[self.count]
         return " ".join(words if without == "number" and self.count > 1 else [number, *words])
 
 
@@ -211,10 +211,10 @@ def _ask_yes_or_no(groups: Sequence[Group], random: np.random.Generator) -> tupl
         others = [(other, shape) for other in COLORS] + [(color, other) for other in SHAPES]
         others = [other for other in others if other not in present]
         color, shape = others[random.integers(len(others))]
-    return f"is there {_article(color)} {color} {shape}?", answer
+    return f"is there {article(color)} {color} {shape}?", answer
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 

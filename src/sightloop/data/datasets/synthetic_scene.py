@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sightloop.data.datasets.synthetic_grammar import COLORS, Combination, Group
 from sightloop.types import Box, Floats, Region
 
-_SUPERSAMPLING = 4  # scenes are drawn this many times larger, and averaged down
+SUPERSAMPLING = 4  # scenes are drawn this many times larger, and averaged down
 _FULL: Box = (0.0, 0.0, 1.0, 1.0)
 _TOP, _BOTTOM = (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
 _LEFT, _RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
@@ -54,8 +54,8 @@ def render_scene(combination: Combination, random: np.random.Generator, size: in
         random: chooses what the caption does not say: positions, rotations, shades, background, noise.
         size: width and height in pixels.
     """
-    canvas_size = size * _SUPERSAMPLING
-    canvas = _draw_background(canvas_size, random)
+    canvas_size = size * SUPERSAMPLING
+    canvas = draw_background(canvas_size, random)
     draw = ImageDraw.Draw(canvas)
     regions: list[Region] = []
     for group, box, radii in _layout(combination):
@@ -68,9 +68,9 @@ def render_scene(combination: Combination, random: np.random.Generator, size: in
             regions.append(_region(f"{group.color} {group.shape}", outline * size, size))
     if combination.word:
         edges = _draw_word(canvas, combination.word, random)
-        left, top, right, bottom = (edge / _SUPERSAMPLING for edge in edges)
+        left, top, right, bottom = (edge / SUPERSAMPLING for edge in edges)
         regions.append(Region(f"word {combination.word}", (left, top, right, bottom)))
-    pixels = np.asarray(canvas.reduce(_SUPERSAMPLING)).astype(np.float32)  # [size, size, 3]
+    pixels = np.asarray(canvas.reduce(SUPERSAMPLING)).astype(np.float32)  # [size, size, 3]
     pixels += random.normal(0.0, random.uniform(1.0, 5.0), pixels.shape)
     return Scene(pixels.round().clip(0, 255).astype(np.uint8), tuple(regions))
 
@@ -116,10 +116,10 @@ def _place_shape(shape: str, cell: Box, radii: tuple[float, float], random: np.r
     x, y = random.uniform(left + radius, right - radius), random.uniform(top + radius, bottom - radius)
     angle = random.uniform(-0.1, 0.1)
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    return np.array([x, y]) + radius * (_OUTLINES[shape] @ rotation)
+    return np.array([x, y]) + radius * (OUTLINES[shape] @ rotation)
 
 
-def _draw_background(side: int, random: np.random.Generator) -> Image.Image:
+def draw_background(side: int, random: np.random.Generator) -> Image.Image:
     """A tinted background of medium brightness and low contrast: plain, shaded or striped."""
     tone = float(random.uniform(115, 180))
     tint = tone + random.uniform(-12, 12, 3)  # [3]
@@ -191,7 +191,7 @@ def _cross(arm: float) -> Floats:
 
 
 # Outlines `[n, 2]` of radius about 1 around (0, 0), y downwards; a key for each of `SHAPES`.
-_OUTLINES: dict[str, Floats] = {
+OUTLINES: dict[str, Floats] = {
     "circle": _regular_polygon(32, 1.0),
     "square": 0.84 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]),
     "triangle": _regular_polygon(3, 1.12) + np.array([0.0, 0.16]),

@@ -45,7 +45,7 @@ def write_video(
     import av
 
     muxing = {"fflags": "+bitexact"}
-    if os.fspath(path).endswith((".mp4", ".mov", ".m4v")):
+    if container == "mp4" or os.fspath(path).endswith((".mp4", ".mov", ".m4v")):
         muxing["movflags"] = "+faststart"
     with av.open(os.fspath(path), "w", format=container, options=muxing) as output:
         _encode(output, frames, rate, (codec, pixel_format, dict(options or {})), times)
