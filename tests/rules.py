@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "reports": CONTRACTS,
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
     "inference": CONTRACTS
-    | {"checkpoints", "data", "data.images", "data.text", "models", "nn", "ranking", "tasks"},
+    | {"checkpoints", "data", "data.images", "data.text", "data.video", "models", "nn", "ranking", "tasks"},
     "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
     "metrics": CONTRACTS,
     "evaluation": CONTRACTS

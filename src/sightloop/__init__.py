@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
     from sightloop.search.index import Index, open_index
     from sightloop.training.trainer import train
-    from sightloop.types import Message
+    from sightloop.types import Message, Video
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "TokenizerError",
     "UnsupportedError",
     "UsageError",
+    "Video",
     "__version__",
     "bootstrap",
     "evaluate",
@@ -72,6 +73,7 @@ _MODULES = {
     "Evaluation": "sightloop.evaluation.results",
     "Index": "sightloop.search.index",
     "Message": "sightloop.types",
+    "Video": "sightloop.types",
     "Model": "sightloop.inference.model",
     "bootstrap": "sightloop.capfilt.bootstrap",
     "evaluate": "sightloop.evaluation.evaluate",

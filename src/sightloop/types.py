@@ -105,17 +105,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A preprocessed image, before scale and normalization.
+    """A preprocessed image, or frames of a video, before scale and normalization.
 
     Args:
         name: for messages: the file name, `<bytes>`, `<array>` or the sample's key.
-        values: uint8 `[3, H, W]`.
+        values: uint8 `[3, H, W]`; frames are below one another.
         size: (height, width) of the original image, upright.
+        frames: how many there are.
     """
 
     name: str
     values: NDArray[np.uint8]
     size: Size
+    frames: int = 1
 
 
 # Videos.
@@ -129,11 +131,13 @@ class Video:
         path: the file.
         start: where the part begins, in seconds; None for the beginning.
         end: where it ends, in seconds, exclusive; None for the end.
+        frames: how many of its frames a verb reads; None for as many as the verb's protocol has.
     """
 
     path: str | PathLike[str]
     start: float | None = None
     end: float | None = None
+    frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,11 +428,13 @@ class Encoded:
         tokens: `[B, N, D]`.
         pooled: `[B, D]`, None without pooling.
         mask: bool `[B, N]`, False for padding; None if there is none.
+        frames: F of videos, whose tokens are those of F frames one after another; 1 for images.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
+    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True)

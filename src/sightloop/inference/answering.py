@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sightloop.errors import UnsupportedError
+from sightloop.inference.arguments import VisualSource
 from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.matching import TokenizedTexts, text_batches
 from sightloop.inference.text_generation import (
@@ -20,13 +21,12 @@ from sightloop.inference.text_generation import (
 from sightloop.protocols import DecoderNetwork, require
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.text_scores import rank_answers
-from sightloop.types import ImageSource
 
 
 def answer_questions(
     encoder: ImageEncoder,
     generator: TextGenerator,
-    images: Sequence[ImageSource],
+    images: Sequence[VisualSource],
     questions: Sequence[str],
     candidates: Sequence[str] | None,
     options: Decoding,
@@ -69,7 +69,7 @@ def answer_questions(
 def _decoder_answers(
     encoder: ImageEncoder,
     generator: TextGenerator,
-    images: Sequence[ImageSource],
+    images: Sequence[VisualSource],
     questions: Sequence[str],
     candidates: Sequence[str] | None,
     options: Decoding,

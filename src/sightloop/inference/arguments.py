@@ -12,15 +12,16 @@ import numpy as np
 from PIL import Image
 
 from sightloop.errors import UsageError, refuse_string
-from sightloop.types import ImageSource, Pixels
+from sightloop.types import ImageSource, Pixels, Video
 
-ImageInput: TypeAlias = "ImageSource | Iterable[ImageSource]"
+VisualSource: TypeAlias = "ImageSource | Video"
+ImageInput: TypeAlias = "VisualSource | Iterable[VisualSource]"
 TextInput: TypeAlias = "str | Sequence[str]"
 
 
-def as_images(images: ImageInput) -> Iterable[ImageSource]:
-    """One image as a list of one; many as they come (an array of four dimensions is many)."""
-    one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels))
+def as_images(images: ImageInput) -> Iterable[VisualSource]:
+    """One image or video as a list of one; many as they come (an array of four dimensions is many)."""
+    one = isinstance(images, (str, bytes, PathLike, Image.Image, Pixels, Video))
     if one or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]  # pyright: ignore[reportReturnType]
     if not isinstance(images, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -64,7 +65,7 @@ def prompts_from(prompts: list[str], start: int, count: int) -> list[str]:
     return prompts[start : start + count]
 
 
-def as_pairs(images: ImageInput, texts: list[str], what: str) -> tuple[list[ImageSource], list[str]]:
+def as_pairs(images: ImageInput, texts: list[str], what: str) -> tuple[list[VisualSource], list[str]]:
     """Images and texts as pairs; a single one of either goes with all of the other.
 
     Raises:
@@ -80,11 +81,12 @@ def as_pairs(images: ImageInput, texts: list[str], what: str) -> tuple[list[Imag
     return sources, texts
 
 
-def duplicate_groups(images: Sequence[ImageSource]) -> list[list[int]]:
+def duplicate_groups(images: Sequence[VisualSource]) -> list[list[int]]:
     """Indices of each distinct image, by first occurrence; equal paths and the same object are one image."""
     groups: dict[Hashable, list[int]] = {}
     for i, image in enumerate(images):
         key = os.fspath(image) if isinstance(image, (str, PathLike)) else id(image)
+        key = image if isinstance(image, Video) else key
         groups.setdefault(key, []).append(i)
     return list(groups.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -14,11 +14,13 @@ from torch import Tensor
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.reader import BatchSizer, read_images
 from sightloop.data.images.tiles import tile_layout
-from sightloop.errors import ImageError
-from sightloop.inference.arguments import ImageInput, as_images, duplicate_groups
+from sightloop.data.video.sampling import Sampling
+from sightloop.errors import ImageError, UsageError
+from sightloop.inference.arguments import ImageInput, VisualSource, as_images, duplicate_groups
+from sightloop.inference.video_frames import read_video
 from sightloop.protocols import ImageNetwork, TiledNetwork, require
 from sightloop.tasks.embed import require_finite
-from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels
+from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels, Video
 
 _TOKENS_AT_ONCE = 600  # image tokens in one pass on a CPU
 
@@ -37,10 +39,12 @@ class Preprocessor:
     Args:
         spec: resize, crop and normalization.
         sizer: images in a batch; memory depends on it, results do not.
+        sampling: which frames of videos are read; None to refuse videos.
     """
 
     spec: ImageSpec
     sizer: BatchSizer = field(default_factory=lambda: BatchSizer(8))
+    sampling: Sampling | None = None
 
     def read(
         self,
@@ -62,11 +66,18 @@ class Preprocessor:
         )
 
     def batches(self, images: ImageInput) -> Iterator[list[Pixels]]:
-        """Preprocessed images, a batch at a time. Raises the ImageError of the first that cannot be read."""
+        """Preprocessed images, a batch at a time. Raises the ImageError of the first that cannot be read.
+
+        A video is an image of several frames; all of a batch have as many.
+        """
         batch: list[Pixels] = []
-        for pixels in self.read(as_images(images), isolate=False):
+        sources = (self._read_video(one) if isinstance(one, Video) else one for one in as_images(images))
+        for pixels in self.read(sources, isolate=False):
             if isinstance(pixels, ImageError):
                 raise pixels
+            if batch and batch[0].frames != pixels.frames:
+                yield batch
+                batch = []
             batch.append(pixels)
             if len(batch) >= self.sizer.size:
                 yield batch
@@ -74,7 +85,15 @@ class Preprocessor:
         if batch:
             yield batch
 
-    def read_distinct(self, images: Sequence[ImageSource]) -> list[Pixels]:
+    def _read_video(self, video: Video) -> Pixels:
+        if self.sampling is None:
+            raise UsageError(
+                f"{video.path}: a video goes with embed, classify, match, rank, caption and answer; "
+                "for other verbs read its frames"
+            )
+        return read_video(video, self.sampling, self.spec)
+
+    def read_distinct(self, images: Sequence[VisualSource]) -> list[Pixels]:
         """All images preprocessed; equal ones are read once. Raises the ImageError of the first that fails."""
         groups = duplicate_groups(images)
         distinct = chain(*self.batches([images[group[0]] for group in groups])) if groups else iter(())
@@ -101,6 +120,10 @@ class ImageEncoder:
     remember: bool = False
     _last: tuple[list[Pixels], Encoded] | None = field(default=None, repr=False)
 
+    def sampling(self, sampling: Sampling | None) -> ImageEncoder:
+        """The same encoder with other frames of videos; None refuses videos."""
+        return replace(self, preprocessor=replace(self.preprocessor, sampling=sampling))
+
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> Encoded:
         """Image tokens of a batch.
@@ -121,6 +144,14 @@ class ImageEncoder:
         return encoded
 
     def _encode(self, batch: Sequence[Pixels]) -> Encoded:
+        if (
+            batch[0].frames > 1
+        ):  # of videos, the tokens of all frames in one sequence, and the mean of what is pooled
+            parts = [self._encode(split_frames(pixels)) for pixels in batch]
+            means = [part.pooled.mean(dim=0) for part in parts if part.pooled is not None]
+            tokens = torch.stack([part.tokens.flatten(0, 1) for part in parts])
+            pooled = torch.stack(means) if len(means) == len(parts) else None
+            return Encoded(tokens, pooled, frames=batch[0].frames)
         if self.preprocessor.spec.patches or self.preprocessor.spec.tiles:
             return self._encode_sizes(batch)
         pixels = self._normalize(batch)
@@ -147,7 +178,7 @@ class ImageEncoder:
         return [EncodedImage(pixels, tokens[id(pixels)]) for pixels in batch]
 
     def distinct_batches(
-        self, images: Sequence[ImageSource]
+        self, images: Sequence[VisualSource]
     ) -> Iterator[tuple[list[Pixels], Encoded, list[Integers]]]:
         """Every distinct image once, in batches.
 
@@ -161,7 +192,7 @@ class ImageEncoder:
             start += len(batch)
 
     def batches_by_image(
-        self, images: Sequence[ImageSource]
+        self, images: Sequence[VisualSource]
     ) -> Iterator[tuple[list[int], list[EncodedImage]]]:
         """Some rows at a time, those of one image after each other; each distinct image is encoded once.
 
@@ -215,3 +246,9 @@ class ImageEncoder:
     def _normalize(self, batch: Sequence[Pixels]) -> Tensor:
         """uint8 pixels -> `[B, 3, H, W]` on the network's device."""
         return normalize(batch, self.preprocessor.spec, device=self.device, dtype=self.dtype)
+
+
+def split_frames(pixels: Pixels) -> list[Pixels]:
+    """The frames of preprocessed pixels, uint8 `[3, H, W]` each; an image is one frame."""
+    values = np.split(pixels.values, pixels.frames, axis=1)
+    return [Pixels(pixels.name, np.ascontiguousarray(part), pixels.size) for part in values]

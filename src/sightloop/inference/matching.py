@@ -96,7 +96,7 @@ def match_scores(
     """
     tokens = image.tokens.to(texts.ids.device)
     if isinstance(network, EmbeddingMatcher) and network.matches_embeddings:
-        return _embedding_scores(network, Encoded(tokens), texts, rows_of)
+        return _embedding_scores(network, Encoded(tokens, frames=image.frames), texts, rows_of)
     logits_of = [np.zeros((len(rows), 2), np.float32) for rows in rows_of]
     for images, part in text_batches(texts, rows_of, tokens.shape[1]):
         rows = np.concatenate([rows_of[b][part] for b in images])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import ImageError, UsageError
-from sightloop.inference import class_texts, sampled_verbs
+from sightloop.inference import class_texts, sampled_verbs, videos
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
@@ -30,10 +30,10 @@ from sightloop.inference.regions import RegionFinder, RegionQuery
 from sightloop.inference.sample_rank import Judges
 from sightloop.inference.save import save
 from sightloop.inference.text_generation import TextGenerator, flatten
+from sightloop.inference.video_frames import ANSWERING, EMBEDDING, MATCHING
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, ImageNetwork, LabelClassifier, Matcher, Network, require
 from sightloop.ranking.options import Ranking
-from sightloop.tasks import embed
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.embed import require_finite
 from sightloop.types import (
@@ -52,8 +52,7 @@ from sightloop.types import (
     Region,
 )
 
-# Answers are short: BLIP's own evaluation decodes them greedily.
-_ANSWER_DEFAULTS = {"num_beams": 1}
+_ANSWER_DEFAULTS = {"num_beams": 1}  # answers are short: BLIP's own evaluation decodes them greedily
 
 
 @dataclass(eq=False)
@@ -61,8 +60,9 @@ class Model:
     """A loaded checkpoint, as `sightloop.load` returns it.
 
     Every verb takes one image or many. An image is a path, encoded bytes, a PIL image, an array, or `Pixels` from
-    `read`. Results do not depend on the batch that an image was in. A verb that the checkpoint lacks raises
-    `UnsupportedError`, an image that cannot be read `ImageError`, numbers that are NaN or infinite `CheckpointError`.
+    `read`; embed, classify, match, rank, caption and answer also take a `Video` (`inference.video_frames`). Results do
+    not depend on the batch that an image was in. A verb that the checkpoint lacks raises `UnsupportedError`, an image
+    that cannot be read `ImageError`, numbers that are NaN or infinite `CheckpointError`.
 
     Args:
         name: what was loaded.
@@ -100,7 +100,7 @@ class Model:
     @property
     def preprocessor(self) -> Preprocessor:
         """Reader of images."""
-        return Preprocessor(self.image_spec, self.sizer)
+        return Preprocessor(self.image_spec, self.sizer, MATCHING)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -148,16 +148,13 @@ class Model:
         isolate: bool = True,
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
-        """Images preprocessed for this model, uint8 `[3, H, W]` each, in order.
+        """Images preprocessed for this model, uint8 `[3, H, W]` each, in order, or in their place an ImageError.
 
         Args:
             sources: the images.
             workers: threads or child processes that decode.
             isolate: decode in child processes, which a hostile file may take down without harm to this one.
             limits: bounds on each image.
-
-        Yields:
-            The pixels, or an ImageError in the place of an image that cannot be read.
         """
         return self.preprocessor.read(sources, workers=workers, isolate=isolate, limits=limits)
 
@@ -198,6 +195,13 @@ class Model:
         """Text embeddings, float32 `[n, d]`, unit length."""
         self._need("embed")
         return as_numpy(self._text_embeddings(as_strings(texts, "texts")))
+
+    def embed_video(
+        self, video: videos.VideoInput, by: videos.VideoPart = "frame", seconds: float = 1.0
+    ) -> videos.VideoEmbeddings:
+        """Vectors `[n, P]` with times of a video's frames, so many seconds apart, or of its scenes: means of theirs."""
+        self._need("embed")
+        return videos.embed_parts(self.encoder, require(self.network, Embedder), video, by, seconds)
 
     def similarity(self, images: ImageInput, texts: TextInput) -> Floats32:
         """Cosines, float32 `[n_images, n_texts]`; of several vectors an image, the nearest counts."""
@@ -243,8 +247,7 @@ class Model:
     def match(self, images: ImageInput, texts: TextInput) -> Floats32:
         """Probability that image and text match (ITM), float32 `[n]`: pairs, or one of either with all of the other.
 
-        Each distinct image is encoded once, and its texts are scored together against it. With `match_cosine` in its
-        config, the probability by ITM and ITC together.
+        With `match_cosine` in its config, the probability by ITM and ITC together. Each image is encoded once.
         """
         self._need("match")
         sources, strings = as_pairs(images, as_strings(texts, "texts"), "texts")
@@ -355,13 +358,14 @@ class Model:
         decoding = self.options(own, {} if generator.is_prompted else _ANSWER_DEFAULTS)
         choices = None if candidates is None else as_list(candidates, "candidates")
         sources, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
+        encoder = self.encoder.sampling(ANSWERING)
         if ranking is not None:
             if choices is not None:
                 raise UsageError("samples: draws answers; leave candidates out")
             ranked = self._sampled(ranking).answer(sources, strings, decoding)
             return sampled_verbs.results(ranked, details=details)
         return flatten(
-            answer_questions(self.encoder, generator, sources, strings, choices, decoding, top=top_candidates)
+            answer_questions(encoder, generator, sources, strings, choices, decoding, top=top_candidates)
         )
 
     def detect(
@@ -481,12 +485,12 @@ class Model:
 
     @property
     def _regions(self) -> RegionFinder:
-        return RegionFinder(self.name, self.encoder, self.generator, self.masks)
+        return RegionFinder(self.name, self.encoder.sampling(None), self.generator, self.masks)
 
     def _image_embeddings(self, images: ImageInput) -> Iterator[Tensor]:
         network = require(self.network, Embedder)
-        for batch in self.preprocessor.batches(images):
-            vectors = self.sizer.run(lambda part: [*embed.embed_images(network, self.encode(part))], batch)
+        for batch in self.encoder.sampling(EMBEDDING).preprocessor.batches(images):
+            vectors = self.sizer.run(lambda part: [*videos.embed_videos(self.encoder, network, part)], batch)
             yield require_finite(torch.stack(vectors), "image embeddings", self.dtype)
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:

@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeGuard
 from sightloop.checkpoints.mask_decoder import MASK_DECODER_FILE
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UnsupportedError, UsageError
-from sightloop.inference.arguments import ImageInput, TextInput, as_images, as_list, as_strings
+from sightloop.inference.arguments import ImageInput, TextInput, VisualSource, as_images, as_list, as_strings
 from sightloop.inference.image_encoding import EncodedImage, ImageEncoder
 from sightloop.inference.masks import decode_masks
 from sightloop.inference.text_generation import TextGenerator, WrittenText, flatten, sampling_keys
@@ -28,7 +28,7 @@ from sightloop.protocols import PromptedNetwork, RegionNetwork
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.generate import Generation
 from sightloop.tasks.region_parser import PARSERS, Span, box_tokens, confidence, parse_phrases
-from sightloop.types import Box, ImageSource, JsonMapping, Region, Size
+from sightloop.types import Box, JsonMapping, Region, Size
 
 RegionQuery: TypeAlias = "str | Box"  # a phrase, or a box in pixels
 
@@ -136,7 +136,7 @@ class RegionFinder:
     def find(
         self,
         task: str,
-        images: Sequence[ImageSource],
+        images: Sequence[VisualSource],
         queries: Sequence[RegionQuery | None],
         options: Decoding,
     ) -> list[list[Region]]:

@@ -9,7 +9,7 @@ import torch
 
 from sightloop.errors import UsageError
 from sightloop.inference.answering import answer_questions
-from sightloop.inference.arguments import ImageInput, as_images, prompts_from
+from sightloop.inference.arguments import ImageInput, VisualSource, as_images, prompts_from
 from sightloop.inference.chat import reply_parts
 from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.sample_rank import TOP_K, Judge, rank_texts
@@ -18,7 +18,7 @@ from sightloop.ranking.options import RankedText, Ranking, RankWeights
 from sightloop.ranking.policy import Policy, read_policy
 from sightloop.ranking.statements import statement
 from sightloop.tasks.decoding_options import Decoding
-from sightloop.types import Encoded, ImageSource, JsonDict, JsonMapping, Message, Pixels
+from sightloop.types import Encoded, JsonDict, JsonMapping, Message, Pixels
 
 OPTIONS = ("samples", "judge", "weights", "abstain", "policy", "details")
 
@@ -108,7 +108,7 @@ class SampledVerbs:
         return captions
 
     def answer(
-        self, images: Sequence[ImageSource], questions: Sequence[str], options: Decoding
+        self, images: Sequence[VisualSource], questions: Sequence[str], options: Decoding
     ) -> list[RankedText]:
         """An answer for each of R pairs of an image and a question."""
         answers: dict[int, RankedText] = {}
@@ -142,7 +142,7 @@ class SampledVerbs:
         return rank_texts(self.ranking, self.judge, image, written, claims, earlier)[0]
 
     def _judge_image(
-        self, batch: Sequence[Pixels], sources: Sequence[ImageSource], encoded: Encoded | None = None
+        self, batch: Sequence[Pixels], sources: Sequence[VisualSource], encoded: Encoded | None = None
     ) -> Encoded | None:
         """The images as the judge encodes them; those of its own model are not encoded again."""
         if self.judge is None:

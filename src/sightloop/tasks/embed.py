@@ -14,8 +14,20 @@ from sightloop.types import Encoded, LogitActivation
 
 @torch.inference_mode()
 def embed_images(network: Embedder, images: Encoded) -> Tensor:
-    """B encoded images -> float32 `[B, P]`, or `[B, Q, P]` if an image has several vectors; unit length."""
-    return network.embed_image(images).float()
+    """B encoded images -> float32 `[B, P]`, or `[B, Q, P]` if an image has several vectors; unit length.
+
+    Of videos, tokens `[B, F * N, D]`, BLIP's ITC (eval_retrieval_video.py): the mean of the frames' projected class
+    tokens, made of unit length. The projection is linear: that of the mean is the mean of those. Where a vector is of
+    more than the first token (BLIP-2), the mean of the frames' unit vectors.
+    """
+    if images.frames == 1:
+        return network.embed_image(images).float()
+    by_frame = images.tokens.unflatten(1, (images.frames, -1))  # [B, F, N, D]
+    if network.embeds_first_token:
+        mean = by_frame[:, :, 0].float().mean(dim=1, keepdim=True).to(by_frame.dtype)
+        return network.embed_image(Encoded(mean, images.pooled)).float()
+    vectors = network.embed_image(Encoded(by_frame.flatten(0, 1))).float().unflatten(0, (-1, images.frames))
+    return torch.nn.functional.normalize(vectors.mean(dim=1), dim=-1)
 
 
 @torch.inference_mode()

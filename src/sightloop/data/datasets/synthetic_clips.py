@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from sightloop.data.atomic import atomic_path, atomic_write
 from sightloop.data.datasets.synthetic_grammar import COLORS, SHAPES, article
@@ -69,8 +69,12 @@ class Clip:
     def backwards(self) -> Clip:
         """The clip whose frames are those of this one in the opposite order."""
         opposite: dict[Motion, Motion] = {
-            **{"left": "right", "right": "left", "appears": "disappears", "disappears": "appears"},
-            **{"turns": "turns", "behind": "behind"},
+            "left": "right",
+            "right": "left",
+            "appears": "disappears",
+            "disappears": "appears",
+            "turns": "turns",
+            "behind": "behind",
         }
         if self.motion == "turns":
             return Clip(self.shape, self.other, "turns", self.color)
@@ -134,9 +138,7 @@ def render_clip(clip: Clip, random: np.random.Generator, count: int, size: int =
     return np.stack(frames)
 
 
-def _draw(
-    draw: ImageDraw.ImageDraw, shape: str, color: str, center: tuple[float, float], side: int
-) -> None:
+def _draw(draw: ImageDraw.ImageDraw, shape: str, color: str, center: tuple[float, float], side: int) -> None:
     outline = (np.array(center) + _RADIUS * OUTLINES[shape]) * side
     red, green, blue = COLORS[color]
     draw.polygon([(float(x), float(y)) for x, y in outline], fill=(red, green, blue))
