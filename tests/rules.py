@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
     "inference": CONTRACTS
     | {"checkpoints", "data", "data.images", "data.text", "data.video", "models", "nn", "ranking", "tasks"},
-    "annotation": CONTRACTS | DATA - {"data.text"} | {"tasks"},
+    "annotation": CONTRACTS | DATA - {"data.text"} | {"data.video", "tasks"},
     "metrics": CONTRACTS,
     "evaluation": CONTRACTS
     | {

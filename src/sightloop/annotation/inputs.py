@@ -7,12 +7,13 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from sightloop.data.datasets.sidecar_files import sidecar_alias
-from sightloop.data.image_names import EXTENSIONS, is_image_name
+from sightloop.data.image_names import EXTENSIONS, is_image_name, is_video_name, is_visual_name
 from sightloop.data.images.headers import image_format, unknown_format_reason
 from sightloop.errors import os_error_reason, similar_path
 from sightloop.types import Failed, Skipped
@@ -22,7 +23,9 @@ _HEAD_BYTES = 4096
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skipped | Failed]:
+def find_images(
+    arguments: Iterable[str | PathLike[str]], kind: Literal["image", "video", "image or video"] = "image"
+) -> Iterator[str | Skipped | Failed]:
     """Yields the path of every image that the arguments name, each once, in the order of the arguments.
 
     * A folder: its images and those of its subfolders, known by their ending, sorted by name; the folder's own come
@@ -34,11 +37,12 @@ def find_images(arguments: Iterable[str | PathLike[str]]) -> Iterator[str | Skip
       their ending is that of an image, or that of the pattern ("*.dat").
 
     Yields `Failed` for what cannot be found, listed or read as a file, for a URL, and for a glob without a match.
-    Folders without an image come last: `Skipped`, or `Failed` if the whole search found nothing.
+    Folders without an image come last: `Skipped`, or `Failed` if the whole search found nothing. With another kind the
+    same holds of videos, or of both.
 
     Memory grows with the arguments, the number of folders and the largest single folder, not with the number of images.
     """
-    finder = _Finder()
+    finder = _Finder(kind, {"image": is_image_name, "video": is_video_name}.get(kind, is_visual_name))
     for argument in arguments:
         yield from finder.argument(os.fspath(argument))
     yield from finder.finish()
@@ -64,7 +68,8 @@ def not_an_image(path: str) -> str:
 class _Finder:
     """State of one search: the folders listed and the files yielded so far, so that nothing comes twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, is_wanted: Callable[[str], bool]) -> None:
+        self._kind, self._is_wanted = kind, is_wanted
         self._listed: set[_FolderId] = set()
         self._files: set[tuple[_FolderId, str]] = set()
         self._last_parent: tuple[str, _FolderId] | None = None
@@ -92,7 +97,7 @@ class _Finder:
         """The folders without an image: `Failed` if the whole search found nothing, else `Skipped`."""
         for folder in self._empty_folders:
             kind = Skipped if self._has_items else Failed
-            yield kind(folder, "the folder and its subfolders have no image")
+            yield kind(folder, f"the folder and its subfolders have no {self._kind}")
 
     def _path(self, path: str) -> Iterator[str | Skipped | Failed]:
         try:
@@ -123,7 +128,7 @@ class _Finder:
         if self._last_parent is None or self._last_parent[0] != parent:
             self._last_parent = (parent, _folder_id(parent or "."))
         folder = self._last_parent[1]
-        if (folder, name) in self._files or (folder in self._listed and is_image_name(name)):
+        if (folder, name) in self._files or (folder in self._listed and self._is_wanted(name)):
             return False
         self._files.add((folder, name))
         return True
@@ -146,12 +151,12 @@ class _Finder:
             folders = relative if is_folder else relative[:-1]
             if not with_hidden and any(part.startswith(".") and part not in (".", "..") for part in folders):
                 continue
-            if is_folder or any_ending or is_image_name(match):
+            if is_folder or any_ending or self._is_wanted(match):
                 has_match = True
                 yield from self._path(match)
         if not has_match:
             yield Failed(
-                pattern, "the pattern matches no image" if matches else "the pattern matches nothing"
+                pattern, f"the pattern matches no {self._kind}" if matches else "the pattern matches nothing"
             )
 
     def _walk(self, top: str) -> Iterator[str | Failed]:
@@ -175,7 +180,7 @@ class _Finder:
                 if kind == "folder":
                     if not entry.name.startswith("."):
                         (links if entry.is_symlink() else below).append(entry.path)
-                elif not is_image_name(entry.name):
+                elif not self._is_wanted(entry.name):
                     continue
                 elif (identity, entry.name) in self._files:
                     self._is_empty = False

@@ -26,3 +26,8 @@ def is_video_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS and not os.path.basename(name).startswith(
         "._"
     )
+
+
+def is_visual_name(name: str) -> bool:
+    """Whether a file name has the extension of an image or a video."""
+    return is_image_name(name) or is_video_name(name)

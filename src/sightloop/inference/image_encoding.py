@@ -14,10 +14,10 @@ from torch import Tensor
 from sightloop.data.images.preprocess import normalize
 from sightloop.data.images.reader import BatchSizer, read_images
 from sightloop.data.images.tiles import tile_layout
+from sightloop.data.video.pixels import read_video
 from sightloop.data.video.sampling import Sampling
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference.arguments import ImageInput, VisualSource, as_images, duplicate_groups
-from sightloop.inference.video_frames import read_video
 from sightloop.protocols import ImageNetwork, TiledNetwork, require
 from sightloop.tasks.embed import require_finite
 from sightloop.types import Encoded, ImageSource, ImageSpec, Integers, Limits, Pixels, Video

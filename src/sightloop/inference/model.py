@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
+from sightloop.data.video.pixels import ANSWERING, EMBEDDING, MATCHING
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference import class_texts, sampled_verbs, videos
 from sightloop.inference.answering import answer_questions
@@ -30,7 +31,6 @@ from sightloop.inference.regions import RegionFinder, RegionQuery
 from sightloop.inference.sample_rank import Judges
 from sightloop.inference.save import save
 from sightloop.inference.text_generation import TextGenerator, flatten
-from sightloop.inference.video_frames import ANSWERING, EMBEDDING, MATCHING
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, ImageNetwork, LabelClassifier, Matcher, Network, require
 from sightloop.ranking.options import Ranking
@@ -60,7 +60,7 @@ class Model:
     """A loaded checkpoint, as `sightloop.load` returns it.
 
     Every verb takes one image or many. An image is a path, encoded bytes, a PIL image, an array, or `Pixels` from
-    `read`; embed, classify, match, rank, caption and answer also take a `Video` (`inference.video_frames`). Results do
+    `read`; embed, classify, match, rank, caption and answer also take a `Video` (`data.video.pixels`). Results do
     not depend on the batch that an image was in. A verb that the checkpoint lacks raises `UnsupportedError`, an image
     that cannot be read `ImageError`, numbers that are NaN or infinite `CheckpointError`.
 

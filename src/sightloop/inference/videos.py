@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightloop.data.video.pixels import frame_side, preprocess_frame
 from sightloop.data.video.reader import VideoInput, as_video, find_scenes, read_frames, video_info
 from sightloop.data.video.sampling import at_times, every, sample_times, uniform
 from sightloop.errors import UsageError
 from sightloop.inference.arrays import as_numpy
 from sightloop.inference.image_encoding import ImageEncoder, split_frames
-from sightloop.inference.video_frames import frame_side, preprocess_frame
 from sightloop.protocols import Embedder
 from sightloop.tasks import embed
 from sightloop.types import Floats, Floats32, Pixels, VideoScene

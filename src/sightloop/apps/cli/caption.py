@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from sightloop.apps.cli.caption_scenes import caption_videos
 from sightloop.apps.cli.checks import check_capability, check_checkpoint
 from sightloop.apps.cli.common import (
     Paths,
@@ -22,6 +23,7 @@ from sightloop.apps.cli.options import (
     FilterOptions,
     RegionOption,
     RuntimeOptions,
+    SceneWriteOptions,
     WriteOptions,
     parse_region,
 )
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 # The captioner, and the model that scores its captions.
 _Models: TypeAlias = "tuple[Model | DevicePool, Model | DevicePool | None]"
-_OUTPUT, _FILTER = WriteOptions(), FilterOptions()
+_OUTPUT, _FILTER = SceneWriteOptions(), FilterOptions()
 _DECODING, _RUNTIME = WritingOptions(), DeviceListOptions()
 
 _EPILOGUE = (
@@ -50,6 +52,7 @@ _EPILOGUE = (
     "  sightloop caption 'photos/**/*.jpg' -m M --num-beams 3 --prefix 'ohwx, '\n"
     "  sightloop caption photos -m M --min-match 0.3 --judge Salesforce/blip-itm-base-coco\n"
     "  sightloop caption photos -m M --out captions.jsonl\n"
+    "  sightloop caption clips --scenes --out captions.srt\n"
     "  sightloop caption cat.jpg -m florence-community/Florence-2-base-ft --region 10,20,200,180"
 )
 
@@ -59,7 +62,7 @@ def caption(
     prompt: str | None = None,
     length: Literal["short", "detailed", "long"] | None = None,
     region: RegionOption = None,
-    output: WriteOptions = _OUTPUT,
+    output: SceneWriteOptions = _OUTPUT,
     filtering: FilterOptions = _FILTER,
     decoding: WritingOptions = _DECODING,
     runtime: DeviceListOptions = _RUNTIME,
@@ -69,6 +72,8 @@ def caption(
     Each caption goes to a .txt file next to its image. An image that has one is skipped: your own edits are kept, and
     an interrupted run is resumed by the same command. Empty captions and captions that repeat themselves are dropped
     and reported.
+
+    With --scenes, for every scene of videos, with its times, as subtitles or a table.
 
     Args:
         prompt: Beginning of every caption, such as "a photo of". Default: none.
@@ -88,6 +93,8 @@ def caption(
     )
     runtime.names()
     check_model("caption", runtime)
+    if output.scenes:
+        return caption_videos(paths, output, runtime, rules)
     _check_judge(runtime, filtering)
     columns = [Column("name"), Column("caption")] + [Column("match", 6, True)] * (rules.min_match is not None)
     rows = OutputTable(columns, as_json=runtime.json, ignore_closed_pipe=True)

@@ -244,6 +244,16 @@ class WriteOptions:
     """Write one table, FILE.jsonl or FILE.csv. Default: a .txt file next to each image."""
 
 
+@Parameter(name="*", group=WRITE_GROUP)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneWriteOptions(WriteOptions):
+    """`WriteOptions` of captions, which videos have for each scene."""
+
+    scenes: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Caption each scene of videos, with its times, into --out FILE.srt, FILE.vtt or FILE.jsonl; of several videos as
+    SRT or WebVTT, one file each, FILE.NAME.srt. Other files are left out."""
+
+
 def check_at_least(name: str, value: float, minimum: float) -> None:
     """Raises `UsageError` if the value of the option `name` is below `minimum`, or NaN."""
     if not value >= minimum:

@@ -39,7 +39,7 @@ TABLE_NAME: Final = "clips.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class MovingScene:
     """A moving scene; its text is the caption.
 
     Args:
@@ -66,7 +66,7 @@ class Clip:
             case "behind":
                 return f"{thing} passes behind {article(self.other)} {self.other} square"
 
-    def backwards(self) -> Clip:
+    def backwards(self) -> MovingScene:
         """The clip whose frames are those of this one in the opposite order."""
         opposite: dict[Motion, Motion] = {
             "left": "right",
@@ -77,8 +77,8 @@ class Clip:
             "behind": "behind",
         }
         if self.motion == "turns":
-            return Clip(self.shape, self.other, "turns", self.color)
-        return Clip(self.shape, self.color, opposite[self.motion], self.other)
+            return MovingScene(self.shape, self.other, "turns", self.color)
+        return MovingScene(self.shape, self.color, opposite[self.motion], self.other)
 
     def questions(self) -> list[JsonDict]:
         """Questions as {"question", "answer", "needs_order"}: whether the order of the frames is needed."""
@@ -97,16 +97,18 @@ class Clip:
         return [{"question": q, "answer": a, "needs_order": order} for q, a, order in asked]
 
 
-def random_clip(random: np.random.Generator) -> Clip:
+def random_clip(random: np.random.Generator) -> MovingScene:
     """A clip by chance; each is as likely as itself backwards."""
     motion = MOTIONS[random.integers(len(MOTIONS))]
     color, other = (list(COLORS)[i] for i in random.choice(len(COLORS), 2, replace=False))
     shapes = [shape for shape in SHAPES if motion != "behind" or shape != "square"]
     shape = shapes[random.integers(len(shapes))]
-    return Clip(shape, color, motion, other if motion in ("turns", "behind") else "")
+    return MovingScene(shape, color, motion, other if motion in ("turns", "behind") else "")
 
 
-def render_clip(clip: Clip, random: np.random.Generator, count: int, size: int = 96) -> NDArray[np.uint8]:
+def render_clip(
+    clip: MovingScene, random: np.random.Generator, count: int, size: int = 96
+) -> NDArray[np.uint8]:
     """Frames uint8 `[count, size, size, 3]`.
 
     Args:
@@ -157,7 +159,7 @@ class SyntheticVideo:
     """
 
     name: str
-    clips: tuple[Clip, ...]
+    clips: tuple[MovingScene, ...]
     edges: tuple[float, ...]
     seed: int
     size: int
@@ -203,7 +205,7 @@ def synthetic_videos(count: int, seed: int = 0, *, scenes: int = 1, size: int = 
     videos: list[SyntheticVideo] = []
     for number in range(count):
         random = generator("world", "clips", seed, number)
-        clips: list[Clip] = []
+        clips: list[MovingScene] = []
         while len(clips) < scenes:
             clip = random_clip(random)
             if not clips or clip != clips[-1]:

@@ -36,8 +36,13 @@ def read_video(video: Video, sampling: Sampling, spec: ImageSpec) -> Pixels:
         raise UsageError(f"frames={video.frames}: must be at least 1")
     chosen = sampling if video.frames is None else replace(sampling, count=video.frames)
     frames = [preprocess_frame(frame, spec) for frame in read_frames(video, chosen, side=frame_side(spec))]
+    return stack_frames(str(video.path), frames)
+
+
+def stack_frames(name: str, frames: list[Pixels]) -> Pixels:
+    """Frames `[3, H, W]` of one video as one input of a model, below one another."""
     values = np.concatenate([frame.values for frame in frames], axis=1)
-    return Pixels(str(video.path), values, frames[0].size, len(frames))
+    return Pixels(name, values, frames[0].size, len(frames))
 
 
 def preprocess_frame(frame: VideoFrame, spec: ImageSpec) -> Pixels:
