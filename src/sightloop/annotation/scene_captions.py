@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -201,8 +202,9 @@ def _clock(seconds: float, mark: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Without line ends, and without the arrow that would be read as times."""
-    return " ".join(text.split()).replace("-->", "->")
+    """Without line ends and control characters, and without the arrow that would be read as times."""
+    plain = "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text)
+    return " ".join(plain.split()).replace("-->", "->")
 
 
 def _escape_cue(text: str) -> str:

@@ -61,7 +61,7 @@ def synthetic(
 
 
 def _videos(folder: Path, count: int, seed: int, scenes: int, size: int) -> int:
-    from sightloop.data.datasets.synthetic_clips import synthetic_videos, write_synthetic_videos
+    from sightloop.data.datasets.synthetic import synthetic_videos, write_synthetic_videos
 
     table = write_synthetic_videos(folder, synthetic_videos(count, seed, scenes=scenes, size=size))
     print_message(f"{folder}: {count:,} videos; their captions, scenes and questions are in {table}.")

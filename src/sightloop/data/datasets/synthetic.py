@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sightloop.data.atomic import atomic_path
+from sightloop.data.datasets.synthetic_clips import synthetic_videos as synthetic_videos
+from sightloop.data.datasets.synthetic_clips import write_synthetic_videos as write_synthetic_videos
 from sightloop.data.datasets.synthetic_grammar import Combination, Part, combinations, make_questions
 from sightloop.data.datasets.synthetic_scene import Scene, render_scene
 from sightloop.data.rng import generator

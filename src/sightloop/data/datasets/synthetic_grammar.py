@@ -215,6 +215,7 @@ def _ask_yes_or_no(groups: Sequence[Group], random: np.random.Generator) -> tupl
 
 
 def article(word: str) -> str:
+    """The article of a word: "an" before a vowel, else "a"."""
     return "an" if word[0] in "aeiou" else "a"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sightloop.errors import UsageError
+from sightloop.errors import UnsupportedError, UsageError, install_command
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -42,7 +42,10 @@ def write_video(
     Raises:
         UsageError: there is no frame.
     """
-    import av
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise UnsupportedError(f"videos need one more package, PyAV: {install_command('video')}") from None
 
     muxing = {"fflags": "+bitexact"}
     if container == "mp4" or os.fspath(path).endswith((".mp4", ".mov", ".m4v")):
@@ -62,6 +65,8 @@ def _encode(
     from av.video.stream import VideoStream
 
     name, pixel_format, options = codec
+    if name == "libx264":  # whose rate control by macroblock trees is not the same in each run
+        options = {"x264-params": "mbtree=0", **options}
     clock = None if times is None else iter(times)
     stream = None
     for number, pixels in enumerate(frames):
