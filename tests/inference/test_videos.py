@@ -63,6 +63,9 @@ def published_frames(path: Path, count: int) -> list[Image.Image]:
 def test_blips_scores_are_those_of_its_code(tmp_path: Path, videos: list[Path]) -> None:
     """eval_retrieval_video.py: ITM logit over all tokens of 8 frames, plus ITC of the mean of projected tokens."""
     reference = write_blip(tmp_path / "match", head="match", seed=1)
+    for parameter in reference.parameters():  # halved: large random weights multiply the rounding of float32
+        parameter.mul_(0.5 if parameter.dim() > 1 else 1.0)
+    reference.save_pretrained(tmp_path / "match")
     model = sightloop.load(tmp_path / "match", device="cpu")
     tokens = reference.reference_tokenizer(TEXTS, padding=True, return_tensors="pt")
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
@@ -77,8 +80,7 @@ def test_blips_scores_are_those_of_its_code(tmp_path: Path, videos: list[Path]) 
         states = reference.text_encoder(ids, attention_mask=mask, encoder_hidden_states=memory)[0]
         logits = reference.itm_head(states[:, 0])
         wanted = logits[:, 1] + texts @ video
-        # float32: scores of the random weights go to 8 and above.
-        assert np.abs(scores[i] - wanted.numpy()).max() < 1e-5 * max(1.0, float(wanted.abs().max())), path
+        assert np.abs(scores[i] - wanted.numpy()).max() < 1e-5, path
         assert abs(matches[i] - logits[0].softmax(dim=-1)[1]) < 1e-5
 
 

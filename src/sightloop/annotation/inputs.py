@@ -54,7 +54,9 @@ def is_image_file(path: str) -> bool:
 
 
 def not_an_image(path: str) -> str:
-    """Why a file is no image, by its first bytes; "" if it may be one, or cannot be read."""
+    """Why a file is no image, by its first bytes; "" if it may be one, is named as a video, or cannot be read."""
+    if is_video_name(path):
+        return ""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)

@@ -25,7 +25,7 @@ from sightloop.annotation.result_table import ResultTable
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.rng import generator
 from sightloop.errors import ImageError
-from sightloop.types import Done, Event, Failed, Floats, ImageSource, JsonDict, Limits, Pixels, Skipped
+from sightloop.types import Done, Event, Failed, Floats, ImageSource, JsonDict, Limits, Pixels, Skipped, Video
 
 MIN_IMAGES = 20  # fewest captioned images for p-values
 MAX_P = 0.05  # of a caption that fits
@@ -287,7 +287,7 @@ class _NamedReader:
 
     def read(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[ImageSource | Video],
         *,
         workers: int = 2,
         isolate: bool = True,

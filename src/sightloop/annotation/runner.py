@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
 
+from sightloop.data.image_names import is_video_name
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.errors import ImageError
-from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped
+from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped, Video
 
 T = TypeVar("T")
 
@@ -30,7 +31,12 @@ class ImageReader(Protocol):
     """Reader and preprocessor of images for one model; every `Model` is one."""
 
     def read(
-        self, sources: Iterable[ImageSource], *, workers: int = 2, isolate: bool = True, limits: Limits = ...
+        self,
+        sources: Iterable[ImageSource | Video],
+        *,
+        workers: int = 2,
+        isolate: bool = True,
+        limits: Limits = ...,
     ) -> Iterator[Pixels | ImageError]:
         """One result for each source, in order."""
         ...
@@ -46,6 +52,7 @@ class LoaderConfig:
         isolate: Decode in worker processes, so that a crash of a decoder does not end the run.
         limits: Largest image that is decoded.
         parallel: Calls of the verb at once, each on a thread: one for each device.
+        videos: Whether files with the names of videos are read as such.
     """
 
     batch_size: BatchSize | BatchSizer = 8
@@ -53,6 +60,7 @@ class LoaderConfig:
     isolate: bool = True
     limits: Limits = field(default_factory=Limits)
     parallel: int = 1
+    videos: bool = False
 
     def sizer(self) -> BatchSizer:
         """What finds the size of the batches."""
@@ -104,7 +112,7 @@ class _Session:
         self, readers: Sequence[ImageReader], loader: LoaderConfig
     ) -> Iterator[_ReadImage | Skipped | Failed]:
         """Passed-on events, and each image's path with the results of all readers, in input order."""
-        feeds = tee(self._paths(), len(readers))
+        feeds = tee(self._sources(loader.videos), len(readers))
         streams = [
             reader.read(feed, workers=loader.workers, isolate=loader.isolate, limits=loader.limits)
             for reader, feed in zip(readers, feeds, strict=True)
@@ -120,6 +128,9 @@ class _Session:
             for stream in streams:
                 if isinstance(stream, Generator):
                     stream.close()
+
+    def _sources(self, videos: bool) -> Iterator[str | Video]:
+        return (Video(path) if videos and is_video_name(path) else path for path in self._paths())
 
     def _paths(self) -> Iterator[str]:
         self._waiting.append(self._first)

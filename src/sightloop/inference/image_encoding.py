@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
@@ -48,22 +48,43 @@ class Preprocessor:
 
     def read(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[VisualSource],
         *,
         workers: int = 2,
         isolate: bool = True,
         limits: Limits | None = None,
-    ) -> Iterator[Pixels | ImageError]:
+    ) -> Generator[Pixels | ImageError]:
         """Preprocessed images, uint8 `[3, H, W]` each, in order; options and errors as of `Model.read`."""
+        failed: dict[int, ImageError] = {}
         # One batch ahead: the next is complete when the model has done this one.
-        return read_images(
-            sources,
+        results = read_images(
+            self._frames(sources, failed),
             self.spec,
             workers=workers,
             isolate=isolate,
             limits=limits or Limits(),
             ahead=self.sizer.most_ahead + workers,
         )
+        try:
+            for number, result in enumerate(results):
+                yield failed.pop(number, result)
+        finally:  # ends the workers now
+            if isinstance(results, Generator):
+                results.close()
+
+    def _frames(
+        self, sources: Iterable[VisualSource], failed: dict[int, ImageError]
+    ) -> Iterator[ImageSource]:
+        """Sources with the frames of videos in place of videos; those that cannot be read go to `failed`."""
+        for number, source in enumerate(sources):
+            if isinstance(source, Video):
+                try:
+                    yield self._read_video(source)
+                except ImageError as error:
+                    failed[number] = error.with_traceback(None)
+                    yield b""  # its result is replaced
+            else:
+                yield source
 
     def batches(self, images: ImageInput) -> Iterator[list[Pixels]]:
         """Preprocessed images, a batch at a time. Raises the ImageError of the first that cannot be read.
@@ -71,8 +92,7 @@ class Preprocessor:
         A video is an image of several frames; all of a batch have as many.
         """
         batch: list[Pixels] = []
-        sources = (self._read_video(one) if isinstance(one, Video) else one for one in as_images(images))
-        for pixels in self.read(sources, isolate=False):
+        for pixels in self.read(as_images(images), isolate=False):
             if isinstance(pixels, ImageError):
                 raise pixels
             if batch and batch[0].frames != pixels.frames:
@@ -144,14 +164,8 @@ class ImageEncoder:
         return encoded
 
     def _encode(self, batch: Sequence[Pixels]) -> Encoded:
-        if (
-            batch[0].frames > 1
-        ):  # of videos, the tokens of all frames in one sequence, and the mean of what is pooled
-            parts = [self._encode(split_frames(pixels)) for pixels in batch]
-            means = [part.pooled.mean(dim=0) for part in parts if part.pooled is not None]
-            tokens = torch.stack([part.tokens.flatten(0, 1) for part in parts])
-            pooled = torch.stack(means) if len(means) == len(parts) else None
-            return Encoded(tokens, pooled, frames=batch[0].frames)
+        if any(pixels.frames > 1 for pixels in batch):
+            return self._encode_videos(batch)
         if self.preprocessor.spec.patches or self.preprocessor.spec.tiles:
             return self._encode_sizes(batch)
         pixels = self._normalize(batch)
@@ -213,6 +227,20 @@ class ImageEncoder:
             pixels = self.preprocessor.read_distinct([images[i] for i in new])
             kept |= zip(new, self.encode_each(pixels), strict=True)
             yield order[part], [kept[owner] for owner in first[part]]
+
+    def _encode_videos(self, batch: Sequence[Pixels]) -> Encoded:
+        """The tokens of all frames in one sequence, and the mean of what is pooled."""
+        parts = [self._encode(split_frames(pixels)) for pixels in batch]
+        means = [part.pooled.mean(dim=0) for part in parts if part.pooled is not None]
+        pooled = torch.stack(means) if len(means) == len(parts) else None
+        rows = [part.tokens.flatten(0, 1) if part.mask is None else part.tokens[part.mask] for part in parts]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        if bool((lengths == lengths[0]).all()):
+            return Encoded(tokens, pooled, frames=batch[0].frames)
+        return Encoded(
+            tokens, pooled, torch.arange(tokens.shape[1], device=lengths.device) < lengths[:, None]
+        )
 
     def _encode_sizes(self, batch: Sequence[Pixels]) -> Encoded:
         """Images of several sizes, or tile layouts: those of one size go together, so that no patch is padding."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
-from sightloop.data.video.pixels import ANSWERING, EMBEDDING, MATCHING
+from sightloop.data.video.pixels import ANSWERING, EMBEDDING
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference import class_texts, sampled_verbs, videos
 from sightloop.inference.answering import answer_questions
-from sightloop.inference.arguments import ImageInput, TextInput, as_list, as_pairs, as_strings
+from sightloop.inference.arguments import ImageInput, TextInput, VisualSource, as_list, as_pairs, as_strings
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.capability import need_capability, unsupported
 from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
@@ -100,7 +100,7 @@ class Model:
     @property
     def preprocessor(self) -> Preprocessor:
         """Reader of images."""
-        return Preprocessor(self.image_spec, self.sizer, MATCHING)
+        return Preprocessor(self.image_spec, self.sizer, videos.default_sampling(self.network))
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -142,7 +142,7 @@ class Model:
 
     def read(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[VisualSource],
         *,
         workers: int = 2,
         isolate: bool = True,

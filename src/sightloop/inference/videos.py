@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightloop.data.video.pixels import frame_side, preprocess_frame
+from sightloop.data.video.pixels import EMBEDDING, MATCHING, frame_side, preprocess_frame
 from sightloop.data.video.reader import VideoInput, as_video, find_scenes, read_frames, video_info
-from sightloop.data.video.sampling import at_times, every, sample_times, uniform
+from sightloop.data.video.sampling import Sampling, at_times, every, sample_times, uniform
 from sightloop.errors import UsageError
 from sightloop.inference.arrays import as_numpy
 from sightloop.inference.image_encoding import ImageEncoder, split_frames
-from sightloop.protocols import Embedder
+from sightloop.protocols import Embedder, Matcher
 from sightloop.tasks import embed
 from sightloop.types import Floats, Floats32, Pixels, VideoScene
 
@@ -35,6 +35,11 @@ class VideoEmbeddings(NamedTuple):
     starts: Floats
     ends: Floats
     vectors: Floats32
+
+
+def default_sampling(network: object) -> Sampling:
+    """Frames of videos for verbs without a protocol: BLIP's for networks with an ITM head, else CLIP4Clip's."""
+    return MATCHING if isinstance(network, Matcher) else EMBEDDING
 
 
 def embed_videos(encoder: ImageEncoder, network: Embedder, batch: Sequence[Pixels]) -> Tensor:

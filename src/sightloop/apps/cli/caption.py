@@ -102,14 +102,14 @@ def caption(
         sink = stack.enter_context(closing(_caption_sink(output, runtime, filtering, rules)))
         resume_hint = "" if output.write == "overwrite" and output.out is None else RESUME_HINT
         progress = stack.enter_context(ProgressReporter("captioning", rows, resume_hint))
-        inputs = list_images(paths)
+        inputs = list_images(paths, videos=True)
         first = _first_needed(inputs, sink, progress)
         if first is None:
             sink.finish()
             return progress.status
         models = _captioner_and_judge(stack, runtime, filtering)
         progress.start_clock()
-        progress.count_ahead(lambda: sum(1 for _ in list_images(paths)))
+        progress.count_ahead(lambda: sum(1 for _ in list_images(paths, videos=True)))
         _caption(models, chain([first], inputs), sink, rules, progress, runtime)
     return progress.status
 
@@ -144,7 +144,7 @@ def _caption(
     """Captions the images, and prints a row for each caption that is kept."""
     from sightloop.annotation.captioning import caption_images
 
-    loader = loader_config(runtime, models[0])
+    loader = loader_config(runtime, models[0], videos=True)
     with closing(caption_images(models, inputs, sink, rules, loader)) as events:
         for event in events:
             progress.event(event)

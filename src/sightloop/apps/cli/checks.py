@@ -28,29 +28,32 @@ class ImageInputs:
         paths: Files, folders and globs, as on the command line.
         events: What precedes the first image: paths that do not exist, files that are skipped.
         images: The first image and all that follows; None if there is no image.
+        videos: Whether there may be videos among them.
     """
 
     paths: Sequence[str]
     events: tuple[Skipped | Failed, ...]
     images: Iterator[str | Skipped | Failed] | None
+    videos: bool = False
 
 
-def read_ahead(paths: Sequence[str]) -> ImageInputs:
+def read_ahead(paths: Sequence[str], *, videos: bool = False) -> ImageInputs:
     """Searches the images that `paths` name, up to the first one, which starts like an image.
 
     Args:
         paths: Files, folders and globs.
+        videos: Whether videos are taken too.
     """
     from sightloop.annotation.inputs import find_images, not_an_image
 
     events: list[Skipped | Failed] = []
-    inputs = find_images(paths)
+    inputs = find_images(paths, "image or video" if videos else "image")
     for item in inputs:
         reason = not_an_image(item) if isinstance(item, str) else ""
         if isinstance(item, str) and not reason:
-            return ImageInputs(paths, tuple(events), chain([item], inputs))
+            return ImageInputs(paths, tuple(events), chain([item], inputs), videos)
         events.append(Failed(item, reason) if isinstance(item, str) else item)
-    return ImageInputs(paths, tuple(events), None)
+    return ImageInputs(paths, tuple(events), None, videos)
 
 
 def check_capability(source: str | None, capability: str) -> None:

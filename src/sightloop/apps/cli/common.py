@@ -170,15 +170,17 @@ def require_capability(model: Model | DevicePool, capability: str) -> None:
         )
 
 
-def list_images(paths: Sequence[str]) -> Iterator[str | Skipped | Failed]:
-    """The images that paths, folders and globs name, one by one."""
+def list_images(paths: Sequence[str], *, videos: bool = False) -> Iterator[str | Skipped | Failed]:
+    """The images, or images and videos, that paths, folders and globs name, one by one."""
     from sightloop.annotation.inputs import find_images
 
-    return find_images(paths)
+    return find_images(paths, "image or video" if videos else "image")
 
 
-def loader_config(runtime: RuntimeOptions, model: Model | DevicePool) -> LoaderConfig:
-    """Batch size, workers and limits for loading the model's images."""
+def loader_config(
+    runtime: RuntimeOptions, model: Model | DevicePool, *, videos: bool = False
+) -> LoaderConfig:
+    """Batch size, workers and limits for loading the model's images, or images and videos."""
     from sightloop.annotation.runner import LoaderConfig
     from sightloop.types import Limits
 
@@ -187,6 +189,7 @@ def loader_config(runtime: RuntimeOptions, model: Model | DevicePool) -> LoaderC
         runtime.workers,
         limits=Limits(max_pixels=runtime.max_pixels),
         parallel=getattr(model, "parallel", 1),
+        videos=videos,
     )
 
 
@@ -221,9 +224,11 @@ def run_verb(
     """
     from sightloop.annotation import runner
 
-    progress.count_ahead(lambda: sum(1 for _ in list_images(inputs.paths)))
+    progress.count_ahead(lambda: sum(1 for _ in list_images(inputs.paths, videos=inputs.videos)))
     images = chain(inputs.events, inputs.images or ())
-    with closing(runner.run([model], images, verb, loader_config(runtime, model))) as events:
+    with closing(
+        runner.run([model], images, verb, loader_config(runtime, model, videos=inputs.videos))
+    ) as events:
         for event in events:
             progress.event(event)
             if isinstance(event, Done):

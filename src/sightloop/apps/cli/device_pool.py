@@ -20,7 +20,7 @@ from sightloop.capfilt.bootstrap import end_with_parent, without_main_script
 from sightloop.data.images.reader import BatchSize, BatchSizer, read_images
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.load import choose_device, load
-from sightloop.types import Floats32, ImageSource, ImageSpec, JsonDict, JsonMapping, Limits, Pixels
+from sightloop.types import Floats32, ImageSource, ImageSpec, JsonDict, JsonMapping, Limits, Pixels, Video
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,17 @@ class DevicePool:
 
     def read(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[ImageSource | Video],
         *,
         workers: int = 2,
         isolate: bool = True,
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
-        """Images preprocessed for this model, as of `Model.read`, ahead by a batch for each device."""
+        """Images preprocessed for this model, as of `Model.read`, ahead by a batch for each device; no videos."""
         ahead = self.sizer.size * (self.parallel + 1)
+        images = (source.path if isinstance(source, Video) else source for source in sources)
         return read_images(
-            sources, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits(), ahead=ahead
+            images, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits(), ahead=ahead
         )
 
     def caption(self, images: Sequence[Pixels], prompt: str | None = None, **decoding: Any) -> list[str]:

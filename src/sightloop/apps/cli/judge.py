@@ -102,7 +102,7 @@ def _match_texts(image: str, texts: Sequence[str], output: MatchOutput, runtime:
     if output.out is not None:
         raise UsageError("--out: is for the captions of a dataset; name a folder or a dataset, and no texts.")
     check_model("match", runtime)
-    inputs = read_ahead([image])
+    inputs = read_ahead([image], videos=True)
     if inputs.images is None:
         return report_without_images("matching", inputs)
     model = model_for("match", runtime)

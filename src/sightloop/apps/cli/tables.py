@@ -68,6 +68,7 @@ class TableRun:
         columns: First columns of the table.
         settings: Settings that decide the results, without the model.
         done: Whether the rows of an image that FILE has are all that is wanted; by default they are.
+        videos: Whether videos are taken too.
     """
 
     capability: str
@@ -75,6 +76,7 @@ class TableRun:
     columns: Sequence[str]
     settings: JsonMapping
     done: Callable[[list[JsonDict]], bool] = bool
+    videos: bool = False
 
     def run(
         self,
@@ -121,7 +123,7 @@ class TableRun:
             model = model_for(self.capability, runtime)
             verb, shown = process(model)
             progress.start_clock()
-            remaining = ImageInputs(paths, (), chain([first], inputs))
+            remaining = ImageInputs(paths, (), chain([first], inputs), self.videos)
             uncommitted = 0
             for event in run_verb(
                 progress, runtime, model, remaining, verb, None if table is None else table.note_skipped
@@ -148,7 +150,7 @@ class TableRun:
         return ResultTable(output.out, output.write, settings, self.columns)
 
     def _inputs(self, paths: Sequence[str], table: ResultSink | None) -> Iterator[str | Skipped | Failed]:
-        for item in list_images(paths):
+        for item in list_images(paths, videos=self.videos):
             if table is not None and isinstance(item, str) and self._is_done(table, item):
                 yield Skipped(item, "it has rows already")
             else:

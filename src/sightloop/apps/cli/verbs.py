@@ -113,7 +113,7 @@ def ask(
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
     settings = {"questions": questions, "candidates": choices, "decoding": options}
-    run = TableRun("answer", "answering", ("name", "question", "answer"), settings, _has_all(questions))
+    run = TableRun("answer", "answering", ("name", "question", "answer"), settings, _has_all(questions), True)
     return run.run(paths, output, runtime, OutputTable(columns, as_json=runtime.json), process)
 
 
@@ -170,7 +170,7 @@ def classify(
     columns = [Column("name"), Column("label", _width(names or ["x" * 20])), Column("probability", 11, True)]
     settings = {"labels": names, "templates": prompts, "activation": activation, "top": top}
     written = ("name", "label", "probability", "activation")
-    run = TableRun("classify", "classifying", written, settings, _has_labels(output, names))
+    run = TableRun("classify", "classifying", written, settings, _has_labels(output, names), True)
     return run.run(paths, output, runtime, OutputTable(columns, as_json=runtime.json), process)
 
 
@@ -189,7 +189,7 @@ def embed(
     runtime.names()
     check_model("embed", runtime)
     file = EmbeddingFile(out, runtime.source, _origin(paths, runtime))
-    inputs = read_ahead(paths)
+    inputs = read_ahead(paths, videos=True)
     if inputs.images is None:
         return report_without_images("embedding", inputs)
     if file.is_current:
@@ -262,7 +262,7 @@ def _origin(paths: Sequence[str], runtime: RuntimeOptions) -> str:
             *checkpoint_files(runtime.source),
             *(file for each in folders for file in sorted(each.iterdir())),
         ]
-        items = list(list_images(paths))
+        items = list(list_images(paths, videos=True))
         if any(isinstance(item, Failed) for item in items):
             return ""
         return digest_of_files(settings, [*files, *(item for item in items if isinstance(item, str))])
