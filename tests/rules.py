@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "training": CONTRACTS
     | DATA - {"data.copies"}
     | NETWORKS
-    | {"checkpoints", "data.copies", "inference", "metrics", "objectives", "reports", "tasks"},
+    | {"checkpoints", "data.copies", "inference", "metrics", "objectives", "ranking", "reports", "tasks"},
     "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.

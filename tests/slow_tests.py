@@ -77,6 +77,7 @@ SLOW_FILES = frozenset(
         "test_entry.py",
         "test_readme.py",
         "training/test_calibration.py",
+        "training/test_dialogue_terms.py",
         "training/test_checkpoint.py",
         "training/test_fsdp.py",
         "training/test_label_texts.py",

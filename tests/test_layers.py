@@ -45,6 +45,7 @@ OWNERS: dict[str, set[str]] = {
         "protocols",
         "data.images",
         "objectives",
+        "ranking",  # for types alone
         "tasks",
         "checkpoints",
         "inference",

@@ -306,6 +306,7 @@ class Round:
         candidates: C answers to rank, 100 in VisDial; () without.
         truth: index of the true answer among the candidates; None if it is not known.
         relevance: for each candidate how right people found it, 0..1; () without.
+        attributes: name, such as "sensible" -> for each candidate whether it has it, 1 or 0; {} without.
     """
 
     question: str
@@ -313,6 +314,7 @@ class Round:
     candidates: tuple[str, ...] = ()
     truth: int | None = None
     relevance: tuple[float, ...] = ()
+    attributes: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, "tuple[float, ...]"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from PIL import Image
 
 import sightloop
 from sightloop.errors import UnsupportedError, UsageError
-from sightloop.evaluation.answer_scores import context_text, readings, score_dialogues, score_method
+from sightloop.evaluation.answer_scores import score_dialogues, score_method
 from sightloop.evaluation.predictions import read_predictions
 from sightloop.inference.model import Model
 from sightloop.metrics import dialogue_scores
+from sightloop.ranking.dialogue_text import context_text, readings
 from sightloop.types import Dialogue, Pixels, Round
 from tests.tiny_checkpoints.blip2 import OPT, T5, opt_tokenizer, t5_tokenizer, write_processor, write_writer
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip

@@ -2,12 +2,14 @@
 
 likelihood   log P("yes" | image, "a dog on a beach. is it sunny? yes. any people?")
 itm          logit that the image matches "a dog on a beach. is it sunny? yes. any people? no"
+
+A model that was trained for dialogues reads the caption as it learned to: beside the image (`inference.dialogue`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from sightloop.errors import UnsupportedError
 from sightloop.protocols import ChatNetwork, DecoderNetwork, PromptedNetwork, require
+from sightloop.ranking.dialogue_network import AnswerScores, DialogueNetwork, judges_dialogues
+from sightloop.ranking.dialogue_text import Reading, context_text, ended, readings
 from sightloop.tasks.text_scores import text_log_likelihoods
 from sightloop.types import Dialogue, Encoded, Floats32, Message, Pixels
 
@@ -27,12 +31,14 @@ _NEVER_CUT = 1 << 20  # tokens
 
 
 def score_method(model: Model, wanted: ScoreBy | None) -> ScoreBy:
-    """How a model scores candidates: as wanted, or by likelihood if it answers, else by ITM.
+    """How a model scores candidates: as wanted, or as it was trained, or by likelihood if it answers, else by ITM.
 
     Raises:
         UnsupportedError: the model cannot.
     """
     needed: dict[ScoreBy, str] = {"likelihood": "answer", "itm": "match"}
+    if wanted is None and judges_dialogues(model.network):
+        return "itm"
     for method, capability in needed.items():
         if wanted in (None, method) and capability in model.capabilities:
             return method
@@ -63,45 +69,28 @@ def score_dialogues(
         For each image the rounds of its dialogues, one after the other: float32 `[C]` each, higher is better; `[0]`
         for a round without candidates.
     """
+    if method == "itm" and judges_dialogues(model.network):
+        judged = judge_dialogues(model, images, dialogues, history)
+        return [[one.match for one in own] for own in judged]
     score = _itm_scores if method == "itm" else _likelihood_scores
     return score(model, images, dialogues, history)
 
 
-class Reading(NamedTuple):
-    """What is read with the question of a round.
+def judge_dialogues(
+    model: Model, images: Sequence[Pixels], dialogues: Sequence[Sequence[Dialogue]], history: int | None
+) -> list[list[AnswerScores]]:
+    """Scores and attributes of the candidates of every round, by a model that was trained for dialogues.
 
-    Attributes:
-        first: index of the first round.
-        captioned: whether the caption is read before it.
+    Args:
+        model: `judges_dialogues` is true of its network.
+        images: B images.
+        dialogues: those about each image.
+        history: see `score_dialogues`.
     """
-
-    first: int
-    captioned: bool
-
-
-def readings(dialogue: Dialogue, index: int, history: int | None = None) -> list[Reading]:
-    """What may be read with the question of a round, from the most to the question alone."""
-    alone = Reading(index, False)
-    if history == 0:
-        return [alone]
-    first = 0 if history is None else max(0, index - history)
-    captioned = bool(dialogue.caption.strip())
-    return list(dict.fromkeys([*(Reading(i, captioned) for i in range(first, index + 1)), alone]))
-
-
-def context_text(dialogue: Dialogue, index: int, reading: Reading) -> str:
-    """What is said up to the question of a round: "a dog on a beach. is it sunny? yes. any people?"."""
-    caption = [_ended(dialogue.caption, ".")] if reading.captioned else []
-    earlier = [
-        f"{_ended(one.question, '?')} {_ended(one.answer or '', '.')}".strip()
-        for one in dialogue.rounds[reading.first : index]
+    return [
+        [one for dialogue in own for one in model.judge_answers(pixels, dialogue, history)]
+        for pixels, own in zip(images, dialogues, strict=True)
     ]
-    return " ".join([*caption, *earlier, _ended(dialogue.rounds[index].question, "?")])
-
-
-def _ended(text: str, mark: str) -> str:
-    text = text.strip()
-    return text if not text or text[-1] in ".?!" else text + mark
 
 
 def _fitting(texts: Iterable[str], model: Model, limit: int, longest: str = "", tokens: int = 0) -> str:
@@ -162,9 +151,11 @@ def _likelihood_scores(
                 if not one.candidates:
                     scores[-1].append(np.zeros(0, np.float32))
                 elif isinstance(model.network, DecoderNetwork):
-                    contexts = _contexts(dialogue, index, history)
+                    memory, contexts = Encoded(encoded.tokens[None]), _contexts(dialogue, index, history)
+                    if judges_dialogues(model.network):
+                        memory, contexts = _with_caption(model, memory, dialogue, index, history)
                     context = _fitting(contexts, model, model.tokenizer.max_length)
-                    scores[-1].append(_decoder_scores(model, encoded.tokens, context, one.candidates))
+                    scores[-1].append(_decoder_scores(model, memory, context, one.candidates))
                 else:
                     prompts = _prompts(model, encoded.pixels, dialogue, index, history)
                     limit = require(model.network, PromptedNetwork).config.text.positions
@@ -176,10 +167,21 @@ def _likelihood_scores(
 
 
 @torch.inference_mode()
-def _decoder_scores(model: Model, image: Tensor, context: str, candidates: Sequence[str]) -> Floats32:
-    """BLIP: the encoder reads the dialogue beside the image `[N, D]`; its states are the decoder's memory."""
+def _with_caption(
+    model: Model, image: Encoded, dialogue: Dialogue, index: int, history: int | None
+) -> tuple[Encoded, Iterator[str]]:
+    """What a model that was trained for dialogues reads: the image `[1, N, D]` with its caption, and the rounds."""
+    caption = model.tokenize([dialogue.caption]).rows(np.zeros(1, np.int64))
+    memory = require(model.network, DialogueNetwork).read_caption(image, *caption)
+    own = readings(dialogue, index, history, captioned=False)
+    return memory, (context_text(dialogue, index, reading) for reading in own)
+
+
+@torch.inference_mode()
+def _decoder_scores(model: Model, memory: Encoded, context: str, candidates: Sequence[str]) -> Floats32:
+    """BLIP: the encoder reads the dialogue beside the image `[1, N, D]`; its states are the decoder's memory."""
     network = require(model.network, DecoderNetwork)
-    states = network.encode_text(Encoded(image[None]), *model.tokenize([context]).rows(np.zeros(1, np.int64)))
+    states = network.encode_text(memory, *model.tokenize([context]).rows(np.zeros(1, np.int64)))
     answers = model.tokenize(list(candidates), first_id=network.config.start_id)
     scores = text_log_likelihoods(network.decoder, states, answers.ids, answers.device_lengths)
     return scores.cpu().numpy()
@@ -218,8 +220,8 @@ def _as_messages(pixels: Pixels, dialogue: Dialogue, index: int, reading: Readin
     for number in range(reading.first, index + 1):
         one = dialogue.rounds[number]
         is_first = number == reading.first
-        caption = f"{_ended(dialogue.caption, '.')} " if is_first and reading.captioned else ""
-        messages.append(Message("user", caption + _ended(one.question, "?"), (pixels,) * is_first))
+        caption = f"{ended(dialogue.caption, '.')} " if is_first and reading.captioned else ""
+        messages.append(Message("user", caption + ended(one.question, "?"), (pixels,) * is_first))
         if number < index:
             messages.append(Message("assistant", one.answer or ""))
     return messages

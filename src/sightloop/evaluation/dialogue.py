@@ -10,8 +10,9 @@ import numpy as np
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
-from sightloop.metrics import dialogue_ndcg, rank_metrics, truth_rank
-from sightloop.types import Floats32, JsonDict, Pixels, Round, Sample
+from sightloop.metrics import dialogue_ndcg, matching_curves, rank_metrics, roc_auc, truth_rank
+from sightloop.ranking.dialogue_network import AnswerScores, judges_dialogues
+from sightloop.types import Floats, Floats32, JsonDict, Pixels, Round, Sample
 
 _PROTOCOLS = {
     "MRR": "mean reciprocal rank of the true answer",
@@ -29,6 +30,10 @@ _SCORES: dict[str, str] = {
     "itm": 'the ITM logit of image and "caption rounds question answer"',
 }
 _OTHERS = "the scores of another program"
+_AREA = (
+    "area under the ROC curve of the probability that an answer is {}, against its label, over all candidates; ties "
+    "count half"
+)
 _NO_RELEVANCE = (
     "no round has relevance by people: name the dense annotations beside the dialogues "
     "(visdial_1.0_val_dense_annotations.json)"
@@ -59,13 +64,19 @@ class DialogueTask:
         return [TaskPhase("scoring answers", "scores", self._score, capability)]
 
     def _score(self, work: TaskContext, samples: list[Sample]) -> Events:
-        from sightloop.evaluation.answer_scores import score_dialogues, score_method  # imports torch
+        from sightloop.evaluation import answer_scores  # imports torch
 
-        method = score_method(work.model, self.options.score_by)
+        method = answer_scores.score_method(work.model, self.options.score_by)
+        judges = method == "itm" and judges_dialogues(work.model.network)
 
         def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
             dialogues = [sample.dialogues for sample in batch]
-            scored = score_dialogues(work.model, images, dialogues, method, self.options.history)
+            if judges:
+                judged = answer_scores.judge_dialogues(work.model, images, dialogues, self.options.history)
+                return [_as_record(own) for own in judged]
+            scored = answer_scores.score_dialogues(
+                work.model, images, dialogues, method, self.options.history
+            )
             return [{"scores": [_as_numbers(row) for row in own], "scored_by": method} for own in scored]
 
         return work.map_images(samples, predict)
@@ -96,6 +107,7 @@ class DialogueTask:
             tables.append(_mean_of_rounds("NDCG", protocol, list(gains), rows))
         else:
             not_computed["NDCG"] = _NO_RELEVANCE
+        tables += _attribute_tables(samples, records)
         cases = tuple(_case(sample, scored[sample.key]) for sample in samples)
         ranked = "mean reciprocal rank of an image's true answers, the worst round shown; disputed: NDCG says otherwise"
         return TaskScores(tuple(tables), not_computed, cases, ranked)
@@ -108,6 +120,52 @@ class DialogueTask:
         history = self.options.history
         read = {None: "", 0: ", the question alone"}.get(history, f", the {history} rounds before alone")
         return f"{count} candidates, ranked by {how}{read}; of equal scores the earlier candidate comes first"
+
+
+def _as_record(judged: Sequence[AnswerScores]) -> JsonDict:
+    """What a line of the predictions keeps of the rounds of an image."""
+    attributes = [{name: _as_numbers(row) for name, row in one.attributes.items()} for one in judged]
+    return {
+        "scores": [_as_numbers(one.match) for one in judged],
+        "scored_by": "itm",
+        "attributes": attributes,
+    }
+
+
+def _attribute_tables(samples: Sequence[Sample], records: Records) -> list[MetricTable]:
+    """The area under the ROC curve of each attribute that model and data have, over all candidates."""
+    scores: dict[str, dict[str, list[float]]] = {}  # attribute -> image -> scores
+    labels: dict[str, dict[str, list[float]]] = {}
+    for sample in samples:
+        rounds = [one for dialogue in sample.dialogues for one in dialogue.rounds]
+        rows = records[sample.key].get("attributes", [])
+        for one, row in zip(rounds, rows, strict=False):
+            for name in one.attributes.keys() & row.keys():
+                scores.setdefault(name, {}).setdefault(sample.key, []).extend(row[name])
+                labels.setdefault(name, {}).setdefault(sample.key, []).extend(one.attributes[name])
+    tables: list[MetricTable] = []
+    for name in sorted(scores):
+        keys, width = list(scores[name]), max(map(len, scores[name].values()))
+        rows = np.full((len(keys), 2, width), np.nan)
+        for table, key in zip(rows, keys, strict=True):
+            table[0, : len(scores[name][key])] = scores[name][key]
+            table[1, : len(labels[name][key])] = labels[name][key]
+        count = int(np.isfinite(rows[:, 0]).sum())
+        protocol = f"{_AREA.format(name)}; {count:,} candidates of {len(keys):,} images"
+        rows = rows.reshape(len(keys), -1)
+        tables.append(
+            MetricTable(f"ROC AUC ({name})", protocol, "images", keys, rows, of_rows=_roc_area, resamples=100)
+        )
+    return tables
+
+
+def _roc_area(rows: Floats) -> float:
+    """Of rows `[N, 2 M]`: M scores, then M labels, NaN for none."""
+    scores, labels = np.split(rows, 2, axis=1)
+    known = np.isfinite(scores)
+    if not 0 < labels[known].sum() < known.sum():
+        return float("nan")
+    return roc_auc(matching_curves(scores[known], labels[known]))
 
 
 def _is_ranked(one: Round) -> bool:

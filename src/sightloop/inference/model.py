@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.text.tokenizer import Tokenizer
-from sightloop.data.video.pixels import ANSWERING, EMBEDDING
+from sightloop.data.video.pixels import ANSWERING
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference import class_texts, sampled_verbs, videos
 from sightloop.inference.answering import answer_questions
@@ -22,6 +22,7 @@ from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.capability import need_capability, unsupported
 from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
 from sightloop.inference.device_memory import Sizers
+from sightloop.inference.dialogue import judge_dialogue
 from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.drawing import Drawer, draw_images
 from sightloop.inference.explanation import Explainer, ExplainOptions
@@ -33,11 +34,12 @@ from sightloop.inference.save import save
 from sightloop.inference.text_generation import TextGenerator, flatten
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.protocols import Embedder, ImageNetwork, LabelClassifier, Matcher, Network, require
+from sightloop.ranking.dialogue_network import AnswerScores
 from sightloop.ranking.options import Ranking
 from sightloop.tasks.decoding_options import Decoding
-from sightloop.tasks.embed import require_finite
 from sightloop.types import (
     Box,
+    Dialogue,
     Encoded,
     Floats32,
     ImageSource,
@@ -189,7 +191,7 @@ class Model:
     def embed_images(self, images: ImageInput) -> Floats32:
         """Image embeddings, float32 `[n, d]`, unit length; `[n, Q, d]` of a BLIP-2, a vector for each query."""
         self._need("embed")
-        return stack([as_numpy(rows) for rows in self._image_embeddings(images)])
+        return stack([as_numpy(rows) for rows in videos.embed_all(self.encoder, self.sizer, images)])
 
     def embed_texts(self, texts: TextInput) -> Floats32:
         """Text embeddings, float32 `[n, d]`, unit length."""
@@ -241,7 +243,7 @@ class Model:
         self._need("similarity" if self.labels else "classify")
         names, sentences = as_list(labels, "labels"), as_strings(templates, "templates")
         classes = self._classes.embeddings(names, sentences, self._text_embeddings)
-        vectors = self._image_embeddings(images)
+        vectors = videos.embed_all(self.encoder, self.sizer, images)
         return class_texts.class_probabilities(require(self.network, Embedder), vectors, classes, activation)
 
     def match(self, images: ImageInput, texts: TextInput) -> Floats32:
@@ -269,8 +271,7 @@ class Model:
         Explains `match` by the ITM head's cross-attention; of two towers, `similarity` by the image tower's attention.
 
         Args:
-            image: one image.
-            text: one text, or several.
+            image, text: one image, and one text or several.
             word: a word or phrase of the text, for what it alone looks at (BLIP's ITM).
             layer: index of the attention layer; default: number 0.6 L of L layers.
             head: index of an attention head; default: the mean of all.
@@ -297,9 +298,8 @@ class Model:
         tokens = self.tokenize(as_strings(texts, "texts"))
         batches = map(self.encode, self.preprocessor.batches(images))
         matcher, embedder = require(self.network, Matcher), require(self.network, Embedder)
-        return stack(
-            [rank_scores(matcher, embedder, image, tokens, k) for image in batches], len(tokens.lengths)
-        )
+        rows = [rank_scores(matcher, embedder, image, tokens, k) for image in batches]
+        return stack(rows, len(tokens.lengths))
 
     def caption(
         self,
@@ -367,6 +367,12 @@ class Model:
         return flatten(
             answer_questions(encoder, generator, sources, strings, choices, decoding, top=top_candidates)
         )
+
+    def judge_answers(
+        self, image: ImageSource, dialogue: Dialogue, history: int | None = None
+    ) -> list[AnswerScores]:
+        """Of the candidates of each round, read with `history` rounds before it: log-odds of being true, attributes."""
+        return judge_dialogue(self, self.tokenizer, image, dialogue, history)
 
     def detect(
         self,
@@ -486,12 +492,6 @@ class Model:
     @property
     def _regions(self) -> RegionFinder:
         return RegionFinder(self.name, self.encoder.sampling(None), self.generator, self.masks)
-
-    def _image_embeddings(self, images: ImageInput) -> Iterator[Tensor]:
-        network = require(self.network, Embedder)
-        for batch in self.encoder.sampling(EMBEDDING).preprocessor.batches(images):
-            vectors = self.sizer.run(lambda part: [*videos.embed_videos(self.encoder, network, part)], batch)
-            yield require_finite(torch.stack(vectors), "image embeddings", self.dtype)
 
     def _text_embeddings(self, texts: list[str]) -> Tensor:
         return self.tokenize(texts).embed(require(self.network, Embedder))

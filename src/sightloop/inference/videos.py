@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightloop.data.images.reader import BatchSizer
 from sightloop.data.video.pixels import EMBEDDING, MATCHING, frame_side, preprocess_frame
 from sightloop.data.video.reader import VideoInput, as_video, find_scenes, read_frames, video_info
 from sightloop.data.video.sampling import Sampling, at_times, every, sample_times, uniform
 from sightloop.errors import UsageError
+from sightloop.inference.arguments import ImageInput
 from sightloop.inference.arrays import as_numpy
 from sightloop.inference.image_encoding import ImageEncoder, split_frames
-from sightloop.protocols import Embedder, Matcher
+from sightloop.protocols import Embedder, Matcher, require
 from sightloop.tasks import embed
+from sightloop.tasks.embed import require_finite
 from sightloop.types import Floats, Floats32, Pixels, VideoScene
 
 VideoPart: TypeAlias = Literal["frame", "scene"]
@@ -48,6 +51,14 @@ def embed_videos(encoder: ImageEncoder, network: Embedder, batch: Sequence[Pixel
         return embed.embed_images(network, encoder.encode(batch))
     vectors = [embed.embed_images(network, encoder.encode(split_frames(pixels))) for pixels in batch]
     return torch.nn.functional.normalize(torch.stack([own.mean(dim=0) for own in vectors]), dim=-1)
+
+
+def embed_all(encoder: ImageEncoder, sizer: BatchSizer, images: ImageInput) -> Iterator[Tensor]:
+    """`embed_videos` of many, `[B, P]` a batch. Raises CheckpointError for NaN or infinity among the vectors."""
+    network = require(encoder.network, Embedder)
+    for batch in encoder.sampling(EMBEDDING).preprocessor.batches(images):
+        vectors = sizer.run(lambda part: [*embed_videos(encoder, network, part)], batch)
+        yield require_finite(torch.stack(vectors), "image embeddings", encoder.dtype)
 
 
 def embed_parts(

@@ -6,85 +6,22 @@ other ways in which image and text may meet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sightloop.models.fusion import EarlyFusion, FusionKind, LateFusion, build_fusion, fits
-from sightloop.models.text_decoder import Decoder, LmHead
+from sightloop.models.blip_config import BlipConfig
+from sightloop.models.fusion import EarlyFusion, LateFusion, build_fusion
+from sightloop.models.fusion import FusionKind as FusionKind
+from sightloop.models.text_decoder import Decoder, share_weights
+from sightloop.models.text_decoder import LmHead as LmHead
 from sightloop.nn.attention import Linear, mask_from_lengths
-from sightloop.protocols import AttentiveTower, ImageTowerConfig, PatchAttention, require
-from sightloop.towers.text import TextConfig, TextTower
+from sightloop.protocols import AttentiveTower, PatchAttention, require
+from sightloop.towers.text import TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.types import Encoded, LogitActivation
-
-
-@dataclass(frozen=True, slots=True)
-class BlipConfig:
-    """Sizes of BLIP's towers, which parts there are, and the special tokens.
-
-    Args:
-        vision: the image tower's config: a vision transformer, or an EfficientNet-Lite0.
-        text: config of the text encoder and, with another memory, of the text decoder.
-        decoder_memory_dim: width of the decoder's memory: image tokens, or in VQA the question's states.
-        encoder: whether there is a text encoder.
-        decoder: whether there is a text decoder.
-        matching: whether there is an ITM head.
-        embed_dim: width of the ITC space, None without the projections.
-        temperature: whether there is a learned ITC temperature.
-        shared: encoder and decoder share all parameters but those of self-attention (the paper's table 3).
-        tied_words: the LM head's matrix is the token embedding.
-        start_id: id that the decoder reads first ([DEC]).
-        end_id: id of EOS ([SEP]).
-        pad_id: id of padding.
-        encoder_start: id that the text encoder reads first beside an image ([ENC] in the original code); None to keep
-            [CLS], as `transformers` does.
-        answers: the one decoder captions images and answers questions from their states; it reads both, so image and
-            text tower have one width.
-        labels: names of fine-tuned classes; a linear head on the class token's state tells them apart.
-        match_cosine: weight of the ITC cosine that is added to the ITM logit of "match"; 0 in the paper, set by
-            `training.calibration`.
-        fusion: how image and text meet; "cross" is BLIP's. For the others `shared` means the embeddings alone.
-        fusion_layers: co-attention layers of "both", 0 for the others.
-        decoder_layers: layers of the text decoder, 0 for as many as the encoder's.
-
-    Raises:
-        ValueError: `answers` without encoder and decoder of one width; parts that do not fit the fusion.
-    """
-
-    vision: ImageTowerConfig
-    text: TextConfig
-    decoder_memory_dim: int | None
-    encoder: bool
-    decoder: bool
-    matching: bool
-    embed_dim: int | None
-    temperature: bool
-    shared: bool
-    tied_words: bool
-    start_id: int
-    end_id: int
-    pad_id: int
-    encoder_start: int | None
-    answers: bool = False
-    labels: tuple[str, ...] = ()
-    match_cosine: float = 0.0
-    fusion: FusionKind = "cross"
-    fusion_layers: int = 0
-    decoder_layers: int = 0
-
-    def __post_init__(self) -> None:
-        widths = {self.vision.dim, self.text.dim, self.decoder_memory_dim}
-        if self.answers and (len(widths) > 1 or not (self.encoder and self.decoder)):
-            here = f"{self.vision.dim}, {self.text.dim} and {self.decoder_memory_dim}"
-            raise ValueError(f"answers: needs an encoder, a decoder and one width of all, not {here}")
-        towers = self.encoder and self.embed_dim is not None and self.text.memory_dim is None
-        is_stem = isinstance(self.vision, VitConfig) and not self.vision.layers
-        is_patches = is_stem and self.vision.dim == self.text.dim
-        if not fits(self.fusion, self.fusion_layers, towers=towers, is_patches=is_patches):
-            raise ValueError(f"fusion {self.fusion}: does not fit the other parts")
 
 
 class Blip(nn.Module):
@@ -103,7 +40,7 @@ class Blip(nn.Module):
             reads = replace(config.text, memory_dim=config.decoder_memory_dim, layers=layers)
             self.decoder = Decoder(reads, tied_words=config.tied_words)
         if config.shared:
-            _share(self.encoder, self.decoder, blocks=config.fusion == "cross")
+            share_weights(self.encoder, self.decoder, blocks=config.fusion == "cross")
         sizes = config.vision.dim, config.embed_dim or 0, config.fusion_layers
         self.fusion = build_fusion(config.fusion, config.text, *sizes)
         if config.embed_dim is not None:
@@ -111,6 +48,8 @@ class Blip(nn.Module):
             self.text_projection = Linear(config.text.dim, config.embed_dim)
         if config.matching:
             self.match_head = Linear(config.text.dim, 2)
+        if config.attributes:
+            self.attribute_head = Linear(config.text.dim, len(config.attributes))
         if config.labels:
             self.classes = Linear(config.vision.dim, len(config.labels))
         if config.temperature:
@@ -140,6 +79,7 @@ class Blip(nn.Module):
         config = self.config
         embeds = config.embed_dim is not None and config.temperature
         early = config.fusion == "early"
+        talks = config.encoder and config.fusion == "cross" and config.vision.dim == config.text.dim
         parts = {
             "itc": embeds and config.encoder,
             "itm": embeds and config.matching,
@@ -148,6 +88,9 @@ class Blip(nn.Module):
             "mlm": config.encoder and config.fusion != "late",
             "mim": isinstance(config.vision, VitConfig) and config.vision.has_class_token and not early,
             "classes": True,
+            "dialogue": talks and config.matching,
+            "attributes": talks and config.matching,
+            "reply": talks and config.decoder and config.decoder_memory_dim == config.text.dim,
         }
         return frozenset(name for name in parts if parts[name])
 
@@ -206,11 +149,19 @@ class Blip(nn.Module):
         self.classes = Linear(self.config.vision.dim, len(labels))
         return self.classes
 
+    def learn_dialogue(self, attributes: tuple[str, ...]) -> nn.Module | None:
+        """Says that ITM judges answers; returns a new head for attributes, to be initialized, where names differ."""
+        is_new = attributes != self.config.attributes
+        self.config = replace(self.config, dialogue=True, attributes=attributes)
+        if is_new and attributes:
+            self.attribute_head = Linear(self.config.text.dim, len(attributes))
+        return self.attribute_head if is_new and attributes else None
+
     def encode_text(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
         """Text read with its image (the image-grounded encoder of figure 2, or another fusion).
 
         Args:
-            image: B encoded images.
+            image: B encoded images, with a mask where captions come after them (`read_caption`).
             ids: `[R, L]`, R a multiple of B, the texts of one image together.
             lengths: `[R]`, tokens without padding.
 
@@ -225,8 +176,24 @@ class Blip(nn.Module):
             ids[:, 0] = self.config.encoder_start
         if self.fusion is not None:
             return self.fusion(self.encoder, image.tokens, ids, mask)
-        tokens = self.encoder(ids, lengths=lengths, memory=self.encoder.memory(image.tokens)).tokens
+        memory, seen = (
+            self.encoder.memory(image.tokens),
+            None if image.mask is None else image.mask[:, None, None],
+        )
+        tokens = self.encoder(ids, lengths=lengths, memory=memory, memory_mask=seen).tokens
         return Encoded(tokens, tokens[:, 0], mask)
+
+    def read_caption(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Encoded:
+        """What a dialogue is about (section 5.5): B images followed by their captions, ids `[B, L]`, lengths `[B]`."""
+        caption = self.encoder(ids, lengths=lengths).tokens
+        here = torch.ones(image.tokens.shape[:2], dtype=torch.bool, device=ids.device)
+        mask = torch.cat([here, mask_from_lengths(lengths, ids.shape[1])[:, 0, 0]], 1)
+        return Encoded(torch.cat([image.tokens, caption.to(image.tokens.dtype)], 1), mask=mask)
+
+    def judge_answers(self, memory: Encoded, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """ITM logits `[R, 2]` and attribute logits `[R, A]` of "history question? answer" `[R, L]` over B memories."""
+        state = self.encode_text(memory, ids, lengths).tokens[:, 0]
+        return self.match_head(state), self.attribute_head(state) if self.config.attributes else state[:, :0]
 
     def match_logits(self, image: Encoded, ids: Tensor, lengths: Tensor) -> Tensor:
         """ITM logits `[R, 2]`, (no match, match): ids `[R, L]` over B images, the texts of one image together."""
@@ -285,16 +252,3 @@ class Blip(nn.Module):
     def _image_state(self, image: Encoded) -> Tensor:
         early = self.fusion if isinstance(self.fusion, EarlyFusion) else None
         return image.tokens[:, 0] if early is None else early.image_state(self.encoder, image.tokens)
-
-
-def _share(encoder: TextTower, writer: Decoder, *, blocks: bool) -> None:
-    """Gives the decoder the encoder's embeddings and, with `blocks`, all but self-attention (paper, section 3.1)."""
-    decoder = writer.text
-    head: LmHead = writer.head
-    if head.words.weight is decoder.word.weight:  # stays tied, to the embedding that both now have
-        head.words.weight = encoder.word_weight
-    decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
-    if blocks:
-        for source, target in zip(encoder.blocks, decoder.blocks, strict=True):
-            for name in ("cross", "norm_cross", "mlp", "norm2"):
-                setattr(target, name, getattr(source, name))

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sightloop.models.blip import LmHead
 from sightloop.models.chat_templates import QUESTION_PROMPTS, render_questions
+from sightloop.models.text_decoder import LmHead
 from sightloop.nn.attention import Linear, attention_mask
 from sightloop.protocols import PatchAttention
 from sightloop.towers.text import LanguageConfig, LanguageModel, TextConfig, TextTower, insert_image_tokens

@@ -45,3 +45,16 @@ class Decoder(nn.Module):
     def all_logits(self, ids: Tensor, state: DecodeState) -> Tensor:
         """Appends ids `[R, L]` -> logits `[R, L, V]` of the token after each of them."""
         return self.head(self.text.step(ids, state))
+
+
+def share_weights(encoder: TextTower, writer: Decoder, *, blocks: bool) -> None:
+    """Gives the decoder the encoder's embeddings and, with `blocks`, all but self-attention (BLIP, section 3.1)."""
+    decoder = writer.text
+    head: LmHead = writer.head
+    if head.words.weight is decoder.word.weight:  # stays tied, to the embedding that both now have
+        head.words.weight = encoder.word_weight
+    decoder.word, decoder.position, decoder.norm = encoder.word, encoder.position, encoder.norm
+    if blocks:
+        for source, target in zip(encoder.blocks, decoder.blocks, strict=True):
+            for name in ("cross", "norm_cross", "mlp", "norm2"):
+                setattr(target, name, getattr(source, name))

@@ -33,11 +33,13 @@ from sightloop.protocols import (
     RegionNetwork,
     require,
 )
+from sightloop.ranking.dialogue_network import DialogueNetwork
 from sightloop.towers.efficientnet import EfficientNet, EfficientNetConfig
 from sightloop.towers.text import TextTower
 from sightloop.towers.vit import VitConfig
 from sightloop.training.config import ModelSettings, Recipe
 from sightloop.training.dataloader import PromptFormat
+from sightloop.training.dialogue_rows import dialogue_attributes
 from sightloop.training.heads import WordHead
 from sightloop.training.label_texts import LabelTexts
 from sightloop.training.model_sizes import SIZES, SizedConfig, fit_to_tokenizer, with_fusion
@@ -58,6 +60,7 @@ class TrainableModel:
         image_spec: preprocessing of its images.
         heads: modules that only training needs.
         labels: class names, () if the recipe learns no classes.
+        attributes: names of those of answers; None if the recipe learns no dialogues.
     """
 
     name: str
@@ -67,6 +70,7 @@ class TrainableModel:
     image_spec: ImageSpec
     heads: nn.ModuleDict
     labels: tuple[str, ...]
+    attributes: tuple[str, ...] | None = None
 
     @property
     def prompts(self) -> PromptFormat | None:
@@ -111,12 +115,13 @@ def build_model(recipe: Recipe, dataset: Dataset, folder: Path) -> TrainableMode
     labels = _labels(dataset) if recipe.terms.get("classes") else ()
     if labels and require(network, Network).config.labels != labels:
         initialize(require(network, LabelClassifier).add_label_head(labels), recipe.seed + 1)
+    attributes = _prepare_dialogue(recipe, dataset, network)
     network.requires_grad_(True)
     heads = _heads(recipe, network, tokenizer)
     set_regularization(network, dropout=settings.dropout, drop_path=settings.drop_path)
     use_training_kernels(network)
     use_training_kernels(heads)
-    return TrainableModel(name, family, network, tokenizer, spec, heads, labels)
+    return TrainableModel(name, family, network, tokenizer, spec, heads, labels, attributes)
 
 
 def _add_language(
@@ -218,6 +223,7 @@ def _tokenizer(
 
 
 def _texts(dataset: Dataset, source: LabelTexts) -> Iterator[str]:
+    candidates: set[str] = set()  # of dialogues; each counts once
     for index in range(len(dataset)):
         try:
             sample = dataset[index]
@@ -227,6 +233,24 @@ def _texts(dataset: Dataset, source: LabelTexts) -> Iterator[str]:
         for question in sample.questions:
             yield question.question
             yield from question.answers
+        for dialogue in sample.dialogues:
+            yield dialogue.caption
+            for one in dialogue.rounds:
+                yield one.question
+                yield f"{one.answer or ''}."  # as a dialogue is read
+                yield from (text for text in one.candidates if text not in candidates)
+                candidates.update(one.candidates)
+
+
+def _prepare_dialogue(recipe: Recipe, dataset: Dataset, network: nn.Module) -> tuple[str, ...] | None:
+    """Names of the attributes of answers that a recipe of dialogues learns, for which the network gets a head."""
+    if not recipe.terms.get("dialogue") and not recipe.terms.get("reply"):
+        return None
+    names = dialogue_attributes(dataset) if recipe.terms.get("attributes") else ()
+    head = require(network, DialogueNetwork).learn_dialogue(names)
+    if head is not None:
+        initialize(head, recipe.seed + 1)
+    return names
 
 
 def _labels(dataset: Dataset) -> tuple[str, ...]:

@@ -15,7 +15,21 @@ from sightloop.training.optimizer_config import OptimizerConfig
 from sightloop.training.schedule import ScheduleConfig
 from sightloop.types import JsonDict, JsonMapping
 
-OBJECTIVES = ("itc", "itm", "lm", "vqa", "prompted", "clip", "siglip", "mlm", "mim", "classes")
+OBJECTIVES = (
+    "itc",
+    "itm",
+    "lm",
+    "vqa",
+    "prompted",
+    "clip",
+    "siglip",
+    "mlm",
+    "mim",
+    "classes",
+    "dialogue",
+    "attributes",
+    "reply",
+)
 
 
 # Defaults of a group that is None when one of its settings is set.
@@ -72,6 +86,9 @@ class DataSettings:
         label_texts: templates with "{}" that make texts of the label of an image without captions (UniCL), such as
             "a photo of a {}."; images and texts of one label match, in whatever template. () if labels are no texts.
         questions: questions drawn from each image, at least 1 (0 with `regions`).
+        rounds: rounds drawn from the dialogues about each image, at least 1.
+        wrong_answers: wrong answers of each round, drawn from its candidates, at least 1 (3 in BLIP).
+        dialogue_captions: share of the images beside which a dialogue's caption is read, 0..1.
         regions: regions drawn from each image, written with label and box as the answer to a detection prompt, as many
             as `max_tokens` holds (Florence-2, PaliGemma); 0 for none.
         classes: labels of the regions to learn, requested of every image; () for the labels of each image.
@@ -92,6 +109,9 @@ class DataSettings:
     texts: int = 1
     label_texts: tuple[str, ...] = ()
     questions: int = 1
+    rounds: int = 1
+    wrong_answers: int = 3
+    dialogue_captions: float = 1.0
     regions: int = 0
     classes: tuple[str, ...] = ()
     prompt: str = ""
@@ -272,6 +292,10 @@ def _check(recipe: Recipe) -> None:
             and recipe.data.augment.randaugment is not None
         ),
         "data.caption_dropout: must be in [0, 1)": not 0 <= recipe.data.caption_dropout < 1,
+        "data.dialogue_captions: must be in [0, 1]": not 0 <= recipe.data.dialogue_captions <= 1,
+        "terms.attributes: is learned beside `dialogue`; give that a weight above 0": (
+            recipe.terms.get("attributes", 0) > 0 and not recipe.terms.get("dialogue")
+        ),
         "data.workers: must be at least 1": recipe.data.workers < 1,
         "data.max_tokens: must be at least 3": recipe.data.max_tokens < 3,
         "teacher.momentum: must be in [0, 1)": not 0 <= recipe.teacher.momentum < 1,
@@ -299,6 +323,8 @@ def _check_bounds(recipe: Recipe) -> None:
         "evaluation.samples": evaluation.samples,
         "evaluation.num_beams": evaluation.num_beams,
         "evaluation.max_tokens": evaluation.max_tokens,
+        "data.rounds": data.rounds,
+        "data.wrong_answers": data.wrong_answers,
         "model.vocab_size": model.vocab_size,
         "model.lora_rank": model.lora_rank,
     }

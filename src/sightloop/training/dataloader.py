@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -14,13 +13,11 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from sightloop.data.datasets.dataset import Dataset
 from sightloop.data.images.augment import View, augment, sample_view
-from sightloop.data.images.decode import decode
-from sightloop.data.images.preprocess import normalize, preprocess
+from sightloop.data.images.preprocess import normalize
 from sightloop.data.rng import generator
 from sightloop.data.shuffle import rank_slice, shuffled_index
 from sightloop.data.text.tokenizer import Tokenizer
@@ -28,11 +25,12 @@ from sightloop.errors import ImageError, UsageError
 from sightloop.inference.prompting import check_special_tokens
 from sightloop.tasks.region_parser import FORMATTERS, plain_label
 from sightloop.training.config import DataSettings
-from sightloop.training.features import FeatureStore
+from sightloop.training.decoded_images import DecodedImages, decoded_image, plain_image
+from sightloop.training.dialogue_rows import DialogueRows, RoundDraw, dialogue_rows, draw_each, draw_rounds
 from sightloop.training.label_texts import LabelTexts
 from sightloop.training.masking import mask_words
 from sightloop.training.text_ids import pad_caption_ids
-from sightloop.types import Box, ImageSpec, JsonDict, Limits, Sample, Size
+from sightloop.types import Box, ImageSpec, JsonDict, Sample, Size
 
 _PREFETCH = 2  # batches prepared ahead of the one in use
 T = TypeVar("T")
@@ -136,6 +134,7 @@ class Batch:
         lm_captions: the same, each after the recipe's prompt.
         questions: of all samples.
         answers: one a question.
+        dialogue: rounds of dialogues with their answers; None for other recipes.
         prompted: captions, answers and regions after their prompts, for prompted networks; None for others.
         labels: class of each sample, int64 `[b]`, -1 without.
         skipped: (key, reason) of samples that could not be used.
@@ -153,6 +152,7 @@ class Batch:
     lm_captions: TextRows | None
     questions: TextRows | None
     answers: TextRows | None
+    dialogue: DialogueRows | None
     prompted: PromptedRows | None
     labels: Tensor
     skipped: tuple[tuple[str, str], ...]
@@ -167,6 +167,7 @@ class _Row(NamedTuple):
     text_ids: list[int]  # of these
     caption_ids: list[int]  # of all texts that are true of the sample
     questions: list[tuple[str, str]]
+    rounds: list[RoundDraw]
     regions: list[LabeledBox]
     size: Size  # of the augmented image, in the pixels of the boxes
     label: int
@@ -192,6 +193,7 @@ class BatchLoader:
         rank: of this process.
         world_size: number of processes.
         prompts: of a prompted network, None for others.
+        attributes: names of those of answers, for recipes that learn dialogues; None for others.
     """
 
     dataset: Dataset
@@ -203,10 +205,11 @@ class BatchLoader:
     rank: int = 0
     world_size: int = 1
     prompts: PromptFormat | None = None
+    attributes: tuple[str, ...] | None = None
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of the steps `first` to `last - 1`, prepared by threads."""
-        cache = _Cache(self.settings.cache, self.settings.features)
+        cache = DecodedImages(self.settings.cache, self.settings.features)
         with ThreadPoolExecutor(self.settings.workers) as pool:
             waiting: deque[tuple[int, list[Future[_Row | _Skip]]]] = deque()
             try:
@@ -240,16 +243,17 @@ class BatchLoader:
             ]
         return rows
 
-    def _row(self, cache: _Cache, number: int, epoch: int, index: int) -> _Row | _Skip:
+    def _row(self, cache: DecodedImages, number: int, epoch: int, index: int) -> _Row | _Skip:
         key = str(index)
         try:
             sample = self.dataset[index]
             key = sample.key
             random = generator("texts", self.seed, epoch, index)
             source = LabelTexts(self.settings.label_texts)
-            captions = _draw(random, source.texts(sample), self.settings.texts)
-            drawn = _draw(random, sample.questions, self.settings.questions)
+            captions = draw_each(random, source.texts(sample), self.settings.texts)
+            drawn = draw_each(random, sample.questions, self.settings.questions)
             questions = [(q.question, q.answers[int(random.integers(len(q.answers)))]) for q in drawn]
+            rounds = self._rounds(sample, epoch, index)
             label = -1 if sample.label is None else self.labels.get(sample.label, -1)
             regions = self._regions(sample, epoch, index)
             if self.prompts is not None:
@@ -262,7 +266,22 @@ class BatchLoader:
             return _Skip(key, str(error))
         ids = source.ids(sample, captions), source.all_ids(sample)
         writes = self.settings.write_labeled or sample.label is None
-        return _Row(number, index, key, values, captions, *ids, questions, regions, size, label, writes)
+        return _Row(
+            number, index, key, values, captions, *ids, questions, rounds, regions, size, label, writes
+        )
+
+    def _rounds(self, sample: Sample, epoch: int, index: int) -> list[RoundDraw]:
+        if self.attributes is None:
+            return []
+        settings, random = self.settings, generator("rounds", self.seed, epoch, index)
+        return draw_rounds(
+            random,
+            sample,
+            settings.rounds,
+            settings.wrong_answers,
+            captioned=settings.dialogue_captions,
+            names=self.attributes,
+        )
 
     def _regions(self, sample: Sample, epoch: int, index: int) -> list[LabeledBox]:
         """Up to `regions` regions of the classes to learn, drawn at random, in the sample's order."""
@@ -277,19 +296,25 @@ class BatchLoader:
         return regions
 
     def _pixels(
-        self, cache: _Cache, index: int, sample: Sample, epoch: int, regions: list[LabeledBox]
+        self, cache: DecodedImages, index: int, sample: Sample, epoch: int, regions: list[LabeledBox]
     ) -> tuple[NDArray[np.uint8], list[LabeledBox], Size]:
         """The augmented image `[3, S, S]`, the boxes in it, and its size in the pixels of the boxes."""
         options = self.settings.augment
         if options is None:
-            values, (height, width) = cache.get(index, lambda: _plain(sample, self.spec))
+            values, (height, width) = cache.get(index, lambda: plain_image(sample, self.spec))
             view, scale = View((0, 0, width, height)), (1.0, 1.0)
         else:
             side = (self.spec.crop or self.spec.resize or (224, 224))[0]
-            image, (height, width) = cache.get(index, lambda: _decoded(sample, cache.side))
+            image, (height, width) = cache.get(index, lambda: decoded_image(sample, cache.side))
             texts = [
                 *sample.captions,
-                *(q.question for q in sample.questions),
+                *(text for q in sample.questions for text in (q.question, *q.answers)),
+                *(
+                    text
+                    for d in sample.dialogues
+                    for one in d.rounds
+                    for text in (one.question, one.answer or "")
+                ),
                 *(name for name, _ in regions),
             ]
             draws: JsonDict = {"seed": self.seed, "epoch": epoch, "key": sample.key, "texts": texts}
@@ -327,6 +352,7 @@ class BatchLoader:
             lm_captions=behind_prompt,
             questions=self._texts([[question for question, _ in row.questions] for row in rows]),
             answers=self._texts([[answer for _, answer in row.questions] for row in rows]),
+            dialogue=dialogue_rows(self.tokenizer, [row.rounds for row in rows], self.settings.max_tokens),
             prompted=None if self.prompts is None else self._prompted(self.prompts, rows),
             labels=torch.tensor([row.label for row in rows], dtype=torch.int64),
             skipped=tuple((result.key, result.reason) for result in results if isinstance(result, _Skip)),
@@ -407,53 +433,6 @@ class BatchLoader:
         )
 
 
-class _Cache:
-    """Cache of decoded images and their sizes by index, shared by threads; with side 0 it stays empty.
-
-    features: what is read instead of images, or None.
-    """
-
-    def __init__(self, side: int, features: Sequence[str]) -> None:
-        self.side = side
-        self.features = FeatureStore(features) if features else None
-        self._images: dict[int, tuple[NDArray[np.uint8], Size]] = {}
-        self._lock = threading.Lock()
-
-    def get(
-        self, index: int, make: Callable[[], tuple[NDArray[np.uint8], Size]]
-    ) -> tuple[NDArray[np.uint8], Size]:
-        if (cached := self._images.get(index)) is not None:
-            return cached
-        decoded = make()
-        if self.side:
-            with self._lock:
-                self._images[index] = decoded
-        return decoded
-
-
-def _plain(sample: Sample, spec: ImageSpec) -> tuple[NDArray[np.uint8], Size]:
-    """The preprocessed image, uint8 `[3, H, W]`, and its (height, width) before."""
-    try:
-        pixels = preprocess(_source(sample), spec, limits=Limits())
-    except ImageError as error:
-        raise ImageError(sample.key, error.reason) from None
-    return pixels.values, pixels.size
-
-
-def _decoded(sample: Sample, side: int) -> tuple[NDArray[np.uint8], Size]:
-    """uint8 `[H, W, 3]`, shorter edge at most `side` (0 for any); and its (height, width) before the resize."""
-    try:
-        image = decode(_source(sample), Limits())
-    except ImageError as error:
-        raise ImageError(sample.key, error.reason) from None
-    size = image.height, image.width
-    if side and min(size) > side:
-        scale = side / min(size)
-        shape = round(image.width * scale), round(image.height * scale)
-        image = image.resize(shape, Image.Resampling.BICUBIC)
-    return np.asarray(image), size
-
-
 def _scaled(box: Box, scale: tuple[float, float]) -> Box:
     x, y = scale
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
@@ -466,18 +445,6 @@ def _check_texts(tokenizer: Tokenizer, key: str, texts: Sequence[str]) -> None:
             check_special_tokens(tokenizer, text)
     except UsageError as error:
         raise ImageError(key, str(error)) from None
-
-
-def _source(sample: Sample) -> bytes | str:
-    return sample.image if isinstance(sample.image, bytes) else str(sample.image)
-
-
-def _draw(random: np.random.Generator, items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items in random order, each before any is repeated; [] if there are none."""
-    if not items or not count:
-        return []
-    order = np.concatenate([random.permutation(len(items)) for _ in range(-(-count // len(items)))])
-    return [items[i] for i in order[:count].tolist()]
 
 
 def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batch, Tensor]:
@@ -493,6 +460,7 @@ def on_device(batch: Batch, spec: ImageSpec, device: torch.device) -> tuple[Batc
         lm_captions=None if batch.lm_captions is None else batch.lm_captions.to(device),
         questions=None if batch.questions is None else batch.questions.to(device),
         answers=None if batch.answers is None else batch.answers.to(device),
+        dialogue=None if batch.dialogue is None else batch.dialogue.to(device),
         prompted=None if batch.prompted is None else batch.prompted.to(device),
     )
     if batch.pixels.dtype == torch.float16:  # features, not pixels

@@ -59,13 +59,15 @@ class LossContext:
         """The network as one of `protocols`."""
         return require(self.network, protocol)
 
-    def add(self, name: str, loss: Loss) -> None:
-        """Adds a loss with the recipe's weight, and its facts to the report."""
-        self.cache.add(self.recipe.terms[name] * loss.value)
-        shares = {name: loss.value} | {f"{name}.{fact}": value for fact, value in loss.facts.items()}
-        for key, value in shares.items():
-            self.values[key] = self.values.get(key, torch.zeros(())) + value.detach().float().cpu()
-        self.chances[name] = loss.chance
+    def add(self, name: str, loss: Loss, **others: Loss) -> None:
+        """Adds a loss with the recipe's weight, and its facts to the report; others: losses of the same pass."""
+        losses = {name: loss, **others}
+        self.cache.add(torch.stack([self.recipe.terms[n] * one.value for n, one in losses.items()]).sum())
+        for term, one in losses.items():
+            shares = {term: one.value} | {f"{term}.{fact}": value for fact, value in one.facts.items()}
+            for key, value in shares.items():
+                self.values[key] = self.values.get(key, torch.zeros(())) + value.detach().float().cpu()
+            self.chances[term] = one.chance
 
     @cached_property
     def tokens(self) -> Tensor:

@@ -30,6 +30,7 @@ from sightloop.protocols import (
 )
 from sightloop.towers.text import LanguageModel
 from sightloop.training.dataloader import TextRows
+from sightloop.training.dialogue_terms import attributes, dialogue, reply
 from sightloop.training.heads import WordHead
 from sightloop.training.loss_context import (
     LossContext,
@@ -396,4 +397,7 @@ LOSS_TERMS: Mapping[str, Callable[[LossContext], None]] = {
     "mlm": mlm,
     "mim": mim,
     "classes": classes,
+    "dialogue": dialogue,
+    "attributes": attributes,
+    "reply": reply,
 }

@@ -204,6 +204,15 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
             embed_dim=64,
         ),
     ),
+    "world-dialogue": (
+        "blip",
+        _blip(
+            replace(_vit(64, 16, dim=128, layers=3, heads=4), stem=(32, 64, 96)),
+            _bert(dim=128, layers=3, heads=4, positions=72),
+            embed_dim=64,
+            answers=True,
+        ),
+    ),
     "world": (
         "blip",
         _blip(

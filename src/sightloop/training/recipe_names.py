@@ -26,6 +26,7 @@ RECIPE_DESCRIPTIONS: dict[str, str] = {
     "filter": "fine-tune an image-text filter (ITC, ITM), calibrated",
     "retrieval": "fine-tune for image-text retrieval (ITC, ITM)",
     "vqa": "fine-tune for visual question answering",
+    "dialogue": "fine-tune for visual dialogue, with attributes of answers",
     "blip2_stage1": "BLIP-2's Q-Former on a frozen tower (Li et al. 2023)",
     "blip2_stage2": "BLIP-2's Q-Former with a frozen language model",
     "paligemma_pretrain": "PaliGemma at 224 pixels (Beyer et al. 2024)",
@@ -38,6 +39,7 @@ RECIPE_DESCRIPTIONS: dict[str, str] = {
     "florence_detect": "fine-tune Florence-2 to detect objects",
     "classify": "classifier on folders of images, a linear probe",
     "world": "small BLIP with all heads on rendered scenes",
+    "world_dialogue": "small BLIP on dialogues about rendered scenes",
     "nano": "small BLIP with all heads: the bundled model",
 }
 

@@ -191,6 +191,19 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=10),
             epochs=10,
         ),
+        # Li et al. 2022, section 5.5: one true answer to three wrong ones. BLIP itself: 2e-5, batch 240, 20 epochs.
+        # Beside it LaMDA's attributes where the data has them, and the decoder, which learns to write the answers.
+        Recipe(
+            "dialogue",
+            {"dialogue": 1.0, "attributes": 0.5, "reply": 1.0},
+            model=ModelSettings(init_from="nano"),
+            data=DataSettings(batch=32, max_tokens=64, dialogue_captions=0.8, augment=_FINE_TUNING),
+            teacher=_NO_TEACHER,
+            optimizer=OptimizerConfig(lr=1e-4, clip_norm=1.0),
+            schedule=ScheduleConfig("cosine", warmup_steps=10),
+            epochs=10,
+            label_smoothing=0.0,
+        ),
         # Li et al. 2023, section 3.4: the queries are trained on a frozen image tower (set model.vision)...
         Recipe(
             "blip2_stage1",
@@ -270,6 +283,19 @@ RECIPES: dict[str, Recipe] = {
             optimizer=OptimizerConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.01),
             epochs=20,
+        ),
+        # The same with dialogues to come: room for their text. Then `dialogue` with model.init_from=RUN/model.
+        Recipe(
+            "world_dialogue",
+            {"lm": 1.0, "vqa": 1.0, "dialogue": 1.0, "attributes": 0.5, "reply": 1.0},
+            model=ModelSettings(size="world-dialogue", vocab_size=400),
+            data=DataSettings(batch=64, questions=3, max_tokens=64, cache=64, workers=1, augment=None),
+            teacher=_NO_TEACHER,
+            optimizer=OptimizerConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
+            schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
+            precision="bfloat16",
+            label_smoothing=0.0,
+            steps=1000,
         ),
         # The bundled model; recipes/nano/LOG.md has the settings of its runs and the experiments.
         Recipe(

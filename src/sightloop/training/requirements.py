@@ -20,10 +20,17 @@ _LEAST_BATCH = 2  # as a contrast needs negatives
 _COUNTED = 2000  # samples whose annotations are counted; in larger data evenly spaced ones
 
 CAPTION, QUESTION, REGION, LABEL = "caption", "question", "labeled region", "label"
+ROUND, ATTRIBUTE = (
+    "round of a dialogue with candidates and a true answer",
+    "round with attributes of its candidates",
+)
 _NEEDS = {
     **dict.fromkeys(("itc", "itm", "clip", "siglip", "lm", "mlm"), CAPTION),
     "vqa": QUESTION,
     "classes": LABEL,
+    "dialogue": ROUND,
+    "reply": ROUND,
+    "attributes": ATTRIBUTE,
 }
 _CONTRASTS = ("itc", "itm", "clip", "siglip")
 # Settings that may differ when a run is resumed: of evaluation, checkpoints, and memory.
@@ -55,7 +62,7 @@ class AnnotationCounts:
     samples: int = 0
     unreadable: int = 0
     by_kind: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys((CAPTION, QUESTION, REGION, LABEL), 0)
+        default_factory=lambda: dict.fromkeys((CAPTION, QUESTION, REGION, LABEL, ROUND, ATTRIBUTE), 0)
     )
     captions: set[str] = field(default_factory=set[str])
     labels: set[str] = field(default_factory=set[str])
@@ -68,11 +75,14 @@ class AnnotationCounts:
             return
         captions = LabelTexts(data.label_texts).texts(sample)
         regions = [r for r in sample.regions if r.label and (not data.classes or r.label in data.classes)]
+        rounds = [one for dialogue in sample.dialogues for one in dialogue.rounds]
         present = {
             CAPTION: captions,
             QUESTION: sample.questions,
             REGION: regions,
             LABEL: sample.label is not None,
+            ROUND: any(one.truth is not None and len({*one.candidates}) > 1 for one in rounds),
+            ATTRIBUTE: any(one.attributes for one in rounds),
         }
         for kind, value in present.items():
             self.by_kind[kind] += bool(value)
@@ -83,7 +93,8 @@ class AnnotationCounts:
 
     def summary(self) -> str:
         """ "found 5 samples: 5 with a caption, 0 with a question, ..." """
-        kinds = ", ".join(f"{count:,} with a {kind}" for kind, count in self.by_kind.items())
+        shown = [kind for kind, count in self.by_kind.items() if count or kind not in (ROUND, ATTRIBUTE)]
+        kinds = ", ".join(f"{self.by_kind[kind]:,} with a {kind}" for kind in shown)
         unreadable = f", {self.unreadable:,} unreadable" if self.unreadable else ""
         return f"found {self.samples:,} samples: {kinds}{unreadable}"
 

@@ -144,6 +144,7 @@ def _events(run: TrainRun, stop_after: int | None, repairs: Sequence[str]) -> It
         ranks.rank,
         ranks.world_size,
         run.model.prompts if recipe.terms.get("prompted") else None,
+        run.model.attributes,
     )
     if recipe.evaluation.data and state.step == 0:
         yield from _evaluate(run)

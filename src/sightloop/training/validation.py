@@ -1,9 +1,12 @@
-"""Evaluation during a training run, on images held out of it: recall, ITM accuracy, captions, answers, boxes."""
+"""Evaluation during a training run, on images held out of it: recall, ITM accuracy, captions, answers,
+dialogues, boxes."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +20,15 @@ from sightloop.metrics import (
     detection_not_computed,
     detection_scores,
     exact_match,
+    matching_curves,
+    rank_metrics,
+    roc_auc,
     score_retrieval,
+    truth_rank,
     vqa_accuracy,
 )
 from sightloop.protocols import RegionNetwork
+from sightloop.ranking.dialogue_network import judges_dialogues
 from sightloop.training.config import EvaluationSettings
 from sightloop.types import Limits, Pixels, Sample
 
@@ -32,6 +40,7 @@ _SCORES = {
     "VQA accuracy": {"vqa", "prompted"},
     "VQA exact match": {"vqa", "prompted"},
     "top-1 accuracy": {"classes"},
+    "dialogue MRR": {"dialogue"},
 }
 
 
@@ -73,6 +82,8 @@ def validate(
             values |= _answers(model, samples, images)
         if model.labels:
             values |= _classes(model, samples, images)
+        if judges_dialogues(model.network):
+            values |= _dialogues(model, samples, images)
         if boxes:
             values |= _boxes(model, samples, images)
         return values, texts
@@ -201,6 +212,31 @@ def _answers(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> d
     ):  # the official accuracy leaves an answer out, here the only one
         return {"VQA exact match": exact_match(answers, references)}
     return {"VQA accuracy": vqa_accuracy(answers, references)["accuracy"]}
+
+
+def _dialogues(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:
+    """R@1 and MRR of the true answers among their candidates, by ITM; the area of each attribute."""
+    ranks: list[int] = []
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    labels: defaultdict[str, list[float]] = defaultdict(list)
+    for sample, pixels in zip(samples, images, strict=True):
+        own = [dialogue for dialogue in sample.dialogues if any(one.candidates for one in dialogue.rounds)]
+        judged = (model.judge_answers(pixels, dialogue) for dialogue in own)
+        for one, each in zip(chain(*(dialogue.rounds for dialogue in own)), chain(*judged), strict=True):
+            if one.truth is not None:
+                ranks.append(truth_rank(each.match, one.truth))
+            for name in one.attributes.keys() & each.attributes.keys():
+                scores[name] += each.attributes[name].tolist()
+                labels[name] += one.attributes[name]
+    if not ranks:
+        return {}
+    values = {
+        f"dialogue {name}": float(rank_metrics(np.array(ranks))[name].mean()) for name in ("R@1", "MRR")
+    }
+    for name in sorted(scores):
+        if 0 < sum(labels[name]) < len(labels[name]):
+            values[f"area ({name})"] = roc_auc(matching_curves(scores[name], labels[name]))
+    return values
 
 
 def _classes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,24 @@ from sightloop.apps.cli.output import print_message
 from sightloop.errors import UsageError
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneTexts:
+    """What is said of the scenes."""
+
+    different: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Give every scene another caption, so that each image of a retrieval test has one correct caption."""
+
+    shuffled: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Give every image the caption and answers of another one: a control set that teaches nothing."""
+
+    dialogues: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Also write a dialogue of five rounds about every scene, each round with 100 candidate answers."""
+
+
+_TEXTS = SceneTexts()
+
+
 def synthetic(
     dst: Annotated[Path, Parameter(name="DST")],
     /,
@@ -21,9 +40,8 @@ def synthetic(
     seed: Annotated[int, Parameter(converter=integer)] = 0,
     part: Literal["train", "unseen"] = "train",
     size: Annotated[int, Parameter(converter=integer)] = 64,
-    different: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    shuffled: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     video_scenes: Annotated[int, Parameter(converter=integer, show_default=False)] = 0,
+    texts: SceneTexts = _TEXTS,
 ) -> int:
     """Write a synthetic dataset of rendered scenes with captions, questions, boxes and outlines.
 
@@ -39,8 +57,6 @@ def synthetic(
         seed: Random seed of the scenes.
         part: train, or unseen: combinations of the same words that do not occur in any train scene.
         size: Width and height of the images in pixels.
-        different: Give every scene another caption, so that each image of a retrieval test has one correct caption.
-        shuffled: Give every image the caption and answers of another one: a control set that teaches nothing.
         video_scenes: Write videos, each of so many moving scenes one after another.
     """
     from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
@@ -48,13 +64,21 @@ def synthetic(
     check_at_least("--count", count, 1)
     if video_scenes:
         check_at_least("--video-scenes", video_scenes, 1)
-        if part != "train" or different or shuffled:
-            raise UsageError("--video-scenes: goes without --part, --different and --shuffled")
+        if part != "train" or texts != _TEXTS:
+            raise UsageError("--video-scenes: goes without --part, --different, --shuffled and --dialogues")
         return _videos(dst, count, seed, video_scenes, size)
     if dst.suffix.lower() != ".tar":
         raise UsageError(f"DST {dst}: must end in .tar; `sightloop convert` makes other formats of it.")
     check_output_folder("DST", dst.parent)
-    scenes = synthetic_world(part, count, seed, size=size, different=different, shuffled=shuffled)
+    scenes = synthetic_world(
+        part,
+        count,
+        seed,
+        size=size,
+        different=texts.different,
+        shuffled=texts.shuffled,
+        dialogues=texts.dialogues,
+    )
     write_synthetic_world(dst, scenes)
     print_message(f"{dst}: {count:,} scenes.")
     return 0

@@ -182,6 +182,9 @@ def dialogue_from_fields(fields: JsonMapping) -> Dialogue:
 def _round_from_fields(fields: JsonMapping) -> Round:
     answer, truth = fields.get("answer"), fields.get("truth")
     candidates, relevance = fields.get("candidates"), fields.get("relevance")
+    attributes = fields.get("attributes") or {}
+    if not isinstance(attributes, Mapping):
+        raise ValueError("its attributes are not an object")
     if not isinstance(candidates, list | tuple | None):
         raise ValueError("its candidates are not a list")
     if truth is not None and (isinstance(truth, bool) or not isinstance(truth, int)):
@@ -193,12 +196,13 @@ def _round_from_fields(fields: JsonMapping) -> Round:
             tuple(check_text(text, "candidate") for text in candidates or ()),
             truth,
             () if relevance is None else finite_numbers(relevance, "its relevance"),
+            {name: finite_numbers(values, f"its attribute {name}") for name, values in attributes.items()},
         )
     )
 
 
 def checked_round(one: Round) -> Round:
-    """The round, if its truth is one of its candidates and its relevance is one of each. Raises ValueError."""
+    """The round, if its truth is one of its candidates and the rest fits them. Raises ValueError."""
     count = len(one.candidates)
     if one.truth is not None and not 0 <= one.truth < count:
         raise ValueError(f"its true answer is number {one.truth} (from 0) of {count} candidates")
@@ -206,6 +210,11 @@ def checked_round(one: Round) -> Round:
         raise ValueError(f"it has relevance for {len(one.relevance)} of {count} candidates")
     if one.relevance and min(one.relevance) < 0:
         raise ValueError(f"a relevance is negative: {min(one.relevance):g}")
+    for name, values in one.attributes.items():
+        if len(values) != count:
+            raise ValueError(f"it has the attribute {name} of {len(values)} of {count} candidates")
+        if not {*values} <= {0, 1}:
+            raise ValueError(f"its attribute {name} is neither 0 nor 1 of every candidate")
     return one
 
 
@@ -218,6 +227,8 @@ def fields_from_dialogue(dialogue: Dialogue) -> JsonDict:
         fields |= {"candidates": list(one.candidates)} if one.candidates else {}
         fields |= {} if one.truth is None else {"truth": one.truth}
         fields |= {"relevance": list(one.relevance)} if one.relevance else {}
+        if one.attributes:
+            fields["attributes"] = {name: list(values) for name, values in one.attributes.items()}
         rounds.append(fields)
     return ({"caption": dialogue.caption} if dialogue.caption else {}) | {"rounds": rounds}
 

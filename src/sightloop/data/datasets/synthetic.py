@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sightloop.data.atomic import atomic_path
+from sightloop.data.datasets.schema import fields_from_dialogue
 from sightloop.data.datasets.synthetic_clips import synthetic_videos as synthetic_videos
 from sightloop.data.datasets.synthetic_clips import write_synthetic_videos as write_synthetic_videos
+from sightloop.data.datasets.synthetic_dialogue import make_dialogue
 from sightloop.data.datasets.synthetic_grammar import Combination, Part, combinations, make_questions
 from sightloop.data.datasets.synthetic_scene import Scene, render_scene
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
-from sightloop.types import Sample
+from sightloop.types import Dialogue, JsonDict, Sample
 
 # Share of each kind of scene. Most combinations are pairs, so uniform draws would give almost only pairs.
 _KIND_SHARES = {"one": 0.16, "alike": 0.16, "above": 0.22, "left of": 0.22, "inside": 0.10, "word": 0.14}
@@ -40,6 +42,7 @@ class SyntheticWorld(Sequence[Sample]):
         size: width and height of the images in pixels.
         combinations: content of each image.
         text_indices: for each image, the index of the combination whose texts and regions it gets.
+        talks: each sample has a dialogue.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class SyntheticWorld(Sequence[Sample]):
         size: int,
         combinations: Sequence[Combination],
         text_indices: Sequence[int],
+        *,
+        talks: bool = False,
     ) -> None:
-        self.name, self.seed, self.size = name, seed, size
+        self.name, self.seed, self.size, self.talks = name, seed, size, talks
         self.combinations = tuple(combinations)
         self.text_indices = tuple(text_indices)
 
@@ -76,7 +81,15 @@ class SyntheticWorld(Sequence[Sample]):
             captions=(str(text_combination),),
             questions=make_questions(text_combination, random),
             regions=regions,
+            dialogues=(self._dialogue(index),) if self.talks else (),
         )
+
+    def _dialogue(self, index: int) -> Dialogue:
+        """The dialogue about an image. Of a shuffled world any candidate is called true, as its caption and the answers
+        before are true of one another, whatever image they are shown with."""
+        text_index = self.text_indices[index]
+        random = generator("world", "dialogue", self.name, self.seed, text_index)
+        return make_dialogue(self.combinations[text_index], random, shuffled=text_index != index)
 
     def _render(self, index: int) -> Scene:
         random = generator("world", "picture", self.name, self.seed, index)  # the key is part of the pixels
@@ -84,7 +97,14 @@ class SyntheticWorld(Sequence[Sample]):
 
 
 def synthetic_world(
-    part: Part, count: int, seed: int = 0, *, size: int = 64, different: bool = False, shuffled: bool = False
+    part: Part,
+    count: int,
+    seed: int = 0,
+    *,
+    size: int = 64,
+    different: bool = False,
+    shuffled: bool = False,
+    dialogues: bool = False,
 ) -> SyntheticWorld:
     """Samples of one part: PNG images, each with its one correct caption, questions and regions.
 
@@ -99,6 +119,7 @@ def synthetic_world(
         different: no caption occurs twice, so that each image of a retrieval test has one correct text.
         shuffled: a negative control. Images get captions, questions and regions of other images, so that only their
             frequencies can be learned.
+        dialogues: each sample has a dialogue of five rounds (`synthetic_dialogue`).
 
     Raises:
         UsageError: an argument is out of range, or there are fewer different captions than `count`.
@@ -127,11 +148,11 @@ def synthetic_world(
         # image 2 gets text 1, image 0 text 2, image 3 text 0, image 1 text 3.
         order = generator("world", "shuffle", part, seed).permutation(count)
         text_indices[order] = np.roll(order, 1)
-    return SyntheticWorld(part, seed, size, chosen, text_indices.tolist())
+    return SyntheticWorld(part, seed, size, chosen, text_indices.tolist(), talks=dialogues)
 
 
 def write_synthetic_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
-    """Writes samples as a WebDataset shard: KEY.png and KEY.json (captions, qa, regions) for each.
+    """Writes samples as a WebDataset shard: KEY.png and KEY.json (captions, qa, regions, dialogues) for each.
 
     Equal samples give equal bytes. The shard is written completely or not at all.
 
@@ -144,8 +165,11 @@ def write_synthetic_world(path: str | os.PathLike[str], samples: Sequence[Sample
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             qa = [{"question": item.question, "answer": item.answers[0]} for item in sample.questions]
-            regions = [asdict(region) for region in sample.regions]
-            record = json.dumps({"captions": sample.captions, "qa": qa, "regions": regions})
+            fields: JsonDict = {"captions": sample.captions, "qa": qa}
+            fields["regions"] = [asdict(region) for region in sample.regions]
+            if sample.dialogues:
+                fields["dialogues"] = list(map(fields_from_dialogue, sample.dialogues))
+            record = json.dumps(fields)
             assert isinstance(sample.image, bytes)
             for extension, data in (("png", sample.image), ("json", record.encode())):
                 member = tarfile.TarInfo(f"{sample.key}.{extension}")  # time and owner are 0

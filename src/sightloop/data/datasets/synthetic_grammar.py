@@ -184,7 +184,7 @@ def make_questions(combination: Combination, random: np.random.Generator) -> tup
     pairs.extend(_ask_relation(combination))
     if combination.word:
         pairs.append(("what word is written?", combination.word))
-    pairs.append(_ask_yes_or_no(groups, random))
+    pairs.append(ask_yes_or_no(groups, random))
     return tuple(Question(question, (answer,)) for question, answer in pairs)
 
 
@@ -203,7 +203,8 @@ def _ask_relation(combination: Combination) -> list[tuple[str, str]]:
     return pairs
 
 
-def _ask_yes_or_no(groups: Sequence[Group], random: np.random.Generator) -> tuple[str, str]:
+def ask_yes_or_no(groups: Sequence[Group], random: np.random.Generator) -> tuple[str, str]:
+    """A question "is there a red circle?" about groups, and its answer, "no" half of the time."""
     present = [(group.color, group.shape) for group in groups]
     color, shape = present[random.integers(len(present))]
     answer = "yes" if random.random() < 0.5 else "no"

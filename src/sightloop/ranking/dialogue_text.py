@@ -1,0 +1,75 @@
+"""Text of a dialogue up to a question, as models read it, with or without the caption and the first rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sightloop.types import Dialogue
+
+
+class Reading(NamedTuple):
+    """What is read with the question of a round.
+
+    Attributes:
+        first: index of the first round.
+        captioned: whether the caption is read before it.
+    """
+
+    first: int
+    captioned: bool
+
+
+def readings(
+    dialogue: Dialogue, index: int, history: int | None = None, *, captioned: bool = True
+) -> list[Reading]:
+    """What may be read with the question of a round, from the most to the question alone.
+
+    Args:
+        dialogue: of the round.
+        index: of the round.
+        history: how many rounds before it may be read; None for all, 0: the question alone.
+        captioned: whether the caption may be read too.
+    """
+    alone = Reading(index, False)
+    if history == 0:
+        return [alone]
+    first = 0 if history is None else max(0, index - history)
+    captioned = captioned and bool(dialogue.caption.strip())
+    return list(dict.fromkeys([*(Reading(i, captioned) for i in range(first, index + 1)), alone]))
+
+
+def context_text(dialogue: Dialogue, index: int, reading: Reading) -> str:
+    """What is said up to the question of a round: "a dog on a beach. is it sunny? yes. any people?"."""
+    caption = [ended(dialogue.caption, ".")] if reading.captioned else []
+    earlier = [
+        f"{ended(one.question, '?')} {ended(one.answer or '', '.')}".strip()
+        for one in dialogue.rounds[reading.first : index]
+    ]
+    return " ".join([*caption, *earlier, ended(dialogue.rounds[index].question, "?")])
+
+
+def fitting_context(
+    has_room: Callable[[str], bool], dialogue: Dialogue, index: int, longest: str, history: int | None = None
+) -> str:
+    """What is said up to the question of a round without the caption, as much as leaves room for an answer.
+
+    Args:
+        has_room: whether a text is short enough.
+        dialogue: of the round.
+        index: of the round.
+        longest: the longest answer.
+        history: how many rounds before it are read at most.
+    """
+    text = ""
+    for reading in readings(dialogue, index, history, captioned=False):
+        text = context_text(dialogue, index, reading)
+        if has_room(f"{text} {longest}".strip()):
+            break
+    return text
+
+
+def ended(text: str, mark: str) -> str:
+    """The text with a mark at its end, if it has none there."""
+    text = text.strip()
+    return text if not text or text[-1] in ".?!" else text + mark
