@@ -44,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
         "data.copies",
         "data.datasets",
         "data.images",
+        "data.video",
         "inference",
         "metrics",
         "ranking",

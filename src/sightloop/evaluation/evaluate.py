@@ -43,6 +43,8 @@ from sightloop.evaluation.results import EvalRun, Evaluation
 from sightloop.evaluation.retrieval import RetrievalTask
 from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
 from sightloop.evaluation.task_names import TaskName
+from sightloop.evaluation.video_captions import open_video_captions
+from sightloop.evaluation.video_retrieval import VideoRetrievalTask
 from sightloop.evaluation.vqa import VqaTask
 from sightloop.inference.fingerprint import ModelSource, fingerprint, model_folder, preprocessing_digest
 from sightloop.metrics import Difference
@@ -94,6 +96,7 @@ def evaluate(
     contents = [read_predictions(file) for file in files]
     file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
     settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
+    data = _open_videos(data) if task == "videos" else data
     dataset = EvalDataset(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
@@ -117,6 +120,16 @@ def evaluate(
     if folder is not None:
         _write_reports(folder, result, dataset)
     return result
+
+
+def _open_videos(data: DataSource | Dataset) -> Dataset:
+    """Videos with captions: a dataset of them, or the file of captions and the folder of videos."""
+    if isinstance(data, Dataset):
+        return data
+    places = [data] if isinstance(data, str | PathLike) else list(data)
+    if not 1 <= len(places) <= 2:
+        raise UsageError("data: give the file of captions, and the folder of videos")
+    return open_video_captions(*places)
 
 
 def _write_reports(folder: Path, result: Evaluation, dataset: EvalDataset) -> None:
@@ -186,6 +199,7 @@ def _make_task(
     makers: dict[TaskName, Callable[[], EvalTask]] = {
         "captions": lambda: CaptioningTask(options, train_captions),
         "retrieval": lambda: RetrievalTask(options),
+        "videos": lambda: VideoRetrievalTask(options),
         "classify": lambda: ClassificationTask(options, dataset.samples),
         "vqa": lambda: VqaTask(options, dataset.samples),
         "matching": lambda: MatchingTask(options, dataset.samples),

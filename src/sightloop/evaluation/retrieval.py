@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from sightloop.types import Done, Encoded, Failed, Floats32, Integers, JsonDict,
 
 _SAMPLES_AT_ONCE = 256  # whose texts are embedded together, those of like length in one pass
 _KS = (1, 5, 10)
+# Samples with their encoded images, B of them -> the record of each.
+MatchBatch: TypeAlias = Callable[[Sequence[Sample], Encoded], Sequence[JsonDict]]
 _ITC_ALONE = " For ITC alone, without re-ranking: rerank=[], --rerank 0."
 
 
@@ -38,7 +41,7 @@ class RetrievalTask:
         """Images, texts, then the pairs that ITC ranks highest."""
         self._images = ImageCache()
         phases = [
-            TaskPhase("embedding images", "image", self._embed_images, "embed"),
+            TaskPhase("embedding images", "image", self.embed_images, "embed"),
             TaskPhase("embedding texts", "texts", self._embed_texts, "embed"),
             TaskPhase("matching pairs", "judged", self._match, "rank", _ITC_ALONE),
         ]
@@ -59,7 +62,8 @@ class RetrievalTask:
             for sample in some:
                 yield Done(sample.key, {"texts": packed(np.stack([known[text] for text in sample.captions]))})
 
-    def _embed_images(self, work: TaskContext, samples: list[Sample]) -> Events:
+    def embed_images(self, work: TaskContext, samples: list[Sample]) -> Events:
+        """Events of samples with the vectors of their images."""
         from sightloop.tasks.embed import embed_images  # imports torch, which scoring does not need
 
         model = work.model
@@ -67,12 +71,16 @@ class RetrievalTask:
         def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
             image = model.encode(images)
             for row_index, sample in enumerate(batch):
-                if self.max_k:
-                    self._images.put(sample.key, image, row_index)
+                self.keep(sample.key, image, row_index)
             embedded = embed_images(require(model.network, Embedder), image).cpu().numpy()
             return [{"image": packed(vector)} for vector in embedded]
 
         return work.map_images(samples, predict)
+
+    def keep(self, key: str, image: Encoded, number: int) -> None:
+        """Keeps one of B encoded images, tokens `[B, N, D]`, for the pairs, where they are matched."""
+        if self.max_k:
+            self._images.put(key, image, number)
 
     def _match(self, work: TaskContext, samples: list[Sample]) -> Events:
         model = work.model
@@ -95,10 +103,14 @@ class RetrievalTask:
                 not_cached.append(sample)
             else:
                 yield Done(sample.key, match([sample], image)[0])
-        for event in work.map_images(not_cached, lambda batch, images: match(batch, model.encode(images))):
+        for event in self.match_again(work, not_cached, match):
             if isinstance(event, Failed):  # it is among the candidates already
                 raise SightloopError(f"{event.name}: could be read before, and now cannot: {event.reason}")
             yield event
+
+    def match_again(self, work: TaskContext, samples: list[Sample], match: MatchBatch) -> Events:
+        """Events of the images that were not kept: encoded again, then matched."""
+        return work.map_images(samples, lambda batch, images: match(batch, work.model.encode(images)))
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """Recall and median rank both ways, for ITC and for each k."""

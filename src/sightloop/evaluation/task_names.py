@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 TaskName: TypeAlias = Literal[
     "captions",
     "retrieval",
+    "videos",
     "classify",
     "vqa",
     "matching",
@@ -22,6 +23,7 @@ TaskName: TypeAlias = Literal[
 TASK_DESCRIPTIONS: dict[TaskName, str] = {
     "captions": "captions against reference captions: CIDEr, BLEU, ROUGE-L, ...",
     "retrieval": "images by caption and captions by image: recall@k",
+    "videos": "videos by caption and captions by video: recall@k, by BLIP's or CLIP4Clip's protocol",
     "classify": "labels, zero-shot or of a fine-tuned model: accuracy",
     "vqa": "answers to questions about images: VQA accuracy",
     "matching": "true against mismatched pairs: ROC AUC, calibration error",

@@ -179,6 +179,7 @@ _OPTIONS = EvaluateOptions()
 _CAPABILITIES: dict[TaskName, str] = {
     "captions": "caption",
     "retrieval": "rank",
+    "videos": "rank",
     "classify": "classify",
     "vqa": "answer",
     "matching": "match",
@@ -210,7 +211,8 @@ def evaluate(
 
     Args:
         task: The task, see below.
-        data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated.
+        data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated. For videos: the file
+            of captions, and the folder of videos.
         model: Hub id, folder or weights file; repeat the option to compare two models. Default: nano, which comes with
             the package; it cannot detect, locate and segment.
         predictions: Score this predictions.jsonl instead of a model; repeat the option to compare two.
@@ -293,7 +295,7 @@ def _check_sources(
 def _check_model(task: TaskName, source: str | None, options: EvaluateOptions) -> None:
     """Raises UnsupportedError if a model is known to lack what the task needs with these options."""
     # `matching` by ITC needs no ITM head, and `retrieval` without re-ranking neither.
-    capability = {"matching": "embed", "retrieval": "embed"}.get(task, _CAPABILITIES[task])
+    capability = {"matching": "embed", "retrieval": "embed", "videos": "embed"}.get(task, _CAPABILITIES[task])
     if task in ("dialogue", "pope") and options.score_by == "itm":
         capability = "match"
     try:
