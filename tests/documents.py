@@ -178,6 +178,12 @@ def furnish(folder: Path, text: str) -> None:
             continue
         if entry.family == "clip":
             write_clip(folder / entry.name)
+        elif entry.family == "stable_diffusion":
+            from tests.tiny_checkpoints.stable_diffusion import (
+                write_stable_diffusion,  # imports diffusers: slow
+            )
+
+            write_stable_diffusion(folder / entry.name, "turbo" if "turbo" in entry.name else "1")
         elif entry.family == "florence":
             write_florence(folder / entry.name)
         elif entry.family == "llava":

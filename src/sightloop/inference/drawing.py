@@ -15,6 +15,7 @@ from torch import Tensor
 from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
+from sightloop.inference.draw_policy import DrawPolicy
 from sightloop.inference.sample_rank import Judge, judge_signals
 from sightloop.protocols import DrawNetwork, Network, require
 from sightloop.tasks.denoise import DrawInputs, build_sampler, denoise
@@ -227,7 +228,7 @@ def draw_images(
     Args:
         drawer: draws.
         prompts: texts.
-        options: fields of `DrawSettings`, `init` (an image to start from), and `on_step`.
+        options: fields of `DrawSettings`, `init` (an image to start from), `on_step`, and `policy` (a `DrawPolicy`).
         n: images of each prompt.
         keep: how many are kept; None for one with a judge, for all without.
         seed: of the noise, with prompt and number.
@@ -236,13 +237,16 @@ def draw_images(
     Raises:
         UsageError: a wrong option.
     """
-    more = {name: value for name, value in options.items() if name not in ("init", "on_step")}
+    more = {name: value for name, value in options.items() if name not in ("init", "on_step", "policy")}
     settings = draw_settings(require(drawer.network, DrawNetwork).draw_defaults, more)
     kept = keep if keep is not None else n if judge is None else 1
     if not _is_int(n) or not _is_int(kept) or not 1 <= kept <= n:
         raise UsageError(f"n={n}, keep={keep}: both must be whole numbers, at least 1, and keep at most n")
     if judge is None and kept < n:
         raise UsageError(f"keep={keep}: which of {n} images are best is for a judge to say; give judge=")
+    policy = options.get("policy")
+    if isinstance(policy, DrawPolicy):
+        policy.check_prompts(prompts)
     drawings = [Drawing(prompt, number) for prompt in prompts for number in range(n)]
     images = drawer.draw(
         drawings, settings, seed, init=options.get("init"), on_step=options.get("on_step") or _ignore
@@ -253,13 +257,18 @@ def draw_images(
     }
     for drawing, image in zip(drawings, images, strict=True):
         image.info |= {**drawing._asdict(), "seed": seed, "model": drawer.name, "settings": described}
-    if judge is None:
+    groups = [images[start : start + n] for start in range(0, len(images), n)]
+    if isinstance(policy, DrawPolicy):
+        images = policy.keep_allowed(images)
+    if judge is None or not images:
         return images
-    for image, scores in zip(images, judge_signals(judge, images, [d.prompt for d in drawings]), strict=True):
+    texts = [image.info["prompt"] for image in images]
+    for image, scores in zip(images, judge_signals(judge, images, texts), strict=True):
         image.info |= {"scores": scores, "judge": judge.name}
     best: list[Image.Image] = []
-    for start in range(0, len(images), n):
-        best += sorted(images[start : start + n], key=lambda image: -judge_score(image.info["scores"]))[:kept]
+    for group in groups:
+        own = [image for image in group if "scores" in image.info]
+        best += sorted(own, key=lambda image: -judge_score(image.info["scores"]))[:kept]
     return best
 
 

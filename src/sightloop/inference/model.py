@@ -24,6 +24,7 @@ from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
 from sightloop.inference.device_memory import Sizers
 from sightloop.inference.dialogue import judge_dialogue
 from sightloop.inference.display import model_html, public_names, show_decoding_options
+from sightloop.inference.draw_policy import open_policy
 from sightloop.inference.drawing import Drawer, draw_images
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
@@ -459,11 +460,13 @@ class Model:
             keep: images kept of each text, None for the best one if there is a judge, else for all.
             judge: model, or what `load` takes, whose ITM (else ITC) orders the images of a text.
             settings: fields of `types.DrawSettings`, the checkpoint's own where left out; `init=` an image to start
-                from; `on_step=` a function of the network's evaluations done and their number.
+                from; `policy=` a file of what is left out; `on_step=` a function of evaluations done and their number.
         """
         self._need("draw")
         prompts = as_strings(texts, "texts")
         chosen = None if judge is None else self.judges.choose(judge, self)
+        if settings.get("policy") is not None:
+            settings["policy"] = open_policy(settings["policy"], self.judges, self)
         return draw_images(self.drawer, prompts, settings, n=n, keep=keep, seed=seed, judge=chosen)
 
     def save(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +19,31 @@ _BYTES = 1 << 20  # of a policy file
 
 
 @dataclass(frozen=True)
+class Concept:
+    """What a drawn image must not show.
+
+    Args:
+        text: that describes it, as a judge reads texts.
+        threshold: cosine of image and text above which an image is refused.
+    """
+
+    text: str
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Policy:
-    """Words that texts must not have.
+    """Words that texts must not have, and concepts that drawn images must not show.
 
     Args:
         words: words or phrases, whole words in any letter case.
+        concepts: judged by `judge`; texts are not checked for them.
+        judge: model that compares images with the concepts' texts, as `load` takes it; "" without concepts.
     """
 
     words: tuple[str, ...] = ()
+    concepts: tuple[Concept, ...] = ()
+    judge: str = ""
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -40,8 +58,12 @@ class Policy:
         return f'the policy has the word "{match[0]}"' if match else ""
 
 
-def read_policy(path: str | Path) -> Policy:
-    """A policy from a TOML file: `words = [...]`.
+def read_policy(path: str | Path, *, images: bool = False) -> Policy:
+    """A policy from a TOML file: `words = [...]`; for images also `judge = "MODEL"` and tables `[[concepts]]`.
+
+    Args:
+        path: of the file.
+        images: whether images are drawn, whose concepts are checked; of texts there are no concepts.
 
     Raises:
         UsageError: no such file, or something in it is wrong; it names what.
@@ -52,9 +74,28 @@ def read_policy(path: str | Path) -> Policy:
         data = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no policy ({error})") from error
-    if unknown := data.keys() - {"words"}:
-        raise UsageError(f"{path}: {min(unknown)} is not known; a policy has words")
+    if unknown := data.keys() - ({"words", "judge", "concepts"} if images else {"words"}):
+        names = "words, judge and concepts" if images else "words"
+        raise UsageError(f"{path}: {min(unknown)} is not known; a policy has {names}")
     words = data.get("words", [])
     if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
         raise UsageError(f"{path}: words must be a list of texts")
-    return Policy(tuple(words))
+    concepts, judge = tuple(_concepts(path, data.get("concepts", []))), data.get("judge", "")
+    if not isinstance(judge, str) or bool(concepts) is not bool(judge):
+        raise UsageError(f"{path}: judge (a model that embeds images and texts) and concepts go together")
+    return Policy(tuple(words), concepts, judge)
+
+
+def _concepts(path: str | Path, tables: object) -> Iterator[Concept]:
+    if not isinstance(tables, list):
+        raise UsageError(f"{path}: concepts must be tables, each under [[concepts]]")
+    for table in tables:
+        text = table.get("text") if isinstance(table, dict) else None
+        threshold = table.get("threshold") if isinstance(table, dict) else None
+        if not isinstance(table, dict) or set(table) != {"text", "threshold"}:
+            raise UsageError(f"{path}: each of [[concepts]] has a text and a threshold, nothing else")
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"{path}: concepts: text={text!r} must be a text")
+        if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not -1 <= threshold <= 1:
+            raise UsageError(f"{path}: concepts: threshold={threshold!r} must be a cosine, from -1 to 1")
+        yield Concept(text, float(threshold))
