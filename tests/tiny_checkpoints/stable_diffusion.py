@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ def _text(tokenizer: Any, dim: int, **more: Any) -> CLIPTextConfig:
 
 def write_stable_diffusion(folder: Path, kind: str = "1", *, seed: int = 0, **saving: Any) -> Any:
     """Writes a tiny pipeline of a kind ("1", "2", "xl", "turbo") and returns it; `saving`: of `save_pretrained`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of `diffusers`, about NumPy 2
+        return _write(folder, kind, seed, saving)
+
+
+def _write(folder: Path, kind: str, seed: int, saving: dict[str, Any]) -> Any:
     torch.manual_seed(seed)
     shape = KINDS[kind]
     tokenizer = clip_tokenizer(folder)
