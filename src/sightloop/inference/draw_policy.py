@@ -81,11 +81,12 @@ class DrawPolicy:
 
 
 def open_policy(source: object, judges: Judges, own: Judge) -> DrawPolicy:
-    """A policy of a file or a `Policy`, its judge loaded.
+    """A policy of a file or a `Policy`, its judge loaded; None: one that allows everything.
 
     Raises:
         UsageError: the file is wrong, or the judge embeds no images.
     """
+    source = Policy() if source is None else source
     if not isinstance(source, Policy):
         if not isinstance(source, (str, PathLike)):
             raise UsageError(f"policy={source!r}: must be a file or a Policy")

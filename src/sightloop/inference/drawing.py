@@ -16,6 +16,7 @@ from sightloop.data.images.preprocess import normalize, preprocess
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
 from sightloop.inference.draw_policy import DrawPolicy
+from sightloop.inference.draw_policy import open_policy as open_policy
 from sightloop.inference.sample_rank import Judge, judge_signals
 from sightloop.protocols import DrawNetwork, Network, require
 from sightloop.tasks.denoise import DrawInputs, build_sampler, denoise

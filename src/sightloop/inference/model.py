@@ -24,8 +24,7 @@ from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
 from sightloop.inference.device_memory import Sizers
 from sightloop.inference.dialogue import judge_dialogue
 from sightloop.inference.display import model_html, public_names, show_decoding_options
-from sightloop.inference.draw_policy import open_policy
-from sightloop.inference.drawing import Drawer, draw_images
+from sightloop.inference.drawing import Drawer, draw_images, open_policy
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
 from sightloop.inference.matching import TokenizedTexts, match_probabilities, match_scores, rank_scores
@@ -455,8 +454,7 @@ class Model:
 
         Args:
             texts: one or many.
-            n: images drawn of each text.
-            seed: of the noise.
+            n, seed: images drawn of each text; seed of the noise.
             keep: images kept of each text, None for the best one if there is a judge, else for all.
             judge: model, or what `load` takes, whose ITM (else ITC) orders the images of a text.
             settings: fields of `types.DrawSettings`, the checkpoint's own where left out; `init=` an image to start
@@ -465,8 +463,7 @@ class Model:
         self._need("draw")
         prompts = as_strings(texts, "texts")
         chosen = None if judge is None else self.judges.choose(judge, self)
-        if settings.get("policy") is not None:
-            settings["policy"] = open_policy(settings["policy"], self.judges, self)
+        settings["policy"] = open_policy(settings.get("policy"), self.judges, self)
         return draw_images(self.drawer, prompts, settings, n=n, keep=keep, seed=seed, judge=chosen)
 
     def save(
