@@ -82,7 +82,7 @@ class VideoFile:
         self._most = limits.max_frames
         # Small files can hold endlessly many frames of a large canvas, and each one needs those before it.
         self._is_animation = self.container.format.name in _ANIMATIONS
-        self._processor_end = process_time() + limits.max_seconds
+        self._processor_end = process_time() + limits.max_seconds / 2
 
     def _open(self) -> None:
         """Open it, or open it again from its beginning."""

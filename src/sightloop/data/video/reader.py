@@ -228,7 +228,7 @@ class _VideoWorker:
     def _failure_reason(self, seconds: float) -> str:
         status = self.close(dying=True)
         if self._timed_out or status == _SIGPROF_STATUS:
-            return f"took longer than the limit of {seconds:g} s for a frame"
+            return f"took longer than the limit of processor time ({seconds:g} s a frame)"
         if not self._answered:
             return f"the decoder process did not start (exit status {status})"
         return f"crashed the decoder (exit status {status})"
