@@ -40,7 +40,7 @@ START_FROM_NOTHING = {
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "train.tar"
-    write_synthetic_world(path, synthetic_world("train", 24, seed=0))
+    write_synthetic_world(path, synthetic_world("train", 24, seed=0, dialogues=True))
     return path
 
 

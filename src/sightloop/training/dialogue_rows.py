@@ -148,6 +148,7 @@ def dialogue_rows(
     image_rows = [row for row, own in enumerate(drawn) if own]
     first = [drawn[row][0] for row in image_rows]
     captions = [one.dialogue.caption if one.captioned else "" for one in first]
+    max_tokens = min(max_tokens, tokenizer.max_length or max_tokens)
     contexts = _contexts(tokenizer, rounds, max_tokens)
     texts = [
         f"{context} {text}" for context, one in zip(contexts, rounds, strict=True) for text in one.answers

@@ -20,10 +20,7 @@ _LEAST_BATCH = 2  # as a contrast needs negatives
 _COUNTED = 2000  # samples whose annotations are counted; in larger data evenly spaced ones
 
 CAPTION, QUESTION, REGION, LABEL = "caption", "question", "labeled region", "label"
-ROUND, ATTRIBUTE = (
-    "round of a dialogue with candidates and a true answer",
-    "round with attributes of its candidates",
-)
+ROUND, ATTRIBUTE = "dialogue round", "labeled dialogue round"  # with candidates and truth; with attributes
 _NEEDS = {
     **dict.fromkeys(("itc", "itm", "clip", "siglip", "lm", "mlm"), CAPTION),
     "vqa": QUESTION,
