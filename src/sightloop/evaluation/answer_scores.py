@@ -20,7 +20,7 @@ from sightloop.protocols import ChatNetwork, DecoderNetwork, PromptedNetwork, re
 from sightloop.ranking.dialogue_network import AnswerScores, DialogueNetwork, judges_dialogues
 from sightloop.ranking.dialogue_text import Reading, context_text, ended, readings
 from sightloop.tasks.text_scores import text_log_likelihoods
-from sightloop.types import Dialogue, Encoded, Floats32, Message, Pixels
+from sightloop.types import Dialogue, Encoded, Floats32, ImageSource, Message, Pixels
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
@@ -185,6 +185,28 @@ def _decoder_scores(model: Model, memory: Encoded, context: str, candidates: Seq
     answers = model.tokenize(list(candidates), first_id=network.config.start_id)
     scores = text_log_likelihoods(network.decoder, states, answers.ids, answers.device_lengths)
     return scores.cpu().numpy()
+
+
+@torch.inference_mode()
+def caption_likelihoods(model: Model, images: Sequence[ImageSource], text: str) -> list[float]:
+    """Log-likelihood of one caption for each image, under a model that writes captions beside it (BLIP).
+
+    Raises:
+        UnsupportedError: the model writes by a prompt.
+    """
+    if not isinstance(model.network, DecoderNetwork):
+        raise UnsupportedError(
+            f"{model.name}: likelihoods of captions need a decoder over the image, as BLIP's"
+        )
+    caption = model.tokenize([text], first_id=model.network.config.start_id)
+    pixels = [one for one in model.read(images) if isinstance(one, Pixels)]
+    scores = [
+        text_log_likelihoods(
+            model.network.decoder, Encoded(encoded.tokens[None]), caption.ids, caption.device_lengths
+        )
+        for encoded in model.encoder.encode_each(pixels)
+    ]
+    return [float(score[0]) for score in scores]
 
 
 @torch.inference_mode()

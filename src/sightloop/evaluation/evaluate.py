@@ -27,6 +27,7 @@ from sightloop.evaluation.classification import ClassificationTask
 from sightloop.evaluation.dataset import DataSource, EvalDataset
 from sightloop.evaluation.detection import DetectionTask
 from sightloop.evaluation.dialogue import DialogueTask
+from sightloop.evaluation.draw import DrawTask
 from sightloop.evaluation.matching import MatchingTask
 from sightloop.evaluation.pope import PopeTask
 from sightloop.evaluation.predictions import (
@@ -210,6 +211,7 @@ def _make_task(
         "dialogue": lambda: DialogueTask(options),
         "pope": lambda: PopeTask(options, dataset.samples),
         "chair": lambda: ChairTask(options, dataset.samples),
+        "draw": lambda: DrawTask(options),
     }
     return makers[name]()
 

@@ -43,7 +43,7 @@ class EvalOptions:
         isolate: decode in child processes, as in `Model.read`.
         decoding: fields of `tasks.decoding_options.Decoding` (captions, vqa).
         prompt: prefix of the captions (captions).
-        clip: source of an embedding model for CLIPScore (captions).
+        clip: source of an embedding model for CLIPScore (captions, draw), CMMD and MMD (draw).
         rerank: ITM re-ranks the top k, for each of these k; empty for ITC alone (retrieval).
         labels: classes, None for those of the data (classify); what to look for, None for what the model knows
             (detect).
@@ -56,7 +56,7 @@ class EvalOptions:
         history: rounds before a question that are read with it; None for all, 0 for the question alone (dialogue).
         objects: what to look for in captions, one line an object, "dog: puppy, hound"; None for COCO's (chair).
         rank_samples: answers drawn for each question and ranked, beside the one of greedy search (vqa), or texts of
-            which the best is kept (captions, chair, pope); None for none.
+            which the best is kept (captions, chair, pope), or images drawn of each text (draw); None for none.
         rank_by: source of the model that judges them; None for the evaluated one.
 
     Raises:

@@ -18,6 +18,7 @@ TaskName: TypeAlias = Literal[
     "dialogue",
     "pope",
     "chair",
+    "draw",
 ]
 
 TASK_DESCRIPTIONS: dict[TaskName, str] = {
@@ -34,4 +35,5 @@ TASK_DESCRIPTIONS: dict[TaskName, str] = {
     "dialogue": "candidate answers of a dialogue: MRR, R@k, mean rank, NDCG",
     "pope": "is there a ... in the image? accuracy, precision, recall, F1",
     "chair": "objects in captions that are not there: CHAIRs, CHAIRi",
+    "draw": "images drawn of texts: object, color, count and position (rendered scenes), CLIPScore, CMMD",
 }

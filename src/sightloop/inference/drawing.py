@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UsageError
 from sightloop.inference.draw_policy import DrawPolicy
 from sightloop.inference.draw_policy import open_policy as open_policy
+from sightloop.inference.drawing_files import write_drawing
 from sightloop.inference.sample_rank import Judge, judge_signals
 from sightloop.protocols import DrawNetwork, Network, require
 from sightloop.tasks.denoise import DrawInputs, build_sampler, denoise
@@ -173,6 +175,10 @@ class Drawer:
                 pixels = self._network.decode_latents(latents.to(self.dtype)).float()
             images += to_images(pixels, self.spec)
         return images
+
+    def write(self, image: Image.Image, path: Path) -> None:
+        """Writes a drawn image; see `drawing_files`."""
+        write_drawing(image, path)
 
     @torch.inference_mode()
     def _encode(self, texts: list[str]) -> Encoded:

@@ -30,12 +30,14 @@ from sightloop.data.images.processor_config import spec_from_open_clip, spec_fro
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, SightloopError, UsageError
+from sightloop.inference.drawing_files import write_grid as write_grid
 from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches, keep_small_tensors
 from sightloop.inference.model import Model
 from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
 from sightloop.inference.sample_rank import Judges
+from sightloop.inference.sample_rank import judge_signals as judge_signals
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.lora import merge_lora

@@ -47,6 +47,7 @@ from sightloop.metrics.dialogue import (
     rank_metrics,
     truth_rank,
 )
+from sightloop.metrics.draw import cmmd, kid
 from sightloop.metrics.matching import (
     MatchingCurves,
     calibration_error,
@@ -89,6 +90,7 @@ __all__ = [
     "caption_statistics",
     "chair_counts",
     "chair_scores",
+    "cmmd",
     "coco_objects",
     "detection_not_computed",
     "detection_scores",
@@ -98,6 +100,7 @@ __all__ = [
     "exact_match",
     "fit_temperature",
     "grounding_scores",
+    "kid",
     "label_map_scores",
     "mask_intersection_union",
     "mask_scores",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from sightloop.towers.text import TextConfig, TextTower
 from sightloop.types import DrawSettings, Encoded, Size
 
 _BASE_PIXELS = 32 * 32  # images that need no shift of times
+_LEAST_TIME = 0.05  # by which a predicted image is divided, of the same paper
 _MAX_SIDE = 4  # times the side of training
 
 
@@ -31,6 +33,9 @@ class PainterConfig:
         guidance: scale of classifier-free guidance.
         sampler: "euler" or "heun".
         interval: shares of the steps between which guidance acts.
+        predicts: what the transformer computes, "flow", or the "image", from which the flow follows. Where a patch has
+            more values than the transformer is wide, noise does not fit through it and only images can be predicted
+            (Li and He 2025, arXiv 2511.13720).
         labels: (), it has no classes.
     """
 
@@ -40,6 +45,7 @@ class PainterConfig:
     guidance: float = 2.0
     sampler: str = "euler"
     interval: tuple[float, float] = (0.0, 1.0)
+    predicts: Literal["flow", "image"] = "flow"
     labels: tuple[str, ...] = ()
 
 
@@ -90,7 +96,10 @@ class Painter(nn.Module):
 
     def denoise(self, latents: Tensor, times: Tensor, prompts: Encoded) -> Tensor:
         """The flow at pixels `[B, C, h, w]` and times `[B]`, for B encoded prompts -> `[B, C, h, w]`."""
-        return self.vision(latents, times, prompts)
+        predicted = self.vision(latents, times, prompts)
+        if self.config.predicts == "flow":
+            return predicted
+        return (latents - predicted) / times.clamp(min=_LEAST_TIME).to(latents.dtype)[:, None, None, None]
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pixels `[B, 3, H, W]`: the latents."""

@@ -34,6 +34,7 @@ from sightloop.protocols import (
     require,
 )
 from sightloop.ranking.dialogue_network import DialogueNetwork
+from sightloop.towers.dit import DitConfig
 from sightloop.towers.efficientnet import EfficientNet, EfficientNetConfig
 from sightloop.towers.text import TextTower
 from sightloop.towers.vit import VitConfig
@@ -179,7 +180,7 @@ def _with_fusion(config: SizedConfig, settings: ModelSettings) -> BlipConfig:
 
 def _with_image_size(config: ConfigT, side: int) -> ConfigT:
     vision = config.vision
-    if not isinstance(vision, (VitConfig, EfficientNetConfig)):
+    if not isinstance(vision, (VitConfig, EfficientNetConfig, DitConfig)):
         raise UsageError(f"model.image_size={side}: this image tower has one size; set model.image_size=0")
     if side % vision.patch:
         raise UsageError(f"model.image_size={side}: must be a multiple of {vision.patch}, the patch size")

@@ -29,6 +29,7 @@ OBJECTIVES = (
     "dialogue",
     "attributes",
     "reply",
+    "flow",
 )
 
 
@@ -196,6 +197,7 @@ class Recipe:
             or on images held out of the training, which `model.init_from` must not have learned either.
         masked_patches: share of patches that MIM hides, between 0 and 1.
         masked_words: share of words that MLM masks, between 0 and 1.
+        text_dropout: share of images that the flow learns without their text, for classifier-free guidance, 0..1.
     """
 
     name: str
@@ -222,6 +224,7 @@ class Recipe:
     calibrate: bool = False
     masked_patches: float = 0.6
     masked_words: float = 0.15
+    text_dropout: float = 0.1
 
 
 def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -304,6 +307,7 @@ def _check(recipe: Recipe) -> None:
         "steps, epochs: one of them must be above 0": recipe.steps <= 0 and recipe.epochs <= 0,
         "keep_last: must be at least 1": recipe.keep_last < 1,
         "hard_negatives: must be from 0 to 1": not 0 <= recipe.hard_negatives <= 1,
+        "text_dropout: must be from 0 to 1": not 0 <= recipe.text_dropout <= 1,
         "label_smoothing: must be in [0, 1)": not 0 <= recipe.label_smoothing < 1,
         "masked_patches, masked_words: must be between 0 and 1": not (
             0 < recipe.masked_patches < 1 and 0 < recipe.masked_words < 1

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
 from sightloop.objectives import contrastive, language, masked, matching
+from sightloop.objectives.flow import add_noise, flow_loss
 from sightloop.objectives.gather import gather_rows, row_offset
 from sightloop.objectives.positives import NO_CAPTION, Positives
 from sightloop.protocols import (
     BiasNetwork,
     DecoderNetwork,
+    DrawNetwork,
     Embedder,
+    FlowNetwork,
     ImageNetwork,
     LabelClassifier,
     LanguageModelingNetwork,
@@ -31,6 +34,7 @@ from sightloop.protocols import (
 from sightloop.towers.text import LanguageModel
 from sightloop.training.dataloader import TextRows
 from sightloop.training.dialogue_terms import attributes, dialogue, reply
+from sightloop.training.flow_draws import drop_texts, flow_draws
 from sightloop.training.heads import WordHead
 from sightloop.training.loss_context import (
     LossContext,
@@ -386,6 +390,29 @@ def classes(context: LossContext) -> None:
         context.add("classes", language.lm_loss(logits, labels[part], count, smoothing=smoothing))
 
 
+def flow(context: LossContext) -> None:
+    """Rectified flow of images, given their first caption; a share of them without it (`text_dropout`)."""
+    rows, network, recipe = context.first_captions, context.net(DrawNetwork), context.recipe
+    count = global_count(len(rows.ids))
+    if count == 0:
+        return
+    clean = network.encode_pixels(select_rows(context.pixels, rows.image_rows))
+    draws = flow_draws(
+        tuple(clean.shape[1:]),
+        recipe.seed,
+        context.batch.step,
+        context.batch.row_indices[rows.image_rows].tolist(),
+    )
+    noise, normals, shares = (draw.to(clean.device) for draw in draws)
+    size = context.pixels.shape[2], context.pixels.shape[3]
+    noisy = add_noise(clean, noise, normals, context.net(FlowNetwork).time_shift(size))
+    ids, lengths = drop_texts(rows.ids, rows.lengths, shares < recipe.text_dropout)
+    for part in context.cache.micro_batches(len(ids)):
+        prompts = network.encode_prompts(ids[part], lengths[part])
+        predicted = network.denoise(noisy.latents[part], noisy.times[part], prompts)
+        context.add("flow", flow_loss(predicted, noisy.flow[part], count))
+
+
 LOSS_TERMS: Mapping[str, Callable[[LossContext], None]] = {
     "itc": itc,
     "itm": itm,
@@ -400,4 +427,5 @@ LOSS_TERMS: Mapping[str, Callable[[LossContext], None]] = {
     "dialogue": dialogue,
     "attributes": attributes,
     "reply": reply,
+    "flow": flow,
 }

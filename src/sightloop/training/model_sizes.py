@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from sightloop.errors import UsageError
-from sightloop.models import blip, blip2, clip, siglip
+from sightloop.models import blip, blip2, clip, painter, siglip
+from sightloop.towers.dit import DitConfig
 from sightloop.towers.efficientnet import EfficientNetConfig
 from sightloop.towers.text import TextConfig
 from sightloop.towers.vit import VitConfig
 from sightloop.types import JsonDict
 
-SizedConfig: TypeAlias = blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig
+SizedConfig: TypeAlias = (
+    blip.BlipConfig | blip2.Blip2Config | clip.ClipConfig | siglip.SiglipConfig | painter.PainterConfig
+)
 
 
 def _blip(
@@ -130,6 +133,13 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
     )
 
 
+def _painter(vision: DitConfig, *, text_layers: int) -> painter.PainterConfig:
+    """A diffusion transformer with a text tower of its memory's width. SiLU takes half the time of GELU here."""
+    dim = vision.memory_dim
+    text = replace(_bert(dim, text_layers, dim // 32, positions=40), post_norm=False, eps=1e-6)
+    return painter.PainterConfig(vision, replace(text, mlp_dim=2 * dim, activation="silu"), predicts="image")
+
+
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
 SIZES: dict[str, tuple[str, SizedConfig]] = {
     # 8 million parameters with 4,000 tokens. Batch norm averages over one process's rows, so that training from scratch
@@ -213,6 +223,14 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
             answers=True,
         ),
     ),
+    "painter-world": (
+        "painter",
+        _painter(DitConfig(64, 8, 3, 128, 5, 2, 384, memory_dim=96, activation="silu"), text_layers=1),
+    ),
+    "painter-64": (
+        "painter",
+        _painter(DitConfig(64, 4, 3, 384, 10, 6, 1152, memory_dim=192, activation="silu"), text_layers=3),
+    ),
     "world": (
         "blip",
         _blip(
@@ -291,7 +309,7 @@ def fit_to_tokenizer(config: SizedConfig, vocab: int, token_id: Callable[[str], 
     text = replace(config.text, vocab=vocab)
     if isinstance(config, clip.ClipConfig):
         return replace(config, text=text, end_id=token_id("<|endoftext|>"))
-    if isinstance(config, siglip.SiglipConfig):
+    if isinstance(config, siglip.SiglipConfig | painter.PainterConfig):
         return replace(config, text=text)
     if isinstance(config, blip2.Blip2Config):
         start, end, pad = (token_id(name) for name in ("[DEC]", "[SEP]", "[PAD]"))

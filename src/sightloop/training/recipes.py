@@ -297,6 +297,20 @@ RECIPES: dict[str, Recipe] = {
             label_smoothing=0.0,
             steps=1000,
         ),
+        # Plain rendered scenes of 64 pixels (`sightloop synthetic --scenes plain`), 40 minutes on two cores.
+        Recipe(
+            "painter_world",
+            {"flow": 1.0},
+            model=ModelSettings(size="painter-world", vocab_size=200),
+            data=DataSettings(batch=48, max_tokens=24, cache=64, workers=1, augment=None),
+            teacher=_NO_TEACHER,
+            optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.99), clip_norm=1.0, weight_decay=0.0),
+            schedule=ScheduleConfig("constant", warmup_steps=100),
+            precision="bfloat16",
+            ema=0.995,
+            steps=10_000,
+            save_every=200,
+        ),
         # The bundled model; recipes/nano/LOG.md has the settings of its runs and the experiments.
         Recipe(
             "nano",

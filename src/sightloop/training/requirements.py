@@ -22,7 +22,7 @@ _COUNTED = 2000  # samples whose annotations are counted; in larger data evenly 
 CAPTION, QUESTION, REGION, LABEL = "caption", "question", "labeled region", "label"
 ROUND, ATTRIBUTE = "dialogue round", "labeled dialogue round"  # with candidates and truth; with attributes
 _NEEDS = {
-    **dict.fromkeys(("itc", "itm", "clip", "siglip", "lm", "mlm"), CAPTION),
+    **dict.fromkeys(("itc", "itm", "clip", "siglip", "lm", "mlm", "flow"), CAPTION),
     "vqa": QUESTION,
     "classes": LABEL,
     "dialogue": ROUND,

@@ -104,14 +104,15 @@ class EvaluateOptions:
 
     rank_samples: Annotated[int | None, Parameter(converter=integer)] = None
     """vqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for `ask`,
-    `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. Default: off."""
+    `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. draw: draw this many
+    images of each text, for the best of them by --rank-by. Default: off."""
 
     rank_by: Annotated[str | None, Parameter(metavar="MODEL")] = None
     """With --rank-samples: the model that judges. Default: the evaluated one."""
 
     clip: str | None = None
-    """captions: embedding model for CLIPScore and RefCLIPScore, such as openai/clip-vit-base-patch32. Default:
-    neither is computed."""
+    """captions, draw: embedding model for CLIPScore, such as openai/clip-vit-base-patch32; of drawings also for CMMD
+    and MMD. Default: none of these is computed."""
 
     prompt: str | None = None
     """captions, chair: beginning of every caption. Default: none."""
@@ -190,6 +191,7 @@ _CAPABILITIES: dict[TaskName, str] = {
     "dialogue": "answer",
     "pope": "answer",
     "chair": "caption",
+    "draw": "draw",
 }
 
 

@@ -42,6 +42,7 @@ def synthetic(
     size: Annotated[int, Parameter(converter=integer)] = 64,
     video_scenes: Annotated[int, Parameter(converter=integer, show_default=False)] = 0,
     texts: SceneTexts = _TEXTS,
+    scenes: Literal["all", "plain"] = "all",
 ) -> int:
     """Write a synthetic dataset of rendered scenes with captions, questions, boxes and outlines.
 
@@ -58,6 +59,8 @@ def synthetic(
         part: train, or unseen: combinations of the same words that do not occur in any train scene.
         size: Width and height of the images in pixels.
         video_scenes: Write videos, each of so many moving scenes one after another.
+        scenes: all, or plain: large objects on a background of one gray, for drawing (recipe painter_world); their
+            unseen part has pairs of a color and a shape that no plain train scene shows.
     """
     from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 
@@ -70,7 +73,7 @@ def synthetic(
     if dst.suffix.lower() != ".tar":
         raise UsageError(f"DST {dst}: must end in .tar; `sightloop convert` makes other formats of it.")
     check_output_folder("DST", dst.parent)
-    scenes = synthetic_world(
+    world = synthetic_world(
         part,
         count,
         seed,
@@ -78,8 +81,9 @@ def synthetic(
         different=texts.different,
         shuffled=texts.shuffled,
         dialogues=texts.dialogues,
+        scenes=scenes,
     )
-    write_synthetic_world(dst, scenes)
+    write_synthetic_world(dst, world)
     print_message(f"{dst}: {count:,} scenes.")
     return 0
 

@@ -23,13 +23,26 @@ from sightloop.data.datasets.schema import fields_from_dialogue
 from sightloop.data.datasets.synthetic_clips import synthetic_videos as synthetic_videos
 from sightloop.data.datasets.synthetic_clips import write_synthetic_videos as write_synthetic_videos
 from sightloop.data.datasets.synthetic_dialogue import make_dialogue
-from sightloop.data.datasets.synthetic_grammar import Combination, Part, combinations, make_questions
+from sightloop.data.datasets.synthetic_grammar import (
+    Combination,
+    Part,
+    SceneKind,
+    combinations,
+    make_questions,
+    plain_combinations,
+)
+from sightloop.data.datasets.synthetic_parser import SceneCheck as SceneCheck
+from sightloop.data.datasets.synthetic_parser import SceneObject as SceneObject
+from sightloop.data.datasets.synthetic_parser import check_scene as check_scene
+from sightloop.data.datasets.synthetic_parser import parse_scene as parse_scene
+from sightloop.data.datasets.synthetic_parser import plain_combination as plain_combination
 from sightloop.data.datasets.synthetic_scene import Scene, render_scene
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.types import Dialogue, JsonDict, Sample
 
 # Share of each kind of scene. Most combinations are pairs, so uniform draws would give almost only pairs.
+_PLAIN_SHARES = {"one": 0.2, "alike": 0.36, "above": 0.22, "left of": 0.22}
 _KIND_SHARES = {"one": 0.16, "alike": 0.16, "above": 0.22, "left of": 0.22, "inside": 0.10, "word": 0.14}
 
 
@@ -43,6 +56,7 @@ class SyntheticWorld(Sequence[Sample]):
         combinations: content of each image.
         text_indices: for each image, the index of the combination whose texts and regions it gets.
         talks: each sample has a dialogue.
+        plain: whether the scenes are plain.
     """
 
     def __init__(
@@ -54,8 +68,9 @@ class SyntheticWorld(Sequence[Sample]):
         text_indices: Sequence[int],
         *,
         talks: bool = False,
+        plain: bool = False,
     ) -> None:
-        self.name, self.seed, self.size, self.talks = name, seed, size, talks
+        self.name, self.seed, self.size, self.talks, self.plain = name, seed, size, talks, plain
         self.combinations = tuple(combinations)
         self.text_indices = tuple(text_indices)
 
@@ -93,7 +108,7 @@ class SyntheticWorld(Sequence[Sample]):
 
     def _render(self, index: int) -> Scene:
         random = generator("world", "picture", self.name, self.seed, index)  # the key is part of the pixels
-        return render_scene(self.combinations[index], random, self.size)
+        return render_scene(self.combinations[index], random, self.size, plain=self.plain)
 
 
 def synthetic_world(
@@ -105,6 +120,7 @@ def synthetic_world(
     different: bool = False,
     shuffled: bool = False,
     dialogues: bool = False,
+    scenes: SceneKind = "all",
 ) -> SyntheticWorld:
     """Samples of one part: PNG images, each with its one correct caption, questions and regions.
 
@@ -120,6 +136,8 @@ def synthetic_world(
         shuffled: a negative control. Images get captions, questions and regions of other images, so that only their
             frequencies can be learned.
         dialogues: each sample has a dialogue of five rounds (`synthetic_dialogue`).
+        scenes: "all", or "plain" ones: large objects alone on a background of one gray, for drawing; their part
+            "unseen" has combinations of a color and a shape that no plain scene of "train" shows.
 
     Raises:
         UsageError: an argument is out of range, or there are fewer different captions than `count`.
@@ -130,14 +148,18 @@ def synthetic_world(
         raise UsageError(
             f"count={count}, size={size}: the count must be at least 0, the size at least 16 pixels."
         )
-    by_kind = combinations(part)
+    plain = scenes == "plain"
+    by_kind, shares = (
+        (plain_combinations(part), _PLAIN_SHARES) if plain else (combinations(part), _KIND_SHARES)
+    )
+    name = f"plain-{part}" if plain else part
     if different and count > (most := sum(map(len, by_kind.values()))):
         raise UsageError(f"count={count}: there are only {most:,} different captions in the part {part!r}.")
-    random = generator("world", "combinations", part, seed)
+    random = generator("world", "combinations", name, seed)
     chosen: list[Combination] = []
     used: set[Combination] = set()
     while len(chosen) < count:
-        candidates = by_kind[str(random.choice(list(_KIND_SHARES), p=list(_KIND_SHARES.values())))]
+        candidates = by_kind[str(random.choice(list(shares), p=list(shares.values())))]
         combination = candidates[random.integers(len(candidates))]
         if not (different and combination in used):
             chosen.append(combination)
@@ -146,9 +168,10 @@ def synthetic_world(
     if shuffled:
         # A random cycle through all images, so that none keeps its own text. order [2, 0, 3, 1], rolled [1, 2, 0, 3]:
         # image 2 gets text 1, image 0 text 2, image 3 text 0, image 1 text 3.
-        order = generator("world", "shuffle", part, seed).permutation(count)
+        order = generator("world", "shuffle", name, seed).permutation(count)
         text_indices[order] = np.roll(order, 1)
-    return SyntheticWorld(part, seed, size, chosen, text_indices.tolist(), talks=dialogues)
+    indices = text_indices.tolist()
+    return SyntheticWorld(name, seed, size, chosen, indices, talks=dialogues, plain=plain)
 
 
 def write_synthetic_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None:

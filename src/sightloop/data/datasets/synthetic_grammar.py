@@ -9,6 +9,9 @@ Every combination has exactly one correct caption:
     two red circles above the word sun
 
 A fifth of all combinations is held out as the part "unseen": new images and new captions of known words.
+
+Plain scenes, for drawing, have one to four equal objects, or one above or left of another, all large. Their part
+"unseen" holds out `HELD_OUT_PAIRS` of a color and a shape: no "train" scene shows one of them in any caption.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from sightloop.types import Question
 
 Part: TypeAlias = Literal["train", "unseen"]
 Relation: TypeAlias = Literal["", "above", "left of", "inside"]
+SceneKind: TypeAlias = Literal["all", "plain"]
 
 COLORS = {  # name -> RGB
     "red": (212, 36, 36),
@@ -41,6 +45,8 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 NUMBERS = ("zero", "one", "two", "three", "four")
 WORDS = ("sun", "cat", "tea", "box", "key", "map", "ice", "owl")
 _HELD_OUT = 5  # one combination in this many
+# A shape for each color, so that every color and every shape is learned from others.
+HELD_OUT_PAIRS = frozenset((color, SHAPES[(2 * i + i // 3) % len(SHAPES)]) for i, color in enumerate(COLORS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,28 @@ class Combination:
                 str(self.second),
             ]
         return tuple(caption for caption in dict.fromkeys(captions) if caption != str(self))
+
+
+@cache
+def plain_combinations(part: Part) -> dict[str, tuple[Combination, ...]]:
+    """All combinations of plain scenes of a part, by kind."""
+    singles = [Group(1, color, shape) for color, shape in product(COLORS, SHAPES)]
+    pairs = [(a, b) for a, b in product(singles, singles) if a != b]
+    by_kind = {
+        "one": [Combination(single) for single in singles],
+        "alike": [Combination(Group(n, one.color, one.shape)) for one, n in product(singles, (2, 3, 4))],
+        "above": [Combination(a, "above", b) for a, b in pairs],
+        "left of": [Combination(a, "left of", b) for a, b in pairs],
+    }
+    return {
+        kind: tuple(
+            combination
+            for combination in members
+            if any((one.color, one.shape) in HELD_OUT_PAIRS for one in combination.groups)
+            == (part == "unseen")
+        )
+        for kind, members in by_kind.items()
+    }
 
 
 @cache

@@ -30,6 +30,7 @@ _LEFT, _RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 _MIDDLE = (0.28, 0.28, 0.72, 0.72)
 _OVER_WORD, _WORD = (0.0, 0.04, 1.0, 0.58), (0.04, 0.64, 0.96, 0.97)
 # Smallest and largest radius of a shape, as shares of the shorter side of its cell.
+_PLAIN_MARGIN = 0.08  # of the shorter side of a cell
 _SMALL, _USUAL, _LARGE = (0.20, 0.24), (0.41, 0.48), (0.44, 0.48)
 
 
@@ -46,22 +47,26 @@ class Scene:
     regions: tuple[Region, ...]
 
 
-def render_scene(combination: Combination, random: np.random.Generator, size: int = 64) -> Scene:
+def render_scene(
+    combination: Combination, random: np.random.Generator, size: int = 64, *, plain: bool = False
+) -> Scene:
     """Renders a combination.
 
     Args:
         combination: content of the scene.
         random: chooses what the caption does not say: positions, rotations, shades, background, noise.
         size: width and height in pixels.
+        plain: a background of one color, and no noise.
     """
     canvas_size = size * SUPERSAMPLING
-    canvas = draw_background(canvas_size, random)
+    canvas = (_plain_background if plain else draw_background)(canvas_size, random)
     draw = ImageDraw.Draw(canvas)
     regions: list[Region] = []
     for group, box, radii in _layout(combination):
         for cell in _split_box(group.count, box, random):
             # In a long cell, objects of a relation stay near the middle: "above" must not look like "left of" too.
             area = _center_square(cell) if combination.relation else cell
+            area = _inset(area) if plain else area
             outline = _place_shape(group.shape, area, radii, random)  # [n, 2]
             shade = np.clip(np.array(COLORS[group.color]) + random.integers(-12, 13, 3), 0, 255)
             draw.polygon([(float(x), float(y)) for x, y in outline * canvas_size], fill=_rgb(shade))
@@ -70,7 +75,10 @@ def render_scene(combination: Combination, random: np.random.Generator, size: in
         edges = _draw_word(canvas, combination.word, random)
         left, top, right, bottom = (edge / SUPERSAMPLING for edge in edges)
         regions.append(Region(f"word {combination.word}", (left, top, right, bottom)))
-    pixels = np.asarray(canvas.reduce(SUPERSAMPLING)).astype(np.float32)  # [size, size, 3]
+    reduced = canvas.reduce(SUPERSAMPLING)
+    if plain:
+        return Scene(np.asarray(reduced), tuple(regions))
+    pixels = np.asarray(reduced).astype(np.float32)  # [size, size, 3]
     pixels += random.normal(0.0, random.uniform(1.0, 5.0), pixels.shape)
     return Scene(pixels.round().clip(0, 255).astype(np.uint8), tuple(regions))
 
@@ -109,6 +117,13 @@ def _center_square(box: Box) -> Box:
     return (x - half, y - half, x + half, y + half)
 
 
+def _inset(box: Box) -> Box:
+    """A box without its margin, so that objects never touch."""
+    left, top, right, bottom = box
+    margin = _PLAIN_MARGIN * min(right - left, bottom - top)
+    return (left + margin, top + margin, right - margin, bottom - margin)
+
+
 def _place_shape(shape: str, cell: Box, radii: tuple[float, float], random: np.random.Generator) -> Floats:
     """Outline `[n, 2]` of a shape at a random position in its cell, rotated by up to 0.1 radians."""
     left, top, right, bottom = cell
@@ -130,6 +145,12 @@ def draw_background(side: int, random: np.random.Generator) -> Image.Image:
     rows = np.broadcast_to(lines[:, None].clip(0, 255).astype(np.uint8), (side, side, 3))
     image = rows if random.random() < 0.5 else rows.transpose(1, 0, 2)  # across or down
     return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _plain_background(side: int, random: np.random.Generator) -> Image.Image:
+    """A background of one gray of medium brightness."""
+    tone = int(random.integers(120, 171))
+    return Image.new("RGB", (side, side), (tone, tone, tone))
 
 
 def _draw_word(canvas: Image.Image, word: str, random: np.random.Generator) -> tuple[int, int, int, int]:
@@ -162,6 +183,11 @@ def _region(label: str, points: Floats, size: int) -> Region:
 def _rgb(color: NDArray[np.int64]) -> tuple[int, int, int]:
     red, green, blue = color.tolist()
     return (red, green, blue)
+
+
+def shape_outline(shape: str) -> Floats:
+    """Outline `[n, 2]` of a shape of radius about 1 around (0, 0), y downwards."""
+    return OUTLINES[shape]
 
 
 def _regular_polygon(corners: int, radius: float) -> Floats:
