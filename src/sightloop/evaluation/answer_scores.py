@@ -198,11 +198,12 @@ def caption_likelihoods(model: Model, images: Sequence[ImageSource], text: str) 
         raise UnsupportedError(
             f"{model.name}: likelihoods of captions need a decoder over the image, as BLIP's"
         )
-    caption = model.tokenize([text], first_id=model.network.config.start_id)
+    network = require(model.network, DecoderNetwork)
+    caption = model.tokenize([text], first_id=network.config.start_id)
     pixels = [one for one in model.read(images) if isinstance(one, Pixels)]
     scores = [
         text_log_likelihoods(
-            model.network.decoder, Encoded(encoded.tokens[None]), caption.ids, caption.device_lengths
+            network.decoder, Encoded(encoded.tokens[None]), caption.ids, caption.device_lengths
         )
         for encoded in model.encoder.encode_each(pixels)
     ]

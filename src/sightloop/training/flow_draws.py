@@ -32,7 +32,7 @@ def flow_draws(
         random = generator("flow", seed, step, row)
         numbers[i] = random.standard_normal(), random.random()
         random.standard_normal(shape, np.float32, noise[i])
-    return torch.from_numpy(noise), *torch.from_numpy(numbers).unbind(1)
+    return torch.from_numpy(noise), torch.from_numpy(numbers[:, 0]), torch.from_numpy(numbers[:, 1])
 
 
 def drop_texts(ids: Tensor, lengths: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:

@@ -192,6 +192,6 @@ def _templates() -> tuple[NDArray[np.float32], tuple[str, ...]]:
             canvas = Image.new("L", (8 * _TEMPLATE, 8 * _TEMPLATE))
             corners = [(float(x), float(y)) for x, y in points * (8 * _TEMPLATE - 1)]
             ImageDraw.Draw(canvas).polygon(corners, fill=255)
-            covers.append(np.asarray(canvas.reduce(8)).astype(np.float32) / 255)
+            covers.append((np.asarray(canvas.reduce(8)) / 255).astype(np.float32))
             names.append(shape)
     return np.stack(covers), tuple(names)
