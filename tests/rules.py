@@ -84,6 +84,7 @@ ROOMS: dict[str, set[str]] = {
         "apps.server",
         "capfilt",
         "checkpoints",
+        "data",
         "data.datasets",
         "data.images",
         "dialogue",

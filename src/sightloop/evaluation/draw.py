@@ -220,10 +220,10 @@ def _parser_metrics(keys: list[str], checks: list[SceneCheck], ending: str) -> l
             key: check.correct if name == "all right" else getattr(check, name)
             for key, check in zip(keys, checks, strict=True)
         }
-        told = {key: float(value) for key, value in values.items() if value is not None}
-        if told:
-            rows = np.array(list(told.values()))
-            metrics.append(MetricTable(f"{name}{ending}", words + of, "texts", list(told), rows))
+        known_values = {key: float(value) for key, value in values.items() if value is not None}
+        if known_values:
+            rows = np.array(list(known_values.values()))
+            metrics.append(MetricTable(f"{name}{ending}", words + of, "texts", list(known_values), rows))
     return metrics
 
 

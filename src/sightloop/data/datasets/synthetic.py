@@ -170,8 +170,7 @@ def synthetic_world(
         # image 2 gets text 1, image 0 text 2, image 3 text 0, image 1 text 3.
         order = generator("world", "shuffle", name, seed).permutation(count)
         text_indices[order] = np.roll(order, 1)
-    indices = text_indices.tolist()
-    return SyntheticWorld(name, seed, size, chosen, indices, talks=dialogues, plain=plain)
+    return SyntheticWorld(name, seed, size, chosen, text_indices.tolist(), talks=dialogues, plain=plain)
 
 
 def write_synthetic_world(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
