@@ -84,7 +84,6 @@ ROOMS: dict[str, set[str]] = {
         "apps.server",
         "capfilt",
         "checkpoints",
-        "data",
         "data.datasets",
         "data.images",
         "dialogue",

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from sightloop.data.atomic import atomic_write
+from sightloop.data.atomic import atomic_write, lock_folder, remove_stale_temporaries
 from sightloop.types import JsonDict
 
 _GAP, _LABEL, _COLUMN = 4, 16, 220  # pixels of a grid: between images, height of a text, least width of a row
+
+
+@contextmanager
+def drawing_folder(folder: Path) -> Generator[None]:
+    """A folder for drawings, made and locked, without what a killed process left in it.
+
+    Raises:
+        UsageError: another process draws into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        remove_stale_temporaries(folder)
+        yield
 
 
 def describe(image: Image.Image) -> JsonDict:

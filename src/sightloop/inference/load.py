@@ -30,6 +30,7 @@ from sightloop.data.images.processor_config import spec_from_open_clip, spec_fro
 from sightloop.data.text.load import load_tokenizer_of_kind
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import CheckpointError, SightloopError, UsageError
+from sightloop.inference.drawing_files import drawing_folder as drawing_folder
 from sightloop.inference.drawing_files import write_grid as write_grid
 from sightloop.inference.generation_config import decoding_defaults
 from sightloop.inference.kernel_cache import time_kernels

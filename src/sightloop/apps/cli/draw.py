@@ -24,7 +24,6 @@ from sightloop.apps.cli.options import (
 )
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter
 from sightloop.checkpoints.hub import weights_identity
-from sightloop.data.atomic import lock_folder, remove_stale_temporaries
 from sightloop.errors import UsageError
 from sightloop.ranking.policy import Policy, read_policy
 from sightloop.types import Done, Failed, JsonDict, Skipped
@@ -184,10 +183,10 @@ def draw(
     identity = [weights_identity(runtime.source, runtime.lora), judged_by, runtime.dtype]
     job = _Job(out, choice.number, kept, choice.seed, " ".join(identity), options)
     allowed = [prompt for prompt in prompts if not policy.refuse_text(prompt)]
-    out.mkdir(parents=True, exist_ok=True)
+    from sightloop.inference.load import drawing_folder, write_grid  # imports torch
+
     rows = OutputTable([Column("file"), Column("text"), Column("score", 8, True)], as_json=runtime.json)
-    with lock_folder(out), ProgressReporter("drawing", rows, RESUME_HINT) as progress:
-        remove_stale_temporaries(out)
+    with drawing_folder(out), ProgressReporter("drawing", rows, RESUME_HINT) as progress:
         progress.count_ahead(lambda: len(allowed) * kept + len(prompts) - len(allowed))
         for prompt in prompts:
             if reason := policy.refuse_text(prompt):
@@ -195,8 +194,6 @@ def draw(
         if model := _draw_all(job, allowed, choice, runtime, progress):
             progress.message(f"{out}: a dataset of images that {model} drew.")
     if grid is not None and allowed:
-        from sightloop.inference.load import write_grid
-
         write_grid([(prompt, job.files(prompt)) for prompt in allowed], grid)
     return progress.status
 
