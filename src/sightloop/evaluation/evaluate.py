@@ -44,7 +44,8 @@ from sightloop.evaluation.results import EvalRun, Evaluation
 from sightloop.evaluation.retrieval import RetrievalTask
 from sightloop.evaluation.task import EvalOptions, EvalTask, TaskContext, TaskPhase
 from sightloop.evaluation.task_names import TaskName
-from sightloop.evaluation.video_captions import open_video_captions
+from sightloop.evaluation.video_annotations import open_video_annotations
+from sightloop.evaluation.video_questions import VideoQuestionsTask
 from sightloop.evaluation.video_retrieval import VideoRetrievalTask
 from sightloop.evaluation.vqa import VqaTask
 from sightloop.inference.fingerprint import ModelSource, fingerprint, model_folder, preprocessing_digest
@@ -97,7 +98,8 @@ def evaluate(
     contents = [read_predictions(file) for file in files]
     file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
     settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
-    data = _open_videos(data) if task == "videos" else data
+    if task in ("videos", "videoqa"):
+        data = _open_videos(data, questions=task == "videoqa")
     dataset = EvalDataset(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
@@ -123,14 +125,15 @@ def evaluate(
     return result
 
 
-def _open_videos(data: DataSource | Dataset) -> Dataset:
-    """Videos with captions: a dataset of them, or the file of captions and the folder of videos."""
+def _open_videos(data: DataSource | Dataset, *, questions: bool) -> Dataset:
+    """Videos with captions or questions: a dataset of them, or the file of those and the folder of videos."""
     if isinstance(data, Dataset):
         return data
     places = [data] if isinstance(data, str | PathLike) else list(data)
     if not 1 <= len(places) <= 2:
-        raise UsageError("data: give the file of captions, and the folder of videos")
-    return open_video_captions(*places)
+        what = "questions" if questions else "captions"
+        raise UsageError(f"data: give the file of {what}, and the folder of videos")
+    return open_video_annotations(*places, questions=questions)
 
 
 def _write_reports(folder: Path, result: Evaluation, dataset: EvalDataset) -> None:
@@ -203,6 +206,7 @@ def _make_task(
         "videos": lambda: VideoRetrievalTask(options),
         "classify": lambda: ClassificationTask(options, dataset.samples),
         "vqa": lambda: VqaTask(options, dataset.samples),
+        "videoqa": lambda: VideoQuestionsTask(options, dataset.samples),
         "matching": lambda: MatchingTask(options, dataset.samples),
         "features": lambda: ProbingTask(options),
         "detect": lambda: DetectionTask("detect", options),

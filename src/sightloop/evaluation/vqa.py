@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from sightloop.evaluation.dataset import PredictBatch
 from sightloop.evaluation.predictions import Records
 from sightloop.evaluation.ranked_answers import RankedQuestion, as_record, ranked_question, ranking_metrics
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
-from sightloop.evaluation.task import EvalOptions, TaskPhase, over_images, row
+from sightloop.evaluation.task import EvalOptions, RunPhase, TaskPhase, over_images, row
 from sightloop.evaluation.writing import write_answers
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
 from sightloop.ranking.options import RankedText
@@ -63,10 +64,14 @@ class VqaTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """All questions of an image together: greedy, and where asked for drawn and ranked."""
-        phases = [TaskPhase("answering", "answers", over_images(self._answer), "answer")]
+        phases = [TaskPhase("answering", "answers", self.over(self._answer), "answer")]
         if self.options.rank_samples is not None:
-            phases.append(TaskPhase("drawing and ranking", "ranked", over_images(self._rank), "answer"))
+            phases.append(TaskPhase("drawing and ranking", "ranked", self.over(self._rank), "answer"))
         return phases
+
+    def over(self, predict: PredictBatch) -> RunPhase:
+        """A phase that applies `predict` to the images."""
+        return over_images(predict)
 
     def _rank(self, model: Model, batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
         counts = [len(sample.questions) for sample in batch]

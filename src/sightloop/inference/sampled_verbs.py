@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from sightloop.data.video.pixels import ANSWERING
 from sightloop.errors import UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, VisualSource, as_images, prompts_from
@@ -111,14 +112,15 @@ class SampledVerbs:
         self, images: Sequence[VisualSource], questions: Sequence[str], options: Decoding
     ) -> list[RankedText]:
         """An answer for each of R pairs of an image and a question."""
+        encoder = self.encoder.sampling(ANSWERING)
         answers: dict[int, RankedText] = {}
-        for batch, encoded, rows_of in self.encoder.distinct_batches(images):
+        for batch, encoded, rows_of in encoder.distinct_batches(images):
             owners = [b for b, rows in enumerate(rows_of) for _ in rows]
             rows = [int(row) for own in rows_of for row in own]
             asked = [questions[row] for row in rows]
             pixels = [batch[b] for b in owners]
             written = answer_questions(
-                self.encoder, self.generator, pixels, asked, None, options, top=1, scored=True
+                encoder, self.generator, pixels, asked, None, options, top=1, scored=True
             )
             claims = [
                 [statement(question, one.text) for one in texts]

@@ -83,10 +83,10 @@ class EvaluateOptions:
     average several prompts. Default: 'a photo of a {}.'"""
 
     answer_by: Literal["generate", "rank"] | None = None
-    """vqa: generate answers, or rank candidates. Default: generate."""
+    """vqa, videoqa: generate answers, or rank candidates. Default: generate."""
 
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None
-    """vqa with --answer-by rank: the answers to rank. Default: all answers of the data."""
+    """vqa, videoqa with --answer-by rank: the answers to rank. Default: all answers of the data."""
 
     score_by: Literal["likelihood", "itm"] | None = None
     """dialogue, pope: score an answer by its likelihood, or by ITM of a text with it. Default: dialogue: by likelihood
@@ -103,8 +103,8 @@ class EvaluateOptions:
     """matching: score pairs by ITM probability, or by the cosine of their embeddings (ITC). Default: itm."""
 
     rank_samples: Annotated[int | None, Parameter(converter=integer)] = None
-    """vqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for `ask`,
-    `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. draw: draw this many
+    """vqa, videoqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for
+    `ask`, `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. draw: draw this many
     images of each text, for the best of them by --rank-by. Default: off."""
 
     rank_by: Annotated[str | None, Parameter(metavar="MODEL")] = None
@@ -118,10 +118,10 @@ class EvaluateOptions:
     """captions, chair: beginning of every caption. Default: none."""
 
     num_beams: Annotated[int | None, Parameter(converter=integer)] = None
-    """captions, chair, pope, vqa: number of beams; 1 is greedy decoding. Default: the checkpoint's setting."""
+    """captions, chair, pope, vqa, videoqa: number of beams; 1 is greedy decoding. Default: the checkpoint's setting."""
 
     max_new_tokens: Annotated[int | None, Parameter(converter=integer)] = None
-    """captions, chair, pope, vqa: maximum length of a text in tokens. Default: the checkpoint's setting."""
+    """captions, chair, pope, vqa, videoqa: maximum length of a text in tokens. Default: the checkpoint's setting."""
 
     device: str = "auto"
     """cpu, cuda, cuda:N, xpu, mps, or auto: a GPU if there is one."""
@@ -183,6 +183,7 @@ _CAPABILITIES: dict[TaskName, str] = {
     "videos": "rank",
     "classify": "classify",
     "vqa": "answer",
+    "videoqa": "answer",
     "matching": "match",
     "features": "embed",
     "detect": "detect",
@@ -213,8 +214,8 @@ def evaluate(
 
     Args:
         task: The task, see below.
-        data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated. For videos: the file
-            of captions, and the folder of videos.
+        data: Folder, CSV, JSONL, Parquet or COCO file, or .tar shards; several are concatenated. For videos and
+            videoqa: the file of captions or questions, and the folder of videos.
         model: Hub id, folder or weights file; repeat the option to compare two models. Default: nano, which comes with
             the package; it cannot detect, locate and segment.
         predictions: Score this predictions.jsonl instead of a model; repeat the option to compare two.
