@@ -98,8 +98,7 @@ def evaluate(
     contents = [read_predictions(file) for file in files]
     file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
     settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
-    if task in ("videos", "videoqa"):
-        data = _open_videos(data, questions=task == "videoqa")
+    data = _open_videos(data, questions=task == "videoqa") if task in ("videos", "videoqa") else data
     dataset = EvalDataset(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
