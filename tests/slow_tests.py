@@ -10,6 +10,7 @@ from __future__ import annotations
 SLOW_FILES = frozenset(
     {
         "apps/cli/test_device_pool.py",
+        "apps/cli/test_draw.py",
         "apps/cli/test_evaluate.py",
         "apps/cli/test_main.py",
         "apps/cli/test_reruns.py",

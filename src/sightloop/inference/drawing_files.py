@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -39,7 +39,11 @@ def describe(image: Image.Image) -> JsonDict:
 def write_drawing(image: Image.Image, path: Path) -> None:
     """Writes a drawn image as PNG with its description as text chunks, and PATH.json with the prompt as caption.
 
-    The JSON file comes first: an image that is there has its description.
+    The JSON file comes first: an image that is there has its description. One that is there already is kept: it is the
+    same, of a run that was killed, or somebody changed it.
+
+    Raises:
+        FileExistsError: there is a file at `path`.
     """
     description, chunks = describe(image), PngInfo()
     for name, value in description.items():
@@ -48,8 +52,9 @@ def write_drawing(image: Image.Image, path: Path) -> None:
     file = io.BytesIO()
     image.save(file, "PNG", pnginfo=chunks)
     record = {"captions": [description.pop("prompt")]} | description
-    atomic_write(path.with_suffix(".json"), json.dumps(record, ensure_ascii=False) + "\n")
-    atomic_write(path, file.getvalue())
+    with suppress(FileExistsError):
+        atomic_write(path.with_suffix(".json"), json.dumps(record, ensure_ascii=False) + "\n", exclusive=True)
+    atomic_write(path, file.getvalue(), exclusive=True)
 
 
 def write_grid(rows: Sequence[tuple[str, Sequence[Path]]], path: Path) -> None:
@@ -67,6 +72,7 @@ def write_grid(rows: Sequence[tuple[str, Sequence[Path]]], path: Path) -> None:
             page.paste(image, (left, top + _LABEL))
             left += image.width + _GAP
         top += height
-    file = io.BytesIO()
-    page.save(file, "PNG")
+    file, chunks = io.BytesIO(), PngInfo()
+    chunks.add_text("Software", "sightloop")
+    page.save(file, "PNG", pnginfo=chunks)
     atomic_write(path, file.getvalue())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from sightloop.inference.model import Model
 
 _IMAGES_AT_ONCE = 32  # of one call; a model that takes fewer splits them
+_GRID_MARK = b"tEXtSoftware\0sightloop"  # near the start of a grid's file
+_REFUSED = "the policy leaves out so many drawings of its text that none is left for it"
 _SETTINGS_GROUP = Group(
     "Drawing", help="Options that are not given keep the checkpoint's own setting.", sort_key=20
 )
@@ -101,7 +105,7 @@ class _Job:
     def files(self, prompt: str) -> list[Path]:
         """The files of a text's images, the best first."""
         key = json.dumps([prompt, self.n, self.keep, self.seed, self.identity, self.settings], sort_keys=True)
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
+        digest = _digest(key.encode("utf-8", "surrogatepass"))
         words = "-".join(re.findall(r"\w+", prompt.lower()))[:48] or "text"
         return [self.folder / f"{words}-{digest}-{rank}.png" for rank in range(1, self.keep + 1)]
 
@@ -128,7 +132,8 @@ class ChoiceOptions:
     """Random seed; with text and number it decides the noise of an image."""
 
     policy: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    """TOML file of words that no text may have; texts with one are not drawn, and count as failed. Default: none."""
+    """TOML file of words that no text may have, and of concepts that no drawing may show. What it refuses is left out,
+    and counts as failed. Default: none."""
 
     def kept(self) -> int:
         """Images kept of each text. Raises UsageError for numbers that do not go together."""
@@ -145,6 +150,21 @@ class ChoiceOptions:
             check_capability(self.judge, "similarity")
             check_checkpoint(self.judge)
         return keep
+
+    def read_policy(self) -> Policy:
+        """The policy. Raises UsageError for a wrong file, or for a judge that there is not."""
+        policy = Policy() if self.policy is None else read_policy(self.policy, images=True)
+        if policy.concepts:
+            check_capability(policy.judge, "similarity")
+            check_checkpoint(policy.judge)
+        return policy
+
+    def identity(self, policy: Policy) -> str:
+        """What of the judges decides about the images that are kept."""
+        judges = "" if self.judge is None else weights_identity(self.judge)
+        if not policy.concepts:
+            return judges
+        return f"{judges} {weights_identity(policy.judge)} {policy.concepts}"
 
 
 _CHOICE, _SETTINGS, _RUNTIME = ChoiceOptions(), SettingsOptions(), NamedModelOptions()
@@ -173,29 +193,58 @@ def draw(
     """
     prompts = _prompts(texts, file)
     kept, options = choice.kept(), settings.as_kwargs()
-    policy = Policy() if choice.policy is None else read_policy(choice.policy)
+    policy = choice.read_policy()
     check_output_folder("--out", out)
-    check_output_folder("--grid", None if grid is None else grid.parent)
-    if grid is not None and grid.suffix.lower() != ".png":
-        raise UsageError(f"--grid {grid}: must end in .png.")
+    _check_grid(grid, out)
     check_model("draw", runtime)
-    judged_by = "" if choice.judge is None else weights_identity(choice.judge)
-    identity = [weights_identity(runtime.source, runtime.lora), judged_by, runtime.dtype]
+    identity = [weights_identity(runtime.source, runtime.lora), choice.identity(policy), runtime.dtype]
+    identity += [runtime.quantize or "", "" if settings.init is None else _digest(settings.init.read_bytes())]
     job = _Job(out, choice.number, kept, choice.seed, " ".join(identity), options)
     allowed = [prompt for prompt in prompts if not policy.refuse_text(prompt)]
-    from sightloop.inference.load import drawing_folder, write_grid  # imports torch
-
     rows = OutputTable([Column("file"), Column("text"), Column("score", 8, True)], as_json=runtime.json)
-    with drawing_folder(out), ProgressReporter("drawing", rows, RESUME_HINT) as progress:
+    with ExitStack() as stack:
+        if any(job.missing(prompt) for prompt in allowed):
+            prepare_threads()
+            from sightloop.inference.load import drawing_folder  # imports torch
+
+            stack.enter_context(drawing_folder(out))
+        progress = stack.enter_context(ProgressReporter("drawing", rows, RESUME_HINT))
         progress.count_ahead(lambda: len(allowed) * kept + len(prompts) - len(allowed))
         for prompt in prompts:
             if reason := policy.refuse_text(prompt):
                 progress.event(Failed(prompt, reason))
-        if model := _draw_all(job, allowed, choice, runtime, progress):
+        if model := _draw_all(job, allowed, choice, policy, runtime, progress):
             progress.message(f"{out}: a dataset of images that {model} drew.")
     if grid is not None and allowed:
-        write_grid([(prompt, job.files(prompt)) for prompt in allowed], grid)
+        from sightloop.inference.load import write_grid
+
+        files = {prompt: [path for path in job.files(prompt) if path.is_file()] for prompt in allowed}
+        write_grid(list(files.items()), grid)
     return progress.status
+
+
+def _check_grid(grid: Path | None, out: Path) -> None:
+    """Raises UsageError for a grid that would replace a file of somebody, or become an image of the dataset."""
+    if grid is None:
+        return
+    check_output_folder("--grid", grid.parent)
+    if grid.suffix.lower() != ".png":
+        raise UsageError(f"--grid {grid}: must end in .png.")
+    if grid.resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"--grid {grid}: is in {out}, all of whose images are drawings; name another folder."
+        )
+    if grid.exists():
+        is_grid = False
+        if grid.is_file():
+            with grid.open("rb") as file:
+                is_grid = _GRID_MARK in file.read(256)
+        if not is_grid:
+            raise UsageError(f"--grid {grid}: exists and is no grid of sightloop; name another file.")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=5).hexdigest()
 
 
 def _prompts(texts: Sequence[str], file: Path | None) -> list[str]:
@@ -228,6 +277,7 @@ def _draw_all(
     job: _Job,
     prompts: Sequence[str],
     choice: ChoiceOptions,
+    policy: Policy,
     runtime: RuntimeOptions,
     progress: ProgressReporter,
 ) -> str:
@@ -242,19 +292,38 @@ def _draw_all(
         if not missing:
             continue
         if model is None:
-            prepare_threads()
             model = model_for("draw", runtime)
             progress.start_clock()
-        images = model.draw(chunk, job.n, seed=job.seed, keep=job.keep, judge=choice.judge, **job.settings)
-        paths = [path for prompt in chunk for path in job.files(prompt)]
-        for image, path in zip(images, paths, strict=True):
-            if path in missing:
+        settings = job.settings | {"policy": policy}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            images = model.draw(chunk, job.n, seed=job.seed, keep=job.keep, judge=choice.judge, **settings)
+        _pass_on(caught, progress)
+        for prompt in chunk:
+            own = [image for image in images if image.info["prompt"] == prompt]
+            ranks = range(len(own)) if choice.judge is not None else [image.info["number"] for image in own]
+            drawn = dict(zip(ranks, own, strict=True))
+            for rank, path in enumerate(job.files(prompt)):
+                if path not in missing:
+                    continue
+                if rank not in drawn:
+                    progress.event(Failed(path.name, _REFUSED))
+                    continue
+                image = drawn[rank]
                 model.drawer.write(image, path)
                 progress.event(Done(path.name, None))
-                scores = image.info.get("scores", {})
-                score = next(iter(scores.values()), None)
-                progress.row({"file": str(path), "text": image.info["prompt"], "score": score})
+                score = next(iter(image.info.get("scores", {}).values()), None)
+                progress.row({"file": str(path), "text": prompt, "score": score})
     return "" if model is None else model.name
+
+
+def _pass_on(caught: Sequence[warnings.WarningMessage], progress: ProgressReporter) -> None:
+    """Shows warnings of drawing: those of a policy, which count, of each batch of texts; others once."""
+    for warning in caught:
+        if str(warning.message).startswith("policy:"):
+            progress.message(str(warning.message))
+        else:
+            warnings.warn(warning.message, stacklevel=2)
 
 
 COMMANDS = {draw: _EPILOGUE}
