@@ -52,6 +52,7 @@ SLOW_FILES = frozenset(
         "data/test_journal.py",
         "data/test_shuffle.py",
         "data/text/test_tokenizer.py",
+        "evaluation/test_draw.py",
         "evaluation/test_evaluate.py",
         "inference/test_chat.py",
         "inference/test_explanation.py",
