@@ -417,10 +417,11 @@ def test_florence(tmp_path: Path, name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("What does the image describe?")["input_ids"]
     ids = torch.tensor([[51_289] * 577 + prompt])
+    # Greedy search: beams over random weights end within rounding of each other, which differs between CPUs.
     with torch.inference_mode():
-        generated = reference.generate(input_ids=ids, pixel_values=pixels[:1], max_new_tokens=8)
+        generated = reference.generate(input_ids=ids, pixel_values=pixels[:1], max_new_tokens=8, num_beams=1)
     expected_text = tokenizer.batch_decode(generated, skip_special_tokens=True)[0].strip()
-    assert model.caption(images()[0], max_new_tokens=8) == [expected_text]
+    assert model.caption(images()[0], max_new_tokens=8, num_beams=1) == [expected_text]
 
 
 def test_paligemma_of_google(tmp_path: Path) -> None:
