@@ -576,7 +576,7 @@ print([name for name in {heavy} if name in sys.modules])
 
 def test_every_option_has_help() -> None:
     commands = [name for name in main.app if not name.startswith("-")]
-    assert len(commands) == 21
+    assert len(commands) == 22
     for command in commands:
         for argument in main.app[command].assemble_argument_collection(parse_docstring=True):
             assert argument.parameter.help or not argument.show, (command, argument.name)
