@@ -400,3 +400,14 @@ def test_nothing_is_said_where_nothing_is_wrong(written: Any) -> None:
         model = sightloop.load(written("2")[0], device="cpu")
         assert model.capabilities == {"draw"}
         assert model.draw("a cat", steps=1)[0].info["model"] == model.name
+
+
+@pytest.mark.parametrize("layout", ["sightloop", "transformers"])
+def test_saving_is_refused_and_leaves_the_model_as_it_was(tmp_path: Path, written: Any, layout: Any) -> None:
+    folder, _ = written("1")
+    model = sightloop.load(folder, device="cpu")
+    before = model.draw("a cat", steps=1)[0]
+    with pytest.raises(UsageError, match="copy the folder"):
+        model.save(tmp_path / "copy", layout=layout)
+    assert not (tmp_path / "copy").exists()
+    assert model.draw("a cat", steps=1)[0].tobytes() == before.tobytes()

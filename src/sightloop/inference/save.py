@@ -25,7 +25,7 @@ from sightloop.models.paligemma import MaskDecoder
 from sightloop.nn.attention import Linear
 from sightloop.nn.prepack import pack, unpack
 from sightloop.nn.quantize import is_quantized
-from sightloop.protocols import Network, PromptedNetwork, require
+from sightloop.protocols import Network, PromptedNetwork, ScheduledNetwork, require
 from sightloop.tasks.region_parser import IGNORED_PHRASES
 from sightloop.types import ImageSpec, JsonMapping
 
@@ -69,6 +69,8 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     if any(isinstance(module, Linear) and is_quantized(module) for module in model.module.modules()):
         raise UsageError(f"{model.name}: was loaded in few bits; load it without `quantize` to save it")
+    if isinstance(model.network, ScheduledNetwork):  # its convolutions stay in oneDNN's layout
+        raise UsageError(f"{model.name}: is not written again; copy the folder that it was loaded from")
     temporary = target.parent / f".sightloop-{target.name}-{os.getpid()}.tmp"
     unpack(model.module)
     try:
