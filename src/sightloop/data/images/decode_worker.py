@@ -38,13 +38,7 @@ FAILED, SHARED = 1, 2
 
 def main() -> None:
     """Serve requests until the pipe is closed."""
-    # The pipes move to new descriptors, so that a C library that prints to 1 does not write between the messages.
-    requests, responses = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    devnull = os.open(os.devnull, os.O_RDWR)
-    os.dup2(devnull, 0)
-    os.dup2(devnull, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    exit_with_parent()
+    requests, responses = open_pipes()
     if not (line := requests.readline()):
         return  # no image came
     settings: dict[str, JsonDict] = json.loads(line)
@@ -63,6 +57,18 @@ def main() -> None:
         _send(responses, STARTED)
         _limit_cpu_time(limits.max_seconds)
         _send(responses, *_response(payload if kind else os.fsdecode(payload), spec, limits, shared))
+
+
+def open_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Pipes of a worker process, requests and responses; from here on it ignores Ctrl-C and ends with its parent."""
+    # The pipes move to new descriptors, so that a C library that prints to 1 does not write between the messages.
+    requests, responses = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    devnull = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull, 0)
+    os.dup2(devnull, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    exit_with_parent()
+    return requests, responses
 
 
 def _response(

@@ -29,8 +29,8 @@ from sightloop.data.images.batch_size import BatchSize as BatchSize
 from sightloop.data.images.batch_size import BatchSizer as BatchSizer
 from sightloop.data.images.batch_size import Memory as Memory
 from sightloop.data.images.batch_size import ProcessMemory as ProcessMemory
-from sightloop.data.images.decode_worker import exit_with_parent as exit_with_parent
 from sightloop.data.images.decode_worker import limit_memory as limit_memory
+from sightloop.data.images.decode_worker import open_pipes as open_pipes
 from sightloop.data.images.worker_process import SHARED_BYTES, start_worker
 from sightloop.data.images.worker_process import start_early as start_early
 from sightloop.data.images.worker_process import stop_early as stop_early

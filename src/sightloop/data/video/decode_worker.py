@@ -17,7 +17,6 @@ and not its parent.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ import av.logging
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from sightloop.data.images.reader import exit_with_parent, limit_memory
+from sightloop.data.images.reader import limit_memory, open_pipes
 from sightloop.data.video.container import VideoFile
 from sightloop.data.video.conversion import to_rgb
 from sightloop.data.video.cuts import scene_parts
@@ -77,13 +76,7 @@ class _Channel:
 
 def main() -> None:
     """Serve requests until the pipe is closed."""
-    # The pipes move to new descriptors, so that a C library that prints to 1 does not write between the messages.
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    devnull = os.open(os.devnull, os.O_RDWR)
-    os.dup2(devnull, 0)
-    os.dup2(devnull, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    exit_with_parent()
+    requests, answers = open_pipes()
     av.logging.set_level(None)
     channel = _Channel(answers)
     while line := requests.readline():
