@@ -55,6 +55,7 @@ SLOW_FILES = frozenset(
         "evaluation/test_draw.py",
         "evaluation/test_evaluate.py",
         "inference/test_chat.py",
+        "inference/test_dialogue.py",
         "inference/test_explanation.py",
         "inference/test_florence.py",
         "inference/test_generation_config.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sightloop.evaluation.ranked_answers import fit_weights, ranked_question, ra
 from sightloop.ranking.options import SIGNALS, RankWeights
 from sightloop.types import JsonDict
 
+OF_DIALOGUES = ("match", "sensible", "specific", "grounded")
 TEXTS = ["red", "blue", "two", "a cat"]
 
 
@@ -109,5 +111,7 @@ def test_nothing_to_tell_apart_gives_no_weights() -> None:
 
 def test_written_weights_are_read_again() -> None:
     weights = RankWeights(0.5, 1.0, 0.0, 2.0, -1.0)
-    assert RankWeights.read({"log_prob": 0.5, "itm": 1, "votes": 2.0, "bias": -1.0, "itc": 0}) == weights
+    file = {"log_prob": 0.5, "itm": 1, "votes": 2.0, "bias": -1.0, "itc": 0}
+    assert RankWeights.read({**dict.fromkeys(SIGNALS, 0.0), **file}) == RankWeights.read(file)
+    assert asdict(RankWeights.read(file)) == {**asdict(weights), **dict.fromkeys(OF_DIALOGUES, 0.0)}
     assert pytest.approx(weights.bias) == -1.0

@@ -9,7 +9,7 @@ import pytest
 
 import sightloop
 from sightloop.errors import UsageError
-from sightloop.inference.sample_rank import Judges
+from sightloop.inference.judges import Judges
 from sightloop.ranking.policy import Concept, Policy, read_policy
 from tests.tiny_checkpoints.clip_and_blip import write_clip
 from tests.tiny_checkpoints.painter import painter_model

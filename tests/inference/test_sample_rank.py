@@ -186,7 +186,8 @@ def test_loops_are_words_that_follow_on_themselves(words: list[str]) -> None:
 def test_weights_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.json"
     path.write_text(json.dumps({"log_prob": 0.5, "itm": 2, "bias": -1.5}))
-    assert RankWeights.read(path) == RankWeights(0.5, 2.0, 0.0, 0.0, -1.5)
+    others = {"match": 0.0, "sensible": 0.0, "specific": 0.0, "grounded": 0.0}
+    assert RankWeights.read(path) == RankWeights(0.5, 2.0, 0.0, 0.0, -1.5, **others)
     for text in ("[1]", "{", '{"itm": "2"}', '{"itm": null}', '{"itm": true}'):
         path.write_text(text)
         with pytest.raises(UsageError):

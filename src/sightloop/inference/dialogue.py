@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.errors import UnsupportedError
+from sightloop.inference.judges import Judge
 from sightloop.inference.matching import TokenizedTexts, text_batches
-from sightloop.inference.sample_rank import Judge
 from sightloop.protocols import require
 from sightloop.ranking.dialogue_network import AnswerScores, DialogueNetwork, judges_dialogues
 from sightloop.ranking.dialogue_text import fitting_context

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sightloop.errors import UsageError
 from sightloop.inference.arrays import as_numpy
-from sightloop.inference.sample_rank import Judge, Judges
+from sightloop.inference.judges import Judge, Judges
 from sightloop.protocols import Embedder, require
 from sightloop.ranking.policy import Policy, read_policy
 from sightloop.tasks import embed

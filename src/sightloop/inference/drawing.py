@@ -19,7 +19,8 @@ from sightloop.errors import UsageError
 from sightloop.inference.draw_policy import DrawPolicy
 from sightloop.inference.draw_policy import open_policy as open_policy
 from sightloop.inference.drawing_files import write_drawing
-from sightloop.inference.sample_rank import Judge, judge_signals
+from sightloop.inference.judges import Judge
+from sightloop.inference.sample_rank import judge_signals
 from sightloop.protocols import DrawNetwork, Network, require
 from sightloop.tasks.denoise import DrawInputs, build_sampler, denoise
 from sightloop.types import DrawSettings, Encoded, ImageSource, ImageSpec, JsonDict, JsonMapping, Limits, Size

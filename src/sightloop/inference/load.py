@@ -33,11 +33,11 @@ from sightloop.errors import CheckpointError, SightloopError, UsageError
 from sightloop.inference.drawing_files import drawing_folder as drawing_folder
 from sightloop.inference.drawing_files import write_grid as write_grid
 from sightloop.inference.generation_config import decoding_defaults
+from sightloop.inference.judges import Judges
 from sightloop.inference.kernel_cache import time_kernels
 from sightloop.inference.malloc import give_back_freed_memory, keep_between_batches, keep_small_tensors
 from sightloop.inference.model import Model
 from sightloop.inference.precision import auto_dtype, auto_gain, auto_quantize
-from sightloop.inference.sample_rank import Judges
 from sightloop.inference.sample_rank import judge_signals as judge_signals
 from sightloop.inference.save import FORMAT
 from sightloop.models.paligemma import MaskDecoder

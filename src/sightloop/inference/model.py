@@ -27,9 +27,9 @@ from sightloop.inference.display import model_html, public_names, show_decoding_
 from sightloop.inference.drawing import Drawer, draw_images, open_policy
 from sightloop.inference.explanation import Explainer, ExplainOptions
 from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
+from sightloop.inference.judges import Judges
 from sightloop.inference.matching import TokenizedTexts, match_probabilities, match_scores, rank_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery
-from sightloop.inference.sample_rank import Judges
 from sightloop.inference.save import save
 from sightloop.inference.text_generation import TextGenerator, flatten
 from sightloop.models.paligemma import MaskDecoder

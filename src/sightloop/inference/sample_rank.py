@@ -2,91 +2,33 @@
 
 LaMDA (Thoppilan et al. 2022, sections 3 and 5) draws 16 answers, drops those that a classifier finds unsafe and ranks
 the others. Here the judge is an image-text model: ITM and ITC say how well a statement fits the image, which marks
-made-up objects better than likelihood does (Deng et al. 2024, arXiv 2402.15300).
+made-up objects better than likelihood does (Deng et al. 2024, arXiv 2402.15300). A judge that was trained for dialogues
+says of an answer after its question and history whether it is true and, as LaMDA's discriminators do, whether it is
+sensible, specific, grounded and safe.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from sightloop.errors import UsageError
 from sightloop.inference.arrays import as_numpy
-from sightloop.inference.image_encoding import Preprocessor
+from sightloop.inference.dialogue import judge_rounds
+from sightloop.inference.judges import Judge
 from sightloop.inference.matching import TokenizedTexts
 from sightloop.inference.text_generation import WrittenText
-from sightloop.protocols import Embedder, Network
+from sightloop.protocols import Embedder, require
+from sightloop.ranking.dialogue_network import DialogueNetwork, judges_dialogues
 from sightloop.ranking.options import ABSTENTION, Candidate, RankedText, Ranking
 from sightloop.ranking.policy import Policy
 from sightloop.tasks import embed
-from sightloop.types import Encoded, Floats32, ImageSource, Integers, Pixels
+from sightloop.types import Dialogue, Encoded, ImageSource, Integers, Round
 
-_JUDGING = {"match", "similarity"}
 TOP_K = 40  # of sampling (LaMDA, section 3)
-
-
-class Judge(Protocol):
-    """What of a model reads images and compares statements with them; `Model` is one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def network(self) -> Network: ...
-    @property
-    def capabilities(self) -> frozenset[str]: ...
-    @property
-    def preprocessor(self) -> Preprocessor: ...
-    def encode(self, batch: Sequence[Pixels]) -> Encoded: ...
-    def tokenize(self, texts: Sequence[str], *, first_id: int | None = None) -> TokenizedTexts: ...
-    def match_scores(
-        self, image: Encoded, texts: TokenizedTexts, rows_of: Sequence[Integers]
-    ) -> list[Floats32]: ...
-
-
-@dataclass(eq=False)
-class Judges:
-    """Models that judge the texts of another, loaded once.
-
-    Args:
-        load: loads one by its name, None where names are refused.
-    """
-
-    load: Callable[[str], Judge] | None = None
-    _loaded: dict[str, Judge] = field(default_factory=dict[str, Judge])
-
-    def choose(self, source: object, own: Judge) -> Judge | None:
-        """The model that judges.
-
-        Args:
-            source: a loaded model, what `load` takes, or None for the model that writes.
-            own: the model that writes.
-
-        Returns:
-            None where the model that writes must judge and cannot.
-
-        Raises:
-            UsageError: the source is no model, or one that compares no text with an image.
-        """
-        judge = source
-        if isinstance(source, (str, PathLike)) and self.load is not None:
-            name = fspath(source)
-            judge = self._loaded.get(name) or self._loaded.setdefault(name, self.load(name))
-        if judge is None or judge is own:
-            return own if own.capabilities & _JUDGING else None
-        if not hasattr(judge, "match_scores"):
-            raise UsageError(f"judge={source!r}: give a loaded model, a folder or a hub id")
-        chosen: Judge = judge  # pyright: ignore[reportAssignmentType]
-        if not chosen.capabilities & _JUDGING:
-            raise UsageError(
-                f"judge: {chosen.name} compares no text with an image; load a model that can match"
-            )
-        return chosen
 
 
 def rank_texts(
@@ -96,6 +38,7 @@ def rank_texts(
     written: Sequence[Sequence[WrittenText]],
     statements: Sequence[Sequence[str]],
     earlier: Iterable[str] = (),
+    turns: Sequence[Dialogue] | None = None,
 ) -> list[RankedText]:
     """The best of the texts of B images.
 
@@ -106,6 +49,7 @@ def rank_texts(
         written: for each image its samples.
         statements: what each sample says of its image.
         earlier: texts of a conversation so far, which are not to be repeated.
+        turns: for each image the dialogue whose last question its samples answer; None where nothing was asked.
     """
     earlier_texts = {_normalized(text) for text in earlier}
     candidates: list[list[Candidate]] = []
@@ -126,7 +70,8 @@ def rank_texts(
             ]
         )
     if judge is not None and image is not None:
-        candidates = _judged(judge, image, candidates)
+        candidates = _judged(judge, image, candidates, turns)
+        candidates = [[_if_safe(one, ranking.policy) for one in own] for own in candidates]
     return [_ranked(ranking, own) for own in candidates]
 
 
@@ -134,7 +79,19 @@ def _with_votes(one: Candidate, drawn: int, reason: str) -> Candidate:
     return replace(one, signals={**one.signals, "votes": math.log(one.count / drawn)}, dropped=reason)
 
 
-def _judged(judge: Judge, image: Encoded, candidates: list[list[Candidate]]) -> list[list[Candidate]]:
+def _if_safe(one: Candidate, policy: Policy) -> Candidate:
+    """The candidate, dropped where the judge calls it unsafe."""
+    safe = one.signals.get("safe", 1.0)
+    if one.dropped or safe >= policy.safe:
+        return one
+    return replace(
+        one, dropped=f"the judge calls it safe with a probability of {safe:.2f}, below {policy.safe:g}"
+    )
+
+
+def _judged(
+    judge: Judge, image: Encoded, candidates: list[list[Candidate]], turns: Sequence[Dialogue] | None
+) -> list[list[Candidate]]:
     """The candidates with the judge's signals; dropped ones are not judged."""
     open_rows = [[i for i, one in enumerate(own) if not one.dropped] for own in candidates]
     texts = [own[i].statement for own, rows in zip(candidates, open_rows, strict=True) for i in rows]
@@ -142,12 +99,38 @@ def _judged(judge: Judge, image: Encoded, candidates: list[list[Candidate]]) -> 
         return candidates
     ends = np.cumsum([len(rows) for rows in open_rows])
     rows_of = [np.arange(end - len(rows), end) for end, rows in zip(ends, open_rows, strict=True)]
-    signals = _signals(judge, image, judge.tokenize(texts), rows_of)
+    asked = turns is not None and judges_dialogues(judge.network)
+    signals = _signals(judge, image, judge.tokenize(texts), rows_of, matches=not asked)
+    if turns is not None and asked:
+        answers = [tuple(own[i].text for i in rows) for own, rows in zip(candidates, open_rows, strict=True)]
+        for signal, others in zip(signals, _answer_signals(judge, image, turns, answers), strict=True):
+            signal.update(others)
     judged = [list(own) for own in candidates]
     for b, (rows, where) in enumerate(zip(open_rows, rows_of, strict=True)):
         for i, row in zip(rows, where.tolist(), strict=True):
             judged[b][i] = replace(judged[b][i], signals={**judged[b][i].signals, **signals[row]})
     return judged
+
+
+def _answer_signals(
+    judge: Judge, image: Encoded, turns: Sequence[Dialogue], answers: Sequence[tuple[str, ...]]
+) -> list[dict[str, float]]:
+    """Signals of the answers to the last question of each of B dialogues, by a judge that was trained for dialogues.
+
+    Returns:
+        For each answer "match", the log-odds that it is true, and its attributes; one dialogue after the other.
+    """
+    asked = [
+        replace(turn, rounds=(*turn.rounds[:-1], Round(turn.rounds[-1].question, None, own)))
+        for turn, own in zip(turns, answers, strict=True)
+    ]
+    network = require(judge.network, DialogueNetwork)
+    last = [rounds[-1] for rounds in judge_rounds(network, judge.tokenizer, image, asked)]
+    return [
+        {**{name: float(values[i]) for name, values in scores.attributes.items()}, "match": float(match)}
+        for scores in last
+        for i, match in enumerate(scores.match)
+    ]
 
 
 def judge_signals(
@@ -163,11 +146,16 @@ def judge_signals(
 
 
 def _signals(
-    judge: Judge, image: Encoded, tokens: TokenizedTexts, rows_of: Sequence[Integers]
+    judge: Judge,
+    image: Encoded,
+    tokens: TokenizedTexts,
+    rows_of: Sequence[Integers],
+    *,
+    matches: bool = True,
 ) -> list[dict[str, float]]:
-    """Signals of B encoded images with their own texts, in the order of `rows_of`."""
+    """Signals of B encoded images with their own texts, in the order of `rows_of`; matches: whether ITM is asked."""
     signals: list[dict[str, float]] = [{} for rows in rows_of for _ in rows]
-    if "match" in judge.capabilities:
+    if matches and "match" in judge.capabilities:
         logits = np.concatenate(judge.match_scores(image, tokens, rows_of))
         for signal, (no, yes) in zip(signals, logits.tolist(), strict=True):
             signal["itm"] = yes - no

@@ -13,13 +13,15 @@ from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, VisualSource, as_images, prompts_from
 from sightloop.inference.chat import reply_parts
 from sightloop.inference.image_encoding import ImageEncoder
-from sightloop.inference.sample_rank import TOP_K, Judge, rank_texts
+from sightloop.inference.judges import Judge
+from sightloop.inference.sample_rank import TOP_K, rank_texts
 from sightloop.inference.text_generation import TextGenerator, WrittenText, sampling_key, select_rows
+from sightloop.ranking.dialogue_text import dialogue_of
 from sightloop.ranking.options import RankedText, Ranking, RankWeights
 from sightloop.ranking.policy import Policy, read_policy
 from sightloop.ranking.statements import statement
 from sightloop.tasks.decoding_options import Decoding
-from sightloop.types import Encoded, JsonDict, JsonMapping, Message, Pixels
+from sightloop.types import Dialogue, Encoded, JsonDict, JsonMapping, Message, Pixels, Round
 
 OPTIONS = ("samples", "judge", "weights", "abstain", "policy", "details")
 
@@ -128,7 +130,8 @@ class SampledVerbs:
             ]
             image = self._judge_image(batch, [images[own[0]] for own in rows_of], encoded)
             repeated = None if image is None else select_rows(image, torch.tensor(owners))
-            ranked = rank_texts(self.ranking, self.judge, repeated, written, claims)
+            turns = [Dialogue((Round(question),)) for question in asked]
+            ranked = rank_texts(self.ranking, self.judge, repeated, written, claims, turns=turns)
             answers |= dict(zip(rows, ranked, strict=True))
         return [answers[row] for row in range(len(questions))]
 
@@ -141,7 +144,8 @@ class SampledVerbs:
         image = self._judge_image(pixels[-1:], sources[-1:]) if sources else None
         earlier = [message.text for message in messages if message.role == "assistant"]
         claims = [[statement(messages[-1].text, one.text) for one in written[0]]]
-        return rank_texts(self.ranking, self.judge, image, written, claims, earlier)[0]
+        turn = dialogue_of(messages)
+        return rank_texts(self.ranking, self.judge, image, written, claims, earlier, [turn])[0]
 
     def _judge_image(
         self, batch: Sequence[Pixels], sources: Sequence[VisualSource], encoded: Encoded | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sightloop.types import Dialogue
+from sightloop.types import Dialogue, Message, Round
 
 
 class Reading(NamedTuple):
@@ -67,6 +67,20 @@ def fitting_context(
         if has_room(f"{text} {longest}".strip()):
             break
     return text
+
+
+def dialogue_of(messages: Sequence[Message]) -> Dialogue:
+    """A conversation as a dialogue: each message of the user with the answer to it, the last one without.
+
+    What a system message says is left out.
+    """
+    rounds: list[Round] = []
+    for message in messages:
+        if message.role == "user":
+            rounds.append(Round(message.text))
+        elif message.role == "assistant" and rounds:
+            rounds[-1] = Round(rounds[-1].question, message.text)
+    return Dialogue(tuple(rounds))
 
 
 def ended(text: str, mark: str) -> str:

@@ -13,7 +13,7 @@ from sightloop.ranking.policy import Policy
 from sightloop.types import JsonDict, JsonMapping
 
 ABSTENTION = "I am not sure"
-SIGNALS = ("log_prob", "itm", "itc", "votes")
+SIGNALS = ("log_prob", "itm", "match", "itc", "sensible", "specific", "grounded", "votes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +21,18 @@ class RankWeights:
     """Weights of the signals of a candidate; the score is their weighted sum plus `bias`.
 
     Fitted weights make the score the log-odds that the text is right. The defaults count a nat of likelihood as much as
-    a unit of the ITM logit and are fitted to nothing.
+    a unit of the ITM logit, the attributes of answers as LaMDA does (section 4: three times sensible), and are fitted
+    to nothing. What the judge does not say counts nothing.
 
     Args:
         log_prob: of the mean log-probability of the text's tokens.
-        itm: of the ITM logit, match less no match; ignored where the judge has no ITM.
-        itc: of the ITC cosine; ignored where the judge has no embeddings.
+        itm: of the ITM logit of the statement, match less no match.
+        itc: of the ITC cosine of the statement.
         votes: of the logarithm of the share of the samples that say the same.
         bias: constant; None where the weights are not fitted.
+        match: of the log-odds that the answer is true after history and question; in place of `itm`, by a judge that
+            was trained for dialogues.
+        sensible, specific, grounded: of the probabilities of these attributes of an answer, by the same judge.
     """
 
     log_prob: float = 1.0
@@ -36,15 +40,25 @@ class RankWeights:
     itc: float = 0.0
     votes: float = 0.0
     bias: float | None = None
+    match: float = 1.0
+    sensible: float = 3.0
+    specific: float = 1.0
+    grounded: float = 1.0
 
     def score(self, signals: Mapping[str, float]) -> float:
-        """Weighted sum of a candidate's signals, plus the bias; signals that it lacks count nothing."""
+        """Weighted sum of a candidate's signals, plus the bias; those without a weight, as "safe", count nothing."""
         values = asdict(self)
-        return (self.bias or 0.0) + sum(values[name] * value for name, value in signals.items())
+        return (self.bias or 0.0) + sum(values.get(name, 0.0) * value for name, value in signals.items())
 
     @classmethod
     def read(cls, source: str | Path | JsonMapping) -> RankWeights:
-        """Weights of a JSON file that `sightloop evaluate --fit` wrote, or of a mapping. Raises UsageError."""
+        """Weights of a JSON file that `sightloop evaluate --rank-samples` wrote, or of a mapping.
+
+        Of fitted ones (with a bias) those that are left out are 0.
+
+        Raises:
+            UsageError: they are none.
+        """
         where, values = "weights", source
         if isinstance(source, (str, Path)):
             where = str(source)
@@ -55,7 +69,8 @@ class RankWeights:
         if not isinstance(values, Mapping):
             raise UsageError(f"{where}: must be an object of {', '.join((*SIGNALS, 'bias'))}")
         check_options(cls, values, f"weight in {where}")
-        weights = cls(**values)
+        fitted = values.get("bias") is not None
+        weights = cls(**{**(dict.fromkeys(SIGNALS, 0.0) if fitted else {}), **values})
         if not all(math.isfinite(value) for value in asdict(weights).values() if value is not None):
             raise UsageError(f"{where}: weights must be finite")
         return weights
@@ -69,7 +84,8 @@ class Candidate:
         text: as the model wrote it.
         statement: what the judge compared with the image.
         draws: which of the samples say so, from 0, in order.
-        signals: name in `SIGNALS` -> its value; without those that the judge cannot give.
+        signals: name in `SIGNALS`, or of another attribute of answers, -> its value; without those that the judge
+            cannot give.
         score: weighted sum of the signals; NaN of a dropped one.
         dropped: why it was dropped, "" if it was not.
     """

@@ -39,11 +39,14 @@ class Policy:
         words: words or phrases, whole words in any letter case.
         concepts: judged by `judge`; texts are not checked for them.
         judge: model that compares images with the concepts' texts, as `load` takes it; "" without concepts.
+        safe: probability of being safe below which an answer is dropped, where the judge says it (a model that was
+            trained for dialogues with this attribute); 0 for never.
     """
 
     words: tuple[str, ...] = ()
     concepts: tuple[Concept, ...] = ()
     judge: str = ""
+    safe: float = 0.5
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -59,7 +62,8 @@ class Policy:
 
 
 def read_policy(path: str | Path, *, images: bool = False) -> Policy:
-    """A policy from a TOML file: `words = [...]`; for images also `judge = "MODEL"` and tables `[[concepts]]`.
+    """A policy from a TOML file: `words = [...]`, for texts `safe = 0.5`, for images `judge = "MODEL"` and tables
+    `[[concepts]]`.
 
     Args:
         path: of the file.
@@ -74,8 +78,8 @@ def read_policy(path: str | Path, *, images: bool = False) -> Policy:
         data = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no policy ({error})") from error
-    if unknown := data.keys() - ({"words", "judge", "concepts"} if images else {"words"}):
-        names = "words, judge and concepts" if images else "words"
+    if unknown := data.keys() - ({"words", "judge", "concepts"} if images else {"words", "safe"}):
+        names = "words, judge and concepts" if images else "words and safe"
         raise UsageError(f"{path}: {min(unknown)} is not known; a policy has {names}")
     words = data.get("words", [])
     if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
@@ -83,7 +87,10 @@ def read_policy(path: str | Path, *, images: bool = False) -> Policy:
     concepts, judge = tuple(_concepts(path, data.get("concepts", []))), data.get("judge", "")
     if not isinstance(judge, str) or bool(concepts) is not bool(judge):
         raise UsageError(f"{path}: judge (a model that embeds images and texts) and concepts go together")
-    return Policy(tuple(words), concepts, judge)
+    safe = data.get("safe", Policy.safe)
+    if not isinstance(safe, int | float) or isinstance(safe, bool) or not 0 <= safe <= 1:
+        raise UsageError(f"{path}: safe={safe!r} must be a probability, from 0 to 1")
+    return Policy(tuple(words), concepts, judge, float(safe))
 
 
 def _concepts(path: str | Path, tables: object) -> Iterator[Concept]:

@@ -36,14 +36,14 @@ class WritingOptions(DecodingOptions):
     likelihood alone."""
 
     weights: Annotated[Path | None, Parameter(metavar="FILE", group=_RANKING_GROUP)] = None
-    """Weights of likelihood, ITM, cosine and votes: weights.json of `sightloop evaluate vqa --rank-samples`. Default:
-    likelihood and ITM alike."""
+    """Weights of likelihood, ITM, cosine, votes and attributes: weights.json of `sightloop evaluate vqa --rank-samples`.
+    Default: likelihood and ITM alike, attributes as LaMDA has them."""
 
     abstain: Annotated[float | None, Parameter(group=_RANKING_GROUP)] = None
     """Say "I am not sure" below this probability, above 0 and below 1; needs --weights. Default: off."""
 
     policy: Annotated[Path | None, Parameter(metavar="FILE", group=_RANKING_GROUP)] = None
-    """TOML file of words that no text may have. Default: none."""
+    """TOML file of words that no text may have, and of the least probability of being safe. Default: none, 0.5."""
 
     def as_kwargs(self) -> JsonDict:
         """The options that were given, by their names in Python.
