@@ -36,8 +36,8 @@ class WritingOptions(DecodingOptions):
     likelihood alone."""
 
     weights: Annotated[Path | None, Parameter(metavar="FILE", group=_RANKING_GROUP)] = None
-    """Weights of likelihood, ITM, cosine, votes and attributes: weights.json of `sightloop evaluate vqa --rank-samples`.
-    Default: likelihood and ITM alike, attributes as LaMDA has them."""
+    """Weights of likelihood, ITM, cosine, votes and attributes of answers: weights.json of `sightloop evaluate vqa
+    --rank-samples`. Default: likelihood and ITM alike, attributes as LaMDA has them."""
 
     abstain: Annotated[float | None, Parameter(group=_RANKING_GROUP)] = None
     """Say "I am not sure" below this probability, above 0 and below 1; needs --weights. Default: off."""
