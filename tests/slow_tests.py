@@ -54,6 +54,7 @@ SLOW_FILES = frozenset(
         "data/text/test_tokenizer.py",
         "evaluation/test_draw.py",
         "evaluation/test_evaluate.py",
+        "evaluation/test_rank_tables.py",
         "inference/test_chat.py",
         "inference/test_dialogue.py",
         "inference/test_explanation.py",

@@ -199,7 +199,7 @@ def test_what_cannot_be_said(made: tuple[Any, Any, Path], model: Model, tmp_path
             model.chat(messages, stream=True)
     with pytest.raises(sightloop.ImageError):
         model.chat([Message("user", "a", ("absent.jpg",))], stream=True)
-    with pytest.raises(UnsupportedError, match="chat"):
+    with pytest.raises(UsageError, match="no image"):
         load(device="cpu").chat([Message("user", "a")])
 
 

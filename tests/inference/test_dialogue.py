@@ -6,9 +6,11 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sightloop
 from sightloop.errors import UsageError
@@ -19,10 +21,11 @@ from sightloop.inference.text_generation import WrittenText
 from sightloop.protocols import require
 from sightloop.ranking.dialogue_network import DialogueNetwork
 from sightloop.ranking.dialogue_text import dialogue_of
-from sightloop.ranking.options import SIGNALS, RankedText, Ranking, RankWeights
+from sightloop.ranking.options import ABSTENTION, SIGNALS, RankedText, Ranking, RankWeights
 from sightloop.ranking.policy import Policy, read_policy
-from sightloop.types import Dialogue, Message, Round
+from sightloop.types import Dialogue, Encoded, Message, Round
 from tests.checkpoints.test_against_reference import pictures
+from tests.tiny_checkpoints.clip_and_blip import write_blip
 from tests.tiny_checkpoints.dialogue import dialogue_model
 
 QUESTIONS = ["what is at the top?", "how many?"]
@@ -156,3 +159,85 @@ def test_a_conversation_as_a_dialogue() -> None:
     expected = Dialogue((Round("what is it?", "a circle"), Round("what color?")))
     assert dialogue_of(messages) == expected
     assert sightloop.Message("user", "x").images == ()
+
+
+@torch.inference_mode()
+def greedy(model: Model, image: np.ndarray, caption: str, text: str, words: int) -> str:
+    """The decoder's likeliest words, one by one, after a text that is read beside image and caption."""
+    network: Any = model.network
+    image_tokens = model.encode(model.preprocessor.read_distinct([image])).tokens
+    said = network.encoder(torch.from_numpy(model.tokenizer.encode([caption]).ids)).tokens
+    ids = torch.from_numpy(model.tokenizer.encode([text]).ids)
+    memory = Encoded(torch.cat([image_tokens, said], 1))
+    states = network.encode_text(memory, ids, torch.tensor([ids.shape[1]])).tokens
+    written = [network.config.start_id]
+    for _ in range(words):
+        logits = network.lm_logits(network.decoder_states(Encoded(states), torch.tensor([written])))
+        written.append(int(logits[0, -1].argmax()))
+        if written[-1] == network.config.end_id:
+            break
+    return model.tokenizer.decode([written[1:]])[0].strip()
+
+
+def test_a_turn_is_answered_after_caption_and_history(model: Model) -> None:
+    image = pictures(1)[0]
+    first = [Message("user", "what is at the top?", (image,))]
+    more = [*first, Message("assistant", "a circle"), Message("user", "how many?")]
+    told = [Message("system", "circles and squares"), *more]
+    for messages, caption, text in (
+        (first, "", "what is at the top?"),
+        (more, "", "what is at the top? a circle. how many?"),
+        (told, "circles and squares", "what is at the top? a circle. how many?"),
+    ):
+        expected = greedy(model, image, caption, text, 5)
+        assert model.chat(messages, max_new_tokens=5) == expected
+        assert list(model.chat(messages, stream=True, max_new_tokens=5)) == [expected]
+
+
+def test_another_model_answers_each_question_alone(tmp_path: Path) -> None:
+    write_blip(tmp_path / "answer", head="answer")
+    writer = sightloop.load(tmp_path / "answer", device="cpu")
+    assert "chat" not in writer.capabilities
+    first, second = pictures(2)
+    talk = [Message("user", "what?", (first,)), Message("assistant", "a"), Message("user", "how?", (second,))]
+    assert writer.chat(talk, max_new_tokens=5) == writer.answer(second, "how?", max_new_tokens=5)[0]
+    with pytest.raises(UsageError, match="follows no instructions"):
+        writer.chat([Message("system", "be brief"), *talk])
+
+
+def test_a_conversation_by_sample_and_rank_abstains(model: Model) -> None:
+    image = pictures(1)[0]
+    talk = [
+        Message("system", "a circle"),
+        Message("user", "what is there?", (image,)),
+        Message("assistant", "circle"),
+        Message("user", "how many?"),
+    ]
+    options = {"samples": 6, "policy": ANYTHING, "max_new_tokens": 5, "details": True}
+    best = model.chat(talk, **options)
+    assert isinstance(best, RankedText)
+    kept = [one for one in best.candidates if not one.dropped]
+    asked = replace(dialogue_of(talk), caption="a circle")
+    last = Round("how many?", None, tuple(one.text for one in kept))
+    scores = model.judge_answers(image, replace(asked, rounds=(asked.rounds[0], last)))[-1]
+    assert [one.signals["match"] for one in kept] == pytest.approx(scores.match.tolist(), abs=1e-4)
+    for bias, abstains in ((-60.0, True), (60.0, False)):
+        weights = {"match": 0.01, "bias": bias}
+        answer = model.chat(talk, weights=weights, abstain=0.5, stream=True, **{**options, "details": None})
+        assert (list(answer) == [ABSTENTION]) == abstains
+
+
+def test_a_conversation_that_is_out_of_order(model: Model) -> None:
+    image = pictures(1)[0]
+    for messages, words in (
+        ([], "must be the user's question"),
+        ([Message("user", "what?", (image,)), Message("assistant", "a")], "must be the user's question"),
+        ([Message("user", " ", (image,))], "must be the user's question"),
+        ([Message("user", "what?")], "no image"),
+        ([Message("robot", "x"), Message("user", "what?", (image,))], "role 'robot'"),
+        ([Message("user", "a", (image,)), Message("system", "x"), Message("user", "b")], "role 'system'"),
+        ([Message("assistant", "x", (image,)), Message("user", "what?")], "only the user's"),
+    ):
+        for options in ({}, {"samples": 2}):
+            with pytest.raises(UsageError, match=words):
+                model.chat(messages, **options)

@@ -16,7 +16,7 @@ from sightloop.training.recipes import RECIPES
 
 
 def dialogue_model(folder: Path) -> Model:
-    """What the recipe `world_dialogue` starts from, its heads' weights larger so that scores differ.
+    """What the recipe `world_dialogue` starts from, its heads' weights larger so that scores differ; it is mostly safe.
 
     Args:
         folder: for its vocabulary and its data, `world.tar`, six scenes with dialogues.
@@ -29,8 +29,9 @@ def dialogue_model(folder: Path) -> Model:
     network = built.network.eval()
     with torch.no_grad():
         for name, weight in network.named_parameters():
-            if name.startswith(("match_head.weight", "attribute_head.weight")):
-                weight.mul_(20)
+            if name in ("match_head.weight", "attribute_head.weight"):
+                weight.mul_(20 if name.startswith("match") else 3)
+        network.attribute_head.bias[(built.attributes or ()).index("safe")] = 5.0
     return Model(
         name="tiny-dialogue",
         family=built.family,

@@ -10,6 +10,7 @@ quality are the authors' own, or open_clip's re-measurement of their weights; ea
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -34,7 +35,6 @@ CAPABILITIES: dict[str, str] = {
     "chat": "converse about images, with more than one question",
     "draw": "draw an image of a text",
 }
-
 RECOMMENDED: dict[str, str] = {
     "embed": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
     "similarity": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
@@ -461,6 +461,11 @@ CATALOG: tuple[CatalogEntry, ...] = (
     ),
     _stable_diffusion("stabilityai/sdxl-turbo", 3468.8, 512, "Stability AI Community", "2311.17042", None),
 )
+
+
+def has_capability(capabilities: Container[str], capability: str) -> bool:
+    """Whether a model with these capabilities has one, or what stands in for it: `answer` for `chat`."""
+    return capability in capabilities or (capability == "chat" and "answer" in capabilities)
 
 
 def find_entry(name: str) -> CatalogEntry | None:

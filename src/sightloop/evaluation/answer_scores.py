@@ -18,9 +18,9 @@ from torch import Tensor
 from sightloop.errors import UnsupportedError
 from sightloop.protocols import ChatNetwork, DecoderNetwork, PromptedNetwork, require
 from sightloop.ranking.dialogue_network import AnswerScores, DialogueNetwork, judges_dialogues
-from sightloop.ranking.dialogue_text import Reading, context_text, ended, readings
+from sightloop.ranking.dialogue_text import as_messages, context_text, readings
 from sightloop.tasks.text_scores import text_log_likelihoods
-from sightloop.types import Dialogue, Encoded, Floats32, ImageSource, Message, Pixels
+from sightloop.types import Dialogue, Encoded, Floats32, ImageSource, Pixels
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
@@ -232,22 +232,9 @@ def _prompts(
         return (model.generator.format_prompt("answer", text) for text in _contexts(dialogue, index, history))
     network = require(model.network, ChatNetwork)
     return (
-        network.render_chat(_as_messages(pixels, dialogue, index, reading))
+        network.render_chat(as_messages(pixels, dialogue, index, reading))
         for reading in readings(dialogue, index, history)
     )
-
-
-def _as_messages(pixels: Pixels, dialogue: Dialogue, index: int, reading: Reading) -> list[Message]:
-    """The dialogue as a conversation; the caption stands before the first question."""
-    messages: list[Message] = []
-    for number in range(reading.first, index + 1):
-        one = dialogue.rounds[number]
-        is_first = number == reading.first
-        caption = f"{ended(dialogue.caption, '.')} " if is_first and reading.captioned else ""
-        messages.append(Message("user", caption + ended(one.question, "?"), (pixels,) * is_first))
-        if number < index:
-            messages.append(Message("assistant", one.answer or ""))
-    return messages
 
 
 def _answer_ids(

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sightloop.errors import UsageError
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.predictions import Records
+from sightloop.evaluation.ranked_answers import (
+    Measure,
+    RankedQuestion,
+    TextCounts,
+    ranked_question,
+    ranking_metrics,
+)
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
-from sightloop.evaluation.task import EvalOptions, TaskPhase, object_labels
-from sightloop.evaluation.writing import how_written
+from sightloop.evaluation.task import EvalOptions, TaskPhase, object_labels, over_images
+from sightloop.evaluation.writing import draw_captions, table_settings
 from sightloop.metrics import ObjectNames, chair_counts, coco_objects, present_objects
-from sightloop.types import Floats, JsonDict, Sample
+from sightloop.types import Floats, JsonDict, Pixels, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _PROTOCOLS = {
     "CHAIRs": "share of captions that name an object which is not there",
@@ -22,6 +35,14 @@ _PROTOCOLS = {
     "object recall": "share of the images' objects that their captions name",
     "objects named": "objects that a caption names, each as often as it is named; one that names none cannot be wrong",
 }
+_KEPT = "of the caption kept of those drawn (top-k 40)"
+_MEASURES = (
+    Measure("CHAIRs", f"{_PROTOCOLS['CHAIRs']}; {_KEPT}", "images", less_is_better=True),
+    Measure(
+        "CHAIRi", f"{_PROTOCOLS['CHAIRi']}; {_KEPT}", "images", (1, 2), ratio_of_means, less_is_better=True
+    ),
+    Measure("objects named", f"{_PROTOCOLS['objects named']}; {_KEPT}", "images", (2,)),
+)
 _MIN_MENTIONS = 10  # of an object that has a number of its own
 _MAX_OBJECTS = 12  # with a number of their own, those that are named most often
 
@@ -35,8 +56,9 @@ class ChairTask:
         Raises:
             UsageError: a list of another form, or one that names nothing in these images.
         """
-        self._options, self._captioning = options, CaptioningTask(options)
-        self.settings: JsonDict = self._captioning.settings
+        self._options = options
+        self._captioning = CaptioningTask(replace(options, rank_samples=None, rank_by=None))
+        self.settings: JsonDict = {**self._captioning.settings, **table_settings(options)}
         self.names = coco_objects() if options.objects is None else ObjectNames(options.objects)
         self._present = {
             sample.key: present_objects(object_labels(sample), sample.captions, self.names)
@@ -54,8 +76,14 @@ class ChairTask:
         return bool(object_labels(sample) or sample.captions)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One, that of the captions."""
-        return self._captioning.phases()[:1]
+        """That of the captions, and where asked for drawn and ranked ones."""
+        phases = list(self._captioning.phases()[:1])
+        if self._options.rank_samples is not None:
+            phases.append(TaskPhase("drawing and ranking", "ranked", over_images(self._draw), "caption"))
+        return phases
+
+    def _draw(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        return draw_captions(model, images, self._options)
 
     def score(self, samples: Sequence[Sample], records: Records) -> TaskScores:
         """CHAIRs, CHAIRi and what the captions do name; images are resampled."""
@@ -74,12 +102,32 @@ class ChairTask:
             MetricTable("objects named", _PROTOCOLS["objects named"], "images", keys, counts[:, 0]),
         ]
         tables += self._by_object(keys, captions)
+        weights: JsonDict = {}
+        if self._options.rank_samples is not None:
+            ranked = self._ranked(samples, records)
+            more, weights = ranking_metrics(ranked, self._options.rank_samples, _MEASURES)
+            tables += more
         not_computed = {} if counts[:, 0].any() else {"CHAIRi": "no caption names an object of the list"}
         cases = tuple(self._case(sample, captions[sample.key]) for sample in samples)
-        ranked = (
+        example_order = (
             "objects that are not there, then those that are; disputed: a box and people's captions disagree"
         )
-        return TaskScores(tuple(tables), not_computed, cases, ranked)
+        return TaskScores(tuple(tables), not_computed, cases, example_order, weights=weights)
+
+    def _ranked(self, samples: Sequence[Sample], records: Records) -> list[RankedQuestion]:
+        """The images with the captions that were drawn."""
+        ranked: list[RankedQuestion] = []
+        for sample in samples:
+            key, record = sample.key, records[sample.key]
+            count = partial(self._count, key=key)
+            ranked.append(ranked_question(key, key, record["ranked"], str(record["caption"]), count))
+        return ranked
+
+    def _count(self, caption: str, key: str) -> TextCounts:
+        """Whether a caption names what is not there, such mentions, all mentions; without any it is right."""
+        counts = chair_counts(caption, self._present[key], self.names)
+        wrong = float(counts.hallucinated > 0)
+        return TextCounts((wrong, counts.hallucinated, counts.mentions), 1 - wrong)
 
     def _truth(self, samples: Sequence[Sample]) -> str:
         """What counts as there, for the protocols."""
@@ -87,7 +135,6 @@ class ChairTask:
         return (
             f"CHAIR (Rohrbach et al. 2018), {len(self.names.names)} objects; there is what a box ({boxes:,} of "
             f"{len(samples):,} images have any) or a caption by people ({texts:,} have any) names"
-            f"{how_written(self._options)}"
         )
 
     def _by_object(self, keys: Sequence[str], captions: dict[str, str]) -> list[MetricTable]:

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from sightloop.data.datasets.synthetic import exchange_of, label_answer
 from sightloop.evaluation.predictions import Records
+from sightloop.evaluation.ranked_answers import (
+    CountText,
+    Measure,
+    RankedQuestion,
+    TextCounts,
+    ranked_question,
+    ranking_metrics,
+)
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
-from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase
-from sightloop.metrics import dialogue_ndcg, matching_curves, rank_metrics, roc_auc, truth_rank
+from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, over_images
+from sightloop.evaluation.writing import draw_replies, table_settings, true_answer, write_replies
+from sightloop.metrics import (
+    dialogue_ndcg,
+    exact_match,
+    matching_curves,
+    normalize_answer,
+    rank_metrics,
+    roc_auc,
+    truth_rank,
+)
 from sightloop.ranking.dialogue_network import AnswerScores, judges_dialogues
 from sightloop.types import Floats, Floats32, JsonDict, Pixels, Round, Sample
+
+if TYPE_CHECKING:
+    from sightloop.inference.model import Model
 
 _PROTOCOLS = {
     "MRR": "mean reciprocal rank of the true answer",
@@ -40,6 +61,26 @@ _NO_RELEVANCE = (
 )
 
 
+_KEPT = "the answer that the model itself gives, kept of those drawn (top-k 40); the rounds before as people have them"
+_MEASURES = (
+    Measure(
+        "exact match",
+        f"equal to the true answer, both normalized as for VQA; {_KEPT}",
+        "images",
+        (0, 1),
+        ratio_of_means,
+    ),
+    Measure(
+        "grounded",
+        "true of the image: in dialogues of the synthetic world by its rules whatever the wording, elsewhere by the "
+        f"label `grounded` of the candidate that says the same, and no other text is; {_KEPT}",
+        "images",
+        (2, 3),
+        ratio_of_means,
+    ),
+)
+
+
 class _Scored(NamedTuple):
     """A round and the scores `[C]` of its candidates."""
 
@@ -53,15 +94,27 @@ class DialogueTask:
     def __init__(self, options: EvalOptions) -> None:
         self.options = options
         self.settings: JsonDict = {"score_by": options.score_by, "history": options.history}
+        if options.rank_samples is not None:
+            self.settings |= {"decoding": dict(options.decoding), **table_settings(options)}
 
     def wants(self, sample: Sample) -> bool:
         """It needs rounds with candidates of which one is true, or with relevance."""
         return any(_is_ranked(one) for dialogue in sample.dialogues for one in dialogue.rounds)
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One: all rounds of an image together."""
+        """All rounds of an image together: candidates scored, and where asked for answers written, drawn and ranked."""
         capability = {"likelihood": "answer", "itm": "match", None: ""}[self.options.score_by]
-        return [TaskPhase("scoring answers", "scores", self._score, capability)]
+        phases = [TaskPhase("scoring answers", "scores", self._score, capability)]
+        if self.options.rank_samples is not None:
+            phases.append(TaskPhase("answering", "answers", over_images(self._answer), "answer"))
+            phases.append(TaskPhase("drawing and ranking", "ranked", over_images(self._draw), "answer"))
+        return phases
+
+    def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        return write_replies(model, images, [sample.dialogues for sample in samples], self.options)
+
+    def _draw(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        return draw_replies(model, images, [sample.dialogues for sample in samples], self.options)
 
     def _score(self, work: TaskContext, samples: list[Sample]) -> Events:
         from sightloop.evaluation import answer_scores  # imports torch
@@ -108,9 +161,16 @@ class DialogueTask:
         else:
             not_computed["NDCG"] = _NO_RELEVANCE
         tables += _attribute_tables(samples, records)
+        weights: JsonDict = {}
+        if self.options.rank_samples is not None:
+            answered = _ranked_rounds(samples, records)
+            measures = [one for one in _MEASURES if any(each.greedy[one.columns[1]] for each in answered)]
+            if answered:
+                more, weights = ranking_metrics(answered, self.options.rank_samples, measures)
+                tables += more
         cases = tuple(_case(sample, scored[sample.key]) for sample in samples)
         ranked = "mean reciprocal rank of an image's true answers, the worst round shown; disputed: NDCG says otherwise"
-        return TaskScores(tuple(tables), not_computed, cases, ranked)
+        return TaskScores(tuple(tables), not_computed, cases, ranked, weights=weights)
 
     def _ending(self, record: JsonDict, scored: dict[str, list[_Scored]]) -> str:
         """The end of every protocol."""
@@ -157,6 +217,38 @@ def _attribute_tables(samples: Sequence[Sample], records: Records) -> list[Metri
             MetricTable(f"ROC AUC ({name})", protocol, "images", keys, rows, of_rows=_roc_area, resamples=100)
         )
     return tables
+
+
+def _ranked_rounds(samples: Sequence[Sample], records: Records) -> list[RankedQuestion]:
+    """The rounds whose true answer is known, with the answers that were drawn."""
+    ranked: list[RankedQuestion] = []
+    for sample in samples:
+        rounds = [one for dialogue in sample.dialogues for one in dialogue.rounds]
+        record, key = records[sample.key], sample.key
+        for one, greedy, drawn in zip(rounds, record["answers"], record["ranked"], strict=True):
+            if (truth := true_answer(one)) is not None:
+                ranked.append(ranked_question(key, key, drawn, str(greedy), _counting(one, truth)))
+    return ranked
+
+
+def _counting(one: Round, truth: str) -> CountText:
+    """What an answer to a round counts for: equal to the true one, 1, grounded, 1; of an unknown one 0 and 0."""
+    exchange = exchange_of(one)
+    labels = one.attributes.get("grounded")
+    texts = [normalize_answer(text) for text in one.candidates]
+
+    def count(text: str) -> TextCounts:
+        same = exact_match([text], [[truth]])
+        if exchange is not None:
+            grounded = float(label_answer(exchange, text).grounded)
+        elif labels is not None:
+            own = normalize_answer(text)
+            grounded = float(labels[texts.index(own)]) if own in texts else same
+        else:
+            return TextCounts((same, 1.0, 0.0, 0.0), same)
+        return TextCounts((same, 1.0, grounded, 1.0), grounded)
+
+    return count
 
 
 def _roc_area(rows: Floats) -> float:

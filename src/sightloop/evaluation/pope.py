@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,9 +13,16 @@ import numpy as np
 from sightloop.data.rng import generator
 from sightloop.errors import UsageError
 from sightloop.evaluation.predictions import Records
+from sightloop.evaluation.ranked_answers import (
+    Measure,
+    RankedQuestion,
+    TextCounts,
+    ranked_question,
+    ranking_metrics,
+)
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, TaskPhase, object_labels, over_images
-from sightloop.evaluation.writing import how_written, ranking_settings, write_answers
+from sightloop.evaluation.writing import draw_answers, table_settings, write_answers
 from sightloop.metrics import matching_curves, pope_counts, pope_metrics, pope_question, roc_auc, says_yes
 from sightloop.types import Floats, JsonDict, Pixels, Sample
 
@@ -31,6 +39,7 @@ _CHOICES: dict[AbsentChoice, str] = {
     "popular": "the labels of most images",
     "adversarial": "the labels that most often occur together with the objects that are there",
 }
+_HARDEST: AbsentChoice = "adversarial"
 _METRICS = {
     "accuracy": "share of right answers",
     "precision": "share of the yeses that are right",
@@ -39,6 +48,17 @@ _METRICS = {
     "yes ratio": "share of yeses; half of the objects are there",
     "ROC AUC": "area under the ROC curve of the ITM probabilities, ties count half",
 }
+_MEASURES = [
+    Measure(
+        f"{name} ({_HARDEST})",
+        f"POPE (Li et al. 2023): {_METRICS[name]}; absent objects: {_CHOICES[_HARDEST]}; of the answers kept of those "
+        "drawn (top-k 40)",
+        "images",
+        (0, 1, 2, 3),
+        lambda means, name=name: pope_metrics(means)[name],
+    )
+    for name in ("accuracy", "F1")
+]
 _JUDGED = {
     None: 'written freely; no if "no", "No" or "not" is a word of its first sentence, else yes',
     "likelihood": "yes or no, whichever is likelier",
@@ -69,13 +89,15 @@ class PopeTask:
     """ "Is there a dog in the image?", for labels of boxes of the image and for labels of other images."""
 
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
+        if options.rank_samples is not None and options.score_by is not None:
+            raise UsageError("rank_samples: goes without score_by, as answers are drawn and ranked")
         self.options = options
         self.objects = draw_objects(samples, options.seed)
         self.settings: JsonDict = {
             "seed": options.seed,
             "score_by": options.score_by,
             "decoding": dict(options.decoding),
-            **ranking_settings(options),
+            **table_settings(options),
         }
 
     def wants(self, sample: Sample) -> bool:
@@ -83,17 +105,25 @@ class PopeTask:
         return sample.key in self.objects
 
     def phases(self) -> Sequence[TaskPhase]:
-        """One: all questions about an image together."""
+        """All questions about an image together: one answer each, and where asked for drawn and ranked ones."""
         if self.options.score_by == "itm":
             hint = " Without score_by (--score-by) a model that answers is asked."
             return [TaskPhase("judging", "answers", over_images(self._judge), "match", hint)]
         hint = ' A model that matches can judge: score_by="itm", --score-by itm.'
-        return [TaskPhase("answering", "answers", over_images(self._answer), "answer", hint)]
+        phases = [TaskPhase("answering", "answers", over_images(self._answer), "answer", hint)]
+        if self.options.rank_samples is not None:
+            phases.append(TaskPhase("drawing and ranking", "ranked", over_images(self._draw), "answer"))
+        return phases
 
     def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
-        questions = [[pope_question(name) for name in self.objects[sample.key].asked] for sample in samples]
         candidates = None if self.options.score_by is None else ["yes", "no"]
-        return write_answers(model, images, questions, self.options, candidates, ranked=True)
+        return write_answers(model, images, self._questions(samples), self.options, candidates)
+
+    def _draw(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
+        return draw_answers(model, images, self._questions(samples), self.options)
+
+    def _questions(self, samples: Sequence[Sample]) -> list[list[str]]:
+        return [[pope_question(name) for name in self.objects[sample.key].asked] for sample in samples]
 
     def _judge(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
         records: list[JsonDict] = []
@@ -130,11 +160,29 @@ class PopeTask:
             tables.append(self._unclear_table(samples, records))
         if self.options.score_by == "itm":
             tables += [self._roc_table(choice, samples, records) for choice in _CHOICES]
+        weights: JsonDict = {}
+        if self.options.rank_samples is not None:
+            ranked = self._ranked(samples, records)
+            more, weights = ranking_metrics(ranked, self.options.rank_samples, _MEASURES)
+            tables += more
         silent = [choice for choice, own in counts.items() if not own[:, :2].any()]
         not_computed = {f"precision ({choice})": "no answer is yes" for choice in silent}
         cases = tuple(self._case(sample, self._answers(sample, records)) for sample in samples)
-        ranked = "share of right answers to all questions of an image; disputed: half of them are yes"
-        return TaskScores(tuple(tables), not_computed, cases, ranked)
+        example_order = "share of right answers to all questions of an image; disputed: half of them are yes"
+        return TaskScores(tuple(tables), not_computed, cases, example_order, weights=weights)
+
+    def _ranked(self, samples: Sequence[Sample], records: Records) -> list[RankedQuestion]:
+        """The questions of the hardest way to choose absent objects, with their candidates."""
+        ranked: list[RankedQuestion] = []
+        for sample in samples:
+            own, record = self.objects[sample.key], records[sample.key]
+            answer_of = self._answers(sample, records)
+            drawn_of = dict(zip(own.asked, record["ranked"], strict=True))
+            for name in (*own.present, *own.absent[_HARDEST]):
+                drawn, greedy, truth = drawn_of[name], answer_of[name], name in own.present
+                count = partial(_outcome, truth=truth)
+                ranked.append(ranked_question(sample.key, sample.key, drawn, greedy, count))
+        return ranked
 
     def _answers(self, sample: Sample, records: Records) -> dict[str, str]:
         """Answers by object."""
@@ -146,7 +194,6 @@ class PopeTask:
             f'POPE (Li et al. 2023): {questions:,} questions "Is there a ... in the image?", up to {_MOST} labels of '
             f"an image's boxes and as many labels without a box there: {_CHOICES[choice]}; the answer is "
             f"{_JUDGED[self.options.score_by]}"
-            f"{how_written(self.options) if self.options.score_by is None else ''}"
         )
 
     def _unclear_table(self, samples: Sequence[Sample], records: Records) -> MetricTable:
@@ -242,6 +289,11 @@ def _pairs(
     """Answers to the questions of one way of choosing, and whether the object is there."""
     names = (*objects.present, *objects.absent[choice])
     return [answer_of[name] for name in names], [name in objects.present for name in names]
+
+
+def _outcome(text: str, *, truth: bool) -> TextCounts:
+    (counts,) = pope_counts([text], [truth]).tolist()
+    return TextCounts(tuple(counts), float(says_yes(text) == truth))
 
 
 def _name(label: str) -> str:

@@ -55,8 +55,8 @@ class EvalOptions:
             answers, else by ITM (dialogue), or the answer is written freely (pope).
         history: rounds before a question that are read with it; None for all, 0 for the question alone (dialogue).
         objects: what to look for in captions, one line an object, "dog: puppy, hound"; None for COCO's (chair).
-        rank_samples: answers drawn for each question and ranked, beside the one of greedy search (vqa), or texts of
-            which the best is kept (captions, chair, pope), or images drawn of each text (draw); None for none.
+        rank_samples: texts drawn and ranked beside the one of greedy search (vqa, dialogue, pope, chair), or of which
+            the best is kept (captions), or images drawn of each text (draw); None for none.
         rank_by: source of the model that judges them; None for the evaluated one.
 
     Raises:

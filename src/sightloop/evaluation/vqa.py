@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sightloop.evaluation.dataset import PredictBatch
 from sightloop.evaluation.predictions import Records
-from sightloop.evaluation.ranked_answers import RankedQuestion, as_record, ranked_question, ranking_metrics
+from sightloop.evaluation.ranked_answers import (
+    Measure,
+    RankedQuestion,
+    TextCounts,
+    ranked_question,
+    ranking_metrics,
+)
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores
 from sightloop.evaluation.task import EvalOptions, RunPhase, TaskPhase, over_images, row
-from sightloop.evaluation.writing import write_answers
+from sightloop.evaluation.writing import draw_answers, write_answers
 from sightloop.metrics import exact_match, normalize_answer, vqa_accuracies, wups, wups_not_computed
-from sightloop.ranking.options import RankedText
 from sightloop.types import Floats, JsonDict, Pixels, Question, Sample
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ _MIN_ANSWERS = (
     4  # per question: with 3, leaving one out, at most 2 match and min(1, matches / 3) stays below 1
 )
 _MAX_OPENINGS = 12  # first words by which questions are grouped
+_RANKED = Measure("exact match", "exact match of the answer kept of those drawn (top-k 40)", "questions")
 
 
 class _Answered(NamedTuple):
@@ -74,14 +81,8 @@ class VqaTask:
         return over_images(predict)
 
     def _rank(self, model: Model, batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
-        counts = [len(sample.questions) for sample in batch]
-        questions = [question.question for sample in batch for question in sample.questions]
-        repeated = [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
-        samples, judge = self.options.rank_samples, self.options.rank_by
-        ranked = model.answer(repeated, questions, samples=samples, judge=judge, details=True)
-        records = [as_record(one.as_json()["candidates"]) for one in ranked if isinstance(one, RankedText)]
-        ends = np.cumsum(counts)
-        return [{"ranked": records[end - n : end]} for n, end in zip(counts, ends, strict=True)]
+        questions = [[question.question for question in sample.questions] for sample in batch]
+        return draw_answers(model, images, questions, self.options)
 
     def _answer(self, model: Model, samples: list[Sample], images: list[Pixels]) -> list[JsonDict]:
         questions = [[question.question for question in sample.questions] for sample in samples]
@@ -125,8 +126,8 @@ class VqaTask:
                 add(f"WUPS@{threshold:g}", protocol, scores)
         weights: JsonDict = {}
         if self.options.rank_samples is not None:
-            ranked = _ranked_questions(samples, records, exact)
-            tables, weights = ranking_metrics(ranked, self.options.rank_samples)
+            ranked = _ranked_questions(samples, records)
+            tables, weights = ranking_metrics(ranked, self.options.rank_samples, [_RANKED])
             metrics += tables
         main = metrics[0]
         for question_type, indices in _question_types(answered).items():
@@ -138,20 +139,25 @@ class VqaTask:
         return TaskScores(tuple(metrics), not_computed, cases, ranked_by, weights=weights)
 
 
-def _ranked_questions(samples: Sequence[Sample], records: Records, exact: Floats) -> list[RankedQuestion]:
-    """The questions with their candidates; exact: `[questions]`, whether the answer of greedy search is right."""
-    rows = [
-        (sample, i, question)
+def _ranked_questions(samples: Sequence[Sample], records: Records) -> list[RankedQuestion]:
+    """The questions with their candidates."""
+    return [
+        ranked_question(
+            row(sample.key, i),
+            sample.key,
+            records[sample.key]["ranked"][i],
+            str(records[sample.key]["answers"][i]),
+            partial(_exact, answers=question.answers),
+        )
         for sample in samples
         for i, question in enumerate(sample.questions)
         if question.answers
     ]
-    return [
-        ranked_question(
-            row(sample.key, i), sample.key, records[sample.key]["ranked"][i], question.answers, float(greedy)
-        )
-        for (sample, i, question), greedy in zip(rows, exact, strict=True)
-    ]
+
+
+def _exact(text: str, answers: Sequence[str]) -> TextCounts:
+    right = exact_match([text], [list(answers)])
+    return TextCounts((right,), right)
 
 
 def _question_types(answered: Sequence[_Answered]) -> dict[str, list[int]]:

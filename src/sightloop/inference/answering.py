@@ -22,6 +22,8 @@ from sightloop.protocols import DecoderNetwork, require
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.tasks.text_scores import rank_answers
 
+ANSWER_DEFAULTS = {"num_beams": 1}  # answers are short: BLIP's own evaluation decodes them greedily
+
 
 def answer_questions(
     encoder: ImageEncoder,

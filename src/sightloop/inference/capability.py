@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from sightloop.checkpoints.catalog import models_for
+from sightloop.checkpoints.catalog import has_capability, models_for
 from sightloop.errors import UnsupportedError
 
 
@@ -19,7 +19,7 @@ def need_capability(name: str, capabilities: Set[str], capability: str) -> None:
     Raises:
         UnsupportedError: it cannot; the message names models that can.
     """
-    if capability not in capabilities:
+    if not has_capability(capabilities, capability):
         others = " or ".join(models_for(capability)[:2])
         error = unsupported(name, capabilities, capability)
         raise UnsupportedError(f"{error}. For {capability}, load {others}")

@@ -16,11 +16,11 @@ from sightloop.data.text.tokenizer import Tokenizer
 from sightloop.data.video.pixels import ANSWERING
 from sightloop.errors import ImageError, UsageError
 from sightloop.inference import class_texts, sampled_verbs, videos
-from sightloop.inference.answering import answer_questions
+from sightloop.inference.answering import ANSWER_DEFAULTS, answer_questions
 from sightloop.inference.arguments import ImageInput, TextInput, VisualSource, as_list, as_pairs, as_strings
 from sightloop.inference.arrays import Probabilities, as_numpy, stack
 from sightloop.inference.capability import need_capability, unsupported
-from sightloop.inference.chat import CHAT_DEFAULTS, chat_stream
+from sightloop.inference.chat import chat_stream
 from sightloop.inference.device_memory import Sizers
 from sightloop.inference.dialogue import judge_dialogue
 from sightloop.inference.display import model_html, public_names, show_decoding_options
@@ -53,8 +53,6 @@ from sightloop.types import (
     Pixels,
     Region,
 )
-
-_ANSWER_DEFAULTS = {"num_beams": 1}  # answers are short: BLIP's own evaluation decodes them greedily
 
 
 @dataclass(eq=False)
@@ -355,7 +353,7 @@ class Model:
         """
         self._need("answer")
         generator, (ranking, details, own) = self.generator, sampled_verbs.split_options(options)
-        decoding = self.options(own, {} if generator.is_prompted else _ANSWER_DEFAULTS)
+        decoding = self.options(own, {} if generator.is_prompted else ANSWER_DEFAULTS)
         choices = None if candidates is None else as_list(candidates, "candidates")
         sources, strings = as_pairs(images, as_strings(questions, "questions"), "questions")
         encoder = self.encoder.sampling(ANSWERING)
@@ -421,18 +419,18 @@ class Model:
     def chat(self, messages: Sequence[Message], stream: bool = False, **options: Any) -> Any:
         """The answer to the last message, in the model's own chat template; images are part of the messages.
 
+        Without a template the last message is a question about the last image; a model that was trained for dialogues
+        reads the earlier messages too, and the system message as caption.
+
         Args:
             messages: the conversation; the last message is the user's.
             stream: return an iterator over pieces as they are generated (with beams or samples: all at the end).
-            options: as for `caption`; 512 new tokens unless said.
-
-        Returns:
-            str, or an iterator of str.
+            options: as for `caption`; with a template 512 new tokens unless said.
         """
         self._need("chat")
         ranking, details, own = sampled_verbs.split_options(options)
         if ranking is not None:
-            best = self._sampled(ranking).reply(messages, self.options(own, CHAT_DEFAULTS))
+            best = self._sampled(ranking).reply(messages, own)
             return iter([str(best)]) if stream else sampled_verbs.results([best], details=details)[0]
         pieces = chat_stream(self.encoder, self.generator, messages, own)
         return pieces if stream else "".join(pieces)

@@ -11,11 +11,12 @@ from sightloop.data.video.pixels import ANSWERING
 from sightloop.errors import UsageError
 from sightloop.inference.answering import answer_questions
 from sightloop.inference.arguments import ImageInput, VisualSource, as_images, prompts_from
-from sightloop.inference.chat import reply_parts
+from sightloop.inference.chat import chat_options, reply_parts, turn_parts, write_turn
 from sightloop.inference.image_encoding import ImageEncoder
 from sightloop.inference.judges import Judge
 from sightloop.inference.sample_rank import TOP_K, rank_texts
 from sightloop.inference.text_generation import TextGenerator, WrittenText, sampling_key, select_rows
+from sightloop.protocols import ChatNetwork
 from sightloop.ranking.dialogue_text import dialogue_of
 from sightloop.ranking.options import RankedText, Ranking, RankWeights
 from sightloop.ranking.policy import Policy, read_policy
@@ -135,16 +136,25 @@ class SampledVerbs:
             answers |= dict(zip(rows, ranked, strict=True))
         return [answers[row] for row in range(len(questions))]
 
-    def reply(self, messages: Sequence[Message], options: Decoding) -> RankedText:
-        """The answer to the last message; the judge sees the last image of the conversation."""
-        prompt, pixels, key = reply_parts(self.encoder, self.generator, messages)
-        images = self.encoder.encode_each(pixels)
-        written = self.generator.answer_prompts([images], [prompt], options, [key], scored=True)
-        sources = [image for message in messages for image in message.images]
-        image = self._judge_image(pixels[-1:], sources[-1:]) if sources else None
-        earlier = [message.text for message in messages if message.role == "assistant"]
-        claims = [[statement(messages[-1].text, one.text) for one in written[0]]]
-        turn = dialogue_of(messages)
+    def reply(self, messages: Sequence[Message], decoding: JsonMapping) -> RankedText:
+        """The answer to the last message; the judge sees the last image of the conversation.
+
+        Answers of a model without a chat template are a few words, which may be said again of another question.
+        """
+        options = chat_options(self.generator, decoding)
+        if isinstance(self.generator.network, ChatNetwork):
+            prompt, pixels, key = reply_parts(self.encoder, self.generator, messages)
+            images = self.encoder.encode_each(pixels)
+            written = self.generator.answer_prompts([images], [prompt], options, [key], scored=True)
+            turn = dialogue_of(messages)
+            sources = [image for message in messages for image in message.images]
+            image = self._judge_image(pixels[-1:], sources[-1:]) if sources else None
+            earlier = [message.text for message in messages if message.role == "assistant"]
+        else:
+            turn, own, source = turn_parts(self.encoder, self.generator, messages)
+            written = [write_turn(self.encoder, self.generator, own, turn, options, scored=True)]
+            image, earlier = self._judge_image([own], [source]), list[str]()
+        claims = [[statement(turn.rounds[-1].question, one.text) for one in written[0]]]
         return rank_texts(self.ranking, self.judge, image, written, claims, earlier, [turn])[0]
 
     def _judge_image(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sightloop.types import Dialogue, Message, Round
+from sightloop.types import Dialogue, ImageSource, Message, Round
 
 
 class Reading(NamedTuple):
@@ -81,6 +81,19 @@ def dialogue_of(messages: Sequence[Message]) -> Dialogue:
         elif message.role == "assistant" and rounds:
             rounds[-1] = Round(rounds[-1].question, message.text)
     return Dialogue(tuple(rounds))
+
+
+def as_messages(image: ImageSource, dialogue: Dialogue, index: int, reading: Reading) -> list[Message]:
+    """A dialogue about an image up to a question, as a conversation; the caption stands before the first question."""
+    messages: list[Message] = []
+    for number in range(reading.first, index + 1):
+        one = dialogue.rounds[number]
+        is_first = number == reading.first
+        caption = f"{ended(dialogue.caption, '.')} " if is_first and reading.captioned else ""
+        messages.append(Message("user", caption + ended(one.question, "?"), (image,) * is_first))
+        if number < index:
+            messages.append(Message("assistant", one.answer or ""))
+    return messages
 
 
 def ended(text: str, mark: str) -> str:

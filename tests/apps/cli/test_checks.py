@@ -35,7 +35,7 @@ WRONG = {
     "locate photos -p cat": (2, "florence-community/Florence-2-base-ft"),
     "segment photos -p cat": (2, "florence-community/Florence-2-base-ft"),
     "read photos": (2, "florence-community/Florence-2-base-ft"),
-    "chat photos/a.jpg": (2, "llava-hf/llava-1.5-7b-hf"),
+    "chat photos/a.jpg -m openai/clip-vit-base-patch32": (2, "llava-hf/llava-1.5-7b-hf"),
     "evaluate captions -d gone": (2, "--data gone"),
     "evaluate captions -d empty": (2, "--data empty"),
     "evaluate captions -d photos/*.zip": (2, "photos/*.zip"),
@@ -151,7 +151,7 @@ def test_a_lora_adapter_reaches_the_loader(
     assert "--lora empty and --quantize int8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["detect", "locate", "segment", "read", "chat"])
+@pytest.mark.parametrize("command", ["detect", "locate", "segment", "read"])
 def test_help_claims_no_default_that_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     bundled = catalog.find_entry(catalog.BUNDLED)
     assert bundled is not None

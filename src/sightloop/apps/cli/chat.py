@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from sightloop.apps.cli.chat_index import chat_with_index, input_lines, is_index_name, without_messages
 from sightloop.apps.cli.common import check_model, model_for
-from sightloop.apps.cli.options import NamedModelOptions
+from sightloop.apps.cli.options import RuntimeOptions
 from sightloop.apps.cli.output import print_error, print_message
 from sightloop.apps.cli.ranking_options import WritingOptions
 from sightloop.errors import SightloopError, UsageError
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 _EPILOGUE = (
     "Examples:\n"
+    "  sightloop chat photo.jpg\n"
     "  sightloop chat photo.jpg -m llava-hf/llava-1.5-7b-hf --quantize int4 --dtype bfloat16\n"
     "  sightloop chat before.jpg after.jpg -m M --system 'Answer in one sentence.'\n"
     "  sightloop chat photos.index\n"
     "  printf 'what is this?\\nwhat color is it?\\n' | sightloop chat photo.jpg -m M --json"
 )
-_DECODING, _RUNTIME = WritingOptions(), NamedModelOptions()
+_DECODING, _RUNTIME = WritingOptions(), RuntimeOptions()
 _HELP = (
     "Ask about the images. /image FILE adds an image, /new starts a new conversation, //TEXT sends /TEXT, Ctrl-C stops "
     "an answer, an empty line or Ctrl-D exits."
@@ -39,7 +40,7 @@ def chat(
     system: str | None = None,
     cut: float = 0.1,
     decoding: WritingOptions = _DECODING,
-    runtime: NamedModelOptions = _RUNTIME,
+    runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
     """Chat with a model about images, or with an index about its images.
 
@@ -47,12 +48,16 @@ def chat(
     part of the prompt. /image FILE adds an image to the next message, /new starts a new conversation about the images
     of the command line, //TEXT sends a message that starts with a slash. In a file or a pipe, blank lines are ignored.
 
+    A model without a chat template, such as nano, answers each message as a question about the last image; one that was
+    trained for dialogues reads the earlier messages with it.
+
     In place of images, an index of `sightloop index`: its images are searched, looked at and cited ("find a red car",
     "how many photos show a dog?", "what color is it?"), and what none of them shows is declined.
 
     Args:
         images: Images of the first message, none for a conversation about text; or one index.
-        system: System message: instructions at the start of the conversation. Default: none.
+        system: System message: instructions at the start of the conversation; the image's caption for a model that was
+            trained for dialogues. Default: none.
         cut: With an index: promised rate of finds that are none, above 0 and below 1; smaller declines more.
     """
     if len(images) == 1 and is_index_name(images[0]):

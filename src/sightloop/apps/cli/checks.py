@@ -70,7 +70,7 @@ def check_capability(source: str | None, capability: str) -> None:
     if name != catalog.BUNDLED and os.path.exists(name):
         return
     entry = catalog.find_entry(name)
-    if entry is None or capability in entry.capabilities:
+    if entry is None or catalog.has_capability(entry.capabilities, capability):
         return
     bundled = ", the bundled model that is used without --model," if source is None else ""
     raise UnsupportedError(

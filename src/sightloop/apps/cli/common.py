@@ -23,6 +23,7 @@ from sightloop.apps.cli.output import (
     print_message,
     say_if_slow,
 )
+from sightloop.checkpoints.catalog import has_capability
 from sightloop.errors import UnsupportedError
 from sightloop.types import Bits, Done, Failed, JsonDict, Pixels, Skipped
 
@@ -162,7 +163,7 @@ def models_for(
 
 def require_capability(model: Model | DevicePool, capability: str) -> None:
     """Raises `UnsupportedError`, with the command that lists capable models, if the model lacks the capability."""
-    if capability not in model.capabilities:
+    if not has_capability(model.capabilities, capability):
         available = ", ".join(sorted(model.capabilities))
         raise UnsupportedError(
             f"{model.name} cannot {capability} (it can: {available}). `sightloop models --capability {capability}` "

@@ -103,9 +103,9 @@ class EvaluateOptions:
     """matching: score pairs by ITM probability, or by the cosine of their embeddings (ITC). Default: itm."""
 
     rank_samples: Annotated[int | None, Parameter(converter=integer)] = None
-    """vqa, videoqa: also draw this many answers and rank them, for a table of whether that helps and weights.json for
-    `ask`, `caption` and `chat`. captions, chair, pope: draw this many texts and keep the best one. draw: draw this many
-    images of each text, for the best of them by --rank-by. Default: off."""
+    """vqa, videoqa, dialogue, pope, chair: also draw this many texts and rank them, for a table of whether that helps
+    and weights.json for `ask`, `caption` and `chat`. captions: draw this many texts and keep the best one. draw: draw
+    this many images of each text, for the best of them by --rank-by. Default: off."""
 
     rank_by: Annotated[str | None, Parameter(metavar="MODEL")] = None
     """With --rank-samples: the model that judges. Default: the evaluated one."""

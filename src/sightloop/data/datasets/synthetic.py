@@ -22,6 +22,8 @@ from sightloop.data.atomic import atomic_path
 from sightloop.data.datasets.schema import fields_from_dialogue
 from sightloop.data.datasets.synthetic_clips import synthetic_videos as synthetic_videos
 from sightloop.data.datasets.synthetic_clips import write_synthetic_videos as write_synthetic_videos
+from sightloop.data.datasets.synthetic_dialogue import exchange_of as exchange_of
+from sightloop.data.datasets.synthetic_dialogue import label_answer as label_answer
 from sightloop.data.datasets.synthetic_dialogue import make_dialogue
 from sightloop.data.datasets.synthetic_grammar import (
     Combination,

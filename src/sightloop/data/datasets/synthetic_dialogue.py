@@ -94,6 +94,14 @@ def label_answer(exchange: Exchange, answer: str) -> AnswerLabels:
     return _labels(exchange.kind, exchange.value, " ".join(answer.lower().split()))
 
 
+def exchange_of(one: Round) -> Exchange | None:
+    """The exchange of a round, by its true answer; None for a round that is not of this world."""
+    content = None if one.truth is None else _contents().get(one.candidates[one.truth])
+    if content is None or not _texts().issuperset(one.candidates):
+        return None
+    return Exchange(one.question, *content)
+
+
 @cache
 def _labels(kind: AnswerKind, value: str, text: str) -> AnswerLabels:
     if text in EVASIONS:
@@ -113,6 +121,12 @@ def _contents() -> dict[str, tuple[AnswerKind, str]]:
         for value in values
         for form in _FORMS
     }
+
+
+@cache
+def _texts() -> frozenset[str]:
+    """Every answer that is a candidate somewhere."""
+    return frozenset((*_contents(), *EVASIONS, *RUDE))
 
 
 def make_dialogue(
