@@ -44,12 +44,10 @@ def chat(
 ) -> int:
     """Chat with a model about images, or with an index about its images.
 
-    Each line of standard input is a message; its answer is printed while it is generated. All earlier messages are
-    part of the prompt. /image FILE adds an image to the next message, /new starts a new conversation about the images
-    of the command line, //TEXT sends a message that starts with a slash. In a file or a pipe, blank lines are ignored.
-
-    A model without a chat template, such as nano, answers each message as a question about the last image; one that was
-    trained for dialogues reads the earlier messages with it.
+    Each line of standard input is a message; its answer is printed while it is generated. A model with a chat template,
+    or trained for dialogues, reads all earlier messages; for another one, such as nano, each is a question about the
+    last image. /image FILE adds an image to the next message, /new starts a new conversation about the images of the
+    command line, //TEXT sends a message that starts with a slash. In a file or a pipe, blank lines are ignored.
 
     In place of images, an index of `sightloop index`: its images are searched, looked at and cited ("find a red car",
     "how many photos show a dog?", "what color is it?"), and what none of them shows is declined.
@@ -64,12 +62,10 @@ def chat(
         return chat_with_index(images[0], cut, runtime)
     options = decoding.as_kwargs()
     check_model("chat", runtime)
-    for image in images:
-        _check_image(image)
+    images = tuple(map(_check_image, images))
     model = model_for("chat", runtime)
     system_messages = [] if system is None else [Message("system", system)]
-    history, new_images, status = list(system_messages), list(images), 0
-    lines = 0
+    history, new_images, status, lines = list(system_messages), list(images), 0, 0
     if sys.stdin.isatty():
         print_message(_HELP)
     for line in input_lines():
