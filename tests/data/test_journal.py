@@ -38,7 +38,7 @@ def append(path: Path, rows: list[Any], **options: Any) -> list[Any]:
     return [line.entry for line in lines]
 
 
-@every_example
+@settings(every_example, max_examples=30)  # each is cut at every byte
 @given(ENTRIES, st.booleans(), st.sampled_from([json.dumps, utf8]))
 def test_a_cut_at_any_byte_loses_no_whole_line(
     tmp_path: Path, rows: list[Any], checksum: bool, dumps: Any

@@ -23,7 +23,7 @@ BINS, _FAR = 1000, 10**6
 _LOC, _PART = r"<loc_(\d+)>", r"(?:<loc_\d+>|<sep>|<poly>|</poly>)"
 _BOX = re.compile(_LOC * 4)
 _BOXES, _BARE_BOXES = re.compile(r"[^<]+(?:<loc_\d+>){4,}"), re.compile(r"(?:<loc_\d+>){4,}")
-_QUAD = re.compile("(.+?)" + _LOC * 8)
+_CORNERS = re.compile(f"(?={_LOC * 8})")
 _OUTLINES, _BARE_OUTLINES = re.compile(rf"[^<]+{_PART}{{4,}}"), re.compile(rf"{_PART}{{4,}}")
 _OUTLINE, _ENCLOSED = re.compile(r"((?:<loc_\d+>)+)(?:<sep>|$)"), re.compile("<poly>(.*?)</poly>")
 _ENDS = "<od>|</od>|<box>|</box>|<bbox>|</bbox>|<loc_"
@@ -77,10 +77,16 @@ def parse_quads(text: str, size: Size) -> list[ParsedRegion]:
     """Texts with four corners each, clockwise from the top left of the text, and their bounding box."""
     text = strip_special_tokens(text)
     out: list[ParsedRegion] = []
-    for match in _QUAD.finditer(text):
-        corners = _pixels([*map(_bin, match.groups()[1:])], size)
-        spans = (match.span(1), (match.end(1), match.end()))
-        out.append(ParsedRegion(match.group(1).strip(), bounding_box([corners]), (corners,), spans))
+    position = 0
+    # Each match of "(.+?)" and eight locations, in linear time: the text of a quad is what precedes it in its line.
+    for match in _CORNERS.finditer(text):
+        start = max(position, text.rfind("\n", position, match.start()) + 1)
+        if start < match.start():
+            position = match.end(8) + 1
+            corners = _pixels([*map(_bin, match.groups())], size)
+            label = text[start : match.start()].strip()
+            spans = ((start, match.start()), (match.start(), position))
+            out.append(ParsedRegion(label, bounding_box([corners]), (corners,), spans))
     return out
 
 

@@ -33,22 +33,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
         yield one
 
 
-@pytest.fixture
-def page(server: Running) -> Generator[Any]:
+@pytest.fixture(scope="module")
+def browser() -> Generator[Any]:
+    """Chromium, started once: each test has a page without what others left (cookies, storage)."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 800})
-        problems: list[str] = []
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        own = (server.address, "data:")
-        tab.on("request", lambda request: request.url.startswith(own) or problems.append(request.url))
-        tab.goto(server.address)
-        tab.wait_for_selector(".cell img")
-        yield tab
-        browser.close()
-        assert problems == []
+        one = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Generator[Any]:
+    tab = browser.new_page(viewport={"width": 1200, "height": 800})
+    problems: list[str] = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    own = (server.address, "data:")
+    tab.on("request", lambda request: request.url.startswith(own) or problems.append(request.url))
+    tab.goto(server.address)
+    tab.wait_for_selector(".cell img")
+    yield tab
+    tab.close()
+    assert problems == []
 
 
 def folder_of(server: Running) -> Path:
