@@ -55,7 +55,7 @@ ROOMS: dict[str, set[str]] = {
     | DATA - {"data.copies"}
     | NETWORKS
     | {"checkpoints", "data.copies", "inference", "metrics", "objectives", "ranking", "reports", "tasks"},
-    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "reports", "tasks"},
+    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "ranking", "reports", "tasks"},
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.
     "search": CONTRACTS | DATA - {"data.text"} | {"data.copies", "data.video", "inference", "reports"},

@@ -29,6 +29,7 @@ SLOW_FILES = frozenset(
         "benchmarks/test_benchmarks.py",
         "benchmarks/test_rerank.py",
         "capfilt/test_bootstrap.py",
+        "capfilt/test_dialogues.py",
         "capfilt/test_hostile.py",
         "capfilt/test_refilter.py",
         "capfilt/test_remote_captioner.py",

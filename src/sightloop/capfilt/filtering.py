@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from sightloop.capfilt.options import CapFiltOptions
@@ -14,7 +14,9 @@ TextSource: TypeAlias = Literal["web", "synthetic"]
 TEXT_SOURCES: tuple[TextSource, ...] = ("web", "synthetic")
 SCORE_DIGITS = 6  # decimals; texts are kept or dropped by the rounded scores that the evidence shows
 # Reasons that `decide` gives by score.
-DECIDED_BY_SCORE = ("matched", "unmatched", "not the best", "ranked", "not in the top k")
+_ATTRIBUTES = ("safe", "sensible", "grounded")  # that an answer must have, where the filter knows them
+BELOW_THRESHOLD = ("unmatched", *(f"not {name}" for name in _ATTRIBUTES))
+DECIDED_BY_SCORE = ("matched", *BELOW_THRESHOLD, "not the best", "ranked", "not in the top k")
 
 
 @dataclass(slots=True)
@@ -22,13 +24,16 @@ class CandidateText:
     """A text of one image, with its scores and whether it is kept.
 
     Attributes:
-        source: "web" for a text of the input dataset, "synthetic" for one of the captioner.
+        source: "web" for a text of the input dataset (of dialogues a person's answer), "synthetic" for one of the
+            captioner.
         text: The text.
         itm: ITM probability in 0..1; None if not computed.
         itc: ITC cosine similarity in -1..1; None if not computed.
         kept: Whether it goes to the output.
         reason: "" while undecided. If kept: "matched", "ranked" or "unjudged" (no filter). If dropped: "empty",
-            "looping", "duplicate", "unmatched", "not the best" or "not in the top k".
+            "looping", "duplicate", "unmatched", "not safe" and the like, "not the best" or "not in the top k".
+        turn: Of answers, the number of the round among all rounds of the image's dialogues.
+        attributes: Of answers, the filter's probabilities of attributes.
     """
 
     source: TextSource
@@ -37,6 +42,8 @@ class CandidateText:
     itc: float | None = None
     kept: bool = False
     reason: str = ""
+    turn: int | None = None
+    attributes: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def drop_unusable(texts: Sequence[CandidateText], prompt: str | None = None) -> list[CandidateText]:
@@ -63,6 +70,9 @@ def drop_unusable(texts: Sequence[CandidateText], prompt: str | None = None) -> 
 
 def decide(texts: Sequence[CandidateText], options: CapFiltOptions) -> None:
     """Sets `kept` and `reason` of one image's remaining texts from their scores; on a tie the first wins."""
+    if options.task == "dialogue":
+        _decide_turns(texts, options.threshold)
+        return
     if options.mode == "captioner-only":
         for text in texts:
             text.kept, text.reason = True, "unjudged"
@@ -80,5 +90,22 @@ def decide(texts: Sequence[CandidateText], options: CapFiltOptions) -> None:
     if options.keep == "best" and matching:
         best = max(matching, key=lambda text: text.itm or 0.0)
         for text in matching:
+            if text is not best:
+                text.kept, text.reason = False, "not the best"
+
+
+def _decide_turns(texts: Sequence[CandidateText], threshold: float) -> None:
+    """Keeps one answer of each turn: the person's if it passes, else of those that pass the likeliest to be true."""
+    passing: dict[int | None, list[CandidateText]] = {}
+    for text in texts:
+        lacks = [name for name in _ATTRIBUTES if text.attributes.get(name, 1.0) < threshold]
+        matches = text.itm is not None and text.itm >= threshold
+        text.kept = matches and not lacks
+        text.reason = "matched" if text.kept else f"not {lacks[0]}" if lacks else "unmatched"
+        if text.kept:
+            passing.setdefault(text.turn, []).append(text)
+    for own in passing.values():
+        best = max(own, key=lambda text: (text.source == "web", text.itm or 0.0))
+        for text in own:
             if text is not best:
                 text.kept, text.reason = False, "not the best"

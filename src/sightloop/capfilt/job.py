@@ -104,6 +104,8 @@ def _check(dataset: Dataset, options: CapFiltOptions, sources: Mapping[str, str]
         raise UsageError(
             "filter and ranker must be models that `load` reads; only a captioner may be an address"
         )
+    if is_address(sources.get("captioner", "")) and options.task == "dialogue":
+        raise UsageError("task='dialogue': the captioner must be a model that `load` reads")
     if is_address(sources.get("captioner", "")) and options.num_beams > 1:
         raise UsageError(f"num_beams={options.num_beams}: a remote captioner samples its texts")
     start = 0

@@ -10,6 +10,7 @@ from sightloop.errors import UsageError
 from sightloop.tasks.decoding_options import Decoding
 from sightloop.types import JsonDict
 
+Task: TypeAlias = Literal["captions", "dialogue"]
 Mode: TypeAlias = Literal["both", "captioner-only", "filter-only"]
 KeepRule: TypeAlias = Literal["matching", "best", "top-k-itc"]
 ShardFormat: TypeAlias = Literal["tar", "parquet"]
@@ -27,6 +28,8 @@ class CapFiltOptions:
     last bits of float32 sums.
 
     Attributes:
+        task: "captions", or "dialogue": answers are written to the questions of dialogues, and a model that was trained
+            for dialogues chooses the turns that are kept (LaMDA; see `capfilt.dialogues`).
         mode: "both"; "captioner-only" adds synthetic texts and filters nothing; "filter-only" writes none.
         keep: Which texts are kept. "matching": all with an ITM probability of at least `threshold`; "best": the best
             of those for each image; "top-k-itc": the `top` best of each image by ITC similarity, as in BLIP-2
@@ -34,10 +37,10 @@ class CapFiltOptions:
         threshold: Least ITM probability of a matching text, in 0..1.
         top: Texts kept for each image by "top-k-itc", at least 1.
         ranker: Model that computes the similarity for "top-k-itc"; None for the filter model.
-        captions: Synthetic texts for each image.
+        captions: Synthetic texts for each image, or for each question.
         top_p: Nucleus sampling of synthetic texts; the draws depend on `seed` and the image alone.
         num_beams: Beam search instead of sampling, if above 1.
-        min_tokens: Least length of a synthetic text in tokens, EOS included.
+        min_tokens: Least length of a caption in tokens, EOS included; of answers there is none.
         max_tokens: Greatest length, likewise.
         prompt: Start of every synthetic text.
         seed: Seed of sampling.
@@ -58,6 +61,7 @@ class CapFiltOptions:
         max_pixels: Images with more pixels are reported as failed.
     """
 
+    task: Task = "captions"
     mode: Mode = "both"
     keep: KeepRule = "matching"
     threshold: float = 0.5
@@ -88,6 +92,7 @@ class CapFiltOptions:
     def __post_init__(self) -> None:
         """Raises `UsageError` for a value out of range."""
         for name, allowed in (
+            ("task", Task),
             ("mode", Mode),
             ("keep", KeepRule),
             ("to", ShardFormat),
@@ -104,6 +109,8 @@ class CapFiltOptions:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
+        if self.task == "dialogue":
+            self._check_dialogue()
         if self.mode == "captioner-only" and self.keep != "matching":
             raise UsageError(f"keep={self.keep!r}: mode captioner-only filters nothing; use mode both")
         if self.ranker is not None and self.keep != "top-k-itc":
@@ -117,10 +124,25 @@ class CapFiltOptions:
             object.__setattr__(self, "workers", len(self.devices))
         self.decoding()
 
+    def _check_dialogue(self) -> None:
+        for name, usable, why in (
+            ("mode", self.mode != "captioner-only", "the turns of dialogues are filtered"),
+            ("keep", self.keep == "matching", "of each turn the best answer that passes is kept"),
+            ("prompt", self.prompt is None, "answers have none"),
+            ("num_beams", self.num_beams == 1, "answers are sampled"),
+        ):
+            if not usable:
+                raise UsageError(f"{name}={getattr(self, name)!r}: goes without task='dialogue', as {why}")
+
     @property
     def rule(self) -> JsonDict:
         """The options that decide, from the scores of a text, whether it is kept."""
         return {name: getattr(self, name) for name in RULE}
+
+    def answering(self) -> JsonDict:
+        """Options of `Model.chat` for the answers of a turn."""
+        options: JsonDict = {"samples": self.captions, "top_p": self.top_p}
+        return options | {"max_new_tokens": self.max_tokens, "seed": self.seed}
 
     def decoding(self) -> JsonDict:
         """The captioner's fields of `tasks.decoding_options.Decoding`.
@@ -128,6 +150,7 @@ class CapFiltOptions:
         Raises:
             UsageError: A value is out of range.
         """
-        options: JsonDict = {"min_new_tokens": self.min_tokens, "max_new_tokens": self.max_tokens}
+        least = self.min_tokens if self.task == "captions" else 0
+        options: JsonDict = {"min_new_tokens": least, "max_new_tokens": self.max_tokens}
         options |= {"num_beams": self.num_beams} if self.num_beams > 1 else {"top_p": self.top_p}
         return asdict(Decoding(**options, num_return=self.captions, seed=self.seed))

@@ -76,7 +76,11 @@ def _text(line: Mapping[str, object]) -> CandidateText:
     """The text of a line of evidence, with its scores."""
     itm, itc = (score if isinstance(score, float | int) else None for score in (line["itm"], line["itc"]))
     source = "synthetic" if line["source"] == "synthetic" else "web"
-    return CandidateText(source, str(line["text"]), itm, itc, line["verdict"] == "kept", str(line["reason"]))
+    text = CandidateText(source, str(line["text"]), itm, itc, line["verdict"] == "kept", str(line["reason"]))
+    turn, attributes = line.get("turn"), line.get("attributes")
+    if isinstance(turn, int) and isinstance(attributes, dict):
+        text.turn, text.attributes = turn, attributes
+    return text
 
 
 def _whole_lines(path: Path) -> Iterator[JsonDict]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sightloop.capfilt.filtering import TEXT_SOURCES
+from sightloop.capfilt.filtering import BELOW_THRESHOLD, TEXT_SOURCES
 from sightloop.capfilt.records import ITM_BINS
 from sightloop.capfilt.shard import Job
 from sightloop.data.atomic import atomic_write
@@ -75,7 +75,9 @@ def shares(texts: Mapping[str, int]) -> dict[str, JsonDict]:
             "total": total,
             "kept": kept,
             "share": round(kept / total, 4) if total else None,
-            "noise_ratio": round(reasons.get("unmatched", 0) / judged, 4) if judged else None,
+            "noise_ratio": round(sum(reasons.get(r, 0) for r in BELOW_THRESHOLD) / judged, 4)
+            if judged
+            else None,
             "reasons": reasons,
         }
     return result

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from sightloop.capfilt import dialogues
 from sightloop.capfilt.filtering import SCORE_DIGITS, CandidateText, decide, drop_unusable
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.capfilt.records import ShardItem, ShardTally
@@ -106,7 +107,9 @@ def load_models(job: Job) -> Models:
         shared = next((loaded[r] for r, s in job.models.items() if s == source and r in loaded), None)
         loaded[role] = shared or load(source, device=options.device, dtype=options.dtype)
         loaded[role].batch_size = options.group or loaded[role].batch_size
-        capability = {"captioner": "caption", "ranker": "embed", "filter": "match"}[role]
+        talks = options.task == "dialogue"
+        writes = "answer" if talks else "caption"
+        capability = {"captioner": writes, "ranker": "embed", "filter": "match"}[role]
         if role == "filter" and options.keep == "top-k-itc" and options.ranker is None:
             capability = "embed"
         if capability not in loaded[role].capabilities:
@@ -115,6 +118,8 @@ def load_models(job: Job) -> Models:
                 f"{source}: cannot {capability}, which a {role} must (it can: {capabilities}); "
                 f"`sightloop models --capability {capability}` lists models that can"
             )
+        if talks and role == "filter":
+            dialogues.check_judge(loaded[role])
     return Models(captioner or loaded.get("captioner"), loaded.get("filter"), loaded.get("ranker"))
 
 
@@ -156,7 +161,7 @@ def write_shard(
             writer = _open_writer(job, temporary)
             stack.callback(_close_quietly, writer)
             for item in items:
-                sample = _output_sample(item, writer)
+                sample = _output_sample(item, writer, talks=job.options.task == "dialogue")
                 if sample is not None:
                     writer.add(sample, item.data, item.ending)
                 lines += evidence_lines(job, item)
@@ -206,11 +211,14 @@ def _close_quietly(writer: writers.DatasetWriter) -> None:
         writer.close()
 
 
-def _output_sample(item: ShardItem, writer: writers.DatasetWriter) -> Sample | None:
+def _output_sample(item: ShardItem, writer: writers.DatasetWriter, *, talks: bool) -> Sample | None:
     """The sample with its kept texts; None if it has no annotation left or cannot be written."""
     if item.sample is None or item.reason:
         return None
-    sample = replace(item.sample, captions=tuple(text.text for text in item.texts if text.kept))
+    if talks:
+        sample = replace(item.sample, dialogues=dialogues.kept_dialogues(item.sample, item.texts))
+    else:
+        sample = replace(item.sample, captions=tuple(text.text for text in item.texts if text.kept))
     texts = sample.captions or sample.questions or sample.dialogues
     if not (texts or sample.regions or sample.label is not None):
         return None
@@ -301,6 +309,10 @@ def _caption_and_filter(job: Job, models: Models, items: Sequence[ShardItem]) ->
     if not items:
         return
     options = job.options
+    if options.task == "dialogue":
+        for item in items:
+            _answer_and_filter(models, item, options)
+        return
     for item in items:
         assert item.sample is not None
         item.texts = [CandidateText("web", text) for text in item.sample.captions]
@@ -318,6 +330,21 @@ def _caption_and_filter(job: Job, models: Models, items: Sequence[ShardItem]) ->
             score_texts(models, items, remaining)
     for texts in remaining:
         decide(texts, options)
+
+
+def _answer_and_filter(models: Models, item: ShardItem, options: CapFiltOptions) -> None:
+    """Writes, scores and decides the answers of one image's dialogues."""
+    writer, judge, sample = models.captioner, models.filter, item.sample
+    assert sample is not None
+    assert judge is not None
+    assert not isinstance(writer, RemoteCaptioner)
+    image = None if writer is None else item.pixels[writer.image_spec]
+    with warnings.catch_warnings():  # about texts that are longer than a model reads
+        warnings.simplefilter("ignore", UserWarning)
+        item.texts = dialogues.answers_of(writer, sample, image, options)
+        remaining = dialogues.drop_unusable_answers(item.texts)
+        dialogues.score_answers(judge, sample, item.pixels[judge.image_spec], remaining)
+    decide(remaining, options)
 
 
 def _synthetic_texts(
@@ -382,9 +409,14 @@ def evidence_lines(job: Job, item: ShardItem) -> Iterator[bytes]:
     if item.reason:
         failed = {"key": item.key, "shard": item.source, "failed": item.reason}
         yield schema.json_text(failed).encode() + b"\n"
-    decoding = {name: value for name, value in job.options.decoding().items() if value is not None}
+    talks = job.options.task == "dialogue"
+    used = job.options.answering() if talks else job.options.decoding()
+    decoding = {name: value for name, value in used.items() if value is not None}
     for text in item.texts:
         line: JsonDict = {"key": item.key, "source": text.source, "text": text.text}
+        if text.turn is not None and item.sample is not None:
+            question = dialogues.question_of(item.sample, text.turn)
+            line |= {"turn": text.turn, "question": question, "attributes": text.attributes}
         line |= {"itm": text.itm, "itc": text.itc, "verdict": "kept" if text.kept else "dropped"}
         line |= {"reason": text.reason, "filter": job.fingerprints.get("filter")}
         if "ranker" in job.fingerprints:

@@ -13,11 +13,9 @@ import numpy as np
 
 from sightloop.evaluation.ranked_answers import as_record
 from sightloop.evaluation.task import EvalOptions
-from sightloop.protocols import ChatNetwork
-from sightloop.ranking.dialogue_network import judges_dialogues
-from sightloop.ranking.dialogue_text import as_messages, readings
+from sightloop.ranking.dialogue_text import conversation
 from sightloop.ranking.options import RankedText
-from sightloop.types import Dialogue, JsonDict, JsonMapping, Message, Pixels, Round
+from sightloop.types import Dialogue, JsonDict, JsonMapping, Pixels, Round
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
@@ -106,26 +104,9 @@ def _replies(
         for index, one in enumerate(dialogue.rounds):
             texts.append(None)
             if true_answer(one) is not None:
-                messages = _conversation(model, image, dialogue, index, options.history)
+                messages = conversation(model.network, image, dialogue, index, options.history)
                 texts[-1] = model.chat(messages, **decoding)
     return texts
-
-
-def _conversation(
-    model: Model, image: Pixels, dialogue: Dialogue, index: int, history: int | None
-) -> list[Message]:
-    """A dialogue up to a question, as the model reads it.
-
-    A chat template has the caption before the first question, a model that was trained for dialogues as its own, and
-    another one reads the question alone.
-    """
-    reading = readings(dialogue, index, history)[0]
-    if isinstance(model.network, ChatNetwork):
-        return as_messages(image, dialogue, index, reading)
-    messages = as_messages(image, dialogue, index, reading._replace(captioned=False))
-    if reading.captioned and judges_dialogues(model.network):
-        return [Message("system", dialogue.caption), *messages]
-    return messages
 
 
 def _pairs(images: Sequence[Pixels], questions: Sequence[Sequence[str]]) -> tuple[list[Pixels], list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from sightloop.protocols import ChatNetwork
+from sightloop.ranking.dialogue_network import judges_dialogues
 from sightloop.types import Dialogue, ImageSource, Message, Round
 
 
@@ -81,6 +83,30 @@ def dialogue_of(messages: Sequence[Message]) -> Dialogue:
         elif message.role == "assistant" and rounds:
             rounds[-1] = Round(rounds[-1].question, message.text)
     return Dialogue(tuple(rounds))
+
+
+def conversation(
+    network: object, image: ImageSource, dialogue: Dialogue, index: int, history: int | None = None
+) -> list[Message]:
+    """A dialogue about an image up to a question, as a network reads it.
+
+    A chat template has the caption before the first question, a network that was trained for dialogues as its own, and
+    another one reads the question alone.
+
+    Args:
+        network: that answers.
+        image: what the dialogue is about.
+        dialogue: of the round.
+        index: of the round.
+        history: see `readings`.
+    """
+    reading = readings(dialogue, index, history)[0]
+    if isinstance(network, ChatNetwork):
+        return as_messages(image, dialogue, index, reading)
+    messages = as_messages(image, dialogue, index, reading._replace(captioned=False))
+    if reading.captioned and judges_dialogues(network):
+        return [Message("system", dialogue.caption), *messages]
+    return messages
 
 
 def as_messages(image: ImageSource, dialogue: Dialogue, index: int, reading: Reading) -> list[Message]:

@@ -35,7 +35,8 @@ _EPILOGUE = (
     "Examples:\n"
     "  sightloop bootstrap web.tar --captioner run-c/model --filter run-f/model --out better\n"
     "  sightloop bootstrap photos --mode filter-only --threshold 0.7 --out better\n"
-    "  sightloop bootstrap web.tar --captions 10 --keep top-k-itc --ranker M --out better"
+    "  sightloop bootstrap web.tar --captions 10 --keep top-k-itc --ranker M --out better\n"
+    "  sightloop bootstrap talks.tar --task dialogue --captioner M --filter M --captions 8 --out better"
 )
 _TEXTS_GROUP = Group(
     "Captioning and filtering",
@@ -57,6 +58,10 @@ _EXECUTION_GROUP = Group(
 class TextOptions:
     """Which texts are generated and kept, as in `sightloop.capfilt.options.CapFiltOptions`."""
 
+    task: Literal["captions", "dialogue"] = "captions"
+    """captions: CapFilt; dialogue: answer the questions of the data's dialogues, and keep the turns whose answer, a
+    person's or a written one, the filter calls true, sensible, grounded and safe (--threshold each)."""
+
     mode: Literal["both", "captioner-only", "filter-only"] = "both"
     """both: caption and filter; captioner-only: add captions, filter nothing; filter-only: filter the existing
     texts."""
@@ -75,7 +80,7 @@ class TextOptions:
     """top-k-itc: embedding model that computes the cosine. Default: the filter."""
 
     captions: Annotated[int, Parameter(converter=integer)] = 1
-    """Synthetic captions per image."""
+    """Synthetic captions per image, or answers per question."""
 
     top_p: float = 0.9
     """Nucleus sampling of captions: sample from the most probable tokens whose probabilities sum to this."""
@@ -246,9 +251,14 @@ def _check(
     for name in ("block", "workers", "readers", "batch_size", "group", "threads", "max_pixels"):
         if isinstance(value := getattr(execution, name), int):
             check_at_least(option_name(name), value, 1)
+    writes = "chat" if texts.task == "dialogue" else "caption"
     if texts.mode != "filter-only" and not re.match(r"https?://", captioner):
-        check_capability(captioner, "caption")
+        check_capability(captioner, writes)
         check_checkpoint(captioner)
+    if texts.task == "dialogue" and filter == BUNDLED:
+        raise UsageError(
+            "--filter: name a model that judges answers, such as `sightloop train dialogue` makes; nano does not."
+        )
     if texts.mode != "captioner-only":
         by_cosine = texts.keep == "top-k-itc" and texts.ranker is None
         check_capability(filter, "embed" if by_cosine else "match")
