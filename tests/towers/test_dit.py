@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sightloop.nn.blocks import Block, Modulation
+from sightloop.nn.blocks import Block, Modulation, sinusoids
 from sightloop.nn.init import initialize
-from sightloop.towers.dit import Dit, DitConfig, from_patches, grid_positions, sinusoids, to_patches
+from sightloop.towers.dit import Dit, DitConfig, from_patches, grid_positions, to_patches
 from sightloop.types import Encoded
 
 CONFIG = DitConfig(8, 2, 3, dim=16, layers=2, heads=2, mlp_dim=32, memory_dim=12)

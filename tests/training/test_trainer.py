@@ -293,7 +293,7 @@ def test_the_evaluation_of_the_last_step_is_that_of_the_result(shard: Path, tmp_
     assert (tmp_path / "run" / "checkpoints" / f"step-{best:06d}").is_dir()
     # The averaged weights are evaluated, and they are the result.
     model = sightloop.load(tmp_path / "run" / "model", device="cpu")
-    values, texts = validate(model, sightloop.open_dataset(unseen), EvaluationSettings())
+    values, texts, _ = validate(model, sightloop.open_dataset(unseen), EvaluationSettings())
     assert {
         "CIDEr",
         "text-to-image recall@1",

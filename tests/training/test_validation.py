@@ -31,7 +31,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_head_has_its_metrics(head: str, shard: Path, tmp_path: Path) -> None:
     write_blip(tmp_path / "model", head=head)
     model = sightloop.load(tmp_path / "model", device="cpu")
-    values, texts = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
+    values, texts, _ = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=8, show=3))
     expected = {
         "caption": {"CIDEr", "BLEU-4", "exact match"},
         "match": {
@@ -73,7 +73,7 @@ def test_recall_against_counting(shard: Path, tmp_path: Path) -> None:
     samples = list(open_dataset(str(shard)))
     texts = [sample.captions[0] for sample in samples]
     similarity = torch.from_numpy(model.similarity([sample.image for sample in samples], texts))
-    values, _ = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=12))
+    values, *_ = validate(model, open_dataset(str(shard)), EvaluationSettings(samples=12))
     place = similarity.argsort(1, descending=True)
     hits = [i in place[i, :1].tolist() for i in range(len(samples))]
     assert values["image-to-text recall@1"] == pytest.approx(sum(hits) / len(hits))

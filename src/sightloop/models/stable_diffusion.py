@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sightloop.errors import UsageError
 from sightloop.models.samplers import SAMPLERS, NoiseSchedule, Steps, build_sampler
 from sightloop.nn.attention import KeyValue, Linear
+from sightloop.nn.blocks import sinusoids
 from sightloop.towers.text import TextConfig, TextTower
-from sightloop.towers.unet import Autoencoder, AutoencoderConfig, UnetConfig, sinusoids
+from sightloop.towers.unet import Autoencoder, AutoencoderConfig, UnetConfig
 from sightloop.types import DrawSettings, Encoded, Size
 
 _EMPTY = 2  # tokens of the empty text: BOS and EOS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
@@ -323,3 +324,10 @@ def drop_branch(branch: Tensor, layer: ResidualLayer) -> Tensor:
         keep_prob, row_shape = 1 - layer.drop_path, (len(branch), *[1] * (branch.ndim - 1))
         branch = branch * branch.new_empty(row_shape).bernoulli_(keep_prob).div_(keep_prob)
     return branch
+
+
+def sinusoids(values: Tensor, dim: int) -> Tensor:
+    """Cosines and sines of numbers, frequencies 1 to 1/10,000 (Ho et al. 2020): `[...]` -> float32 `[..., dim]`."""
+    steps = torch.arange(dim // 2, dtype=torch.float32, device=values.device)
+    angles = values.float()[..., None] * torch.exp(-math.log(10_000) / (dim // 2) * steps)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -6,14 +6,13 @@ added to the embedding of the time.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Linear
-from sightloop.nn.blocks import Block, BlockConfig, Mlp, Modulation, modulate
+from sightloop.nn.blocks import Block, BlockConfig, Mlp, Modulation, modulate, sinusoids
 from sightloop.types import Encoded
 
 _TIME_CHANNELS = 256
@@ -128,14 +127,6 @@ def to_patches(latents: Tensor, patch: int) -> Tensor:
 def from_patches(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """The inverse of `to_patches`: `[B, N, C * patch^2]` -> `[B, C, h, w]`; grid: patches down and across."""
     return nn.functional.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), patch)
-
-
-def sinusoids(values: Tensor, channels: int) -> Tensor:
-    """Cosines and sines of values at frequencies from 1 to 1/10,000 (Vaswani et al. 2017): `[B]` -> `[B, channels]`."""
-    half = channels // 2
-    exponents = torch.arange(half, device=values.device, dtype=torch.float32) / half
-    angles = values.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def grid_positions(height: int, width: int, dim: int, base: int) -> Tensor:

@@ -6,7 +6,6 @@ transformer blocks beside them that read a text (section 3.3), as in Stable Diff
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightloop.nn.attention import Attention, HeadConfig, KeyValue, Linear
-from sightloop.nn.blocks import Block, BlockConfig, Convolution, UpConvolution
+from sightloop.nn.blocks import Block, BlockConfig, Convolution, UpConvolution, sinusoids
 
 _NO_BIAS = HeadConfig(bias=False)
 _LOG_VARIANCE = (-30.0, 20.0)  # bounds of the encoder's log variance
@@ -90,13 +89,6 @@ class AutoencoderConfig:
     scale: float = 0.18215
     quantized: bool = True
     full_precision: bool = False
-
-
-def sinusoids(values: Tensor, dim: int) -> Tensor:
-    """Cosines and sines of numbers, wavelengths 2 pi to 20,000 pi (Ho et al. 2020): `[...]` -> float32 `[..., dim]`."""
-    steps = torch.arange(dim // 2, dtype=torch.float32, device=values.device)
-    angles = values.float()[..., None] * torch.exp(-math.log(10000) / (dim // 2) * steps)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TwoLinear(nn.Module):

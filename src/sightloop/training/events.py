@@ -68,11 +68,13 @@ class Evaluated:
         step: steps done.
         values: metrics by name.
         texts: (key of the image, generated caption).
+        drawn: keys of the images whose captions were drawn.
     """
 
     step: int
     values: dict[str, float]
     texts: tuple[tuple[str, str], ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,12 @@ def _pairs(value: object) -> tuple[tuple[str, str], ...]:
     return tuple((_text(key), _text(text)) for key, text in value)
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r} is not a list of texts")
+    return tuple(_text(text) for text in value)
+
+
 def _path(value: object) -> Path:
     return Path(_text(value))
 
@@ -272,6 +280,7 @@ _READERS: Final[dict[str, Callable[[object], object]]] = {
     "float": _float,
     "dict[str, float]": _floats,
     "tuple[tuple[str, str], ...]": _pairs,
+    "tuple[str, ...]": _texts,
     "Path": _path,
     "Path | None": lambda value: None if value is None else _path(value),
 }

@@ -1,4 +1,4 @@
-"""RUN/report.html: charts, captions and warnings of a training run in one self-contained file."""
+"""RUN/report.html: charts, captions, drawings and warnings of a training run in one self-contained file."""
 
 from __future__ import annotations
 
@@ -70,10 +70,29 @@ def write_samples(run: Path, samples: Iterable[Sample], side: int = 160) -> None
             image = decode(sample.image)
         except ImageError:
             continue
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-        atomic_write(sample_path(run, sample.key), file.getvalue())
+        _write_thumbnail(sample_path(run, sample.key), image, side)
+
+
+def write_drawings(
+    run: Path, step: int, drawings: Sequence[tuple[str, Image.Image]], side: int = 160
+) -> None:
+    """Writes drawings of the captions of samples, (key, image), at a step of a run, for the report."""
+    if drawings:
+        (run / "samples").mkdir(parents=True, exist_ok=True)
+    for key, image in drawings:
+        _write_thumbnail(_drawing_path(run, key, step), image.convert("RGB"), side)
+
+
+def _drawing_path(run: Path, key: str, step: int) -> Path:
+    path = sample_path(run, key)
+    return path.with_name(f"{path.stem}-step-{step:06d}.jpg")
+
+
+def _write_thumbnail(path: Path, image: Image.Image, side: int) -> None:
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    atomic_write(path, file.getvalue())
 
 
 @dataclass
@@ -129,7 +148,7 @@ def _read(run: Path) -> _Story:
             case Evaluated():
                 for name, value in event.values.items():
                     story.metrics.setdefault(name, _Curve()).add(event.step, value)
-                if event.texts:
+                if event.texts or event.drawn:
                     story.evaluations.append(event)
             case Calibrated():
                 story.calibrated = event
@@ -170,7 +189,8 @@ def _page(run: Path, story: _Story) -> str:
         if story.calibrated
         else "",
         _plots("Losses", "By training step. Dashed: the loss of a model that guesses.", terms, "loss (nats)"),
-        _texts(run, story.evaluations),
+        _texts(run, [each for each in story.evaluations if each.texts]),
+        _drawings(run, [each for each in story.evaluations if each.drawn]),
         _plots("Optimization", "By training step.", facts, ""),
         html.details(
             f"{len(story.skipped):,} samples skipped",
@@ -251,9 +271,7 @@ def _plot(name: str, curve: _Curve, y_label: str) -> Html:
 
 def _texts(run: Path, evaluations: Sequence[Evaluated]) -> Html:
     """Table of captions: a row for each image, a column for some of the evaluations."""
-    count = min(_SHOWN, len(evaluations))
-    shown = [evaluations[round(i * (len(evaluations) - 1) / max(1, count - 1))] for i in range(count)]
-    columns = [(evaluated.step, dict(evaluated.texts)) for evaluated in shown]
+    columns = [(evaluated.step, dict(evaluated.texts)) for evaluated in _some(evaluations)]
     keys = list(dict.fromkeys(key for _, texts in reversed(columns) for key in texts))[:_MAX_IMAGES]
     if not keys:
         return Html("")
@@ -267,6 +285,30 @@ def _texts(run: Path, evaluations: Sequence[Evaluated]) -> Html:
     ]
     table = html.table(head, rows, text_columns=range(len(head)))
     return html.section("Generated captions", html.element("div", table, class_="captions"))
+
+
+def _drawings(run: Path, evaluations: Sequence[Evaluated]) -> Html:
+    """Grid of drawings: a row for each caption with its real image, a column for some of the evaluations."""
+    shown = _some(evaluations)
+    keys = list(dict.fromkeys(key for evaluated in reversed(shown) for key in evaluated.drawn))[:_MAX_IMAGES]
+    if not keys:
+        return Html("")
+    head = ["image of the caption", *(f"step {evaluated.step:,}" for evaluated in shown)]
+    rows = [
+        [
+            html.join([_thumbnail(sample_path(run, key)), html.element("small", key)]),
+            *(_thumbnail(_drawing_path(run, key, evaluated.step)) for evaluated in shown),
+        ]
+        for key in keys
+    ]
+    table = html.table(head, rows, text_columns=range(len(head)))
+    return html.section("Drawings of captions", html.element("div", table, class_="captions"))
+
+
+def _some(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
+    """At most `_SHOWN` evaluations, the first, the last, and some between."""
+    count = min(_SHOWN, len(evaluations))
+    return [evaluations[round(i * (len(evaluations) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _thumbnail(path: Path) -> Html:

@@ -48,7 +48,7 @@ from sightloop.training.events import (
 )
 from sightloop.training.log import METRICS, RunLog
 from sightloop.training.recipes import find_recipe
-from sightloop.training.report import write_report, write_samples
+from sightloop.training.report import write_drawings, write_report, write_samples
 from sightloop.training.requirements import calibrates
 from sightloop.training.run import TrainRun, open_run
 from sightloop.training.step import take_step
@@ -224,9 +224,9 @@ def _evaluate(run: TrainRun) -> Iterator[RunEvent]:
     if run.world.first:
         settings = run.recipe.evaluation
         data = open_dataset(settings.data)
-        values, texts = validate(model, data, settings, boxes=run.recipe.data.regions > 0)
-        if texts:
-            keys = {key for key, _ in texts}
+        values, texts, drawings = validate(model, data, settings, boxes=run.recipe.data.regions > 0)
+        write_drawings(run.folder, run.state.step, drawings)
+        if keys := {key for key, _ in (*texts, *drawings)}:
             head = data.select(np.arange(min(settings.samples, len(data))))
             write_samples(run.folder, (sample for sample in head.stream() if sample.key in keys))
         trained = [name for name, weight in run.recipe.terms.items() if weight > 0]
@@ -235,7 +235,7 @@ def _evaluate(run: TrainRun) -> Iterator[RunEvent]:
         is_first = run.state.step == 0  # of the start; there is no checkpoint of it
         if score is not None and not is_first and (best is None or score > best[1]):
             run.state.notes[_BEST] = [run.state.step, score]
-        yield Evaluated(run.state.step, values, texts)
+        yield Evaluated(run.state.step, values, texts, tuple(key for key, _ in drawings))
         message = at_chance(values, min(settings.samples, len(data)), trained)
         if message and not is_first and run.state.step >= run.steps // 2:
             yield WarningRaised(run.state.step, "evaluation", message)

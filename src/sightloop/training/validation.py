@@ -1,5 +1,5 @@
 """Evaluation during a training run, on images held out of it: recall, ITM accuracy, captions, answers,
-dialogues, boxes."""
+dialogues, boxes, drawings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sightloop.data.datasets.dataset import Dataset
+from sightloop.data.datasets.synthetic import SceneCheck, check_scene, parse_scene, plain_combination
 from sightloop.data.images.preprocess import preprocess
 from sightloop.errors import ImageError
 from sightloop.inference.model import Model
@@ -41,23 +44,35 @@ _SCORES = {
     "VQA exact match": {"vqa", "prompted"},
     "top-1 accuracy": {"classes"},
     "dialogue MRR": {"dialogue"},
+    "drawings right": {"flow"},
 }
+_OTHER_TEXTS = "drawings right (other texts)"
+
+
+class Validation(NamedTuple):
+    """What an evaluation during training found.
+
+    Attributes:
+        values: metrics by name, 0..1, CIDEr 0..10.
+        texts: (key, generated caption) of the first images.
+        drawings: (key, image drawn of its first caption) of the first images.
+    """
+
+    values: dict[str, float]
+    texts: tuple[tuple[str, str], ...] = ()
+    drawings: tuple[tuple[str, Image.Image], ...] = ()
 
 
 def validate(
     model: Model, dataset: Dataset, settings: EvaluationSettings, *, boxes: bool = False
-) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
-    """Evaluates a model on the tasks that it can do and the dataset has annotations for.
+) -> Validation:
+    """Metrics of a model on the tasks that it can do and the dataset has annotations for.
 
     Args:
         model: evaluated in evaluation mode, and set back.
         dataset: its first `settings.samples` images; those that cannot be read are left out.
         settings: number of images, decoding of captions.
         boxes: also detect, which is slow.
-
-    Returns:
-        values: metrics by name, 0..1, CIDEr 0..10.
-        texts: (key, generated caption) of the first `settings.show` images.
     """
     was_training = model.module.training
     model.module.eval()
@@ -65,6 +80,7 @@ def validate(
         samples, images = load_samples(model, dataset, settings.samples)
         values: dict[str, float] = {}
         texts: tuple[tuple[str, str], ...] = ()
+        drawings: tuple[tuple[str, Image.Image], ...] = ()
         captioned = [i for i, sample in enumerate(samples) if sample.captions]
         if captioned and "embed" in model.capabilities:
             values |= _retrieval(model, [samples[i] for i in captioned], [images[i] for i in captioned])
@@ -86,7 +102,10 @@ def validate(
             values |= _dialogues(model, samples, images)
         if boxes:
             values |= _boxes(model, samples, images)
-        return values, texts
+        if captioned and "draw" in model.capabilities:
+            scores, drawings = _drawings(model, [samples[i] for i in captioned], settings.show)
+            values |= scores
+        return Validation(values, texts, drawings)
     finally:
         model.module.train(was_training)
 
@@ -115,7 +134,8 @@ def order_metrics(names: Iterable[str], terms: Collection[str]) -> list[str]:
 def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) -> str:
     """A warning if metrics of the trained objectives are at chance level, "" if they are not.
 
-    Chance level: within three standard errors of a guess, 1 / images for recall@1, 1/2 for ITM.
+    Chance level: within three standard errors of a guess, 1 / images for recall@1, 1/2 for ITM, for drawings what
+    they show of the texts of other images.
 
     Args:
         values: metrics of an evaluation.
@@ -132,6 +152,10 @@ def at_chance(values: Mapping[str, float], images: int, terms: Collection[str]) 
         for name, p in guesses.items()
         if name in values and values[name] <= p + 3 * (p * (1 - p) / max(images, 1)) ** 0.5
     ]
+    if "flow" in terms and _OTHER_TEXTS in values:
+        right, chance = values["drawings right"], values[_OTHER_TEXTS]
+        if right <= chance + 3 * max(chance * (1 - chance) / max(images, 1), 1 / max(images, 1) ** 2) ** 0.5:
+            bad.append(f"drawings right are {right:.3f} (by the texts of other images: {chance:.3f})")
     if not bad:
         return ""
     return (
@@ -260,3 +284,30 @@ def _boxes(model: Model, samples: Sequence[Sample], images: list[Pixels]) -> dic
         regions = model.detect([images[i] for i in known])
     scores = detection_scores(regions, [samples[i].regions for i in known])
     return {name: scores.get(name, 0.0) for name in ("mAP", "mAP@0.5")}
+
+
+def _drawings(
+    model: Model, samples: Sequence[Sample], show: int
+) -> tuple[dict[str, float], tuple[tuple[str, Image.Image], ...]]:
+    """Drawings of first captions: by the parser those of plain scenes, of own and other texts; the first `show`."""
+    texts = [sample.captions[0] for sample in samples]
+    scenes = {i: scene for i, text in enumerate(texts) if (scene := plain_combination(text)) is not None}
+    wanted = list(dict.fromkeys(texts[i] for i in sorted({*scenes, *range(min(show, len(texts)))})))
+    drawn = dict(zip(wanted, model.draw(wanted), strict=True))
+    shown = tuple((sample.key, drawn[sample.captions[0]]) for sample in samples[:show])
+    if len(scenes) < 2:
+        return {}, shown
+    objects = {i: parse_scene(np.asarray(drawn[texts[i]].convert("RGB"))) for i in scenes}
+    own = [check_scene(objects[i], scene) for i, scene in scenes.items()]
+    others = [*scenes][1:] + [*scenes][:1]
+    swapped = [check_scene(objects[i], scenes[j]) for i, j in zip(scenes, others, strict=True)]
+    values = {"drawings right": _share(own, "correct"), _OTHER_TEXTS: _share(swapped, "correct")}
+    for name in ("object", "color", "count", "position"):
+        values[f"drawing {name}"] = _share(own, name)
+    return {name: value for name, value in values.items() if math.isfinite(value)}, shown
+
+
+def _share(checks: Sequence[SceneCheck], name: str) -> float:
+    """Share of the checks in which something is right, of those that say it; NaN if none does."""
+    known = [getattr(check, name) for check in checks if getattr(check, name) is not None]
+    return float(np.mean(known)) if known else math.nan
