@@ -36,6 +36,8 @@ class PainterConfig:
         predicts: what the transformer computes, "flow", or the "image", from which the flow follows. Where a patch has
             more values than the transformer is wide, noise does not fit through it and only images can be predicted
             (Li and He 2025, arXiv 2511.13720).
+        shift: of the times, at the size of training; 0: by that size. Large and flat objects show through more noise
+            than the details of photographs, so that their layout is decided later than this.
         labels: (), it has no classes.
     """
 
@@ -46,6 +48,7 @@ class PainterConfig:
     sampler: str = "euler"
     interval: tuple[float, float] = (0.0, 1.0)
     predicts: Literal["flow", "image"] = "flow"
+    shift: float = 0.0
     labels: tuple[str, ...] = ()
 
 
@@ -74,7 +77,9 @@ class Painter(nn.Module):
 
     def time_shift(self, size: Size) -> float:
         """s of Esser et al. 2024, section 5.3.2: sqrt(pixels / pixels of an image that needs no shift), at least 1."""
-        return max(1.0, math.sqrt(size[0] * size[1] / _BASE_PIXELS))
+        shift, side = self.config.shift, self.config.vision.image_size
+        base = _BASE_PIXELS if not shift else side**2 / shift**2
+        return max(1.0, math.sqrt(size[0] * size[1] / base))
 
     def encode_prompts(self, ids: Tensor, lengths: Tensor) -> Encoded:
         """ids `[R, L]`, lengths `[R]` -> tokens `[R, L, D]`, their mean `[R, D]`, mask `[R, L]`."""

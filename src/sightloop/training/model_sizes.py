@@ -133,11 +133,13 @@ def _blip2(vision: VitConfig, texts: TextConfig, *, queries: int, embed_dim: int
     )
 
 
-def _painter(vision: DitConfig, *, text_layers: int) -> painter.PainterConfig:
+def _painter(vision: DitConfig, *, text_layers: int, shift: float = 0.0) -> painter.PainterConfig:
     """A diffusion transformer with a text tower of its memory's width. SiLU takes half the time of GELU here."""
     dim = vision.memory_dim
     text = replace(_bert(dim, text_layers, dim // 32, positions=40), post_norm=False, eps=1e-6)
-    return painter.PainterConfig(vision, replace(text, mlp_dim=2 * dim, activation="silu"), predicts="image")
+    return painter.PainterConfig(
+        vision, replace(text, mlp_dim=2 * dim, activation="silu"), predicts="image", shift=shift
+    )
 
 
 # name -> (family, config). BLIP's are at its pre-training's 224 pixels (Li et al. 2022, section 4.1).
@@ -223,9 +225,13 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
             answers=True,
         ),
     ),
+    # Words without layers of text, which learn pairs of a color and a shape: of new pairs .67 of the objects were right
+    # after 3,000 steps, with one layer .56 after 3,800.
     "painter-world": (
         "painter",
-        _painter(DitConfig(64, 8, 3, 128, 5, 2, 384, memory_dim=96, activation="silu"), text_layers=1),
+        _painter(
+            DitConfig(64, 8, 3, 128, 5, 4, 384, memory_dim=96, activation="silu"), text_layers=0, shift=5.0
+        ),
     ),
     "painter-64": (
         "painter",

@@ -305,11 +305,25 @@ RECIPES: dict[str, Recipe] = {
             data=DataSettings(batch=48, max_tokens=24, cache=64, workers=1, augment=None),
             teacher=_NO_TEACHER,
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.99), clip_norm=1.0, weight_decay=0.0),
-            schedule=ScheduleConfig("constant", warmup_steps=100),
+            schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.02),
             precision="bfloat16",
-            ema=0.995,
+            ema=0.998,
             steps=10_000,
             save_every=200,
+        ),
+        # The painter on images and captions of one's own, 64 pixels (model.image_size=128 for larger ones): a rate and
+        # EMA between those of DiT (Peebles and Xie 2023, section 4: 1e-4, 0.9999, batch 256) and short runs.
+        Recipe(
+            "painter",
+            {"flow": 1.0},
+            model=ModelSettings(size="painter-64", vocab_size=4000),
+            data=DataSettings(batch=128, max_tokens=32, augment=Augment(scale=(0.9, 1.0), randaugment=None)),
+            teacher=_NO_TEACHER,
+            optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.99), clip_norm=1.0, weight_decay=0.0),
+            schedule=ScheduleConfig("constant", warmup_steps=500),
+            precision="bfloat16",
+            ema=0.999,
+            epochs=100,
         ),
         # The bundled model; recipes/nano/LOG.md has the settings of its runs and the experiments.
         Recipe(

@@ -64,8 +64,9 @@ def render_scene(
     regions: list[Region] = []
     for group, box, radii in _layout(combination):
         for cell in _split_box(group.count, box, random):
-            # In a long cell, objects of a relation stay near the middle: "above" must not look like "left of" too.
-            area = _center_square(cell) if combination.relation else cell
+            # In a long cell, objects of a relation stay near the middle: "above" must not look like "left of" too. So
+            # do those of plain scenes, of which a painter has few layouts to learn.
+            area = _center_square(cell) if plain or combination.relation else cell
             area = _inset(area) if plain else area
             outline = _place_shape(group.shape, area, radii, random)  # [n, 2]
             shade = np.clip(np.array(COLORS[group.color]) + random.integers(-12, 13, 3), 0, 255)
