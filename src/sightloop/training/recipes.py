@@ -297,7 +297,7 @@ RECIPES: dict[str, Recipe] = {
             label_smoothing=0.0,
             steps=1000,
         ),
-        # Plain rendered scenes of 64 pixels (`sightloop synthetic --scenes plain`), 40 minutes on two cores.
+        # Plain rendered scenes of 64 pixels (`sightloop synthetic --scenes plain`), about 30 minutes on two cores.
         Recipe(
             "painter_world",
             {"flow": 1.0},
@@ -308,7 +308,7 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=100, final=0.02),
             precision="bfloat16",
             ema=0.998,
-            steps=10_000,
+            steps=7000,
             save_every=200,
         ),
         # The painter on images and captions of one's own, 64 pixels (model.image_size=128 for larger ones): a rate and
