@@ -23,6 +23,7 @@ from sightloop.ranking.dialogue_text import context_text, readings
 from sightloop.types import Dialogue, Pixels, Round
 from tests.tiny_checkpoints.blip2 import OPT, T5, opt_tokenizer, t5_tokenizer, write_processor, write_writer
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
+from tests.tiny_checkpoints.dialogue import dialogue_model
 from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
 from tests.tiny_checkpoints.paligemma import write_paligemma
 
@@ -257,3 +258,19 @@ def test_scores_of_other_rounds_are_refused(place: Path, visdial: list[Path], tm
         sightloop.evaluate("dialogue", visdial, predictions=file, score_by="guess")
     with pytest.raises(UsageError, match="history"):
         sightloop.evaluate("dialogue", visdial, predictions=file, history=-1)
+
+
+def test_a_model_of_dialogues_scores_by_the_sum_of_both(tmp_path: Path) -> None:
+    model = dialogue_model(tmp_path)
+    assert score_method(model, None) == "both"
+    sample = next(iter(sightloop.open_dataset(tmp_path / "world.tar")))
+    images, dialogues = list(model.read([sample.image])), [sample.dialogues]
+    both, itm, likelihood = (
+        score_dialogues(model, images, dialogues, method)[0]  # pyright: ignore[reportArgumentType]
+        for method in ("both", "itm", "likelihood")
+    )
+    assert len(both) == len(sample.dialogues[0].rounds)
+    for one, a, b in zip(both, itm, likelihood, strict=True):
+        np.testing.assert_allclose(one, a + b, rtol=1e-5)
+    report = sightloop.evaluate("dialogue", tmp_path / "world.tar", model=model, samples=2)
+    assert "the sum of its ITM logit and its log-likelihood" in str(report.runs[0])

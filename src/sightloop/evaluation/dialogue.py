@@ -49,6 +49,7 @@ _NDCG = (
 _SCORES: dict[str, str] = {
     "likelihood": "the log-likelihood of the answer after image, caption, rounds before and question",
     "itm": 'the ITM logit of image and "caption rounds question answer"',
+    "both": "the sum of its ITM logit and its log-likelihood",
 }
 _OTHERS = "the scores of another program"
 _AREA = (
@@ -103,7 +104,9 @@ class DialogueTask:
 
     def phases(self) -> Sequence[TaskPhase]:
         """All rounds of an image together: candidates scored, and where asked for answers written, drawn and ranked."""
-        capability = {"likelihood": "answer", "itm": "match", None: ""}[self.options.score_by]
+        capability = {"likelihood": "answer", "itm": "match", "both": "answer", None: ""}[
+            self.options.score_by
+        ]
         phases = [TaskPhase("scoring answers", "scores", self._score, capability)]
         if self.options.rank_samples is not None:
             phases.append(TaskPhase("answering", "answers", over_images(self._answer), "answer"))
@@ -120,13 +123,17 @@ class DialogueTask:
         from sightloop.evaluation import answer_scores  # imports torch
 
         method = answer_scores.score_method(work.model, self.options.score_by)
-        judges = method == "itm" and judges_dialogues(work.model.network)
+        judges = method != "likelihood" and judges_dialogues(work.model.network)
 
         def predict(batch: list[Sample], images: list[Pixels]) -> list[JsonDict]:
             dialogues = [sample.dialogues for sample in batch]
             if judges:
-                judged = answer_scores.judge_dialogues(work.model, images, dialogues, self.options.history)
-                return [_as_record(own) for own in judged]
+                read = work.model, images, dialogues
+                judged = answer_scores.judge_dialogues(*read, self.options.history)
+                if method == "itm":
+                    return [_as_record(own, None) for own in judged]
+                likelihoods = answer_scores.score_dialogues(*read, "likelihood", self.options.history)
+                return [_as_record(own, rows) for own, rows in zip(judged, likelihoods, strict=True)]
             scored = answer_scores.score_dialogues(
                 work.model, images, dialogues, method, self.options.history
             )
@@ -182,12 +189,15 @@ class DialogueTask:
         return f"{count} candidates, ranked by {how}{read}; of equal scores the earlier candidate comes first"
 
 
-def _as_record(judged: Sequence[AnswerScores]) -> JsonDict:
-    """What a line of the predictions keeps of the rounds of an image."""
+def _as_record(judged: Sequence[AnswerScores], likelihoods: Sequence[Floats32] | None) -> JsonDict:
+    """What a line of the predictions keeps of the rounds of an image; log-likelihoods are added to ITM's logits."""
     attributes = [{name: _as_numbers(row) for name, row in one.attributes.items()} for one in judged]
+    rows = [one.match for one in judged]
+    if likelihoods is not None:
+        rows = [match + own for match, own in zip(rows, likelihoods, strict=True)]
     return {
-        "scores": [_as_numbers(one.match) for one in judged],
-        "scored_by": "itm",
+        "scores": [_as_numbers(row) for row in rows],
+        "scored_by": "itm" if likelihoods is None else "both",
         "attributes": attributes,
     }
 

@@ -91,6 +91,8 @@ class PopeTask:
     def __init__(self, options: EvalOptions, samples: Sequence[Sample]) -> None:
         if options.rank_samples is not None and options.score_by is not None:
             raise UsageError("rank_samples: goes without score_by, as answers are drawn and ranked")
+        if options.score_by == "both":
+            raise UsageError("score_by=both: is of dialogues; choose likelihood or itm")
         self.options = options
         self.objects = draw_objects(samples, options.seed)
         self.settings: JsonDict = {

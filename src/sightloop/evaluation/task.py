@@ -25,7 +25,7 @@ RunPhase: TypeAlias = "Callable[[TaskContext, list[Sample]], Events]"
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "answer_by": ("generate", "rank"),
     "match_by": ("itm", "itc"),
-    "score_by": ("likelihood", "itm", None),
+    "score_by": ("likelihood", "itm", "both", None),
 }
 
 
@@ -51,8 +51,9 @@ class EvalOptions:
         answer_by: answers are generated, or ranked among `candidates` (vqa).
         candidates: answers to rank; None for all answers of the data (vqa).
         match_by: score of a pair: the ITM probability, or the ITC cosine (matching).
-        score_by: an answer is scored by its likelihood, or by ITM (dialogue, pope); None: by likelihood if the model
-            answers, else by ITM (dialogue), or the answer is written freely (pope).
+        score_by: an answer is scored by its likelihood, or by ITM (dialogue, pope), or by the sum of both (dialogue);
+            None: by both if the model was trained for dialogues, by likelihood if it answers, else by ITM (dialogue),
+            or the answer is written freely (pope).
         history: rounds before a question that are read with it; None for all, 0 for the question alone (dialogue).
         objects: what to look for in captions, one line an object, "dog: puppy, hound"; None for COCO's (chair).
         rank_samples: texts drawn and ranked beside the one of greedy search (vqa, dialogue, pope, chair), or of which
@@ -80,7 +81,7 @@ class EvalOptions:
     answer_by: Literal["generate", "rank"] = "generate"
     candidates: Sequence[str] | None = None
     match_by: Literal["itm", "itc"] = "itm"
-    score_by: Literal["likelihood", "itm"] | None = None
+    score_by: Literal["likelihood", "itm", "both"] | None = None
     history: int | None = None
     objects: Sequence[str] | None = None
     rank_samples: int | None = None

@@ -289,13 +289,13 @@ RECIPES: dict[str, Recipe] = {
             "world_dialogue",
             {"lm": 1.0, "vqa": 1.0, "dialogue": 1.0, "attributes": 0.5, "reply": 1.0},
             model=ModelSettings(size="world-dialogue", vocab_size=400),
-            data=DataSettings(batch=64, questions=3, max_tokens=64, cache=64, workers=1, augment=None),
+            data=DataSettings(batch=32, questions=3, max_tokens=64, cache=64, workers=1, augment=None),
             teacher=_NO_TEACHER,
             optimizer=OptimizerConfig(lr=1e-3, clip_norm=1.0, weight_decay=0.02),
             schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
             precision="bfloat16",
             label_smoothing=0.0,
-            steps=1000,
+            steps=1300,
         ),
         # Plain rendered scenes of 64 pixels (`sightloop synthetic --scenes plain`), about 30 minutes on two cores.
         Recipe(

@@ -88,9 +88,10 @@ class EvaluateOptions:
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None
     """vqa, videoqa with --answer-by rank: the answers to rank. Default: all answers of the data."""
 
-    score_by: Literal["likelihood", "itm"] | None = None
-    """dialogue, pope: score an answer by its likelihood, or by ITM of a text with it. Default: dialogue: by likelihood
-    if the model answers, else by ITM; pope: answers are written."""
+    score_by: Literal["likelihood", "itm", "both"] | None = None
+    """dialogue, pope: score an answer by its likelihood, or by ITM of a text with it, or by their sum (dialogue).
+    Default: dialogue: by both if the model was trained for dialogues, by likelihood if it answers, else by ITM; pope:
+    answers are written."""
 
     history: Annotated[int | None, Parameter(converter=integer)] = None
     """dialogue: how many of the rounds before a question are read with it, after the caption; 0 for the question alone.
@@ -299,7 +300,7 @@ def _check_model(task: TaskName, source: str | None, options: EvaluateOptions) -
     """Raises UnsupportedError if a model is known to lack what the task needs with these options."""
     # `matching` by ITC needs no ITM head, and `retrieval` without re-ranking neither.
     capability = {"matching": "embed", "retrieval": "embed", "videos": "embed"}.get(task, _CAPABILITIES[task])
-    if task in ("dialogue", "pope") and options.score_by == "itm":
+    if task in ("dialogue", "pope") and options.score_by in ("itm", "both"):
         capability = "match"
     try:
         check_capability(source, capability)
