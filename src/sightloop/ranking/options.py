@@ -21,7 +21,7 @@ class RankWeights:
     """Weights of the signals of a candidate; the score is their weighted sum plus `bias`.
 
     Fitted weights make the score the log-odds that the text is right. The defaults count a nat of likelihood as much as
-    a unit of the ITM logit, the attributes of answers as LaMDA does (section 4: three times sensible), and are fitted
+    a unit of the ITM logit, the attributes of answers as LaMDA does (section 6.1: three times sensible), and are fitted
     to nothing. What the judge does not say counts nothing.
 
     Args:
