@@ -175,7 +175,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return dialogue_model(tmp_path_factory.mktemp("dialogue"))
 
 
-@pytest.mark.parametrize("task", ["dialogue", "pope", "chair"])
+@pytest.mark.parametrize("task", ["dialogue", "pope", "chair", "vqa"])
 def test_small_models_draw_beside_greedy_search(model: Model, world: Path, tmp_path: Path, task: Any) -> None:
     options: JsonDict = {"samples": 2, "isolate": False, "decoding": {"max_new_tokens": 4, "num_beams": 1}}
     if task == "chair":
@@ -183,7 +183,8 @@ def test_small_models_draw_beside_greedy_search(model: Model, world: Path, tmp_p
     result = sightloop.evaluate(task, world, model=model, out=tmp_path, rank_samples=3, **options)
     numbers = dict(result)
     records = read_predictions(tmp_path / "predictions.jsonl")[1]
-    measure = {"dialogue": "grounded", "pope": "F1 (adversarial)", "chair": "CHAIRs"}[task]
+    measures = {"dialogue": "grounded", "pope": "F1 (adversarial)", "chair": "CHAIRs", "vqa": "exact match"}
+    measure = measures[task]
     own = {"log_prob", "votes"} | (
         {"itm"} if task == "chair" else {"match", "sensible", "specific", "grounded"}
     )
