@@ -51,7 +51,10 @@ class FakeCollection:
 
     def search(self, text: str | None = None, k: int = 20, **options: Any) -> FakeHits:
         self.asked.append((text, k, options))
-        if text is None:
+        if "words" in options:
+            words = set(options["words"].split())
+            hits = [one for one in self.images if words & set(" ".join(one.captions).split())]
+        elif text is None:
             hits = [one for one in self.images if one.id != options["like"]]
         else:
             words = {word.rstrip("s") for word in text.split() if word not in ("a", "the", "an", "on", "in")}
@@ -100,6 +103,22 @@ def test_a_conversation() -> None:
     assert "More with dogs" in talk.ask("are there more dogs or cats?").text
     assert "5 images in the collection" in talk.ask("how many images are there?").text
     assert "no image 9" in talk.ask("describe image 9").text
+
+
+def test_captions_are_evidence_where_the_images_are_none() -> None:
+    images = [
+        FakeHit("a", "blur", captions=["a zebra on grass"]),
+        FakeHit("b", "blur", captions=["two zebras"]),
+        FakeHit("c", "blur", captions=["grass"]),
+    ]
+    talk = CollectionChat(FakeCollection(images), FakeModel())
+    answer = talk.ask("find zebras")
+    assert [citation.id for citation in answer.citations] == ["a", "b"]
+    assert answer.note == "found by captions alone"
+    assert "captions of 2 images name it" in answer.calls[0].result
+    assert [citation.id for citation in talk.ask("find a zebra on the grass").citations] == ["a"]
+    assert "2 images show zebra" in talk.ask("how many images show zebra?").text
+    assert talk.ask("find a zebra and a lion").declined
 
 
 def test_what_nothing_shows_is_declined() -> None:

@@ -6,6 +6,7 @@ it is ever parsed as a request.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,12 @@ from typing import Protocol
 from sightloop.types import ImageSource, JsonDict
 
 _MATCH = 0.5  # ITM probability from which a judge believes a hit
+_NAMED = 200  # best hits by keywords whose captions are read
+# Words that name nothing in an image.
+_EMPTY = frozenset(
+    "a an the and or of in on at by to from with without for as into over under near is are was were be being been it "
+    "its his her their this that these those there some any who which what".split()
+)
 
 
 class Writer(Protocol):
@@ -60,6 +67,7 @@ class Collection(Protocol):
         k: int = 20,
         *,
         like: str | None = ...,
+        words: str | None = ...,
         rerank: int = ...,
         cut: float | None = ...,
     ) -> SearchHits: ...
@@ -103,13 +111,31 @@ class Tools:
     def search(self, text: str, k: int) -> list[SearchHit]:
         """Images that show a text, best first, without those that the judge does not believe.
 
-        [] if none is left, or if the calibrated cut finds that none shows it.
+        Where none is left, or the calibrated cut finds that none shows it: the images whose captions name all of it;
+        [] if there are none.
         """
         results = self.collection.search(text, max(k, self.rerank), rerank=self.rerank, cut=self.cut)
         hits = [hit for hit in results.hits if hit.itm is None or hit.itm >= _MATCH]
         self.note = results.note
-        self._note("search", text, f"{len(hits)} of {results.total:,} images; {results.note}".rstrip("; "))
+        outcome = f"{len(hits)} of {results.total:,} images; {results.note}"
+        if not hits and (hits := self._named(text)):
+            self.note = "found by captions alone"
+            outcome += f"; captions of {len(hits):,} images name it"
+        self._note("search", text, outcome.rstrip("; "))
         return hits[:k]
+
+    def _named(self, text: str) -> list[SearchHit]:
+        """Images whose captions have every word of a text that names something, in the singular or the plural."""
+        wanted = [_forms(word) for word in re.findall(r"\w+", text.lower()) if word not in _EMPTY]
+        if not wanted:
+            return []
+        query = " ".join(sorted(set[str]().union(*wanted)))
+        named: list[SearchHit] = []
+        for hit in self.collection.search(None, _NAMED, words=query).hits:
+            own = {word for caption in hit.captions for word in re.findall(r"\w+", caption.lower())}
+            if all(own & forms for forms in wanted):
+                named.append(hit)
+        return named
 
     def similar(self, identity: str, k: int) -> list[SearchHit]:
         """Images like one of the index, best first."""
@@ -136,3 +162,9 @@ class Tools:
 
     def _note(self, tool: str, argument: str, result: str) -> None:
         self.calls.append(ToolCall(tool, argument, result))
+
+
+def _forms(word: str) -> set[str]:
+    """A word and what may be its singular or plural: "boxes" -> "boxes" "boxe" "box" "boxess" "boxeses"."""
+    shorter = {word[: -len(end)] for end in ("s", "es") if word.endswith(end) and len(word) > len(end) + 1}
+    return {word, f"{word}s", f"{word}es", *shorter}
