@@ -11,7 +11,8 @@ DOCS := $(VENV)/.installed-docs
 APP := $(VENV)/.installed-app
 PHOTOGRAPHS := $(VENV)/photographs
 # A test process a core; a file's tests stay in one process, which shares its fixtures. ARGS="-n 0" runs them in one.
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+# The longest files begin first (tests/slow_tests.py), not those with the most tests.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The interpreter of the venv: the first of these that runs and is new enough. `make PYTHON=...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \

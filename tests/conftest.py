@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.slow_tests import SLOW_FILES
+from tests.slow_tests import LONGEST_FILES, SLOW_FILES
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,10 +27,17 @@ TESTS = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of slow files, which `make quick` leaves out."""
+    """Marks the tests of slow files, which `make quick` leaves out, and begins with the longest files."""
     for item in items:
-        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix() in SLOW_FILES:
+        if name_of(item) in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+    first = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: first.get(name_of(item), len(first)))
+
+
+def name_of(item: pytest.Item) -> str:
+    """A test's file, relative to tests/."""
+    return item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
 
 
 def pytest_collection_finish() -> None:

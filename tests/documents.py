@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sightloop.checkpoints.catalog import CATALOG
+from sightloop.checkpoints.catalog import CATALOG, CatalogEntry
 from tests.rules import PACKAGE, REPOSITORY
 
 IMAGES = re.compile(r"(?<![\w/])((?:[\w.-]+/)*[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?))(?![\w/])")
@@ -167,35 +168,43 @@ def dead_links(path: Path, pages: Mapping[Path, str]) -> list[str]:
 # A page run.
 
 
-def furnish(folder: Path, text: str) -> None:
-    """Put a checkpoint, an image or a folder of images where `text` names one."""
-    from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
-    from tests.tiny_checkpoints.florence import write_florence
-    from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
-
+def furnish(folder: Path, text: str, models: Path) -> None:
+    """Put a checkpoint, an image or a folder of images where `text` names one. models: checkpoints that are there."""
     for entry in CATALOG:
         if not re.search(rf"(?<![\w/-]){re.escape(entry.name)}(?![\w-])", text) or "/" not in entry.name:
             continue
-        if entry.family == "clip":
-            write_clip(folder / entry.name)
-        elif entry.family == "stable_diffusion":
-            from tests.tiny_checkpoints.stable_diffusion import (
-                write_stable_diffusion,  # imports diffusers: slow
-            )
-
-            write_stable_diffusion(folder / entry.name, "turbo" if "turbo" in entry.name else "1")
-        elif entry.family == "florence":
-            write_florence(folder / entry.name)
-        elif entry.family == "llava":
-            write_llava(folder / entry.name, tiled=False, template=LLAVA_15)
-        elif entry.family == "blip" and entry.layout != "original":
-            head = next(head for head in ("answer", "match", "caption") if head in entry.capabilities)
-            write_blip(folder / entry.name, head=head)
+        if not (models / entry.name).is_dir():
+            write_model(models / entry.name, entry)
+        if (models / entry.name).is_dir():
+            shutil.copytree(models / entry.name, folder / entry.name)
     for name in set(IMAGES.findall(text)):
         draw(folder / name)
     for name in set(FOLDERS.findall(text)):
         for i in range(2):
             draw(folder / name / f"{i}.jpg")
+
+
+def write_model(place: Path, entry: CatalogEntry) -> None:
+    """A small random checkpoint of an entry's family and layout, where there is a writer of one."""
+    from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
+    from tests.tiny_checkpoints.florence import write_florence
+    from tests.tiny_checkpoints.llava import LLAVA_15, write_llava
+
+    if entry.family == "clip":
+        write_clip(place)
+    elif entry.family == "stable_diffusion":
+        from tests.tiny_checkpoints.stable_diffusion import (
+            write_stable_diffusion,  # imports diffusers: slow
+        )
+
+        write_stable_diffusion(place, "turbo" if "turbo" in entry.name else "1")
+    elif entry.family == "florence":
+        write_florence(place)
+    elif entry.family == "llava":
+        write_llava(place, tiled=False, template=LLAVA_15)
+    elif entry.family == "blip" and entry.layout != "original":
+        head = next(head for head in ("answer", "match", "caption") if head in entry.capabilities)
+        write_blip(place, head=head)
 
 
 def draw(path: Path) -> None:
@@ -210,7 +219,7 @@ def run_pages(pages: Mapping[str, str], folder: Path) -> dict[str, list[str]]:
         place = folder / re.sub(r"\W", "-", name)
         place.mkdir()
         todo = steps(markdown)
-        furnish(place, "\n".join(text for _, text in todo))
+        furnish(place, "\n".join(text for _, text in todo), folder / "models")
         plan.append((name, str(place), todo))
     report = folder / "report.json"
     environment = {

@@ -6,6 +6,24 @@ two seconds: the file of such a test belongs here, or the test into a file of it
 
 from __future__ import annotations
 
+# Relative to tests/, the longest first: they begin first, so that no process works on one while the others wait.
+LONGEST_FILES = (
+    "test_docs.py",
+    "benchmarks/test_benchmarks.py",
+    "training/test_fsdp.py",
+    "training/test_trainer.py",
+    "test_readme.py",
+    "apps/web/test_accessibility.py",
+    "apps/cli/test_draw.py",
+    "apps/web/test_loop.py",
+    "apps/web/test_page.py",
+    "capfilt/test_bootstrap.py",
+    "search/test_kills.py",
+    "capfilt/test_remote_captioner.py",
+    "test_entry.py",
+    "apps/cli/test_main.py",
+)
+
 # Relative to tests/.
 SLOW_FILES = frozenset(
     {

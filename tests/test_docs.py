@@ -35,7 +35,7 @@ from tests.documents import (
     words,
 )
 from tests.rules import REPOSITORY, ROOMS, none
-from tests.slow_tests import SLOW_FILES
+from tests.slow_tests import LONGEST_FILES, SLOW_FILES
 
 DOCS = REPOSITORY / "docs"
 
@@ -184,6 +184,7 @@ def test_a_marker_is_replaced_and_an_unknown_one_is_an_error() -> None:
 
 def test_slow_files_exist_and_the_quick_targets_leave_them_out() -> None:
     none([name for name in sorted(SLOW_FILES) if not (REPOSITORY / "tests" / name).is_file()])
+    assert set(LONGEST_FILES) <= SLOW_FILES
     makefile = (REPOSITORY / "Makefile").read_text("utf-8")
     recipe = makefile.partition("\nquick: ")[2].partition("\n\n")[0]
     assert '-m "not slow"' in recipe

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sightloop.apps.cli import main
 from sightloop.capfilt import remote_captioner
 from sightloop.capfilt.bootstrap import bootstrap
 from sightloop.data.datasets.dataset import open_dataset
@@ -260,7 +261,9 @@ def test_a_server_that_does_not_work_ends_the_job(
     assert not run(scenes, tmp_path / "out", server).failed  # the same command goes on
 
 
-def test_ctrl_c_waits_for_no_answer(scenes: Path, tmp_path: Path, server: Server) -> None:
+def test_ctrl_c_waits_for_no_answer(
+    scenes: Path, tmp_path: Path, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C ends the command although requests are in flight; a rerun requests nothing again of finished shards."""
     words = (
         f"bootstrap {scenes}/a.tar --mode captioner-only --block 2 --threads 1 --captioner {server.address}"
@@ -298,9 +301,8 @@ def test_ctrl_c_waits_for_no_answer(scenes: Path, tmp_path: Path, server: Server
     assert "Traceback" not in messages
     before = len(server.asked)  # more than 4 where a request was tried again before the signal
     for out in ("out", "unbroken"):
-        status, messages = finish(start(out), out)
-        assert status == 0, messages
-        assert "Traceback" not in messages
+        assert main.main([*words.split(), "--out", str(tmp_path / out)]) == 0
+        assert "Traceback" not in capfd.readouterr().err
     again = {json.dumps(body, sort_keys=True) for _, _, body in server.asked[before:-COUNT]}
     assert len(again) == COUNT - 2
     assert not again & requested

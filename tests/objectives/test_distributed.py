@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from sightloop.objectives.gather import gather_rows, ring_exchange, row_counts, row_offset
+from tests.forked import spawn
 from tests.objectives.distributed import DIVISIONS, PROCESSES, batch, results, work
 
 OF_ROWS = ("d_image", "d_text")
@@ -18,7 +18,7 @@ OF_ROWS = ("d_image", "d_text")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, (str(made),), nprocs=PROCESSES)
+    spawn(work, (str(made),), PROCESSES)
     return made
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sightloop.objectives.contrastive import clip_loss
+from tests.forked import spawn
 from tests.objectives.unicl import ROWS, Towers, gradients, inputs, matches, reference, step, work
 
 
@@ -51,7 +51,7 @@ def test_labels_and_captions_in_micro_batches(micro_batch: int) -> None:
 
 
 def test_labels_and_captions_over_two_processes(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn(work, (str(tmp_path),), 2)
     for micro_batch in (0, 2):
         shares = [torch.load(tmp_path / f"{micro_batch}-{rank}.pt", weights_only=True) for rank in (0, 1)]
         same([a + b for a, b in zip(*shares, strict=True)], wanted())

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,8 @@ from sightloop.training.model_sizes import SIZES
 from sightloop.training.recipes import RECIPES, find_recipe
 from sightloop.training.trainer import train
 from sightloop.training.validation import validate
+from tests.forked import Ranks
+from tests.training.run_ranks import record_samples, train_until_killed
 
 # All of BLIP's pre-training, small: teacher, a queue that wraps around, augmentation, hard negatives, answers.
 SMALL = (
@@ -34,8 +31,8 @@ SMALL = (
     "data.augment.randaugment=[2, 5]",
     "teacher.queue=40",
     "teacher.momentum=0.9",
-    "steps=40",
-    "save_every=17",
+    "steps=16",
+    "save_every=7",
     "schedule.warmup_steps=5",
 )
 
@@ -67,28 +64,16 @@ def whole(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_a_killed_run_resumes_bit_equal(whole: tuple[Path, list[Any]], shard: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = json.dumps([*SMALL])
-    script = (
-        "import json, sys, torch; from sightloop.training.trainer import train\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums are the same bits for one number of threads
-        "for event in train('world', sys.argv[1], sys.argv[2], settings=json.loads(sys.argv[3]), device='cpu'):\n"
-        "    print(type(event).__name__, getattr(event, 'step', ''), flush=True)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(shard), str(out), settings], stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.split() == ["StepDone", "20"]:  # three steps behind the checkpoint of step 17
-                child.send_signal(signal.SIGKILL)
-                break
+    # Sums are the same bits for one number of threads.
+    arguments = (str(shard), str(out), SMALL, 10)  # three steps behind the checkpoint of step 7
+    Ranks(train_until_killed, arguments, tmp_path / "log", 1, torch.get_num_threads()).die()
     assert not (out / "model").exists()
     events = run(shard, out)
     steps = [event.step for event in events if isinstance(event, StepDone)]
-    assert steps == list(range(18, 41))
+    assert steps == list(range(8, 17))
     assert equal(weights(out), weights(whole[0]))
-    uninterrupted = load_file(whole[0] / "checkpoints" / "step-000040" / "state.safetensors")
-    assert equal(load_file(out / "checkpoints" / "step-000040" / "state.safetensors"), uninterrupted)
+    uninterrupted = load_file(whole[0] / "checkpoints" / "step-000016" / "state.safetensors")
+    assert equal(load_file(out / "checkpoints" / "step-000016" / "state.safetensors"), uninterrupted)
     assert any(name.startswith("teacher.") for name in uninterrupted)
     assert any(name.startswith("queue.") for name in uninterrupted)
 
@@ -132,13 +117,13 @@ def test_running_statistics_are_resumed_too(
 def test_the_result_is_the_network_of_the_last_step(whole: tuple[Path, list[Any]]) -> None:
     out, events = whole
     assert sightloop.load(out / "model").capabilities >= {"caption", "answer", "match", "embed"}
-    stored = load_file(out / "checkpoints" / "step-000040" / "state.safetensors")
+    stored = load_file(out / "checkpoints" / "step-000016" / "state.safetensors")
     result = weights(out)
     assert len(result) > 50
     for name, tensor in result.items():
         assert torch.equal(tensor, stored[f"network.{name}"])
     assert isinstance(events[-1], RunEnded)
-    assert (events[-1].step, events[-1].folder) == (40, out / "model")
+    assert (events[-1].step, events[-1].folder) == (16, out / "model")
 
 
 def test_a_finished_run_takes_no_step(whole: tuple[Path, list[Any]], shard: Path) -> None:
@@ -171,63 +156,39 @@ def test_another_recipe_or_other_data_is_refused(
         run(other, whole[0])
 
 
-WORKER = """
-import json, sys
-from sightloop.training import trainer as module
-seen = []
-take = module.take_step
-def spy(run, batch):
-    values = take(run, batch)
-    seen.append(([int(i) for i in batch.sample_indices], values[0]))
-    return values
-module.take_step = spy
-for event in module.train("world", sys.argv[1], sys.argv[2], settings=json.loads(sys.argv[3]), device="cpu"):
-    pass
-import torch.distributed as dist
-rank = dist.get_rank() if dist.is_initialized() else 0
-open(sys.argv[2] + f"/rank-{rank}.json", "w").write(json.dumps(seen))
-"""
-
-
 def ranks(
     world_size: int, shard: Path, out: Path, *settings: str
 ) -> list[tuple[list[int], dict[str, float]]]:
     """Each step's sample ids in global order, and the values that the first process reports."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(shard), str(out), json.dumps([*SMALL, "steps=6", *settings])],
-            env=os.environ
-            | {
-                "RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(world_size)
-    ]
-    assert [child.wait(timeout=240) for child in children] == [0] * world_size
+    arguments = (str(shard), str(out), [*SMALL, "steps=6", *settings])
+    Ranks(record_samples, arguments, out, world_size).finish()
     parts = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
     return [
         ([i for part in parts for i in part[step][0]], parts[0][step][1]) for step in range(len(parts[0]))
     ]
 
 
+UNEVEN = (
+    "data.batch=10",
+    "hard_negatives=0.5",
+    "data.caption_dropout=0.2",
+)  # 10 rows: uneven parts for 3 and 4
 PLAIN = ("teacher.momentum=0", "teacher.queue=0", "data.texts=2")  # no momentum teacher, all captions read
+
+
+@pytest.fixture(scope="module")
+def alone(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Any]:
+    """By settings, the run of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    return {how: ranks(1, shard, out / str(len(how)), *UNEVEN, *how) for how in ((), PLAIN)}
 
 
 @pytest.mark.parametrize(("count", "how"), [(2, ()), (3, ()), (4, ()), (3, PLAIN)])
 def test_any_number_of_processes_means_the_same(
-    count: int, how: tuple[str, ...], shard: Path, tmp_path: Path
+    count: int, how: tuple[str, ...], alone: dict[tuple[str, ...], Any], shard: Path, tmp_path: Path
 ) -> None:
-    settings = ("data.batch=10", "hard_negatives=0.5", "data.caption_dropout=0.2", *how)
-    one = ranks(1, shard, tmp_path / "one", *settings)
-    many = ranks(count, shard, tmp_path / "many", *settings)  # 10 rows: uneven parts for 3 and 4
-    for (ids, values), (their_ids, theirs) in zip(one, many, strict=True):
+    many = ranks(count, shard, tmp_path / "many", *UNEVEN, *how)
+    for (ids, values), (their_ids, theirs) in zip(alone[how], many, strict=True):
         assert ids == their_ids
         for name in ("itc", "itm", "lm", "vqa"):
             assert theirs[name] == pytest.approx(values[name], abs=1e-5)

@@ -164,7 +164,7 @@ def test_few_images_have_no_null() -> None:
 
 def test_copies_of_photographs(shared_data: Path) -> None:
     with tarfile.open(shared_data / "flickr8k" / "dev-000.tar") as tar:
-        members = [member for member in tar if member.name.endswith(".jpg")][:100]
+        members = [member for member in tar if member.name.endswith(".jpg")][:50]
         images = [
             Image.open(io.BytesIO(file.read())) for m in members if (file := tar.extractfile(m)) is not None
         ]
@@ -177,4 +177,4 @@ def test_copies_of_photographs(shared_data: Path) -> None:
                 for first, second in zip(found.first, found.second, strict=True)
             }
             assert all(first == second for first, second in pairs), kind
-            assert len(pairs) >= 97, kind
+            assert len(pairs) >= 0.97 * len(images), kind

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, Final, Literal, Protocol
 
 import numpy as np
@@ -45,6 +45,7 @@ _WALL_CLOCK_FACTOR: Final = 30.0  # wall-clock seconds allowed per second of CPU
 _SIGPROF_STATUS: Final = -27  # exit status of a worker that used up its CPU time
 _WATCH_SECONDS: Final = 0.2  # between two looks at the clock
 _AHEAD_BYTES: Final = 1 << 28  # of results that wait
+_FEW: Final = 2  # images that one process has decoded before a second one has started
 
 
 def read_images(
@@ -145,10 +146,14 @@ class _Backend(Protocol):
 def _stream(
     sources: Iterable[ImageSource], backend: _Backend, workers: int, ahead: int
 ) -> Generator[Pixels | ImageError]:
+    upcoming = iter(sources)
+    if isinstance(backend, _ProcessBackend):
+        first = list(islice(upcoming, _FEW + 1))
+        workers = 1 if len(first) <= _FEW else workers
+        upcoming = chain(first, upcoming)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sightloop-reader")
     pending: deque[Future[Pixels | ImageError]] = deque()
     try:
-        upcoming = iter(sources)
         pending.extend(pool.submit(backend, source) for source in islice(upcoming, ahead))
         while pending:
             result = pending.popleft().result()
