@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from tests.rules import PACKAGE, REPOSITORY
 
@@ -34,7 +34,7 @@ def ready() -> None:
 def spawn(work: Callable[..., None], arguments: tuple[object, ...], count: int) -> None:
     """Calls `work(rank, *arguments)` in `count` processes; raises what one of them raises."""
     ready()
-    mp.start_processes(work, arguments, count, start_method="forkserver")
+    start_processes(work, arguments, count, start_method="forkserver")
 
 
 class Ranks:

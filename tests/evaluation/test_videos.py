@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,21 @@ def test_questions_of_a_video_that_cannot_be_read(
     assert "video2" in err
     numbers = {row["name"]: row for row in map(json.loads, out.splitlines())}
     assert numbers["exact match"]["samples"] == 2
+
+
+@pytest.mark.parametrize("task", ["videos", "videoqa"])
+def test_without_pyav_no_model_is_loaded(
+    task: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = place / "questions.json"
+    table.write_text(
+        json.dumps([{"video_id": "video1", "question": "what is it?", "answer": "car", "caption": "a car"}])
+    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "av" else find(name, *rest)
+    )
+    monkeypatch.setattr("sightloop.inference.load.load", lambda *_, **__: pytest.fail("a model is loaded"))
+    arguments = ["evaluate", task, "-m", str(place / "blip"), "-d", str(table), str(place / "clips")]
+    assert main.main(arguments) == 2
+    assert "pip install 'sightloop[video]'" in capsys.readouterr().err

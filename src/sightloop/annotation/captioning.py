@@ -13,6 +13,7 @@ from sightloop.annotation.result_table import ResultTable
 from sightloop.annotation.scene_captions import SceneCaption as SceneCaption
 from sightloop.annotation.scene_captions import SceneFile as SceneFile
 from sightloop.annotation.scene_captions import caption_scenes as caption_scenes
+from sightloop.annotation.scene_captions import check_installed as check_installed
 from sightloop.tasks.caption_filter import CaptionFilter, drop_reason
 from sightloop.types import Done, Event, Failed, Floats32, ImageSpec, JsonDict, JsonMapping, Pixels, Skipped
 

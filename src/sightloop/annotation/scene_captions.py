@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from sightloop.data.atomic import atomic_write, check_regular
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.data.video.pixels import frame_side, preprocess_frame, stack_frames
+from sightloop.data.video.reader import check_installed as check_installed
 from sightloop.data.video.reader import find_scenes, read_frames
 from sightloop.data.video.sampling import at_times, sample_times, uniform
 from sightloop.errors import ImageError, UsageError

@@ -20,6 +20,7 @@ from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.copies.learned_images import count_learned, read_digests
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.data.datasets.leakage import Leaks, find_leaks
+from sightloop.data.video.reader import check_installed
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.evaluation.captioning import CaptioningTask
 from sightloop.evaluation.chair import ChairTask
@@ -98,7 +99,10 @@ def evaluate(
     contents = [read_predictions(file) for file in files]
     file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
     settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
-    data = _open_videos(data, questions=task == "videoqa") if task in ("videos", "videoqa") else data
+    if task in ("videos", "videoqa"):
+        data = _open_videos(data, questions=task == "videoqa")
+        if models:  # predictions are scored without a look at the videos
+            check_installed()
     dataset = EvalDataset(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )

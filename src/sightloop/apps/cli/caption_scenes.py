@@ -21,7 +21,7 @@ def caption_videos(
     paths: Sequence[str], output: SceneWriteOptions, runtime: DeviceListOptions, rules: CaptionFilter
 ) -> int:
     """Captions every scene of the videos that paths name; the exit status."""
-    from sightloop.annotation.captioning import SceneFile, caption_scenes
+    from sightloop.annotation.captioning import SceneFile, caption_scenes, check_installed
     from sightloop.annotation.inputs import find_images
 
     if output.out is None:
@@ -30,6 +30,7 @@ def caption_videos(
         raise UsageError("--scenes: goes without --min-match and --devices.")
     if output.write in ("append", "prepend") or "region" in rules.decoding:
         raise UsageError("--scenes: goes without --region, --write append and --write prepend.")
+    check_installed()
     settings = {"model": runtime.source, "lora": runtime.lora, "rules": str(rules)}
     columns = [Column("name"), Column("start", 8, True), Column("end", 8, True), Column("caption")]
     rows = OutputTable(columns, as_json=runtime.json, ignore_closed_pipe=True)

@@ -45,6 +45,16 @@ _SIGPROF_STATUS: Final = -27
 _EVERY_FRAME: Final = Sampling("interval", seconds=1.0)
 
 
+def check_installed() -> None:
+    """Check that this machine can read videos, before the model that they are for is loaded.
+
+    Raises:
+        UnsupportedError: PyAV is not installed.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise UnsupportedError(f"videos need one more package, PyAV: {install_command('video')}")
+
+
 def video_info(
     video: VideoInput, *, limits: VideoLimits = _DEFAULT_LIMITS, warn: Warn | None = None
 ) -> VideoInfo:
@@ -135,8 +145,7 @@ def _request(
     side: int | None,
     limits: VideoLimits,
 ) -> VideoRequest:
-    if importlib.util.find_spec("av") is None:
-        raise UnsupportedError(f"videos need one more package, PyAV: {install_command('video')}")
+    check_installed()
     if side is not None and side < 1:
         raise UsageError(f"side={side}: must be at least 1")
     return VideoRequest(want, os.fspath(video.path), video.start, video.end, sampling, side, limits)
