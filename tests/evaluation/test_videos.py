@@ -16,7 +16,7 @@ pytest.importorskip("av")
 import sightloop
 from sightloop.apps.cli import main
 from sightloop.data.video.writing import write_video
-from sightloop.errors import UsageError
+from sightloop.errors import UsageError, install_command
 from sightloop.evaluation.video_annotations import open_video_annotations
 from sightloop.types import Encoded
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
@@ -260,4 +260,4 @@ def test_without_pyav_no_model_is_loaded(
     monkeypatch.setattr("sightloop.inference.load.load", lambda *_, **__: pytest.fail("a model is loaded"))
     arguments = ["evaluate", task, "-m", str(place / "blip"), "-d", str(table), str(place / "clips")]
     assert main.main(arguments) == 2
-    assert "pip install 'sightloop[video]'" in capsys.readouterr().err
+    assert f"PyAV: {install_command('video')}" in capsys.readouterr().err

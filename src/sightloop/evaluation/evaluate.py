@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from sightloop.data.atomic import atomic_write, remove_stale_temporaries
 from sightloop.data.copies.learned_images import count_learned, read_digests
@@ -99,10 +99,7 @@ def evaluate(
     contents = [read_predictions(file) for file in files]
     file_options: JsonDict = contents[0][0].get("options", {}) if contents else {}
     settings = from_options(EvalOptions, {**file_options, **options}, "option of evaluate")
-    if task in ("videos", "videoqa"):
-        data = _open_videos(data, questions=task == "videoqa")
-        if models:  # predictions are scored without a look at the videos
-            check_installed()
+    data = _open_videos(data, task, models) if task in ("videos", "videoqa") else data
     dataset = EvalDataset(
         data, settings.samples, settings.seed, workers=settings.workers, isolate=settings.isolate
     )
@@ -128,8 +125,13 @@ def evaluate(
     return result
 
 
-def _open_videos(data: DataSource | Dataset, *, questions: bool) -> Dataset:
+def _open_videos(
+    data: DataSource | Dataset, task: Literal["videos", "videoqa"], models: Sequence[ModelSource]
+) -> Dataset:
     """Videos with captions or questions: a dataset of them, or the file of those and the folder of videos."""
+    if models:  # predictions are scored without a look at the videos
+        check_installed()
+    questions = task == "videoqa"
     if isinstance(data, Dataset):
         return data
     places = [data] if isinstance(data, str | PathLike) else list(data)
