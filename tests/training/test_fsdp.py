@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +19,8 @@ from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_w
 from sightloop.errors import UsageError
 from sightloop.training.events import StepDone
 from sightloop.training.trainer import train
+from tests.forked import Ranks
+from tests.training.run_ranks import record_losses, train_until_killed
 
 # All of BLIP, small: teacher, queue, average, clipped gradients; encoder and decoder share modules and words.
 SMALL = (
@@ -38,34 +34,6 @@ SMALL = (
     "steps=4",
     "save_every=2",
 )
-WORKER = """
-import json, sys, warnings
-warnings.simplefilter("error")
-from sightloop.training.events import Evaluated, StepDone
-from sightloop.training.trainer import train
-import sightloop.training.fsdp as sharding
-
-alike = []
-runs_alike = sharding.FSDP.runs_alike
-def spy(*given):
-    alike.append(runs_alike(*given))
-    return alike[-1]
-sharding.FSDP.runs_alike = spy
-
-for data, out, settings, stop in json.loads(sys.argv[1]):
-    alike.clear()
-    found = {"losses": [], "norms": [], "evaluated": [], "alike": alike}
-    for event in train("world", data, out, settings=settings, device="cpu", stop_after=stop):
-        if isinstance(event, StepDone):
-            found["losses"].append(event.loss)
-            found["norms"].append(event.values["gradient_norm"])
-        if isinstance(event, Evaluated):
-            found["evaluated"].append(event.values)
-        print(type(event).__name__, getattr(event, "step", ""), file=sys.stderr, flush=True)
-    print(json.dumps(found), flush=True)
-import torch.distributed as dist
-dist.destroy_process_group()
-"""
 
 
 class Job(NamedTuple):
@@ -75,35 +43,11 @@ class Job(NamedTuple):
     stop: int | None = None
 
 
-def start(jobs: Sequence[Job], count: int = 2) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = json.dumps([[str(job.data), str(job.out), [*SMALL, *job.settings], job.stop] for job in jobs])
-    place = {
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, given],
-            env=os.environ | place | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-
-
-def together(jobs: Sequence[Job], count: int = 2) -> list[dict[str, Any]]:
-    """Every job on `count` processes, one after the other; what the first process saw."""
-    said = [child.communicate(timeout=300) for child in start(jobs, count)]
-    found = [json.loads(line) for line in said[0][0].splitlines()]
-    assert len(found) == len(jobs), said[0][1][-2000:] + said[1][1][-2000:]
-    return found
+def together(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:
+    """Every job on two processes, one after the other; what the first process saw, which is in `out`.json too."""
+    rows = [(str(job.data), str(job.out), [*SMALL, *job.settings], job.stop) for job in jobs]
+    Ranks(record_losses, (rows, f"{out}.json"), out, 2).finish()
+    return json.loads(Path(f"{out}.json").read_text())
 
 
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], error: float = 2e-4) -> bool:
@@ -167,7 +111,7 @@ def found(data: Path, sparse: Path, tmp_path_factory: pytest.TempPathFactory) ->
     jobs["stopped"] = Job(data, out / "stopped", ("shard=true",), 3)
     jobs["other"] = Job(data, out / "other", ("shard=true",), 3)
     jobs["goes on"] = Job(data, out / "stopped", ("shard=true",))
-    return out, dict(zip(jobs, together(list(jobs.values())), strict=True))
+    return out, dict(zip(jobs, together(list(jobs.values()), out / "printed"), strict=True))
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -238,17 +182,9 @@ def test_it_resumes_on_one_process_unsharded(
 
 def test_a_killed_run_resumes(found: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    children = start([Job(data, out, ("shard=true",))])
-    try:
-        assert children[0].stderr is not None
-        assert any(line.split() == ["StepDone", "3"] for line in children[0].stderr)
-    finally:
-        for child in children:
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
-    time.sleep(0.1)
+    Ranks(train_until_killed, (str(data), str(out), [*SMALL, "shard=true"], 3), tmp_path / "killed", 2).die()
     assert not (out / "model").exists()
-    (seen,) = together([Job(data, out, ("shard=true",))])
+    (seen,) = together([Job(data, out, ("shard=true",))], tmp_path / "resumed")
     assert seen["losses"] == found[1]["whole true"]["losses"][2:]
     assert close(result(out), result(found[0] / "whole true"), 0)
 
