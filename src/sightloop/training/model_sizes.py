@@ -225,8 +225,8 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
         ),
     ),
     # Words without layers of text, which learn pairs of a color and a shape: of new pairs .67 of the objects were right
-    # after 3,000 steps, with one layer .56 after 3,800. A shift of 2, that of the size, draws wrong counts: where two or
-    # three objects are is decided at times of .9 to .99, which it hardly trains.
+    # after 3,000 steps, with one layer .56 after 3,800. A shift of 2, that of the size, draws wrong counts: where two
+    # or three objects are is decided at times of .9 to .99, which it hardly trains.
     "painter-world": (
         "painter",
         _painter(
