@@ -40,8 +40,8 @@ RECIPE_DESCRIPTIONS: dict[str, str] = {
     "classify": "classifier on folders of images, a linear probe",
     "world": "small BLIP with all heads on rendered scenes",
     "world_dialogue": "small BLIP on dialogues about rendered scenes",
-    "painter": "diffusion transformer that draws images of captions, from random weights",
     "painter_world": "small painter on plain rendered scenes",
+    "painter": "diffusion transformer that draws images of captions, from random weights",
     "nano": "small BLIP with all heads: the bundled model",
 }
 
