@@ -295,7 +295,7 @@ RECIPES: dict[str, Recipe] = {
             schedule=ScheduleConfig("cosine", warmup_steps=50, final=0.01),
             precision="bfloat16",
             label_smoothing=0.0,
-            steps=1000,
+            steps=1200,
         ),
         # Plain rendered scenes of 64 pixels (`sightloop synthetic --scenes plain`), about 30 minutes on two cores.
         Recipe(
