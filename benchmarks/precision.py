@@ -61,7 +61,8 @@ class Ways:
             encoded = model.encode(list(model.read(files[:images], isolate=False)))  # type: ignore[arg-type]
             options = model.options({"num_beams": beams, "min_new_tokens": 20, "max_new_tokens": 20})
             keys = list(range(images))
-            return lambda: model.generator.continue_texts(encoded, None, keys, options)
+            write = model.generator.continue_texts
+            return lambda: [[one.text for one in own] for own in write(encoded, None, keys, options)]
         name = {"encode": "caption", "judge": "match"}.get(work, "clip")
         model = self.model(way, name)
         if work == "texts":
