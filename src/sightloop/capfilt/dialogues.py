@@ -16,7 +16,7 @@ from sightloop.capfilt.filtering import SCORE_DIGITS, CandidateText, drop_unusab
 from sightloop.capfilt.options import CapFiltOptions
 from sightloop.errors import UnsupportedError
 from sightloop.ranking.dialogue_network import judges_dialogues
-from sightloop.ranking.dialogue_text import conversation
+from sightloop.ranking.dialogue_text import conversation, true_answer
 from sightloop.ranking.options import RankedText
 from sightloop.ranking.policy import Policy
 from sightloop.types import Dialogue, Pixels, Round, Sample
@@ -47,7 +47,7 @@ def answers_of(
     """
     texts: list[CandidateText] = []
     for turn, (dialogue, index) in enumerate(_turns(sample)):
-        answer = _true_answer(dialogue.rounds[index])
+        answer = true_answer(dialogue.rounds[index])
         if answer is not None:
             texts.append(CandidateText("web", answer, turn=turn))
         if writer is not None and image is not None:
@@ -78,7 +78,7 @@ def score_answers(judge: Model, sample: Sample, image: Pixels, texts: Sequence[C
     for dialogue in sample.dialogues:
         own = [[text for text in texts if text.turn == turn + i] for i in range(len(dialogue.rounds))]
         rounds = tuple(
-            Round(one.question, _true_answer(one), tuple(text.text for text in answers))
+            Round(one.question, true_answer(one), tuple(text.text for text in answers))
             for one, answers in zip(dialogue.rounds, own, strict=True)
         )
         judged = judge.judge_answers(image, replace(dialogue, rounds=rounds))
@@ -129,7 +129,3 @@ def _turns(sample: Sample) -> Iterator[tuple[Dialogue, int]]:
     for dialogue in sample.dialogues:
         for index in range(len(dialogue.rounds)):
             yield dialogue, index
-
-
-def _true_answer(one: Round) -> str | None:
-    return one.answer if one.answer is not None or one.truth is None else one.candidates[one.truth]

@@ -19,7 +19,7 @@ from sightloop.evaluation.ranked_answers import (
 )
 from sightloop.evaluation.results import ExampleCase, MetricTable, TaskScores, ratio_of_means
 from sightloop.evaluation.task import EvalOptions, Events, TaskContext, TaskPhase, over_images
-from sightloop.evaluation.writing import draw_replies, table_settings, true_answer, write_replies
+from sightloop.evaluation.writing import draw_replies, table_settings, write_replies
 from sightloop.metrics import (
     dialogue_ndcg,
     exact_match,
@@ -30,6 +30,7 @@ from sightloop.metrics import (
     truth_rank,
 )
 from sightloop.ranking.dialogue_network import AnswerScores, judges_dialogues
+from sightloop.ranking.dialogue_text import true_answer
 from sightloop.types import Floats, Floats32, JsonDict, Pixels, Round, Sample
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 
 from sightloop.evaluation.ranked_answers import as_record
 from sightloop.evaluation.task import EvalOptions
-from sightloop.ranking.dialogue_text import conversation
+from sightloop.ranking.dialogue_text import conversation, true_answer
 from sightloop.ranking.options import RankedText
-from sightloop.types import Dialogue, JsonDict, JsonMapping, Pixels, Round
+from sightloop.types import Dialogue, JsonDict, JsonMapping, Pixels
 
 if TYPE_CHECKING:
     from sightloop.inference.model import Model
@@ -88,11 +88,6 @@ def draw_replies(
         texts = _replies(model, image, own, options, _drawing(options))
         records.append({"ranked": [[] if text is None else _candidates(text) for text in texts]})
     return records
-
-
-def true_answer(one: Round) -> str | None:
-    """What a person answered; None where the set keeps it secret."""
-    return one.answer if one.answer is not None or one.truth is None else one.candidates[one.truth]
 
 
 def _replies(

@@ -329,7 +329,7 @@ def _linear_trials(shape: Shape, name: KernelName, classes: Sequence[int]) -> li
 def _attention_trials() -> list[_Trial]:
     """Attention over an image's keys by torch's kernel ("plain") and by products, which are oneDNN's ("onednn")."""
     trials: list[_Trial] = []
-    key = torch.full((2, 12, 256, 64), 0.5, dtype=torch.bfloat16)
+    key = torch.full((2, 12, ROW_COUNTS[MOST], 64), 0.5, dtype=torch.bfloat16)
     for row_class in (ONE, FEW, SOME, MANY, MOST):
         query = key[:, :, : ROW_COUNTS[row_class]]
         trials.append(_Trial(_ATTENTION, "plain", row_class, partial(_fused_attention, query, key, key)))

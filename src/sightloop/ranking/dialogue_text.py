@@ -122,6 +122,11 @@ def as_messages(image: ImageSource, dialogue: Dialogue, index: int, reading: Rea
     return messages
 
 
+def true_answer(one: Round) -> str | None:
+    """What a person answered in a round; None where the set keeps it secret."""
+    return one.answer if one.answer is not None or one.truth is None else one.candidates[one.truth]
+
+
 def ended(text: str, mark: str) -> str:
     """The text with a mark at its end, if it has none there."""
     text = text.strip()
