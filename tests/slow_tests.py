@@ -44,6 +44,7 @@ SLOW_FILES = frozenset(
         "apps/web/test_edits.py",
         "apps/web/test_loop.py",
         "apps/web/test_page.py",
+        "apps/web/test_videos.py",
         "benchmarks/test_benchmarks.py",
         "benchmarks/test_rerank.py",
         "capfilt/test_bootstrap.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import tee
 from typing import Protocol, TypeAlias, TypeVar
@@ -14,6 +15,7 @@ from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.errors import ImageError
 from sightloop.types import Done, Event, Failed, ImageSource, Limits, Pixels, Skipped, Video
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # An input before it is processed: an image path, or an event that only has to be passed on.
@@ -162,24 +164,30 @@ def _batches(
     """Processes batches, up to `parallel` at once, and yields their events in input order."""
     batches = _collect(results, sizer)
     try:
-        if parallel == 1:
-            for batch in batches:
-                yield from _process(batch, verb, sizer)
-            return
-        with ThreadPoolExecutor(parallel, thread_name_prefix="sightloop-device") as pool:
-            working: deque[Future[list[Event[T]]]] = deque()
-            try:
-                for batch in batches:
-                    working.append(pool.submit(_process, batch, verb, sizer))
-                    if len(working) > parallel:  # one more than there are devices waits, so that none does
-                        yield from working.popleft().result()
-                while working:
-                    yield from working.popleft().result()
-            finally:
-                for future in working:
-                    future.cancel()
+        with closing(in_parallel(lambda batch: _process(batch, verb, sizer), batches, parallel)) as processed:
+            for events in processed:
+                yield from events
     finally:
         batches.close()
+
+
+def in_parallel(work: Callable[[S], T], items: Iterable[S], parallel: int) -> Generator[T]:
+    """What `work` makes of each item, in order; up to `parallel` at once, each on a thread."""
+    if parallel == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(parallel, thread_name_prefix="sightloop-device") as pool:
+        working: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                working.append(pool.submit(work, item))
+                if len(working) > parallel:  # one more than there are devices waits, so that none does
+                    yield working.popleft().result()
+            while working:
+                yield working.popleft().result()
+        finally:
+            for future in working:
+                future.cancel()
 
 
 def _collect(

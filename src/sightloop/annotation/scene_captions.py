@@ -6,11 +6,13 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from sightloop.annotation.runner import in_parallel
 from sightloop.data.atomic import atomic_write, check_regular
 from sightloop.data.journal import Journal, JournalLine
 from sightloop.data.video.pixels import frame_side, preprocess_frame, stack_frames
@@ -219,6 +221,8 @@ def caption_scenes(
     rules: CaptionFilter,
     on_caption: Callable[[str, SceneCaption], None],
     warn: Callable[[str], None],
+    *,
+    parallel: int = 1,
 ) -> Generator[Event[int]]:
     """Captions the scenes of videos, and yields one event for each input: `Done` with the number of its scenes.
 
@@ -229,6 +233,7 @@ def caption_scenes(
         rules: prompt, decoding and filter.
         on_caption: called with the video and each new caption.
         warn: called with what could not be read.
+        parallel: calls of the model at once, each on a thread: one for each device.
     """
     videos: list[str] = []
     for item in inputs:
@@ -237,7 +242,9 @@ def caption_scenes(
             continue
         try:
             scenes = file.scenes(item)
-            for number, caption in _new_captions(captioner, item, scenes, file.missing(item), rules, warn):
+            frames = _scene_frames(captioner.image_spec, item, scenes, file.missing(item), warn)
+            for number, text in _written(captioner, frames, rules, parallel):
+                caption = _kept(scenes[number], text, rules)
                 file.add(item, number, caption)
                 on_caption(item, caption)
         except ImageError as error:
@@ -251,24 +258,25 @@ def caption_scenes(
     file.finish(videos)
 
 
-def _new_captions(
-    captioner: SceneCaptioner,
-    video: str,
-    scenes: list[VideoScene],
-    missing: list[int],
-    rules: CaptionFilter,
-    warn: Callable[[str], None],
-) -> Iterator[tuple[int, SceneCaption]]:
-    """Numbers and captions of the scenes that have none yet."""
-    frames = _scene_frames(captioner.image_spec, video, scenes, missing, warn)
-    while batch := list(islice(frames, _BATCH)):
-        pixels = [own for _, own in batch]
-        texts = captioner.caption(pixels, rules.prompt, **rules.decoding)
-        for (number, _), text in zip(batch, texts, strict=True):
-            joined = " ".join(text.split())
-            kind, reason = drop_reason(joined, rules)
-            kept = "" if kind else f"{rules.prefix}{joined}{rules.suffix}"
-            yield number, SceneCaption(scenes[number].start, scenes[number].end, kept, reason)
+def _written(
+    captioner: SceneCaptioner, frames: Iterator[tuple[int, Pixels]], rules: CaptionFilter, parallel: int
+) -> Iterator[tuple[int, str]]:
+    """Numbers of scenes with the texts that the model writes of their frames, in order."""
+
+    def write(batch: list[tuple[int, Pixels]]) -> list[tuple[int, str]]:
+        texts = captioner.caption([own for _, own in batch], rules.prompt, **rules.decoding)
+        return [(number, " ".join(text.split())) for (number, _), text in zip(batch, texts, strict=True)]
+
+    batches = iter(lambda: list(islice(frames, _BATCH)), [])
+    with closing(in_parallel(write, batches, parallel)) as written:
+        for texts in written:
+            yield from texts
+
+
+def _kept(scene: VideoScene, text: str, rules: CaptionFilter) -> SceneCaption:
+    """The caption of a scene, "" with the reason if it is dropped."""
+    kind, reason = drop_reason(text, rules)
+    return SceneCaption(scene.start, scene.end, "" if kind else f"{rules.prefix}{text}{rules.suffix}", reason)
 
 
 def _scene_frames(

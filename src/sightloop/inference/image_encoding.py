@@ -40,11 +40,13 @@ class Preprocessor:
         spec: resize, crop and normalization.
         sizer: images in a batch; memory depends on it, results do not.
         sampling: which frames of videos are read; None to refuse videos.
+        parallel: batches at once.
     """
 
     spec: ImageSpec
     sizer: BatchSizer = field(default_factory=lambda: BatchSizer(8))
     sampling: Sampling | None = None
+    parallel: int = 1
 
     def read(
         self,
@@ -56,14 +58,14 @@ class Preprocessor:
     ) -> Generator[Pixels | ImageError]:
         """Preprocessed images, uint8 `[3, H, W]` each, in order; options and errors as of `Model.read`."""
         failed: dict[int, ImageError] = {}
-        # One batch ahead: the next is complete when the model has done this one.
+        # One batch ahead, for each at once: the next is complete when the model has done this one.
         results = read_images(
             self._frames(sources, failed),
             self.spec,
             workers=workers,
             isolate=isolate,
             limits=limits or Limits(),
-            ahead=self.sizer.most_ahead + workers,
+            ahead=self.parallel * self.sizer.most_ahead + workers,
         )
         try:
             for number, result in enumerate(results):

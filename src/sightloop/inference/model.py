@@ -26,7 +26,8 @@ from sightloop.inference.dialogue import judge_dialogue
 from sightloop.inference.display import model_html, public_names, show_decoding_options
 from sightloop.inference.drawing import Drawer, draw_images, open_policy
 from sightloop.inference.explanation import Explainer, ExplainOptions
-from sightloop.inference.image_encoding import ImageEncoder, Preprocessor
+from sightloop.inference.image_encoding import ImageEncoder
+from sightloop.inference.image_encoding import Preprocessor as Preprocessor
 from sightloop.inference.judges import Judges
 from sightloop.inference.matching import TokenizedTexts, match_probabilities, match_scores, rank_scores
 from sightloop.inference.regions import RegionFinder, RegionQuery

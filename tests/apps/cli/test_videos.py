@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import sightloop
 from sightloop.apps.cli.main import main
 from sightloop.data.video.reader import stop_workers
 from sightloop.data.video.writing import write_video
+from sightloop.inference.model import Model
+from sightloop.types import Pixels
 from tests.data.video.clips import noise_frames
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
 
@@ -62,6 +65,34 @@ def test_captions_answers_and_classes_of_videos(
     asked = ["ask", str(mixed), "-m", str(tmp_path / "answer"), "-q", "what is red?"]
     assert main([*asked, *common]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+    stop_workers()
+
+
+def test_ask_reads_as_many_frames_as_it_is_told(
+    tmp_path: Path, mixed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mixed / "broken.mp4").unlink()
+    write_blip(tmp_path / "answer", head="answer")
+    model = sightloop.load(tmp_path / "answer", device="cpu")
+    read: list[dict[str, int]] = []
+    answer = Model.answer
+
+    def watched(self: Model, images: list[Pixels], *arguments: Any, **options: Any) -> list[str]:
+        read[-1] |= {Path(image.name).name: image.frames for image in images}
+        return answer(self, images, *arguments, **options)
+
+    monkeypatch.setattr(Model, "answer", watched)
+    command = ["ask", str(mixed), "-m", str(tmp_path / "answer"), "-q", "what is red?", "--device", "cpu"]
+    for options, frames in (((), 16), (("--frames", "3"), 3)):
+        read.append({})
+        assert main([*command, "--json", *options]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert read[-1] == {"a.mp4": frames, "b.png": 1, "c.mkv": frames, "d.png": 1}
+        videos = [sightloop.Video(mixed / name, frames=frames) for name in ("a.mp4", "c.mkv")]
+        assert [rows[0]["answer"], rows[2]["answer"]] == answer(model, videos, "what is red?")
+    assert main([*command, "--frames", "0"]) == 2
+    assert "--frames 0: must be at least 1" in capsys.readouterr().err
+    assert len(read) == 2
     stop_workers()
 
 

@@ -63,6 +63,13 @@ def test_a_video_is_listed_and_streamed_in_parts(folder: Path) -> None:
         assert server.http.get(f"{path}/thumb", params={"at": -1}).status_code == 400
         info = server.http.get(f"{path}/info").json()
         assert (info["video"], info["width"], info["height"]) == (True, 64, 48)
+        assert info["duration"] == pytest.approx(6, abs=0.05)
+        image = server.http.get(f"/api/images/{rows['a.jpg']['id']}/info").json()
+        assert image["duration"] is None
+        counts = server.http.get("/api/info").json()
+        assert (counts["images"], counts["videos"]) == (1, 1)
+        with_caption = server.http.get("/api/images", params={"text": "walls"}).json()
+        assert (with_caption["total"], with_caption["videos"]) == (1, 1)
         answer = server.post("/api/match", {"images": {"path": "clips/b.mp4"}, "texts": ["a"]})
         assert answer.status_code == 404
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from sightloop.apps.cli.common import model_for
+from sightloop.apps.cli.common import models_for
 from sightloop.apps.cli.options import DeviceListOptions, SceneWriteOptions
 from sightloop.apps.cli.output import RESUME_HINT, Column, OutputTable, ProgressReporter
 from sightloop.errors import UsageError
@@ -26,8 +26,8 @@ def caption_videos(
 
     if output.out is None:
         raise UsageError("--scenes: give --out FILE.srt, FILE.vtt or FILE.jsonl, which the captions go to.")
-    if rules.min_match is not None or runtime.devices is not None:
-        raise UsageError("--scenes: goes without --min-match and --devices.")
+    if rules.min_match is not None:
+        raise UsageError("--scenes: goes without --min-match.")
     if output.write in ("append", "prepend") or "region" in rules.decoding:
         raise UsageError("--scenes: goes without --region, --write append and --write prepend.")
     check_installed()
@@ -44,7 +44,7 @@ def caption_videos(
             progress.event(first)
         else:
             return progress.status
-        model = model_for("caption", runtime)
+        model = models_for(stack, "caption", runtime)
         progress.start_clock()
 
         def show(video: str, caption: SceneCaption) -> None:
@@ -54,7 +54,15 @@ def caption_videos(
             times = {"start": round(caption.start, 3), "end": round(caption.end, 3)}
             progress.row({"name": video, **times, "caption": caption.text})
 
-        events = caption_scenes(model, chain([first], inputs), file, rules, show, progress.message)
+        events = caption_scenes(
+            model,
+            chain([first], inputs),
+            file,
+            rules,
+            show,
+            progress.message,
+            parallel=getattr(model, "parallel", 1),
+        )
         with closing(events):
             for event in events:
                 progress.event(event)

@@ -28,7 +28,7 @@ from sightloop.errors import UnsupportedError
 from sightloop.types import Bits, Done, Failed, JsonDict, Pixels, Skipped
 
 if TYPE_CHECKING:
-    from sightloop.annotation.runner import LoaderConfig
+    from sightloop.annotation.runner import ImageReader, LoaderConfig
     from sightloop.apps.cli.device_pool import DevicePool
     from sightloop.inference.model import Model
 
@@ -209,6 +209,7 @@ def run_verb(
     inputs: ImageInputs,
     verb: Callable[[list[Pixels]], Sequence[T]],
     note_skipped: Callable[[str], None] | None = None,
+    reader: ImageReader | None = None,
 ) -> Iterator[Done[T]]:
     """Applies a verb to every image, reports each event, and yields those of images that are done.
 
@@ -219,6 +220,7 @@ def run_verb(
         inputs: The images.
         verb: Called with one batch of images; returns one value per image.
         note_skipped: Called with the name of each image that is skipped.
+        reader: Preprocesses the images in place of the model.
 
     Yields:
         The name and value of each image that was read, in the order of the paths.
@@ -228,7 +230,7 @@ def run_verb(
     progress.count_ahead(lambda: sum(1 for _ in list_images(inputs.paths, videos=inputs.videos)))
     images = chain(inputs.events, inputs.images or ())
     with closing(
-        runner.run([model], images, verb, loader_config(runtime, model, videos=inputs.videos))
+        runner.run([reader or model], images, verb, loader_config(runtime, model, videos=inputs.videos))
     ) as events:
         for event in events:
             progress.event(event)

@@ -1,7 +1,7 @@
 """One model on several devices: a process for each, behind the verbs of one model.
 
-The processes are given whole batches by as many threads of the caller, such as those of `annotation.runner`. Images are
-read once, in the caller's process.
+The processes are given whole batches by as many threads of the caller, such as those of `annotation.runner`. Images and
+videos are read once, in the caller's process.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from sightloop.capfilt.bootstrap import end_with_parent, without_main_script
-from sightloop.data.images.reader import BatchSize, BatchSizer, read_images
+from sightloop.data.images.reader import BatchSize, BatchSizer
+from sightloop.data.video.sampling import Sampling
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.load import choose_device, load
+from sightloop.inference.model import Preprocessor
 from sightloop.types import Floats32, ImageSource, ImageSpec, JsonDict, JsonMapping, Limits, Pixels, Video
 
 
@@ -30,6 +32,7 @@ class _Description:
     name: str
     capabilities: frozenset[str]
     image_spec: ImageSpec
+    sampling: Sampling | None  # of videos
 
 
 class DevicePool:
@@ -65,9 +68,10 @@ class DevicePool:
         for process in self._processes:
             self._idle.put(process)
         self.name, self.capabilities = described[0].name, described[0].capabilities
-        self.image_spec = described[0].image_spec
+        self.image_spec, sampling = described[0].image_spec, described[0].sampling
         default = 8 if kinds[0].type == "cpu" else 32
         self.sizer = BatchSizer(default if batch_size in (None, "auto") else batch_size)
+        self._preprocessor = Preprocessor(self.image_spec, self.sizer, sampling, self.parallel)
 
     @property
     def parallel(self) -> int:
@@ -82,12 +86,8 @@ class DevicePool:
         isolate: bool = True,
         limits: Limits | None = None,
     ) -> Iterator[Pixels | ImageError]:
-        """Images preprocessed for this model, as of `Model.read`, ahead by a batch for each device; no videos."""
-        ahead = self.sizer.size * (self.parallel + 1)
-        images = (source.path if isinstance(source, Video) else source for source in sources)
-        return read_images(
-            images, self.image_spec, workers=workers, isolate=isolate, limits=limits or Limits(), ahead=ahead
-        )
+        """Images and videos preprocessed for this model, as of `Model.read`, ahead by a batch for each device."""
+        return self._preprocessor.read(sources, workers=workers, isolate=isolate, limits=limits)
 
     def caption(self, images: Sequence[Pixels], prompt: str | None = None, **decoding: Any) -> list[str]:
         """`Model.caption` of a batch."""
@@ -186,7 +186,8 @@ def _serve(pipe: Connection, source: str, device: str, options: JsonDict) -> Non
         except Exception as error:
             pipe.send((False, _as_sent(error)))
             return
-        pipe.send((True, _Description(model.name, model.capabilities, model.image_spec)))
+        sampling = model.preprocessor.sampling
+        pipe.send((True, _Description(model.name, model.capabilities, model.image_spec, sampling)))
         while True:
             verb, arguments, keywords = pipe.recv()
             model.batch_size = max(1, len(arguments[0]))  # the whole batch at once

@@ -20,6 +20,7 @@ from sightloop.types import Failed, JsonDict, JsonMapping, Pixels, Skipped
 
 if TYPE_CHECKING:
     from sightloop.annotation.result_table import ResultTable
+    from sightloop.annotation.runner import ImageReader
     from sightloop.inference.model import Model
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class TableRun:
         settings: Settings that decide the results, without the model.
         done: Whether the rows of an image that FILE has are all that is wanted; by default they are.
         videos: Whether videos are taken too.
+        reader: Of a model, what preprocesses its inputs; None for the model itself.
     """
 
     capability: str
@@ -77,6 +79,7 @@ class TableRun:
     settings: JsonMapping
     done: Callable[[list[JsonDict]], bool] = bool
     videos: bool = False
+    reader: Callable[[Model], ImageReader] | None = None
 
     def run(
         self,
@@ -125,9 +128,9 @@ class TableRun:
             progress.start_clock()
             remaining = ImageInputs(paths, (), chain([first], inputs), self.videos)
             uncommitted = 0
-            for event in run_verb(
-                progress, runtime, model, remaining, verb, None if table is None else table.note_skipped
-            ):
+            reader = None if self.reader is None else self.reader(model)
+            note_skipped = None if table is None else table.note_skipped
+            for event in run_verb(progress, runtime, model, remaining, verb, note_skipped, reader):
                 written, printed = shown(event.name, event.value)
                 if table is not None:
                     table.add(event.name, written)

@@ -24,6 +24,7 @@ from sightloop.apps.cli.common import (
 from sightloop.apps.cli.options import (
     DeviceListOptions,
     RuntimeOptions,
+    check_at_least,
     integer,
     parse_entries,
 )
@@ -36,6 +37,7 @@ from sightloop.ranking.options import RankedText
 from sightloop.types import Failed, JsonDict, Pixels, Skipped
 
 if TYPE_CHECKING:
+    from sightloop.annotation.runner import ImageReader
     from sightloop.inference.model import Model
     from sightloop.types import Floats32
 
@@ -51,7 +53,8 @@ _EPILOGUES = {
         "Examples:\n"
         "  sightloop ask photos -m Salesforce/blip-vqa-base -q 'how many people are there?'\n"
         "  sightloop ask photos -m M -q 'is it day or night?' --candidates day,night --json\n"
-        "  sightloop ask photos -m M -q 'how many people are there?' --out answers.csv"
+        "  sightloop ask photos -m M -q 'how many people are there?' --out answers.csv\n"
+        "  sightloop ask clips -m M -q 'what is the man doing?' --frames 8"
     ),
     "classify": (
         "Examples:\n"
@@ -73,18 +76,22 @@ def ask(
         list[str], Parameter(name=["--questions", "-q"], negative=(), consume_multiple=False)
     ],
     candidates: Annotated[str | None, Parameter(metavar="A,B,...|FILE")] = None,
+    frames: Annotated[int, Parameter(converter=integer)] = 16,
     output: TableOptions = _TABLE,
     decoding: WritingOptions = _DECODING,
     runtime: RuntimeOptions = _RUNTIME,
 ) -> int:
-    """Answer questions about every image (visual question answering).
+    """Answer questions about every image or video (visual question answering).
 
     Args:
         questions: A question; repeat the option for several. Each image is encoded once for all questions.
         candidates: Rank these answers instead of generating one: a,b,c or a file with one per line.
             Default: generate.
+        frames: Frames of each video that the model reads, one after another in time; 16 as in BLIP's video question
+            answering.
     """
     options = decoding.as_kwargs()
+    check_at_least("--frames", frames, 1)
     if decoding.samples is not None and candidates is not None:
         raise UsageError("--candidates and --samples: answers are chosen from a list or drawn, not both.")
     choices = None if candidates is None else parse_entries("--candidates", candidates)
@@ -112,8 +119,16 @@ def ask(
         return verb, shown
 
     columns = [Column("name"), Column("question"), Column("answer", 24)]
-    settings = {"questions": questions, "candidates": choices, "decoding": options}
-    run = TableRun("answer", "answering", ("name", "question", "answer"), settings, _has_all(questions), True)
+    settings = {"questions": questions, "candidates": choices, "decoding": options, "frames": frames}
+    run = TableRun(
+        "answer",
+        "answering",
+        ("name", "question", "answer"),
+        settings,
+        _has_all(questions),
+        videos=True,
+        reader=lambda model: _reader_of_frames(model, frames),
+    )
     return run.run(paths, output, runtime, OutputTable(columns, as_json=runtime.json), process)
 
 
@@ -225,6 +240,13 @@ def embed(
         elif progress.counts.total():
             progress.message(f"{out}: not written, because no image was embedded.")
     return progress.status
+
+
+def _reader_of_frames(model: Model, count: int) -> ImageReader:
+    """Reader of images, and of so many frames of each video as BLIP chooses them."""
+    from sightloop.data.video.sampling import blip
+
+    return model.encoder.sampling(blip(count)).preprocessor
 
 
 def _has_all(questions: Sequence[str]) -> Callable[[list[JsonDict]], bool]:

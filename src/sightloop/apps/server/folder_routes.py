@@ -8,6 +8,8 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import Header, Query, Request
@@ -23,7 +25,8 @@ from sightloop.apps.server.service import Service, service_of
 from sightloop.apps.server.thumbs import SIZES
 from sightloop.data.images.decode import upright_size
 from sightloop.data.images.headers import image_format
-from sightloop.errors import ImageError, SightloopError
+from sightloop.data.video.reader import video_info
+from sightloop.errors import ImageError, SightloopError, UnsupportedError
 from sightloop.search.sources import video_frame
 from sightloop.types import JsonDict
 
@@ -109,9 +112,11 @@ async def info(request: Request) -> JsonResponse:
     service = service_of(request)
     library, index = service.image_library, service.index
     entries = await asyncio.to_thread(library.entries) if library else ()
+    videos = sum(entry.is_video for entry in entries)
     answer: JsonDict = {
         "name": library.source.name if library else "sightloop",
-        "images": len(entries),
+        "images": len(entries) - videos,
+        "videos": videos,
         "captioned": await asyncio.to_thread(_captioned, library) if library else 0,
         "rejected": await asyncio.to_thread(library.rejected) if library else 0,
         "version": sightloop.__version__,
@@ -145,7 +150,8 @@ async def images(
     def read() -> JsonDict:
         chosen = library.select(Listing(text=text, without=without, state=state, sort=sort))
         rows = [library.row(entry) for entry in chosen[offset : offset + limit]]
-        return {"total": len(chosen), "offset": offset, "images": rows}
+        videos = sum(entry.is_video for entry in chosen)
+        return {"total": len(chosen), "videos": videos, "offset": offset, "images": rows}
 
     return JsonResponse(await asyncio.to_thread(read))
 
@@ -201,22 +207,14 @@ async def _encoded(service: Service, entry: LibraryImage, at: float) -> bytes:
 
 @router.get("/images/{image_id}/info")
 async def image_info(request: Request, image_id: str) -> JsonResponse:
-    """All that is known about an image."""
+    """All that is known about an image, or a video: of that also its length in seconds."""
     service = service_of(request)
     library = library_of(service)
     entry = await asyncio.to_thread(library.entry, image_id)
-    try:
-        data = await _encoded(service, entry, 0.0)
-    except (ApiError, ImageError):  # listed, but cannot be read: its captions can be looked at all the same
-        data = b""
+    facts = await _facts(service, entry)
 
     def read() -> JsonDict:
-        row = library.row(entry)
-        try:
-            height, width = upright_size(data)
-            row |= {"width": width, "height": height, "size": None if entry.is_video else len(data)}
-        except ImageError:
-            row |= {"width": None, "height": None, "size": None}
+        row = library.row(entry) | facts
         history = library.review.history(entry.path) if library.is_editable else ()
         return row | {
             "history": [
@@ -232,6 +230,34 @@ async def image_info(request: Request, image_id: str) -> JsonResponse:
         }
 
     return JsonResponse(await asyncio.to_thread(read))
+
+
+async def _facts(service: Service, entry: LibraryImage) -> JsonDict:
+    """Size of an image, and duration of a video; None where the file cannot be read, whose captions can be shown."""
+    try:
+        if entry.is_video:
+            file = await service.images.video(entry.path)
+            return await asyncio.to_thread(_video_facts, file)
+        data = await service.images.path(entry.path, "id")
+        height, width = await asyncio.to_thread(upright_size, data)
+    except (ApiError, ImageError, OSError):
+        return {"width": None, "height": None, "size": None, "duration": None}
+    return {"width": width, "height": height, "size": len(data), "duration": None}
+
+
+def _video_facts(file: Path) -> JsonDict:
+    return _measured(str(file), file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16_384)
+def _measured(path: str, modified: int) -> JsonDict:
+    """Size and duration of a video; asked again when its file has changed."""
+    try:
+        info = video_info(path, warn=lambda _: None)
+    except (ImageError, UnsupportedError):
+        return {"width": None, "height": None, "size": None, "duration": None}
+    height, width = info.size
+    return {"width": width, "height": height, "size": None, "duration": round(info.duration, 3)}
 
 
 @router.put("/images/{image_id}/caption")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -49,6 +49,7 @@ class LibraryImage:
         sidecar: its caption file, absolute; None if it has none.
         stamp: size and modification time of the caption file when it was read.
         caption: what it said.
+        is_video: whether it is a video.
     """
 
     id: str
@@ -56,11 +57,10 @@ class LibraryImage:
     sidecar: str | None
     stamp: tuple[int, int] = (-1, -1)
     caption: CaptionOnDisk | None = None
+    is_video: bool = field(init=False)
 
-    @property
-    def is_video(self) -> bool:
-        """Whether it is a video."""
-        return is_video_name(self.path)
+    def __post_init__(self) -> None:
+        self.is_video = is_video_name(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,12 @@ export function query(values) {
 export const thumb = (id, size = 256, at) => `api/images/${id}/thumb?size=${size}${at ? `&at=${at}` : ""}`;
 /** Second of a video that stands for a hit: the middle of its scene. */
 export const middle = (row) => (row.start === undefined ? undefined : ((row.start + row.end) / 2).toFixed(2));
+/** A time or a length in seconds as players show it: 0:42, 1:02:05. */
+export function clock(seconds) {
+  const [hours, minutes, rest] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60), Math.floor(seconds % 60)];
+  const pad = (number) => String(number).padStart(2, "0");
+  return hours ? `${hours}:${pad(minutes)}:${pad(rest)}` : `${minutes}:${pad(rest)}`;
+}
 export const original = (id) => `api/images/${id}`;
 
 /** Answer of /v1/chat/completions piece by piece: calls onText(whole text so far). */

@@ -1,12 +1,31 @@
 // A grid of images that renders only what is in view: 100,000 images are as quick as 100.
 import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
-import { middle, thumb } from "./api.js";
-import { go, opened, selected, toggleSelected } from "./state.js";
+import { clock, middle, thumb } from "./api.js";
+import { go, lengthOf, opened, selected, toggleSelected } from "./state.js";
 import { text } from "./strings.js";
 
 const CELL = 176; // px, least width of a cell
 const CAPTION = 44; // px below the image
 const OVERSCAN = 3; // rows above and below the view
+
+/** Length of a video as badges show it: whole seconds, at least one. */
+const rounded = (length) => clock(Math.max(1, Math.round(length)));
+
+/** "0:42" of a video, "0:12 / 0:42" of a scene in it. */
+function Badge({ row }) {
+  const length = lengthOf(row);
+  const times = [row.start === undefined ? "" : clock(row.start), length === undefined ? "" : rounded(length)];
+  return html`<span class="badge" aria-hidden="true">${times.filter(Boolean).join(" / ")}</span>`;
+}
+
+/** What a screen reader says of a cell. */
+function nameOf(row) {
+  const length = lengthOf(row);
+  const parts = [row.path];
+  if (row.video) parts.push(length === undefined ? text("video.name") : text("video.length", { length: rounded(length) }));
+  if (row.start !== undefined) parts.push(text("video.scene", { start: clock(row.start), end: clock(row.end) }));
+  return [...parts, row.caption?.text ?? ""].join(". ");
+}
 
 /** rows: state.Rows or FixedRows; describe: row -> second line of a cell. */
 export function Grid({ rows, describe, label }) {
@@ -46,7 +65,7 @@ export function Grid({ rows, describe, label }) {
   function open(index, row) {
     Object.assign(rows, { active: index, scrollTop: box.current.scrollTop }); // for the way back
     Object.assign(opened, { rows, index });
-    go("image", row.id);
+    go("image", row.id, row.start);
   }
 
   function show(index) {
@@ -84,17 +103,19 @@ export function Grid({ rows, describe, label }) {
     const top = Math.floor(index / columns) * rowHeight;
     const style = { transform: `translate(${left}px, ${top}px)`, width: `${size}px`, height: `${rowHeight}px` };
     const isChosen = row !== undefined && chosen.has(row.id);
+    const source = row && thumb(row.id, 256, middle(row)); // its key: the image of before is gone at once
     cells.push(html`<div key=${index} id=${`cell-${index}`} role="option" style=${style}
       class=${`cell${index === active ? " active" : ""}${isChosen ? " chosen" : ""}`}
       aria-selected=${isChosen ? "true" : "false"} aria-posinset=${index + 1} aria-setsize=${total}
-      aria-label=${row ? `${row.path}. ${row.caption?.text ?? ""}` : ""}
+      aria-label=${row ? nameOf(row) : ""}
       onClick=${(event) => {
         if (!row) return;
         setActive(index);
         if (event.ctrlKey || event.metaKey || event.shiftKey) toggleSelected(row.id);
         else open(index, row);
       }}>
-      ${row && html`<img src=${thumb(row.id, 256, middle(row))} alt="" loading="lazy" decoding="async" draggable=${false} />`}
+      ${row && html`<img key=${source} src=${source} alt="" loading="lazy" decoding="async" draggable=${false} />`}
+      ${row?.video && html`<${Badge} row=${row} />`}
       <span class="line">${row ? describe(row) : ""}</span>
     </div>`);
   }

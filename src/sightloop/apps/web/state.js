@@ -17,18 +17,19 @@ export const canEdit = computed(() => info.value?.editable ?? false);
 const PAGE = 200; // rows of one request
 const MAX_PAGES = 60; // kept; 12,000 rows
 
-/** "#/image/ID" -> {room: "image", id: "ID"}. */
+/** "#/image/ID/12.5" -> {room: "image", id: "ID", at: 12.5}: a video at a second. */
 function parseRoute() {
-  const [, room = "library", id = ""] = location.hash.split("/");
-  return { room: room || "library", id };
+  const [, room = "library", id = "", at = ""] = location.hash.split("/");
+  return { room: room || "library", id, at: Math.max(0, parseFloat(at) || 0) };
 }
 
 addEventListener("hashchange", () => {
   route.value = parseRoute();
 });
 
-export function go(room, id = "") {
-  location.hash = id ? `#/${room}/${id}` : `#/${room}`;
+/** Shows a room; at: second of a video, which its address keeps. */
+export function go(room, id = "", at = 0) {
+  location.hash = `#/${[room, id, at ? Math.ceil(1000 * at) / 1000 : ""].filter(Boolean).join("/")}`;
   route.value = parseRoute(); // before the next key can come
 }
 
@@ -39,6 +40,22 @@ export function say(words) {
 
 export async function loadInfo() {
   info.value = await get("api/info");
+}
+
+const lengths = signal(new Map()); // id -> seconds of a video; null while it is asked for, or where it is unknown
+
+/** Seconds of a video, once the server has said it; undefined before, and for an image. */
+export function lengthOf(row) {
+  if (!row?.video) return undefined;
+  const known = lengths.value.get(row.id);
+  if (known === undefined) {
+    lengths.value.set(row.id, null); // draws nothing: nobody is to see that it is being asked for
+    get(`api/images/${row.id}/info`).then(
+      ({ duration }) => (lengths.value = new Map(lengths.value).set(row.id, duration)),
+      () => {},
+    );
+  }
+  return known ?? undefined;
 }
 
 /** Models that have a capability. */
@@ -52,6 +69,7 @@ export class Rows {
   constructor(filter) {
     this.filter = filter;
     this.total = signal(null);
+    this.videos = 0; // of the total
     this.changed = signal(0);
     this.pages = new Map();
     this.waiting = new Map();
@@ -77,6 +95,7 @@ export class Rows {
     this.pages.set(page, answer.images);
     if (this.pages.size > MAX_PAGES) this.pages.delete(this.pages.keys().next().value);
     batch(() => {
+      this.videos = answer.videos;
       this.total.value = answer.total;
       this.changed.value += 1;
     });

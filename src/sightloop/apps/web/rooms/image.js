@@ -1,6 +1,6 @@
 // Image: one image with everything that a model can do with it; boxes and outlines drawn over it.
 import { html, useEffect, useRef, useState } from "../html.js";
-import { get, original, post, streamChat } from "../api.js";
+import { clock, get, original, post, streamChat } from "../api.js";
 import { go, info, isTyping, opened, preferred, route } from "../state.js";
 import { text } from "../strings.js";
 import { searchLike } from "./library.js";
@@ -195,7 +195,7 @@ function Caption({ image, model }) {
 }
 
 export function ImageRoom() {
-  const { id } = route.value;
+  const { id, at } = route.value; // at: second at which a video begins
   const [image, setImage] = useState(null);
   const [error, setError] = useState("");
   const [size, setSize] = useState({ width: 1, height: 1 });
@@ -217,7 +217,7 @@ export function ImageRoom() {
     const row = opened.rows && index >= 0 && index < opened.rows.total.value && (await opened.rows.row(index));
     if (!row) return;
     opened.index = opened.rows.active = index;
-    go("image", row.id);
+    go("image", row.id, row.start);
   }
   useEffect(() => {
     function onKey(event) {
@@ -235,8 +235,6 @@ export function ImageRoom() {
   const able = info.value.models.filter((model) => needed.some((verb) => model.capabilities.includes(verb)));
   const model = able.find((each) => each.id === (chosen || preferred.value)) ?? able[0];
   const shared = { image, model };
-  const row = opened.rows?.at(opened.index);
-  const hit = row?.id === id ? row : null; // the scene of a video that was found
   return html`<section class="image-room" aria-label=${text("room.image")}>
     <p class="buttons"><a class="button" href="#/library">${text("image.back")}</a>
       ${opened.rows && html`<button onClick=${() => step(-1)} disabled=${opened.index === 0}>${text("image.previous")} <kbd>\u2190</kbd></button>
@@ -244,13 +242,13 @@ export function ImageRoom() {
       ${info.value.index && html`<button onClick=${() => searchLike(id)}>${text("hit.similar")}</button>`}</p>
     <h1>${image.path}</h1>
     <div class="split">
-      <div><div class="frame" style=${{ aspectRatio: `${size.width} / ${size.height}`, width: `min(100%, ${(66 * size.width) / size.height}vh)` }}>${image.video ? html`<video controls preload="metadata" src=${`${original(id)}#t=${hit?.start ?? 0}`} aria-label=${image.caption.text ?? image.path}
+      <div><div class="frame" style=${{ aspectRatio: `${size.width} / ${size.height}`, width: `min(100%, ${(66 * size.width) / size.height}vh)` }}>${image.video ? html`<video controls preload="metadata" src=${`${original(id)}#t=${at}`} aria-label=${image.caption.text ?? image.path}
           onLoadedMetadata=${(event) => setSize({ width: event.target.videoWidth || 1, height: event.target.videoHeight || 1 })}></video>`
         : html`<img src=${original(id)} alt=${image.caption.text ?? image.path}
         onLoad=${(event) => setSize({ width: event.target.naturalWidth, height: event.target.naturalHeight })} />`}
         <${Overlay} regions=${tool === "regions" ? regions : []} hidden=${hidden} size=${size} heat=${tool === "explain" && heat} strength=${strength} /></div>
         <p>${image.caption.text ?? html`<em>${text("caption.none")}</em>`}</p>
-        <p class="note">${text("image.size", { width: size.width, height: size.height })}</p></div>
+        <p class="note">${text("image.size", { width: size.width, height: size.height })}${image.duration ? `, ${clock(image.duration)}` : ""}</p></div>
       ${!image.video && html`<div class="tools">
         <div class="tabs" role="group" aria-label=${text("image.tools")}>${TOOLS.map(([name]) => html`<button aria-pressed=${tool === name ? "true" : "false"} onClick=${() => setTool(name)}>${text(`image.${name}`)}</button>`)}</div>
         ${able.length > 1 && html`<label>${text("image.model")}<select value=${model.id} onChange=${(event) => setChosen(event.target.value)}>

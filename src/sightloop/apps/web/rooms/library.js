@@ -9,7 +9,7 @@ import { watchJob } from "./jobs.js";
 
 const EMPTY = { text: "", words: "", without: "", where: "", image: null, like: null, alpha: 0.5, rerank: 0, cut: 0 };
 const draft = signal({ ...EMPTY });
-const result = signal(null); // {rows, noMatch} of the last search
+const result = signal(null); // {rows, note, searched} of the last search
 const isRunning = signal(false);
 let kept = null;
 let searchSeen = 0;
@@ -46,7 +46,7 @@ async function search() {
 
 async function run(body) {
   const answer = await post("api/search", body);
-  result.value = { rows: new FixedRows(answer.hits), note: answer.note };
+  result.value = { rows: new FixedRows(answer.hits), note: answer.note, searched: answer.searched };
   say(text("search.found", { n: answer.hits.length }));
 }
 
@@ -158,13 +158,14 @@ function describeHit(row) {
   const { itm, itc } = row.scores ?? {};
   const score = itm !== undefined && itm !== null ? `ITM ${itm.toFixed(2)}` : itc !== undefined && itc !== null ? `${itc.toFixed(3)}` : "";
   const words = row.scores?.keyword_rank ? row.why : "";
-  const moment = row.start === undefined ? "" : html`<time>${clock(row.start)}</time> `;
-  return html`${moment}<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
+  return html`<span class="score" title=${text("hit.why", { why: row.why ?? "" })}>${score}</span> ${words || row.caption?.text || row.path}`;
 }
 
-/** A time of a video as players show it. */
-function clock(seconds) {
-  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+/** "6 images, 2 videos". */
+function countOf(images, videos) {
+  const named = (name, n) => text(n === 1 ? `${name}.one` : `${name}.count`, { n: n.toLocaleString("en") });
+  if (!videos) return named("images", images);
+  return images ? `${named("images", images)}, ${named("videos", videos)}` : named("videos", videos);
 }
 
 /** Rows of a filter; those of before, with the place in them, when one comes back from an image. */
@@ -189,8 +190,8 @@ export function Library() {
     ${!found && html`<${ListFilter} states=${["all", "captioned", "uncaptioned", "open", "accepted", "rejected"]} />`}
     <p class="count">${isRunning.value ? text("search.running") : found?.error ? html`<span class="error" role="alert">${found.error}</span>`
       : found && total === 0 ? text("search.nothing")
-      : found ? text(total < info.value.images ? "search.best" : "search.all", { n: total.toLocaleString("en"), all: info.value.images.toLocaleString("en") })
-      : total === null ? "" : text(total === 1 ? "images.one" : "images.count", { n: total.toLocaleString("en") })}
+      : found ? text(total < found.searched ? "search.best" : "search.all", { n: total.toLocaleString("en"), all: found.searched.toLocaleString("en") })
+      : total === null ? "" : countOf(total - rows.videos, rows.videos)}
       ${found?.note && html` <span class="note">${found.note}</span>`}</p>
     ${!found && info.value.left_out > 0 && html`<p class="note">${text("images.leftout", { n: info.value.left_out.toLocaleString("en"), name: info.value.name })}</p>`}
     <${Selection} />
