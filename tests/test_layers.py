@@ -72,6 +72,7 @@ OWNERS: dict[str, set[str]] = {
     "PIL": DATA
     | {
         "data.copies",
+        "data.video",
         "types",
         "inference",
         "annotation",

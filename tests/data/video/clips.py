@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sightloop.data.video.writing import write_video
 
@@ -75,6 +77,65 @@ def write_sound(path: Path) -> None:
         frame.sample_rate, frame.pts, frame.time_base = 44100, 0, Fraction(1, 44100)
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
+
+
+def write_large_h264(path: Path, height: int, width: int, before: tuple[int, int] | None = None) -> None:
+    """H.264 of one gray frame of so many pixels, a few kilobytes; before: size of frames that come first.
+
+    As MP4 its header says the size; as a bare stream (.h264), which is in parts of any size, each part says its own.
+    """
+    parts: list[bytes] = []
+    for rows, columns in [*([before] if before else []), (height, width)]:
+        buffer = path if before is None else io.BytesIO()
+        with av.open(
+            str(path) if before is None else buffer, "w", format=None if before is None else "h264"
+        ) as out:
+            stream = out.add_stream(
+                "libx264", rate=25, options={"preset": "ultrafast", "threads": "1", "crf": "51"}
+            )
+            stream.height, stream.width, stream.pix_fmt = rows, columns, "gray"
+            frame = av.VideoFrame(columns, rows, "gray")
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        if isinstance(buffer, io.BytesIO):
+            parts.append(buffer.getvalue())
+    if parts:
+        path.write_bytes(b"".join(parts))
+
+
+def write_webp(
+    path: Path, frames: Sequence[NDArray[np.uint8]], milliseconds: Sequence[int], *, lossless: bool = True
+) -> None:
+    """An animated WebP of frames, `[H, W, 3]` or `[H, W, 4]`, with a duration each."""
+    images = [Image.fromarray(frame) for frame in frames]
+    images[0].save(
+        path,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=list(milliseconds),
+        lossless=lossless,
+        method=0,
+        exact=True,
+    )
+
+
+def write_endless_webp(path: Path, frames: int) -> None:
+    """An animated WebP of a canvas of 4000 x 4000 pixels and many frames of one pixel."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "WEBP", lossless=True)
+    pixel = buffer.getvalue()[12:]
+    canvas = (3999).to_bytes(3, "little") * 2
+    frame = bytes(12) + (40).to_bytes(3, "little") + b"\0" + pixel
+    chunks = (
+        _chunk(b"VP8X", b"\x02\0\0\0" + canvas) + _chunk(b"ANIM", bytes(6)) + _chunk(b"ANMF", frame) * frames
+    )
+    path.write_bytes(_chunk(b"RIFF", b"WEBP" + chunks))
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + len(body).to_bytes(4, "little") + body + bytes(len(body) % 2)
 
 
 def write_header_bomb(path: Path) -> None:

@@ -180,6 +180,15 @@ def hostile(folder: Path, kind: str) -> Path:
             path.write_text("ffconcat version 1.0\nfile h.mp4\n")
         case "8K header":
             clips.write_header_bomb(path)
+        case "8K in WebP":
+            clips.write_webp(path, clips.corner_frames(2), [100, 100])
+            content = bytearray(path.read_bytes())
+            content[24:30] = (7679).to_bytes(3, "little") + (4319).to_bytes(3, "little")
+            path.write_bytes(content)
+        case "a still WebP":
+            Image.new("RGB", (9, 9)).save(path, "WEBP")
+        case "a pipe":
+            os.mkfifo(path)
         case "without index":
             whole = path.with_suffix(".whole")
             write_video(whole, clips.corner_frames(9), container="mov")  # its index is at its end
@@ -204,6 +213,9 @@ def hostile(folder: Path, kind: str) -> Path:
         ("a playlist", "not a video"),
         ("a list of files", "not a video"),
         ("8K header", "7680 x 4320 pixels, over the limit"),
+        ("8K in WebP", "7680 x 4320 pixels, over the limit"),
+        ("a still WebP", r"it is an image \(WEBP\)"),
+        ("a pipe", "no regular file"),
         ("without index", "moov"),
         ("a folder", "a folder"),
     ],
@@ -214,6 +226,41 @@ def test_what_is_no_video_is_named_with_the_reason(tmp_path: Path, kind: str, re
         with pytest.raises(ImageError, match=reason) as error:
             read(path)
         assert error.value.name == str(path)
+
+
+@pytest.mark.parametrize("before", [None, (64, 64)])
+def test_8k_h264_in_a_small_file_is_refused_at_little_cost(
+    tmp_path: Path, before: tuple[int, int] | None
+) -> None:
+    path = tmp_path / ("h.h264" if before else "h.mp4")
+    clips.write_large_h264(path, 4320, 7680, before)
+    assert path.stat().st_size < 100_000
+    stop_workers()
+    seconds = children_seconds()
+    for read in (video_info, find_scenes, lambda name: list(read_frames(name, uniform(4)))):
+        with pytest.raises(ImageError, match="7680 x 4320 pixels, over the limit"):
+            read(path)
+    stop_workers()
+    assert children_seconds() - seconds < 8
+
+
+def children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_8k_h264_is_read_where_the_limits_are_raised(tmp_path: Path) -> None:
+    path = tmp_path / "h.mp4"
+    clips.write_large_h264(path, 4320, 7680)
+    limits = VideoLimits(max_pixels=7680 * 4320)
+    (frame,) = read_frames(path, at_times([0.0]), side=54, limits=limits)
+    assert frame.pixels.shape == (54, 96, 3)
+    with pytest.raises(ImageError, match=r"memory|can be decoded"):
+        list(
+            read_frames(
+                path, at_times([0.0]), limits=VideoLimits(max_pixels=1 << 30, max_memory_bytes=1 << 26)
+            )
+        )
 
 
 def test_an_endless_gif_ends_at_the_limit_of_processor_time(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class VideoFile:
     def __init__(self, path: str, limits: VideoLimits, tick: Callable[[], None] = lambda: None) -> None:
         self.path, self.limits, self.tick = path, limits, tick
         self.warnings: list[str] = []
-        self.bytes = _check_file(path, limits)
+        self.bytes = check_file(path, limits)
         self._decoded = self._damaged = self._missing = 0
         self._cut_short = self._is_limited = False
         self._open()
@@ -363,7 +363,7 @@ class VideoFile:
         return texts
 
 
-def _check_file(path: str, limits: VideoLimits) -> int:
+def check_file(path: str, limits: VideoLimits) -> int:
     """Size in bytes of a regular file within the limits."""
     try:
         status = os.stat(path)

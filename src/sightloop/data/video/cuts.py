@@ -23,8 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from sightloop.data.video.container import VideoFile
-from sightloop.data.video.selection import span
+from sightloop.data.video.selection import OpenVideo, span
 from sightloop.errors import ImageError
 from sightloop.types import Floats, Floats32, Integers
 
@@ -41,7 +40,7 @@ _FRAME_SECONDS: Final = 1 / 31  # of faster videos some frames are left out
 
 
 def scene_parts(
-    file: VideoFile, start: float | None, end: float | None, *, keys_only: bool
+    file: OpenVideo, start: float | None, end: float | None, *, keys_only: bool
 ) -> dict[str, list[tuple[float, float]]]:
     """Beginning and end in seconds of each scene, under "parts".
 

@@ -33,7 +33,8 @@ from sightloop.data.video.container import VideoFile
 from sightloop.data.video.conversion import to_rgb
 from sightloop.data.video.cuts import scene_parts
 from sightloop.data.video.messages import ALIVE, END, FAILED, FRAME, MESSAGE, RESULT, WARNING, VideoRequest
-from sightloop.data.video.selection import select_frames
+from sightloop.data.video.selection import OpenVideo, select_frames
+from sightloop.data.video.webp import AnimatedWebp, is_animated_webp
 from sightloop.errors import ImageError
 from sightloop.types import VideoLimits
 
@@ -102,9 +103,10 @@ def _answer(request: VideoRequest, channel: _Channel) -> None:
 
 
 def _serve(request: VideoRequest, channel: _Channel) -> None:
-    file = VideoFile(request.path, request.limits, channel.tick)
+    opened = AnimatedWebp if is_animated_webp(request.path) else VideoFile
+    file = opened(request.path, request.limits, channel.tick)
     try:
-        serve: dict[str, Callable[[VideoFile, VideoRequest, _Channel], None]] = {
+        serve: dict[str, Callable[[OpenVideo, VideoRequest, _Channel], None]] = {
             "info": _serve_info,
             "frames": _serve_frames,
             "scenes": _serve_scenes,
@@ -116,11 +118,11 @@ def _serve(request: VideoRequest, channel: _Channel) -> None:
         file.close()
 
 
-def _serve_info(file: VideoFile, request: VideoRequest, channel: _Channel) -> None:
+def _serve_info(file: OpenVideo, request: VideoRequest, channel: _Channel) -> None:
     channel.send(RESULT, json.dumps(asdict(file.info())).encode())
 
 
-def _serve_frames(file: VideoFile, request: VideoRequest, channel: _Channel) -> None:
+def _serve_frames(file: OpenVideo, request: VideoRequest, channel: _Channel) -> None:
     reformatter, last, pixels = VideoReformatter(), None, np.empty((0, 0, 3), np.uint8)
     count = 0
     for at, frame in select_frames(file, request.start, request.end, request.sampling):
@@ -134,7 +136,7 @@ def _serve_frames(file: VideoFile, request: VideoRequest, channel: _Channel) -> 
         raise ImageError(request.path, "; ".join(["no frame of it can be decoded", *file.final_warnings()]))
 
 
-def _serve_scenes(file: VideoFile, request: VideoRequest, channel: _Channel) -> None:
+def _serve_scenes(file: OpenVideo, request: VideoRequest, channel: _Channel) -> None:
     parts = scene_parts(file, request.start, request.end, keys_only=request.sampling.kind == "keyframes")
     channel.send(RESULT, json.dumps(parts).encode())
 

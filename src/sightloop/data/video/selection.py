@@ -4,16 +4,62 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from typing import Protocol
 
 import av
 
-from sightloop.data.video.container import Timeline, VideoFile
+from sightloop.data.video.container import Timeline
 from sightloop.data.video.sampling import Sampling, sample_indices, sample_times
 from sightloop.errors import ImageError
+from sightloop.types import VideoInfo
+
+
+class OpenVideo(Protocol):
+    """An open video: `container.VideoFile`, or `webp.AnimatedWebp`."""
+
+    path: str
+
+    def info(self) -> VideoInfo:
+        """Its properties."""
+        ...
+
+    def rate(self, timeline: Timeline) -> float:
+        """Frames a second, on average."""
+        ...
+
+    def display_width(self, width: int) -> int:
+        """Width of its frames in square pixels."""
+        ...
+
+    def timeline(self, *, by_index: bool) -> Timeline:
+        """Where the frames are; all of them are counted with `by_index`."""
+        ...
+
+    def seek(self, time: float) -> None:
+        """To a frame at a time or before it, from which `decode` goes on."""
+        ...
+
+    def decode(self, *, keys_only: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Frames with their times."""
+        ...
+
+    def frames_at(
+        self, times: list[float], timeline: Timeline, *, keep: bool
+    ) -> Iterator[tuple[float, av.VideoFrame]]:
+        """The frame that is shown at each time, with the time at which it begins."""
+        ...
+
+    def final_warnings(self) -> list[str]:
+        """What could not be read."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
 
 
 def select_frames(
-    file: VideoFile, start: float | None, end: float | None, sampling: Sampling
+    file: OpenVideo, start: float | None, end: float | None, sampling: Sampling
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with the times at which they begin, ascending.
 
@@ -39,7 +85,7 @@ def select_frames(
     return file.frames_at(sample_times(sampling, first, last), timeline, keep=False)
 
 
-def span(file: VideoFile, timeline: Timeline, start: float | None, end: float | None) -> tuple[float, float]:
+def span(file: OpenVideo, timeline: Timeline, start: float | None, end: float | None) -> tuple[float, float]:
     """Beginning and end of a part in seconds, within the video."""
     first, last = start or 0.0, timeline.end if end is None else min(end, timeline.end)
     if first >= timeline.end:
@@ -50,7 +96,7 @@ def span(file: VideoFile, timeline: Timeline, start: float | None, end: float | 
 
 
 def _keyframes(
-    file: VideoFile, start: float, end: float | None, gap: float
+    file: OpenVideo, start: float, end: float | None, gap: float
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Keyframes of a part; where none begins in it, the last one before it."""
     if start > 0:
