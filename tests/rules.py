@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "tasks": CONTRACTS,
     "ranking": CONTRACTS,
     "reports": CONTRACTS,
+    "workers": CONTRACTS,
     "checkpoints": CONTRACTS | NETWORKS | {"data"},
     "inference": CONTRACTS
     | {"checkpoints", "data", "data.images", "data.text", "data.video", "models", "nn", "ranking", "tasks"},
@@ -55,10 +56,14 @@ ROOMS: dict[str, set[str]] = {
     | DATA - {"data.copies"}
     | NETWORKS
     | {"checkpoints", "data.copies", "inference", "metrics", "objectives", "ranking", "reports", "tasks"},
-    "capfilt": CONTRACTS | DATA - {"data.text"} | {"checkpoints", "inference", "ranking", "reports", "tasks"},
+    "capfilt": CONTRACTS
+    | DATA - {"data.text"}
+    | {"checkpoints", "inference", "ranking", "reports", "tasks", "workers"},
     # search/ embeds and judges with loaded models, lists images as datasets, and shows its hits as a page. It asks
     # neither annotation/ (which writes beside images) nor evaluation/.
-    "search": CONTRACTS | DATA - {"data.text"} | {"data.copies", "data.video", "inference", "reports"},
+    "search": CONTRACTS
+    | DATA - {"data.text"}
+    | {"data.copies", "data.video", "inference", "reports", "workers"},
     # dialogue/ sees an index and a model through protocols of its own.
     "dialogue": CONTRACTS,
     # sightloop/__init__.py, which hands out what the rooms make.
@@ -95,6 +100,7 @@ ROOMS: dict[str, set[str]] = {
         "search",
         "tasks",
         "training",
+        "workers",
     },
     "apps.demo": CONTRACTS
     | DATA - {"data.text"}

@@ -93,6 +93,7 @@ SLOW_FILES = frozenset(
         "recipes/test_capfilt_experiment.py",
         "recipes/test_nano.py",
         "recipes/test_small_experiments.py",
+        "search/test_crew.py",
         "search/test_index.py",
         "search/test_kills.py",
         "search/test_no_match.py",

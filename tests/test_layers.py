@@ -97,7 +97,7 @@ OWNERS: dict[str, set[str]] = {
     "tensorboard": {"training.log"},
     "faster_coco_eval": {"metrics.detection"},
     "nltk": {"metrics.vqa"},
-    "ray": {"capfilt.ray_workers"},
+    "ray": {"workers.ray_actors"},
     "fastapi": {"apps.server"},
     "starlette": {"apps.server"},
     "pydantic": {"apps.server"},

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 
 import sightloop
 from sightloop.apps.cli import main
-from sightloop.capfilt import manifest, ray_workers, shard, workers
+from sightloop.capfilt import manifest, shard, workers
 from sightloop.capfilt.bootstrap import bootstrap, estimate
 from sightloop.capfilt.filtering import CandidateText, decide, drop_unusable
 from sightloop.capfilt.job import open_job
@@ -36,6 +37,8 @@ from sightloop.data.datasets.dataset import open_dataset
 from sightloop.data.datasets.synthetic import synthetic_world, write_synthetic_world
 from sightloop.errors import SightloopError, UnsupportedError, UsageError, from_options
 from sightloop.types import Done, Failed, ImageSpec, Skipped
+from sightloop.workers import processes, ray_actors
+from sightloop.workers.engine import LazyServer
 from tests.capfilt.failing import CALLS, failing
 from tests.data.datasets.sources import tar
 from tests.tiny_checkpoints.clip_and_blip import write_blip, write_clip
@@ -219,14 +222,14 @@ def test_ray_is_started_again_or_its_lack_is_said(monkeypatch: pytest.MonkeyPatc
 
     ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(ray_workers, "_WAIT", 0.0)
-    assert ray_workers._start_ray() == (ray, True)
+    monkeypatch.setattr(ray_actors, "_WAIT", 0.0)
+    assert ray_actors._start_ray() == (ray, True)
     slow[0] = 3
     with pytest.raises(SightloopError, match=r"did not start in 3 tries \(the node timed out\)"):
-        ray_workers._start_ray()
+        ray_actors._start_ray()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install .*\[ray\]"):
-        ray_workers._start_ray()
+        ray_actors._start_ray()
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +248,7 @@ class Crew:
 
     def start(self, place: int) -> Any:
         self.started += 1
-        return Hand(self, workers.Server(self.job, place))
+        return Hand(self, LazyServer(partial(workers.ShardServer, self.job), place))
 
     def ready(self, hands: Any) -> Any:
         return list(hands)[-1:]
@@ -255,17 +258,17 @@ class Crew:
 
 
 class Hand:
-    def __init__(self, crew: Crew, server: workers.Server) -> None:
+    def __init__(self, crew: Crew, server: LazyServer) -> None:
         self.crew, self.server = crew, server
 
-    def give(self, request: workers.Request) -> None:
+    def give(self, request: Any) -> None:
         self.request = request
 
-    def take(self) -> list[workers.Answer]:
+    def take(self) -> list[object]:
         if self.crew.deadly(self.request):
             raise EOFError
-        items: list[workers.Answer] = []
-        last = self.server.answer(self.request, lambda *item: items.append(workers.SampleDone(*item)))
+        items: list[object] = []
+        last = self.server.answer(self.request, items.append)
         return [*items, last]
 
     def stop(self) -> str:
@@ -285,7 +288,7 @@ def test_a_sample_that_takes_workers_down_is_left_out(
 ) -> None:
     key = open_dataset(place / "a.tar").key(3)
 
-    def deadly(request: workers.Request) -> bool:
+    def deadly(request: Any) -> bool:
         if isinstance(request, workers.TrySample):
             return request.sample == 3
         return request.shard == 0 and key not in request.quarantined
@@ -439,17 +442,17 @@ def test_killed_anywhere_it_goes_on(place: Path, whole: Path, tmp_path: Path) ->
 
 def test_a_worker_that_dies_is_replaced(place: Path, whole: Path, tmp_path: Path) -> None:
     victims: list[int] = []
-    begin = workers.Process.__init__
+    begin = processes.Process.__init__
 
-    def start(self: Any, job: Any, number: int) -> None:
-        begin(self, job, number)
+    def start(self: Any, make: Any, number: int, threads: int) -> None:
+        begin(self, make, number, threads)
         victims.append(self.process.pid)
         if len(victims) == 1:
             os.kill(self.process.pid, signal.SIGKILL)
 
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers.Process, "__init__", start)
+        patch.setattr(processes.Process, "__init__", start)
         done = run(place, tmp_path / "out", workers=2, isolate=True, on_event=seen.append)
     assert len(victims) == 3
     assert content(tmp_path / "out") == content(whole)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -25,17 +26,17 @@ from sightloop.capfilt.estimate import estimate as measure
 from sightloop.capfilt.job import check_device, device_kind, open_job
 from sightloop.capfilt.manifest import Manifest, open_manifest
 from sightloop.capfilt.options import CapFiltOptions
-from sightloop.capfilt.ray_workers import RayEngine
 from sightloop.capfilt.refilter import check_scores, refilter_shard
 from sightloop.capfilt.report import write_report
 from sightloop.capfilt.shard import Job, OnSampleDone, load_models, process_shard
-from sightloop.capfilt.workers import Engine, Processes, process_shards
-from sightloop.capfilt.workers import end_with_parent as end_with_parent
-from sightloop.capfilt.workers import without_main_script as without_main_script
+from sightloop.capfilt.workers import ShardServer, process_shards
 from sightloop.checkpoints.catalog import BUNDLED
 from sightloop.data.datasets.dataset import Dataset, open_dataset
 from sightloop.errors import SightloopError, UsageError, from_options, os_error_reason
 from sightloop.types import Done, Failed, JsonDict, JsonMapping, Skipped
+from sightloop.workers.engine import Engine
+from sightloop.workers.processes import Processes
+from sightloop.workers.ray_actors import RayEngine
 
 OnEvent: TypeAlias = "Callable[[Done[None] | Skipped | Failed], None]"
 # (key of a sample, reason of its failure or ""), or the manifest entry of a finished shard.
@@ -221,9 +222,11 @@ def _process_missing(job: Job, manifest: Manifest, about: JsonMapping, on_event:
 
 
 def _engine(job: Job) -> Engine:
-    return (
-        Processes(job) if job.options.engine == "local" else RayEngine(job, device_kind(job.options.device))
-    )
+    if job.options.engine == "local":
+        return Processes(partial(ShardServer, job))
+    make = partial(ShardServer, replace(job, out=job.out.absolute()))
+    on_gpus = device_kind(job.options.device) == "cuda"
+    return RayEngine(make, job.options.workers, job.options.threads or 1, on_gpus=on_gpus)
 
 
 def _process_here(

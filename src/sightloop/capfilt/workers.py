@@ -1,29 +1,20 @@
 """Processing of shards by several workers, each with the models loaded once.
 
-A worker is a process of this machine (`Process`) or an actor of a Ray cluster (`ray_workers.Actor`). When one dies, its
-shard is processed again; before that, each of the shard's samples is tried alone, and one that kills a worker again is
-quarantined by name.
+When a worker dies, its shard is processed again; before that, each of the shard's samples is tried alone, and one that
+kills a worker again is quarantined by name.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple
 
-from sightloop.capfilt.options import CapFiltOptions
-from sightloop.capfilt.shard import Job, Models, OnSampleDone, load_models, process_samples, process_shard
+from sightloop.capfilt.shard import Job, load_models, process_samples, process_shard
 from sightloop.errors import SightloopError
 from sightloop.types import JsonDict
+from sightloop.workers.engine import Engine, Worker, WorkerError
 
 
 class ProcessShard(NamedTuple):
@@ -57,73 +48,42 @@ class SampleTried(NamedTuple):
     """Answer: the worker has survived a `TrySample`."""
 
 
-class WorkerError(NamedTuple):
-    """Answer: the request failed with an exception that ends the run."""
-
-    error: Exception
-
-
-Request: TypeAlias = ProcessShard | TrySample
-Answer: TypeAlias = SampleDone | ShardDone | SampleTried | WorkerError
 _MAX_DEATHS = 3  # of workers at one shard, with no sample to blame
 
 
-class Worker(Protocol):
-    """A process that works on one request after the other."""
-
-    def give(self, request: Request) -> None:
-        """Sends a request; never raises."""
-        ...
-
-    def take(self) -> list[Answer]:
-        """Answers of a worker that `Engine.ready` returned. Raises EOFError if it is dead."""
-        ...
-
-    def stop(self) -> str:
-        """Ends the worker; returns how it ended, in words."""
-        ...
-
-
-class Engine(Protocol):
-    """Creator of workers."""
-
-    def start(self, number: int) -> Worker:
-        """Starts a worker; `number`: its slot, from 0."""
-        ...
-
-    def ready(self, workers: Iterable[Worker]) -> list[Worker]:
-        """Waits until some of the workers have answers or are dead, and returns those."""
-        ...
-
-    def close(self) -> None:
-        """Called after all workers are stopped."""
-        ...
-
-
-class Server:
-    """Request handler inside a worker; loads the models at the first request."""
+class ShardServer:
+    """What answers inside a worker, with the models of the job."""
 
     def __init__(self, job: Job, number: int) -> None:
         import torch
 
-        torch.set_num_threads(job.options.threads or torch.get_num_threads())
-        self._job = replace(job, options=replace(job.options, device=_device(job.options, number)))
-        self._models: Models | None = None
+        from sightloop.inference.load import device_of_worker
 
-    def answer(self, request: Request, on_sample: OnSampleDone) -> Answer:
-        """Works on a request; exceptions are returned as `WorkerError`."""
-        try:
-            models = self._models = self._models or load_models(self._job)
-            if isinstance(request, ProcessShard):
-                entry = process_shard(self._job, models, request.shard, request.quarantined, on_sample)
-                return ShardDone(entry)
+        options = job.options
+        torch.set_num_threads(options.threads or torch.get_num_threads())
+        if options.devices:
+            device = options.devices[number % len(options.devices)]
+        else:
+            device = device_of_worker(options.device, number)
+        self._job = replace(job, options=replace(options, device=device))
+        self._models = load_models(self._job)
+
+    def answer(self, request: object, send: Callable[[object], None]) -> ShardDone | SampleTried:
+        """Works on a `ProcessShard` or a `TrySample`."""
+        if isinstance(request, TrySample):
             alone = replace(self._job, shards=[(request.sample, request.sample + 1)])
-            list(process_samples(alone, models, 0, {}))
+            list(process_samples(alone, self._models, 0, {}))
             return SampleTried()
-        except (SightloopError, OSError) as error:
-            return WorkerError(error)
-        except Exception:
-            return WorkerError(RuntimeError(traceback.format_exc()))
+        assert isinstance(request, ProcessShard)
+        return ShardDone(
+            process_shard(
+                self._job,
+                self._models,
+                request.shard,
+                request.quarantined,
+                lambda key, reason: send(SampleDone(key, reason)),
+            )
+        )
 
 
 @dataclass(eq=False)
@@ -233,103 +193,3 @@ def _handle_death(
         )
     keys = ((index, job.dataset.key(index)) for index in range(*job.shards[shard]))
     slot.to_try.extend(index for index, key in keys if key not in quarantined)
-
-
-class Processes:
-    """Engine of workers that are processes of this machine."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def start(self, number: int) -> Worker:
-        """Starts a process (spawned, not forked)."""
-        return Process(self._job, number)
-
-    def ready(self, workers: Iterable[Worker]) -> list[Worker]:
-        """Those whose pipe has data or is closed."""
-        by_pipe = {worker.pipe: worker for worker in workers if isinstance(worker, Process)}
-        return [by_pipe[pipe] for pipe in wait(list(by_pipe)) if isinstance(pipe, Connection)]
-
-    def close(self) -> None:
-        """Nothing to do: `Process.stop` ends each process."""
-
-
-class Process:
-    """A child process, which ends when its parent is killed."""
-
-    def __init__(self, job: Job, number: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, child_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(job, child_end, number), daemon=False)
-        with without_main_script():
-            self.process.start()
-        child_end.close()  # so that the pipe ends when the child dies
-
-    def give(self, request: Request) -> None:
-        """Sends the request over the pipe."""
-        try:
-            self.pipe.send(request)
-        except (BrokenPipeError, ConnectionError):
-            return  # it is dead, and `take` will raise EOFError
-
-    def take(self) -> list[Answer]:
-        """Receives one answer."""
-        try:
-            return [self.pipe.recv()]
-        except ConnectionError as error:
-            raise EOFError from error
-
-    def stop(self) -> str:
-        """Kills the process if it is alive; returns its exit status in words."""
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-        return f"exit status {self.process.exitcode}"
-
-
-@contextmanager
-def without_main_script() -> Generator[None]:
-    """Hides the main script from multiprocessing, which would run it again in the new process.
-
-    The workers need nothing of it, and a script without `if __name__ == "__main__":` would start workers of its own.
-    """
-    main = vars(sys.modules["__main__"])
-    hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
-    main.pop("__file__", None)
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(hidden)
-
-
-def end_with_parent() -> None:
-    """From now on, end this process when its parent ends, even by SIGKILL; and leave Ctrl-C to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _serve(job: Job, pipe: Connection, number: int) -> None:
-    end_with_parent()
-    server = Server(job, number)
-    with suppress(EOFError, ConnectionError):  # the parent is gone
-        while True:
-            pipe.send(server.answer(pipe.recv(), lambda key, reason: pipe.send(SampleDone(key, reason))))
-
-
-def _device(options: CapFiltOptions, number: int) -> str:
-    """The device of a worker: its own of the list, or the GPUs in turn if the job names none."""
-    import torch
-
-    if options.devices:
-        return options.devices[number % len(options.devices)]
-    if options.device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{number % torch.cuda.device_count()}"
-    return options.device

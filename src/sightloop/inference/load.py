@@ -176,6 +176,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_of_worker(device: str, number: int) -> str:
+    """The device of one of several processes on a machine: for "auto" and "cuda", its GPUs in turn.
+
+    Args:
+        device: that all processes were given.
+        number: of the process, from 0.
+    """
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{number % torch.cuda.device_count()}"
+    return device
+
+
 def weight_hook_for(
     quantize: Bits | Literal["auto"] | None, device: torch.device, dtype: torch.dtype
 ) -> WeightHook:

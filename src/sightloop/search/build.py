@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import tee
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
@@ -18,9 +19,18 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from sightloop.errors import ImageError
-from sightloop.search.exif import read_exif
+from sightloop.search.crew import Crew, open_crew
+from sightloop.search.embedding_server import (
+    Description,
+    EmbeddingJob,
+    NamedImage,
+    Prepare,
+    Spread,
+    image_fields,
+    unit_rows,
+)
 from sightloop.search.filters import ids_filter
-from sightloop.search.rows import Table, merge_columns, table_of, unit_vectors, vector_column
+from sightloop.search.rows import Table, merge_columns, table_of, vector_column
 from sightloop.search.sources import Entry
 from sightloop.search.store import Store, VectorSpace
 from sightloop.types import Done, Event, Failed, Floats32, JsonDict, Limits, Pixels, Skipped
@@ -59,7 +69,8 @@ class BuildOptions:
         commit_images: greatest number of images in a batch, which is committed whole.
         commit_seconds: seconds after which a smaller batch is committed; after 2 seconds one of 64 images is.
         keyframes_only: look at keyframes of videos alone, many times faster.
-        warn: called with what of a damaged video is left out; by default `warnings.warn`.
+        warn: called with what of a damaged video is left out, and when a worker has died; by default `warnings.warn`.
+        spread: workers that decode and embed the images that are new or changed; None for this process.
     """
 
     workers: int = 2
@@ -69,6 +80,7 @@ class BuildOptions:
     commit_seconds: float = _COMMIT_SECONDS
     keyframes_only: bool = False
     warn: Callable[[str], None] | None = None
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,26 @@ class _Work:
     sha256: str
     id: str
     action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An image with what its row holds of it."""
+
+    work: _Work
+    description: Description
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """New fields of a row whose image is known, and the event of that."""
+
+    row: JsonDict
+    event: Done[Indexed]
+
+
+# What an entry needs, or what has been decided for it.
+_Decision: TypeAlias = _Work | _Update | Skipped | Failed
 
 
 class KnownRows:
@@ -192,7 +224,7 @@ class Builder:
         store: Store,
         models: Sequence[tuple[VectorSpace, Model]],
         options: BuildOptions,
-        prepare: Callable[[bytes], JsonDict] | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         self._store, self._models, self._options = store, models, options
         self._prepare = prepare
@@ -200,30 +232,97 @@ class Builder:
         self.archived: dict[str, set[str]] = {}  # by dataset of encoded images, the keys that it holds
         self._updates: list[JsonDict] = []
         self._rows: dict[Action, list[JsonDict]] = {"added": [], "changed": []}
-        self._vectors: dict[Action, list[list[Floats32]]] = {"added": [], "changed": []}
+        self._vectors: dict[Action, list[Sequence[Floats32]]] = {"added": [], "changed": []}
         self._waiting: list[Event[Indexed]] = []
         self._last_commit = time.monotonic()
 
     def run(self, entries: Iterable[Entry | Failed]) -> Generator[Event[Indexed]]:
-        """Indexes entries and yields an event for each, those of a batch after its commit."""
-        batch: list[tuple[_Work, list[Pixels]]] = []
-        sizer = self._models[0][1].sizer if self._models else None
-        with_pixels = self._read(entries)
-        try:
-            for item in with_pixels:
-                if isinstance(item, tuple):
-                    batch.append(item)
-                else:
-                    self._waiting.append(item)
-                if len(batch) >= (sizer.size if sizer else 8):
-                    self._embed(batch)
-                    batch = []
-                if self._is_due() and not batch:
+        """Indexes entries and yields an event for each, in order, those of a batch after its commit."""
+        crew = self._crew()
+        items = self._embed_here(entries) if crew is None else self._embed_by(crew, entries)
+        with closing(items):
+            for item in items:
+                self._add(item)
+                if self._is_due():
                     yield from self._commit()
-            self._embed(batch)
             yield from self._commit()
-        finally:
-            with_pixels.close()
+
+    def _crew(self) -> Crew | None:
+        """Workers that embed; None for this process."""
+        options = self._options
+        if options.spread is None or not self._models:
+            return None
+        spaces = tuple((space, model.name) for space, model in self._models)
+        job = EmbeddingJob(
+            self._store.name, spaces, options.workers, options.isolate, options.limits, self._prepare
+        )
+        return open_crew(options.spread, job, options.warn)
+
+    def _add(self, item: _Described | _Update | Skipped | Failed) -> None:
+        """Takes in what belongs into the next commit."""
+        if isinstance(item, _Update):
+            self._updates.append(item.row)
+            self._waiting.append(item.event)
+        elif isinstance(item, _Described):
+            work, (fields, vectors) = item.work, item.description
+            row = row_of(work.entry, work.id, len(work.data), work.sha256)
+            self._rows[work.action].append(row | fields)
+            self._vectors[work.action].append(vectors)
+            self._waiting.append(Done(work.entry.name, Indexed(work.id, work.action)))
+        else:
+            self._waiting.append(item)
+
+    def _embed_here(
+        self, entries: Iterable[Entry | Failed]
+    ) -> Generator[_Described | _Update | Skipped | Failed]:
+        """Decisions in order, with images embedded by this process."""
+        size = self._models[0][1].sizer if self._models else None
+        gathered: list[tuple[_Work, list[Pixels]] | _Update | Skipped | Failed] = []
+        images = 0
+        with closing(self._read(entries)) as with_pixels:
+            for item in with_pixels:
+                gathered.append(item)
+                images += isinstance(item, tuple)
+                if not images or images >= (size.size if size else 8):
+                    yield from self._embedded(gathered)
+                    gathered, images = [], 0
+        yield from self._embedded(gathered)
+
+    def _embed_by(
+        self, crew: Crew, entries: Iterable[Entry | Failed]
+    ) -> Generator[_Described | _Update | Skipped | Failed]:
+        """Decisions in order, with images embedded by workers."""
+        order: deque[_Decision] = deque()
+
+        def batches() -> Iterator[list[NamedImage]]:
+            batch: list[NamedImage] = []
+            size, events = 0, 0
+            for entry in entries:
+                item = self._decide(entry)
+                order.append(item)
+                if isinstance(item, _Work):
+                    batch.append(NamedImage(item.entry.name, item.data))
+                    size += len(item.data)
+                else:
+                    events += 1
+                if len(batch) >= crew.images or size >= crew.bytes or events >= _WAITING_EVENTS:
+                    yield batch
+                    batch, size, events = [], 0, 0
+            yield batch
+
+        with closing(crew.describe(batches())) as answered:
+            for answers in answered:
+                for answer in answers:
+                    while not isinstance(item := order.popleft(), _Work):
+                        yield item
+                    yield (
+                        Failed(item.entry.name, answer.reason)
+                        if isinstance(answer, ImageError)
+                        else _Described(item, answer)
+                    )
+                while order and not isinstance(item := order[0], _Work):
+                    order.popleft()
+                    yield item
 
     def _is_due(self) -> bool:
         """Whether to commit: often enough that a kill costs seconds, seldom enough that commits cost nothing."""
@@ -236,13 +335,13 @@ class Builder:
 
     def _read(
         self, entries: Iterable[Entry | Failed]
-    ) -> Generator[tuple[_Work, list[Pixels]] | Skipped | Failed | Done[Indexed]]:
+    ) -> Generator[tuple[_Work, list[Pixels]] | _Update | Skipped | Failed]:
         """What has to be embedded, with its pixels for each model; everything else as it is decided."""
-        waiting: deque[_Work | Skipped | Failed | Done[Indexed]] = deque()
+        waiting: deque[_Decision] = deque()
 
         def sources() -> Iterator[bytes]:
             for entry in entries:
-                item = entry if isinstance(entry, Failed) else self._decide(entry)
+                item = self._decide(entry)
                 waiting.append(item)
                 if isinstance(item, _Work):
                     yield item.data
@@ -278,8 +377,10 @@ class Builder:
             if ended:
                 return
 
-    def _decide(self, entry: Entry) -> _Work | Skipped | Failed | Done[Indexed]:
-        """What an entry needs; updates of rows whose image is known are noted."""
+    def _decide(self, entry: Entry | Failed) -> _Decision:
+        """What an entry needs."""
+        if isinstance(entry, Failed):
+            return entry
         if entry.size is None:
             self.archived.setdefault(entry.root, set()).add(entry.path)
         row = self._known.named(entry)
@@ -306,29 +407,30 @@ class Builder:
         self._known.put(row, before)
         return work
 
-    def _update(self, entry: Entry, row: _Known, size: int, sha256: str, action: Action) -> Done[Indexed]:
-        self._updates.append(row_of(entry, row.id, size, sha256))
+    def _update(self, entry: Entry, row: _Known, size: int, sha256: str, action: Action) -> _Update:
         self._known.put(_Known(row.id, entry.root, entry.path, size, entry.mtime, sha256, entry.stamp), row)
-        return Done(entry.name, Indexed(row.id, action))
+        return _Update(row_of(entry, row.id, size, sha256), Done(entry.name, Indexed(row.id, action)))
 
-    def _embed(self, batch: Sequence[tuple[_Work, list[Pixels]]]) -> None:
-        if not batch:
-            return
+    def _embedded(
+        self, gathered: Sequence[tuple[_Work, list[Pixels]] | _Update | Skipped | Failed]
+    ) -> Iterator[_Described | _Update | Skipped | Failed]:
+        """Images embedded as one batch, and what is between them."""
+        batch = [item for item in gathered if isinstance(item, tuple)]
         names = [work.entry.name for work, _ in batch]
         columns = [
             unit_rows(model.embed_images([pixels[i] for _, pixels in batch]), space, names)
             for i, (space, model) in enumerate(self._models)
+            if batch
         ]
-        for i, (work, pixels) in enumerate(batch):
-            row = row_of(work.entry, work.id, len(work.data), work.sha256)
-            exif = read_exif(work.data)
-            height, width = pixels[0].size
-            row |= {"width": width, "height": height, "time": exif.time}
-            row |= {"latitude": exif.latitude, "longitude": exif.longitude}
-            row |= self._prepare(work.data) if self._prepare else {}
-            self._rows[work.action].append(row)
-            self._vectors[work.action].append([column[i] for column in columns])
-            self._waiting.append(Done(work.entry.name, Indexed(work.id, work.action)))
+        number = 0
+        for item in gathered:
+            if not isinstance(item, tuple):
+                yield item
+                continue
+            work, pixels = item
+            fields = image_fields(work.data, pixels[0].size, self._prepare)
+            yield _Described(work, Description(fields, [column[number] for column in columns]))
+            number += 1
 
     def _commit(self) -> Iterator[Event[Indexed]]:
         """Writes what is noted, then lets the events of it go."""
@@ -370,12 +472,6 @@ UPDATED: Final = (
     *("caption_keys", "label_keys", "extra_keys", "words", "grams", "path_key"),
 )
 """Columns of an entry that change without its pixels."""
-
-
-def unit_rows(vectors: Floats32, space: VectorSpace, names: Sequence[str]) -> Floats32:
-    """Vectors `[n, q * d]`, each of unit length; UsageError, with the image's name, for NaN and zero."""
-    each = [name for name in names for _ in range(space.queries)]
-    return unit_vectors(vectors.reshape(-1, space.dim), space.dim, "vectors", each).reshape(len(vectors), -1)
 
 
 def row_of(entry: Entry, identity: str, size: int, sha256: str) -> JsonDict:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from sightloop.errors import ImageError
-from sightloop.search.build import Action, BuildOptions, Indexed, unit_rows
+from sightloop.search.build import Action, BuildOptions, Indexed
+from sightloop.search.embedding_server import unit_rows
 from sightloop.search.rows import Table, table_of, vector_column
 from sightloop.search.sources import read_row
 from sightloop.search.store import Store, VectorSpace

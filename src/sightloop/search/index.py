@@ -17,6 +17,7 @@ from sightloop.reports import html
 from sightloop.reports.notebook import NotebookProgress
 from sightloop.search.build import Builder, BuildOptions, Indexed
 from sightloop.search.duplicates import DuplicateReport, check_kinds, duplicates_in_index, hash_columns
+from sightloop.search.embedding_server import Spread
 from sightloop.search.fill import fill_space, fill_texts
 from sightloop.search.filters import parse_filters
 from sightloop.search.hits import Hits
@@ -481,6 +482,7 @@ __all__ = [
     "IndexStats",
     "Indexed",
     "Query",
+    "Spread",
     "is_index",
     "open_index",
     "parse_filters",

@@ -20,7 +20,8 @@ import numpy as np
 from sightloop.data.video.reader import find_scenes, read_frames, video_info
 from sightloop.data.video.sampling import at_times, keyframes
 from sightloop.errors import ImageError, UnsupportedError, os_error_reason
-from sightloop.search.build import UPDATED, BuildOptions, Indexed, is_there, row_of, unit_rows, with_texts
+from sightloop.search.build import UPDATED, BuildOptions, Indexed, is_there, row_of, with_texts
+from sightloop.search.embedding_server import unit_rows
 from sightloop.search.filters import Condition, Filter
 from sightloop.search.rows import merge_columns, table_of, vector_column
 from sightloop.search.sources import Entry

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import Queue
 from types import TracebackType
 from typing import Any
 
-from sightloop.capfilt.bootstrap import end_with_parent, without_main_script
 from sightloop.data.images.reader import BatchSize, BatchSizer
 from sightloop.data.video.sampling import Sampling
 from sightloop.errors import ImageError, SightloopError
 from sightloop.inference.load import choose_device, load
 from sightloop.inference.model import Preprocessor
 from sightloop.types import Floats32, ImageSource, ImageSpec, JsonDict, JsonMapping, Limits, Pixels, Video
+from sightloop.workers.processes import end_with_parent, threads_of_children, without_main_script
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class _ModelProcess:
         self._pipe, child_end = context.Pipe()
         arguments = (child_end, source, device, dict(options))
         self._process = context.Process(target=_serve, args=arguments, daemon=False)
-        with without_main_script(), _threads_of_children(threads):
+        with without_main_script(), threads_of_children(threads):
             self._process.start()
         child_end.close()  # so that the pipe ends when the child dies
 
@@ -163,19 +163,6 @@ class _ModelProcess:
         if not done:
             raise answer
         return answer
-
-
-@contextmanager
-def _threads_of_children(count: int) -> Generator[None]:
-    """Threads of torch in processes that start here, unless OMP_NUM_THREADS says another number; 0 for all cores."""
-    if not count or "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
 
 
 def _serve(pipe: Connection, source: str, device: str, options: JsonDict) -> None:

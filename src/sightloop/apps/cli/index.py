@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from sightloop.apps.cli.checks import check_capability, check_checkpoint
 from sightloop.apps.cli.common import model_for
-from sightloop.apps.cli.options import RuntimeOptions
+from sightloop.apps.cli.options import IndexRuntimeOptions
 from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message
 from sightloop.errors import UsageError
 from sightloop.types import Done, Limits
 
 if TYPE_CHECKING:
-    from sightloop.search.index import BuildOptions, Index
+    from sightloop.search.index import BuildOptions, Index, Spread
 
-_RUNTIME = RuntimeOptions()
 DEFAULT_STORE = "sightloop-index"
 _ACTIONS = ("added", "changed", "moved", "updated", "read", "removed")
 
@@ -37,7 +36,7 @@ class ReadingOptions:
     """Look at keyframes of videos alone: many times faster, and scenes begin at keyframes."""
 
 
-_READING = ReadingOptions()
+_READING, _RUNTIME = ReadingOptions(), IndexRuntimeOptions()
 
 
 def index(
@@ -55,7 +54,7 @@ def index(
     vectors: Literal["float16", "float32"] = "float16",
     judge: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     reading: ReadingOptions = _READING,
-    runtime: RuntimeOptions = _RUNTIME,
+    runtime: IndexRuntimeOptions = _RUNTIME,
 ) -> int:
     """Build an index over images for `sightloop search`, or update it: only new and changed images are embedded.
 
@@ -71,15 +70,19 @@ def index(
         judge: Model with an ITM head that `search --rerank` uses. Default: the model itself, if it has one.
     """
     runtime.check()
+    runtime.names()
     if add_model and runtime.model is None:
         raise UsageError("--add-model: name the model to add with --model.")
     _check_models({"embed": runtime.model, "match": judge, "read": reading.read_text})
-    opened = _opened(store, vectors, runtime, add_model)
+    # Actors may have devices that this machine lacks.
+    here = replace(runtime, device="auto") if runtime.engine == "ray" else runtime
+    opened, name = _opened(store, vectors, here, add_model)
     if judge is not None:
         opened.remember(judge=judge)
     counts: Counter[str] = Counter()
-    reader = None if reading.read_text is None else model_for("read", runtime, reading.read_text)
-    events = opened.build(images, prune=prune, reader=reader, options=_options(runtime, reading.keyframes))
+    reader = None if reading.read_text is None else model_for("read", here, reading.read_text)
+    options = _options(runtime, reading.keyframes, _spread(runtime, name))
+    events = opened.build(images, prune=prune, reader=reader, options=options)
     table = OutputTable([], as_json=runtime.json)
     with ProgressReporter("indexing", table, RESUME_HINT) as progress, closing(events):
         for event in events:
@@ -105,33 +108,50 @@ def _check_models(sources: dict[str, str | None]) -> None:
 
 
 def _opened(
-    store: str, vectors: Literal["float16", "float32"], runtime: RuntimeOptions, add_model: bool
-) -> Index:
-    """The index with the model of the options, made where there is none."""
+    store: str, vectors: Literal["float16", "float32"], runtime: IndexRuntimeOptions, add_model: bool
+) -> tuple[Index, str]:
+    """The index with the model of the options, made where there is none; and the model's name, "" without one."""
     from sightloop.search.index import Index, is_index, open_index
 
     if not is_index(store):
         if add_model:
             raise UsageError(f"--add-model: there is no index {store}; make it without --add-model first.")
-        return Index.create(store, model=model_for("embed", runtime), dtype=vectors)
+        model = model_for("embed", runtime)
+        return Index.create(store, model=model, dtype=vectors), model.name
     opened = open_index(store)
-    if runtime.model is None:
-        space = opened.info.space()
-        if space.probe:
-            opened.use_model(model_for("embed", runtime, space.model))
-    elif add_model:
-        opened.add_model(model_for("embed", runtime), vectors)
+    space = opened.info.space()
+    if runtime.model is None and not space.probe:
+        return opened, ""
+    model = model_for("embed", runtime, space.model if runtime.model is None else None)
+    if add_model:
+        opened.add_model(model, vectors)
     else:
-        opened.use_model(model_for("embed", runtime))
-    return opened
+        opened.use_model(model)
+    return opened, model.name
 
 
-def _options(runtime: RuntimeOptions, keyframes_only: bool) -> BuildOptions:
+def _spread(runtime: IndexRuntimeOptions, name: str) -> Spread | None:
+    """The workers that embed; None for this process."""
+    from sightloop.search.index import Spread
+
+    if runtime.engine == "local" and runtime.copies == 1 and not runtime.names():
+        return None
+    own = {"dtype": runtime.dtype, "quantize": runtime.quantize, "lora": runtime.lora}
+    return Spread(
+        runtime.engine, runtime.copies, runtime.device, runtime.names(), {name: own}, runtime.batch_size
+    )
+
+
+def _options(runtime: IndexRuntimeOptions, keyframes_only: bool, spread: Spread | None) -> BuildOptions:
     from sightloop.search.index import BuildOptions
 
     limits = Limits(max_pixels=runtime.max_pixels)
     return BuildOptions(
-        workers=runtime.workers, limits=limits, keyframes_only=keyframes_only, warn=print_message
+        workers=runtime.workers,
+        limits=limits,
+        keyframes_only=keyframes_only,
+        warn=print_message,
+        spread=spread,
     )
 
 

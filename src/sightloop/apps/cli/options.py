@@ -130,6 +130,29 @@ class DeviceListOptions(RuntimeOptions):
         return parse_devices(self.devices, self.device)
 
 
+@Parameter(name="*", group=RUNTIME_GROUP)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRuntimeOptions(RuntimeOptions):
+    """`RuntimeOptions`, and which processes decode and embed the images."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: this machine; ray: a Ray cluster (RAY_ADDRESS), to which this machine sends the images."""
+
+    copies: Annotated[int, Parameter(converter=integer)] = 1
+    """Copies of the model, each in a process with its own --workers: of this machine, or of the cluster with
+    --engine ray; on GPUs the next one for each."""
+
+    devices: DevicesOption = None
+    """A copy of the model on each of these devices, in place of --copies and --device: cuda:0,cuda:1 or cpu,cpu."""
+
+    def names(self) -> tuple[str, ...]:
+        """The devices of --devices, () without it. Raises `UsageError` for a wrong name or number."""
+        check_at_least("--copies", self.copies, 1)
+        if self.copies > 1 and self.devices is not None:
+            raise UsageError(f"--copies {self.copies} and --devices {self.devices}: give only one of them.")
+        return parse_devices(self.devices, self.device)
+
+
 @Parameter(name="*", group=DECODING_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingOptions:

@@ -1,7 +1,7 @@
-"""Workers as Ray actors on this machine, or on a cluster (`RAY_ADDRESS`) that shares the disk of the data and of OUT.
+"""Workers as Ray actors on this machine, or on a cluster (`RAY_ADDRESS`).
 
-Ray only places the workers. What is done is recorded in the manifest, so a run may be started on one machine and
-finished on a hundred.
+Ray only places the workers. What is done is recorded by whoever gives the requests, so a run may be started on one
+machine and finished on a hundred.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from sightloop.capfilt.shard import Job
-from sightloop.capfilt.workers import Answer, Request, SampleDone, Server, Worker
 from sightloop.errors import SightloopError, UsageError, install_command
+from sightloop.workers.engine import LazyServer, MakeServer, Worker
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -28,7 +26,7 @@ _TRIES, _WAIT = (
 
 
 class _RemoteMethod(Protocol):
-    def remote(self, request: Request) -> object: ...
+    def remote(self, request: object) -> object: ...
 
 
 class _ActorHandle(Protocol):
@@ -42,30 +40,33 @@ class RayEngine:
     """Engine of Ray actors, each with the threads of a worker, and a GPU if the job runs on GPUs.
 
     Args:
-        job: The job.
-        kind: Kind of device, "cpu" or "cuda".
+        make: Makes the server in each.
+        workers: Number of actors.
+        threads: CPU threads of each; None for an equal share of the cluster's.
+        on_gpus: Whether each has a GPU.
 
     Raises:
         UsageError: Ray is not installed.
         SightloopError: Ray does not start.
     """
 
-    def __init__(self, job: Job, kind: str) -> None:
+    def __init__(self, make: MakeServer, workers: int, threads: int | None, *, on_gpus: bool) -> None:
         self._ray, self._started_here = _start_ray()
-        self._job = replace(job, out=job.out.absolute())
-        threads, cores = job.options.threads or 1, self._ray.cluster_resources().get("CPU", 0)
+        self._make = make
+        cores = int(self._ray.cluster_resources().get("CPU", 0))
+        threads = threads or max(1, cores // workers)
         # 0 CPUs per actor: the user asks for more workers than there are cores.
-        cpus = threads if threads * job.options.workers <= cores else 0
+        cpus = threads if threads * workers <= cores else 0
         self._resources = {
             "num_cpus": cpus,
-            "num_gpus": int(kind == "cuda"),
+            "num_gpus": int(on_gpus),
             "scheduling_strategy": "SPREAD",
         }
 
     def start(self, number: int) -> Worker:
-        """Starts an actor; if it dies, `process_shards` replaces it, not Ray."""
+        """Starts an actor; if it dies, whoever gives the requests replaces it, not Ray."""
         actor = self._ray.remote(max_restarts=0, max_task_retries=0, **self._resources)(_RemoteServer)
-        return Actor(self._ray, actor.remote(self._job, number, os.getcwd()))
+        return Actor(self._ray, actor.remote(self._make, number, os.getcwd()))
 
     def ready(self, workers: Iterable[Worker]) -> list[Worker]:
         """Those whose call has ended or failed."""
@@ -87,11 +88,11 @@ class Actor:
         self.call: object = None
         self._ending = "was stopped"
 
-    def give(self, request: Request) -> None:
+    def give(self, request: object) -> None:
         """Starts the call."""
         self.call = self._handle.answer.remote(request)
 
-    def take(self) -> list[Answer]:
+    def take(self) -> list[object]:
         """All answers of the call."""
         try:
             return self._ray.get(self.call)
@@ -107,17 +108,17 @@ class Actor:
 
 
 class _RemoteServer:
-    """Class of the actor. folder: the working folder, from which relative paths of the data start."""
+    """Class of the actor. folder: the working folder, from which relative paths start."""
 
-    def __init__(self, job: Job, number: int, folder: str) -> None:
+    def __init__(self, make: MakeServer, number: int, folder: str) -> None:
         with suppress(OSError):
             os.chdir(folder)
-        self._server = Server(job, number)
+        self._server = LazyServer(make, number)
 
-    def answer(self, request: Request) -> list[Answer]:
-        """The answers for the samples of a shard come with its end."""
-        answers: list[Answer] = []
-        last = self._server.answer(request, lambda key, reason: answers.append(SampleDone(key, reason)))
+    def answer(self, request: object) -> list[object]:
+        """All answers, which come with the last of them."""
+        answers: list[object] = []
+        last = self._server.answer(request, answers.append)
         return [*answers, last]
 
 
