@@ -68,6 +68,7 @@ def every_case() -> list[Case]:
     return [
         *_captions(),
         *_encoders(),
+        *_auto(),
         *_judging(),
         *_questions(),
         *_bootstrap(),
@@ -126,6 +127,38 @@ def _encoders() -> Iterator[Case]:
             "pictures/s",
             batch,
             *_both("encode_blip", batch=batch),
+        )
+
+
+def _auto() -> Iterator[Case]:
+    """dtype="auto" beside the peer in float32 and in bfloat16; outputs then differ by the rounding of bfloat16."""
+    jobs: tuple[tuple[str, str, Unit, str, dict[str, Any]], ...] = (
+        ("encode-b8", "BLIP image tower, batch 8", "pictures/s", "encode_blip", {"batch": 8}),
+        *(
+            (
+                f"caption-b{batch}-{'greedy' if beams == 1 else f'beam{beams}'}",
+                f"caption {batch}, beams {beams}",
+                "s",
+                "caption",
+                {"batch": batch, "beams": beams, "tokens": TOKENS},
+            )
+            for batch, beams in ((1, 1), (1, 3), (8, 3))
+        ),
+    )
+    for name, title, unit, work, options in jobs:
+        goals = (2.5 if work == "encode_blip" else 2.0, 1.3)
+        yield Case(
+            f"auto-{name}",
+            f'{title}, dtype="auto"',
+            unit,
+            options["batch"] if unit == "pictures/s" else 1,
+            Job("sightloop", work, options | {"dtype": "auto"}),
+            tuple(
+                Job("transformers", work, options | {"dtype": dtype}, dtype)
+                for dtype in ("float32", "bfloat16")
+            ),
+            goals,
+            near=0.1,
         )
 
 

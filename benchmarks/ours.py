@@ -40,29 +40,32 @@ class Sightloop:
 
     def __init__(self, materials: Materials) -> None:
         self.given = materials
-        self.held: tuple[str, sightloop.Model] | None = None
+        self.held: tuple[tuple[str, str], sightloop.Model] | None = None
         self.kernels: dict[str, dict[str, int]] = {}
 
-    def _model(self, name: str) -> sightloop.Model:
-        if self.held is None or self.held[0] != name:
+    def _model(self, name: str, dtype: Any = "float32") -> sightloop.Model:
+        if self.held is None or self.held[0] != (name, dtype):
             self.held = None
-            self.held = (name, sightloop.load(Path(self.given.folder) / name, device="cpu"))
+            self.held = (
+                (name, dtype),
+                sightloop.load(Path(self.given.folder) / name, device="cpu", dtype=dtype),
+            )
             self.kernels[name] = dict(
                 Counter(_kernel(layer) for layer in _linear_layers(self.held[1].module))
             )
         return self.held[1]
 
-    def caption(self, batch: int, beams: int, tokens: int) -> Call:
+    def caption(self, batch: int, beams: int, tokens: int, dtype: str = "float32") -> Call:
         """Files to captions."""
-        model, files = self._model("caption"), self.given.pictures[:batch]
+        model, files = self._model("caption", dtype), self.given.pictures[:batch]
         options: Any = {"num_beams": beams, "min_new_tokens": tokens, "max_new_tokens": tokens}
         return lambda: model.caption(files, **options)
 
-    def encode_blip(self, batch: int) -> Call:
+    def encode_blip(self, batch: int, dtype: str = "float32") -> Call:
         """Prepared images to image tokens."""
-        model = self._model("caption")
+        model = self._model("caption", dtype)
         pictures = self._prepared(model, batch)
-        return lambda: model.encode(pictures).tokens.numpy()
+        return lambda: model.encode(pictures).tokens.float().numpy()
 
     def judge(self, texts: int) -> Call:
         """A file and texts to ITM probabilities."""

@@ -45,18 +45,18 @@ _KINDS: dict[str, Any] = {
 class Loaded:
     """A model with its tokenizer and its image processor."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
         kind = _KINDS[name]
         try:
-            self.model = kind.from_pretrained(folder / name, attn_implementation="sdpa").eval()
+            self.model = kind.from_pretrained(folder / name, attn_implementation="sdpa", dtype=dtype).eval()
         except ValueError:  # a class that has no SDPA
-            self.model = kind.from_pretrained(folder / name).eval()
+            self.model = kind.from_pretrained(folder / name, dtype=dtype).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder / name)
         self.processor = processor(folder / name)
 
     def pixels(self, files: list[str]) -> torch.Tensor:
-        """Normalised pixels `[B, 3, S, S]` of some files."""
-        return read(self.processor, files)
+        """Normalised pixels `[B, 3, S, S]` of some files, in the model's dtype."""
+        return read(self.processor, files).to(self.model.dtype)
 
 
 def processor(folder: Path) -> Any:
@@ -76,17 +76,17 @@ class Transformers:
 
     def __init__(self, materials: Materials) -> None:
         self.given = materials
-        self.held: tuple[str, Loaded] | None = None
+        self.held: tuple[tuple[str, str], Loaded] | None = None
 
-    def _load(self, name: str) -> Loaded:
-        if self.held is None or self.held[0] != name:
+    def _load(self, name: str, dtype: str = "float32") -> Loaded:
+        if self.held is None or self.held[0] != (name, dtype):
             self.held = None
-            self.held = (name, Loaded(Path(self.given.folder), name))
+            self.held = ((name, dtype), Loaded(Path(self.given.folder), name, dtype))
         return self.held[1]
 
-    def caption(self, batch: int, beams: int, tokens: int) -> Call:
+    def caption(self, batch: int, beams: int, tokens: int, dtype: str = "float32") -> Call:
         """Files to captions."""
-        loaded, files = self._load("caption"), self.given.pictures[:batch]
+        loaded, files = self._load("caption", dtype), self.given.pictures[:batch]
         options = {"num_beams": beams, "min_new_tokens": tokens, "max_new_tokens": tokens, "use_cache": True}
 
         def call() -> list[str]:
@@ -95,11 +95,13 @@ class Transformers:
 
         return torch.inference_mode()(call)
 
-    def encode_blip(self, batch: int) -> Call:
+    def encode_blip(self, batch: int, dtype: str = "float32") -> Call:
         """Prepared pixels to image tokens."""
-        loaded = self._load("caption")
+        loaded = self._load("caption", dtype)
         pixels = loaded.pixels(self.given.pictures[:batch])
-        return torch.inference_mode()(lambda: loaded.model.vision_model(pixel_values=pixels)[0].numpy())
+        return torch.inference_mode()(
+            lambda: loaded.model.vision_model(pixel_values=pixels)[0].float().numpy()
+        )
 
     def judge(self, texts: int) -> Call:
         """A file and texts to ITM probabilities, the image given once for each text."""

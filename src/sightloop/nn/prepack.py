@@ -20,7 +20,7 @@ from sightloop.nn.attention import Linear, use_products_where
 from sightloop.nn.blocks import Convolution, UpConvolution
 from sightloop.nn.kernels import (
     HAS_ONEDNN,
-    MANY,
+    MOST,
     ONE,
     ROW_COUNTS,
     LinearByRows,
@@ -43,7 +43,7 @@ from sightloop.nn.kernels import (
 from sightloop.nn.quantize import is_quantized
 
 __all__ = [
-    "MANY", "ONE", "ROW_COUNTS", "Shape", "Times", "add_times", "best_seconds", "is_known", "measure", "pack",
+    "MOST", "ONE", "ROW_COUNTS", "Shape", "Times", "add_times", "best_seconds", "is_known", "measure", "pack",
     "pack_hook", "pin", "pinned", "timed_shapes", "unpack", "use_training_kernels",
 ]  # fmt: skip
 
