@@ -233,6 +233,11 @@ SIZES: dict[str, tuple[str, SizedConfig]] = {
             DitConfig(64, 8, 3, 128, 5, 4, 384, memory_dim=96, activation="silu"), text_layers=0, shift=5.0
         ),
     ),
+    # 64 tokens an image: what two cores train in an hour.
+    "painter-small": (
+        "painter",
+        _painter(DitConfig(64, 8, 3, 256, 6, 4, 768, memory_dim=128, activation="silu"), text_layers=2),
+    ),
     "painter-64": (
         "painter",
         _painter(DitConfig(64, 4, 3, 384, 10, 6, 1152, memory_dim=192, activation="silu"), text_layers=3),
