@@ -70,7 +70,7 @@ class AnimatedWebp:
             raise ImageError(path, f"frames of {size}, over the limit of {limits.max_pixels}")
         self._keys: list[bool] = []
         self._ends: list[int] = []  # of the frames in the file
-        self._timeline = Timeline()
+        self._timeline, self._milliseconds = Timeline(), 0  # which are added without rounding
         self._read_chunks(content)
         if not self._keys:
             raise ImageError(path, "no frame in it: its video is empty, or cut off before the first one")
@@ -136,10 +136,11 @@ class AnimatedWebp:
         is_whole = (left, top, width + 1, height + 1) == (0, 0, self.width, self.height)
         is_key = not self._keys or (is_whole and bool(header[15] & _REPLACES))
         self._keys.append(is_key)
-        self._timeline.times.append(self._timeline.end)
+        self._timeline.times.append(self._milliseconds / 1000)
         if is_key:
-            self._timeline.keys.append(self._timeline.end)
-        self._timeline.end += (duration if duration > _SHORTEST else _DEFAULT) / 1000
+            self._timeline.keys.append(self._milliseconds / 1000)
+        self._milliseconds += duration if duration > _SHORTEST else _DEFAULT
+        self._timeline.end = self._milliseconds / 1000
 
     def close(self) -> None:
         """Close the file."""
@@ -167,7 +168,7 @@ class AnimatedWebp:
 
     def rate(self, timeline: Timeline) -> float:
         """Frames a second, on average."""
-        return len(timeline.times) / timeline.end
+        return 1000 * len(timeline.times) / round(1000 * timeline.end)
 
     def display_width(self, width: int) -> int:
         """Width in square pixels, which all are."""
