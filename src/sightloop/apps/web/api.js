@@ -65,6 +65,8 @@ export function clock(seconds) {
   const pad = (number) => String(number).padStart(2, "0");
   return hours ? `${hours}:${pad(minutes)}:${pad(rest)}` : `${minutes}:${pad(rest)}`;
 }
+/** A length, which is a second at least. */
+export const lengthText = (seconds) => clock(Math.max(1, seconds));
 export const original = (id) => `api/images/${id}`;
 
 /** Answer of /v1/chat/completions piece by piece: calls onText(whole text so far). */

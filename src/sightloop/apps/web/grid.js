@@ -1,6 +1,6 @@
 // A grid of images that renders only what is in view: 100,000 images are as quick as 100.
 import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
-import { clock, middle, thumb } from "./api.js";
+import { clock, lengthText, middle, thumb } from "./api.js";
 import { go, lengthOf, opened, selected, toggleSelected } from "./state.js";
 import { text } from "./strings.js";
 
@@ -8,13 +8,10 @@ const CELL = 176; // px, least width of a cell
 const CAPTION = 44; // px below the image
 const OVERSCAN = 3; // rows above and below the view
 
-/** Length of a video as badges show it: whole seconds, at least one. */
-const rounded = (length) => clock(Math.max(1, Math.round(length)));
-
 /** "0:42" of a video, "0:12 / 0:42" of a scene in it. */
 function Badge({ row }) {
   const length = lengthOf(row);
-  const times = [row.start === undefined ? "" : clock(row.start), length === undefined ? "" : rounded(length)];
+  const times = [row.start === undefined ? "" : clock(row.start), length === undefined ? "" : lengthText(length)];
   return html`<span class="badge" aria-hidden="true">${times.filter(Boolean).join(" / ")}</span>`;
 }
 
@@ -22,7 +19,7 @@ function Badge({ row }) {
 function nameOf(row) {
   const length = lengthOf(row);
   const parts = [row.path];
-  if (row.video) parts.push(length === undefined ? text("video.name") : text("video.length", { length: rounded(length) }));
+  if (row.video) parts.push(length === undefined ? text("video.name") : text("video.length", { length: lengthText(length) }));
   if (row.start !== undefined) parts.push(text("video.scene", { start: clock(row.start), end: clock(row.end) }));
   return [...parts, row.caption?.text ?? ""].join(". ");
 }

@@ -1,6 +1,6 @@
 // Image: one image with everything that a model can do with it; boxes and outlines drawn over it.
 import { html, useEffect, useRef, useState } from "../html.js";
-import { clock, get, original, post, streamChat } from "../api.js";
+import { get, lengthText, original, post, streamChat } from "../api.js";
 import { go, info, isTyping, opened, preferred, route } from "../state.js";
 import { text } from "../strings.js";
 import { searchLike } from "./library.js";
@@ -248,7 +248,7 @@ export function ImageRoom() {
         onLoad=${(event) => setSize({ width: event.target.naturalWidth, height: event.target.naturalHeight })} />`}
         <${Overlay} regions=${tool === "regions" ? regions : []} hidden=${hidden} size=${size} heat=${tool === "explain" && heat} strength=${strength} /></div>
         <p>${image.caption.text ?? html`<em>${text("caption.none")}</em>`}</p>
-        <p class="note">${text("image.size", { width: size.width, height: size.height })}${image.duration ? `, ${clock(image.duration)}` : ""}</p></div>
+        <p class="note">${text("image.size", { width: size.width, height: size.height })}${image.duration ? `, ${lengthText(image.duration)}` : ""}</p></div>
       ${!image.video && html`<div class="tools">
         <div class="tabs" role="group" aria-label=${text("image.tools")}>${TOOLS.map(([name]) => html`<button aria-pressed=${tool === name ? "true" : "false"} onClick=${() => setTool(name)}>${text(`image.${name}`)}</button>`)}</div>
         ${able.length > 1 && html`<label>${text("image.model")}<select value=${model.id} onChange=${(event) => setChosen(event.target.value)}>
