@@ -163,9 +163,10 @@ function describeHit(row) {
 
 /** "6 images, 2 videos". */
 function countOf(images, videos) {
-  const named = (name, n) => text(n === 1 ? `${name}.one` : `${name}.count`, { n: n.toLocaleString("en") });
-  if (!videos) return named("images", images);
-  return images ? `${named("images", images)}, ${named("videos", videos)}` : named("videos", videos);
+  const ofImages = text(images === 1 ? "images.one" : "images.count", { n: images.toLocaleString("en") });
+  const ofVideos = text(videos === 1 ? "videos.one" : "videos.count", { n: videos.toLocaleString("en") });
+  if (!videos) return ofImages;
+  return images ? `${ofImages}, ${ofVideos}` : ofVideos;
 }
 
 /** Rows of a filter; those of before, with the place in them, when one comes back from an image. */
