@@ -206,15 +206,13 @@ def test_an_endless_answer_ends_at_the_deadline(
         thread = threading.Thread(target=serve)
         thread.start()
         captioner = remote_captioner.RemoteCaptioner(f"http://127.0.0.1:{listener.getsockname()[1]}/v1#m")
-        began = time.monotonic()
-        try:
+        try:  # the server never ends by itself: that this returns is the deadline's doing
             with pytest.raises(SightloopError, match="no answer in 1 tries") as caught:
                 captioner._request({"model": "m"}, "key")
         finally:
             over.set()
             thread.join()
     assert "127.0.0.1" not in str(caught.value)
-    assert time.monotonic() - began < 30  # not the server's patience
 
 
 def test_a_slow_name_server_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
