@@ -223,13 +223,13 @@ def test_ray_is_started_again_or_its_lack_is_said(monkeypatch: pytest.MonkeyPatc
     ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(ray_actors, "_WAIT", 0.0)
-    assert ray_actors._start_ray() == (ray, True)
+    assert ray_actors.start_ray() == (ray, True)
     slow[0] = 3
     with pytest.raises(SightloopError, match=r"did not start in 3 tries \(the node timed out\)"):
-        ray_actors._start_ray()
+        ray_actors.start_ray()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install .*\[ray\]"):
-        ray_actors._start_ray()
+        ray_actors.start_ray()
 
 
 @pytest.fixture(autouse=True)

@@ -312,14 +312,21 @@ def test_processes_make_the_same_index(
 
 
 def test_the_command(
-    place: Path, whole: Index, tmp_path: Path, cluster: Callable[..., Cluster], capsys: Any
+    place: Path,
+    whole: Index,
+    tmp_path: Path,
+    cluster: Callable[..., Cluster],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ray, words = cluster(), ("index", place / "photos", "--store", tmp_path / "index", "-m", place / "clip")
     assert main.main([*map(str, words), "--engine", "ray", "--copies", "2", "--device", "cpu"]) == 1
     assert f"{COUNT} added" in capsys.readouterr().err
     assert equal(sightloop.open_index(tmp_path / "index"), whole)
     assert len(ray.options) == 1  # one request holds all images
+    monkeypatch.setitem(sys.modules, "ray", None)
     for more, message in (
+        (("--engine", "ray"), "Ray is not installed"),
         (("--copies", "0"), "--copies 0: must be at least 1"),
         (("--copies", "2", "--devices", "cpu,cpu"), "give only one of them"),
     ):

@@ -51,7 +51,7 @@ class RayEngine:
     """
 
     def __init__(self, make: MakeServer, workers: int, threads: int | None, *, on_gpus: bool) -> None:
-        self._ray, self._started_here = _start_ray()
+        self._ray, self._started_here = start_ray()
         self._make = make
         cores = int(self._ray.cluster_resources().get("CPU", 0))
         threads = threads or max(1, cores // workers)
@@ -122,8 +122,13 @@ class _RemoteServer:
         return [*answers, last]
 
 
-def _start_ray() -> tuple[ModuleType, bool]:
-    """Ray, and whether it was started here."""
+def start_ray() -> tuple[ModuleType, bool]:
+    """Ray, and whether it was started by this call.
+
+    Raises:
+        UsageError: Ray is not installed.
+        SightloopError: Ray does not start.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     try:
         import ray

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from sightloop.apps.cli.checks import check_capability, check_checkpoint
 from sightloop.apps.cli.common import model_for
 from sightloop.apps.cli.options import IndexRuntimeOptions
-from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message
+from sightloop.apps.cli.output import RESUME_HINT, OutputTable, ProgressReporter, print_message, say_if_slow
 from sightloop.errors import UsageError
 from sightloop.types import Done, Limits
 
@@ -74,8 +74,7 @@ def index(
     if add_model and runtime.model is None:
         raise UsageError("--add-model: name the model to add with --model.")
     _check_models({"embed": runtime.model, "match": judge, "read": reading.read_text})
-    # Actors may have devices that this machine lacks.
-    here = replace(runtime, device="auto") if runtime.engine == "ray" else runtime
+    here = _on_this_machine(runtime)
     opened, name = _opened(store, vectors, here, add_model)
     if judge is not None:
         opened.remember(judge=judge)
@@ -128,6 +127,17 @@ def _opened(
     else:
         opened.use_model(model)
     return opened, model.name
+
+
+def _on_this_machine(runtime: IndexRuntimeOptions) -> IndexRuntimeOptions:
+    """The options for this process; with Ray, which is started here, actors may have devices that it lacks."""
+    if runtime.engine != "ray":
+        return runtime
+    from sightloop.workers.ray_actors import start_ray
+
+    with say_if_slow("starting Ray ..."):
+        start_ray()  # before LanceDB, which is not made for forks
+    return replace(runtime, device="auto")
 
 
 def _spread(runtime: IndexRuntimeOptions, name: str) -> Spread | None:
