@@ -45,7 +45,7 @@ _KINDS: dict[str, Any] = {
 class Loaded:
     """A model with its tokenizer and its image processor."""
 
-    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+    def __init__(self, folder: Path, name: str, dtype: str = "float32") -> None:
         kind = _KINDS[name]
         try:
             self.model = kind.from_pretrained(folder / name, attn_implementation="sdpa", dtype=dtype).eval()

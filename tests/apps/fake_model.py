@@ -52,6 +52,11 @@ class FakeModel:
         """Network without a weight."""
         return SimpleNamespace(parameters=tuple)
 
+    @property
+    def encoder(self):
+        """Encoder whose readers are this model, however many frames of a video they are to take."""
+        return SimpleNamespace(sampling=lambda _: SimpleNamespace(preprocessor=self))
+
     def read(self, sources, *, workers=2, isolate=True, limits=None):
         for source in sources:
             self.read_names.append(source)

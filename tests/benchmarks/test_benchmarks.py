@@ -81,6 +81,8 @@ def test_cases_are_chosen_by_name() -> None:
     assert [case.name for case in choose(cases, ["judge", "*-beam3"])] == [
         "caption-b1-beam3",
         "caption-b8-beam3",
+        "auto-caption-b1-beam3",
+        "auto-caption-b8-beam3",
         "judge-16",
         "judge-16-texts",
     ]
