@@ -20,7 +20,7 @@ _K = 10
 
 
 def index_recall(index: Index, data: Dataset, rerank: int = 0, words: bool = False) -> float:
-    """Share of the captions with an image of theirs among the first ten hits; a caption of two images counts once.
+    """Share of the captions whose image is among the first ten hits.
 
     Args:
         index: of the images.
@@ -28,17 +28,11 @@ def index_recall(index: Index, data: Dataset, rerank: int = 0, words: bool = Fal
         rerank: number of hits that are re-ranked.
         words: fuse with keywords, which the captions of the index are, the own one among them.
     """
-    keys: dict[str, set[str]] = {}
+    found: list[bool] = []
     for sample in data:
         for caption in sample.captions:
-            keys.setdefault(caption, set()).add(sample.key)
-    found = [
-        any(
-            hit.row["path"] in own
-            for hit in index.search(text, _K, rerank=rerank, words=text if words else None)
-        )
-        for text, own in keys.items()
-    ]
+            hits = index.search(caption, _K, rerank=rerank, words=caption if words else None)
+            found.append(any(hit.row["path"] == sample.key for hit in hits))
     return sum(found) / len(found)
 
 
