@@ -122,6 +122,8 @@ def test_retrieval_equals_similarity_and_rank(place: Path, k: int) -> None:
     )
     expected |= {f"{name}, k={k}": value for name, value in anew.items()}
     assert dict(found) == pytest.approx(expected, abs=1e-12)
+    lines = repr(found).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["metric", *dict(found)]
     units = {number.name: (number.samples, number.unit) for number in found.runs[0].numbers}
     assert units["text-to-image recall@1"] == (2 * COUNT, "texts")
     assert units["image-to-text recall@1"] == (COUNT, "images")

@@ -62,6 +62,7 @@ def test_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = sightloop.load(device="cpu")
     assert (model.name, model.family) == ("nano", "blip")
+    assert "\n" not in repr(model)  # a line, not the network
     assert model.capabilities == set(CATALOG[0].capabilities)
     images = pictures(2)
     assert all(model.caption(images))

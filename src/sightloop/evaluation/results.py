@@ -206,24 +206,34 @@ class Evaluation:
             for number in run.numbers:
                 yield prefix + number.name, number.value
 
-    def _repr_html_(self) -> str:
-        """One table for notebooks: a row for each number, with its interval and what it is computed of."""
+    def _cells(self) -> list[list[str]]:
+        """A head, and a row for each number with its interval and what it is computed of."""
         rows = [
-            (
+            [
                 *([run.name] if len(self.runs) > 1 else []),
                 number.name,
                 f"{number.value:.4g}",
                 "" if number.low is None or number.high is None else f"{number.low:.4g} to {number.high:.4g}",
                 f"{number.samples:,} {number.unit}",
-            )
+            ]
             for run in self.runs
             for number in run.numbers
         ]
         head = [*(["model"] if len(self.runs) > 1 else []), "metric", "value", "95 % interval", "of"]
-        cells = [head, *rows]
+        return [head, *rows]
+
+    def __repr__(self) -> str:
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """One table for notebooks."""
+        cells = self._cells()
         lines = (
-            "".join(f"<{kind}>{escape(str(text))}</{kind}>" for text in row)
-            for row, kind in zip(cells, ["th", *["td"] * len(rows)], strict=True)
+            "".join(f"<{kind}>{escape(text)}</{kind}>" for text in row)
+            for row, kind in zip(cells, ["th", *["td"] * (len(cells) - 1)], strict=True)
         )
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 

@@ -81,13 +81,13 @@ class Model:
 
     name: str
     family: str
-    network: Network
-    tokenizer: Tokenizer
-    image_spec: ImageSpec
+    network: Network = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    image_spec: ImageSpec = field(repr=False)
     device: torch.device
     dtype: torch.dtype
     batch_size: BatchSize = 8
-    decoding: JsonMapping = field(default_factory=JsonDict)
+    decoding: JsonMapping = field(default_factory=JsonDict, repr=False)
     masks: MaskDecoder | None = field(default=None, repr=False)
     judges: Judges = field(default_factory=Judges, repr=False)
     _classes: class_texts.ClassTexts = field(default_factory=class_texts.ClassTexts, repr=False)
