@@ -1,7 +1,8 @@
 """Does an index find what `evaluate retrieval` finds? `python -m benchmarks.index_recall -d dev-000.tar -m nano`.
 
 Every caption is searched in an index of the images, with and without re-ranking; the share of captions whose image is
-among the first ten is put beside the text-to-image recall@10 of `evaluate retrieval` on the same samples.
+among the first ten is put beside the text-to-image recall@10 of `evaluate retrieval` on the same samples. Search reads
+"a man with no shirt" as a text and its negative, `evaluate` as it stands: there the two may differ.
 """
 
 from __future__ import annotations

@@ -61,10 +61,7 @@ class ShardServer:
 
         options = job.options
         torch.set_num_threads(options.threads or torch.get_num_threads())
-        if options.devices:
-            device = options.devices[number % len(options.devices)]
-        else:
-            device = device_of_worker(options.device, number)
+        device = device_of_worker(options.device, number, options.devices or ())
         self._job = replace(job, options=replace(options, device=device))
         self._models = load_models(self._job)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -176,13 +176,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def device_of_worker(device: str, number: int) -> str:
-    """The device of one of several processes on a machine: for "auto" and "cuda", its GPUs in turn.
+def device_of_worker(device: str, number: int, devices: Sequence[str] = ()) -> str:
+    """The device of one of several processes on a machine.
 
     Args:
-        device: that all processes were given.
+        device: that all processes were given; for "auto" and "cuda" they have the GPUs in turn.
         number: of the process, from 0.
+        devices: in place of it, given in turn.
     """
+    if devices:
+        return devices[number % len(devices)]
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{number % torch.cuda.device_count()}"
     return device

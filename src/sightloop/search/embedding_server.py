@@ -100,10 +100,7 @@ class EmbeddingServer:
 
         self._job = job
         self._models: list[tuple[VectorSpace, Model]] = []
-        if spread.devices:
-            device = spread.devices[number % len(spread.devices)]
-        else:
-            device = device_of_worker(spread.device, number)
+        device = device_of_worker(spread.device, number, spread.devices)
         for space, name in job.spaces:
             model = load(name, device=device, **spread.load_options.get(name, {}))
             if spread.batch_size is not None:
